@@ -1,1 +1,5 @@
-//! lib
+//! Offramp ends monthly subscriptions: commands in from RabbitMQ, documents changed in MongoDB, mails and events out.
+//!
+//! Reading order: [`domain`] — every rule, pure.
+
+pub mod domain;

@@ -1,0 +1,301 @@
+//! The billing calendar (contract §4, "Dates"): billing dates, last days of access, and when a day is over somewhere.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, TimeZone, Utc};
+use chrono_tz::{GapInfo, Tz};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::text::InvoiceId;
+
+/// The years that a date or a month from outside may have. Far from the ends of the calendar, so that no sum of dates
+/// and months in the rules can leave it.
+const YEARS: std::ops::RangeInclusive<i32> = 1900..=2999;
+
+/// A calendar month, written `"2026-06"`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct YearMonth {
+    first_day: NaiveDate,
+}
+
+impl YearMonth {
+    /// The month in which `date` lies.
+    #[must_use]
+    pub fn of(date: NaiveDate) -> Self {
+        Self { first_day: date - Days::new(u64::from(date.day0())) }
+    }
+
+    /// The month after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self { first_day: self.first_day + Months::new(1) }
+    }
+
+    /// The month before this one.
+    #[must_use]
+    pub fn previous(self) -> Self {
+        Self { first_day: self.first_day - Months::new(1) }
+    }
+
+    /// Day one.
+    #[must_use]
+    pub fn first_day(self) -> NaiveDate {
+        self.first_day
+    }
+
+    /// The last day of the month, the 28th to the 31st.
+    #[must_use]
+    pub fn last_day(self) -> NaiveDate {
+        self.next().first_day - Days::new(1)
+    }
+}
+
+impl FromStr for YearMonth {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let well_formed = text.len() == 7 && text.is_char_boundary(4);
+        well_formed
+            .then(|| parse_date(&format!("{text}-01")).ok())
+            .flatten()
+            .map(Self::of)
+            .ok_or_else(|| format!("`{}` is not a month such as \"2026-06\"", shorten(text)))
+    }
+}
+
+impl fmt::Display for YearMonth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first_day.format("%Y-%m"))
+    }
+}
+
+impl fmt::Debug for YearMonth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for YearMonth {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for YearMonth {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for YearMonth {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "YearMonth".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": "^(19|2[0-9])[0-9]{2}-(0[1-9]|1[0-2])$", "examples": ["2026-06"] })
+    }
+}
+
+/// Reads a date written exactly as `"2026-06-15"`, of the years 1900 to 2999.
+///
+/// # Errors
+/// A sentence that quotes the text when it is anything else.
+pub fn parse_date(text: &str) -> Result<NaiveDate, String> {
+    let digits_and_dashes = text.bytes().enumerate().all(|(at, byte)| match at {
+        4 | 7 => byte == b'-',
+        _ => byte.is_ascii_digit(),
+    });
+    (text.len() == 10 && digits_and_dashes)
+        .then(|| NaiveDate::from_str(text).ok())
+        .flatten()
+        .filter(|date| YEARS.contains(&date.year()))
+        .ok_or_else(|| format!("`{}` is not a date such as \"2026-06-15\"", shorten(text)))
+}
+
+/// Text from outside, cut to what an error sentence can carry.
+fn shorten(text: &str) -> String {
+    text.chars().take(40).collect()
+}
+
+/// `#[serde(with = "iso_date")]`: a date as [`parse_date`] reads it.
+pub mod iso_date {
+    use super::{Cow, Deserialize, Deserializer, NaiveDate, Serializer, de, parse_date};
+
+    /// Writes `"2026-06-15"`.
+    ///
+    /// # Errors
+    /// Only the serializer's own.
+    pub fn serialize<S: Serializer>(date: &NaiveDate, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(date)
+    }
+
+    /// Reads `"2026-06-15"`.
+    ///
+    /// # Errors
+    /// When the text is not such a date.
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<NaiveDate, D::Error> {
+        parse_date(&Cow::<str>::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+
+    /// The same for a field that may be absent or null.
+    pub mod option {
+        use super::{Cow, Deserialize, Deserializer, NaiveDate, Serializer, de, parse_date};
+
+        /// Writes `"2026-06-15"` or null.
+        ///
+        /// # Errors
+        /// Only the serializer's own.
+        pub fn serialize<S: Serializer>(date: &Option<NaiveDate>, serializer: S) -> Result<S::Ok, S::Error> {
+            match date {
+                Some(date) => serializer.collect_str(date),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        /// Reads `"2026-06-15"` or null.
+        ///
+        /// # Errors
+        /// When the text is not such a date.
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NaiveDate>, D::Error> {
+            Option::<Cow<str>>::deserialize(deserializer)?
+                .map(|text| parse_date(&text).map_err(de::Error::custom))
+                .transpose()
+        }
+    }
+}
+
+/// How a subscription is billed (`subscriptions.billing.mode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum BillingMode {
+    /// The day of the purchase date is the billing day.
+    Anniversary,
+    /// The organization has set one billing day for everybody.
+    FixedDay,
+}
+
+/// A day of the month, 1 to 31.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BillingDay(u32);
+
+impl TryFrom<i64> for BillingDay {
+    type Error = String;
+
+    fn try_from(day: i64) -> Result<Self, String> {
+        match u32::try_from(day) {
+            Ok(day @ 1..=31) => Ok(Self(day)),
+            _ => Err(format!("{day} is not a day of the month (1 to 31)")),
+        }
+    }
+}
+
+/// The last day of access and the last invoice of a cancelled subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// The last day of access, inclusive, in the organization's calendar.
+    pub ends_on: NaiveDate,
+    /// The date of the last invoice.
+    pub final_billing_on: NaiveDate,
+}
+
+/// How and when a subscription is billed (`subscriptions.billing`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Billing {
+    /// Whose day it is: the purchase's or the organization's.
+    pub mode: BillingMode,
+    /// The billing day, never clamped.
+    pub day: BillingDay,
+    /// The first invoice not yet generated. Every live subscription has one.
+    pub next_on: Option<NaiveDate>,
+    /// The newest invoice: the only one from which a subscription bought by mistake can be removed.
+    pub last_invoice_id: Option<InvoiceId>,
+}
+
+impl Billing {
+    /// The billing day of `month`, or the month's last day where it is shorter.
+    #[must_use]
+    pub fn date_in(&self, month: YearMonth) -> NaiveDate {
+        let last = month.last_day();
+        month.first_day() + Days::new(u64::from(self.day.0.min(last.day()) - 1))
+    }
+
+    /// Whether an invoice can be dated `date`.
+    #[must_use]
+    pub fn is_billing_date(&self, date: NaiveDate) -> bool {
+        self.date_in(YearMonth::of(date)) == date
+    }
+
+    /// The newest billing date before `date`.
+    #[must_use]
+    pub fn date_before(&self, date: NaiveDate) -> NaiveDate {
+        let month = YearMonth::of(date);
+        let same_month = self.date_in(month);
+        if same_month < date { same_month } else { self.date_in(month.previous()) }
+    }
+
+    /// The first billing date after `date`.
+    #[must_use]
+    pub fn date_after(&self, date: NaiveDate) -> NaiveDate {
+        let month = YearMonth::of(date);
+        let same_month = self.date_in(month);
+        if same_month > date { same_month } else { self.date_in(month.next()) }
+    }
+
+    /// Cancelled with `month` chosen: May's invoice is the last when June is chosen.
+    #[must_use]
+    pub fn end_in_month(&self, month: YearMonth) -> End {
+        End {
+            ends_on: match self.mode {
+                BillingMode::Anniversary => day_before(self.date_in(month)),
+                BillingMode::FixedDay => month.last_day(),
+            },
+            final_billing_on: self.date_in(month.previous()),
+        }
+    }
+
+    /// Cancelled with no date: the period already invoiced is the last.
+    #[must_use]
+    pub fn end_before(&self, next_on: NaiveDate) -> End {
+        End { ends_on: day_before(next_on), final_billing_on: self.date_before(next_on) }
+    }
+
+    /// Cancelled with `final_billing_on`, a billing date, as the last invoice.
+    #[must_use]
+    pub fn end_after_invoice(&self, final_billing_on: NaiveDate) -> End {
+        let following = self.date_in(YearMonth::of(final_billing_on).next());
+        End { ends_on: day_before(following), final_billing_on }
+    }
+
+    /// The last day of access of a subscription that expires by itself.
+    #[must_use]
+    pub fn natural_end(&self, expires_on: NaiveDate) -> NaiveDate {
+        day_before(self.date_after(expires_on))
+    }
+}
+
+fn day_before(date: NaiveDate) -> NaiveDate {
+    date - Days::new(1)
+}
+
+/// The instant at which `date` is over in `timezone`: the next day's midnight, or the first instant after it where the
+/// clocks skip midnight.
+#[must_use]
+pub fn end_of_day(date: NaiveDate, timezone: Tz) -> DateTime<Utc> {
+    let midnight = (date + Days::new(1)).and_time(NaiveTime::MIN);
+    let start = timezone
+        .from_local_datetime(&midnight)
+        .earliest()
+        .or_else(|| GapInfo::new(&midnight, &timezone).and_then(|gap| gap.end));
+    // A gap without an end does not exist in the time zone database; should it, the day is over by UTC.
+    start.map_or_else(|| midnight.and_utc(), |start| start.with_timezone(&Utc))
+}

@@ -1,0 +1,375 @@
+//! One command on one document: what the contract (§4) says becomes of it.
+//!
+//! One command, one file. Every rule checks in the contract's order — actor, status, invoice or dates — and the first
+//! check that fails is the answer. That the document exists and belongs to the organization is checked by
+//! [`fold`](super::fold), before anything else is looked at.
+
+mod cancel;
+mod card_expiry;
+mod confirm;
+mod lapse;
+mod payment_failure;
+mod request;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use chrono::{DateTime, NaiveDate, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use card_expiry::{decide as decide_card_expiry, notice_due};
+pub use lapse::lapse;
+
+use super::account::{Account, CardNotice};
+use super::billing::{End, end_of_day};
+use super::command::{Actor, CommandRef, SubscriptionCommand};
+use super::event::{About, CancellationScheduled, Event};
+use super::notification::{Facts, Notification, Recipient, Template, notify};
+use super::organization::Organization;
+use super::subscription::{
+    By, CancellationRecord, Closed, Details, HistoryEntry, PaymentFailureRecord, RequestDecision, ScheduledEnd, Status,
+    Subscription,
+};
+use super::text::FreeText;
+
+/// What a decision is made with, besides the document itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The instant of the decision, to the millisecond.
+    pub now: DateTime<Utc>,
+    /// The organization of the document.
+    pub organization: &'a Organization,
+    /// The account of the document.
+    pub account: &'a Account,
+}
+
+impl Context<'_> {
+    /// Facts for mails about the subscription.
+    fn facts(&self, subscription: &Subscription, details: &Details) -> Facts {
+        Facts::about(self.organization, self.account, subscription, details)
+    }
+
+    /// A mail of this organization.
+    fn notify(&self, template: Template, recipient: Recipient, facts: &Facts) -> Notification {
+        notify(template, recipient, self.organization, self.account, facts)
+    }
+
+    /// The mails about what a client did: to the organization, and to the client where the organization wants that.
+    fn notify_of_client_action(&self, template: Template, facts: &Facts) -> Vec<Notification> {
+        let mut mails = vec![self.notify(template, Recipient::OrganizationContact, facts)];
+        if self.organization.notify_client_of_own_actions {
+            mails.push(self.notify(template, Recipient::AccountManager, facts));
+        }
+        mails
+    }
+
+    /// The mails that go to both.
+    fn notify_both(&self, template: Template, facts: &Facts) -> Vec<Notification> {
+        [Recipient::OrganizationContact, Recipient::AccountManager]
+            .map(|recipient| self.notify(template, recipient, facts))
+            .into()
+    }
+}
+
+/// What a command does.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "a `Change` is what almost every command gives")]
+pub enum Outcome<C> {
+    /// It changes the document.
+    Applied(C),
+    /// It asks for what is already so: nothing changes and nobody is told.
+    Unchanged,
+}
+
+/// A change of a subscription, with everything that it entails.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// The subscription after it.
+    pub subscription: Subscription,
+    /// The entry of the audit trail, where the status or the last day changed.
+    pub history: Option<HistoryEntry>,
+    /// The failed payment, where there was one.
+    pub payment_failure: Option<PaymentFailureRecord>,
+    /// The mails.
+    pub notifications: Vec<Notification>,
+    /// The events.
+    pub events: Vec<Event>,
+}
+
+/// A notice given about a card of an account, with everything that it entails.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NoticeGiven {
+    /// The record that keeps it from being given again.
+    pub notice: CardNotice,
+    /// The mails.
+    pub notifications: Vec<Notification>,
+}
+
+/// Why a command is refused. The refusal is an answer, not a fault: it is published and the command is done with.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}: {detail}")]
+pub struct Rejection {
+    /// For a machine.
+    pub reason: RejectionReason,
+    /// For a person: a sentence.
+    pub detail: String,
+}
+
+/// The reasons of the contract (§4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum RejectionReason {
+    /// There is no such subscription.
+    SubscriptionNotFound,
+    /// There is no such account.
+    AccountNotFound,
+    /// It belongs to another organization.
+    WrongOrganization,
+    /// This actor may not do that.
+    Forbidden,
+    /// This organization wants clients to ask.
+    RequestRequired,
+    /// It is over already.
+    AlreadyEnded,
+    /// It is cancelled already.
+    AlreadyScheduled,
+    /// Nothing was asked.
+    NoPendingRequest,
+    /// Only the newest invoice can be cancelled.
+    NotLastInvoice,
+    /// The chosen month's invoice exists already.
+    MonthAlreadyInvoiced,
+    /// No invoice can have this date.
+    NotABillingDate,
+    /// A later invoice exists already.
+    FinalBillingDatePassed,
+    /// It expires by itself before that.
+    ExpiresEarlier,
+    /// A scheduled end is never moved later.
+    LaterThanScheduled,
+}
+
+impl RejectionReason {
+    /// As events write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SubscriptionNotFound => "subscription_not_found",
+            Self::AccountNotFound => "account_not_found",
+            Self::WrongOrganization => "wrong_organization",
+            Self::Forbidden => "forbidden",
+            Self::RequestRequired => "request_required",
+            Self::AlreadyEnded => "already_ended",
+            Self::AlreadyScheduled => "already_scheduled",
+            Self::NoPendingRequest => "no_pending_request",
+            Self::NotLastInvoice => "not_last_invoice",
+            Self::MonthAlreadyInvoiced => "month_already_invoiced",
+            Self::NotABillingDate => "not_a_billing_date",
+            Self::FinalBillingDatePassed => "final_billing_date_passed",
+            Self::ExpiresEarlier => "expires_earlier",
+            Self::LaterThanScheduled => "later_than_scheduled",
+        }
+    }
+
+    /// Whether something still on its way may change the answer: such a command waits in the retry queues before the
+    /// refusal stands.
+    #[must_use]
+    pub fn may_pass(self) -> bool {
+        matches!(self, Self::SubscriptionNotFound | Self::AccountNotFound | Self::NoPendingRequest)
+    }
+
+    /// Refuses, with a sentence that says why.
+    #[must_use]
+    pub fn because(self, detail: impl Into<String>) -> Rejection {
+        Rejection { reason: self, detail: detail.into() }
+    }
+}
+
+impl fmt::Display for RejectionReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Decides `data`, which the client or an administrator sent at `sent_at` as `command`, about a subscription of the same
+/// organization.
+///
+/// # Errors
+/// The first of the contract's checks that fails.
+pub fn decide(
+    subscription: &Subscription,
+    command: &CommandRef,
+    sent_at: DateTime<Utc>,
+    data: &SubscriptionCommand,
+    context: &Context<'_>,
+) -> Result<Outcome<Change>, Rejection> {
+    match data {
+        SubscriptionCommand::Cancellation(data) => cancel::decide(subscription, command, data, context),
+        SubscriptionCommand::CancellationRequest(data) => {
+            request::decide(subscription, command, sent_at, data, context)
+        }
+        SubscriptionCommand::CancellationConfirmation(data) => confirm::decide(subscription, command, data, context),
+        SubscriptionCommand::PaymentFailure(data) => payment_failure::decide(subscription, data, context),
+    }
+}
+
+/// The name that an actor was given.
+fn name_of(actor: &Actor) -> Option<String> {
+    match actor {
+        Actor::Admin { name, .. } | Actor::Client { name, .. } => name.as_ref().map(|name| name.as_str().to_owned()),
+    }
+}
+
+/// Checks that an administrator acts.
+fn require_admin(actor: &Actor, what: &str) -> Result<(), Rejection> {
+    match actor {
+        Actor::Admin { .. } => Ok(()),
+        Actor::Client { .. } => Err(RejectionReason::Forbidden.because(format!("Only an administrator can {what}."))),
+    }
+}
+
+/// Checks that the client acts to whose account the subscription belongs.
+fn require_owner(actor: &Actor, subscription: &Subscription, what: &str) -> Result<(), Rejection> {
+    match actor {
+        Actor::Client { account_id, .. } if *account_id == subscription.account_id => Ok(()),
+        Actor::Client { account_id, .. } => Err(RejectionReason::Forbidden
+            .because(format!("The subscription does not belong to the account {account_id}, so it cannot {what}."))),
+        Actor::Admin { .. } => Err(RejectionReason::Forbidden.because(format!("Only the client can {what}."))),
+    }
+}
+
+/// A subscription that is not over.
+#[derive(Clone, Copy)]
+struct Live<'a> {
+    details: &'a Details,
+    /// The first invoice not yet generated.
+    next_on: NaiveDate,
+}
+
+/// Checks that the subscription is not over. (A live one without a next invoice never gets here: it is a corrupt document.)
+fn require_live(subscription: &Subscription) -> Result<Live<'_>, Rejection> {
+    subscription
+        .details
+        .as_ref()
+        .filter(|_| subscription.status.is_live())
+        .and_then(|details| Some(Live { details, next_on: details.billing.next_on? }))
+        .ok_or_else(|| already_ended(subscription))
+}
+
+/// The refusal of what needs a subscription that is not cancelled yet.
+fn already_scheduled(details: &Details) -> Rejection {
+    RejectionReason::AlreadyScheduled.because(match details.end {
+        Some(end) => format!("The subscription is cancelled already; its last day of access is {}.", end.ends_on),
+        None => "The subscription is cancelled already.".to_owned(),
+    })
+}
+
+/// Refuses an end that would come after the natural end.
+fn require_before_natural_end(details: &Details, end: End) -> Result<(), Rejection> {
+    match details.expires_on.map(|day| details.billing.natural_end(day)) {
+        Some(natural_end) if end.ends_on > natural_end => Err(RejectionReason::ExpiresEarlier.because(format!(
+            "The subscription expires by itself: its last day is {natural_end}, before {}.",
+            end.ends_on
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn already_ended(subscription: &Subscription) -> Rejection {
+    let status = subscription.status.as_str();
+    RejectionReason::AlreadyEnded.because(match subscription.ended_on {
+        Some(day) => format!("The subscription is over: {status} on {day}."),
+        None => format!("The subscription is over: {status}."),
+    })
+}
+
+/// Gives a subscription its last day, and tells everybody.
+struct Schedule<'a> {
+    command: &'a CommandRef,
+    end: End,
+    record: CancellationRecord,
+    /// What becomes of a request that is still open.
+    request_decision: RequestDecision,
+    /// What the administrator says about that request.
+    note: Option<FreeText>,
+    template: Template,
+}
+
+impl Schedule<'_> {
+    fn change(self, subscription: &Subscription, details: &Details, context: &Context<'_>) -> Change {
+        let previous_ends_on = details.end.map(|end| end.ends_on);
+        let reason = self.record.reason.clone();
+        let End { ends_on, final_billing_on } = self.end;
+        let ends_at = end_of_day(ends_on, context.organization.timezone);
+
+        let facts = Facts {
+            actor: name_of(&self.record.actor),
+            ends_on: Some(ends_on),
+            previous_ends_on,
+            final_billing_on: Some(final_billing_on),
+            reason: reason.as_ref().map(|reason| reason.as_str().to_owned()),
+            note: self.note.as_ref().map(|note| note.as_str().to_owned()),
+            requested_on: details
+                .request
+                .as_ref()
+                .filter(|request| request.closed.is_none())
+                .map(|request| context.organization.date_at(request.requested_at)),
+            ..context.facts(subscription, details)
+        };
+        let notifications = match self.record.by {
+            By::Admin => vec![context.notify(self.template, Recipient::AccountManager, &facts)],
+            By::Client => context.notify_of_client_action(self.template, &facts),
+        };
+        let event = Event::CancellationScheduled(about(
+            subscription,
+            CancellationScheduled {
+                by: self.record.by,
+                via: self.record.via,
+                ends_on,
+                ends_at,
+                final_billing_on,
+                previous_ends_on,
+                reason,
+            },
+        ));
+        let history = HistoryEntry {
+            at: context.now,
+            command: Some(self.command.clone()),
+            actor: Some(self.record.actor.clone()),
+            from: subscription.status,
+            to: Status::CancellationScheduled,
+            ends_on: Some(ends_on),
+        };
+
+        let mut details = details.clone();
+        if let Some(request) = details.request.as_mut().filter(|request| request.closed.is_none()) {
+            request.closed = Some(Closed { decided_at: context.now, decision: self.request_decision, note: self.note });
+        }
+        details.end = Some(ScheduledEnd { ends_on, ends_at, final_billing_on: Some(final_billing_on) });
+        details.cancellation = Some(self.record);
+        Change {
+            subscription: Subscription {
+                status: Status::CancellationScheduled,
+                details: Some(details),
+                ..subscription.clone()
+            },
+            history: Some(history),
+            payment_failure: None,
+            notifications,
+            events: vec![event],
+        }
+    }
+}
+
+/// An event's data, with the subscription that it is about.
+fn about<T>(subscription: &Subscription, data: T) -> About<T> {
+    About {
+        organization_id: subscription.organization_id.clone(),
+        subscription_id: subscription.id.clone(),
+        account_id: subscription.account_id.clone(),
+        data,
+    }
+}

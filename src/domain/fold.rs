@@ -1,0 +1,376 @@
+//! Many tasks, in order, on the newest state: the second command on a subscription sees what the first one did.
+//!
+//! The fold reads a [`World`] of loaded documents and leaves in it one [`Draft`] per document that changed, so that a
+//! batch writes each document once.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::account::{Account, CardNotice};
+use super::command::{Command, CommandBody, CommandKey, CommandRef, SubscriptionCommand};
+use super::decide::{
+    Change, Context, NoticeGiven, Outcome, Rejection, RejectionReason, decide, decide_card_expiry, lapse, notice_due,
+};
+use super::event::{EffectIds, Event};
+use super::notification::Notification;
+use super::organization::Organization;
+use super::subscription::{HistoryEntry, PaymentFailureRecord, Subscription};
+use super::text::{AccountId, CardId, OrganizationId, SubscriptionId};
+
+/// What there is to decide.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Task {
+    /// A command.
+    Command(Command),
+    /// Time: the last day of this subscription may be over.
+    Lapse(SubscriptionId),
+    /// Time: a notice about this saved card may be due.
+    CardNotice(AccountId, CardId),
+}
+
+/// What became of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It changed a document.
+    Applied,
+    /// It changed nothing: done before, already so, or not due.
+    Unchanged,
+    /// It is refused.
+    Rejected(Rejected),
+    /// Something behind the document is missing, so nothing can be decided.
+    Missing(Missing),
+    /// The document, or one behind it, cannot be read. The sentence says which, where and why.
+    Corrupt(String),
+}
+
+/// A refusal, with what is known of the document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// Why.
+    pub rejection: Rejection,
+    /// The account of the document, where the command was entitled to know it.
+    pub account_id: Option<AccountId>,
+}
+
+/// What is missing behind a document that was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The organization.
+    Organization,
+    /// The account.
+    Account,
+}
+
+/// A document as it was found.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "almost every document can be read")]
+pub enum Loaded<T> {
+    /// It can be read.
+    Read(T),
+    /// It cannot; nothing is written to it.
+    Corrupt {
+        /// Whose it is, where that much can be read.
+        organization_id: Option<OrganizationId>,
+        /// Which field, and why.
+        error: String,
+    },
+}
+
+/// A document and all that the batch does to it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draft<T, R> {
+    /// As it was loaded.
+    pub before: T,
+    /// As it will be.
+    pub after: T,
+    /// What is added to its lists, oldest first.
+    pub added: Vec<R>,
+}
+
+/// What one task adds to a document's lists.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Added<R> {
+    /// The command; absent where time did it.
+    pub command: Option<CommandRef>,
+    /// The record of it.
+    pub record: R,
+    /// Names the effects, so that a repeat is recognised.
+    pub ids: EffectIds,
+    /// The mails.
+    pub notifications: Vec<Notification>,
+    /// The events.
+    pub events: Vec<Event>,
+}
+
+/// The entries that a change adds to a subscription.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SubscriptionRecord {
+    /// For `history`.
+    pub history: Option<HistoryEntry>,
+    /// For `payment_failures`.
+    pub payment_failure: Option<PaymentFailureRecord>,
+}
+
+/// A subscription and what the batch does to it.
+pub type SubscriptionDraft = Draft<Subscription, Added<SubscriptionRecord>>;
+/// An account and what the batch does to it.
+pub type AccountDraft = Draft<Account, Added<CardNotice>>;
+
+impl<T: Clone, R> Draft<T, R> {
+    fn new(document: T) -> Self {
+        Self { after: document.clone(), before: document, added: Vec::new() }
+    }
+
+    /// Whether anything happened to it.
+    #[must_use]
+    pub fn is_changed(&self) -> bool {
+        !self.added.is_empty()
+    }
+}
+
+/// All documents that a batch needs. What is not in it does not exist.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    subscriptions: HashMap<SubscriptionId, Loaded<SubscriptionDraft>>,
+    accounts: HashMap<AccountId, Loaded<AccountDraft>>,
+    organizations: HashMap<OrganizationId, Loaded<Organization>>,
+}
+
+impl World {
+    /// Adds a subscription.
+    pub fn add_subscription(&mut self, id: SubscriptionId, loaded: Loaded<Subscription>) {
+        self.subscriptions.insert(id, loaded.map(Draft::new));
+    }
+
+    /// Adds an account.
+    pub fn add_account(&mut self, id: AccountId, loaded: Loaded<Account>) {
+        self.accounts.insert(id, loaded.map(Draft::new));
+    }
+
+    /// Adds an organization.
+    pub fn add_organization(&mut self, id: OrganizationId, loaded: Loaded<Organization>) {
+        self.organizations.insert(id, loaded);
+    }
+
+    /// The accounts behind the subscriptions.
+    pub fn account_ids(&self) -> impl Iterator<Item = &AccountId> {
+        self.subscriptions.values().filter_map(Loaded::read).map(|draft| &draft.after.account_id)
+    }
+
+    /// A subscription as it is after the tasks that were folded.
+    #[must_use]
+    pub fn subscription(&self, id: &SubscriptionId) -> Option<&Subscription> {
+        self.subscriptions.get(id).and_then(Loaded::read).map(|draft| &draft.after)
+    }
+
+    /// The subscriptions that changed.
+    pub fn changed_subscriptions(&self) -> impl Iterator<Item = &SubscriptionDraft> {
+        self.subscriptions.values().filter_map(Loaded::read).filter(|draft| draft.is_changed())
+    }
+
+    /// The accounts that changed.
+    pub fn changed_accounts(&self) -> impl Iterator<Item = &AccountDraft> {
+        self.accounts.values().filter_map(Loaded::read).filter(|draft| draft.is_changed())
+    }
+
+    /// Decides one task on the newest state.
+    pub fn fold(&mut self, task: &Task, now: DateTime<Utc>) -> Verdict {
+        let verdict = match task {
+            Task::Command(command) => match &command.body {
+                CommandBody::Subscription(data) => self.subscription_command(command, data, now),
+                CommandBody::CardExpiry(_) => self.account_command(command, now),
+            },
+            Task::Lapse(id) => self.lapse(id, now),
+            Task::CardNotice(account_id, card_id) => self.card_notice(account_id, card_id, now),
+        };
+        verdict.unwrap_or_else(|stop| stop)
+    }
+
+    fn subscription_command(
+        &mut self,
+        command: &Command,
+        data: &SubscriptionCommand,
+        now: DateTime<Utc>,
+    ) -> Result<Verdict, Verdict> {
+        let id = data.subscription_id();
+        let draft = match self.subscriptions.get_mut(id) {
+            None => {
+                return Err(refuse(
+                    RejectionReason::SubscriptionNotFound.because(format!("There is no subscription {id}.")),
+                    None,
+                ));
+            }
+            Some(loaded) => {
+                readable(loaded, data.organization_id(), |draft| &draft.after.organization_id, "subscription")?
+            }
+        };
+        if was_applied(&draft.after.applied, &command.reference.key) {
+            return Ok(Verdict::Unchanged);
+        }
+        let account_id = draft.after.account_id.clone();
+        let organization = require(&self.organizations, data.organization_id(), Missing::Organization)?;
+        let account = require(&self.accounts, &account_id, Missing::Account)?;
+        let context = Context { now, organization, account: &account.after };
+        match decide(&draft.after, &command.reference, command.time, data, &context) {
+            Ok(Outcome::Applied(change)) => {
+                let ids = EffectIds::of_command(&command.reference, id.as_str());
+                apply(draft, change, Some(command.reference.clone()), ids);
+                Ok(Verdict::Applied)
+            }
+            Ok(Outcome::Unchanged) => Ok(Verdict::Unchanged),
+            Err(rejection) => Err(refuse(rejection, Some(account_id))),
+        }
+    }
+
+    fn account_command(&mut self, command: &Command, now: DateTime<Utc>) -> Result<Verdict, Verdict> {
+        let CommandBody::CardExpiry(data) = &command.body else { return Ok(Verdict::Unchanged) };
+        let id = &data.account_id;
+        let draft = match self.accounts.get_mut(id) {
+            None => {
+                return Err(refuse(
+                    RejectionReason::AccountNotFound.because(format!("There is no account {id}.")),
+                    None,
+                ));
+            }
+            Some(loaded) => readable(loaded, &data.organization_id, |draft| &draft.after.organization_id, "account")?,
+        };
+        if was_applied(&draft.after.applied, &command.reference.key) {
+            return Ok(Verdict::Unchanged);
+        }
+        let organization = require(&self.organizations, &data.organization_id, Missing::Organization)?;
+        let context = Context { now, organization, account: &draft.after };
+        match decide_card_expiry(&draft.after, &data.card, &context) {
+            Outcome::Applied(given) => {
+                let ids = EffectIds::of_command(&command.reference, id.as_str());
+                give(draft, given, Some(command.reference.clone()), ids);
+                Ok(Verdict::Applied)
+            }
+            Outcome::Unchanged => Ok(Verdict::Unchanged),
+        }
+    }
+
+    fn lapse(&mut self, id: &SubscriptionId, now: DateTime<Utc>) -> Result<Verdict, Verdict> {
+        let Some(loaded) = self.subscriptions.get_mut(id) else { return Ok(Verdict::Unchanged) };
+        let draft = loaded.require()?;
+        let organization = require(&self.organizations, &draft.after.organization_id, Missing::Organization)?;
+        let Some(change) = lapse(&draft.after, organization, now) else { return Ok(Verdict::Unchanged) };
+        let ended_on = change.subscription.ended_on.map(|day| day.to_string()).unwrap_or_default();
+        let ids = EffectIds::of(&["ended", id.as_str(), &ended_on]);
+        apply(draft, change, None, ids);
+        Ok(Verdict::Applied)
+    }
+
+    fn card_notice(&mut self, id: &AccountId, card_id: &CardId, now: DateTime<Utc>) -> Result<Verdict, Verdict> {
+        let Some(loaded) = self.accounts.get_mut(id) else { return Ok(Verdict::Unchanged) };
+        let draft = loaded.require()?;
+        let organization = require(&self.organizations, &draft.after.organization_id, Missing::Organization)?;
+        let Some(card) = draft.after.cards.iter().find(|card| card.id == *card_id) else {
+            return Ok(Verdict::Unchanged);
+        };
+        let context = Context { now, organization, account: &draft.after };
+        let Some(given) = notice_due(&draft.after, card, organization.date_at(now), &context) else {
+            return Ok(Verdict::Unchanged);
+        };
+        let expires = card.expires.to_string();
+        let kind = format!("{:?}", given.notice.kind);
+        let ids = EffectIds::of(&["card-notice", id.as_str(), card_id.as_str(), &expires, &kind]);
+        give(draft, given, None, ids);
+        Ok(Verdict::Applied)
+    }
+}
+
+impl<T> Loaded<T> {
+    fn map<U>(self, read: impl FnOnce(T) -> U) -> Loaded<U> {
+        match self {
+            Self::Read(document) => Loaded::Read(read(document)),
+            Self::Corrupt { organization_id, error } => Loaded::Corrupt { organization_id, error },
+        }
+    }
+
+    fn read(&self) -> Option<&T> {
+        match self {
+            Self::Read(document) => Some(document),
+            Self::Corrupt { .. } => None,
+        }
+    }
+
+    fn require(&mut self) -> Result<&mut T, Verdict> {
+        match self {
+            Self::Read(document) => Ok(document),
+            Self::Corrupt { error, .. } => Err(Verdict::Corrupt(error.clone())),
+        }
+    }
+}
+
+/// Checks whose the document is, before anything else about it, and then that it can be read.
+fn readable<'a, T>(
+    loaded: &'a mut Loaded<T>,
+    organization_id: &OrganizationId,
+    owner: impl Fn(&T) -> &OrganizationId,
+    what: &str,
+) -> Result<&'a mut T, Verdict> {
+    let is_foreign = match &*loaded {
+        Loaded::Read(document) => owner(document) != organization_id,
+        Loaded::Corrupt { organization_id: owner, .. } => owner.as_ref().is_some_and(|owner| owner != organization_id),
+    };
+    if is_foreign {
+        let detail = format!("The {what} does not belong to the organization {organization_id}.");
+        return Err(refuse(RejectionReason::WrongOrganization.because(detail), None));
+    }
+    loaded.require()
+}
+
+/// A document behind the one that a task is about.
+fn require<'a, K: Eq + std::hash::Hash, T>(
+    documents: &'a HashMap<K, Loaded<T>>,
+    id: &K,
+    missing: Missing,
+) -> Result<&'a T, Verdict> {
+    match documents.get(id) {
+        Some(Loaded::Read(document)) => Ok(document),
+        Some(Loaded::Corrupt { error, .. }) => Err(Verdict::Corrupt(error.clone())),
+        None => Err(Verdict::Missing(missing)),
+    }
+}
+
+fn refuse(rejection: Rejection, account_id: Option<AccountId>) -> Verdict {
+    Verdict::Rejected(Rejected { rejection, account_id })
+}
+
+fn was_applied(applied: &[CommandKey], key: &CommandKey) -> bool {
+    applied.iter().rev().any(|earlier| earlier == key)
+}
+
+fn apply(draft: &mut SubscriptionDraft, change: Change, command: Option<CommandRef>, ids: EffectIds) {
+    draft.after = change.subscription;
+    draft.after.applied.extend(command.as_ref().map(|command| command.key.clone()));
+    draft.added.push(Added {
+        command,
+        record: SubscriptionRecord { history: change.history, payment_failure: change.payment_failure },
+        ids,
+        notifications: change.notifications,
+        events: change.events,
+    });
+}
+
+fn give(draft: &mut AccountDraft, given: NoticeGiven, command: Option<CommandRef>, ids: EffectIds) {
+    draft.after.card_notices.push(given.notice.clone());
+    draft.after.applied.extend(command.as_ref().map(|command| command.key.clone()));
+    draft.added.push(Added { command, record: given.notice, ids, notifications: given.notifications, events: vec![] });
+}
+
+impl<R> Added<R> {
+    /// The id of one of its mails.
+    #[must_use]
+    pub fn mail_id(&self, mail: &Notification) -> Uuid {
+        self.ids.id(&format!("{}/{}", mail.template, mail.recipient.as_str()))
+    }
+
+    /// The id of one of its events.
+    #[must_use]
+    pub fn event_id(&self, event: &Event) -> Uuid {
+        self.ids.id(event.kind())
+    }
+}

@@ -1,0 +1,338 @@
+//! What is written to people: which mail, to whom, in which language, with which facts (contract §5).
+//!
+//! All facts are fixed here, when the command is decided; nothing is looked up again when the mail leaves.
+
+use std::fmt;
+
+use chrono::NaiveDate;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::account::Account;
+use super::billing::{YearMonth, iso_date};
+use super::command::Amount;
+use super::organization::Organization;
+use super::subscription::{Details, Subscription};
+
+/// The eight mails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum Template {
+    /// An admin cancelled from the purchases tab, or moved the end earlier.
+    CancelledByAdmin,
+    /// An admin removed a subscription bought by mistake.
+    RemovedByAdmin,
+    /// A client cancelled.
+    CancelledByClient,
+    /// A client asked to cancel.
+    CancellationRequested,
+    /// An admin accepted what a client asked.
+    RequestAccepted,
+    /// An admin declined it.
+    RequestDeclined,
+    /// An automatic payment was refused.
+    PaymentFailed,
+    /// A saved card is about to expire, or has expired.
+    CardExpiring,
+}
+
+impl Template {
+    /// All of them, in the contract's order.
+    pub const ALL: [Self; 8] = [
+        Self::CancelledByAdmin,
+        Self::RemovedByAdmin,
+        Self::CancelledByClient,
+        Self::CancellationRequested,
+        Self::RequestAccepted,
+        Self::RequestDeclined,
+        Self::PaymentFailed,
+        Self::CardExpiring,
+    ];
+
+    /// Its name in the contract, in file names and in `X-Offramp-Template`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CancelledByAdmin => "cancelled-by-admin",
+            Self::RemovedByAdmin => "removed-by-admin",
+            Self::CancelledByClient => "cancelled-by-client",
+            Self::CancellationRequested => "cancellation-requested",
+            Self::RequestAccepted => "request-accepted",
+            Self::RequestDeclined => "request-declined",
+            Self::PaymentFailed => "payment-failed",
+            Self::CardExpiring => "card-expiring",
+        }
+    }
+
+    /// To whom it can go.
+    #[must_use]
+    pub fn recipients(self) -> &'static [Recipient] {
+        match self {
+            Self::CancelledByAdmin | Self::RemovedByAdmin | Self::RequestAccepted | Self::RequestDeclined => {
+                &[Recipient::AccountManager]
+            }
+            Self::CancelledByClient | Self::CancellationRequested | Self::PaymentFailed | Self::CardExpiring => {
+                &[Recipient::OrganizationContact, Recipient::AccountManager]
+            }
+        }
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Who reads a mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Recipient {
+    /// The organization's main contact.
+    OrganizationContact,
+    /// The customer who holds the account.
+    AccountManager,
+}
+
+impl Recipient {
+    /// As documents write it (`notifications.role`).
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OrganizationContact => "organization_contact",
+            Self::AccountManager => "account_manager",
+        }
+    }
+}
+
+/// An address with the name of whom it reaches. Not yet checked: that is the mail's affair, not the rules'.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Mailbox {
+    /// The name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The address.
+    pub email: String,
+}
+
+/// How an organization's mails look.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Brand {
+    /// A colour of CSS, `"#0a7d4f"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub color: Option<String>,
+    /// An image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logo_url: Option<String>,
+}
+
+/// A mail to one person, with all that it says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Notification {
+    /// Which mail.
+    pub template: Template,
+    /// Which of its versions.
+    pub recipient: Recipient,
+    /// The address that it goes to.
+    pub to: Mailbox,
+    /// The other party: who gets an answer.
+    pub reply_to: Mailbox,
+    /// The reader's language as their document gives it: a BCP 47 tag, not yet checked.
+    pub locale: String,
+    /// What it says.
+    pub facts: Facts,
+}
+
+/// What mails say. Templates read these names; a fact that a mail does not have is absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Facts {
+    /// The organization.
+    pub organization: OrganizationFacts,
+    /// The account manager.
+    pub manager: Mailbox,
+    /// The name of the participant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub participant: Option<String>,
+    /// The name of the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// Who acted: the name that the command gives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
+    /// The last day of access.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
+    #[schemars(with = "Option<NaiveDate>")]
+    pub ends_on: Option<NaiveDate>,
+    /// The last day of access that was announced before, where it was moved earlier.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
+    #[schemars(with = "Option<NaiveDate>")]
+    pub previous_ends_on: Option<NaiveDate>,
+    /// The date of the last invoice.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
+    #[schemars(with = "Option<NaiveDate>")]
+    pub final_billing_on: Option<NaiveDate>,
+    /// The date of the next invoice, where the subscription goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
+    #[schemars(with = "Option<NaiveDate>")]
+    pub next_billing_on: Option<NaiveDate>,
+    /// The day on which the subscription was removed.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
+    #[schemars(with = "Option<NaiveDate>")]
+    pub removed_on: Option<NaiveDate>,
+    /// The day on which the client sent the request.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
+    #[schemars(with = "Option<NaiveDate>")]
+    pub requested_on: Option<NaiveDate>,
+    /// Why, in the words of who acted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What the administrator says about a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// The invoice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub invoice_id: Option<String>,
+    /// Whether the invoice is refunded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refund: Option<bool>,
+    /// What is due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amount: Option<Amount>,
+    /// The card.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub card: Option<CardFacts>,
+    /// Which try to pay it was, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<u32>,
+    /// What the payment system says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure_message: Option<String>,
+    /// The day of the next try to pay; absent: there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
+    #[schemars(with = "Option<NaiveDate>")]
+    pub next_attempt_on: Option<NaiveDate>,
+    /// Where administrators see the subscription; in the organization's mails only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_url: Option<String>,
+}
+
+/// What mails say of the organization.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OrganizationFacts {
+    /// Its name.
+    pub name: String,
+    /// Its main contact's address.
+    pub email: String,
+    /// A colour of CSS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub color: Option<String>,
+    /// An image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logo_url: Option<String>,
+}
+
+/// What mails say of a card.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CardFacts {
+    /// `"Visa"`
+    pub brand: String,
+    /// `"4242"`
+    pub last4: String,
+    /// The month to whose end it is valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires: Option<YearMonth>,
+    /// Whether that month is over.
+    #[serde(default)]
+    pub expired: bool,
+}
+
+impl Facts {
+    /// The facts of every mail of this organization to or about this account.
+    #[must_use]
+    pub fn new(organization: &Organization, account: &Account) -> Self {
+        Self {
+            organization: OrganizationFacts {
+                name: organization.name.clone(),
+                email: organization.contact.email.clone(),
+                color: organization.brand.color.clone(),
+                logo_url: organization.brand.logo_url.clone(),
+            },
+            manager: account.manager.clone(),
+            participant: None,
+            plan: None,
+            actor: None,
+            ends_on: None,
+            previous_ends_on: None,
+            final_billing_on: None,
+            next_billing_on: None,
+            removed_on: None,
+            requested_on: None,
+            reason: None,
+            note: None,
+            invoice_id: None,
+            refund: None,
+            amount: None,
+            card: None,
+            attempt: None,
+            failure_message: None,
+            next_attempt_on: None,
+            admin_url: None,
+        }
+    }
+
+    /// The facts of every mail about this subscription.
+    #[must_use]
+    pub fn about(
+        organization: &Organization,
+        account: &Account,
+        subscription: &Subscription,
+        details: &Details,
+    ) -> Self {
+        Self {
+            participant: Some(details.participant.name.clone()),
+            plan: Some(details.plan.name.clone()),
+            admin_url: organization.admin_url_of(&subscription.id),
+            ..Self::new(organization, account)
+        }
+    }
+}
+
+/// Writes `template` to `recipient`: each gets it in their language, answers go to the other party, and the
+/// administrators' page is for administrators.
+#[must_use]
+pub fn notify(
+    template: Template,
+    recipient: Recipient,
+    organization: &Organization,
+    account: &Account,
+    facts: &Facts,
+) -> Notification {
+    let (contact, manager) = (&organization.contact, &account.manager);
+    let mut facts = facts.clone();
+    match recipient {
+        Recipient::OrganizationContact => Notification {
+            template,
+            recipient,
+            to: contact.clone(),
+            reply_to: manager.clone(),
+            locale: organization.locale.clone(),
+            facts,
+        },
+        Recipient::AccountManager => {
+            facts.admin_url = None;
+            Notification {
+                template,
+                recipient,
+                to: manager.clone(),
+                reply_to: Mailbox {
+                    name: contact.name.clone().or_else(|| Some(organization.name.clone())),
+                    email: contact.email.clone(),
+                },
+                locale: account.manager_locale.clone().unwrap_or_else(|| organization.locale.clone()),
+                facts,
+            }
+        }
+    }
+}

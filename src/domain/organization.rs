@@ -1,0 +1,58 @@
+//! What the rules need to know of an organization. Other systems write it; Offramp only reads it.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use chrono_tz::Tz;
+
+use super::notification::{Brand, Mailbox};
+use super::text::{OrganizationId, SubscriptionId};
+
+/// What a client who wants to leave may do (`organizations.client_cancellation`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum ClientCancellation {
+    /// Cancel at once, or ask.
+    Immediate,
+    /// Ask; an administrator decides.
+    Request,
+}
+
+/// An organization.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Organization {
+    /// `_id`
+    pub id: OrganizationId,
+    /// Its name, which is also the sender's name of its mails.
+    pub name: String,
+    /// The language of its mails, and of its clients' where they have none: a BCP 47 tag such as `fr-CA`.
+    pub locale: String,
+    /// Whose midnight ends a day.
+    pub timezone: Tz,
+    /// Its main contact.
+    pub contact: Mailbox,
+    /// What clients may do.
+    pub client_cancellation: ClientCancellation,
+    /// Whether clients get a mail about what they did themselves.
+    pub notify_client_of_own_actions: bool,
+    /// How many days before a card expires its holder is told, e.g. 30 and 5.
+    pub card_notice_days: Vec<u32>,
+    /// Where administrators see a subscription, with `{subscription_id}`.
+    pub admin_url: Option<String>,
+    /// How its mails look.
+    pub brand: Brand,
+}
+
+impl Organization {
+    /// The date at `now` in the organization's time zone.
+    #[must_use]
+    pub fn date_at(&self, now: DateTime<Utc>) -> NaiveDate {
+        now.with_timezone(&self.timezone).date_naive()
+    }
+
+    /// The page on which an administrator sees the subscription.
+    #[must_use]
+    pub fn admin_url_of(&self, subscription: &SubscriptionId) -> Option<String> {
+        let id: String = url::form_urlencoded::byte_serialize(subscription.as_str().as_bytes()).collect();
+        self.admin_url.as_ref().map(|template| template.replace("{subscription_id}", &id.replace('+', "%20")))
+    }
+}
