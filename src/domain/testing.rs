@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::account::Account;
 use super::billing::{Billing, BillingDay, BillingMode, YearMonth, end_of_day, parse_date};
-use super::command::Command;
+use super::command::{Actor, Command};
 use super::fold::{AccountDraft, Loaded, Missing, SubscriptionDraft, Task, Verdict, World};
 use super::notification::{Brand, Mailbox, Notification};
 use super::organization::{ClientCancellation, Organization};
@@ -201,7 +201,7 @@ impl Told {
             for added in &draft.added {
                 let notice = &added.record;
                 lines.push(format!("notice: {} {} {:?}", notice.card_id, notice.expires, notice.kind));
-                lines.extend(added.notifications.iter().map(tell_mail));
+                tell_mails(&added.notifications, &mut lines);
             }
         }
         if lines.is_empty() { self.cell() } else { lines.join("\n") }
@@ -214,7 +214,8 @@ fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
     if let Some(ended_on) = after.ended_on {
         lines.push(format!("ended on {ended_on}"));
     }
-    let known = |details: &Option<Details>| details.clone().map(|details| (details.end, details.cancellation, details.request));
+    let known =
+        |details: &Option<Details>| details.clone().map(|details| (details.end, details.cancellation, details.request));
     let (before, now) = (known(&draft.before.details), known(&after.details));
     match (before, now) {
         (Some(before), Some((end, cancellation, request))) => {
@@ -227,7 +228,7 @@ fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
                 let via = to_json(&cancellation.via);
                 let reason = cancellation.reason.map_or("no reason".into(), |reason| format!("{reason:?}"));
                 let month = cancellation.month.map_or("no month".into(), |month| month.to_string());
-                let actor = to_json(&cancellation.actor);
+                let actor = who(&cancellation.actor);
                 lines.push(format!("cancellation: by {by} via {via}, {reason}, {month}, {actor}"));
             }
             if let Some(request) = request.filter(|it| before.2.as_ref() != Some(it)) {
@@ -236,7 +237,11 @@ fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
                     let note = closed.note.map_or("no note".into(), |note| format!("{note:?}"));
                     format!("{} at {}, {note}", to_json(&closed.decision), closed.decided_at)
                 });
-                lines.push(format!("request: of {}, {reason}, {closed}", request.requested_at));
+                lines.push(format!(
+                    "request: of {} by {}, {reason}, {closed}",
+                    request.requested_at,
+                    who(&request.actor)
+                ));
             }
         }
         (Some(_), None) => lines.push("details dropped".into()),
@@ -252,7 +257,7 @@ fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
     }
     for added in &draft.added {
         if let Some(entry) = &added.record.history {
-            let by = entry.actor.as_ref().map_or("time".into(), to_json);
+            let by = entry.actor.as_ref().map_or("time".into(), who);
             let command = entry.command.as_ref().map_or("no command".into(), |command| command.key.id.to_string());
             let ends_on = entry.ends_on.map_or("no last day".into(), |date| date.to_string());
             let (from, to) = (entry.from.as_str(), entry.to.as_str());
@@ -271,26 +276,66 @@ fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
                 failure.failure_message,
             ));
         }
-        lines.extend(added.notifications.iter().map(tell_mail));
+        tell_mails(&added.notifications, lines);
         for event in &added.events {
             let event = serde_json::to_value(event).unwrap();
             let mut data = event["data"].clone();
-            for common in [("organization_id", "org-1"), ("subscription_id", "sub-1"), ("account_id", "acc-1")] {
-                assert_eq!(data.as_object_mut().unwrap().shift_remove(common.0), Some(common.1.into()));
+            for (name, expected) in
+                [("organization_id", "org-1"), ("subscription_id", "sub-1"), ("account_id", "acc-1")]
+            {
+                assert_eq!(data.as_object_mut().unwrap().shift_remove(name), Some(expected.into()));
             }
-            lines.push(format!("event {} {data}", event["type"].as_str().unwrap()));
+            lines.push(format!("event {}", event["type"].as_str().unwrap()));
+            lines.push(flat(&data));
         }
     }
 }
 
-/// The mail, without the facts that all mails of the scene have.
-fn tell_mail(mail: &Notification) -> String {
-    let mut facts = serde_json::to_value(&mail.facts).unwrap();
-    for common in ["organization", "manager", "participant", "plan", "admin_url"] {
-        facts.as_object_mut().unwrap().shift_remove(common);
+/// The mails, without the facts that all mails of the scene have. Who reads the same is told in one line.
+fn tell_mails(mails: &[Notification], lines: &mut Vec<String>) {
+    let told = mails.iter().map(|mail| {
+        let mut facts = serde_json::to_value(&mail.facts).unwrap();
+        for common in ["organization", "manager", "participant", "plan", "admin_url"] {
+            facts.as_object_mut().unwrap().shift_remove(common);
+        }
+        (mail.template, mail.recipient.as_str(), flat(&facts))
+    });
+    for (template, recipient, facts) in told {
+        if lines.last() == Some(&facts) {
+            let at = lines.len() - 2;
+            lines[at] += &format!(" and {recipient}");
+        } else {
+            lines.push(format!("mail {template} to {recipient}"));
+            lines.push(facts);
+        }
     }
-    let role = mail.recipient.as_str();
-    format!("mail {} to {role}: {facts}", mail.template)
+}
+
+/// Data as `name: value, card.last4: value`.
+fn flat(value: &Value) -> String {
+    fn collect(path: &str, value: &Value, into: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    collect(&path, value, into);
+                }
+            }
+            Value::String(text) => into.push(format!("{path}: {text}")),
+            other => into.push(format!("{path}: {other}")),
+        }
+    }
+    let mut parts = Vec::new();
+    collect("", value, &mut parts);
+    parts.join(", ")
+}
+
+/// `admin adm-1` or `client acc-1`.
+fn who(actor: &Actor) -> String {
+    match actor {
+        Actor::Admin { id, .. } => format!("admin {id}"),
+        Actor::Client { account_id, .. } => format!("client {account_id}"),
+    }
 }
 
 fn to_json(value: &impl serde::Serialize) -> String {
@@ -388,9 +433,9 @@ pub(crate) fn card_expiry(expires: &str) -> Command {
     command("card.expiry", json!({ "card": { "id": "card-1", "brand": "Visa", "last4": "4242", "expires": expires } }))
 }
 
-/// Compares line by line; the expectation may be indented.
+/// Compares word by word: the expectation may be indented and wrapped.
 #[track_caller]
 pub(crate) fn assert_story(told: &Told, expected: &str) {
-    let expected: Vec<&str> = expected.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    assert_eq!(told.story().lines().collect::<Vec<_>>(), expected, "\n\n{}\n", told.story());
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(&told.story()), words(expected), "\n\n{}\n", told.story());
 }

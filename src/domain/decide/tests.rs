@@ -204,9 +204,8 @@ mod order {
 
     #[test]
     fn role_then_policy_then_status() {
-        let asks = |status| {
-            scene(status).with(|scene| scene.organization.client_cancellation = ClientCancellation::Request)
-        };
+        let asks =
+            |status| scene(status).with(|scene| scene.organization.client_cancellation = ClientCancellation::Request);
         for status in [Status::Active, Status::CancellationScheduled, Status::Cancelled, Status::Removed] {
             let stranger = by(&stranger(), "subscription.cancellation", json!({ "via": "account" }));
             check(&asks(status), &stranger, "forbidden");
@@ -240,8 +239,7 @@ mod order {
     /// Month, then natural end, then the end that is scheduled. The natural end is 14 July, the scheduled one 14 August.
     #[test]
     fn month_then_natural_end_then_scheduled_end() {
-        let expires =
-            |status| scene(status).with_details(|details| details.expires_on = Some(date("2026-06-20")));
+        let expires = |status| scene(status).with_details(|details| details.expires_on = Some(date("2026-06-20")));
         for status in [Status::Active, Status::CancellationRequested, Status::CancellationScheduled] {
             check(&expires(status), &purchases("2026-05"), "month_already_invoiced");
             check(&expires(status), &purchases("2026-06"), SCHEDULED);
@@ -321,10 +319,7 @@ fn missing_organization_or_account() {
     let mut no_organization = World::default();
     no_organization.add_subscription(scene.subscription.id.clone(), Loaded::Read(scene.subscription.clone()));
     no_organization.add_account(scene.account.id.clone(), Loaded::Read(scene.account.clone()));
-    assert_eq!(
-        no_organization.fold(&task, now()),
-        Verdict::Missing(crate::domain::fold::Missing::Organization)
-    );
+    assert_eq!(no_organization.fold(&task, now()), Verdict::Missing(crate::domain::fold::Missing::Organization));
     let mut no_account = World::default();
     no_account.add_subscription(scene.subscription.id.clone(), Loaded::Read(scene.subscription.clone()));
     no_account.add_organization(scene.organization.id.clone(), Loaded::Read(scene.organization.clone()));
