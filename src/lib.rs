@@ -1,5 +1,9 @@
 //! Offramp ends monthly subscriptions: commands in from RabbitMQ, documents changed in MongoDB, mails and events out.
 //!
-//! Reading order: [`domain`] — every rule, pure.
+//! Reading order: [`domain`] — every rule, pure. Around it, the program: [`config`] — every setting; [`logging`];
+//! [`http`] — health and metrics.
 
+pub mod config;
 pub mod domain;
+pub mod http;
+pub mod logging;
