@@ -1,9 +1,10 @@
 //! Offramp ends monthly subscriptions: commands in from RabbitMQ, documents changed in MongoDB, mails and events out.
 //!
-//! Reading order: [`domain`] — every rule, pure. Around it, the program: [`config`] — every setting; [`logging`];
-//! [`http`] — health and metrics.
+//! Reading order: [`domain`] — every rule, pure. [`store`] — the database. Around them, the program: [`config`] — every
+//! setting; [`logging`]; [`http`] — health and metrics.
 
 pub mod config;
 pub mod domain;
 pub mod http;
 pub mod logging;
+pub mod store;
