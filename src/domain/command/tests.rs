@@ -259,7 +259,7 @@ mod refused {
         check_bytes(b"   ", "not JSON: EOF while parsing a value at line 1 column 3");
         check_bytes(b"hello", "not JSON: expected value at line 1 column 1");
         check_bytes(b"{", "not JSON: EOF while parsing an object at line 1 column 1");
-        check_bytes(good[..good.len() - 1].as_bytes(), "not JSON: EOF while parsing an object at line 1 column 230");
+        check_bytes(&good.as_bytes()[..good.len() - 1], "not JSON: EOF while parsing an object at line 1 column 230");
         check_bytes(format!("{good} x").as_bytes(), "not JSON: trailing characters at line 1 column 233");
         check_bytes(format!("{good}{good}").as_bytes(), "not JSON: trailing characters at line 1 column 232");
         check_bytes(format!("\u{feff}{good}").as_bytes(), "not JSON: expected value at line 1 column 1");
