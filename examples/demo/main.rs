@@ -1,0 +1,168 @@
+//! `make demo`: a story of cancellations, from message to mail, on real servers.
+//!
+//! Two organizations, one in Québec and one in British Columbia, sell a dozen subscriptions. Their documents are imported
+//! into MongoDB; a worker is started; and commands are published to RabbitMQ as other systems would: cancellations by
+//! administrators and by clients, requests and answers, payments that fail, cards that run out, and mistakes of every
+//! kind. Then the demo looks from outside at what has become of them (documents, events, dead letters, mails), holds it
+//! against what the story expects, prints it all, and stops the worker. It fails where anything differs.
+//!
+//! Everything lives under the prefix and in the database `offramp-demo`, which are emptied first, so that the demo can
+//! be run again and again. Reading order: [`story`], [`sample`], then this file; the others are hands and eyes.
+
+mod http;
+mod mailbox;
+mod program;
+mod report;
+mod sample;
+mod servers;
+mod story;
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use chrono::Utc;
+use mailbox::Mailbox;
+use program::{Program, Worker};
+use report::Observed;
+use serde_json::Value;
+use servers::{Addresses, Servers};
+use story::{Step, Story};
+
+/// How long a condition may take to come true, on a slow and busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How often to look.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match demo().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn demo() -> Result<()> {
+    let began = Instant::now();
+    let addresses = Addresses::from_environment()?;
+    let program = Program::new(&addresses)?;
+    let servers = Servers::start_anew(&addresses).await?;
+    let mailbox = Mailbox::open(&addresses.mails).await?;
+    let story = Story::on(Utc::now());
+
+    let documents = story.cast.documents();
+    println!("… importing {} documents", documents.len());
+    write_lines(&program.folder.join("documents.jsonl"), &documents)?;
+    servers.import(&documents).await?;
+
+    println!("… starting a worker");
+    let mut worker = program.start_worker().await?;
+
+    let mut published = 0;
+    for chapter in &story.chapters {
+        published += chapter.len();
+        println!("… publishing {} commands, {published} in all", chapter.len());
+        publish(chapter, &servers).await?;
+        settled(published, &mut worker).await?;
+    }
+    println!("… waiting for mails, events and the calendar");
+    let observed = observe(&story, &servers, &mailbox, &mut worker).await?;
+
+    println!("… asking the worker to stop");
+    let log = worker.log.clone();
+    let status = worker.stop().await?;
+
+    println!("\n{}\n", observed.story(&story));
+    println!(
+        "Dead letters: messages that no worker can make sense of, untouched, with the reason\n{}\n",
+        observed.dead_letters()
+    );
+    println!("Events: what other systems were told\n{}\n", observed.events());
+    ensure!(status.success(), "the worker was asked to stop and ended with {status}; its log is {}", log.display());
+    let problems = observed.problems(&story);
+    if !problems.is_empty() {
+        bail!("the story went otherwise:\n  {}\nThe worker's log is {}", problems.join("\n  "), log.display());
+    }
+    println!("{}", farewell(&program, &mailbox, &observed)?);
+    println!("Everything is as the story says; it took {:.1} s.", began.elapsed().as_secs_f64());
+    Ok(())
+}
+
+async fn publish(chapter: &[Step], servers: &Servers) -> Result<()> {
+    let commands: Vec<&Value> = chapter.iter().map(|step| &step.command).collect();
+    servers.publish(&commands).await
+}
+
+/// Waits until the worker is done with this many commands.
+async fn settled(published: usize, worker: &mut Worker) -> Result<()> {
+    eventually("not every command is settled", async || {
+        worker.is_alive()?;
+        Ok((worker.settled().await? >= published).then_some(()))
+    })
+    .await
+}
+
+/// Waits until the world is as the story says, and answers what it is; if it does not become so, what it is then.
+async fn observe(story: &Story, servers: &Servers, mailbox: &Mailbox, worker: &mut Worker) -> Result<Observed> {
+    eventually("mails and events are still waiting in an outbox", async || {
+        worker.is_alive()?;
+        Ok((servers.full_outboxes().await? == 0).then_some(()))
+    })
+    .await?;
+    let dead_letters = servers.dead_letters().await?;
+    let begin = Instant::now();
+    let mut observed =
+        Observed { subscriptions: vec![], accounts: vec![], events: vec![], dead_letters, mails: vec![] };
+    loop {
+        observed.subscriptions = servers.documents("subscriptions").await?;
+        observed.accounts = servers.documents("accounts").await?;
+        observed.events = servers.events();
+        observed.mails = mailbox.received().await?;
+        if observed.problems(story).is_empty() || begin.elapsed() > PATIENCE {
+            return Ok(observed);
+        }
+        worker.is_alive()?;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Looks until there is an answer.
+async fn eventually<T>(otherwise: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+    let begin = Instant::now();
+    loop {
+        if let Some(answer) = look().await? {
+            return Ok(answer);
+        }
+        ensure!(begin.elapsed() < PATIENCE, "{otherwise} after {} s", PATIENCE.as_secs());
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn write_lines(path: &Path, lines: &[Value]) -> Result<()> {
+    let mut text = String::new();
+    for line in lines {
+        writeln!(text, "{line}")?;
+    }
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Where to look, and what to do next.
+fn farewell(program: &Program, mailbox: &Mailbox, observed: &Observed) -> Result<String> {
+    let mut text = String::new();
+    writeln!(text, "Mails       {} of them at {}; one in each language:", observed.mails.len(), mailbox.page())?;
+    for language in ["fr-CA", "en-CA", "es-MX"] {
+        if let Some(received) = observed.mails.iter().find(|received| received.language == language) {
+            writeln!(text, "            {language}  {}", received.subject)?;
+            writeln!(text, "                   {}", received.page)?;
+        }
+    }
+    writeln!(text, "One of them {}", program.call("show sub-101"))?;
+    writeln!(text, "Once more   make demo")?;
+    Ok(text)
+}
