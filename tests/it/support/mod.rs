@@ -1,0 +1,3 @@
+//! What the tests share: fresh names on real servers, and ways to disturb them.
+
+pub mod rabbit;
