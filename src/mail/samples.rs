@@ -40,6 +40,7 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
     match template {
         Template::CancelledByAdmin | Template::CancelledByClient => {
             let full = Facts {
+                actor: text(if template == Template::CancelledByAdmin { "Julie Roy" } else { "Marie Tremblay" }),
                 ends_on: date(2026, 6, 14),
                 final_billing_on: date(2026, 5, 15),
                 reason: text("Nous déménageons à Laval.\nMerci pour tout & à bientôt !"),
@@ -72,6 +73,7 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
             (
                 "full",
                 Facts {
+                    actor: text("Marie Tremblay"),
                     requested_on: date(2026, 5, 1),
                     next_billing_on: date(2026, 5, 15),
                     reason: text("Blessure au genou"),
@@ -112,6 +114,7 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
             let full = payment(Facts {
                 invoice_id: text("INV-2026-0043"),
                 attempt: Some(2),
+                actor: None,
                 failure_message: text("Insufficient funds"),
                 next_attempt_on: date(2026, 6, 18),
                 ends_on: date(2026, 6, 30),
@@ -126,7 +129,7 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
         }
         Template::CardExpiring => {
             let card = |expired| Some(CardFacts { expires: Some(YearMonth::of(day(2026, 6, 1))), ..card(expired) });
-            let full = Facts { participant: None, plan: None, admin_url: None, ..subscription_facts() };
+            let full = Facts { participant: None, plan: None, actor: None, admin_url: None, ..subscription_facts() };
             vec![
                 ("full", Facts { card: card(false), ..full.clone() }),
                 ("expired", Facts { card: card(true), ..full }),

@@ -1,0 +1,5 @@
+//! What other systems can see, tried from outside: one binary, a file per promise.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+mod mail;
+mod support;
