@@ -207,13 +207,11 @@ pub(super) fn is_direction_override(c: char) -> bool {
 /// At most `chars_max` characters, the last of them `…` where something was cut.
 #[must_use]
 pub(super) fn shorten(text: &str, chars_max: usize) -> String {
-    match text.char_indices().nth(chars_max) {
-        None => text.to_owned(),
-        Some(_) => {
-            let kept: String = text.chars().take(chars_max.saturating_sub(1)).collect();
-            format!("{}…", kept.trim_end())
-        }
+    if text.chars().nth(chars_max).is_none() {
+        return text.to_owned();
     }
+    let kept: String = text.chars().take(chars_max.saturating_sub(1)).collect();
+    format!("{}…", kept.trim_end())
 }
 
 /// Text from outside as an error sentence can carry it.

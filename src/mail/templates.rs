@@ -393,7 +393,7 @@ impl Loader {
                 let mut entries: Vec<_> = entries
                     .into_iter()
                     .map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()))
-                    .filter(|(name, _)| !name.starts_with('.') && !name.ends_with('~') && !name.ends_with(".md"))
+                    .filter(|(name, _)| !name.starts_with('.') && !name.ends_with('~') && name != "README.md")
                     .collect();
                 entries.sort();
                 entries
@@ -429,7 +429,7 @@ impl Loader {
     /// Parses and checks one file.
     fn add(&mut self, place: Place, path: String, text: &str) {
         let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
-        let is_mail_text = place.1.ends_with(".txt") && !place.1.starts_with('_');
+        let is_mail_text = Part::of(&place.1) == Some(Part::Text) && !place.1.starts_with('_');
         let (subject, body) = if is_mail_text {
             // The subject is the first line; the body's lines are counted from where it begins.
             let split = text.strip_prefix("Subject:").and_then(|rest| rest.split_once('\n'));
@@ -692,7 +692,7 @@ impl KnownNames {
             match element {
                 TemplateElement::RawString(_) | TemplateElement::Comment(_) => {}
                 TemplateElement::Expression(value) => {
-                    found.extend(self.lint_value(value).map(|message| (at.0, message)))
+                    found.extend(self.lint_value(value).map(|message| (at.0, message)));
                 }
                 TemplateElement::HtmlExpression(value) => {
                     let name = value.name.as_name().unwrap_or_default();
@@ -750,12 +750,12 @@ impl KnownNames {
 }
 
 #[cfg(test)]
+#[allow(clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
 
     fn built_in() -> Templates {
-        Templates::load(None)
-            .unwrap_or_else(|problems| panic!("{}", problems.iter().map(|p| format!("{p}\n")).collect::<String>()))
+        Templates::load(None).unwrap_or_else(|problems| panic!("{problems:#?}"))
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Mails: what is in them, and how they leave (contract §5).
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -73,7 +74,7 @@ fn every_mail_in_every_language() {
             let mut shown = String::new();
             for sample in samples(template, recipient, locale) {
                 let Rendered { subject, text, .. } = templates.render(&sample.notification).unwrap();
-                shown += &format!("──── {}\nSubject: {subject}\n\n{text}\n", sample.variant);
+                write!(shown, "──── {}\nSubject: {subject}\n\n{text}\n", sample.variant).unwrap();
             }
             insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
                 insta::assert_snapshot!(format!("{locale}.{template}.{}", recipient.as_str()), shown);
@@ -635,7 +636,7 @@ fn localhost(sink: &SmtpSink, scheme: &str, login: &str, option: &str) -> String
 async fn connections_are_encrypted_as_the_settings_say() {
     let ca = ThrowAwayCa::new();
     let trusting = TlsSettings { ca_file: Some(ca.path("ca.pem")), client_certificate: None };
-    let start_tls = || Tls::StartTls(ca.server_config(false));
+    let start_tls = || Tls::Upgrade(ca.server_config(false));
     let ok = |_, _| Action::Ok;
     let mail = composed(&sample());
 
@@ -678,7 +679,7 @@ async fn an_answer_slipped_in_before_encryption_is_refused() {
     let ca = ThrowAwayCa::new();
     let trusting = TlsSettings { ca_file: Some(ca.path("ca.pem")), client_certificate: None };
     let script = |at, _| if at == Step::StartTls { Action::Answer("220 go ahead\r\n250 injected") } else { Action::Ok };
-    let sink = SmtpSink::scripted(Tls::StartTls(ca.server_config(false)), script).await;
+    let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), script).await;
     let error = connection(&localhost(&sink, "smtp", "", ""), &trusting).send(&composed(&sample())).await.unwrap_err();
     assert!(error.to_string().contains("sent before encryption"), "{error}");
 }
@@ -690,7 +691,7 @@ async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
     let mail = composed(&sample());
     let login = "marie%40example.com:s%3Acret@";
 
-    let sink = SmtpSink::scripted(Tls::StartTls(ca.server_config(false)), |_, _| Action::Ok).await;
+    let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), |_, _| Action::Ok).await;
     connection(&localhost(&sink, "smtp", login, ""), &trusting).send(&mail).await.unwrap();
     // base64 of "\0marie@example.com\0s:cret"
     assert!(sink.commands().contains(&"AUTH PLAIN AG1hcmllQGV4YW1wbGUuY29tAHM6Y3JldA==".to_owned()));
@@ -702,7 +703,7 @@ async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
     connection(&localhost(&sink, "smtp", login, "?tls=none"), &trusting).send(&mail).await.unwrap();
 
     let script = |at, _| if at == Step::Auth { Action::Answer("535 wrong") } else { Action::Ok };
-    let sink = SmtpSink::scripted(Tls::StartTls(ca.server_config(false)), script).await;
+    let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), script).await;
     let url = localhost(&sink, "smtp", login, "");
     let error = connection(&url, &trusting).send(&mail).await.unwrap_err();
     assert!(matches!(error, SendError::Unavailable(_)), "{error}");
