@@ -165,7 +165,7 @@ pub struct CloudEvent {
     /// Always `"1.0"`.
     pub specversion: String,
     /// Stays the same however often the event is sent.
-    pub id: Uuid,
+    pub id: String,
     /// `OFFRAMP_SOURCE`.
     pub source: String,
     /// What happened.

@@ -17,3 +17,8 @@ pub mod notification;
 pub mod organization;
 pub mod subscription;
 pub mod text;
+
+#[cfg(test)]
+mod purity;
+#[cfg(test)]
+mod testing;

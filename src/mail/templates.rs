@@ -750,7 +750,6 @@ impl KnownNames {
 }
 
 #[cfg(test)]
-#[allow(clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
 

@@ -1,0 +1,49 @@
+# `make` alone lists the targets. Servers come from scripts/services, with a Docker engine or without.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The settings of the running servers, for one command line.
+with_services := settings=$$(scripts/services env) && eval "$$settings" &&
+
+.PHONY: help
+help: ## this list
+	@echo "Offramp ends monthly subscriptions. Two commands to begin with: make demo, make test."
+	@echo
+	@awk -F ': *|## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$NF }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: cargo services-up ## start servers, build, and show a story of cancellations from message to mail
+	@cargo build --locked
+	@target=$$(cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/') && \
+	export OFFRAMP_BIN=$$target/debug/offramp && $(with_services) scripts/demo
+
+.PHONY: test
+test: cargo services-up ## start servers, and run every test against them, unit and integration
+	@$(with_services) cargo test --locked
+
+.PHONY: check
+check: cargo ## formatting, lints and documentation, each without a warning
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+
+.PHONY: schemas
+schemas: cargo ## write schemas/ anew from the types in the code
+	cargo run --quiet --locked -- schemas --write schemas
+
+.PHONY: services-up
+services-up: ## start RabbitMQ, MongoDB and a mail server (those that do not run yet)
+	@scripts/services up
+
+.PHONY: services-down
+services-down: ## stop them; their data stays
+	@scripts/services down
+
+.PHONY: cargo
+cargo:
+	@command -v cargo >/dev/null || { \
+	  echo "Rust is missing. The shortest way to it is https://rustup.rs; rust-version in Cargo.toml tells the oldest that works." >&2; \
+	  exit 1; }
+	@command -v cc >/dev/null || { \
+	  echo "A C compiler and linker is missing. On Debian, as root: apt-get install build-essential" >&2; exit 1; }

@@ -1,0 +1,140 @@
+"""The part of scripts/services that speaks the servers' protocols. Called by it, with the packages of requirements.txt.
+
+wait SERVER PORT PID SECONDS   return when the server on that port of 127.0.0.1 answers; fail when its process has ended
+smtp-sink PORT FOLDER          an SMTP server that accepts every mail and keeps it in FOLDER as .eml, and .html to look at
+"""
+
+import asyncio
+import email
+import email.policy
+import logging
+import os
+import re
+import smtplib
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+HOST = "127.0.0.1"
+REPLICA_SET = "rs0"
+
+
+def main():
+    verb, *arguments = sys.argv[1:]
+    if verb == "wait":
+        server, port, pid, seconds = arguments
+        wait(server, int(port), int(pid), float(seconds))
+    elif verb == "smtp-sink":
+        port, folder = arguments
+        asyncio.run(receive_mails(int(port), Path(folder)))
+    else:
+        sys.exit(__doc__)
+
+
+# ------------------------------------------------------------------------------------------------- wait
+
+
+def wait(server, port, pid, seconds):
+    ask = {"rabbitmq": ask_rabbitmq, "mongodb": ask_mongodb, "smtp": ask_smtp}[server]
+    logging.disable(logging.CRITICAL)  # the clients log every refused attempt
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return ask(port)
+        except Exception as error:  # whatever it is, it may pass until the deadline
+            if not is_running(pid):
+                sys.exit(f"{server}: its process has ended")
+            if time.monotonic() > deadline:
+                sys.exit(f"{server}: no answer within {seconds:.0f} s: {error!r}")
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except OSError:
+        return False
+
+
+def ask_rabbitmq(port):
+    """Log in and declare a queue: the port opens before the node can do that."""
+    import pika
+
+    parameters = pika.ConnectionParameters(
+        HOST, port, socket_timeout=2, stack_timeout=5, blocked_connection_timeout=5
+    )
+    connection = pika.BlockingConnection(parameters)
+    connection.channel().queue_declare("", exclusive=True)
+    connection.close()
+
+
+def ask_mongodb(port):
+    """Make it a replica set of one if it is none yet, and see that it accepts writes."""
+    import pymongo
+    from pymongo.errors import OperationFailure
+
+    member = f"{HOST}:{port}"
+    config = {"_id": REPLICA_SET, "members": [{"_id": 0, "host": member}]}
+    with pymongo.MongoClient(
+        HOST, port, directConnection=True, serverSelectionTimeoutMS=1000, socketTimeoutMS=5000
+    ) as client:
+        hello = client.admin.command("hello")
+        if hello.get("isWritablePrimary") and hello["hosts"] == [member]:
+            return
+        try:
+            current = client.admin.command("replSetGetConfig")["config"]
+            if current["members"][0]["host"] != member:  # it had another port when it ran last
+                config["version"] = current["version"] + 1
+                client.admin.command("replSetReconfig", config, force=True)
+        except OperationFailure as error:
+            if error.code != 94:  # NotYetInitialized
+                raise
+            client.admin.command("replSetInitiate", config)
+        raise ConnectionError("the replica set has no primary yet")
+
+
+def ask_smtp(port):
+    with smtplib.SMTP(HOST, port, timeout=2) as client:
+        client.ehlo()
+
+
+# -------------------------------------------------------------------------------------------- smtp-sink
+
+
+async def receive_mails(port, folder):
+    from aiosmtpd.smtp import SMTP
+
+    folder.mkdir(parents=True, exist_ok=True)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: SMTP(Keeper(folder), enable_SMTPUTF8=True, hostname="localhost"), HOST, port
+    )
+    async with server:
+        await server.serve_forever()
+
+
+class Keeper:
+    """Keeps each mail as <time>-<template>-<recipient>.eml, and its HTML part beside it, to open in a browser."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    async def handle_DATA(self, _server, _session, envelope):
+        content = envelope.original_content
+        mail = email.message_from_bytes(content, policy=email.policy.default)
+        template = mail.get("X-Offramp-Template", "mail")
+        stem = "-".join([datetime.now().strftime("%Y%m%dT%H%M%S.%f"), template, *envelope.rcpt_tos])
+        stem = re.sub(r"[^\w.@+-]", "_", stem)[:200]
+        html = mail.get_body(("html",))
+        if html:
+            # With a byte-order mark no browser has to guess the encoding.
+            (self.folder / f"{stem}.html").write_text(html.get_content(), encoding="utf-8-sig")
+        # Whoever watches the folder sees an .eml only when it is whole.
+        unfinished = self.folder / f"{stem}.unfinished"
+        unfinished.write_bytes(content)
+        os.rename(unfinished, self.folder / f"{stem}.eml")
+        return "250 OK, kept"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+//! The command line: one file per subcommand. The enum is the list of them.
+
+mod run;
+mod schemas;
+
+use clap::{Parser, Subcommand};
+use offramp::config::LogSettings;
+use offramp::logging;
+
+/// Ends monthly subscriptions: commands in from RabbitMQ, documents changed in MongoDB, mails and events out
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true, after_help = AFTER_HELP, max_term_width = 120)]
+pub struct Cli {
+    #[command(flatten)]
+    log: LogSettings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Every setting is a flag and an environment variable; every variable NAME may instead be a file that NAME_FILE names, which
+keeps passwords out of the environment.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(Box<run::Arguments>),
+    Schemas(schemas::Arguments),
+}
+
+/// Why the program cannot do anything: the operator has to change something first. Leads to exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongConfiguration(pub String);
+
+impl Cli {
+    /// Does what was asked.
+    #[allow(clippy::unused_async, reason = "the commands that follow wait for servers")]
+    pub async fn run(self) -> anyhow::Result<()> {
+        // Every broker object that is missing is an error to lapin; what matters is logged here.
+        let default_filter = if matches!(self.command, Command::Run(_)) { "info,lapin=off" } else { "warn,lapin=off" };
+        logging::init(&self.log, default_filter).map_err(|error| WrongConfiguration(error.to_string()))?;
+        match self.command {
+            Command::Run(arguments) => run::run(*arguments).await,
+            Command::Schemas(arguments) => schemas::run(&arguments),
+        }
+    }
+}

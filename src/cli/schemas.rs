@@ -1,0 +1,101 @@
+//! `offramp schemas`: the JSON Schemas of commands, events and documents.
+
+use std::fs;
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use offramp::schemas::{SchemaFile, all};
+
+use super::WrongConfiguration;
+
+/// List, print or write the JSON Schemas of commands, events and documents
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  offramp schemas                             what there is
+  offramp schemas commands/payment.failure    one schema
+  offramp schemas --write schemas             all of them, as files")]
+pub struct Arguments {
+    /// Print this schema; without a name, list what there is
+    #[arg(value_name = "NAME", conflicts_with_all = ["write", "check", "json"])]
+    name: Option<String>,
+
+    /// List as JSON, one object a line
+    #[arg(long)]
+    json: bool,
+
+    /// Write all schemas into this directory
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["check", "json"])]
+    write: Option<PathBuf>,
+
+    /// Fail when this directory does not hold exactly these schemas
+    #[arg(long, value_name = "DIR", conflicts_with = "json")]
+    check: Option<PathBuf>,
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let schemas = all();
+    if let Some(directory) = &arguments.write {
+        write(&schemas, directory)
+    } else if let Some(directory) = &arguments.check {
+        check(&schemas, directory)
+    } else if let Some(name) = &arguments.name {
+        print(&schemas, name)
+    } else {
+        list(&schemas, arguments.json)
+    }
+}
+
+fn list(schemas: &[SchemaFile], json: bool) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    let width = schemas.iter().map(|file| file.name.len()).max().unwrap_or(0);
+    for SchemaFile { path, name, title, .. } in schemas {
+        if json {
+            writeln!(out, "{}", serde_json::json!({ "name": name, "file": path, "description": title }))?;
+        } else {
+            writeln!(out, "{name:width$}  {title}")?;
+        }
+    }
+    Ok(())
+}
+
+fn print(schemas: &[SchemaFile], name: &str) -> anyhow::Result<()> {
+    let Some(file) = schemas.iter().find(|file| file.name == name || file.path == name) else {
+        return Err(WrongConfiguration(format!(
+            "there is no schema \"{name}\"; `offramp schemas` lists those that there are"
+        ))
+        .into());
+    };
+    write!(stdout().lock(), "{}", file.text())?;
+    Ok(())
+}
+
+fn write(schemas: &[SchemaFile], directory: &Path) -> anyhow::Result<()> {
+    for file in schemas {
+        let path = directory.join(&file.path);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("cannot make the directory {}", folder.display()))?;
+        }
+        fs::write(&path, file.text()).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    writeln!(stdout().lock(), "{} schemas written to {}", schemas.len(), directory.display())?;
+    Ok(())
+}
+
+fn check(schemas: &[SchemaFile], directory: &Path) -> anyhow::Result<()> {
+    let stale: Vec<&str> = schemas
+        .iter()
+        .filter(|file| fs::read_to_string(directory.join(&file.path)).ok().as_deref() != Some(&file.text()))
+        .map(|file| file.path.as_str())
+        .collect();
+    if !stale.is_empty() {
+        let directory = directory.display();
+        bail!(
+            "not up to date in {directory}: {}; `offramp schemas --write {directory}` makes them new",
+            stale.join(", ")
+        );
+    }
+    Ok(())
+}

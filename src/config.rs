@@ -1,0 +1,343 @@
+//! Every setting, once: its environment variable, flag, default, unit and help text (contract §8).
+//!
+//! A setting is read from its flag, else from the environment variable `NAME`, else from the file that `NAME_FILE` names,
+//! else it has its default. [`from_environment`] adds the files; everything else is clap's. What is read here
+//! is checked here, so the rest of the program never meets a bad setting; and a secret never leaves through help,
+//! `Debug`, logs or errors (see [`secret`]).
+
+#![allow(clippy::doc_markdown, reason = "doc comments here are help texts, read on a terminal")]
+
+pub mod secret;
+mod source;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+use crate::broker::{BrokerUrls, InvalidBrokerUrl};
+use crate::mail::{MailUrl, Sender};
+
+use secret::MongodbUrl;
+use source::setting;
+
+pub use source::from_environment;
+
+/// All that `run` and `check` need.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// RabbitMQ.
+    #[command(flatten)]
+    pub broker: BrokerSettings,
+    /// `MongoDB`.
+    #[command(flatten)]
+    pub database: DatabaseSettings,
+    /// Where mails go.
+    #[command(flatten)]
+    pub mail: MailSettings,
+    /// What mails look like.
+    #[command(flatten)]
+    pub sender: SenderSettings,
+    /// The worker's pace.
+    #[command(flatten)]
+    pub worker: WorkerSettings,
+    /// Health and metrics.
+    #[command(flatten)]
+    pub http: HttpSettings,
+}
+
+/// RabbitMQ.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "RabbitMQ")]
+pub struct BrokerSettings {
+    /// RabbitMQ: amqp:// or amqps://, user:password@host:port/vhost; several hosts separated by commas are tried in turn
+    #[arg(
+        long,
+        env = "OFFRAMP_AMQP_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "amqp://localhost:5672/%2f",
+        value_parser = setting(broker_urls)
+    )]
+    pub amqp_url: BrokerUrls,
+
+    /// First part of the name of every exchange and queue
+    #[arg(
+        long,
+        env = "OFFRAMP_PREFIX",
+        hide_env_values = true,
+        value_name = "NAME",
+        default_value = "subscriptions",
+        value_parser = setting(prefix)
+    )]
+    pub prefix: String,
+}
+
+/// `MongoDB`.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "MongoDB")]
+pub struct DatabaseSettings {
+    /// MongoDB: mongodb:// or mongodb+srv://, with the name of the database behind the host
+    #[arg(
+        long,
+        env = "OFFRAMP_MONGODB_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "mongodb://localhost:27017/offramp",
+        value_parser = setting(MongodbUrl::parse)
+    )]
+    pub mongodb_url: MongodbUrl,
+}
+
+/// Where mails go.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Mail server")]
+pub struct MailSettings {
+    /// smtp://user:password@host:port (STARTTLS where offered), smtps:// (TLS), or file:///DIR for .eml files
+    #[arg(
+        long,
+        env = "OFFRAMP_SMTP_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        default_value = "smtp://localhost:1025",
+        value_parser = setting(mail_url)
+    )]
+    pub smtp_url: MailUrl,
+
+    /// Connections to the mail server at most, 1 to 64
+    #[arg(
+        long,
+        env = "OFFRAMP_MAIL_CONNECTIONS",
+        hide_env_values = true,
+        value_name = "NUMBER",
+        default_value = "8",
+        value_parser = setting(number::<1, 64>)
+    )]
+    pub mail_connections: usize,
+}
+
+/// What mails look like.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Mails")]
+pub struct SenderSettings {
+    /// Address that mails come from, under the organization's name
+    #[arg(
+        long,
+        env = "OFFRAMP_MAIL_FROM",
+        hide_env_values = true,
+        value_name = "ADDRESS",
+        default_value = "no-reply@localhost",
+        value_parser = setting(sender)
+    )]
+    pub mail_from: Sender,
+
+    /// Directory whose files replace the built-in templates, file by file [default: none]
+    #[arg(
+        long,
+        env = "OFFRAMP_TEMPLATES",
+        hide_env_values = true,
+        value_name = "DIR",
+        value_parser = setting(directory)
+    )]
+    pub templates: Option<PathBuf>,
+}
+
+/// The worker's pace.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Worker")]
+pub struct WorkerSettings {
+    /// `source` of the events that leave
+    #[arg(
+        long,
+        env = "OFFRAMP_SOURCE",
+        hide_env_values = true,
+        value_name = "TEXT",
+        default_value = "offramp",
+        value_parser = setting(event_source)
+    )]
+    pub source: String,
+
+    /// Commands decided together at most, 1 to 1000
+    #[arg(
+        long,
+        env = "OFFRAMP_BATCH_MAX",
+        hide_env_values = true,
+        value_name = "NUMBER",
+        default_value = "256",
+        value_parser = setting(number::<1, 1000>)
+    )]
+    pub batch_max: usize,
+
+    /// Seconds between two looks for dates that have passed and mails that wait, 1 to 86400
+    #[arg(
+        long = "sweep-seconds",
+        env = "OFFRAMP_SWEEP_SECONDS",
+        hide_env_values = true,
+        value_name = "SECONDS",
+        default_value = "60",
+        value_parser = setting(seconds::<1, 86_400>)
+    )]
+    pub sweep: Duration,
+
+    /// Seconds that a mail or event belongs to the worker that took it, before another may try, 10 to 3600
+    #[arg(
+        long = "lease-seconds",
+        env = "OFFRAMP_LEASE_SECONDS",
+        hide_env_values = true,
+        value_name = "SECONDS",
+        default_value = "60",
+        value_parser = setting(seconds::<10, 3600>)
+    )]
+    pub lease: Duration,
+
+    /// Seconds that work in hand gets to finish when the worker is asked to stop, 1 to 600
+    #[arg(
+        long = "shutdown-seconds",
+        env = "OFFRAMP_SHUTDOWN_SECONDS",
+        hide_env_values = true,
+        value_name = "SECONDS",
+        default_value = "25",
+        value_parser = setting(seconds::<1, 600>)
+    )]
+    pub shutdown: Duration,
+}
+
+/// Health and metrics.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Health and metrics")]
+pub struct HttpSettings {
+    /// Address and port on which /livez, /readyz and /metrics answer; port 0 takes any free one
+    #[arg(
+        long,
+        env = "OFFRAMP_HTTP_ADDR",
+        hide_env_values = true,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9464",
+        value_parser = setting(socket_address)
+    )]
+    pub http_addr: SocketAddr,
+}
+
+/// What is logged, and how. It goes to standard error.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Logs")]
+pub struct LogSettings {
+    /// What is logged: error, warn, info, debug, trace, or a filter such as offramp=debug,lapin=warn
+    /// [default: info for `run`, warn for the others]
+    #[arg(
+        long,
+        global = true,
+        env = "OFFRAMP_LOG",
+        hide_env_values = true,
+        value_name = "FILTER",
+        value_parser = setting(log_filter)
+    )]
+    pub log: Option<String>,
+
+    /// text, for people, or json, one object a line
+    #[arg(
+        long,
+        global = true,
+        env = "OFFRAMP_LOG_FORMAT",
+        hide_env_values = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        value_parser = setting(log_format)
+    )]
+    pub log_format: LogFormat,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A work queue's name is the prefix, a dot and at most 25 more bytes; AMQP names have at most 255.
+const PREFIX_BYTES_MAX: usize = 128;
+
+fn prefix(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text.is_empty() || text.len() > PREFIX_BYTES_MAX || !text.chars().all(allowed) {
+        return Err(format!("a prefix has 1 to {PREFIX_BYTES_MAX} letters, digits, dots, dashes and underscores"));
+    }
+    if text.starts_with("amq.") {
+        return Err("names that begin with \"amq.\" belong to RabbitMQ; choose another prefix".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+fn event_source(text: &str) -> Result<String, String> {
+    let fits = (1..=256).contains(&text.chars().count());
+    if !fits || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(
+            "a source has 1 to 256 characters and no spaces, such as \"offramp\" or \"https://example.com/offramp\""
+                .into(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+fn broker_urls(text: &str) -> Result<BrokerUrls, String> {
+    text.parse().map_err(|error: InvalidBrokerUrl| error.to_string())
+}
+
+fn mail_url(text: &str) -> Result<MailUrl, String> {
+    MailUrl::parse(text).map_err(|error| error.to_string())
+}
+
+fn sender(text: &str) -> Result<Sender, String> {
+    Sender::parse(text).map_err(|error| error.to_string())
+}
+
+fn directory(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_dir() { Ok(path) } else { Err("there is no such directory".to_owned()) }
+}
+
+fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "it is not an IP address with a port; write 127.0.0.1:9464, or 0.0.0.0:9464 to answer from everywhere"
+            .to_owned()
+    })
+}
+
+fn number<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (MIN..=MAX).contains(number))
+        .ok_or_else(|| format!("it must be a whole number from {MIN} to {MAX}"))
+}
+
+fn seconds<const MIN: u64, const MAX: u64>(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (MIN..=MAX).contains(seconds))
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("it must be a whole number of seconds from {MIN} to {MAX}, without a unit"))
+}
+
+fn log_filter(text: &str) -> Result<String, String> {
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => {
+            Err(format!("{error}; write a level (error, warn, info, debug, trace) or offramp=debug,lapin=warn"))
+        }
+    }
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("it must be text or json".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,282 @@
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+
+use clap::error::ErrorKind;
+use clap::{Command, CommandFactory, Parser};
+
+use super::*;
+
+#[derive(Parser, Debug)]
+#[command(name = "offramp")]
+struct Program {
+    #[command(flatten)]
+    log: LogSettings,
+    #[command(subcommand)]
+    command: Subcommand,
+}
+
+#[derive(clap::Subcommand, Debug)]
+#[allow(clippy::large_enum_variant, reason = "made once per test")]
+enum Subcommand {
+    Run {
+        #[command(flatten)]
+        settings: Settings,
+    },
+    Rest,
+}
+
+/// A command line, read with these environment variables. clap reads plain variables from the process, which tests must
+/// not change, so here they matter only for `NAME_FILE`; that they are read is tested on the built program.
+fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Program, clap::Error> {
+    let matches = command(variables).try_get_matches_from([&["offramp"], arguments].concat())?;
+    clap::FromArgMatches::from_arg_matches(&matches)
+}
+
+fn command(variables: &[(&str, &str)]) -> Command {
+    let variables: HashMap<OsString, OsString> =
+        variables.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    from_environment(Program::command(), &|name: &OsStr| variables.get(name).cloned())
+}
+
+fn settings(arguments: &[&str], variables: &[(&str, &str)]) -> Settings {
+    match parse(&[&["run"], arguments].concat(), variables).unwrap().command {
+        Subcommand::Run { settings } => settings,
+        Subcommand::Rest => unreachable!(),
+    }
+}
+
+/// The sentence said about a bad command line; it always leads to exit code 2.
+fn refusal(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+    let error = parse(&[&["run"], arguments].concat(), variables).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{error}");
+    let text = error.to_string();
+    text.strip_prefix("error: ").unwrap().lines().next().unwrap().to_owned()
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let settings = settings(&[], &[]);
+    assert_eq!(settings.broker.amqp_url.to_string(), "amqp://localhost:5672");
+    assert_eq!(settings.broker.amqp_url.nodes()[0].vhost, "/");
+    assert_eq!(settings.broker.prefix, "subscriptions");
+    assert_eq!(settings.database.mongodb_url.connection_string(), "mongodb://localhost:27017/offramp");
+    assert_eq!(settings.database.mongodb_url.database(), "offramp");
+    assert_eq!(settings.mail.smtp_url.to_string(), "smtp://localhost:1025");
+    assert_eq!(settings.mail.mail_connections, 8);
+    assert_eq!(settings.sender.mail_from.to_string(), "no-reply@localhost");
+    assert_eq!(settings.sender.templates, None);
+    assert_eq!(settings.worker.source, "offramp");
+    assert_eq!(settings.worker.batch_max, 256);
+    assert_eq!(settings.worker.sweep, Duration::from_secs(60));
+    assert_eq!(settings.worker.lease, Duration::from_secs(60));
+    assert_eq!(settings.worker.shutdown, Duration::from_secs(25));
+    assert_eq!(settings.http.http_addr.to_string(), "127.0.0.1:9464");
+    let log = parse(&["run"], &[]).unwrap().log;
+    assert_eq!((log.log, log.log_format), (None, LogFormat::Text));
+}
+
+#[test]
+fn every_setting_is_a_variable_and_a_flag_of_the_same_name() {
+    let mut command = Program::command();
+    command.build();
+    let run = command.find_subcommand("run").unwrap();
+    let mut names = Vec::new();
+    for arg in run.get_arguments().filter(|arg| arg.get_id() != "help") {
+        let name = arg.get_env().unwrap_or_else(|| panic!("{arg} has no variable")).to_str().unwrap().to_owned();
+        let flag = arg.get_long().unwrap().to_uppercase().replace('-', "_");
+        assert_eq!(name, format!("OFFRAMP_{flag}"));
+        assert!(arg.is_hide_env_values_set(), "{name} would be shown by --help");
+        assert!(arg.get_help().is_some() && arg.get_help_heading().is_some(), "{name}");
+        names.push(name);
+    }
+    assert_eq!(names.len(), 15, "{names:?}");
+}
+
+#[test]
+fn a_setting_may_come_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let url = file("url", "mongodb://app:s3cret@db/shop\r\n");
+    let prefix = file("prefix", "shop\n");
+    let variables = [("OFFRAMP_MONGODB_URL_FILE", &*url), ("OFFRAMP_PREFIX_FILE", &*prefix)];
+
+    let read = settings(&[], &variables);
+    assert_eq!(read.database.mongodb_url.connection_string(), "mongodb://app:s3cret@db/shop");
+    assert_eq!(read.broker.prefix, "shop");
+    assert_eq!(settings(&["--prefix", "flag"], &variables).broker.prefix, "flag", "the flag wins");
+
+    let help = command(&variables).try_get_matches_from(["offramp", "run", "--help"]).unwrap_err().to_string();
+    assert!(help.contains("[env: OFFRAMP_MONGODB_URL]"), "{help}");
+    assert!(!help.contains("s3cret"), "{help}");
+
+    let level = file("level", "debug\n");
+    assert_eq!(parse(&["run"], &[("OFFRAMP_LOG_FILE", &level)]).unwrap().log.log.as_deref(), Some("debug"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named_with_its_variable() {
+    let missing = [("OFFRAMP_SMTP_URL_FILE", "/does/not/exist")];
+    assert_eq!(
+        refusal(&[], &missing),
+        "OFFRAMP_SMTP_URL: cannot read the file /does/not/exist (see OFFRAMP_SMTP_URL_FILE): No such file or directory (os \
+         error 2)"
+    );
+    assert!(parse(&["rest"], &missing).is_ok(), "a command that does not need it does not mind");
+    assert!(parse(&["run", "--smtp-url", "smtp://mail"], &missing).is_ok(), "the flag makes up for it");
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    for (content, why) in
+        [("\n", "the file is empty"), ("a\nb\n", "the file must hold one line of text, the value alone")]
+    {
+        fs::write(file.path(), content).unwrap();
+        let refusal = refusal(&[], &[("OFFRAMP_PREFIX_FILE", file.path().to_str().unwrap())]);
+        assert!(refusal.ends_with(why), "{refusal}");
+    }
+}
+
+#[test]
+fn a_variable_and_its_file_together_are_a_mistake() {
+    let variables = [("OFFRAMP_PREFIX", "a"), ("OFFRAMP_PREFIX_FILE", "/b")];
+    assert_eq!(refusal(&[], &variables), "OFFRAMP_PREFIX and OFFRAMP_PREFIX_FILE are both set; unset one of them");
+    // Nothing is as good as not set.
+    assert_eq!(settings(&[], &[("OFFRAMP_PREFIX", "a"), ("OFFRAMP_PREFIX_FILE", "")]).broker.prefix, "subscriptions");
+}
+
+#[test]
+fn bad_values_are_answered_with_the_setting_the_reason_and_the_remedy() {
+    let cases = [
+        (
+            "--prefix",
+            "a b",
+            "OFFRAMP_PREFIX (--prefix) cannot be \"a b\": a prefix has 1 to 128 letters, digits, dots, \
+                             dashes and underscores",
+        ),
+        (
+            "--prefix",
+            "amq.x",
+            "OFFRAMP_PREFIX (--prefix) cannot be \"amq.x\": names that begin with \"amq.\" belong to \
+                               RabbitMQ; choose another prefix",
+        ),
+        (
+            "--sweep-seconds",
+            "1m",
+            "OFFRAMP_SWEEP_SECONDS (--sweep-seconds) cannot be \"1m\": it must be a whole number of \
+                                   seconds from 1 to 86400, without a unit",
+        ),
+        (
+            "--batch-max",
+            "0",
+            "OFFRAMP_BATCH_MAX (--batch-max) cannot be \"0\": it must be a whole number from 1 to 1000",
+        ),
+        (
+            "--http-addr",
+            "localhost",
+            "OFFRAMP_HTTP_ADDR (--http-addr) cannot be \"localhost\": it is not an IP address with \
+                                      a port; write 127.0.0.1:9464, or 0.0.0.0:9464 to answer from everywhere",
+        ),
+        (
+            "--mail-from",
+            "Shop <a@b.ca>",
+            "OFFRAMP_MAIL_FROM (--mail-from) cannot be \"Shop <a@b.ca>\": it is not an e-mail \
+                                          address; write the address alone, such as no-reply@example.com (the name shown \
+                                          with it is the organization's)",
+        ),
+        (
+            "--templates",
+            "/does/not/exist",
+            "OFFRAMP_TEMPLATES (--templates) cannot be \"/does/not/exist\": there is no such \
+                                            directory",
+        ),
+        ("--log-format", "xml", "OFFRAMP_LOG_FORMAT (--log-format) cannot be \"xml\": it must be text or json"),
+        (
+            "--mongodb-url",
+            "mongodb://db:27017",
+            "OFFRAMP_MONGODB_URL (--mongodb-url) cannot be \"mongodb://db:27017\": it \
+                                                 names no database; write its name behind the host, such as \
+                                                 mongodb://localhost:27017/offramp",
+        ),
+        (
+            "--mongodb-url",
+            "http://db",
+            "OFFRAMP_MONGODB_URL (--mongodb-url) cannot be \"http://db\": it must begin with \
+                                        mongodb:// or mongodb+srv://",
+        ),
+        (
+            "--amqp-url",
+            "rabbit",
+            "OFFRAMP_AMQP_URL (--amqp-url) cannot be \"rabbit\": it must begin with amqp:// or \
+                                  amqps://",
+        ),
+        (
+            "--amqp-url",
+            "amqp://rabbit/",
+            "OFFRAMP_AMQP_URL (--amqp-url) cannot be \"amqp://rabbit/\": it names a virtual \
+                                          host without a name; write %2f behind the last slash for the virtual host \
+                                          \"/\", or leave the slash out",
+        ),
+        (
+            "--smtp-url",
+            "mail:25",
+            "OFFRAMP_SMTP_URL (--smtp-url) cannot be \"mail:25\": it must begin with smtp://, \
+                                   smtps:// or file:///",
+        ),
+        (
+            "--smtp-url",
+            "smtp://",
+            "OFFRAMP_SMTP_URL (--smtp-url) cannot be \"smtp://\": it names no host; write \
+                                   smtp://user:password@host:587",
+        ),
+    ];
+    for (flag, value, expected) in cases {
+        assert_eq!(refusal(&[flag, value], &[]), expected);
+    }
+    let refusal = refusal(&["--log", "offramp=loud"], &[]);
+    assert!(refusal.starts_with("OFFRAMP_LOG (--log) cannot be \"offramp=loud\": "), "{refusal}");
+    assert_eq!(parse(&["run", "--nonsense"], &[]).unwrap_err().kind(), ErrorKind::UnknownArgument);
+}
+
+#[test]
+fn a_bad_address_keeps_its_password() {
+    for (flag, value) in [
+        ("--amqp-url", "amqp://app:s3cret@rabbit:port"),
+        ("--amqp-url", "amqp://app:s3cret/x@rabbit"),
+        ("--amqp-url", "app:s3cret@rabbit"),
+        ("--amqp-url", "amqp://app:s3cret@rabbit/"),
+        ("--amqp-url", "amqp://app:s3cret@rabbit?heartbeat=s3cret"),
+        ("--amqp-url", "amqp://app:s3cret@a:1,amqp://app:s3cret@b:port"),
+        ("--mongodb-url", "mongodb://app:s3cret@db"),
+        ("--mongodb-url", "mongodb://app:s3cret@x@db/shop"),
+        ("--mongodb-url", "mongodb://app:s3cret/x@db/shop"),
+        ("--mongodb-url", "mongodb://app:s3cret%@db/shop"),
+        ("--mongodb-url", "mongodb://db/shop?tlsCertificateKeyFilePassword=s3cret&w=x"),
+        ("--smtp-url", "smtp://app:s3cret@mail/x"),
+        ("--smtp-url", "smtp://app:s3cret@mail:port"),
+    ] {
+        let error = parse(&["run", flag, value], &[]).unwrap_err().to_string();
+        assert!(!error.contains("s3cret"), "{value}: {error}");
+        assert!(error.contains("cannot be \""), "{value}: {error}");
+    }
+}
+
+#[test]
+fn settings_can_be_logged() {
+    let arguments = [
+        "--amqp-url",
+        "amqps://app:s3cret@rabbit/shop",
+        "--mongodb-url",
+        "mongodb://app:s3cret@db-1,db-2/shop?replicaSet=s3cret",
+        "--smtp-url",
+        "smtps://app:s3cret@mail",
+    ];
+    let settings = settings(&arguments, &[]);
+    let text = format!("{settings:?} {} {}", settings.database.mongodb_url, settings.mail.smtp_url);
+    assert!(!text.contains("s3cret"), "{text}");
+    assert!(text.contains("AmqpUrls(amqps://rabbit:5671/shop)"), "{text}");
+    assert!(text.contains("mongodb://***@db-1,db-2/shop?***"), "{text}");
+    assert!(text.contains("smtps://***@mail"), "{text}");
+}

@@ -1,0 +1,205 @@
+//! Files with a JSON value a line: documents to import or to simulate on, commands to publish or to simulate.
+
+use std::io::{self, BufRead};
+
+use bson::{Document, RawDocumentBuf};
+use serde::Deserialize;
+
+use crate::domain::account::Account;
+use crate::domain::fold::{Loaded, World};
+use crate::domain::organization::Organization;
+use crate::domain::subscription::Subscription;
+use crate::store::Collection;
+use crate::store::documents::{self, AccountDocument, OrganizationDocument, SubscriptionDocument};
+
+/// A line, with its number from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// Its number.
+    pub number: usize,
+    /// Its text.
+    pub text: String,
+}
+
+/// Why a line cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("line {number}: {reason}")]
+pub struct BadLine {
+    /// Which, from 1.
+    pub number: usize,
+    /// A sentence.
+    pub reason: String,
+}
+
+/// The lines of `input` that are not empty.
+pub fn lines(input: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
+    input
+        .lines()
+        .enumerate()
+        .map(|(index, line)| line.map(|text| Line { number: index + 1, text }))
+        .filter(|line| line.as_ref().map_or(true, |line| !line.text.trim().is_empty()))
+}
+
+/// A document for a collection: `{"collection": "subscriptions", "document": {…}}`, with instants and other types that JSON
+/// lacks in extended JSON (`{"$date": "2026-06-15T04:00:00Z"}`).
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForCollection {
+    /// Where it belongs.
+    #[serde(deserialize_with = "collection")]
+    pub collection: Collection,
+    /// The document.
+    pub document: Document,
+}
+
+fn collection<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Collection, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    Collection::ALL.into_iter().find(|collection| collection.as_str() == name).ok_or_else(|| {
+        let names = Collection::ALL.map(Collection::as_str).join(", ");
+        serde::de::Error::custom(format!("\"{name}\" is none of the collections {names}"))
+    })
+}
+
+/// A document as the worker would find it.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "short-lived")]
+pub enum Found {
+    /// Of `organizations`.
+    Organization(Loaded<Organization>),
+    /// Of `accounts`.
+    Account(Loaded<Account>),
+    /// Of `subscriptions`.
+    Subscription(Loaded<Subscription>),
+}
+
+impl ForCollection {
+    /// Reads a line.
+    ///
+    /// # Errors
+    /// When it is not JSON, not of this form, or has no `_id` that is a text of 1 to 128 characters.
+    pub fn parse(line: &Line) -> Result<Self, BadLine> {
+        let bad = |reason: String| BadLine { number: line.number, reason };
+        let mut json = serde_json::Deserializer::from_str(&line.text);
+        let parsed: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let reason = error.inner();
+            bad(match error.path().to_string().as_str() {
+                "." => reason.to_string(),
+                path => format!("{path}: {reason}"),
+            })
+        })?;
+        json.end().map_err(|error| bad(error.to_string()))?;
+        match parsed.document.get_str("_id").map(|id| id.chars().count()) {
+            Ok(1..=128) => Ok(parsed),
+            _ => Err(bad("document._id: must be a text of 1 to 128 characters".to_owned())),
+        }
+    }
+
+    /// The document's `_id`.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.document.get_str("_id").unwrap_or_default()
+    }
+
+    /// The document as the worker would find it.
+    #[must_use]
+    pub fn found(&self) -> Found {
+        let name = self.collection.as_str();
+        let raw = match RawDocumentBuf::try_from(&self.document) {
+            Ok(raw) => raw,
+            Err(error) => return self.corrupt(&error.to_string()),
+        };
+        match self.collection {
+            Collection::Organizations => Found::Organization(documents::read::<OrganizationDocument, _>(name, &raw)),
+            Collection::Accounts => Found::Account(documents::read::<AccountDocument, _>(name, &raw)),
+            Collection::Subscriptions => Found::Subscription(documents::read::<SubscriptionDocument, _>(name, &raw)),
+        }
+    }
+
+    fn corrupt(&self, error: &str) -> Found {
+        let error = error.to_owned();
+        match self.collection {
+            Collection::Organizations => Found::Organization(Loaded::Corrupt { organization_id: None, error }),
+            Collection::Accounts => Found::Account(Loaded::Corrupt { organization_id: None, error }),
+            Collection::Subscriptions => Found::Subscription(Loaded::Corrupt { organization_id: None, error }),
+        }
+    }
+
+    /// Puts the document into a world.
+    pub fn add_to(&self, world: &mut World) {
+        let id = self.id();
+        match self.found() {
+            Found::Organization(found) => {
+                if let Ok(id) = id.try_into() {
+                    world.add_organization(id, found);
+                }
+            }
+            Found::Account(found) => {
+                if let Ok(id) = id.try_into() {
+                    world.add_account(id, found);
+                }
+            }
+            Found::Subscription(found) => {
+                if let Ok(id) = id.try_into() {
+                    world.add_subscription(id, found);
+                }
+            }
+        }
+    }
+}
+
+impl Found {
+    /// Why the worker could not work with the document.
+    #[must_use]
+    pub fn error(&self) -> Option<&str> {
+        match self {
+            Self::Organization(Loaded::Corrupt { error, .. })
+            | Self::Account(Loaded::Corrupt { error, .. })
+            | Self::Subscription(Loaded::Corrupt { error, .. }) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::doc;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<ForCollection, String> {
+        ForCollection::parse(&Line { number: 7, text: text.to_owned() }).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn empty_lines_count_but_are_left_out() {
+        let numbers: Vec<_> = lines("a\n\n  \r\nb".as_bytes()).map(|line| line.unwrap().number).collect();
+        assert_eq!(numbers, [1, 4]);
+    }
+
+    #[test]
+    fn extended_json_gives_types_that_json_lacks() {
+        let parsed =
+            parse(r#"{"collection": "accounts", "document": {"_id": "a", "at": {"$date": "1970-01-01T00:00:01Z"}}}"#);
+        let expected = doc! { "_id": "a", "at": bson::DateTime::from_millis(1000) };
+        assert_eq!(parsed, Ok(ForCollection { collection: Collection::Accounts, document: expected }));
+    }
+
+    #[test]
+    fn a_bad_line_is_named_with_its_reason() {
+        let reason = |text| parse(text).unwrap_err();
+        assert_eq!(
+            reason(r#"{"collection": "members", "document": {"_id": "a"}}"#),
+            "line 7: collection: \"members\" is none of the collections organizations, accounts, subscriptions at line 1 \
+             column 24"
+        );
+        assert_eq!(
+            reason(r#"{"collection": "accounts", "document": {}}"#),
+            "line 7: document._id: must be a text of 1 to 128 characters"
+        );
+        assert!(reason("{").starts_with("line 7: "));
+        let found =
+            parse(r#"{"collection": "accounts", "document": {"_id": "a", "organization_id": 3}}"#).unwrap().found();
+        let error = found.error().unwrap();
+        assert!(error.starts_with("accounts a: organization_id: "), "{error}");
+    }
+}

@@ -1,0 +1,265 @@
+//! The JSON Schemas of everything that other systems write or read, made from the types that this program itself uses.
+//!
+//! `schemas/` in the repository holds them; a test fails when they are no longer what is made here.
+
+use schemars::generate::{Contract, SchemaSettings};
+use schemars::transform::{Transform, transform_subschemas};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::{Map, Value, json};
+
+use crate::domain::command::{
+    Cancellation, CancellationConfirmation, CancellationRequest, CardExpiry, CommandKey, CommandType, PaymentFailure,
+};
+use crate::domain::event::{self, About, CloudEvent, CommandRejected};
+use crate::store::Collection;
+use crate::store::documents::{AccountDocument, OrganizationDocument, SubscriptionDocument};
+
+/// A schema and where it belongs.
+#[derive(Clone, Debug)]
+pub struct SchemaFile {
+    /// Its place in the folder: `commands/payment.failure.schema.json`.
+    pub path: String,
+    /// What it describes: `commands/payment.failure`.
+    pub name: String,
+    /// What that is, in a sentence.
+    pub title: &'static str,
+    /// The schema.
+    pub schema: Value,
+}
+
+impl SchemaFile {
+    fn new(folder: &str, name: &str, title: &'static str, mut schema: Schema) -> Self {
+        for_everyone(&mut schema);
+        let mut ordered = Map::new();
+        ordered.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
+        ordered.insert("title".to_owned(), json!(name));
+        ordered.insert("description".to_owned(), json!(title));
+        if let Value::Object(rest) = schema.to_value() {
+            for (key, value) in rest {
+                ordered.entry(key).or_insert(value);
+            }
+        }
+        let name = format!("{folder}/{name}");
+        Self { path: format!("{name}.schema.json"), name, title, schema: Value::Object(ordered) }
+    }
+
+    /// The schema as the file holds it.
+    #[must_use]
+    pub fn text(&self) -> String {
+        format!("{:#}\n", self.schema)
+    }
+}
+
+/// Every schema: commands, events, documents.
+#[must_use]
+pub fn all() -> Vec<SchemaFile> {
+    let commands = CommandType::ALL.map(command);
+    let events = [
+        event::<About<event::CancellationRequested>>(
+            "subscription.cancellation-requested",
+            "A client has asked to cancel a subscription; an administrator has to decide.",
+        ),
+        event::<About<event::CancellationScheduled>>(
+            "subscription.cancellation-scheduled",
+            "A subscription has got a last day, or an earlier one.",
+        ),
+        event::<About<event::CancellationDeclined>>(
+            "subscription.cancellation-declined",
+            "An administrator has declined a client's request; the subscription goes on.",
+        ),
+        event::<About<event::Ended>>(
+            "subscription.ended",
+            "The last day of access is over: take the participant out of the activities.",
+        ),
+        event::<About<event::Removed>>(
+            "subscription.removed",
+            "A subscription bought by mistake was removed: take the participant out of the activities at once.",
+        ),
+        event::<CommandRejected>(CommandRejected::KIND, "A command was refused and has changed nothing."),
+    ];
+    let documents = [
+        document::<OrganizationDocument>(
+            Collection::Organizations.as_str(),
+            "An organization that sells subscriptions.",
+        ),
+        document::<AccountDocument>(Collection::Accounts.as_str(), "A client's account, which pays for subscriptions."),
+        document::<SubscriptionDocument>(Collection::Subscriptions.as_str(), "A monthly subscription."),
+    ];
+    commands.into_iter().chain(events).chain(documents).collect()
+}
+
+/// The schemas of what is read say what must be there; those of what is written say what will be there.
+fn generator(contract: Contract) -> SchemaGenerator {
+    let mut settings = SchemaSettings::draft2020_12();
+    settings.meta_schema = None;
+    settings.contract = contract;
+    settings.into_generator()
+}
+
+fn command(kind: CommandType) -> SchemaFile {
+    let mut generator = generator(Contract::Deserialize);
+    let (data, title) = match kind {
+        CommandType::Cancellation => {
+            (Cancellation::json_schema(&mut generator), "An administrator or a client cancels a subscription.")
+        }
+        CommandType::CancellationRequest => (
+            CancellationRequest::json_schema(&mut generator),
+            "A client asks to cancel a subscription; an administrator will decide.",
+        ),
+        CommandType::CancellationConfirmation => (
+            CancellationConfirmation::json_schema(&mut generator),
+            "An administrator accepts or declines what a client has asked.",
+        ),
+        CommandType::PaymentFailure => {
+            (PaymentFailure::json_schema(&mut generator), "An automatic payment with a saved card was refused.")
+        }
+        CommandType::CardExpiry => {
+            (CardExpiry::json_schema(&mut generator), "A saved card is about to expire, or has expired.")
+        }
+    };
+    // The key's own schema, so that the lengths are stated once.
+    let key = CommandKey::json_schema(&mut generator).to_value();
+    let part = |name: &str, description: &str| {
+        let mut part = key["properties"][name].clone();
+        part["description"] = json!(description);
+        part
+    };
+    let envelope = json!({
+        "type": "object",
+        "required": ["specversion", "id", "source", "type", "time", "data"],
+        "properties": {
+            "specversion": { "const": "1.0", "description": "CloudEvents 1.0, structured mode." },
+            "id": part("id", "Names the command together with `source`, for ever: the same pair again changes nothing."),
+            "source": part("source", "The system that sends it."),
+            "type": { "const": kind.as_str(), "description": "Also the routing key." },
+            "time": { "type": "string", "format": "date-time", "description": "When it happened in that system." },
+            "data": data.to_value(),
+        },
+        "$defs": generator.take_definitions(true),
+    });
+    SchemaFile::new("commands", kind.as_str(), title, object(envelope))
+}
+
+fn event<D: JsonSchema>(kind: &'static str, title: &'static str) -> SchemaFile {
+    let mut generator = generator(Contract::Serialize);
+    let mut envelope = CloudEvent::json_schema(&mut generator).to_value();
+    let data = D::json_schema(&mut generator).to_value();
+    let properties = &mut envelope["properties"];
+    for (name, value) in [("specversion", "1.0"), ("type", kind), ("datacontenttype", "application/json")] {
+        let description = properties[name]["description"].take();
+        properties[name] = json!({ "const": value, "description": description });
+    }
+    properties["data"] = data;
+    never_null(&mut envelope);
+    envelope["$defs"] = Value::Object(generator.take_definitions(true));
+    SchemaFile::new("events", kind, title, object(envelope))
+}
+
+/// What an event does not have is absent, never null.
+fn never_null(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::Array(types)) = map.get("type")
+                && let [one, Value::String(null)] = types.as_slice()
+                && null == "null"
+            {
+                let one = one.clone();
+                map.insert("type".to_owned(), one);
+            }
+            map.values_mut().for_each(never_null);
+        }
+        Value::Array(items) => items.iter_mut().for_each(never_null),
+        _ => {}
+    }
+}
+
+/// The fields that only Offramp writes (contract §3) are marked so.
+const WRITTEN_HERE: [&str; 13] = [
+    "applied",
+    "cancellation",
+    "cancellation_request",
+    "card_notices",
+    "ended_on",
+    "ends_at",
+    "ends_on",
+    "final_billing_on",
+    "history",
+    "notifications",
+    "outbox",
+    "payment_failures",
+    "status",
+];
+
+fn document<D: JsonSchema>(collection: &'static str, title: &'static str) -> SchemaFile {
+    let mut schema = generator(Contract::Deserialize).into_root_schema_for::<D>();
+    if let Some(Value::Object(properties)) = schema.get_mut("properties") {
+        for (_, property) in properties.iter_mut().filter(|(name, _)| WRITTEN_HERE.contains(&name.as_str())) {
+            property["readOnly"] = json!(true);
+        }
+    }
+    if collection == Collection::Subscriptions.as_str() {
+        // The types cannot say what depends on the status.
+        let over =
+            |statuses: &[&str]| json!({ "required": ["status"], "properties": { "status": { "enum": statuses } } });
+        schema.insert(
+            "allOf".to_owned(),
+            json!([
+                { "if": over(&["removed"]), "else": { "required": ["participant", "plan", "billing"] } },
+                {
+                    "if": over(&["removed", "cancelled", "expired"]),
+                    "else": {
+                        "properties": {
+                            "billing": { "required": ["next_on"], "properties": { "next_on": { "type": "string" } } },
+                        },
+                    },
+                },
+                {
+                    "if": over(&["cancellation_scheduled"]),
+                    "then": {
+                        "required": ["ends_on", "ends_at"],
+                        "properties": { "ends_on": { "type": "string" }, "ends_at": { "type": "object" } },
+                    },
+                },
+            ]),
+        );
+    }
+    SchemaFile::new("documents", collection, title, schema)
+}
+
+fn object(value: Value) -> Schema {
+    match value {
+        Value::Object(map) => Schema::from(map),
+        // Not reached: every caller passes an object. The schema that allows anything would fail the tests.
+        _ => Schema::default(),
+    }
+}
+
+/// States dates as a pattern too, because many validators leave `format` alone; drops the formats of numbers, which only
+/// Rust knows and of which strict validators complain.
+fn for_everyone(schema: &mut Schema) {
+    const DATE: &str = "^(19|2[0-9])[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$";
+    match schema.get("format").and_then(Value::as_str) {
+        Some("date") => {
+            schema.insert("pattern".to_owned(), json!(DATE));
+        }
+        Some("date-time" | "uuid") | None => {}
+        Some(_) => {
+            schema.remove("format");
+        }
+    }
+    if schema.get("$defs").and_then(Value::as_object).is_some_and(Map::is_empty) {
+        schema.remove("$defs");
+    }
+    transform_subschemas(&mut EveryOne, schema);
+}
+
+struct EveryOne;
+
+impl Transform for EveryOne {
+    fn transform(&mut self, schema: &mut Schema) {
+        for_everyone(schema);
+    }
+}
+
+#[cfg(test)]
+mod tests;

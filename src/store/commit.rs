@@ -1,0 +1,397 @@
+//! Commit: every changed document of a batch in one `update` command per collection, each guarded by its `version`.
+
+use std::collections::HashSet;
+
+use bson::{Bson, Document, doc};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::domain::account::Account;
+use crate::domain::fold::{AccountDraft, SubscriptionDraft, World};
+use crate::domain::subscription::{Details, Status, Subscription};
+
+use super::documents::{
+    AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, PaymentFailureDocument, RequestDocument,
+};
+use super::outbox::{self, Lease, Leased, OutboxEntry};
+use super::{Collection, Store, StoreError};
+
+/// How many commands a document remembers.
+const APPLIED_MAX: i32 = 200;
+/// How many failed payments a document keeps.
+const PAYMENT_FAILURES_MAX: i32 = 20;
+/// How many card notices a document keeps.
+const CARD_NOTICES_MAX: i32 = 200;
+/// The fields that stay when a subscription is removed (contract §4).
+const TOMBSTONE_FIELDS: [&str; 9] =
+    ["_id", "organization_id", "account_id", "status", "ended_on", "version", "history", "applied", "outbox"];
+
+/// An update of one document, provided that it still has the version that was read.
+#[derive(Debug)]
+pub struct GuardedUpdate {
+    /// Where the document is.
+    pub collection: Collection,
+    /// Its `_id`.
+    pub id: String,
+    /// The version that was read; absent: the document had none.
+    pub version: Option<i64>,
+    /// The statement's `u`: update operators, or a pipeline.
+    pub update: Bson,
+    /// The statement's `arrayFilters`.
+    pub array_filters: Option<Vec<Document>>,
+    /// What it entails, under the lease whose `holder` tells afterwards whether the update is ours.
+    pub entries: Vec<OutboxEntry>,
+}
+
+/// What became of a guarded update.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Committed {
+    /// Written, and on a majority of the servers.
+    Written,
+    /// Somebody else changed the document first.
+    Lost,
+    /// The server refuses this update; the others are not affected.
+    Refused(String),
+}
+
+impl GuardedUpdate {
+    /// What it entails, ready for the dispatcher.
+    #[must_use]
+    pub fn into_leased(self) -> Vec<Leased> {
+        let Self { collection, id, entries, .. } = self;
+        entries.into_iter().map(|entry| Leased { collection, document_id: id.clone(), entry }).collect()
+    }
+
+    fn statement(&self) -> Document {
+        let version = self.version.map_or_else(|| doc! { "$exists": false }.into(), Bson::Int64);
+        let mut statement = doc! { "q": { "_id": &self.id, "version": version }, "u": &self.update };
+        if let Some(filters) = &self.array_filters {
+            statement.insert("arrayFilters", filters.clone());
+        }
+        statement
+    }
+
+    fn holder(&self) -> Option<&str> {
+        self.entries.first().map(|entry| entry.holder.as_str())
+    }
+}
+
+/// The updates of all documents that a batch has changed.
+///
+/// # Errors
+/// When a change cannot be written as BSON, which would be a mistake in the types.
+pub fn updates(
+    world: &World,
+    lease: &Lease,
+    source: &str,
+    now: DateTime<Utc>,
+) -> Result<Vec<GuardedUpdate>, StoreError> {
+    let subscriptions = world.changed_subscriptions().map(|draft| update_subscription(draft, lease, source, now));
+    let accounts = world.changed_accounts().map(|draft| update_account(draft, lease, source, now));
+    subscriptions.chain(accounts).collect()
+}
+
+impl Store {
+    /// Writes guarded updates; the answers are in their order.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when the server does not answer: then it is unknown which of them were written, and
+    /// reading the documents again tells (their `applied`).
+    pub async fn commit(&self, updates: &[GuardedUpdate]) -> Result<Vec<Committed>, StoreError> {
+        let mut results = vec![Committed::Written; updates.len()];
+        for collection in Collection::ALL {
+            let of_collection: Vec<usize> =
+                (0..updates.len()).filter(|&index| updates[index].collection == collection).collect();
+            if !of_collection.is_empty() {
+                self.commit_to(collection, updates, &of_collection, &mut results).await?;
+            }
+        }
+        Ok(results)
+    }
+
+    async fn commit_to(
+        &self,
+        collection: Collection,
+        updates: &[GuardedUpdate],
+        indexes: &[usize],
+        results: &mut [Committed],
+    ) -> Result<(), StoreError> {
+        let statements = indexes.iter().map(|&index| updates[index].statement()).collect();
+        let reply = match self.update_many(collection, statements).await {
+            Ok(reply) => reply,
+            // The command as a whole was refused (too large, not BSON): one by one, so that one cannot spoil the others.
+            Err(StoreError::Refused(_)) if indexes.len() > 1 => {
+                for index in indexes {
+                    Box::pin(self.commit_to(collection, updates, &[*index], results)).await?;
+                }
+                return Ok(());
+            }
+            Err(StoreError::Refused(error)) => {
+                results[indexes[0]] = Committed::Refused(error);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for (position, error) in &reply.refused {
+            if let Some(&index) = indexes.get(*position) {
+                results[index] = Committed::Refused(error.clone());
+            }
+        }
+        if reply.matched + reply.refused.len() < indexes.len() {
+            self.find_losers(collection, updates, indexes, results).await?;
+        }
+        Ok(())
+    }
+
+    /// The reply says how many statements matched, not which. A document in which our lease stands is ours.
+    async fn find_losers(
+        &self,
+        collection: Collection,
+        updates: &[GuardedUpdate],
+        indexes: &[usize],
+        results: &mut [Committed],
+    ) -> Result<(), StoreError> {
+        let ids: Vec<&str> = indexes.iter().map(|&index| updates[index].id.as_str()).collect();
+        let holders: HashSet<&str> = indexes.iter().filter_map(|&index| updates[index].holder()).collect();
+        let holders: Vec<&str> = holders.into_iter().collect();
+        let ours = self
+            .find(
+                collection,
+                doc! { "_id": { "$in": ids }, "outbox.holder": { "$in": holders } },
+                doc! { "_id": 1 },
+                None,
+            )
+            .await?;
+        let ours: HashSet<&str> = ours.iter().filter_map(|raw| raw.get_str("_id").ok()).collect();
+        for &index in indexes {
+            if results[index] == Committed::Written && !ours.contains(updates[index].id.as_str()) {
+                results[index] = Committed::Lost;
+            }
+        }
+        Ok(())
+    }
+
+    /// One `update` command of many statements, on a majority of the servers before it is answered.
+    pub(super) async fn update_many(
+        &self,
+        collection: Collection,
+        statements: Vec<Document>,
+    ) -> Result<Updated, StoreError> {
+        let reply = self
+            .command(doc! {
+                "update": collection.as_str(),
+                "updates": statements,
+                "ordered": false,
+                "writeConcern": { "w": "majority" },
+            })
+            .await?;
+        if let Ok(error) = reply.get_document("writeConcernError") {
+            return Err(StoreError::Unavailable(format!("not on a majority of the servers: {error}")));
+        }
+        let matched = number(reply.get("n")).unwrap_or(0);
+        let refused = reply.get_array("writeErrors").map_or_else(
+            |_| Vec::new(),
+            |errors| {
+                errors
+                    .iter()
+                    .filter_map(Bson::as_document)
+                    .filter_map(|error| {
+                        let message = error.get_str("errmsg").unwrap_or("no message").to_owned();
+                        Some((number(error.get("index"))?, message))
+                    })
+                    .collect()
+            },
+        );
+        Ok(Updated { matched, refused })
+    }
+}
+
+/// The reply to an `update` command.
+pub(super) struct Updated {
+    /// How many statements found their document.
+    pub(super) matched: usize,
+    /// Which statements the server refused, and why.
+    pub(super) refused: Vec<(usize, String)>,
+}
+
+fn number(value: Option<&Bson>) -> Option<usize> {
+    match value? {
+        Bson::Int32(number) => usize::try_from(*number).ok(),
+        Bson::Int64(number) => usize::try_from(*number).ok(),
+        _ => None,
+    }
+}
+
+fn update_subscription(
+    draft: &SubscriptionDraft,
+    lease: &Lease,
+    source: &str,
+    now: DateTime<Utc>,
+) -> Result<GuardedUpdate, StoreError> {
+    let (before, after) = (&draft.before, &draft.after);
+    let entries: Vec<OutboxEntry> =
+        draft.added.iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect();
+    let history: Vec<HistoryDocument> =
+        draft.added.iter().filter_map(|added| added.record.history.as_ref()).map(Into::into).collect();
+    let lists =
+        Lists { history, applied: applied(draft.added.iter().map(|added| &added.command), now), entries: &entries };
+
+    let update = match &after.details {
+        Some(details) => {
+            let failures: Vec<PaymentFailureDocument> =
+                draft.added.iter().filter_map(|added| added.record.payment_failure.as_ref()).map(Into::into).collect();
+            set_changed(before, after, details, lists, failures)?
+        }
+        None => tombstone(after, lists)?,
+    };
+    Ok(GuardedUpdate {
+        collection: Collection::Subscriptions,
+        id: after.id.to_string(),
+        version: before.version,
+        update,
+        array_filters: None,
+        entries,
+    })
+}
+
+/// What a change adds to the lists that every document has.
+struct Lists<'a> {
+    history: Vec<HistoryDocument>,
+    applied: Vec<AppliedDocument>,
+    entries: &'a [OutboxEntry],
+}
+
+/// Sets the fields that changed, and only those.
+fn set_changed(
+    before: &Subscription,
+    after: &Subscription,
+    details: &Details,
+    lists: Lists<'_>,
+    failures: Vec<PaymentFailureDocument>,
+) -> Result<Bson, StoreError> {
+    let mut set = doc! { "version": next(before.version) };
+    let mut unset = Document::new();
+    let old = before.details.as_ref();
+
+    if before.status != after.status {
+        set.insert("status", after.status.as_str());
+    }
+    if before.ended_on != after.ended_on {
+        set.insert("ended_on", after.ended_on.map(|day| day.to_string()));
+    }
+    if let Some(end) = details.end.filter(|_| old.and_then(|old| old.end) != details.end) {
+        set.insert("ends_on", end.ends_on.to_string());
+        set.insert("ends_at", bson::DateTime::from(end.ends_at));
+        set.insert("final_billing_on", end.final_billing_on.map(|day| day.to_string()));
+    }
+    if let Some(request) =
+        details.request.as_ref().filter(|_| old.and_then(|old| old.request.as_ref()) != details.request.as_ref())
+    {
+        set.insert("cancellation_request", bson(&RequestDocument::from(request))?);
+    }
+    if let Some(record) = details
+        .cancellation
+        .as_ref()
+        .filter(|_| old.and_then(|old| old.cancellation.as_ref()) != details.cancellation.as_ref())
+    {
+        set.insert("cancellation", bson(&CancellationDocument::from(record))?);
+    }
+    if old.is_some_and(|old| old.activities != details.activities) {
+        set.insert("activities", bson(&details.activities)?);
+    }
+    if details.billing.next_on.is_none() && old.is_some_and(|old| old.billing.next_on.is_some()) {
+        unset.insert("billing.next_on", "");
+    }
+
+    let mut push = Document::new();
+    insert_each(&mut push, "history", &lists.history, None)?;
+    insert_each(&mut push, "payment_failures", &failures, Some(PAYMENT_FAILURES_MAX))?;
+    insert_each(&mut push, "applied", &lists.applied, Some(APPLIED_MAX))?;
+    insert_each(&mut push, "outbox", lists.entries, None)?;
+    let mut update = doc! { "$set": set, "$push": push };
+    if !unset.is_empty() {
+        update.insert("$unset", unset);
+    }
+    Ok(update.into())
+}
+
+/// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal.
+fn tombstone(after: &Subscription, lists: Lists<'_>) -> Result<Bson, StoreError> {
+    let keep: Document = TOMBSTONE_FIELDS.iter().map(|field| ((*field).to_owned(), Bson::Int32(1))).collect();
+    let append = |field: &str, added: Bson| {
+        let field = format!("${field}");
+        doc! { "$concatArrays": [{ "$ifNull": [field, []] }, { "$literal": added }] }
+    };
+    let applied = append("applied", bson(&lists.applied)?);
+    let set = doc! {
+        "status": Status::Removed.as_str(),
+        "ended_on": after.ended_on.map(|day| day.to_string()),
+        "version": next(after.version),
+        "history": append("history", bson(&lists.history)?),
+        "applied": { "$slice": [applied, -APPLIED_MAX] },
+        "outbox": append("outbox", bson(lists.entries)?),
+    };
+    Ok(vec![doc! { "$project": keep }, doc! { "$set": set }].into())
+}
+
+fn update_account(
+    draft: &AccountDraft,
+    lease: &Lease,
+    source: &str,
+    now: DateTime<Utc>,
+) -> Result<GuardedUpdate, StoreError> {
+    let account: &Account = &draft.before;
+    let entries: Vec<OutboxEntry> =
+        draft.added.iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect();
+    let notices: Vec<CardNoticeDocument> = draft.added.iter().map(|added| (&added.record).into()).collect();
+    let mut push = Document::new();
+    insert_each(&mut push, "card_notices", &notices, Some(CARD_NOTICES_MAX))?;
+    insert_each(
+        &mut push,
+        "applied",
+        &applied(draft.added.iter().map(|added| &added.command), now),
+        Some(APPLIED_MAX),
+    )?;
+    insert_each(&mut push, "outbox", &entries, None)?;
+    Ok(GuardedUpdate {
+        collection: Collection::Accounts,
+        id: account.id.to_string(),
+        version: account.version,
+        update: doc! { "$set": { "version": next(account.version) }, "$push": push }.into(),
+        array_filters: None,
+        entries,
+    })
+}
+
+fn applied<'a>(
+    commands: impl Iterator<Item = &'a Option<crate::domain::command::CommandRef>>,
+    now: DateTime<Utc>,
+) -> Vec<AppliedDocument> {
+    commands.flatten().map(|command| AppliedDocument { key: command.key.clone(), at: now.into() }).collect()
+}
+
+/// The version after `version`.
+pub(super) fn next(version: Option<i64>) -> i64 {
+    version.unwrap_or(0).saturating_add(1)
+}
+
+/// Adds `{field: {$each: items, $slice: -newest}}` where there are items.
+fn insert_each<T: Serialize>(
+    push: &mut Document,
+    field: &str,
+    items: &[T],
+    newest: Option<i32>,
+) -> Result<(), StoreError> {
+    if !items.is_empty() {
+        let mut each = doc! { "$each": bson(items)? };
+        if let Some(newest) = newest {
+            each.insert("$slice", -newest);
+        }
+        push.insert(field, each);
+    }
+    Ok(())
+}
+
+pub(super) fn bson<T: Serialize + ?Sized>(value: &T) -> Result<Bson, StoreError> {
+    bson::serialize_to_bson(value).map_err(|error| StoreError::Refused(format!("not BSON: {error}")))
+}

@@ -1,0 +1,268 @@
+//! MongoDB: documents in, one guarded update per changed document out, and the outbox that lives in them.
+//!
+//! Nothing here decides anything. Every write is a single-document update, guarded by the document's `version`, sent in one
+//! `update` command per collection with write concern `majority`; state, audit entry, idempotency record and outbox entries
+//! change together or not at all, on a standalone server as on a sharded cluster.
+
+pub mod commit;
+pub mod documents;
+pub mod leases;
+pub mod outbox;
+pub mod sweep;
+
+use std::collections::HashSet;
+use std::future::Future;
+use std::time::Duration;
+
+use bson::{Document, RawDocumentBuf, doc};
+use futures_util::TryStreamExt;
+use mongodb::error::ErrorKind;
+use mongodb::options::{ClientOptions, ReadPreference, SelectionCriteria};
+use mongodb::{Client, Database};
+
+use crate::domain::fold::{Loaded, World};
+use crate::domain::text::{AccountId, OrganizationId, SubscriptionId};
+
+use documents::{AccountDocument, OrganizationDocument, SubscriptionDocument};
+
+/// How long one operation may take before the database counts as away.
+const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the driver looks for a server that can answer.
+const SERVER_SELECTION_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection may take to open.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The collections of the contract (§3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Collection {
+    /// `organizations`
+    Organizations,
+    /// `accounts`
+    Accounts,
+    /// `subscriptions`
+    Subscriptions,
+}
+
+impl Collection {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Organizations, Self::Accounts, Self::Subscriptions];
+
+    /// Its name in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Organizations => "organizations",
+            Self::Accounts => "accounts",
+            Self::Subscriptions => "subscriptions",
+        }
+    }
+}
+
+/// Why an operation failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoreError {
+    /// The database is away, or whether it has done the operation is unknown. Nobody's failure: try again.
+    #[error("MongoDB does not answer: {0}")]
+    Unavailable(String),
+    /// The database has refused the operation; the same again would be refused again.
+    #[error("MongoDB refused: {0}")]
+    Refused(String),
+}
+
+/// Which documents a batch needs.
+#[derive(Debug, Default)]
+pub struct Need {
+    /// Subscriptions.
+    pub subscriptions: HashSet<SubscriptionId>,
+    /// Accounts; those behind the subscriptions need not be named.
+    pub accounts: HashSet<AccountId>,
+    /// Organizations; those behind subscriptions and accounts that are named by id only need not be named.
+    pub organizations: HashSet<OrganizationId>,
+}
+
+/// The database.
+#[derive(Clone, Debug)]
+pub struct Store {
+    database: Database,
+}
+
+impl Store {
+    /// Connects lazily: the first operation finds out whether a server answers.
+    ///
+    /// # Errors
+    /// When the URL is not one, or names no database.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        let mut options = ClientOptions::parse(url).await.map_err(|error| StoreError::Refused(error.to_string()))?;
+        options.app_name.get_or_insert_with(|| "offramp".to_owned());
+        options.server_selection_timeout.get_or_insert(SERVER_SELECTION_DEADLINE);
+        options.connect_timeout.get_or_insert(CONNECT_DEADLINE);
+        let name = options
+            .default_database
+            .clone()
+            .ok_or_else(|| StoreError::Refused("the URL names no database (mongodb://HOST/DATABASE)".to_owned()))?;
+        // Decisions are made on what is read, so reads see the primary, whatever the URL says.
+        options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
+        let client = Client::with_options(options).map_err(|error| StoreError::Refused(error.to_string()))?;
+        Ok(Self { database: client.database(&name) })
+    }
+
+    /// The database, for what is not the worker's job: import, and what people look at.
+    #[must_use]
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Asks the server for an answer.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.command(doc! { "ping": 1 }).await.map(drop)
+    }
+
+    /// Creates the indexes that the sweeper needs. Those that exist stay as they are.
+    ///
+    /// # Errors
+    /// When the server does not answer, or refuses (an index of the same name with other keys).
+    pub async fn create_indexes(&self) -> Result<(), StoreError> {
+        for (collection, indexes) in sweep::indexes() {
+            self.command(doc! { "createIndexes": collection.as_str(), "indexes": indexes }).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads all documents that a batch needs: one find per collection, at most one more for what is behind.
+    ///
+    /// # Errors
+    /// When the server does not answer, or refuses.
+    pub async fn load(&self, need: &Need) -> Result<World, StoreError> {
+        let (subscriptions, accounts, organizations) = tokio::try_join!(
+            self.find_by_id(Collection::Subscriptions, need.subscriptions.iter().map(SubscriptionId::as_str)),
+            self.find_by_id(Collection::Accounts, need.accounts.iter().map(AccountId::as_str)),
+            self.find_by_id(Collection::Organizations, need.organizations.iter().map(OrganizationId::as_str)),
+        )?;
+        let mut world = World::default();
+        let mut accounts_behind = HashSet::new();
+        let mut organizations_behind = HashSet::new();
+
+        for raw in &subscriptions {
+            let Some(id) = id(raw) else { continue };
+            let loaded = documents::read::<SubscriptionDocument, _>(Collection::Subscriptions.as_str(), raw);
+            if let Loaded::Read(subscription) = &loaded {
+                let subscription: &crate::domain::subscription::Subscription = subscription;
+                accounts_behind.insert(subscription.account_id.clone());
+                organizations_behind.insert(subscription.organization_id.clone());
+            }
+            world.add_subscription(id, loaded);
+        }
+        add_accounts(&mut world, &accounts, &mut organizations_behind);
+        add_organizations(&mut world, &organizations);
+
+        let accounts_behind: Vec<_> =
+            accounts_behind.iter().filter(|id| !need.accounts.contains(*id)).map(AccountId::as_str).collect();
+        let organizations_behind: Vec<_> = organizations_behind
+            .iter()
+            .filter(|id| !need.organizations.contains(*id))
+            .map(OrganizationId::as_str)
+            .collect();
+        let (accounts, organizations) = tokio::try_join!(
+            self.find_by_id(Collection::Accounts, accounts_behind.into_iter()),
+            self.find_by_id(Collection::Organizations, organizations_behind.into_iter()),
+        )?;
+        add_accounts(&mut world, &accounts, &mut HashSet::new());
+        add_organizations(&mut world, &organizations);
+        Ok(world)
+    }
+
+    /// The documents with these ids, without the lists that only grow.
+    async fn find_by_id(
+        &self,
+        collection: Collection,
+        ids: impl Iterator<Item = &str>,
+    ) -> Result<Vec<RawDocumentBuf>, StoreError> {
+        let ids: Vec<&str> = ids.collect();
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let projection = match collection {
+            Collection::Organizations => doc! {},
+            Collection::Accounts | Collection::Subscriptions => {
+                doc! { "history": 0, "notifications": 0, "payment_failures": 0, "outbox": 0 }
+            }
+        };
+        self.find(collection, doc! { "_id": { "$in": ids } }, projection, None).await
+    }
+
+    /// Finds documents and reads them all; `limit` bounds what is not bounded by the filter.
+    async fn find(
+        &self,
+        collection: Collection,
+        filter: Document,
+        projection: Document,
+        limit: Option<i64>,
+    ) -> Result<Vec<RawDocumentBuf>, StoreError> {
+        let collection = self.database.collection::<RawDocumentBuf>(collection.as_str());
+        within_deadline(async move {
+            let mut find = collection.find(filter).projection(projection);
+            if let Some(limit) = limit {
+                find = find.limit(limit);
+            }
+            find.await?.try_collect().await
+        })
+        .await
+    }
+
+    /// Runs a command of the database.
+    async fn command(&self, command: Document) -> Result<Document, StoreError> {
+        let database = self.database.clone();
+        within_deadline(async move { database.run_command(command).await }).await
+    }
+}
+
+fn add_accounts(world: &mut World, raw: &[RawDocumentBuf], organizations_behind: &mut HashSet<OrganizationId>) {
+    for raw in raw {
+        let Some(id) = id(raw) else { continue };
+        let loaded = documents::read::<AccountDocument, crate::domain::account::Account>("accounts", raw);
+        if let Loaded::Read(account) = &loaded {
+            organizations_behind.insert(account.organization_id.clone());
+        }
+        world.add_account(id, loaded);
+    }
+}
+
+fn add_organizations(world: &mut World, raw: &[RawDocumentBuf]) {
+    for raw in raw {
+        let Some(id) = id(raw) else { continue };
+        world.add_organization(id, documents::read::<OrganizationDocument, _>("organizations", raw));
+    }
+}
+
+/// The `_id` of a document that was found by one.
+fn id<T: for<'a> TryFrom<&'a str>>(raw: &RawDocumentBuf) -> Option<T> {
+    raw.get_str("_id").ok().and_then(|id| id.try_into().ok())
+}
+
+/// Runs an operation of the driver as a task of its own, so that giving up on it never drops it half-way, which the driver
+/// does not take well.
+async fn within_deadline<T: Send + 'static>(
+    operation: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::time::timeout(OPERATION_DEADLINE, tokio::spawn(operation)).await {
+        Ok(Ok(result)) => result.map_err(|error| classify(&error)),
+        Ok(Err(join)) => Err(StoreError::Unavailable(format!("the operation was aborted: {join}"))),
+        Err(_) => Err(StoreError::Unavailable(format!("no answer within {} s", OPERATION_DEADLINE.as_secs()))),
+    }
+}
+
+/// Whether the same operation could succeed later.
+fn classify(error: &mongodb::error::Error) -> StoreError {
+    /// Codes with which a healthy server refuses an operation for what it is: BadValue, FailedToParse, TypeMismatch,
+    /// IndexOptionsConflict, IndexKeySpecsConflict, DocumentValidationFailure, BSONObjectTooLarge, and the older code of
+    /// the latter.
+    const REFUSALS: [i32; 8] = [2, 9, 14, 85, 86, 121, 10334, 17419];
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) if REFUSALS.contains(&command.code) => StoreError::Refused(command.to_string()),
+        ErrorKind::Bson(_) | ErrorKind::InvalidArgument { .. } => StoreError::Refused(error.to_string()),
+        _ => StoreError::Unavailable(error.to_string()),
+    }
+}

@@ -1,0 +1,161 @@
+//! The outbox entries (contract §3 `outbox`): what a change entails and has not left yet, kept in the document that
+//! caused it.
+
+use bson::DateTime as Instant;
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::domain::event::{CloudEvent, Event};
+use crate::domain::fold::Added;
+use crate::domain::notification::{Facts, Mailbox, Notification, Recipient, Template};
+
+use super::Collection;
+use super::documents::ExtendedJsonDate;
+
+/// A mail or an event that has not left yet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct OutboxEntry {
+    /// The same for the same effect of the same command, so that a repeat is recognised: the mail's `Message-ID` is made
+    /// from it, and it is the event's id.
+    pub id: String,
+    /// Until then it belongs to `holder`; after it, to whoever claims it. Absent: refused for good, kept for an operator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub due: Option<Instant>,
+    /// Who holds it: made anew for each lease.
+    #[serde(default)]
+    pub holder: String,
+    /// How often it was tried in vain.
+    #[serde(default)]
+    pub attempts: i32,
+    /// Why the newest try was in vain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// When it was refused for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub failed_at: Option<Instant>,
+    /// The mail, or the event.
+    #[serde(flatten)]
+    pub content: Content,
+}
+
+/// What leaves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "most entries are mails")]
+pub enum Content {
+    /// To a person.
+    Mail(MailDocument),
+    /// To other systems.
+    Event(CloudEvent),
+}
+
+/// A mail, with all that it says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct MailDocument {
+    /// Which mail.
+    pub template: Template,
+    /// Which of its versions.
+    pub role: Recipient,
+    /// The address that it goes to.
+    pub to: Mailbox,
+    /// Who gets an answer.
+    pub reply_to: Mailbox,
+    /// The reader's language.
+    pub locale: String,
+    /// What it says.
+    pub facts: Facts,
+}
+
+impl From<&Notification> for MailDocument {
+    fn from(mail: &Notification) -> Self {
+        Self {
+            template: mail.template,
+            role: mail.recipient,
+            to: mail.to.clone(),
+            reply_to: mail.reply_to.clone(),
+            locale: mail.locale.clone(),
+            facts: mail.facts.clone(),
+        }
+    }
+}
+
+impl From<MailDocument> for Notification {
+    fn from(mail: MailDocument) -> Self {
+        Self {
+            template: mail.template,
+            recipient: mail.role,
+            to: mail.to,
+            reply_to: mail.reply_to,
+            locale: mail.locale,
+            facts: mail.facts,
+        }
+    }
+}
+
+/// An entry that this process holds until its lease runs out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Leased {
+    /// Where its document is.
+    pub collection: Collection,
+    /// Its document.
+    pub document_id: String,
+    /// The entry.
+    pub entry: OutboxEntry,
+}
+
+/// The right to send entries until an instant.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    /// Made anew for each lease, so that two holders cannot be mistaken for one another.
+    pub holder: Uuid,
+    /// Until when.
+    pub until: DateTime<Utc>,
+}
+
+/// The entries of one change, under `lease`.
+pub fn entries<R>(added: &Added<R>, lease: &Lease, source: &str, at: DateTime<Utc>) -> Vec<OutboxEntry> {
+    let entry = |id: Uuid, content: Content| OutboxEntry {
+        id: id.to_string(),
+        due: Some(lease.until.into()),
+        holder: lease.holder.to_string(),
+        attempts: 0,
+        error: None,
+        failed_at: None,
+        content,
+    };
+    let mails = added.notifications.iter().map(|mail| entry(added.mail_id(mail), Content::Mail(mail.into())));
+    let events = added.events.iter().filter_map(|event| {
+        let id = added.event_id(event);
+        let causation = added.command.as_ref().map(|command| command.key.id.to_string());
+        Some(entry(id, Content::Event(cloud_event(event, id, causation, source, at)?)))
+    });
+    mails.chain(events).collect()
+}
+
+fn cloud_event(
+    event: &Event,
+    id: Uuid,
+    causationid: Option<String>,
+    source: &str,
+    time: DateTime<Utc>,
+) -> Option<CloudEvent> {
+    // An event is plain data, so its serialization cannot fail; a `None` would only be an event fewer.
+    let mut parts = serde_json::to_value(event).ok()?;
+    let data = parts.get_mut("data")?.take();
+    let subject = data.get("subscription_id").and_then(|id| id.as_str()).map(str::to_owned);
+    Some(CloudEvent {
+        specversion: "1.0".to_owned(),
+        id: id.to_string(),
+        source: source.to_owned(),
+        kind: event.kind().to_owned(),
+        time,
+        subject,
+        causationid,
+        datacontenttype: "application/json".to_owned(),
+        data,
+    })
+}

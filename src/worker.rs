@@ -1,0 +1,248 @@
+//! A lane on one screen: receive → load → fold → commit → settle.
+//!
+//! A lane consumes one work queue, one batch at a time. A batch is whatever waits, so a quiet lane has batches of one
+//! message and no timer. All messages of a batch are settled before it is acked with one ack; a batch that was not acked
+//! comes again, and `applied` in the documents tells what was done already.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use metrics::{counter, histogram};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Batch, Consumer, Delivery, Outgoing, PublishError, Publisher, RetryDelay, Topology};
+use crate::clock;
+use crate::domain::command::{Command, CommandBody, CommandType, InvalidCommand};
+use crate::domain::decide::Rejection;
+use crate::domain::event::{self, CloudEvent, CommandRejected, EffectIds};
+use crate::domain::fold::{Missing, Rejected, Task, Verdict};
+use crate::engine::{Engine, Settled, Stopped};
+
+/// How often a command waits for something that may still be on its way (contract §4 *wait*: 5 s, 30 s, 2 min).
+const WAITS_MAX: u32 = 3;
+/// How often a failed command is tried again (contract §7).
+const RETRIES_MAX: u32 = 5;
+/// How long to wait before a copy that the broker did not take is published again: from the first to the longest.
+const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// One work queue and what it takes to work it off.
+#[derive(Debug)]
+pub struct Lane {
+    /// Which commands.
+    pub kind: CommandType,
+    /// Names of the broker's objects.
+    pub topology: Topology,
+    /// The work queue.
+    pub consumer: Consumer,
+    /// For retry copies, dead letters and refusals.
+    pub publisher: Publisher,
+    /// Decides and writes.
+    pub engine: Engine,
+    /// `source` of events.
+    pub source: String,
+    /// The largest batch, in messages.
+    pub batch_max: usize,
+}
+
+/// What becomes of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Disposition {
+    /// It is done with.
+    Done,
+    /// Its refusal is published, then it is done with.
+    Reject(Rejected),
+    /// It comes again.
+    Retry(RetryDelay),
+    /// It goes where an operator can see it.
+    DeadLetter { reason: &'static str, error: String },
+}
+
+impl Lane {
+    /// Works until `shutdown`; then finishes the batch in hand.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        while let Some(batch) = self.consumer.next_batch(self.batch_max, &shutdown).await {
+            match self.process(&batch, &shutdown).await {
+                Ok(()) => {
+                    if let Err(lost) = batch.ack().await {
+                        tracing::warn!(lane = %self.kind, %lost, "the batch is done but could not be acked; it comes again, without effect");
+                    }
+                }
+                Err(Stopped) => batch.release().await,
+            }
+        }
+        self.consumer.close().await;
+    }
+
+    async fn process(&self, batch: &Batch, shutdown: &CancellationToken) -> Result<(), Stopped> {
+        histogram!("offramp_batch_messages", "lane" => self.kind.as_str()).record(batch_size(batch));
+        let parsed: Vec<Result<Task, InvalidCommand>> =
+            batch.deliveries.iter().map(|delivery| Command::parse(&delivery.body).map(Task::Command)).collect();
+        let tasks: Vec<&Task> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
+        let mut settled = self.engine.run(&tasks, shutdown).await?.into_iter();
+
+        let mut outgoing = Vec::new();
+        for (delivery, parsed) in batch.deliveries.iter().zip(&parsed) {
+            let disposition = match parsed {
+                Ok(_) => settled.next().map_or(Disposition::Done, |settled| dispose(settled, delivery.attempt)),
+                Err(invalid) => dead_letter_of(invalid),
+            };
+            self.count(&disposition);
+            outgoing.extend(self.messages(delivery, parsed.as_ref().ok(), disposition));
+        }
+        self.publish(outgoing, batch, shutdown).await
+    }
+
+    /// The messages that a disposition entails.
+    fn messages(&self, delivery: &Delivery, task: Option<&Task>, disposition: Disposition) -> Vec<Outgoing> {
+        let queue = self.topology.work_queue(self.kind);
+        match (disposition, task) {
+            (Disposition::Retry(delay), _) => vec![delivery.retry_copy(&self.topology, &queue, delay)],
+            (Disposition::DeadLetter { reason, error }, _) => {
+                tracing::warn!(lane = %self.kind, reason, %error, "a message goes to the dead letters");
+                vec![delivery.dead_letter(&self.topology, reason, &error, &queue, clock::now())]
+            }
+            (Disposition::Reject(rejected), Some(Task::Command(command))) => {
+                let event = self.rejection(command, &rejected);
+                let key = CommandRejected::KIND;
+                let mut messages = vec![event_message(&self.topology.event_exchange(), key, &event)];
+                if let Some(queue) = &delivery.reply_to {
+                    // The default exchange delivers to the queue of that name.
+                    messages.push(event_message("", queue, &event));
+                }
+                messages
+            }
+            (Disposition::Done | Disposition::Reject(_), _) => vec![],
+        }
+    }
+
+    fn rejection(&self, command: &Command, rejected: &Rejected) -> CloudEvent {
+        let Rejected { rejection, account_id } = rejected;
+        tracing::info!(command = %command.reference.key.id.as_str(), kind = %command.reference.kind, %rejection, "refused");
+        rejection_event(command, rejection, account_id.clone(), &self.source)
+    }
+
+    /// Publishes until the broker has confirmed everything: only then may the batch be acked.
+    async fn publish(
+        &self,
+        mut outgoing: Vec<Outgoing>,
+        batch: &Batch,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Stopped> {
+        let (first, longest) = REPUBLISH_EVERY;
+        let mut delays = ExponentialBuilder::default()
+            .with_min_delay(first)
+            .with_max_delay(longest)
+            .without_max_times()
+            .with_jitter()
+            .build();
+        while !outgoing.is_empty() {
+            let results = self.publisher.publish_all(&outgoing).await;
+            let mut newest = None;
+            let mut confirmed = results.into_iter().map(|result| result.map_err(|error| newest = Some(error)).is_ok());
+            outgoing.retain(|_| !confirmed.next().unwrap_or(false));
+            drop(confirmed);
+            let Some(error) = newest else { break };
+            tracing::warn!(lane = %self.kind, waiting = outgoing.len(), %error, "the broker did not take a message; the originals are kept until it does");
+            if error == PublishError::Unroutable {
+                counter!("offramp_unroutable_total", "lane" => self.kind.as_str()).increment(1);
+            }
+            if !batch.is_live() {
+                // The messages come again anyway.
+                return Err(Stopped);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(delays.next().unwrap_or(longest)) => {}
+                () = shutdown.cancelled() => return Err(Stopped),
+            }
+        }
+        Ok(())
+    }
+
+    fn count(&self, disposition: &Disposition) {
+        let outcome = match disposition {
+            Disposition::Done => "done",
+            Disposition::Reject(rejected) => rejected.rejection.reason.as_str(),
+            Disposition::Retry(_) => "retry",
+            Disposition::DeadLetter { reason, .. } => reason,
+        };
+        counter!("offramp_commands_total", "lane" => self.kind.as_str(), "outcome" => outcome).increment(1);
+    }
+}
+
+/// What becomes of a decided or failed command that was tried `attempt` times before (contract §4 and §7).
+fn dispose(settled: Settled, attempt: u32) -> Disposition {
+    let again = |max: u32| if attempt < max { RetryDelay::for_attempt(attempt) } else { None };
+    match settled {
+        Settled::Decided(Verdict::Applied | Verdict::Unchanged) => Disposition::Done,
+        Settled::Decided(Verdict::Rejected(rejected)) => {
+            match again(WAITS_MAX).filter(|_| rejected.rejection.reason.may_pass()) {
+                Some(delay) => Disposition::Retry(delay),
+                None => Disposition::Reject(rejected),
+            }
+        }
+        Settled::Decided(Verdict::Missing(missing)) => again(WAITS_MAX).map_or_else(
+            || {
+                let (reason, what) = match missing {
+                    Missing::Organization => ("missing_organization", "organization"),
+                    Missing::Account => ("missing_account", "account"),
+                };
+                Disposition::DeadLetter { reason, error: format!("The {what} behind the document does not exist.") }
+            },
+            Disposition::Retry,
+        ),
+        Settled::Decided(Verdict::Corrupt(error)) => Disposition::DeadLetter { reason: "corrupt_document", error },
+        Settled::Failed(error) => again(RETRIES_MAX)
+            .map_or_else(|| Disposition::DeadLetter { reason: "exhausted", error: error.clone() }, Disposition::Retry),
+    }
+}
+
+fn dead_letter_of(invalid: &InvalidCommand) -> Disposition {
+    let reason = match invalid {
+        InvalidCommand::TooLarge { .. } => "too_large",
+        InvalidCommand::Malformed(_) => "invalid",
+    };
+    Disposition::DeadLetter { reason, error: invalid.to_string() }
+}
+
+/// The `command.rejected` of a command; its id is the same however often the command is refused for that document.
+pub fn rejection_event(
+    command: &Command,
+    rejection: &Rejection,
+    account_id: Option<crate::domain::text::AccountId>,
+    source: &str,
+) -> CloudEvent {
+    let (document, subscription_id, account_id) = match &command.body {
+        CommandBody::Subscription(data) => {
+            (data.subscription_id().as_str(), Some(data.subscription_id().clone()), account_id)
+        }
+        CommandBody::CardExpiry(data) => (data.account_id.as_str(), None, Some(data.account_id.clone())),
+    };
+    let id = EffectIds::of_command(&command.reference, document).id(CommandRejected::KIND);
+    let subject = subscription_id.as_ref().map(ToString::to_string);
+    let organization_id = command.organization_id().clone();
+    let data = event::rejected(&command.reference, rejection, organization_id, subscription_id, account_id);
+    CloudEvent {
+        specversion: "1.0".to_owned(),
+        id: id.to_string(),
+        source: source.to_owned(),
+        kind: CommandRejected::KIND.to_owned(),
+        time: clock::now(),
+        subject,
+        causationid: Some(command.reference.key.id.to_string()),
+        datacontenttype: "application/json".to_owned(),
+        // Plain data: it cannot fail to be written.
+        data: serde_json::to_value(data).unwrap_or_default(),
+    }
+}
+
+/// An event as a message.
+pub(crate) fn event_message(exchange: &str, routing_key: &str, event: &CloudEvent) -> Outgoing {
+    // Plain data: it cannot fail to be written.
+    let body = serde_json::to_vec(event).unwrap_or_default();
+    Outgoing::new(exchange, routing_key, body).content_type("application/cloudevents+json").message_id(&event.id)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a batch has a few hundred messages")]
+fn batch_size(batch: &Batch) -> f64 {
+    batch.deliveries.len() as f64
+}
