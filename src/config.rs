@@ -15,10 +15,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use lettre::Address;
 use tracing_subscriber::EnvFilter;
 
-use secret::{AmqpUrls, MongodbUrl, SmtpUrl};
+use crate::broker::{BrokerUrls, InvalidBrokerUrl};
+use crate::mail::{MailUrl, Sender};
+
+use secret::MongodbUrl;
 use source::setting;
 
 pub use source::from_environment;
@@ -57,9 +59,9 @@ pub struct BrokerSettings {
         hide_env_values = true,
         value_name = "URL",
         default_value = "amqp://localhost:5672/%2f",
-        value_parser = setting(AmqpUrls::parse)
+        value_parser = setting(broker_urls)
     )]
-    pub amqp_url: AmqpUrls,
+    pub amqp_url: BrokerUrls,
 
     /// First part of the name of every exchange and queue
     #[arg(
@@ -100,9 +102,9 @@ pub struct MailSettings {
         hide_env_values = true,
         value_name = "URL",
         default_value = "smtp://localhost:1025",
-        value_parser = setting(SmtpUrl::parse)
+        value_parser = setting(mail_url)
     )]
-    pub smtp_url: SmtpUrl,
+    pub smtp_url: MailUrl,
 
     /// Connections to the mail server at most, 1 to 64
     #[arg(
@@ -127,9 +129,9 @@ pub struct SenderSettings {
         hide_env_values = true,
         value_name = "ADDRESS",
         default_value = "no-reply@localhost",
-        value_parser = setting(address)
+        value_parser = setting(sender)
     )]
-    pub mail_from: Address,
+    pub mail_from: Sender,
 
     /// Directory whose files replace the built-in templates, file by file [default: none]
     #[arg(
@@ -281,12 +283,16 @@ fn event_source(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn address(text: &str) -> Result<Address, String> {
-    text.parse().map_err(|_| {
-        "it is not an e-mail address; write the address alone, such as no-reply@example.com (the name shown with it is the \
-         organization's)"
-            .to_owned()
-    })
+fn broker_urls(text: &str) -> Result<BrokerUrls, String> {
+    text.parse().map_err(|error: InvalidBrokerUrl| error.to_string())
+}
+
+fn mail_url(text: &str) -> Result<MailUrl, String> {
+    MailUrl::parse(text).map_err(|error| error.to_string())
+}
+
+fn sender(text: &str) -> Result<Sender, String> {
+    Sender::parse(text).map_err(|error| error.to_string())
 }
 
 fn directory(text: &str) -> Result<PathBuf, String> {

@@ -96,7 +96,9 @@ impl Engine {
                     Committed::Lost => drop(lost.insert((update.collection, update.id))),
                     Committed::Refused(error) => {
                         let error = format!("{} {}: {error}", update.collection.as_str(), update.id);
-                        for &index in pending.iter().filter(|&&index| document(tasks[index]) == (update.collection, &update.id)) {
+                        for &index in
+                            pending.iter().filter(|&&index| document(tasks[index]) == (update.collection, &update.id))
+                        {
                             settled[index] = Settled::Failed(error.clone());
                         }
                     }

@@ -4,6 +4,7 @@
 //! ready when all its parts are. A part that ends without a word counts as not ready: nothing dead looks alive.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use serde::Serialize;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -28,69 +29,63 @@ const SECONDS_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 /// The buckets of every histogram of counts (`…_size`).
 const SIZE_BUCKETS: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 1000.0];
 
-/// Whether each part of the worker can work.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<String, Component>>>);
+/// Whether each part of the worker can work: each is asked anew whenever somebody wants to know.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<Mutex<BTreeMap<String, Probe>>>);
 
-#[derive(Clone, Debug, Serialize)]
-struct Component {
-    ready: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-}
+/// Asks a part whether it can work; the error says why not.
+type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
 
 /// One part's say in [`Readiness`].
 #[derive(Debug)]
 pub struct ReadyHandle {
     readiness: Readiness,
     name: String,
+    state: Arc<Mutex<Result<(), String>>>,
 }
 
 impl Readiness {
-    /// Adds a part, not ready yet.
+    /// Adds a part that will say itself whether it can work; not ready yet.
     #[must_use]
-    pub fn component(&self, name: impl Into<String>) -> ReadyHandle {
-        let handle = ReadyHandle { readiness: self.clone(), name: name.into() };
-        handle.not_ready("starting");
-        handle
+    pub fn component(&self, name: &str) -> ReadyHandle {
+        let state = Arc::new(Mutex::new(Err("starting".to_owned())));
+        let said = Arc::clone(&state);
+        self.watch(name, move || locked(&said).clone());
+        ReadyHandle { readiness: self.clone(), name: name.to_owned(), state }
     }
 
-    /// Whether there are parts and all are ready.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        let components = self.components();
-        !components.is_empty() && components.values().all(|component| component.ready)
+    /// Adds a part that is asked.
+    pub fn watch(&self, name: &str, probe: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        locked(&self.0).insert(name.to_owned(), Box::new(probe));
     }
 
-    /// The parts that are not ready, with the reason.
+    /// What each part says.
     #[must_use]
-    pub fn waiting_for(&self) -> Vec<(String, String)> {
-        self.components()
-            .iter()
-            .filter(|(_, component)| !component.ready)
-            .map(|(name, component)| (name.clone(), component.reason.clone().unwrap_or_default()))
-            .collect()
+    pub fn states(&self) -> BTreeMap<String, Result<(), String>> {
+        locked(&self.0).iter().map(|(name, probe)| (name.clone(), probe())).collect()
     }
+}
 
-    fn components(&self) -> MutexGuard<'_, BTreeMap<String, Component>> {
-        // The map is whole after every statement, so a panic elsewhere cannot have broken it.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Readiness").field(&self.states()).finish()
     }
 }
 
 impl ReadyHandle {
     /// It can work.
     pub fn ready(&self) {
-        self.set(Component { ready: true, reason: None });
+        *locked(&self.state) = Ok(());
     }
 
     /// It cannot, for this reason.
     pub fn not_ready(&self, reason: impl Into<String>) {
-        self.set(Component { ready: false, reason: Some(reason.into()) });
+        *locked(&self.state) = Err(reason.into());
     }
 
-    fn set(&self, component: Component) {
-        self.readiness.components().insert(self.name.clone(), component);
+    /// Others answer for it from now on.
+    pub fn retire(self) {
+        locked(&self.readiness.0).remove(&self.name);
     }
 }
 
@@ -98,6 +93,11 @@ impl Drop for ReadyHandle {
     fn drop(&mut self) {
         self.not_ready("stopped");
     }
+}
+
+/// Nothing panics while it holds one of the locks here, and the data is whole after every statement.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Makes every `metrics::counter!` and its kin count, from here on.
@@ -150,19 +150,18 @@ fn router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> Response {
-    #[derive(Serialize)]
-    struct Body<'a> {
-        ready: bool,
-        components: &'a BTreeMap<String, Component>,
-    }
-
-    let ready = readiness.is_ready();
-    let body = serde_json::to_string_pretty(&Body { ready, components: &readiness.components() });
+    let states = readiness.states();
+    let ready = !states.is_empty() && states.values().all(Result::is_ok);
+    let components: serde_json::Map<_, _> = states
+        .into_iter()
+        .map(|(name, state)| match state {
+            Ok(()) => (name, json!({ "ready": true })),
+            Err(reason) => (name, json!({ "ready": false, "reason": reason })),
+        })
+        .collect();
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    match body {
-        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body + "\n").into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    let body = format!("{:#}\n", json!({ "ready": ready, "components": components }));
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 async fn render(State(metrics): State<PrometheusHandle>) -> Response {
@@ -210,7 +209,7 @@ mod tests {
         database.ready();
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         drop(lane);
-        assert_eq!(readiness.waiting_for(), [("lane payment.failure".to_owned(), "stopped".to_owned())]);
+        assert_eq!(readiness.states()["lane payment.failure"], Err("stopped".to_owned()));
 
         assert!(get(address, "/metrics").await.contains("offramp_things_total 3"));
         stop.cancel();

@@ -1,13 +1,22 @@
 //! Offramp ends monthly subscriptions: commands in from RabbitMQ, documents changed in MongoDB, mails and events out.
 //!
-//! Reading order: [`domain`] — every rule, pure. [`store`] — the database. Around them, the program: [`config`] — every
-//! setting; [`logging`]; [`http`] — health and metrics;
-//! [`jsonl`] — files of documents and commands; [`schemas`] — what other systems read and write.
+//! Reading order: [`domain`] — every rule, pure. [`worker`] — a lane on one screen; [`engine`] — load, fold, commit;
+//! [`sweeper`] — what time does; [`outbox`] — what leaves. Around them, one folder for each server: [`broker`], [`store`],
+//! [`mail`]. [`run`] puts them together; [`config`], [`http`], [`logging`] are what every service has; [`jsonl`] and
+//! [`schemas`] are for those who write documents and commands.
 
+pub mod broker;
+pub mod clock;
 pub mod config;
 pub mod domain;
+pub mod engine;
 pub mod http;
 pub mod jsonl;
 pub mod logging;
+pub mod mail;
+pub mod outbox;
+pub mod run;
 pub mod schemas;
 pub mod store;
+pub mod sweeper;
+pub mod worker;

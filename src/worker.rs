@@ -104,10 +104,11 @@ impl Lane {
             (Disposition::Reject(rejected), Some(Task::Command(command))) => {
                 let event = self.rejection(command, &rejected);
                 let key = CommandRejected::KIND;
-                let mut messages = vec![event_message(&self.topology.event_exchange(), key, &event, false)];
-                // The default exchange delivers to the queue of that name.
-                let reply_to = delivery.reply_to.as_deref().filter(|queue| !queue.is_empty());
-                messages.extend(reply_to.map(|queue| event_message("", queue, &event, false)));
+                let mut messages = vec![event_message(&self.topology.event_exchange(), key, &event)];
+                if let Some(queue) = &delivery.reply_to {
+                    // The default exchange delivers to the queue of that name.
+                    messages.push(event_message("", queue, &event));
+                }
                 messages
             }
             (Disposition::Done | Disposition::Reject(_), _) => vec![],
@@ -190,10 +191,8 @@ fn dispose(settled: Settled, attempt: u32) -> Disposition {
             Disposition::Retry,
         ),
         Settled::Decided(Verdict::Corrupt(error)) => Disposition::DeadLetter { reason: "corrupt_document", error },
-        Settled::Failed(error) => again(RETRIES_MAX).map_or_else(
-            || Disposition::DeadLetter { reason: "exhausted", error: error.clone() },
-            Disposition::Retry,
-        ),
+        Settled::Failed(error) => again(RETRIES_MAX)
+            .map_or_else(|| Disposition::DeadLetter { reason: "exhausted", error: error.clone() }, Disposition::Retry),
     }
 }
 
@@ -237,13 +236,10 @@ pub fn rejection_event(
 }
 
 /// An event as a message.
-pub(crate) fn event_message(exchange: &str, routing_key: &str, event: &CloudEvent, mandatory: bool) -> Outgoing {
+pub(crate) fn event_message(exchange: &str, routing_key: &str, event: &CloudEvent) -> Outgoing {
     // Plain data: it cannot fail to be written.
     let body = serde_json::to_vec(event).unwrap_or_default();
-    Outgoing::new(exchange, routing_key, body)
-        .mandatory(mandatory)
-        .content_type("application/cloudevents+json")
-        .message_id(&event.id)
+    Outgoing::new(exchange, routing_key, body).content_type("application/cloudevents+json").message_id(&event.id)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a batch has a few hundred messages")]

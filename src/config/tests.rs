@@ -280,24 +280,3 @@ fn settings_can_be_logged() {
     assert!(text.contains("mongodb://***@db-1,db-2/shop?***"), "{text}");
     assert!(text.contains("smtps://***@mail"), "{text}");
 }
-
-#[test]
-fn a_broker_may_have_many_hosts() {
-    let nodes = |text: &str| AmqpUrls::parse(text).unwrap();
-    let shared = nodes("amqp://app:p%40,x@a:1, b,[::1]:3/shop?heartbeat=5");
-    let shown: Vec<String> = shared.nodes().iter().map(secret::display_node).collect();
-    assert_eq!(shown, ["amqp://a:1/shop", "amqp://b:5672/shop", "amqp://[::1]:3/shop"]);
-    for node in shared.nodes() {
-        assert_eq!((&*node.authority.userinfo.username, &*node.authority.userinfo.password), ("app", "p@,x"));
-        assert_eq!(node.query.heartbeat, Some(5));
-    }
-    assert_eq!(shared.nodes()[2].authority.host, "::1");
-    assert_eq!(nodes("amqp://a, amqps://u:p@b/v").to_string(), "amqp://a:5672, amqps://b:5671/v");
-}
-
-#[test]
-fn mails_may_go_to_a_directory() {
-    let url = SmtpUrl::parse("file:///tmp/out%20box").unwrap();
-    assert_eq!(url.directory(), Some(std::path::Path::new("/tmp/out box")));
-    assert!(SmtpUrl::parse("file://out").unwrap_err().contains("from the root on"));
-}

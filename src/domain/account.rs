@@ -53,7 +53,7 @@ impl CardNotice {
 
 /// Which of a card's notices: one per lead time of the organization, one for the time before the longest, one for the
 /// time after the card's end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum NoticeKind {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, Datelike, Days, Months, NaiveDate, NaiveTime, TimeZone, Utc};
+use chrono::{DateTime, Datelike, Days, LocalResult, Months, NaiveDate, NaiveTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::{GapInfo, Tz};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -57,8 +57,7 @@ impl FromStr for YearMonth {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let well_formed = text.len() == 7 && text.is_char_boundary(4);
-        well_formed
+        (text.len() == 7)
             .then(|| parse_date(&format!("{text}-01")).ok())
             .flatten()
             .map(Self::of)
@@ -287,15 +286,23 @@ fn day_before(date: NaiveDate) -> NaiveDate {
     date - Days::new(1)
 }
 
-/// The instant at which `date` is over in `timezone`: the next day's midnight, or the first instant after it where the
-/// clocks skip midnight.
+/// The instant from which on it is later than `date` in `timezone`: the next day's midnight, or the first instant after
+/// it where the clocks skip midnight.
 #[must_use]
 pub fn end_of_day(date: NaiveDate, timezone: Tz) -> DateTime<Utc> {
     let midnight = (date + Days::new(1)).and_time(NaiveTime::MIN);
-    let start = timezone
-        .from_local_datetime(&midnight)
-        .earliest()
-        .or_else(|| GapInfo::new(&midnight, &timezone).and_then(|gap| gap.end));
+    let start = match timezone.from_local_datetime(&midnight) {
+        LocalResult::Single(start) => Some(start),
+        // Set back from 01:00 to 00:00, the next day begins once; set back from 00:01 to 23:01, this one was not over.
+        LocalResult::Ambiguous(first, second) => {
+            let just_before = second.to_utc() - TimeDelta::seconds(1);
+            Some(if just_before.with_timezone(&timezone).date_naive() == date { second } else { first })
+        }
+        LocalResult::None => GapInfo::new(&midnight, &timezone).and_then(|gap| gap.end),
+    };
     // A gap without an end does not exist in the time zone database; should it, the day is over by UTC.
-    start.map_or_else(|| midnight.and_utc(), |start| start.with_timezone(&Utc))
+    start.map_or_else(|| midnight.and_utc(), |start| start.to_utc())
 }
+
+#[cfg(test)]
+mod tests;

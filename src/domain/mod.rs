@@ -17,3 +17,6 @@ pub mod notification;
 pub mod organization;
 pub mod subscription;
 pub mod text;
+
+#[cfg(test)]
+mod testing;

@@ -156,3 +156,215 @@ fn remove(
         ))],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::domain::subscription::Status;
+    use crate::domain::testing::*;
+
+    #[track_caller]
+    fn check(scene: &Scene, command: &crate::domain::command::Command, expected: &str) {
+        assert_story(&scene.tell(command), expected);
+    }
+
+    #[test]
+    fn by_admin_with_a_month() {
+        let month = json!({ "actor": admin(), "via": "purchases", "month": "2026-07", "reason": "blessure" });
+        check(
+            &scene(Status::Active),
+            &command("subscription.cancellation", month),
+            r#"
+            active → cancellation_scheduled
+            ends on 2026-07-14, over at 2026-07-15 04:00:00 UTC, last invoice 2026-06-15
+            cancellation: by admin via purchases, "blessure", 2026-07, admin adm-1
+            history: active → cancellation_scheduled, 2026-07-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+            actor: Luc, ends_on: 2026-07-14, final_billing_on: 2026-06-15, reason: blessure
+            event subscription.cancellation-scheduled
+            by: admin, via: purchases, ends_on: 2026-07-14, ends_at: 2026-07-15T04:00:00.000Z, final_billing_on: 2026-06-15, reason: blessure
+        "#,
+        );
+    }
+
+    #[test]
+    fn by_admin_with_no_month() {
+        check(
+            &scene(Status::Active),
+            &purchases(""),
+            "
+            active → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by admin via purchases, no reason, no month, admin adm-1
+            history: active → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+              actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15
+            event subscription.cancellation-scheduled
+              by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
+              final_billing_on: 2026-05-15
+        ",
+        );
+    }
+
+    #[test]
+    fn moved_earlier() {
+        check(
+            &scene(Status::CancellationScheduled),
+            &purchases("2026-07"),
+            "
+            cancellation_scheduled → cancellation_scheduled
+            ends on 2026-07-14, over at 2026-07-15 04:00:00 UTC, last invoice 2026-06-15
+            cancellation: by admin via purchases, no reason, 2026-07, admin adm-1
+            history: cancellation_scheduled → cancellation_scheduled, 2026-07-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+              actor: Luc, ends_on: 2026-07-14, previous_ends_on: 2026-08-14, final_billing_on: 2026-06-15
+            event subscription.cancellation-scheduled
+              by: admin, via: purchases, ends_on: 2026-07-14, ends_at: 2026-07-15T04:00:00.000Z,
+              final_billing_on: 2026-06-15, previous_ends_on: 2026-08-14
+        ",
+        );
+    }
+
+    #[test]
+    fn a_request_that_is_open_is_superseded() {
+        check(
+            &scene(Status::CancellationRequested),
+            &purchases(""),
+            r#"
+            cancellation_requested → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by admin via purchases, no reason, no month, admin adm-1
+            request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", superseded at 2026-06-01 16:00:00 UTC, no note
+            history: cancellation_requested → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+            actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27
+            event subscription.cancellation-scheduled
+            by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z, final_billing_on: 2026-05-15
+        "#,
+        );
+    }
+
+    #[test]
+    fn a_request_that_is_closed_stays_as_it_was() {
+        use crate::domain::subscription::{Closed, RequestDecision};
+        let declined = scene(Status::CancellationRequested).with(|scene| scene.subscription.status = Status::Active);
+        let declined = declined.with_details(|details| {
+            details.request.as_mut().unwrap().closed =
+                Some(Closed { decided_at: now(), decision: RequestDecision::Decline, note: None });
+        });
+        check(
+            &declined,
+            &purchases(""),
+            "
+            active → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by admin via purchases, no reason, no month, admin adm-1
+            history: active → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+              actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15
+            event subscription.cancellation-scheduled
+              by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
+              final_billing_on: 2026-05-15
+        ",
+        );
+    }
+
+    #[test]
+    fn by_client() {
+        check(
+            &scene(Status::Active),
+            &account(),
+            "
+            active → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by client via account, no reason, no month, client acc-1
+            history: active → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
+            mail cancelled-by-client to organization_contact
+              ends_on: 2026-06-14, final_billing_on: 2026-05-15
+            event subscription.cancellation-scheduled
+              by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
+              final_billing_on: 2026-05-15
+        ",
+        );
+    }
+
+    #[test]
+    fn by_client_whom_the_organization_tells_too() {
+        let both =
+            scene(Status::CancellationRequested).with(|scene| scene.organization.notify_client_of_own_actions = true);
+        check(
+            &both,
+            &account(),
+            r#"
+            cancellation_requested → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by client via account, no reason, no month, client acc-1
+            request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", superseded at 2026-06-01 16:00:00 UTC, no note
+            history: cancellation_requested → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
+            mail cancelled-by-client to organization_contact and account_manager
+            ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27
+            event subscription.cancellation-scheduled
+            by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z, final_billing_on: 2026-05-15
+        "#,
+        );
+    }
+
+    #[test]
+    fn by_client_before_the_end_that_an_admin_scheduled() {
+        check(
+            &scene(Status::CancellationScheduled),
+            &account(),
+            "
+            cancellation_scheduled → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by client via account, no reason, no month, client acc-1
+            history: cancellation_scheduled → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
+            mail cancelled-by-client to organization_contact
+              ends_on: 2026-06-14, previous_ends_on: 2026-08-14, final_billing_on: 2026-05-15
+            event subscription.cancellation-scheduled
+              by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
+              final_billing_on: 2026-05-15, previous_ends_on: 2026-08-14
+        ",
+        );
+    }
+
+    #[test]
+    fn from_the_newest_invoice() {
+        check(
+            &scene(Status::CancellationScheduled),
+            &invoice("inv-may"),
+            r#"
+            cancellation_scheduled → removed
+            ended on 2026-06-01
+            details dropped
+            history: cancellation_scheduled → removed, no last day, by admin adm-1, cmd-1
+            mail removed-by-admin to account_manager
+            actor: Luc, removed_on: 2026-06-01, invoice_id: inv-may, refund: false
+            event subscription.removed
+            invoice_id: inv-may, refund: false, activities: [{"id":"a-1","name":"Longueurs"}]
+        "#,
+        );
+    }
+
+    #[test]
+    fn from_the_newest_invoice_with_a_refund() {
+        let refund = json!({
+            "actor": admin(), "via": "invoice", "invoice_id": "inv-may", "refund": true, "reason": "erreur",
+        });
+        check(
+            &scene(Status::Active),
+            &command("subscription.cancellation", refund),
+            r#"
+            active → removed
+            ended on 2026-06-01
+            details dropped
+            history: active → removed, no last day, by admin adm-1, cmd-1
+            mail removed-by-admin to account_manager
+            actor: Luc, removed_on: 2026-06-01, reason: erreur, invoice_id: inv-may, refund: true
+            event subscription.removed
+            invoice_id: inv-may, refund: true, activities: [{"id":"a-1","name":"Longueurs"}]
+        "#,
+        );
+    }
+}

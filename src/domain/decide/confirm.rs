@@ -114,3 +114,91 @@ fn decline(
         ))],
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::domain::subscription::Status;
+    use crate::domain::testing::*;
+
+    #[track_caller]
+    fn check(command: &crate::domain::command::Command, expected: &str) {
+        assert_story(&scene(Status::CancellationRequested).tell(command), expected);
+    }
+
+    #[test]
+    fn accepted() {
+        check(
+            &accept(""),
+            r#"
+            cancellation_requested → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by admin via request, "on déménage", no month, admin adm-1
+            request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", accept at 2026-06-01 16:00:00
+              UTC, no note
+            history: cancellation_requested → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
+            mail request-accepted to account_manager
+              actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27, reason:
+              on déménage
+            event subscription.cancellation-scheduled
+              by: admin, via: request, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z, final_billing_on:
+              2026-05-15, reason: on déménage
+        "#,
+        );
+    }
+
+    #[test]
+    fn accepted_with_a_last_invoice_and_a_note() {
+        let data = json!({
+            "actor": admin(), "decision": "accept", "final_billing_date": "2026-07-15", "note": "bonne chance",
+        });
+        check(
+            &command("subscription.cancellation-confirmation", data),
+            r#"
+            cancellation_requested → cancellation_scheduled
+            ends on 2026-08-14, over at 2026-08-15 04:00:00 UTC, last invoice 2026-07-15
+            cancellation: by admin via request, "on déménage", no month, admin adm-1
+            request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", accept at 2026-06-01 16:00:00
+              UTC, "bonne chance"
+            history: cancellation_requested → cancellation_scheduled, 2026-08-14, by admin adm-1, cmd-1
+            mail request-accepted to account_manager
+              actor: Luc, ends_on: 2026-08-14, final_billing_on: 2026-07-15, requested_on: 2026-05-27, reason:
+              on déménage, note: bonne chance
+            event subscription.cancellation-scheduled
+              by: admin, via: request, ends_on: 2026-08-14, ends_at: 2026-08-15T04:00:00.000Z, final_billing_on:
+              2026-07-15, reason: on déménage
+        "#,
+        );
+    }
+
+    #[test]
+    fn declined() {
+        check(
+            &decline(),
+            r#"
+            cancellation_requested → active
+            request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", decline at 2026-06-01 16:00:00
+              UTC, "contrat d'un an"
+            history: cancellation_requested → active, no last day, by admin adm-1, cmd-1
+            mail request-declined to account_manager
+              actor: Luc, next_billing_on: 2026-06-15, requested_on: 2026-05-27, reason: on déménage, note:
+              contrat d'un an
+            event subscription.cancellation-declined
+              note: contrat d'un an
+        "#,
+        );
+    }
+
+    /// The client is told what an admin decided, whether or not they are told what they did themselves.
+    #[test]
+    fn only_the_account_manager_is_told() {
+        for command in [accept(""), decline()] {
+            let both = scene(Status::CancellationRequested)
+                .with(|scene| scene.organization.notify_client_of_own_actions = true);
+            let told = both.tell(&command).subscription.unwrap();
+            let recipients: Vec<_> = told.added[0].notifications.iter().map(|mail| mail.recipient.as_str()).collect();
+            assert_eq!(recipients, ["account_manager"]);
+        }
+    }
+}

@@ -44,3 +44,62 @@ pub(super) fn decide(
         events: vec![],
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::domain::subscription::Status;
+    use crate::domain::testing::*;
+
+    #[test]
+    fn with_another_attempt() {
+        let failure = command(
+            "payment.failure",
+            json!({
+                "invoice_id": "inv-may", "amount": { "value": "1049.9", "currency": "CAD" },
+                "card": { "brand": "Visa", "last4": "0042" }, "attempt": 2,
+                "failure_message": "Fonds insuffisants", "next_attempt_on": "2026-06-04",
+            }),
+        );
+        assert_story(
+            &scene(Status::Active).tell(&failure),
+            r#"
+            active → active
+            payment failure: inv-may 1049.9 CAD, Visa 0042, attempt 2, next Some(2026-06-04), Some("Fonds insuffisants")
+            mail payment-failed to organization_contact and account_manager
+            invoice_id: inv-may, amount.value: 1049.9, amount.currency: CAD, card.brand: Visa, card.last4: 0042, card.expired: false, attempt: 2, failure_message: Fonds insuffisants, next_attempt_on: 2026-06-04
+        "#,
+        );
+    }
+
+    #[test]
+    fn with_none_left_on_a_subscription_that_will_end() {
+        assert_story(
+            &scene(Status::CancellationScheduled).tell(&payment_failure()),
+            "
+            cancellation_scheduled → cancellation_scheduled
+            payment failure: inv-may 49.99 CAD, Visa 4242, attempt 1, next None, None
+            mail payment-failed to organization_contact and account_manager
+              ends_on: 2026-08-14, final_billing_on: 2026-07-15, invoice_id: inv-may, amount.value: 49.99,
+              amount.currency: CAD, card.brand: Visa, card.last4: 4242, card.expired: false, attempt: 1
+        ",
+        );
+    }
+
+    /// What was used until the end still has to be paid.
+    #[test]
+    fn on_a_subscription_that_is_over() {
+        assert_story(
+            &scene(Status::Expired).tell(&payment_failure()),
+            "
+            expired → expired
+            ended on 2026-04-14
+            payment failure: inv-may 49.99 CAD, Visa 4242, attempt 1, next None, None
+            mail payment-failed to organization_contact and account_manager
+              invoice_id: inv-may, amount.value: 49.99, amount.currency: CAD, card.brand: Visa, card.last4:
+              4242, card.expired: false, attempt: 1
+        ",
+        );
+    }
+}

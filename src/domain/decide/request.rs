@@ -58,3 +58,67 @@ pub(super) fn decide(
         ))],
     }))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::subscription::Status;
+    use crate::domain::testing::*;
+
+    #[test]
+    fn the_organization_is_told() {
+        assert_story(
+            &scene(Status::Active).tell(&request()),
+            r#"
+            active → cancellation_requested
+            request: of 2026-06-01 15:59:00 UTC by client acc-1, "trop loin", open
+            history: active → cancellation_requested, no last day, by client acc-1, cmd-1
+            mail cancellation-requested to organization_contact
+            next_billing_on: 2026-06-15, requested_on: 2026-06-01, reason: trop loin
+            event subscription.cancellation-requested
+            requested_at: 2026-06-01T15:59:00.000Z, reason: trop loin
+        "#,
+        );
+    }
+
+    #[test]
+    fn and_the_client_where_the_organization_wants_that() {
+        let both = scene(Status::Active).with(|scene| scene.organization.notify_client_of_own_actions = true);
+        assert_story(
+            &both.tell(&request()),
+            r#"
+            active → cancellation_requested
+            request: of 2026-06-01 15:59:00 UTC by client acc-1, "trop loin", open
+            history: active → cancellation_requested, no last day, by client acc-1, cmd-1
+            mail cancellation-requested to organization_contact and account_manager
+            next_billing_on: 2026-06-15, requested_on: 2026-06-01, reason: trop loin
+            event subscription.cancellation-requested
+            requested_at: 2026-06-01T15:59:00.000Z, reason: trop loin
+        "#,
+        );
+    }
+
+    /// The mail says on which day the client sent it: in Montréal, whenever the message arrives.
+    #[test]
+    fn sent_yesterday() {
+        let mut sent_late = request();
+        sent_late.time = instant("2026-06-01T03:59:59Z");
+        let told = scene(Status::Active).tell(&sent_late);
+        let requested_on = told.subscription.unwrap().added[0].notifications[0].facts.requested_on;
+        assert_eq!(requested_on, Some(date("2026-05-31")));
+    }
+
+    #[test]
+    fn again_after_it_was_declined() {
+        let mut world = scene(Status::CancellationRequested).world();
+        let mut fold = |mut command: crate::domain::command::Command, id: &str| {
+            command.reference.key.id = id.try_into().unwrap();
+            world.fold(&crate::domain::fold::Task::Command(command), now());
+        };
+        fold(decline(), "cmd-1");
+        fold(request(), "cmd-2");
+        let id = "sub-1".try_into().unwrap();
+        let request = world.subscription(&id).unwrap().details.clone().unwrap().request.unwrap();
+        assert_eq!(request.requested_at, instant("2026-06-01T15:59:00Z"));
+        assert_eq!(request.closed, None);
+    }
+}

@@ -1,0 +1,405 @@
+//! One connection to the broker: dialled under deadlines, over a list of addresses, with TLS where the URL says so.
+//!
+//! `lapin` recovers nothing here: who owns a [`Link`] rebuilds it. A link that is dropped is cut at the socket, because
+//! `lapin`'s own closing waits for a peer that may never answer (a stalled network, a blocked connection), and would
+//! keep a thread and its unsent frames as long.
+
+use std::fmt;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use lapin::tcp::{RustlsConnector, RustlsConnectorConfig};
+use lapin::types::{LongString, ShortString};
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::OnceCell;
+use tokio::time::timeout;
+
+use super::url::{BrokerUrl, BrokerUrls};
+
+/// Resolving a name, opening TCP and TLS to one address, in seconds.
+const DIAL_SECONDS_MAX: u64 = 5;
+/// AMQP's own handshake, in seconds.
+const HANDSHAKE_SECONDS_MAX: u64 = 5;
+/// Any question to the broker on an open connection (open a channel, declare, consume), in seconds.
+pub(super) const REPLY_SECONDS_MAX: u64 = 5;
+/// Saying goodbye, in seconds; the socket is cut afterwards.
+const CLOSE_SECONDS_MAX: u64 = 2;
+/// The heartbeat that we ask for, in seconds. A peer silent for twice as long is taken for dead.
+const HEARTBEAT_SECONDS: u16 = 10;
+/// The first pause before trying again, in milliseconds; a random part up to the same length is added.
+const BACKOFF_MILLISECONDS_MIN: u64 = 100;
+/// The longest pause before trying again, in milliseconds, before the random part (so at most twice this).
+const BACKOFF_MILLISECONDS_MAX: u64 = 2_000;
+
+/// The codes with which the broker refuses a user or a virtual host: `ACCESS_REFUSED`, `NOT_ALLOWED`.
+const DENIED_CODES: [u16; 2] = [403, 530];
+
+/// How to reach the broker: addresses, a connection name, TLS. Cheap to clone; opens nothing by itself.
+#[derive(Clone)]
+pub struct Broker(Arc<Settings>);
+
+struct Settings {
+    urls: BrokerUrls,
+    name: String,
+    tls: OnceCell<Tls>,
+    /// Which address is tried first: the one that answered last, or the one after the last that failed.
+    next: AtomicUsize,
+}
+
+impl Broker {
+    /// The broker at `urls`. `name` shows up in the broker's list of connections, followed by what each is for.
+    /// With `amqps://`, the system's certificate authorities are trusted; see [`Self::with_tls`].
+    #[must_use]
+    pub fn new(urls: BrokerUrls, name: impl Into<String>) -> Self {
+        Self::build(urls, name.into(), OnceCell::new())
+    }
+
+    /// The same with TLS settings of one's own, used for the addresses that are `amqps://`.
+    #[must_use]
+    pub fn with_tls(urls: BrokerUrls, name: impl Into<String>, tls: Tls) -> Self {
+        Self::build(urls, name.into(), OnceCell::new_with(Some(tls)))
+    }
+
+    fn build(urls: BrokerUrls, name: String, tls: OnceCell<Tls>) -> Self {
+        Self(Arc::new(Settings { urls, name, tls, next: AtomicUsize::new(0) }))
+    }
+
+    /// The addresses, as they may be shown: without passwords.
+    #[must_use]
+    pub fn urls(&self) -> &BrokerUrls {
+        &self.0.urls
+    }
+
+    /// Connects: each address is tried once, in turn, beginning with the one that answered last. `purpose` becomes part
+    /// of the connection's name at the broker.
+    ///
+    /// # Errors
+    /// [`BrokerError::Denied`] when an address refuses the user or the virtual host, [`BrokerError::Unreachable`] when
+    /// none answers in time.
+    pub async fn connect(&self, purpose: &str) -> Result<Link, BrokerError> {
+        let urls = self.0.urls.as_slice();
+        let mut denied = false;
+        let mut problems = Vec::new();
+        for _ in urls {
+            // Counted before the attempt: one that is abandoned half-way (a caller's deadline) must not come first again.
+            let index = self.0.next.fetch_add(1, Ordering::Relaxed) % urls.len();
+            let url = &urls[index];
+            match self.connect_to(url, purpose).await {
+                Ok(link) => {
+                    self.0.next.store(index, Ordering::Relaxed);
+                    return Ok(link);
+                }
+                Err(failure) => {
+                    denied |= failure.denied;
+                    problems.push(format!("{url}: {}", failure.why));
+                }
+            }
+        }
+        let why = problems.join("; ");
+        Err(if denied { BrokerError::Denied(why) } else { BrokerError::Unreachable(why) })
+    }
+
+    async fn connect_to(&self, url: &BrokerUrl, purpose: &str) -> Result<Link, Failure> {
+        let runtime = lapin::runtime::default_runtime().map_err(|error| Failure::of(error.to_string()))?;
+        let dialling = async {
+            let addresses: Vec<_> = tokio::net::lookup_host((url.host(), url.port())).await?.collect();
+            let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+            let AsyncTcpStream::Plain(tcp) = &stream else {
+                return Err(io::Error::other("a fresh TCP stream is not plain"));
+            };
+            // Acks are small frames: without this, each waits for the answer to the one before.
+            tcp.get_ref().set_nodelay(true)?;
+            let socket = Socket(tcp.get_ref().as_fd().try_clone_to_owned()?.into());
+            if !url.is_tls() {
+                return Ok((stream, socket));
+            }
+            let tls = self.0.tls.get_or_try_init(|| async { Tls::system() }).await.map_err(io::Error::other)?;
+            Ok((stream.into_rustls(&tls.0, url.host()).await?, socket))
+        };
+        let (stream, socket) = timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling)
+            .await
+            .map_err(|_| Failure::of(format!("no connection within {DIAL_SECONDS_MAX} s")))?
+            .map_err(|error| Failure::of(error.to_string()))?;
+        let properties = ConnectionProperties::default()
+            .with_connection_name(LongString::from(format!("{} {purpose}", self.0.name)))
+            .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
+            .with_client_property(ShortString::from("version"), LongString::from(env!("CARGO_PKG_VERSION")));
+        // lapin asks for a stream from its own thread, and without a deadline: it gets the one that is open already.
+        let stream = std::sync::Mutex::new(Some(stream));
+        let connecting = Connection::connector(
+            url.for_handshake(HEARTBEAT_SECONDS),
+            runtime,
+            async move |_, _| {
+                let stream = stream.lock().ok().and_then(|mut stream| stream.take());
+                stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
+            },
+            properties,
+        );
+        let connection = timeout(Duration::from_secs(HANDSHAKE_SECONDS_MAX), connecting)
+            .await
+            .map_err(|_| Failure::of(format!("no AMQP handshake within {HANDSHAKE_SECONDS_MAX} s")))?
+            .map_err(|error| Failure { denied: code(&error).is_some_and(is_denied), why: explain(&error) })?;
+        Ok(Link { connection, socket })
+    }
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").field("urls", &self.0.urls).field("name", &self.0.name).finish_non_exhaustive()
+    }
+}
+
+/// Why one address did not work.
+struct Failure {
+    denied: bool,
+    why: String,
+}
+
+impl Failure {
+    fn of(why: String) -> Self {
+        Self { denied: false, why }
+    }
+}
+
+/// An open connection. Dropping it cuts the socket: the broker takes back every delivery it has not seen acknowledged.
+pub struct Link {
+    connection: Connection,
+    socket: Socket,
+}
+
+impl Link {
+    /// Opens a channel.
+    ///
+    /// # Errors
+    /// [`BrokerError::Failed`] or [`BrokerError::Deadline`]; either way the connection is not worth keeping.
+    pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
+        ask("open a channel", self.connection.create_channel()).await
+    }
+
+    /// Whether the connection stands, as far as anybody can know before the next heartbeat.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    /// Whether the broker has stopped reading what publishers send (out of memory or disk).
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+
+    /// Ends the connection at once, without a word: for one in doubt that others still hold.
+    pub(super) fn cut(&self) {
+        self.socket.shut();
+    }
+
+    /// Says goodbye and closes, within 2 seconds, whatever the peer does.
+    pub async fn close(&self) {
+        let goodbye = self.connection.close(200, ShortString::from("OK"));
+        // Whether the broker answered makes no difference.
+        let _ = timeout(Duration::from_secs(CLOSE_SECONDS_MAX), goodbye).await;
+        self.cut();
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("live", &self.is_live()).finish_non_exhaustive()
+    }
+}
+
+/// A second handle on a connection's socket. Dropping it ends the connection in both directions, which is the only way
+/// to stop `lapin`'s thread when the peer neither answers nor hangs up.
+struct Socket(std::net::TcpStream);
+
+impl Socket {
+    fn shut(&self) {
+        // An error here means that it is closed already.
+        let _ = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.shut();
+    }
+}
+
+/// TLS settings: whom we trust, and who we are.
+#[derive(Clone)]
+pub struct Tls(Arc<RustlsConnector>);
+
+impl Tls {
+    /// Trusts the system's certificate authorities.
+    ///
+    /// # Errors
+    /// [`TlsError`] when the system has none.
+    pub fn system() -> Result<Self, TlsError> {
+        Self::new(None, None)
+    }
+
+    /// `ca`: the authorities to trust *instead of* the system's, PEM. `identity`: our certificate chain and its private
+    /// key, both PEM, for brokers that ask for one.
+    ///
+    /// # Errors
+    /// [`TlsError`] names the part that cannot be used and why; it never repeats key material.
+    pub fn new(ca: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> Result<Self, TlsError> {
+        let config = match ca {
+            None => RustlsConnectorConfig::new_with_native_certs().map_err(|error| TlsError(error.to_string()))?,
+            // Counted here, because lapin's own reading passes over what it does not understand.
+            Some(pem) => RustlsConnectorConfig::default()
+                .with_parsable_certificates(certificates(pem, "the file of certificate authorities")?),
+        };
+        let connector = match identity {
+            None => config.connector_with_no_client_auth(),
+            Some((chain, key)) => {
+                let chain = certificates(chain, "the client certificate")?;
+                let key = PrivateKeyDer::from_pem_slice(key)
+                    .map_err(|_| TlsError("the client key holds no unencrypted private key in PEM form".to_owned()))?;
+                config.connector_with_single_cert(chain, key)
+            }
+        };
+        connector.map(|connector| Self(Arc::new(connector))).map_err(|error| TlsError(error.to_string()))
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls")
+    }
+}
+
+fn certificates(pem: &[u8], part: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| TlsError(format!("{part} cannot be read: {error}")))?;
+    if certificates.is_empty() {
+        return Err(TlsError(format!("{part} holds no certificate in PEM form")));
+    }
+    Ok(certificates)
+}
+
+/// Why TLS cannot be set up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("TLS: {0}")]
+pub struct TlsError(String);
+
+/// Why the broker could not be asked, or did not do as asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BrokerError {
+    /// No address answered; each with its reason.
+    #[error("RabbitMQ does not answer: {0}")]
+    Unreachable(String),
+    /// An address answered, and refused the user or the virtual host: a matter of configuration.
+    #[error("RabbitMQ refuses the connection: {0}")]
+    Denied(String),
+    /// The connection stood, the broker said no or went away.
+    #[error("RabbitMQ did not {doing}: {why}")]
+    Failed {
+        /// What it was asked.
+        doing: &'static str,
+        /// What it said.
+        why: String,
+        /// The AMQP reply code, where it gave one.
+        code: Option<u16>,
+    },
+    /// The connection stood, no answer came.
+    #[error("RabbitMQ did not {doing} within {REPLY_SECONDS_MAX} s")]
+    Deadline {
+        /// What it was asked.
+        doing: &'static str,
+    },
+}
+
+impl BrokerError {
+    /// The AMQP reply code: 404 for an object that does not exist, 406 for one that is different, 403 for permissions.
+    pub(super) fn code(&self) -> Option<u16> {
+        match self {
+            Self::Failed { code, .. } => *code,
+            _ => None,
+        }
+    }
+
+    pub(super) fn of(doing: &'static str, error: &lapin::Error) -> Self {
+        Self::Failed { doing, why: explain(error), code: code(error) }
+    }
+}
+
+/// Puts a question to the broker, under the deadline that all questions share.
+pub(super) async fn ask<T>(
+    doing: &'static str,
+    question: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
+    match timeout(Duration::from_secs(REPLY_SECONDS_MAX), question).await {
+        Ok(answer) => answer.map_err(|error| BrokerError::of(doing, &error)),
+        Err(_) => Err(BrokerError::Deadline { doing }),
+    }
+}
+
+/// The AMQP reply code in an error, if the broker gave one.
+fn code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some(error.get_id()),
+        _ => None,
+    }
+}
+
+fn is_denied(code: u16) -> bool {
+    DENIED_CODES.contains(&code)
+}
+
+/// What the broker or the network said, without lapin's wrapping.
+pub(super) fn explain(error: &lapin::Error) -> String {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        ErrorKind::IOError(error) => error.to_string(),
+        _ => error.to_string(),
+    }
+}
+
+/// The pauses between attempts: growing, each with a random part, so that many workers do not come back at once.
+pub(super) fn backoff() -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(Duration::from_millis(BACKOFF_MILLISECONDS_MIN))
+        .with_max_delay(Duration::from_millis(BACKOFF_MILLISECONDS_MAX))
+        .without_max_times()
+        .build()
+}
+
+/// The next pause of a [`backoff`], which never ends.
+pub(super) fn next_pause(backoff: &mut ExponentialBackoff) -> Duration {
+    backoff.next().unwrap_or(Duration::from_millis(BACKOFF_MILLISECONDS_MAX))
+}
+
+/// Counts a connection made: more than one for each purpose means that one was lost.
+pub(super) fn count_connection(purpose: &str) {
+    metrics::counter!("offramp_broker_connections_total", "purpose" => purpose.to_owned()).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn certificates_that_are_none_are_named() {
+        let error = Tls::new(Some(b"nothing"), None).unwrap_err().to_string();
+        assert_eq!(error, "TLS: the file of certificate authorities holds no certificate in PEM form");
+    }
+
+    #[test]
+    fn pauses_stay_within_their_bounds() {
+        let mut backoff = backoff();
+        for _ in 0..50 {
+            let pause = next_pause(&mut backoff);
+            assert!(pause >= Duration::from_millis(BACKOFF_MILLISECONDS_MIN), "{pause:?}");
+            assert!(pause <= Duration::from_millis(2 * BACKOFF_MILLISECONDS_MAX), "{pause:?}");
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! A lane's supply of deliveries: one queue, one connection, in batches, rebuilt after any loss.
+//!
+//! A consumer never gives up: connection refused or cut, a silent peer (heartbeat), channel closed, consumer cancelled
+//! by the broker, queue deleted — it tries again, with growing pauses, until it is told to stop. What was delivered and
+//! not acknowledged by then comes again, from the broker.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use backon::ExponentialBackoff;
+use futures_util::stream::Fuse;
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::Delivery as Received;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Acker, Channel};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Broker, BrokerError, Link, ask, backoff, count_connection, explain, next_pause};
+use super::delivery::Delivery;
+use super::health::LaneHealth;
+use super::topology::{Topology, TopologyError};
+
+/// The most deliveries that the broker may send ahead of our acks: quorum queues take no more.
+pub const PREFETCH_MAX: u16 = 2_000;
+/// Handing an ack to the network, in seconds.
+const ACK_SECONDS_MAX: u64 = 5;
+/// AMQP's code for an object that does not exist.
+const NOT_FOUND: u16 = 404;
+
+/// Consumes one queue. See the module's description.
+pub struct Consumer {
+    broker: Broker,
+    topology: Topology,
+    queue: String,
+    prefetch: u16,
+    health: LaneHealth,
+    link: Option<Arc<Link>>,
+    open: Option<Open>,
+    backoff: ExponentialBackoff,
+    /// How long to wait before the next attempt; none before the first.
+    pause: Option<Duration>,
+}
+
+/// A consumer that the broker knows.
+struct Open {
+    session: Arc<Session>,
+    // lapin's stream must not be asked again after its end: it would wait for ever.
+    stream: Fuse<lapin::Consumer>,
+}
+
+/// A channel with a consumer on it. Deliveries can only be acknowledged on the one they came over.
+pub(super) struct Session {
+    channel: Channel,
+    link: Arc<Link>,
+    /// Something on it went wrong; nothing is taken from it or acknowledged on it any more.
+    doubtful: AtomicBool,
+    /// The last delivery tag that is settled, and all before it with it.
+    settled: AtomicU64,
+}
+
+impl Session {
+    pub(super) fn is_live(&self) -> bool {
+        !self.doubtful.load(Ordering::Acquire) && self.channel.status().connected() && self.link.is_live()
+    }
+
+    fn doubt(&self) {
+        self.doubtful.store(true, Ordering::Release);
+    }
+}
+
+impl Consumer {
+    /// A consumer of `queue` that is not connected yet. `prefetch` is how many deliveries the broker may send ahead of our
+    /// acks (1 to [`PREFETCH_MAX`]). Should the queue be missing, everything in `topology` is declared again.
+    #[must_use]
+    pub fn new(
+        broker: Broker,
+        topology: Topology,
+        queue: impl Into<String>,
+        prefetch: u16,
+        health: LaneHealth,
+    ) -> Self {
+        Self {
+            broker,
+            topology,
+            queue: queue.into(),
+            prefetch: prefetch.clamp(1, PREFETCH_MAX),
+            health,
+            link: None,
+            open: None,
+            backoff: backoff(),
+            pause: None,
+        }
+    }
+
+    /// Waits for the first delivery, for as long as it takes, then takes what is waiting besides, up to `max`: never empty,
+    /// and no timer. Settle each batch before asking for the next; one that is dropped unsettled comes again.
+    ///
+    /// `None` only once `shutdown` is cancelled; the broker delivers no more then, and what it had sent ahead goes back to
+    /// the queue with [`Self::close`].
+    pub async fn next_batch(&mut self, max: usize, shutdown: &CancellationToken) -> Option<Batch> {
+        loop {
+            if self.open.as_ref().is_none_or(|open| !open.session.is_live()) {
+                self.open = None;
+                tokio::select! {
+                    biased;
+                    () = shutdown.cancelled() => {
+                        self.health.stopped();
+                        return None;
+                    }
+                    open = self.reopen() => self.open = Some(open),
+                }
+            }
+            let open = self.open.as_mut()?;
+            self.health.consuming(&open.session);
+            let first = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {
+                    self.cancel().await;
+                    return None;
+                }
+                first = open.stream.next() => first,
+            };
+            let problem = match first {
+                Some(Ok(first)) => match open.collect(first, max) {
+                    Some(batch) => {
+                        self.backoff = backoff();
+                        return Some(batch);
+                    }
+                    None => "its channel is gone".to_owned(),
+                },
+                Some(Err(error)) => explain(&error),
+                None => "RabbitMQ cancelled it, as it does when a queue is deleted".to_owned(),
+            };
+            tracing::warn!(queue = self.queue, problem, "consumer lost");
+            self.open = None;
+            self.health.connecting(Some(problem));
+            self.pause = Some(next_pause(&mut self.backoff));
+        }
+    }
+
+    /// Gives everything back that is not acknowledged, a batch in flight included, and stops consuming: for when something
+    /// else is away for longer (`why`). The next call of [`Self::next_batch`] begins again.
+    pub async fn suspend(&mut self, why: &str) {
+        self.open = None;
+        if let Some(link) = self.link.take() {
+            link.close().await;
+        }
+        self.health.paused(why);
+    }
+
+    /// Closes channel and connection; the broker takes back what is not acknowledged.
+    pub async fn close(mut self) {
+        self.open = None;
+        if let Some(link) = self.link.take() {
+            link.close().await;
+        }
+    }
+
+    /// Tells the broker to deliver no more. On failure there is nothing left to do: the connection is about to be closed.
+    async fn cancel(&mut self) {
+        if let Some(open) = self.open.take() {
+            let tag = open.stream.get_ref().tag();
+            let cancelling = open.session.channel.basic_cancel(tag, BasicCancelOptions::default());
+            if let Err(error) = ask("cancel a consumer", cancelling).await {
+                tracing::debug!(queue = self.queue, %error, "consumer not cancelled");
+            }
+        }
+        self.health.stopped();
+    }
+
+    /// Consumes again, however long that takes.
+    async fn reopen(&mut self) -> Open {
+        loop {
+            if let Some(pause) = self.pause.take() {
+                sleep(pause).await;
+            }
+            match self.try_open().await {
+                Ok(open) => {
+                    tracing::info!(queue = self.queue, prefetch = self.prefetch, "consuming");
+                    return open;
+                }
+                Err(error) => {
+                    let problem = error.to_string();
+                    tracing::warn!(queue = self.queue, problem, "not consuming, trying again");
+                    self.health.connecting(Some(problem));
+                    self.pause = Some(next_pause(&mut self.backoff));
+                }
+            }
+        }
+    }
+
+    async fn try_open(&mut self) -> Result<Open, TopologyError> {
+        let link = match self.link.take().filter(|link| link.is_live()) {
+            Some(link) => link,
+            None => {
+                let link = Arc::new(self.broker.connect(&self.queue).await?);
+                count_connection(&self.queue);
+                link
+            }
+        };
+        let opened = match self.consume(&link).await {
+            Err(error) if error.code() == Some(NOT_FOUND) => {
+                self.topology.declare_on(&link).await?;
+                self.consume(&link).await
+            }
+            opened => opened,
+        };
+        let open = opened?;
+        // Kept only now: one on which anything failed is dropped, and with it cut.
+        self.link = Some(link);
+        Ok(open)
+    }
+
+    async fn consume(&self, link: &Arc<Link>) -> Result<Open, BrokerError> {
+        let channel = link.channel().await?;
+        ask("limit deliveries", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+        let queue = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
+        let (tag, none) = (ShortString::default(), FieldTable::default());
+        let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
+        let stream = ask("deliver from the queue", consuming).await?.fuse();
+        let session =
+            Session { channel, link: link.clone(), doubtful: AtomicBool::new(false), settled: AtomicU64::new(0) };
+        Ok(Open { session: Arc::new(session), stream })
+    }
+}
+
+impl Open {
+    /// The batch that begins with `first`; `None` when the channel is gone, so that nothing of it could be acknowledged.
+    fn collect(&mut self, first: Received, max: usize) -> Option<Batch> {
+        let first_tag = first.delivery_tag;
+        let mut acker = first.acker.clone();
+        let mut last_tag = first_tag;
+        let mut deliveries = vec![Delivery::from(first)];
+        while deliveries.len() < max {
+            match self.stream.next().now_or_never().flatten() {
+                Some(Ok(next)) => {
+                    acker = next.acker.clone();
+                    last_tag = next.delivery_tag;
+                    deliveries.push(Delivery::from(next));
+                }
+                Some(Err(_)) => self.session.doubt(),
+                None => break,
+            }
+        }
+        self.session.is_live().then(|| Batch {
+            deliveries,
+            receipt: Receipt { session: self.session.clone(), acker, first_tag, last_tag, settled: false },
+        })
+    }
+}
+
+impl Drop for Consumer {
+    // A lane that panicked must not look alive.
+    fn drop(&mut self) {
+        self.health.stopped();
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").field("queue", &self.queue).field("health", &self.health).finish_non_exhaustive()
+    }
+}
+
+/// Deliveries taken together, in the queue's order, and settled together. Dropped unsettled, its channel is thrown away
+/// with the next batch, and the broker delivers all of it again.
+#[derive(Debug)]
+pub struct Batch {
+    /// What was delivered; at least one.
+    pub deliveries: Vec<Delivery>,
+    receipt: Receipt,
+}
+
+impl Batch {
+    /// Acknowledges every delivery: all effects are stored, every copy is confirmed.
+    ///
+    /// # Errors
+    /// [`Lost`] when the channel is gone, or the ack did not leave within 5 seconds: the broker will deliver these
+    /// messages again, to this worker or another.
+    pub async fn ack(mut self) -> Result<(), Lost> {
+        self.receipt.settle(|acker| async move { acker.ack(BasicAckOptions { multiple: true }).await }).await
+    }
+
+    /// Gives every delivery back to the queue, to be delivered again at once. The broker counts that against its delivery
+    /// limit: while something is away, hold the batch, or [`Consumer::suspend`].
+    pub async fn release(mut self) {
+        let options = BasicNackOptions { multiple: true, requeue: true };
+        let released = self.receipt.settle(|acker| async move { acker.nack(options).await }).await;
+        if let Err(lost) = released {
+            tracing::debug!(%lost, "nothing to release");
+        }
+    }
+
+    /// Whether it can still be acknowledged, as far as anybody can know before the next heartbeat. If not, it comes again.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.receipt.session.is_live()
+    }
+}
+
+/// The right to settle a batch, once.
+struct Receipt {
+    session: Arc<Session>,
+    acker: Acker,
+    first_tag: u64,
+    last_tag: u64,
+    settled: bool,
+}
+
+impl Receipt {
+    /// Settles everything up to the last delivery with one frame. That covers exactly this batch, because every delivery
+    /// before it is settled: it is checked, since otherwise an ack would lose messages.
+    async fn settle<F>(&mut self, send: impl FnOnce(Acker) -> F) -> Result<(), Lost>
+    where
+        F: Future<Output = lapin::Result<bool>>,
+    {
+        if self.session.settled.load(Ordering::Acquire) + 1 != self.first_tag {
+            return Err(Lost("an earlier batch is not settled".to_owned()));
+        }
+        if !self.session.is_live() {
+            return Err(Lost("the channel is gone".to_owned()));
+        }
+        match timeout(Duration::from_secs(ACK_SECONDS_MAX), send(self.acker.clone())).await {
+            Ok(Ok(true)) => {
+                self.settled = true;
+                self.session.settled.store(self.last_tag, Ordering::Release);
+                Ok(())
+            }
+            Ok(Ok(false)) => Err(Lost("the channel is gone".to_owned())),
+            Ok(Err(error)) => Err(Lost(explain(&error))),
+            Err(_) => {
+                self.session.link.cut();
+                Err(Lost(format!("not sent within {ACK_SECONDS_MAX} s")))
+            }
+        }
+    }
+}
+
+impl Drop for Receipt {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.session.doubt();
+        }
+    }
+}
+
+impl fmt::Debug for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Receipt").field("live", &self.session.is_live()).finish_non_exhaustive()
+    }
+}
+
+/// A batch could not be settled: its messages come again. Whatever was stored for them stays stored, and is recognised
+/// by the command's `(source, id)`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not acknowledged, these messages will be delivered again: {0}")]
+pub struct Lost(String);

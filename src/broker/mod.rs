@@ -1,0 +1,27 @@
+//! Everything that touches RabbitMQ (contract §1 and §7); no rule of the domain is decided here, and no other module
+//! names `lapin`.
+//!
+//! Reading order: [`topology`] — every name once, and how the objects are declared; [`connection`] — addresses, TLS, one
+//! connection with its deadlines; [`consumer`] — a lane's supply of deliveries, in batches, rebuilt after any loss;
+//! [`delivery`] — what came in, and its copies for retry queues and dead letters; [`publisher`] — what goes out,
+//! confirmed; [`health`] — what `/readyz` says about the lanes.
+//!
+//! Two rules keep every message: a delivery is acknowledged only after its effects are stored, or after its copy was
+//! *confirmed*; and a channel in doubt is thrown away, which makes the broker deliver again whatever it still holds.
+//! Both can make a message arrive twice, neither can lose one; the command's `(source, id)` settles repeats.
+
+pub mod connection;
+pub mod consumer;
+pub mod delivery;
+pub mod health;
+pub mod publisher;
+pub mod topology;
+pub mod url;
+
+pub use connection::{Broker, BrokerError, Tls, TlsError};
+pub use consumer::{Batch, Consumer, Lost};
+pub use delivery::{Delivery, Outgoing};
+pub use health::{LaneHealth, LaneState, LaneStatus};
+pub use publisher::{PublishError, Publisher};
+pub use topology::{Declared, RetryDelay, Topology, TopologyError};
+pub use url::{BrokerUrls, InvalidBrokerUrl};

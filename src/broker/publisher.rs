@@ -1,0 +1,334 @@
+//! What goes out: published persistent, confirmed by the broker, under one deadline, over a connection of its own
+//! (a broker short of memory stops reading from publishers, and would stop their acks with it).
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use backon::ExponentialBackoff;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use lapin::message::BasicReturnMessage;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{Channel, Confirmation};
+use tokio::sync::{Mutex as AsyncMutex, Semaphore};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::connection::{Broker, BrokerError, Link, ask, backoff, count_connection, explain, next_pause};
+use super::delivery::Outgoing;
+
+/// From the call to the last confirm, in seconds, reconnecting included.
+pub const PUBLISH_SECONDS_MAX: u64 = 10;
+/// How many calls may publish at once, each on a channel of its own.
+const CHANNELS_MAX: u32 = 16;
+
+/// Publishes messages and waits for the broker's confirms. Cheap to clone; all clones share one connection, which is
+/// opened when first needed and again after any loss, while somebody wants to publish.
+#[derive(Clone)]
+pub struct Publisher(Arc<Inner>);
+
+struct Inner {
+    broker: Broker,
+    calls: Semaphore,
+    idle: Mutex<Vec<Slot>>,
+    current: AsyncMutex<Current>,
+    problem: Mutex<Option<String>>,
+}
+
+/// The connection; and, after an attempt that did not lead to a channel yet, how long to wait before the next.
+#[derive(Default)]
+struct Current {
+    link: Option<Arc<Link>>,
+    backoff: Option<ExponentialBackoff>,
+}
+
+/// A channel in confirm mode, used by one call at a time: so every confirm and every return on it belongs to that call.
+struct Slot {
+    channel: Channel,
+    link: Arc<Link>,
+}
+
+impl Publisher {
+    /// A publisher that is not connected yet.
+    #[must_use]
+    pub fn new(broker: Broker) -> Self {
+        Self(Arc::new(Inner {
+            broker,
+            calls: Semaphore::new(CHANNELS_MAX as usize),
+            idle: Mutex::default(),
+            current: AsyncMutex::default(),
+            problem: Mutex::default(),
+        }))
+    }
+
+    /// Publishes all messages, then waits for all confirms, for at most 10 seconds altogether. One result for each
+    /// message, in order.
+    ///
+    /// `Ok` means that the broker has stored the message in every queue that takes it (one that is not mandatory: perhaps
+    /// in none). [`PublishError::Unavailable`] leaves open whether the broker has it.
+    pub async fn publish_all(&self, messages: &[Outgoing]) -> Vec<Result<(), PublishError>> {
+        let deadline = Instant::now() + Duration::from_secs(PUBLISH_SECONDS_MAX);
+        let mut results = Results(vec![None; messages.len()]);
+        let problem = self.publish_until(deadline, messages, &mut results).await.err().unwrap_or_default();
+        results
+            .0
+            .into_iter()
+            .map(|result| result.unwrap_or_else(|| Err(PublishError::Unavailable(problem.clone()))))
+            .collect()
+    }
+
+    /// Closes the connection, after the calls under way. Clones can publish no more.
+    pub async fn close(self) {
+        // All permits: nobody publishes now. Calls under way end by their own deadlines.
+        let _all = self.0.calls.acquire_many(CHANNELS_MAX).await;
+        self.0.calls.close();
+        self.idle().clear();
+        if let Some(link) = self.0.current.lock().await.link.take() {
+            link.close().await;
+        }
+    }
+
+    /// Fills in the results that it gets to know; the error is what became of the others.
+    async fn publish_until(
+        &self,
+        deadline: Instant,
+        messages: &[Outgoing],
+        results: &mut Results,
+    ) -> Result<(), String> {
+        let late = || self.problem().unwrap_or_else(|| format!("no confirm within {PUBLISH_SECONDS_MAX} s"));
+        let mut groups = VecDeque::from([(0..messages.len()).collect::<Vec<_>>()]);
+        while let Some(group) = groups.pop_front().filter(|group| !group.is_empty()) {
+            let acquiring = async {
+                let permit = self.0.calls.acquire().await.map_err(|_| "this publisher is closed".to_owned())?;
+                Ok::<_, String>((permit, self.slot().await?))
+            };
+            let (_permit, slot) = timeout_at(deadline, acquiring).await.map_err(|_| late())??;
+            match send(&slot.channel, deadline, messages, &group, results).await {
+                Sent::Answered => self.idle().push(slot),
+                // One message of several may have closed the channel for all: each gets its own.
+                Sent::ChannelClosed(_) if group.len() > 1 => {
+                    groups
+                        .extend(group.into_iter().filter(|&index| results.0[index].is_none()).map(|index| vec![index]));
+                }
+                Sent::ChannelClosed(why) => results.0[group[0]] = Some(Err(PublishError::Refused(why))),
+                Sent::Lost(why) => return Err(why),
+                Sent::Late => {
+                    // What a blocked connection has not sent yet would go out when it is unblocked, long after we said
+                    // that it did not.
+                    if slot.link.is_blocked() {
+                        slot.link.cut();
+                    }
+                    return Err(late());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An idle channel, or a new one; waits for as long as there is no connection.
+    async fn slot(&self) -> Result<Slot, String> {
+        loop {
+            while let Some(slot) = self.pop_idle() {
+                if slot.channel.status().connected() && slot.link.is_live() && !slot.link.is_blocked() {
+                    return Ok(slot);
+                }
+            }
+            let link = self.link().await;
+            if link.is_blocked() {
+                return Err("RabbitMQ takes no messages for now: it is short of memory or disk".to_owned());
+            }
+            match open(&link).await {
+                Ok(channel) => {
+                    let mut current = self.0.current.lock().await;
+                    current.backoff = None;
+                    drop(current);
+                    return Ok(Slot { channel, link });
+                }
+                Err(error) => {
+                    link.cut();
+                    self.note(Some(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// The connection; where there is none, the one that is made now, however long that takes.
+    async fn link(&self) -> Arc<Link> {
+        let mut current = self.0.current.lock().await;
+        if let Some(link) = current.link.take_if(|link| link.is_live()) {
+            return current.link.insert(link).clone();
+        }
+        loop {
+            current.link = None;
+            match &mut current.backoff {
+                Some(backoff) => sleep(next_pause(backoff)).await,
+                none => *none = Some(backoff()),
+            }
+            match self.0.broker.connect("publisher").await {
+                Ok(link) => {
+                    self.note(None);
+                    count_connection("publisher");
+                    return current.link.insert(Arc::new(link)).clone();
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "publisher: not connected, trying again");
+                    self.note(Some(error.to_string()));
+                }
+            }
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Slot>> {
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pop_idle(&self) -> Option<Slot> {
+        self.idle().pop()
+    }
+
+    /// Why there is no connection, for the callers whose time runs out meanwhile.
+    fn note(&self, problem: Option<String>) {
+        *self.0.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
+    }
+
+    fn problem(&self) -> Option<String> {
+        self.0.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+async fn open(link: &Link) -> Result<Channel, BrokerError> {
+    let channel = link.channel().await?;
+    ask("switch to confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok(channel)
+}
+
+/// One result for each message, as far as it is known.
+struct Results(Vec<Option<Result<(), PublishError>>>);
+
+/// How sending one group ended. Results that are known by then are filled in.
+enum Sent {
+    /// Every message has its answer.
+    Answered,
+    /// The broker closed the channel, for a reason that may lie in one of the messages.
+    ChannelClosed(String),
+    /// The connection is gone.
+    Lost(String),
+    /// The deadline has passed.
+    Late,
+}
+
+async fn send(
+    channel: &Channel,
+    deadline: Instant,
+    messages: &[Outgoing],
+    group: &[usize],
+    results: &mut Results,
+) -> Sent {
+    // Polled first in this order, and each is handed to the connection at its first poll: so they leave in this order.
+    let mut answers: FuturesUnordered<_> =
+        group.iter().map(|&index| async move { (index, publish(channel, &messages[index]).await) }).collect();
+    let mut returned = Vec::new();
+    let mut failure = None;
+    let mut late = false;
+    loop {
+        let next = if late {
+            // lapin hands a returned message to whichever confirm comes first: all that came must be seen.
+            answers.next().now_or_never().flatten()
+        } else {
+            timeout_at(deadline, answers.next()).await.unwrap_or_else(|_| {
+                late = true;
+                None
+            })
+        };
+        match next {
+            Some((index, Ok(Confirmation::Ack(message)))) => {
+                results.0[index] = Some(Ok(()));
+                returned.extend(message);
+            }
+            Some((index, Ok(Confirmation::Nack(message)))) => {
+                results.0[index] =
+                    Some(Err(PublishError::Refused("a queue that should take it is full or down".to_owned())));
+                returned.extend(message);
+            }
+            Some((index, Err(Unsent::Name))) => {
+                let why = "its exchange or routing key is longer than AMQP's 255 bytes".to_owned();
+                results.0[index] = Some(Err(PublishError::Refused(why)));
+            }
+            Some((_, Ok(Confirmation::NotRequested))) => {
+                failure = Some(Sent::Lost("the channel does not confirm".to_owned()))
+            }
+            Some((_, Err(Unsent::Broker(error)))) => {
+                let why = explain(&error);
+                failure.get_or_insert(if error.is_amqp_soft_error() {
+                    Sent::ChannelClosed(why)
+                } else {
+                    Sent::Lost(why)
+                });
+            }
+            None if late || answers.is_empty() => break,
+            None => {}
+        }
+    }
+    for message in &returned {
+        mark_unroutable(message, messages, group, results);
+    }
+    match failure {
+        Some(failure) => failure,
+        None if group.iter().all(|&index| results.0[index].is_some()) => Sent::Answered,
+        None => Sent::Late,
+    }
+}
+
+/// Why a message got no answer.
+enum Unsent {
+    Name,
+    Broker(lapin::Error),
+}
+
+async fn publish(channel: &Channel, message: &Outgoing) -> Result<Confirmation, Unsent> {
+    let exchange = ShortString::try_new(message.exchange.as_str()).map_err(|_| Unsent::Name)?;
+    let routing_key = ShortString::try_new(message.routing_key.as_str()).map_err(|_| Unsent::Name)?;
+    let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
+    let properties = message.properties.clone();
+    let confirm = channel.basic_publish(exchange, routing_key, options, &message.body, properties).await;
+    confirm.map_err(Unsent::Broker)?.await.map_err(Unsent::Broker)
+}
+
+/// A returned message is told by what it is, not by the confirm it came with: with several under way lapin mixes them up.
+fn mark_unroutable(returned: &BasicReturnMessage, messages: &[Outgoing], group: &[usize], results: &mut Results) {
+    let is_it = |message: &Outgoing| {
+        message.mandatory
+            && message.exchange == returned.exchange.as_str()
+            && message.routing_key == returned.routing_key.as_str()
+            && message.properties.message_id() == returned.properties.message_id()
+            && message.body == returned.data
+    };
+    let unroutable = |result: &Option<_>| matches!(result, Some(Err(PublishError::Unroutable)));
+    match group.iter().find(|&&index| is_it(&messages[index]) && !unroutable(&results.0[index])) {
+        Some(&index) => results.0[index] = Some(Err(PublishError::Unroutable)),
+        // It cannot be any other call's. Rather send all of them again than count a lost one as sent.
+        None => group.iter().for_each(|&index| results.0[index] = Some(Err(PublishError::Unroutable))),
+    }
+}
+
+impl fmt::Debug for Publisher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publisher").field("broker", &self.0.broker).finish_non_exhaustive()
+    }
+}
+
+/// Why a message is not known to be with the broker. Whatever it was made from must be kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// It was mandatory, and no queue takes it.
+    #[error("no queue takes this message")]
+    Unroutable,
+    /// The broker refused this message: a queue is full or down, or it cannot be sent as it is.
+    #[error("RabbitMQ refused this message: {0}")]
+    Refused(String),
+    /// The broker was away, or did not answer in time: it may have the message or not.
+    #[error("RabbitMQ did not confirm this message: {0}")]
+    Unavailable(String),
+}

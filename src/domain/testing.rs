@@ -1,0 +1,441 @@
+//! A small world for the tests of the rules, and its story told as text, so that expectations read as documentation.
+//!
+//! It is noon of 1 June 2026 in Montréal. Zoé swims: bought on a 15th, so billed every 15th; May's invoice is the newest
+//! and June's the next.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use serde_json::{Value, json};
+
+use super::account::Account;
+use super::billing::{Billing, BillingDay, BillingMode, YearMonth, end_of_day, parse_date};
+use super::command::{Actor, Command};
+use super::fold::{AccountDraft, Loaded, Missing, SubscriptionDraft, Task, Verdict, World};
+use super::notification::{Brand, Mailbox, Notification};
+use super::organization::{ClientCancellation, Organization};
+use super::subscription::{Details, Named, Request, ScheduledEnd, Status, Subscription};
+
+pub(crate) fn date(text: &str) -> NaiveDate {
+    parse_date(text).unwrap()
+}
+
+pub(crate) fn month(text: &str) -> YearMonth {
+    text.parse().unwrap()
+}
+
+pub(crate) fn instant(text: &str) -> DateTime<Utc> {
+    text.parse().unwrap()
+}
+
+/// Noon of 1 June 2026 in Montréal.
+pub(crate) fn now() -> DateTime<Utc> {
+    instant("2026-06-01T16:00:00Z")
+}
+
+/// A billing with this mode, day and next invoice.
+pub(crate) fn billing(mode: BillingMode, day: i64, next_on: &str) -> Billing {
+    Billing {
+        mode,
+        day: BillingDay::try_from(day).unwrap(),
+        next_on: Some(date(next_on)),
+        last_invoice_id: Some("inv-may".try_into().unwrap()),
+    }
+}
+
+/// One subscription with its account and organization.
+#[derive(Clone, Debug)]
+pub(crate) struct Scene {
+    pub organization: Organization,
+    pub account: Account,
+    pub subscription: Subscription,
+    pub now: DateTime<Utc>,
+}
+
+/// The scene with the subscription in this status: a request is of 28 May; a cancellation leaves 14 August as the last
+/// day; what is over ended on 14 April.
+pub(crate) fn scene(status: Status) -> Scene {
+    let organization = Organization {
+        id: "org-1".try_into().unwrap(),
+        name: "Club Laurier".into(),
+        locale: "fr-CA".into(),
+        timezone: chrono_tz::America::Toronto,
+        contact: Mailbox { name: Some("Accueil".into()), email: "accueil@laurier.example".into() },
+        client_cancellation: ClientCancellation::Immediate,
+        notify_client_of_own_actions: false,
+        card_notice_days: vec![30, 5],
+        admin_url: Some("https://laurier.example/s/{subscription_id}".into()),
+        brand: Brand { color: Some("#0a7d4f".into()), logo_url: None },
+    };
+    let account = Account {
+        id: "acc-1".try_into().unwrap(),
+        organization_id: organization.id.clone(),
+        manager: Mailbox { name: Some("Marie Roy".into()), email: "marie@example.org".into() },
+        manager_locale: Some("es".into()),
+        cards: vec![],
+        version: Some(1),
+        applied: vec![],
+        card_notices: vec![],
+    };
+    let is_over = !status.is_live();
+    let ends_on = match status {
+        Status::CancellationScheduled => Some(date("2026-08-14")),
+        Status::Cancelled => Some(date("2026-04-14")),
+        _ => None,
+    };
+    let details = Details {
+        participant: Named { id: "p-1".into(), name: "Zoé Roy".into() },
+        plan: Named { id: "plan-1".into(), name: "Natation".into() },
+        billing: Billing {
+            next_on: (!is_over).then(|| date("2026-06-15")),
+            ..billing(BillingMode::Anniversary, 15, "2026-06-15")
+        },
+        expires_on: None,
+        activities: if is_over { vec![] } else { vec![Named { id: "a-1".into(), name: "Longueurs".into() }] },
+        end: ends_on.map(|ends_on| ScheduledEnd {
+            ends_on,
+            ends_at: end_of_day(ends_on, organization.timezone),
+            final_billing_on: Some(ends_on - chrono::Months::new(1) + chrono::Days::new(1)),
+        }),
+        request: (status == Status::CancellationRequested).then(|| Request {
+            requested_at: instant("2026-05-28T01:30:00Z"),
+            actor: serde_json::from_value(client()).unwrap(),
+            reason: Some("on déménage".try_into().unwrap()),
+            closed: None,
+        }),
+        cancellation: None,
+    };
+    let subscription = Subscription {
+        id: "sub-1".try_into().unwrap(),
+        organization_id: organization.id.clone(),
+        account_id: account.id.clone(),
+        version: Some(1),
+        status,
+        applied: vec![],
+        details: (status != Status::Removed).then_some(details),
+        ended_on: is_over.then(|| date("2026-04-14")),
+    };
+    Scene { organization, account, subscription, now: now() }
+}
+
+impl Scene {
+    /// The scene with a difference.
+    pub(crate) fn with(mut self, difference: impl FnOnce(&mut Self)) -> Self {
+        difference(&mut self);
+        self
+    }
+
+    /// The scene with a difference in what a removed subscription has no more.
+    pub(crate) fn with_details(self, difference: impl FnOnce(&mut Details)) -> Self {
+        self.with(|scene| difference(scene.subscription.details.as_mut().unwrap()))
+    }
+
+    /// The documents as the store would load them.
+    pub(crate) fn world(&self) -> World {
+        let mut world = World::default();
+        world.add_organization(self.organization.id.clone(), Loaded::Read(self.organization.clone()));
+        world.add_account(self.account.id.clone(), Loaded::Read(self.account.clone()));
+        world.add_subscription(self.subscription.id.clone(), Loaded::Read(self.subscription.clone()));
+        world
+    }
+
+    /// What becomes of one command: the verdict, and the documents that it changes.
+    pub(crate) fn tell(&self, command: &Command) -> Told {
+        self.fold(&Task::Command(command.clone()))
+    }
+
+    /// What time does.
+    pub(crate) fn lapse(&self) -> Told {
+        self.fold(&Task::Lapse(self.subscription.id.clone()))
+    }
+
+    pub(crate) fn fold(&self, task: &Task) -> Told {
+        let mut world = self.world();
+        let verdict = world.fold(task, self.now);
+        Told {
+            verdict,
+            subscription: world.changed_subscriptions().next().cloned(),
+            account: world.changed_accounts().next().cloned(),
+        }
+    }
+}
+
+/// What became of one task.
+#[derive(Debug)]
+pub(crate) struct Told {
+    pub verdict: Verdict,
+    /// The subscription, if it changed.
+    pub subscription: Option<SubscriptionDraft>,
+    /// The account, if it changed.
+    pub account: Option<AccountDraft>,
+}
+
+impl Told {
+    /// The new status, or `unchanged`, or the reason of the refusal: a cell of the rule table.
+    pub(crate) fn cell(&self) -> String {
+        match (&self.verdict, &self.subscription, &self.account) {
+            (Verdict::Applied, Some(draft), None) => draft.after.status.as_str().into(),
+            (Verdict::Applied, None, Some(_)) => "notice given".into(),
+            (Verdict::Unchanged, None, None) => "unchanged".into(),
+            (Verdict::Rejected(rejected), None, None) => rejected.rejection.reason.as_str().into(),
+            (Verdict::Missing(Missing::Organization), None, None) => "missing organization".into(),
+            (Verdict::Missing(Missing::Account), None, None) => "missing account".into(),
+            (Verdict::Corrupt(error), None, None) => format!("corrupt: {error}"),
+            other => panic!("the verdict and the documents disagree: {other:?}"),
+        }
+    }
+
+    /// The sentence of the refusal.
+    pub(crate) fn detail(&self) -> &str {
+        match &self.verdict {
+            Verdict::Rejected(rejected) => &rejected.rejection.detail,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    /// Everything that the command did, a line each.
+    pub(crate) fn story(&self) -> String {
+        let mut lines = Vec::new();
+        if let Some(draft) = &self.subscription {
+            tell_subscription(draft, &mut lines);
+        }
+        if let Some(draft) = &self.account {
+            for added in &draft.added {
+                let notice = &added.record;
+                lines.push(format!("notice: {} {} {:?}", notice.card_id, notice.expires, notice.kind));
+                tell_mails(&added.notifications, &mut lines);
+            }
+        }
+        if lines.is_empty() { self.cell() } else { lines.join("\n") }
+    }
+}
+
+fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
+    let after = &draft.after;
+    lines.push(format!("{} → {}", draft.before.status.as_str(), after.status.as_str()));
+    if let Some(ended_on) = after.ended_on {
+        lines.push(format!("ended on {ended_on}"));
+    }
+    let known =
+        |details: &Option<Details>| details.clone().map(|details| (details.end, details.cancellation, details.request));
+    let (before, now) = (known(&draft.before.details), known(&after.details));
+    match (before, now) {
+        (Some(before), Some((end, cancellation, request))) => {
+            if let Some(end) = end.filter(|_| end != before.0) {
+                let last = end.final_billing_on.map_or("?".into(), |date| date.to_string());
+                lines.push(format!("ends on {}, over at {}, last invoice {last}", end.ends_on, end.ends_at));
+            }
+            if let Some(cancellation) = cancellation.filter(|it| before.1.as_ref() != Some(it)) {
+                let by = to_json(&cancellation.by);
+                let via = to_json(&cancellation.via);
+                let reason = cancellation.reason.map_or("no reason".into(), |reason| format!("{reason:?}"));
+                let month = cancellation.month.map_or("no month".into(), |month| month.to_string());
+                let actor = who(&cancellation.actor);
+                lines.push(format!("cancellation: by {by} via {via}, {reason}, {month}, {actor}"));
+            }
+            if let Some(request) = request.filter(|it| before.2.as_ref() != Some(it)) {
+                let reason = request.reason.map_or("no reason".into(), |reason| format!("{reason:?}"));
+                let closed = request.closed.map_or("open".into(), |closed| {
+                    let note = closed.note.map_or("no note".into(), |note| format!("{note:?}"));
+                    format!("{} at {}, {note}", to_json(&closed.decision), closed.decided_at)
+                });
+                lines.push(format!(
+                    "request: of {} by {}, {reason}, {closed}",
+                    request.requested_at,
+                    who(&request.actor)
+                ));
+            }
+        }
+        (Some(_), None) => lines.push("details dropped".into()),
+        (None, _) => {}
+    }
+    if let Some(details) = &after.details {
+        if draft.before.details.as_ref().is_some_and(|before| before.billing.next_on != details.billing.next_on) {
+            lines.push(format!("next invoice: {:?}", details.billing.next_on));
+        }
+        if draft.before.details.as_ref().is_some_and(|before| before.activities != details.activities) {
+            lines.push(format!("activities: {}", to_json(&details.activities)));
+        }
+    }
+    for added in &draft.added {
+        if let Some(entry) = &added.record.history {
+            let by = entry.actor.as_ref().map_or("time".into(), who);
+            let command = entry.command.as_ref().map_or("no command".into(), |command| command.key.id.to_string());
+            let ends_on = entry.ends_on.map_or("no last day".into(), |date| date.to_string());
+            let (from, to) = (entry.from.as_str(), entry.to.as_str());
+            lines.push(format!("history: {from} → {to}, {ends_on}, by {by}, {command}"));
+        }
+        if let Some(failure) = &added.record.payment_failure {
+            lines.push(format!(
+                "payment failure: {} {} {}, {} {}, attempt {}, next {:?}, {:?}",
+                failure.invoice_id,
+                failure.amount.value.as_str(),
+                failure.amount.currency.as_str(),
+                failure.card.brand,
+                failure.card.last4.as_str(),
+                failure.attempt,
+                failure.next_attempt_on,
+                failure.failure_message,
+            ));
+        }
+        tell_mails(&added.notifications, lines);
+        for event in &added.events {
+            let event = serde_json::to_value(event).unwrap();
+            let mut data = event["data"].clone();
+            for (name, expected) in
+                [("organization_id", "org-1"), ("subscription_id", "sub-1"), ("account_id", "acc-1")]
+            {
+                assert_eq!(data.as_object_mut().unwrap().shift_remove(name), Some(expected.into()));
+            }
+            lines.push(format!("event {}", event["type"].as_str().unwrap()));
+            lines.push(flat(&data));
+        }
+    }
+}
+
+/// The mails, without the facts that all mails of the scene have. Who reads the same is told in one line.
+fn tell_mails(mails: &[Notification], lines: &mut Vec<String>) {
+    let told = mails.iter().map(|mail| {
+        let mut facts = serde_json::to_value(&mail.facts).unwrap();
+        for common in ["organization", "manager", "participant", "plan", "admin_url"] {
+            facts.as_object_mut().unwrap().shift_remove(common);
+        }
+        (mail.template, mail.recipient.as_str(), flat(&facts))
+    });
+    for (template, recipient, facts) in told {
+        if lines.last() == Some(&facts) {
+            let at = lines.len() - 2;
+            lines[at] += &format!(" and {recipient}");
+        } else {
+            lines.push(format!("mail {template} to {recipient}"));
+            lines.push(facts);
+        }
+    }
+}
+
+/// Data as `name: value, card.last4: value`.
+fn flat(value: &Value) -> String {
+    fn collect(path: &str, value: &Value, into: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                    collect(&path, value, into);
+                }
+            }
+            Value::String(text) => into.push(format!("{path}: {text}")),
+            other => into.push(format!("{path}: {other}")),
+        }
+    }
+    let mut parts = Vec::new();
+    collect("", value, &mut parts);
+    parts.join(", ")
+}
+
+/// `admin adm-1` or `client acc-1`.
+fn who(actor: &Actor) -> String {
+    match actor {
+        Actor::Admin { id, .. } => format!("admin {id}"),
+        Actor::Client { account_id, .. } => format!("client {account_id}"),
+    }
+}
+
+fn to_json(value: &impl serde::Serialize) -> String {
+    match serde_json::to_value(value).unwrap() {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
+}
+
+pub(crate) fn admin() -> Value {
+    json!({ "role": "admin", "id": "adm-1", "name": "Luc" })
+}
+
+pub(crate) fn client() -> Value {
+    json!({ "role": "client", "account_id": "acc-1" })
+}
+
+/// A client with another account.
+pub(crate) fn stranger() -> Value {
+    json!({ "role": "client", "account_id": "acc-2" })
+}
+
+/// The command `cmd-1` of this type about the subscription of the scene, sent at 11:59 in Montréal.
+pub(crate) fn command(kind: &str, data: Value) -> Command {
+    Command::parse(&envelope(kind, data).to_string().into_bytes()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// The same, as it travels. What `data` does not say is about the scene.
+pub(crate) fn envelope(kind: &str, data: Value) -> Value {
+    let mut all = json!({ "organization_id": "org-1" });
+    if kind == "card.expiry" {
+        all["account_id"] = "acc-1".into();
+    } else {
+        all["subscription_id"] = "sub-1".into();
+    }
+    let Value::Object(data) = data else { panic!("data is an object") };
+    all.as_object_mut().unwrap().extend(data);
+    json!({
+        "specversion": "1.0", "id": "cmd-1", "source": "tests", "type": kind, "time": "2026-06-01T15:59:00Z", "data": all,
+    })
+}
+
+/// An admin cancels from the purchases tab, with this month or (`""`) with none.
+pub(crate) fn purchases(month: &str) -> Command {
+    let mut data = json!({ "actor": admin(), "via": "purchases" });
+    if !month.is_empty() {
+        data["month"] = month.into();
+    }
+    command("subscription.cancellation", data)
+}
+
+/// An admin cancels from this invoice.
+pub(crate) fn invoice(invoice_id: &str) -> Command {
+    command("subscription.cancellation", json!({ "actor": admin(), "via": "invoice", "invoice_id": invoice_id }))
+}
+
+/// The client cancels.
+pub(crate) fn account() -> Command {
+    command("subscription.cancellation", json!({ "actor": client(), "via": "account" }))
+}
+
+/// The client asks to cancel.
+pub(crate) fn request() -> Command {
+    command("subscription.cancellation-request", json!({ "actor": client(), "reason": "trop loin" }))
+}
+
+/// An admin accepts, with this date of the last invoice or (`""`) with none.
+pub(crate) fn accept(final_billing_date: &str) -> Command {
+    let mut data = json!({ "actor": admin(), "decision": "accept" });
+    if !final_billing_date.is_empty() {
+        data["final_billing_date"] = final_billing_date.into();
+    }
+    command("subscription.cancellation-confirmation", data)
+}
+
+/// An admin declines.
+pub(crate) fn decline() -> Command {
+    let data = json!({ "actor": admin(), "decision": "decline", "note": "contrat d'un an" });
+    command("subscription.cancellation-confirmation", data)
+}
+
+/// May's payment failed.
+pub(crate) fn payment_failure() -> Command {
+    command(
+        "payment.failure",
+        json!({
+            "invoice_id": "inv-may", "amount": { "value": "49.99", "currency": "CAD" },
+            "card": { "brand": "Visa", "last4": "4242" }, "attempt": 1,
+        }),
+    )
+}
+
+/// A card that is valid to the end of this month.
+pub(crate) fn card_expiry(expires: &str) -> Command {
+    command("card.expiry", json!({ "card": { "id": "card-1", "brand": "Visa", "last4": "4242", "expires": expires } }))
+}
+
+/// Compares word by word: the expectation may be indented and wrapped.
+#[track_caller]
+pub(crate) fn assert_story(told: &Told, expected: &str) {
+    let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(&told.story()), words(expected), "\n\n{}\n", told.story());
+}

@@ -1,0 +1,165 @@
+//! A mail's facts as templates see them: every date, month and amount already written in the reader's way, every text
+//! already fit to be shown. A fact that a mail does not have is not there at all, so that a template that does not ask
+//! first is found out.
+
+use chrono::NaiveDate;
+use serde_json::{Map, Value};
+
+use super::locale::Formats;
+use super::message::{is_direction_override, single_line};
+use crate::domain::notification::Facts;
+
+/// The names that templates may use besides the facts: the mail's language tag and, outside the subject, the subject.
+pub(super) const LANGUAGE: &str = "language";
+/// See [`LANGUAGE`].
+pub(super) const SUBJECT: &str = "subject";
+
+/// What templates read. `language` is the tag of the mail's language.
+pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<String, Value> {
+    // Taken apart field by field, so that a fact added later cannot be forgotten here.
+    let Facts {
+        organization,
+        manager,
+        participant,
+        plan,
+        actor,
+        ends_on,
+        previous_ends_on,
+        final_billing_on,
+        next_billing_on,
+        removed_on,
+        requested_on,
+        reason,
+        note,
+        invoice_id,
+        refund,
+        amount,
+        card,
+        attempt,
+        failure_message,
+        next_attempt_on,
+        admin_url,
+    } = facts;
+    let date = |date: &Option<NaiveDate>| date.map(|date| formats.date(date));
+    let line = |text: &Option<String>| text.as_deref().map(single_line);
+    let prose = |text: &Option<String>| text.as_deref().map(paragraphs);
+
+    let mut view = Map::new();
+    put(&mut view, LANGUAGE, Some(language.to_owned()));
+    view.insert("organization".to_owned(), {
+        let mut view = Map::new();
+        put(&mut view, "name", Some(single_line(&organization.name)));
+        put(&mut view, "email", Some(single_line(&organization.email)));
+        put(&mut view, "color", organization.color.clone().filter(|color| is_css_color(color)));
+        put(&mut view, "logo_url", organization.logo_url.as_deref().and_then(web_address));
+        Value::Object(view)
+    });
+    view.insert("manager".to_owned(), {
+        let mut view = Map::new();
+        put(&mut view, "name", line(&manager.name));
+        put(&mut view, "email", Some(single_line(&manager.email)));
+        Value::Object(view)
+    });
+    put(&mut view, "participant", line(participant));
+    put(&mut view, "plan", line(plan));
+    put(&mut view, "actor", line(actor));
+    put(&mut view, "ends_on", date(ends_on));
+    put(&mut view, "previous_ends_on", date(previous_ends_on));
+    put(&mut view, "final_billing_on", date(final_billing_on));
+    put(&mut view, "next_billing_on", date(next_billing_on));
+    put(&mut view, "removed_on", date(removed_on));
+    put(&mut view, "requested_on", date(requested_on));
+    put(&mut view, "reason", prose(reason));
+    put(&mut view, "note", prose(note));
+    put(&mut view, "invoice_id", line(invoice_id));
+    if let Some(refund) = refund {
+        view.insert("refund".to_owned(), Value::Bool(*refund));
+    }
+    put(&mut view, "amount", amount.as_ref().map(|amount| formats.money(amount)));
+    if let Some(card) = card {
+        let mut card_view = Map::new();
+        put(&mut card_view, "brand", Some(single_line(&card.brand)));
+        put(&mut card_view, "last4", Some(single_line(&card.last4)));
+        put(&mut card_view, "expires", card.expires.map(|month| formats.month(month)));
+        card_view.insert("expired".to_owned(), Value::Bool(card.expired));
+        view.insert("card".to_owned(), Value::Object(card_view));
+    }
+    put(&mut view, "attempt", attempt.map(|attempt| attempt.to_string()));
+    put(&mut view, "failure_message", prose(failure_message));
+    put(&mut view, "next_attempt_on", date(next_attempt_on));
+    put(&mut view, "admin_url", admin_url.as_deref().and_then(web_address));
+    view
+}
+
+/// Adds what there is to show: empty text is nothing.
+fn put(view: &mut Map<String, Value>, name: &str, text: Option<String>) {
+    if let Some(text) = text.filter(|text| !text.is_empty()) {
+        view.insert(name.to_owned(), Value::String(text));
+    }
+}
+
+/// What a person wrote, in its own lines, without what could not be seen or would turn the rest around.
+fn paragraphs(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| single_line(line).trim_end().to_owned()).collect();
+    let mut kept = String::with_capacity(text.len());
+    let mut blank = 0;
+    for line in lines {
+        if line.is_empty() {
+            blank += 1;
+            continue;
+        }
+        if !kept.is_empty() {
+            kept.push_str(if blank > 0 { "\n\n" } else { "\n" });
+        }
+        kept.push_str(&line);
+        blank = 0;
+    }
+    kept
+}
+
+/// Whether it is `#rgb`, `#rrggbb` or a colour's name: nothing else gets into a style.
+fn is_css_color(text: &str) -> bool {
+    match text.strip_prefix('#') {
+        Some(digits) => matches!(digits.len(), 3 | 6) && digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
+        None => (3..=24).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphabetic()),
+    }
+}
+
+/// A link that leads to the web and nowhere else.
+fn web_address(text: &str) -> Option<String> {
+    let url = url::Url::parse(text.trim()).ok()?;
+    let clean = text.chars().all(|c| !c.is_control() && !is_direction_override(c));
+    (clean && matches!(url.scheme(), "http" | "https")).then(|| url.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_person_wrote_keeps_its_lines_and_loses_what_cannot_be_seen() {
+        assert_eq!(paragraphs("  We  move.\r\n\r\n\r\n\r\nTo \u{202e}Laval\u{0}\t!\n"), "We move.\n\nTo Laval !");
+        assert_eq!(paragraphs(" \n\t"), "");
+    }
+
+    #[test]
+    fn only_colours_and_web_addresses_get_into_html() {
+        for (text, expected) in [
+            ("#0a7d4f", true),
+            ("#FFF", true),
+            ("teal", true),
+            ("#12345", false),
+            ("red;background:url(x)", false),
+            ("", false),
+        ] {
+            assert_eq!(is_css_color(text), expected, "{text}");
+        }
+        assert_eq!(
+            web_address("https://example.com/a?b=c&d=\"e\"").as_deref(),
+            Some("https://example.com/a?b=c&d=%22e%22")
+        );
+        for text in ["javascript:alert(1)", "data:text/html,x", "//example.com", "admin", ""] {
+            assert_eq!(web_address(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! The dispatcher: sends what committed changes entail, and marks it done.
+//!
+//! Nothing is sent except from the outbox entries in the documents. A commit hands its entries over in memory, under a lease;
+//! whatever this process does not get done before the lease runs out, any worker claims again ([`crate::sweeper`]). So the
+//! queues here may be bounded, and may be lost, without losing a mail or an event.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use chrono::{DateTime, TimeDelta, Utc};
+use metrics::counter;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::broker::{Publisher, Topology};
+use crate::clock;
+use crate::domain::notification::Notification;
+use crate::mail::message::{Sender, compose};
+use crate::mail::smtp::{MailConnection, SendError, Transport};
+use crate::mail::templates::Templates;
+use crate::store::documents::SentDocument;
+use crate::store::leases::{Fate, Settled};
+use crate::store::outbox::{Content, Leased, MailDocument};
+use crate::store::{Store, StoreError};
+use crate::worker::event_message;
+
+/// How many mails, and how many events, wait in memory. More wait in the database.
+const QUEUE_MAX: usize = 4096;
+/// How long a lane waits for room in the queues, so that it does not run far ahead of a mail server that works.
+const OFFER_PATIENCE: Duration = Duration::from_secs(1);
+/// How many events are published, and how many entries are marked, at once.
+const BULK_MAX: usize = 512;
+/// How long a connection to the mail server is kept without a mail.
+const IDLE_MAX: Duration = Duration::from_secs(20);
+/// How long to wait before a mail server that is away is tried again: from the first to the longest.
+const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// How long an entry that could not leave is put off: the first time, and at most, in seconds.
+const PUT_OFF_SECONDS: (i64, i64) = (5, 15 * 60);
+
+/// Where committed changes leave their entries.
+#[derive(Clone, Debug)]
+pub struct Outbox {
+    mails: async_channel::Sender<Leased>,
+    events: async_channel::Sender<Leased>,
+    mail_server_is_away: Arc<AtomicBool>,
+}
+
+impl Outbox {
+    /// Hands entries over. Those for which there is no room stay in the database until their lease runs out.
+    pub async fn offer(&self, entries: Vec<Leased>) {
+        let offering = async {
+            for leased in entries {
+                let (queue, may_wait) = match &leased.entry.content {
+                    Content::Mail(_) => (&self.mails, !self.mail_server_is_away.load(Ordering::Relaxed)),
+                    Content::Event(_) => (&self.events, true),
+                };
+                if may_wait {
+                    // Fails only when the dispatcher is gone.
+                    drop(queue.send(leased).await);
+                } else {
+                    drop(queue.try_send(leased));
+                }
+            }
+        };
+        // On a timeout the rest is dropped: it is in the database.
+        drop(timeout(OFFER_PATIENCE, offering).await);
+    }
+
+    /// How many entries can be handed over without waiting.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        let room = |queue: &async_channel::Sender<Leased>| QUEUE_MAX.saturating_sub(queue.len());
+        room(&self.mails).min(room(&self.events))
+    }
+
+    /// Takes no more: the dispatcher ends when it has sent what it has.
+    pub fn close(&self) {
+        self.mails.close();
+        self.events.close();
+    }
+}
+
+/// What it takes to write a mail.
+#[derive(Debug)]
+pub struct Writer {
+    /// The words.
+    pub templates: Templates,
+    /// The address that mails come from.
+    pub sender: Sender,
+}
+
+impl Writer {
+    /// The mail of an entry, in the reader's language.
+    ///
+    /// # Errors
+    /// A sentence, when no later try can help: an address that is none, a template that does not go with the facts.
+    pub fn write(
+        &self,
+        entry_id: &str,
+        mail: &MailDocument,
+        at: DateTime<Utc>,
+    ) -> Result<(crate::mail::message::Composed, String), String> {
+        let id = Uuid::parse_str(entry_id).map_err(|error| format!("the entry's id is not a UUID: {error}"))?;
+        let notification = Notification::from(mail.clone());
+        let rendered = self.templates.render(&notification).map_err(|error| error.to_string())?;
+        let composed = compose(&self.sender, id, &notification, &rendered, at).map_err(|error| error.to_string())?;
+        Ok((composed, rendered.language))
+    }
+}
+
+/// Sends entries until the [`Outbox`] is closed.
+#[derive(Debug)]
+pub struct Dispatcher {
+    mails: async_channel::Receiver<Leased>,
+    events: async_channel::Receiver<Leased>,
+    mail_server_is_away: Arc<AtomicBool>,
+    settled: async_channel::Receiver<Settled>,
+    settle: async_channel::Sender<Settled>,
+    /// An entry is sent only while this much of its lease is left, and within it.
+    reserve: Duration,
+}
+
+/// An outbox, and the dispatcher that empties it. Entries belong to this process for `lease`.
+#[must_use]
+pub fn outbox(lease: Duration) -> (Outbox, Dispatcher) {
+    let (mails_in, mails) = async_channel::bounded(QUEUE_MAX);
+    let (events_in, events) = async_channel::bounded(QUEUE_MAX);
+    let (settle, settled) = async_channel::bounded(2 * BULK_MAX);
+    let mail_server_is_away = Arc::new(AtomicBool::new(false));
+    let outbox = Outbox { mails: mails_in, events: events_in, mail_server_is_away: Arc::clone(&mail_server_is_away) };
+    (outbox, Dispatcher { mails, events, mail_server_is_away, settled, settle, reserve: lease / 2 })
+}
+
+impl Dispatcher {
+    /// Works with `connections` connections to the mail server until the outbox is closed and everything in it is sent or
+    /// was tried.
+    pub async fn run(
+        self,
+        store: Store,
+        publisher: Publisher,
+        topology: Topology,
+        writer: Arc<Writer>,
+        transport: Arc<Transport>,
+        connections: usize,
+    ) {
+        let mut senders = JoinSet::new();
+        for _ in 0..connections {
+            let postman = Postman {
+                mails: self.mails.clone(),
+                settle: self.settle.clone(),
+                mail_server_is_away: Arc::clone(&self.mail_server_is_away),
+                writer: Arc::clone(&writer),
+                connection: MailConnection::new(Arc::clone(&transport)),
+                reserve: self.reserve,
+            };
+            senders.spawn(postman.run());
+        }
+        senders.spawn(publish_events(self.events, self.settle, publisher, topology, self.reserve));
+        let marking = tokio::spawn(mark(self.settled, store));
+        while senders.join_next().await.is_some() {}
+        // All senders are gone, and with them the last ones who could add to what is to be marked.
+        drop(marking.await);
+    }
+}
+
+/// Sends mails over one connection.
+struct Postman {
+    mails: async_channel::Receiver<Leased>,
+    settle: async_channel::Sender<Settled>,
+    mail_server_is_away: Arc<AtomicBool>,
+    writer: Arc<Writer>,
+    connection: MailConnection,
+    reserve: Duration,
+}
+
+impl Postman {
+    async fn run(mut self) {
+        let mut delays = reconnect_delays();
+        loop {
+            let leased = match timeout(IDLE_MAX, self.mails.recv()).await {
+                Ok(Ok(leased)) => leased,
+                Ok(Err(_closed)) => break,
+                Err(_idle) => {
+                    self.connection.quit().await;
+                    continue;
+                }
+            };
+            let Content::Mail(mail) = &leased.entry.content else { continue };
+            if !may_send(&leased, self.reserve) {
+                continue;
+            }
+            let (fate, is_away) = self.send(&leased, mail).await;
+            count(mail, &fate);
+            if self.settle.send(settled(leased, fate)).await.is_err() {
+                break;
+            }
+            self.mail_server_is_away.store(is_away, Ordering::Relaxed);
+            if is_away {
+                tokio::time::sleep(delays.next().unwrap_or(RECONNECT_EVERY.1)).await;
+            } else {
+                delays = reconnect_delays();
+            }
+        }
+        self.connection.quit().await;
+    }
+
+    /// Sends one mail; also tells whether the server seems to be away.
+    async fn send(&mut self, leased: &Leased, mail: &MailDocument) -> (Fate, bool) {
+        let at = clock::now();
+        let (composed, locale) = match self.writer.write(&leased.entry.id, mail, at) {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::error!(entry = leased.entry.id, template = %mail.template, %error, "a mail cannot be written; it is kept for an operator");
+                return (Fate::Refused { at, error }, false);
+            }
+        };
+        let sent = timeout(self.reserve, self.connection.send(&composed))
+            .await
+            .unwrap_or_else(|_| Err(SendError::Unavailable("took too long".to_owned())));
+        let put_off = |error: String| Fate::PutOff { until: put_off_until(clock::now(), leased.entry.attempts), error };
+        match sent {
+            Ok(()) => {
+                let sent = SentDocument {
+                    id: leased.entry.id.clone(),
+                    template: mail.template.to_string(),
+                    to: mail.to.email.clone(),
+                    role: mail.role.as_str().to_owned(),
+                    locale,
+                    sent_at: clock::now().into(),
+                    message_id: composed.message_id,
+                };
+                (Fate::Sent(sent), false)
+            }
+            Err(SendError::Permanent(error)) => {
+                tracing::error!(entry = leased.entry.id, template = %mail.template, %error, "the mail server refuses a mail for good; it is kept for an operator");
+                (Fate::Refused { at: clock::now(), error }, false)
+            }
+            Err(SendError::Transient(error)) => (put_off(error), false),
+            Err(SendError::Unavailable(error)) => {
+                tracing::warn!(%error, "the mail server is away; mails wait");
+                (put_off(error), true)
+            }
+        }
+    }
+}
+
+/// Publishes events, as many at once as there are.
+async fn publish_events(
+    events: async_channel::Receiver<Leased>,
+    settle: async_channel::Sender<Settled>,
+    publisher: Publisher,
+    topology: Topology,
+    reserve: Duration,
+) {
+    let exchange = topology.event_exchange();
+    while let Some(bulk) = take_bulk(&events).await {
+        let bulk: Vec<Leased> = bulk.into_iter().filter(|leased| may_send(leased, reserve)).collect();
+        let messages: Vec<_> = bulk
+            .iter()
+            .filter_map(|leased| match &leased.entry.content {
+                Content::Event(event) => Some(event_message(&exchange, &event.kind, event)),
+                Content::Mail(_) => None,
+            })
+            .collect();
+        let results = publisher.publish_all(&messages).await;
+        for (leased, result) in bulk.into_iter().zip(results) {
+            let fate = match result {
+                Ok(()) => Fate::Published,
+                Err(error) => {
+                    let until = put_off_until(clock::now(), leased.entry.attempts);
+                    Fate::PutOff { until, error: error.to_string() }
+                }
+            };
+            counter!("offramp_events_total", "outcome" => if matches!(fate, Fate::Published) { "published" } else { "put_off" })
+                .increment(1);
+            if settle.send(settled(leased, fate)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Marks entries, as many at once as there are. While the database is away they wait here, and senders wait for room.
+async fn mark(settled: async_channel::Receiver<Settled>, store: Store) {
+    while let Some(bulk) = take_bulk(&settled).await {
+        let mut delays = reconnect_delays();
+        loop {
+            match store.settle(&bulk).await {
+                Ok(()) => break,
+                Err(StoreError::Unavailable(error)) => {
+                    tracing::warn!(%error, entries = bulk.len(), "what was sent cannot be marked yet");
+                    if settled.is_closed() && delays.next().is_none() {
+                        return;
+                    }
+                    tokio::time::sleep(delays.next().unwrap_or(RECONNECT_EVERY.1)).await;
+                }
+                Err(StoreError::Refused(error)) => {
+                    tracing::error!(%error, entries = bulk.len(), "what was sent cannot be marked; it will be sent again");
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Waits for one, then takes what is there. None: closed and empty.
+async fn take_bulk<T>(queue: &async_channel::Receiver<T>) -> Option<Vec<T>> {
+    let mut bulk = vec![queue.recv().await.ok()?];
+    while bulk.len() < BULK_MAX {
+        match queue.try_recv() {
+            Ok(item) => bulk.push(item),
+            Err(_) => break,
+        }
+    }
+    Some(bulk)
+}
+
+/// Whether enough of the lease is left: nobody else may take the entry before this process is done with it.
+fn may_send(leased: &Leased, reserve: Duration) -> bool {
+    let reserve = TimeDelta::from_std(reserve).unwrap_or(TimeDelta::MAX);
+    leased.entry.due.is_some_and(|due| due.to_chrono() - clock::now() >= reserve)
+}
+
+fn settled(leased: Leased, fate: Fate) -> Settled {
+    Settled { collection: leased.collection, document_id: leased.document_id, entry_id: leased.entry.id, fate }
+}
+
+/// When an entry that was tried in vain `attempts` times before may be tried again: later each time, and not all at once.
+fn put_off_until(now: DateTime<Utc>, attempts: i32) -> DateTime<Utc> {
+    let (first, longest) = PUT_OFF_SECONDS;
+    let seconds = first.saturating_mul(1 << attempts.clamp(0, 20)).min(longest);
+    let jitter = TimeDelta::milliseconds(i64::try_from(Uuid::new_v4().as_u128() % 1000).unwrap_or(0) * seconds / 4);
+    now + TimeDelta::seconds(seconds) + jitter
+}
+
+fn reconnect_delays() -> backon::ExponentialBackoff {
+    let (first, longest) = RECONNECT_EVERY;
+    ExponentialBuilder::default()
+        .with_min_delay(first)
+        .with_max_delay(longest)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}
+
+fn count(mail: &MailDocument, fate: &Fate) {
+    let outcome = match fate {
+        Fate::Sent(_) => "sent",
+        Fate::Refused { .. } => "refused",
+        Fate::PutOff { .. } | Fate::Published => "put_off",
+    };
+    counter!("offramp_mails_total", "template" => mail.template.as_str(), "outcome" => outcome).increment(1);
+}

@@ -1,0 +1,211 @@
+//! The worker as a whole: everything that runs, in the order in which it starts and stops.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{Broker, Consumer, LaneHealth, LaneState, Publisher, Topology, TopologyError};
+use crate::config::WorkerSettings;
+use crate::domain::command::CommandType;
+use crate::engine::Engine;
+use crate::http::{self, Readiness, ReadyHandle};
+use crate::mail::Transport;
+use crate::outbox::{Dispatcher, Outbox, Writer, outbox};
+use crate::store::{Store, StoreError};
+use crate::sweeper::Sweeper;
+use crate::worker::Lane;
+
+/// How many messages the broker sends ahead, in batches: the next batch waits in memory while one is worked on.
+const PREFETCH_BATCHES: usize = 2;
+/// How long to wait before a server that is away at the start is tried again: from the first to the longest.
+const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Everything that a worker works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// RabbitMQ.
+    pub broker: Broker,
+    /// Names of its objects.
+    pub topology: Topology,
+    /// MongoDB.
+    pub store: Store,
+    /// Writes mails.
+    pub writer: Writer,
+    /// Sends them.
+    pub transport: Transport,
+    /// How many connections to the mail server.
+    pub mail_connections: usize,
+    /// The worker's pace.
+    pub pace: WorkerSettings,
+}
+
+/// Why a worker cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The broker's objects are there with other properties.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The database refuses its indexes.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Runs a worker until `shutdown`, and answers for its health on `http`.
+///
+/// # Errors
+/// When the broker's objects or the database's indexes are there with other properties. Servers that are away are waited
+/// for.
+pub async fn run(
+    parts: Parts,
+    http: TcpListener,
+    metrics: PrometheusHandle,
+    shutdown: CancellationToken,
+) -> Result<(), RunError> {
+    let readiness = Readiness::default();
+    let unhealthy = CancellationToken::new();
+    let health = tokio::spawn(http::serve(http, readiness.clone(), metrics, unhealthy.clone()));
+    let result = match shutdown.run_until_cancelled(prepare(&parts, &readiness)).await {
+        Some(Ok(database_ready)) => {
+            Worker::start(parts, &readiness, database_ready).stop_after(shutdown).await;
+            Ok(())
+        }
+        Some(Err(error)) => Err(error),
+        None => Ok(()),
+    };
+    unhealthy.cancel();
+    drop(health.await);
+    result
+}
+
+/// Declares what must be there, waiting for servers that are away.
+async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, RunError> {
+    let broker_ready = readiness.component("rabbitmq");
+    let database_ready = readiness.component("mongodb");
+    let (first, longest) = START_EVERY;
+    let mut delays = ExponentialBuilder::default()
+        .with_min_delay(first)
+        .with_max_delay(longest)
+        .without_max_times()
+        .with_jitter()
+        .build();
+    loop {
+        match parts.topology.declare(&parts.broker).await {
+            Ok(_) => break,
+            Err(TopologyError::Broker(error)) => {
+                tracing::warn!(%error, "RabbitMQ is away; trying again");
+                broker_ready.not_ready(error.to_string());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(delays.next().unwrap_or(longest)).await;
+    }
+    // From here on each lane answers for its own connection.
+    broker_ready.retire();
+    loop {
+        match parts.store.create_indexes().await {
+            Ok(()) => break,
+            Err(StoreError::Unavailable(error)) => {
+                tracing::warn!(%error, "MongoDB is away; trying again");
+                database_ready.not_ready(error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(delays.next().unwrap_or(longest)).await;
+    }
+    database_ready.ready();
+    Ok(database_ready)
+}
+
+/// A worker that runs.
+struct Worker {
+    stop: CancellationToken,
+    /// Lanes and sweeper: what makes new work.
+    makers: JoinSet<()>,
+    outbox: Outbox,
+    dispatcher: tokio::task::JoinHandle<()>,
+    publisher: Publisher,
+    shutdown_within: Duration,
+}
+
+impl Worker {
+    fn start(parts: Parts, readiness: &Readiness, database_ready: ReadyHandle) -> Self {
+        let Parts { broker, topology, store, writer, transport, mail_connections, pace } = parts;
+        let publisher = Publisher::new(broker.clone());
+        let (outbox, dispatcher): (Outbox, Dispatcher) = outbox(pace.lease);
+        let engine = Engine::new(store.clone(), outbox.clone(), &pace.source, pace.lease, database_ready);
+        let dispatcher = tokio::spawn(dispatcher.run(
+            store.clone(),
+            publisher.clone(),
+            topology.clone(),
+            Arc::new(writer),
+            Arc::new(transport),
+            mail_connections,
+        ));
+
+        let stop = CancellationToken::new();
+        let mut makers = JoinSet::new();
+        for kind in CommandType::ALL {
+            let queue = topology.work_queue(kind);
+            let health = LaneHealth::new(&queue);
+            let watched = health.clone();
+            readiness.watch(&queue, move || {
+                let status = watched.status();
+                let ready = status.state == LaneState::Consuming;
+                ready.then_some(()).ok_or_else(|| status.problem.unwrap_or_else(|| status.state.as_str().to_owned()))
+            });
+            let prefetch = u16::try_from(pace.batch_max * PREFETCH_BATCHES).unwrap_or(u16::MAX);
+            let lane = Lane {
+                kind,
+                topology: topology.clone(),
+                consumer: Consumer::new(broker.clone(), topology.clone(), queue, prefetch, health),
+                publisher: publisher.clone(),
+                engine: engine.clone(),
+                source: pace.source.clone(),
+                batch_max: pace.batch_max,
+            };
+            makers.spawn(lane.run(stop.clone()));
+        }
+        let sweeper = Sweeper {
+            store,
+            engine,
+            outbox: outbox.clone(),
+            every: pace.sweep,
+            lease: pace.lease,
+            batch_max: pace.batch_max,
+        };
+        makers.spawn(sweeper.run(stop.clone()));
+        tracing::info!(prefix = topology.command_exchange(), "working");
+        Self { stop, makers, outbox, dispatcher, publisher, shutdown_within: pace.shutdown }
+    }
+
+    /// Waits for `shutdown`, then stops: no more messages are taken, the batches in hand are finished and acked, the mails in
+    /// hand are sent. What is not done in time is done by another worker, or after the restart: nothing is lost.
+    async fn stop_after(mut self, shutdown: CancellationToken) {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            // Lanes and sweeper end only when they are told to. One that does not has a mistake in it; better a restart by
+            // whoever supervises this process than a worker that looks alive and is not.
+            ended = self.makers.join_next() => tracing::error!(?ended, "a part of the worker has ended by itself; stopping"),
+        }
+        tracing::info!("stopping: finishing what is in hand");
+        self.stop.cancel();
+        let finishing = async {
+            while self.makers.join_next().await.is_some() {}
+            self.outbox.close();
+            drop((&mut self.dispatcher).await);
+            self.publisher.close().await;
+        };
+        match timeout(self.shutdown_within, finishing).await {
+            Ok(()) => tracing::info!("stopped"),
+            Err(_) => {
+                tracing::warn!("stopped before everything in hand was done; nothing is lost, it will be done again")
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What time does: last days that are over, natural ends, cards about to expire, leases that ran out, tombstones.
+//!
+//! The sweeper only looks for what may be due and hands it to the same [`Engine`] as every command; whether it is due is
+//! decided there, under the same version guard, so any number of workers may sweep at the same time.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use chrono::Days;
+use metrics::counter;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::clock;
+use crate::domain::account::NoticeKind;
+use crate::domain::billing::YearMonth;
+use crate::domain::fold::{Loaded, Task, Verdict};
+use crate::domain::organization::Organization;
+use crate::engine::{Engine, Settled, Stopped};
+use crate::outbox::Outbox;
+use crate::store::outbox::Lease;
+use crate::store::sweep::Ids;
+use crate::store::{Collection, Store, StoreError};
+
+/// How often to look for outbox entries whose time has come, at least.
+const CLAIM_EVERY: Duration = Duration::from_secs(2);
+/// From how many documents entries are claimed at once.
+const CLAIM_DOCUMENTS_MAX: usize = 256;
+
+/// Looks, again and again, for what time has made due.
+#[derive(Debug)]
+pub struct Sweeper {
+    /// Where to look.
+    pub store: Store,
+    /// Decides and writes.
+    pub engine: Engine,
+    /// Where claimed entries go.
+    pub outbox: Outbox,
+    /// The time between two looks at dates.
+    pub every: Duration,
+    /// How long claimed entries belong to this process.
+    pub lease: Duration,
+    /// How many tasks are decided at once.
+    pub batch_max: usize,
+}
+
+/// Why a sweep ended early.
+enum Cut {
+    Stopped,
+    Store(StoreError),
+}
+
+impl From<Stopped> for Cut {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl From<StoreError> for Cut {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Sweeper {
+    /// Sweeps until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        tokio::join!(
+            self.repeat(self.every, &shutdown, || self.sweep_dates(&shutdown)),
+            self.repeat(self.every.min(CLAIM_EVERY), &shutdown, || self.claim(&shutdown)),
+        );
+    }
+
+    /// Does `sweep` now and then every `pause`; an error ends one sweep, not the next.
+    async fn repeat<F: Future<Output = Result<(), Cut>>>(
+        &self,
+        pause: Duration,
+        shutdown: &CancellationToken,
+        sweep: impl Fn() -> F,
+    ) {
+        loop {
+            match sweep().await {
+                Ok(()) => {}
+                Err(Cut::Stopped) => return,
+                Err(Cut::Store(error)) => tracing::warn!(%error, "a sweep was cut short; the next one goes on"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    async fn sweep_dates(&self, shutdown: &CancellationToken) -> Result<(), Cut> {
+        let now = clock::now();
+        self.lapse(self.store.ended(now).await?, shutdown).await?;
+        self.lapse(self.store.expired(now).await?, shutdown).await?;
+        for organization in self.store.organizations_with_card_notices().await? {
+            match organization {
+                Loaded::Read(organization) => self.give_card_notices(&organization, shutdown).await?,
+                Loaded::Corrupt { error, .. } => tracing::error!(%error, "no card notices for a corrupt organization"),
+            }
+        }
+        let deleted = self.store.delete_tombstones(now).await?;
+        if deleted > 0 {
+            tracing::info!(deleted, "deleted tombstones of removed subscriptions");
+        }
+        Ok(())
+    }
+
+    async fn lapse(&self, mut ids: Ids, shutdown: &CancellationToken) -> Result<(), Cut> {
+        loop {
+            let tasks: Vec<Task> = ids.next(self.batch_max).await?.into_iter().map(Task::Lapse).collect();
+            if tasks.is_empty() {
+                return Ok(());
+            }
+            self.decide("lapse", &tasks, shutdown).await?;
+        }
+    }
+
+    async fn give_card_notices(&self, organization: &Organization, shutdown: &CancellationToken) -> Result<(), Cut> {
+        for (expires, kind) in notices_due(organization) {
+            let mut after = None;
+            loop {
+                let page_max = i64::try_from(self.batch_max).unwrap_or(i64::MAX);
+                let page =
+                    self.store.cards_without_notice(&organization.id, expires, kind, after.as_ref(), page_max).await?;
+                let tasks: Vec<Task> =
+                    page.due.into_iter().map(|(account, card)| Task::CardNotice(account, card)).collect();
+                if !tasks.is_empty() {
+                    self.decide("card_notice", &tasks, shutdown).await?;
+                }
+                match page.last {
+                    Some(last) => after = Some(last),
+                    None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn decide(&self, what: &'static str, tasks: &[Task], shutdown: &CancellationToken) -> Result<(), Cut> {
+        let tasks: Vec<&Task> = tasks.iter().collect();
+        for (task, settled) in tasks.iter().zip(self.engine.run(&tasks, shutdown).await?) {
+            match settled {
+                Settled::Decided(Verdict::Applied) => counter!("offramp_swept_total", "what" => what).increment(1),
+                Settled::Decided(Verdict::Unchanged | Verdict::Rejected(_)) => {}
+                Settled::Decided(Verdict::Missing(missing)) => {
+                    tracing::error!(
+                        ?task,
+                        ?missing,
+                        "time cannot do its work: something behind the document is missing"
+                    );
+                }
+                Settled::Decided(Verdict::Corrupt(error)) | Settled::Failed(error) => {
+                    tracing::error!(?task, %error, "time cannot do its work; the next sweep tries again");
+                }
+            }
+        }
+        if shutdown.is_cancelled() { Err(Cut::Stopped) } else { Ok(()) }
+    }
+
+    /// Takes entries whose lease ran out, as many as can be sent.
+    async fn claim(&self, shutdown: &CancellationToken) -> Result<(), Cut> {
+        for collection in [Collection::Subscriptions, Collection::Accounts] {
+            loop {
+                let documents = self.outbox.room().min(CLAIM_DOCUMENTS_MAX);
+                if documents == 0 || shutdown.is_cancelled() {
+                    return Ok(());
+                }
+                let now = clock::now();
+                let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
+                let limit = i64::try_from(documents).unwrap_or(i64::MAX);
+                let claimed = self.store.claim(collection, limit, &lease, now).await?;
+                if claimed.is_empty() {
+                    break;
+                }
+                counter!("offramp_claimed_total").increment(claimed.len() as u64);
+                self.outbox.offer(claimed).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The expiry months that are within a lead time of the organization today, each with the notice that is due.
+fn notices_due(organization: &Organization) -> BTreeSet<(YearMonth, NoticeKind)> {
+    let today = organization.date_at(clock::now());
+    let Some(longest) = organization.card_notice_days.iter().copied().max() else { return BTreeSet::new() };
+    let Some(last_day) = today.checked_add_days(Days::new(longest.into())) else { return BTreeSet::new() };
+    std::iter::successors(Some(YearMonth::of(today)), |month| Some(month.next()))
+        .take_while(|month| month.last_day() <= last_day)
+        .map(|month| (month, NoticeKind::due(month, today, &organization.card_notice_days)))
+        .collect()
+}

@@ -1,0 +1,240 @@
+//! Every message gets the answer of the contract (§4, §7), and nothing else in its batch is disturbed.
+
+use bson::{Document, doc};
+use lapin::BasicProperties;
+use serde_json::{Value, json};
+
+use crate::support::eventually;
+use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
+use crate::support::smtp::Sink;
+use crate::support::worker::Worker;
+use crate::support::world::World;
+
+fn is_rejection_of(id: &str) -> impl Fn(&Value) -> bool {
+    move |event| event["type"] == "command.rejected" && event["causationid"] == id
+}
+
+async fn status_becomes(world: &World, id: &str, status: &str) -> Document {
+    eventually(&format!("{id} to be {status}"), || async {
+        world.document("subscriptions", id).await.filter(|document| document.get_str("status").ok() == Some(status))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_command_is_a_dead_letter_at_once_and_the_rest_of_its_batch_is_done() {
+    let world = World::new("invalid").await;
+    let sink = Sink::start().await;
+    populate(&world).await;
+    // Declares everything, so that all messages wait together when the second worker starts.
+    assert!(Worker::start(&world, &sink.url()).await.stop().await.success());
+
+    let key = "subscription.cancellation";
+    let misspelt = with(cancellation("c-1", "sub"), "mnth", json!("2199-07")).to_string();
+    let wrong_type = with(cancellation("c-2", "sub"), "reason", json!(5)).to_string();
+    let unknown_type = json!({ "specversion": "1.0", "id": "c-3", "source": "tests", "type": "subscription.pause",
+        "time": "2199-05-20T12:00:00Z", "data": {} })
+    .to_string();
+    let large = with(cancellation("c-4", "sub"), "reason", json!("x".repeat(300 * 1024))).to_string();
+    for body in [&misspelt, &wrong_type, "{nonsense", &unknown_type, &large] {
+        world.publish(key, body.as_bytes()).await;
+    }
+    world.command(&cancellation("good", "sub")).await;
+
+    let worker = Worker::start(&world, &sink.url()).await;
+    let document = status_becomes(&world, "sub", "cancellation_scheduled").await;
+    assert_eq!(document.get_str("ends_on").unwrap(), "2199-06-14");
+    let mut letters = Vec::new();
+    for _ in 0..5 {
+        letters.push(world.dead_letter().await);
+    }
+    let letter = |body: &str| letters.iter().find(|letter| letter.body == body.as_bytes()).expect("untouched body");
+    let expectations = [
+        (misspelt.as_str(), "invalid", "data.mnth: unknown field `mnth`"),
+        (&wrong_type, "invalid", "data.reason: invalid type: integer `5`"),
+        ("{nonsense", "invalid", "not JSON"),
+        (&unknown_type, "invalid", "type: unknown variant `subscription.pause`"),
+        (&large, "too_large", "262144"),
+    ];
+    for (body, reason, error) in expectations {
+        let letter = letter(body);
+        assert_eq!(letter.header("offramp-reason"), reason);
+        assert!(letter.header("offramp-error").contains(error), "{}", letter.header("offramp-error"));
+        assert_eq!(letter.header("offramp-queue"), format!("{}.cancellation", world.prefix));
+        assert_eq!(letter.header("offramp-attempt"), "0");
+        assert!(letter.header("offramp-died-at").contains('T'), "{}", letter.header("offramp-died-at"));
+    }
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
+    let world = World::new("refused").await;
+    let sink = Sink::start().await;
+    populate(&world).await;
+    world.collection("organizations").insert_one(organization("other")).await.unwrap();
+    let before = world.document("subscriptions", "sub").await;
+    let events = world.watch_events().await;
+    let worker = Worker::start(&world, &sink.url()).await;
+
+    let foreign = with(cancellation("foreign", "sub"), "organization_id", json!("other"));
+    world.command(&foreign).await;
+    let event = events.next(&world, is_rejection_of("foreign")).await;
+    assert_eq!(event["data"]["reason"], "wrong_organization");
+    assert_eq!(event["data"].get("account_id"), None, "a stranger learns nothing about the subscription: {event}");
+    assert_eq!(event["subject"], "sub");
+    assert_eq!(event["data"]["command"], json!({ "source": "tests", "id": "foreign", "type": "subscription.cancellation" }));
+
+    // To whoever waits for an answer too.
+    let answers = format!("{}.test-answers", world.prefix);
+    let options = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
+    let queue = world.channel.queue_declare(answers.as_str().into(), options, Default::default()).await.unwrap();
+    let early = with(cancellation("early", "sub"), "month", json!("2199-05"));
+    let properties = BasicProperties::default().with_reply_to(queue.name().clone());
+    world.publish_with("subscription.cancellation", early.to_string().as_bytes(), properties).await;
+    let event = events.next(&world, is_rejection_of("early")).await;
+    assert_eq!(event["data"]["reason"], "month_already_invoiced");
+    assert_eq!(event["data"]["account_id"], "acc");
+    let (answer, _) = eventually("the answer", || world.take("test-answers")).await;
+    assert_eq!(serde_json::from_slice::<Value>(&answer).unwrap(), event);
+
+    // It has waited for its subscription long enough.
+    world.command_at_attempt(&cancellation("nobody", "no-such"), 3).await;
+    let event = events.next(&world, is_rejection_of("nobody")).await;
+    assert_eq!(event["data"]["reason"], "subscription_not_found");
+    let expiry = command(
+        "card",
+        "card.expiry",
+        json!({ "organization_id": "org", "account_id": "no-such",
+            "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" } }),
+    );
+    world.command_at_attempt(&expiry, 3).await;
+    let event = events.next(&world, is_rejection_of("card")).await;
+    assert_eq!(event["data"]["reason"], "account_not_found");
+
+    assert_eq!(world.document("subscriptions", "sub").await, before);
+    assert!(worker.stop().await.success());
+    assert!(sink.mails().is_empty(), "nobody is told about a refusal by mail");
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_waits_for_what_is_still_on_its_way() {
+    let world = World::new("waits").await;
+    let sink = Sink::start().await;
+    world.collection("organizations").insert_one(organization("org")).await.unwrap();
+    let worker = Worker::start(&world, &sink.url()).await;
+
+    world.command(&cancellation("ahead", "sub")).await;
+    eventually("the first wait", || async {
+        let queue = format!("{}.retry.5s", world.prefix);
+        let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
+        let waiting = world.channel.queue_declare(queue.as_str().into(), options, Default::default()).await.unwrap();
+        (waiting.message_count() == 1).then_some(())
+    })
+    .await;
+    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+    let document = status_becomes(&world, "sub", "cancellation_scheduled").await;
+    assert_eq!(document.get_array("applied").unwrap().len(), 1);
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_are_missing_or_corrupt_are_an_operators_affair() {
+    let world = World::new("corrupt").await;
+    let sink = Sink::start().await;
+    populate(&world).await;
+    let subscriptions = world.collection("subscriptions");
+    let mut no_next = subscription("no-next", "org", "acc");
+    no_next.get_document_mut("billing").unwrap().remove("next_on");
+    let mut wrong_type = subscription("wrong-type", "org", "acc");
+    wrong_type.get_document_mut("billing").unwrap().insert("day", "fifteen");
+    let corrupt = [no_next, wrong_type];
+    subscriptions.insert_many(&corrupt).await.unwrap();
+    let strays = [subscription("no-account", "org", "nobody"), subscription("no-organization", "nowhere", "acc")];
+    subscriptions.insert_many(&strays).await.unwrap();
+    let worker = Worker::start(&world, &sink.url()).await;
+
+    world.command(&cancellation("c-1", "no-next")).await;
+    world.command(&cancellation("c-2", "wrong-type")).await;
+    world.command_at_attempt(&cancellation("c-3", "no-account"), 3).await;
+    let nowhere = with(cancellation("c-4", "no-organization"), "organization_id", json!("nowhere"));
+    world.command_at_attempt(&nowhere, 3).await;
+    world.command(&cancellation("c-5", "sub")).await;
+
+    let mut letters = Vec::new();
+    for _ in 0..4 {
+        let letter = world.dead_letter().await;
+        let id = serde_json::from_slice::<Value>(&letter.body).unwrap()["id"].as_str().unwrap().to_owned();
+        letters.push((id, letter.header("offramp-reason"), letter.header("offramp-error")));
+    }
+    letters.sort();
+    let reasons: Vec<_> = letters.iter().map(|(id, reason, _)| (id.as_str(), reason.as_str())).collect();
+    assert_eq!(
+        reasons,
+        [("c-1", "corrupt_document"), ("c-2", "corrupt_document"), ("c-3", "missing_account"), ("c-4", "missing_organization")]
+    );
+    assert!(letters[0].2.contains("subscriptions no-next: billing.next_on: missing"), "{}", letters[0].2);
+    assert!(letters[1].2.contains("subscriptions wrong-type: billing.day: "), "{}", letters[1].2);
+    for document in corrupt.iter().chain(&strays) {
+        let id = document.get_str("_id").unwrap();
+        assert_eq!(world.document("subscriptions", id).await.as_ref(), Some(document), "left as it is");
+    }
+    // The same batch's good command was done.
+    status_becomes(&world, "sub", "cancellation_scheduled").await;
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_means_that_only_a_tombstone_is_left() {
+    let world = World::new("removed").await;
+    let sink = Sink::start().await;
+    populate(&world).await;
+    let events = world.watch_events().await;
+    let worker = Worker::start(&world, &sink.url()).await;
+    let mut removal = with(cancellation("remove", "sub"), "invoice_id", json!("inv-5"));
+    removal["data"]["via"] = json!("invoice");
+    removal["data"]["refund"] = json!(true);
+    world.command(&removal).await;
+
+    let event = events.next(&world, |event| event["type"] == "subscription.removed").await;
+    assert_eq!(
+        event["data"],
+        json!({ "organization_id": "org", "subscription_id": "sub", "account_id": "acc", "invoice_id": "inv-5",
+            "refund": true, "activities": [{ "id": "a", "name": "Aquafit" }] })
+    );
+    world.outboxes_empty().await;
+    let tombstone = world.document("subscriptions", "sub").await.unwrap();
+    let mut fields: Vec<&str> = tombstone.keys().map(String::as_str).collect();
+    fields.sort_unstable();
+    assert_eq!(
+        fields,
+        ["_id", "account_id", "applied", "ended_on", "history", "organization_id", "outbox", "status", "version"]
+    );
+    assert_eq!(sink.mails().len(), 1);
+
+    // 30 days later it is deleted, and not a day earlier.
+    let days_ago = |days: i64| bson::DateTime::from(chrono::Utc::now() - chrono::TimeDelta::days(days));
+    let set_back = |days: i64| {
+        let at = days_ago(days);
+        let day = at.to_chrono().date_naive().to_string();
+        doc! { "$set": { "ended_on": day, "applied.$[].at": at, "applied.$[].settled_at": at } }
+    };
+    let subscriptions = world.collection("subscriptions");
+    let mut younger = tombstone.clone();
+    younger.insert("_id", "younger");
+    subscriptions.insert_one(younger).await.unwrap();
+    subscriptions.update_one(doc! { "_id": "younger" }, set_back(29)).await.unwrap();
+    subscriptions.update_one(doc! { "_id": "sub" }, set_back(31)).await.unwrap();
+    eventually("the end of the tombstone", || async {
+        world.document("subscriptions", "sub").await.is_none().then_some(())
+    })
+    .await;
+    assert!(world.document("subscriptions", "younger").await.is_some());
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}

@@ -1,0 +1,32 @@
+//! What every integration test needs: real servers under names of its own, worker processes, and waiting for conditions.
+
+pub mod smtp;
+pub mod worker;
+pub mod world;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// How long a condition may take to come true, on a slow and busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A setting of the servers under test, with the default that the worker itself has.
+pub fn setting(name: &str, default: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| default.to_owned())
+}
+
+/// Waits until `look` answers, and says `what` was awaited in vain otherwise.
+#[track_caller]
+pub fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> impl Future<Output = T> {
+    let caller = std::panic::Location::caller();
+    async move {
+        let begin = Instant::now();
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            assert!(begin.elapsed() < PATIENCE, "{caller}: waited {PATIENCE:?} in vain: {what}");
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+}

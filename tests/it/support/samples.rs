@@ -1,0 +1,65 @@
+//! Documents and commands that tests begin with.
+
+use bson::{Document, doc};
+use serde_json::{Value, json};
+
+use super::world::World;
+
+/// An organization in Québec, an account and a subscription of 45 days from its next invoice, all with plain ids.
+pub async fn populate(world: &World) {
+    world.collection("organizations").insert_one(organization("org")).await.unwrap();
+    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+}
+
+/// An organization where clients may cancel at once.
+pub fn organization(id: &str) -> Document {
+    doc! {
+        "_id": id, "name": "Club de natation", "locale": "fr-CA", "timezone": "America/Toronto",
+        "contact": { "name": "Accueil", "email": format!("desk@{id}.example") },
+        "client_cancellation": "immediate",
+    }
+}
+
+/// An account whose manager reads English.
+pub fn account(id: &str, organization: &str) -> Document {
+    doc! {
+        "_id": id, "organization_id": organization,
+        "manager": { "name": "Ada Roy", "email": format!("{id}@home.example"), "locale": "en-CA" },
+    }
+}
+
+/// An active subscription that is billed on the 15th, next on 15 June 2199.
+pub fn subscription(id: &str, organization: &str, account: &str) -> Document {
+    doc! {
+        "_id": id, "organization_id": organization, "account_id": account,
+        "participant": { "id": "p", "name": "Zoé Roy" }, "plan": { "id": "plan", "name": "Unlimited" },
+        "billing": { "mode": "anniversary", "day": 15, "next_on": "2199-06-15", "last_invoice_id": "inv-5" },
+        "activities": [{ "id": "a", "name": "Aquafit" }],
+    }
+}
+
+/// A command of this type with this data.
+pub fn command(id: &str, kind: &str, data: Value) -> Value {
+    json!({
+        "specversion": "1.0", "id": id, "source": "tests", "type": kind, "time": "2199-05-20T12:00:00Z", "data": data,
+    })
+}
+
+/// An admin cancels the subscription from the purchases tab, with no month.
+pub fn cancellation(id: &str, subscription: &str) -> Value {
+    command(
+        id,
+        "subscription.cancellation",
+        json!({
+            "organization_id": "org", "subscription_id": subscription, "via": "purchases",
+            "actor": { "role": "admin", "id": "admin-1", "name": "Paul" },
+        }),
+    )
+}
+
+/// The same with one field of `data` more, or another.
+pub fn with(mut command: Value, field: &str, value: Value) -> Value {
+    command["data"][field] = value;
+    command
+}

@@ -1,0 +1,116 @@
+//! Worker processes: the program itself, as operations people run it.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::eventually;
+use super::world::World;
+
+/// The program with the settings of a world and nothing else.
+pub fn offramp(world: &World) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_offramp"));
+    let inherited: Vec<String> = std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("OFFRAMP_")).collect();
+    for name in inherited {
+        command.env_remove(name);
+    }
+    command
+        .env("OFFRAMP_AMQP_URL", super::setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f"))
+        .env("OFFRAMP_MONGODB_URL", &world.mongodb_url)
+        .env("OFFRAMP_PREFIX", &world.prefix)
+        .env("OFFRAMP_MAIL_FROM", "no-reply@offramp.example")
+        .env("OFFRAMP_SWEEP_SECONDS", "1");
+    command
+}
+
+/// A worker process; killed when dropped.
+pub struct Worker {
+    child: Child,
+    port: u16,
+}
+
+impl Worker {
+    /// Starts a worker that sends its mails to `smtp_url`, and waits until it is ready.
+    pub async fn start(world: &World, smtp_url: &str) -> Self {
+        Self::start_with(world, smtp_url, &[]).await
+    }
+
+    /// The same with further settings.
+    pub async fn start_with(world: &World, smtp_url: &str, settings: &[(&str, &str)]) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let log = if std::env::var_os("TEST_LOG").is_some() { Stdio::inherit() } else { Stdio::null() };
+        let child = offramp(world)
+            .arg("run")
+            .env("OFFRAMP_SMTP_URL", smtp_url)
+            .env("OFFRAMP_HTTP_ADDR", format!("127.0.0.1:{port}"))
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut worker = Self { child, port };
+        eventually("a ready worker", || {
+            let status = worker.child.try_wait().unwrap();
+            assert!(status.is_none(), "the worker ended: {status:?}");
+            let port = worker.port;
+            async move { get(port, "/readyz").await.filter(|answer| answer.starts_with("HTTP/1.1 200")) }
+        })
+        .await;
+        worker
+    }
+
+    /// How many messages it has settled, but for those that went to a retry queue.
+    pub async fn settled(&self) -> u64 {
+        let metrics = get(self.port, "/metrics").await.unwrap_or_default();
+        metrics
+            .lines()
+            .filter(|line| line.starts_with("offramp_commands_total{") && !line.contains("outcome=\"retry\""))
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap())
+            .sum()
+    }
+
+    /// What `/readyz` answers.
+    pub async fn readyz(&self) -> Option<String> {
+        get(self.port, "/readyz").await
+    }
+
+    /// Kills it without warning.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(mut self) -> ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        eventually("the end of the worker", || {
+            let status = self.child.try_wait().unwrap();
+            async move { status }
+        })
+        .await
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+async fn get(port: u16, path: &str) -> Option<String> {
+    let request = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer)
+    };
+    tokio::time::timeout(Duration::from_secs(5), request).await.ok().flatten()
+}

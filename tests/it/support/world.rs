@@ -1,0 +1,247 @@
+//! A database and a prefix of a test's own, on the real servers; both are gone when the test ends well.
+
+use bson::{Document, doc};
+use futures_util::{StreamExt, TryStreamExt};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
+    ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{eventually, setting};
+
+/// The work queues of a prefix.
+pub const LANES: [&str; 5] =
+    ["cancellation", "cancellation-request", "cancellation-confirmation", "payment-failure", "card-expiry"];
+const RETRY_DELAYS: [&str; 5] = ["5s", "30s", "2m", "10m", "1h"];
+
+/// The servers, under names that no other test uses.
+pub struct World {
+    pub prefix: String,
+    pub mongodb_url: String,
+    pub database: mongodb::Database,
+    pub channel: Channel,
+    _connection: Connection,
+}
+
+impl World {
+    /// A world with nothing in it.
+    pub async fn new(test: &str) -> Self {
+        let id = Uuid::new_v4().simple().to_string();
+        let name = format!("t-{test}-{}", &id[..8]);
+        let base = setting("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp");
+        let mongodb_url = with_database(&base, &name);
+        let client = mongodb::Client::with_uri_str(&mongodb_url).await.expect("OFFRAMP_MONGODB_URL");
+        let database = client.database(&name);
+        database.run_command(doc! { "ping": 1 }).await.expect("MongoDB does not answer; run `make services-up`");
+
+        let amqp_url = setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f");
+        let connection = Connection::connect(&amqp_url, ConnectionProperties::default())
+            .await
+            .expect("RabbitMQ does not answer; run `make services-up`");
+        let channel = connection.create_channel().await.unwrap();
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Self { prefix: name, mongodb_url, database, channel, _connection: connection }
+    }
+
+    /// A collection of the database.
+    pub fn collection(&self, name: &str) -> mongodb::Collection<Document> {
+        self.database.collection(name)
+    }
+
+    /// The document with this id.
+    pub async fn document(&self, collection: &str, id: &str) -> Option<Document> {
+        self.collection(collection).find_one(doc! { "_id": id }).await.unwrap()
+    }
+
+    /// All documents of a collection.
+    pub async fn documents(&self, collection: &str) -> Vec<Document> {
+        self.collection(collection).find(doc! {}).await.unwrap().try_collect().await.unwrap()
+    }
+
+    /// Collects every event from now on, in a queue of the test's.
+    pub async fn watch_events(&self) -> Events {
+        let queue = format!("{}.test-events", self.prefix);
+        let exchange = format!("{}.events", self.prefix);
+        let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        self.channel
+            .exchange_declare(exchange.as_str().into(), ExchangeKind::Topic, options, FieldTable::default())
+            .await
+            .unwrap();
+        let options = QueueDeclareOptions { durable: true, ..Default::default() };
+        self.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+        self.channel
+            .queue_bind(
+                queue.as_str().into(),
+                exchange.as_str().into(),
+                "#".into(),
+                QueueBindOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+        Events { queue }
+    }
+
+    /// Publishes bytes as upstream systems do: to the command exchange, persistent, confirmed, and routed.
+    pub async fn publish(&self, routing_key: &str, body: &[u8]) {
+        self.publish_with(routing_key, body, BasicProperties::default()).await;
+    }
+
+    /// The same with properties of one's own.
+    pub async fn publish_with(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
+        let confirmation = self
+            .channel
+            .basic_publish(
+                self.prefix.as_str().into(),
+                routing_key.into(),
+                BasicPublishOptions { mandatory: true, ..Default::default() },
+                body,
+                properties.with_delivery_mode(2),
+            )
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+        assert!(matches!(confirmation, lapin::Confirmation::Ack(None)), "{routing_key}: {confirmation:?}");
+    }
+
+    /// Publishes a command by its type.
+    pub async fn command(&self, command: &Value) {
+        self.command_at_attempt(command, 0).await;
+    }
+
+    /// Publishes a command as if it had been tried `attempt` times.
+    pub async fn command_at_attempt(&self, command: &Value, attempt: u32) {
+        let mut headers = FieldTable::default();
+        if attempt > 0 {
+            headers.insert("offramp-attempt".into(), AMQPValue::LongUInt(attempt));
+        }
+        let properties = BasicProperties::default().with_headers(headers);
+        self.publish_with(command["type"].as_str().unwrap(), command.to_string().as_bytes(), properties).await;
+    }
+
+    /// Takes one message from a queue of this prefix, if one waits.
+    pub async fn take(&self, queue: &str) -> Option<(Vec<u8>, BasicProperties)> {
+        let queue = format!("{}.{queue}", self.prefix);
+        let got = self.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap()?;
+        got.ack(BasicAckOptions::default()).await.unwrap();
+        Some((got.data.clone(), got.properties.clone()))
+    }
+
+    /// Waits for the next dead letter.
+    pub async fn dead_letter(&self) -> DeadLetter {
+        let (body, properties) = eventually("a dead letter", || self.take("dead-letters")).await;
+        DeadLetter { body, properties }
+    }
+
+    /// Waits until nothing waits in any outbox.
+    pub async fn outboxes_empty(&self) {
+        eventually("empty outboxes", || async {
+            for collection in ["subscriptions", "accounts"] {
+                let filter = doc! { "outbox.0": { "$exists": true } };
+                if self.collection(collection).count_documents(filter).await.unwrap() > 0 {
+                    return None;
+                }
+            }
+            Some(())
+        })
+        .await;
+    }
+
+    /// Deletes everything that the test made.
+    pub async fn remove(self) {
+        self.database.drop().await.unwrap();
+        let mut queues = vec!["dead-letters".to_owned(), "test-events".to_owned()];
+        queues.extend(LANES.map(str::to_owned));
+        queues.extend(RETRY_DELAYS.map(|delay| format!("retry.{delay}")));
+        for queue in queues {
+            let queue = format!("{}.{queue}", self.prefix);
+            self.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+        }
+        for exchange in [self.prefix.clone(), format!("{}.events", self.prefix), format!("{}.retry", self.prefix)] {
+            self.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
+        }
+    }
+}
+
+/// A message that was given up.
+pub struct DeadLetter {
+    pub body: Vec<u8>,
+    properties: BasicProperties,
+}
+
+impl DeadLetter {
+    /// A header as text; empty when it is not there.
+    pub fn header(&self, name: &str) -> String {
+        let headers = self.properties.headers().as_ref();
+        match headers.and_then(|headers| headers.inner().get(name)) {
+            Some(AMQPValue::LongString(text)) => text.to_string(),
+            Some(AMQPValue::ShortString(text)) => text.to_string(),
+            Some(AMQPValue::LongUInt(number)) => number.to_string(),
+            Some(AMQPValue::LongInt(number)) => number.to_string(),
+            Some(AMQPValue::Timestamp(seconds)) => seconds.to_string(),
+            Some(other) => format!("{other:?}"),
+            None => String::new(),
+        }
+    }
+}
+
+/// The events of a prefix.
+pub struct Events {
+    queue: String,
+}
+
+impl Events {
+    /// Takes all events that have arrived, in order.
+    pub async fn take(&self, world: &World) -> Vec<Value> {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let waiting = world
+            .channel
+            .queue_declare(self.queue.as_str().into(), options, FieldTable::default())
+            .await
+            .unwrap()
+            .message_count();
+        let mut consumer = world
+            .channel
+            .basic_consume(
+                self.queue.as_str().into(),
+                "".into(),
+                BasicConsumeOptions { no_ack: true, ..Default::default() },
+                FieldTable::default(),
+            )
+            .await
+            .unwrap();
+        let mut events = Vec::new();
+        while events.len() < waiting as usize {
+            let delivery = consumer.next().await.unwrap().unwrap();
+            events.push(serde_json::from_slice(&delivery.data).unwrap());
+        }
+        world.channel.basic_cancel(consumer.tag(), lapin::options::BasicCancelOptions::default()).await.unwrap();
+        events
+    }
+
+    /// Waits for the next event that `is` accepts; those before it are passed over.
+    pub async fn next(&self, world: &World, is: impl Fn(&Value) -> bool) -> Value {
+        eventually("an event", || async {
+            let got = world.channel.basic_get(self.queue.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
+            let event: Value = serde_json::from_slice(&got.data).unwrap();
+            is(&event).then_some(event)
+        })
+        .await
+    }
+}
+
+/// The URL with another database in it.
+fn with_database(url: &str, name: &str) -> String {
+    let (start, options) = url.split_once('?').map_or((url, None), |(start, options)| (start, Some(options)));
+    let scheme_end = start.find("://").expect("a MongoDB URL") + 3;
+    let host_end = start[scheme_end..].find('/').map_or(start.len(), |at| scheme_end + at);
+    match options {
+        Some(options) => format!("{}/{name}?{options}", &start[..host_end]),
+        None => format!("{}/{name}", &start[..host_end]),
+    }
+}

@@ -1,0 +1,176 @@
+//! What time does (contract §4, "As time passes"): dates, cards, and leases that ran out. Any number of workers may look.
+
+use bson::{Document, doc};
+use chrono::{Datelike, Days, TimeDelta, Utc};
+use mail_parser::MessageParser;
+use serde_json::json;
+
+use crate::support::eventually;
+use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
+use crate::support::smtp::Sink;
+use crate::support::worker::Worker;
+use crate::support::world::World;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn days_that_are_over_end_what_they_should_end_once() {
+    let world = World::new("lapse").await;
+    let sink = Sink::start().await;
+    populate(&world).await;
+    let events = world.watch_events().await;
+    let today = Utc::now().date_naive();
+    let scheduled = |id: &str, hours: i64| {
+        let mut document = subscription(id, "org", "acc");
+        let at = Utc::now() + TimeDelta::hours(hours);
+        document.extend(doc! {
+            "status": "cancellation_scheduled", "ends_on": at.date_naive().to_string(), "ends_at": bson::DateTime::from(at),
+            "final_billing_on": "2020-01-15",
+        });
+        document
+    };
+    let expiring = |id: &str, expires_on: &str| {
+        let mut document = subscription(id, "org", "acc");
+        document.insert("expires_on", expires_on);
+        document
+    };
+    let subscriptions = world.collection("subscriptions");
+    let mut documents: Vec<Document> = (0..40).map(|index| scheduled(&format!("over-{index}"), -1)).collect();
+    documents.push(scheduled("not-yet", 30));
+    documents.push(expiring("expired", "2020-02-01"));
+    documents.push(expiring("runs-on", &(today + Days::new(40)).to_string()));
+    // Corrupt: it must neither change nor hold up the others.
+    let mut corrupt = scheduled("corrupt", -1);
+    corrupt.insert("plan", 5);
+    documents.push(corrupt.clone());
+    subscriptions.insert_many(&documents).await.unwrap();
+
+    let workers = [Worker::start(&world, &sink.url()).await, Worker::start(&world, &sink.url()).await];
+    eventually("every last day to be applied", || async {
+        let over = doc! { "status": { "$in": ["cancelled", "expired"] } };
+        (subscriptions.count_documents(over).await.unwrap() == 41).then_some(())
+    })
+    .await;
+    world.outboxes_empty().await;
+    let cancelled = world.document("subscriptions", "over-7").await.unwrap();
+    assert_eq!(cancelled.get_str("ended_on").unwrap(), cancelled.get_str("ends_on").unwrap());
+    assert_eq!(cancelled.get_array("activities").unwrap().len(), 0);
+    assert!(cancelled.get_document("billing").unwrap().get("next_on").is_none());
+    let entry = cancelled.get_array("history").unwrap()[0].as_document().unwrap();
+    assert_eq!((entry.get_str("from").unwrap(), entry.get_str("to").unwrap()), ("cancellation_scheduled", "cancelled"));
+    let expired = world.document("subscriptions", "expired").await.unwrap();
+    assert_eq!(expired.get_str("ended_on").unwrap(), "2020-02-14", "the day before the next billing date");
+    for id in ["not-yet", "runs-on", "sub"] {
+        assert!(world.document("subscriptions", id).await.unwrap().get("history").is_none(), "{id}");
+    }
+    assert_eq!(world.document("subscriptions", "corrupt").await.unwrap(), corrupt);
+
+    for worker in workers {
+        assert!(worker.stop().await.success());
+    }
+    let events = events.take(&world).await;
+    assert_eq!(events.len(), 41, "one each, whoever looked");
+    let of = |id: &str| events.iter().find(|event| event["subject"] == id).unwrap();
+    assert_eq!(of("over-7")["type"], "subscription.ended");
+    assert_eq!(of("over-7")["data"]["cause"], "cancelled");
+    assert_eq!(of("over-7")["data"]["activities"], json!([{ "id": "a", "name": "Aquafit" }]));
+    assert_eq!(of("expired")["data"]["cause"], "expired");
+    assert!(of("expired").get("causationid").is_none());
+    assert!(sink.mails().is_empty());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_card_is_announced_once_per_month_and_lead_time() {
+    let world = World::new("cards").await;
+    let sink = Sink::start().await;
+    let today = Utc::now().date_naive();
+    let this_month = format!("{}-{:02}", today.year(), today.month());
+    let mut org = organization("org");
+    org.insert("card_notice_days", [40, 31]);
+    org.insert("timezone", "UTC");
+    world.collection("organizations").insert_one(org).await.unwrap();
+    let with_cards = |id: &str, cards: Vec<(&str, &str)>| {
+        let cards: Vec<Document> = cards
+            .into_iter()
+            .map(|(card, expires)| doc! { "id": card, "brand": "Visa", "last4": "4242", "expires": expires })
+            .collect();
+        let mut document = account(id, "org");
+        document.insert("cards", cards);
+        document
+    };
+    let accounts = [
+        with_cards("two-cards", vec![("c-1", &this_month), ("c-2", &this_month), ("c-3", "2199-01")]),
+        with_cards("ended", vec![("c-4", &this_month)]),
+    ];
+    world.collection("accounts").insert_many(accounts).await.unwrap();
+    let mut ended = subscription("s-3", "org", "ended");
+    ended.insert("status", "cancelled");
+    let subscriptions =
+        [subscription("s-1", "org", "two-cards"), subscription("s-2", "org", "two-cards"), ended];
+    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+
+    let workers = [Worker::start(&world, &sink.url()).await, Worker::start(&world, &sink.url()).await];
+    eventually("both notices", || async { (sink.mails().len() >= 4).then_some(()) }).await;
+    // The command for the same card and month says nothing new.
+    let again = command(
+        "again",
+        "card.expiry",
+        json!({ "organization_id": "org", "account_id": "two-cards",
+            "card": { "id": "c-1", "brand": "Visa", "last4": "4242", "expires": this_month } }),
+    );
+    world.command(&again).await;
+    eventually("the command to be settled", || async {
+        (workers[0].settled().await + workers[1].settled().await == 1).then_some(())
+    })
+    .await;
+    world.outboxes_empty().await;
+    for worker in workers {
+        assert!(worker.stop().await.success());
+    }
+    let mut mails: Vec<(String, String)> = sink
+        .mails()
+        .iter()
+        .map(|mail| {
+            let parsed = MessageParser::default().parse(&mail.data).unwrap();
+            (parsed.header("X-Offramp-Template").unwrap().as_text().unwrap().to_owned(), mail.to.clone())
+        })
+        .collect();
+    mails.sort();
+    let both = |to: &str| vec![("card-expiring".to_owned(), to.to_owned()); 2];
+    assert_eq!(mails, [both("desk@org.example"), both("two-cards@home.example")].concat(), "one per card and reader");
+    let account = world.document("accounts", "two-cards").await.unwrap();
+    assert_eq!(account.get_array("card_notices").unwrap().len(), 2);
+    assert_eq!(account.get_array("notifications").unwrap().len(), 4);
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_worker_left_is_sent_by_another() {
+    let world = World::new("lease").await;
+    let sink = Sink::start().await;
+    populate(&world).await;
+    let events = world.watch_events().await;
+    // Nothing listens there: the mail waits in the outbox, the lane goes on.
+    let nowhere = "smtp://127.0.0.1:9";
+    let mut first = Worker::start_with(&world, nowhere, &[("OFFRAMP_LEASE_SECONDS", "10")]).await;
+    world.command(&cancellation("c-1", "sub")).await;
+    events.next(&world, |event| event["type"] == "subscription.cancellation-scheduled").await;
+    first.kill();
+    let waiting = world.document("subscriptions", "sub").await.unwrap();
+    assert!(!waiting.get_array("outbox").unwrap().is_empty());
+
+    let second = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_LEASE_SECONDS", "10")]).await;
+    world.outboxes_empty().await;
+    let sent = world.document("subscriptions", "sub").await.unwrap();
+    let notification = sent.get_array("notifications").unwrap()[0].as_document().unwrap();
+    assert_eq!(notification.get_str("template").unwrap(), "cancelled-by-admin");
+    assert_eq!(notification.get_str("to").unwrap(), "acc@home.example");
+    assert_eq!(notification.get_str("role").unwrap(), "account_manager");
+    let mails = sink.mails();
+    assert_eq!(mails.len(), 1);
+    let mail = MessageParser::default().parse(&mails[0].data).unwrap();
+    let message_id = notification.get_str("message_id").unwrap();
+    assert_eq!(format!("<{}>", mail.message_id().unwrap()), message_id);
+    assert!(mail.body_text(0).unwrap().contains("June 14, 2199"));
+    assert!(second.stop().await.success());
+    world.remove().await;
+}
