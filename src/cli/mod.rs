@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. The enum is the list of them.
 
+mod run;
 mod schemas;
 
 use clap::{Parser, Subcommand};
@@ -24,6 +25,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(Box<run::Arguments>),
     Schemas(schemas::Arguments),
 }
 
@@ -36,9 +38,11 @@ impl Cli {
     /// Does what was asked.
     #[allow(clippy::unused_async, reason = "the commands that follow wait for servers")]
     pub async fn run(self) -> anyhow::Result<()> {
-        let default_filter = "warn";
+        // Every broker object that is missing is an error to lapin; what matters is logged here.
+        let default_filter = if matches!(self.command, Command::Run(_)) { "info,lapin=off" } else { "warn,lapin=off" };
         logging::init(&self.log, default_filter).map_err(|error| WrongConfiguration(error.to_string()))?;
         match self.command {
+            Command::Run(arguments) => run::run(*arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

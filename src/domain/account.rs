@@ -1,5 +1,7 @@
 //! What the rules need to know of an account, and the record of card notices.
 
+use std::fmt;
+
 use chrono::{DateTime, NaiveDate, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -78,5 +80,59 @@ impl NoticeKind {
             .filter(|&&lead| i64::from(lead) >= days_left)
             .min()
             .map_or(Self::Early, |&lead| Self::Days(lead))
+    }
+}
+
+/// As the ids of a notice's effects name it: never to be changed, or a notice would be given again.
+impl fmt::Display for NoticeKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Early => f.write_str("early"),
+            Self::Days(lead) => write!(f, "days-{lead}"),
+            Self::Expired => f.write_str("expired"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::testing::{date, month};
+
+    #[test]
+    fn the_notice_that_is_due() {
+        #[track_caller]
+        fn check(today: &str, lead_days: &[u32], expected: NoticeKind) {
+            assert_eq!(NoticeKind::due(month("2026-06"), date(today), lead_days), expected);
+        }
+        use NoticeKind::{Days, Early, Expired};
+        // Valid to the end of 30 June.
+        check("2026-05-30", &[30, 5], Early);
+        check("2026-05-31", &[30, 5], Days(30));
+        check("2026-06-24", &[30, 5], Days(30));
+        check("2026-06-25", &[30, 5], Days(5));
+        check("2026-06-30", &[30, 5], Days(5));
+        check("2026-07-01", &[30, 5], Expired);
+        check("2031-01-01", &[30, 5], Expired);
+        check("1999-01-01", &[30, 5], Early);
+        // Written in any order, or twice.
+        check("2026-06-24", &[5, 30], Days(30));
+        check("2026-06-25", &[5, 30, 5], Days(5));
+        // On the last day itself.
+        check("2026-06-29", &[0], Early);
+        check("2026-06-30", &[0], Days(0));
+        check("2026-06-30", &[], Early);
+        check("2026-07-01", &[], Expired);
+        check("2026-01-01", &[u32::MAX], Days(u32::MAX));
+    }
+
+    #[test]
+    fn february_and_the_new_year() {
+        let due = |expires: &str, today: &str| NoticeKind::due(month(expires), date(today), &[30, 5]);
+        assert_eq!(due("2028-02", "2028-02-29"), NoticeKind::Days(5));
+        assert_eq!(due("2028-02", "2028-02-23"), NoticeKind::Days(30)); // six days left in a leap year
+        assert_eq!(due("2026-02", "2026-02-23"), NoticeKind::Days(5));
+        assert_eq!(due("2026-12", "2027-01-01"), NoticeKind::Expired);
+        assert_eq!(due("2027-01", "2026-12-31"), NoticeKind::Early);
     }
 }

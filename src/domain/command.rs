@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
@@ -13,6 +15,10 @@ use super::text::{AccountId, AdminId, CardId, FreeText, InvoiceId, OrganizationI
 
 /// The largest command, in bytes.
 pub const COMMAND_BYTES_MAX: usize = 256 * 1024;
+
+/// The longest sentence about what is wrong with a message, in characters. It travels in a header, and a message may
+/// give as the name of a field whatever it likes.
+const SENTENCE_CHARS_MAX: usize = 300;
 
 /// What names a command for ever: the pair `(source, id)` of its envelope.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -151,8 +157,10 @@ impl Command {
         if bytes.len() > COMMAND_BYTES_MAX {
             return Err(InvalidCommand::TooLarge { bytes: bytes.len() });
         }
-        let envelope: Envelope = read_json(bytes, "")?;
-        let data = envelope.data.get().as_bytes();
+        // First, because what is ignored is not read, and so would not be checked.
+        let text = str::from_utf8(bytes).map_err(|error| InvalidCommand::malformed(&format!("not JSON: {error}")))?;
+        let envelope: Envelope = read_json(text, "")?;
+        let data = envelope.data.get();
         let body = match envelope.kind {
             CommandType::CardExpiry => CommandBody::CardExpiry(read_json(data, "data")?),
             CommandType::Cancellation => {
@@ -199,10 +207,22 @@ pub enum InvalidCommand {
     Malformed(String),
 }
 
-/// Reads JSON; the error is a sentence that begins with the path of the field.
-fn read_json<'a, T: Deserialize<'a>>(bytes: &'a [u8], at: &str) -> Result<T, InvalidCommand> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+impl InvalidCommand {
+    /// Cuts the sentence to what a header can carry, and keeps from it what would command a terminal.
+    fn malformed(sentence: &str) -> Self {
+        let mut chars = sentence.chars().map(|char| if char.is_control() { char::REPLACEMENT_CHARACTER } else { char });
+        let mut sentence: String = chars.by_ref().take(SENTENCE_CHARS_MAX).collect();
+        if chars.next().is_some() {
+            sentence.push('…');
+        }
+        Self::Malformed(sentence)
+    }
+}
+
+/// Reads a JSON object; the error is a sentence that begins with the path of the field.
+fn read_json<'a, T: Deserialize<'a>>(text: &'a str, at: &str) -> Result<T, InvalidCommand> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    let Object(value) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let path = match (at, path.as_str()) {
             ("", ".") => String::new(),
@@ -210,23 +230,64 @@ fn read_json<'a, T: Deserialize<'a>>(bytes: &'a [u8], at: &str) -> Result<T, Inv
             ("", _) => format!("{path}: "),
             _ => format!("{at}.{path}: "),
         };
-        InvalidCommand::Malformed(match error.inner().classify() {
-            serde_json::error::Category::Data => format!("{path}{}", error.inner()),
-            _ => format!("not JSON: {}", error.inner()),
+        let error = error.into_inner();
+        let position = format!(" at line {} column {}", error.line(), error.column());
+        let full = error.to_string();
+        // The path says where better than the position, which within `data` is not even that in the message.
+        let sentence = full.strip_suffix(&position).unwrap_or(&full);
+        InvalidCommand::malformed(&match error.classify() {
+            serde_json::error::Category::Data => format!("{path}{sentence}"),
+            _ if at.is_empty() => format!("not JSON: {full}"),
+            _ => format!("{path}not JSON: {sentence}"),
         })
     })?;
-    json.end().map_err(|error| InvalidCommand::Malformed(format!("not JSON: {error}")))?;
+    json.end().map_err(|error| InvalidCommand::malformed(&format!("not JSON: {error}")))?;
     Ok(value)
+}
+
+/// A structure that is read from an object only; by itself serde takes an array of its values just as well.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Fields<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData))
+    }
+}
+
+/// `#[serde(deserialize_with = "object")]`: a field that is an [`Object`].
+fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Object::deserialize(deserializer).map(|Object(value)| value)
+}
+
+/// `#[serde(deserialize_with = "name")]`: one of several names, read from a text only; by itself serde takes
+/// `{"name": null}` just as well.
+fn name<'de, D: Deserializer<'de>, T: de::DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
+    let text = Cow::<str>::deserialize(deserializer)?;
+    T::deserialize(text.as_ref().into_deserializer())
 }
 
 /// The envelope: CloudEvents 1.0, structured. Other attributes are allowed and ignored.
 #[derive(Deserialize)]
 struct Envelope<'a> {
-    #[serde(rename = "specversion")]
+    #[serde(rename = "specversion", deserialize_with = "name")]
     _specversion: SpecVersion,
     id: Text<1, 128>,
     source: Text<1, 256>,
-    #[serde(rename = "type")]
+    #[serde(rename = "type", deserialize_with = "name")]
     kind: CommandType,
     #[serde(deserialize_with = "rfc3339")]
     time: DateTime<Utc>,
@@ -240,11 +301,15 @@ enum SpecVersion {
     V1,
 }
 
+/// Reads a time, to the millisecond: a database keeps no more, and what is read back must be what was decided with.
 fn rfc3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
     let text = Cow::<str>::deserialize(deserializer)?;
     DateTime::parse_from_rfc3339(&text)
-        .map(|time| time.with_timezone(&Utc))
-        .map_err(|_| de::Error::custom("not a time of RFC 3339 such as \"2026-06-15T10:00:00Z\""))
+        .ok()
+        .and_then(|time| DateTime::from_timestamp_millis(time.timestamp_millis()))
+        // In another offset the first and the last hours of RFC 3339 are in years that it cannot write.
+        .filter(|time| (0..=9999).contains(&time.year()))
+        .ok_or_else(|| de::Error::custom("not a time of RFC 3339 such as \"2026-06-15T10:00:00Z\""))
 }
 
 /// Who acts: someone of the organization, or the client from their own account.
@@ -274,6 +339,7 @@ pub enum Actor {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ActorFields {
+    #[serde(deserialize_with = "name")]
     role: Role,
     id: Option<AdminId>,
     account_id: Option<AccountId>,
@@ -343,7 +409,9 @@ pub enum CancellationVia {
 struct CancellationFields {
     organization_id: OrganizationId,
     subscription_id: SubscriptionId,
+    #[serde(deserialize_with = "object")]
     actor: Actor,
+    #[serde(deserialize_with = "name")]
     via: ViaName,
     reason: Option<FreeText>,
     month: Option<YearMonth>,
@@ -438,6 +506,7 @@ pub struct CancellationRequest {
     /// What the client wants cancelled.
     pub subscription_id: SubscriptionId,
     /// Who asks.
+    #[serde(deserialize_with = "object")]
     pub actor: Actor,
     /// In their words.
     pub reason: Option<FreeText>,
@@ -485,8 +554,10 @@ struct ConfirmationFields {
     /// The subscription whose request is decided.
     subscription_id: SubscriptionId,
     /// Who decides.
+    #[serde(deserialize_with = "object")]
     actor: Actor,
     /// The answer.
+    #[serde(deserialize_with = "name")]
     decision: DecisionName,
     /// The date of the last invoice (accept only).
     #[serde(default, with = "iso_date::option")]
@@ -546,8 +617,10 @@ pub struct PaymentFailure {
     /// The invoice that is not paid.
     pub invoice_id: InvoiceId,
     /// What is due.
+    #[serde(deserialize_with = "object")]
     pub amount: Amount,
     /// The card that was refused.
+    #[serde(deserialize_with = "object")]
     pub card: PaymentCard,
     /// Which try it was, from 1.
     pub attempt: Attempt,
@@ -684,6 +757,7 @@ pub struct CardExpiry {
     /// The account that holds the card.
     pub account_id: AccountId,
     /// The card.
+    #[serde(deserialize_with = "object")]
     pub card: Card,
 }
 
@@ -700,3 +774,6 @@ pub struct Card {
     /// The month to whose end it is valid.
     pub expires: YearMonth,
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
 use super::account::{Account, CardNotice};
-use super::command::{Command, CommandBody, CommandKey, CommandRef, SubscriptionCommand};
+use super::command::{CardExpiry, Command, CommandBody, CommandKey, CommandRef, SubscriptionCommand};
 use super::decide::{
     Change, Context, NoticeGiven, Outcome, Rejection, RejectionReason, decide, decide_card_expiry, lapse, notice_due,
 };
@@ -21,6 +21,7 @@ use super::text::{AccountId, CardId, OrganizationId, SubscriptionId};
 
 /// What there is to decide.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "almost every task is a command")]
 pub enum Task {
     /// A command.
     Command(Command),
@@ -180,7 +181,7 @@ impl World {
         let verdict = match task {
             Task::Command(command) => match &command.body {
                 CommandBody::Subscription(data) => self.subscription_command(command, data, now),
-                CommandBody::CardExpiry(_) => self.account_command(command, now),
+                CommandBody::CardExpiry(data) => self.account_command(command, data, now),
             },
             Task::Lapse(id) => self.lapse(id, now),
             Task::CardNotice(account_id, card_id) => self.card_notice(account_id, card_id, now),
@@ -224,8 +225,12 @@ impl World {
         }
     }
 
-    fn account_command(&mut self, command: &Command, now: DateTime<Utc>) -> Result<Verdict, Verdict> {
-        let CommandBody::CardExpiry(data) = &command.body else { return Ok(Verdict::Unchanged) };
+    fn account_command(
+        &mut self,
+        command: &Command,
+        data: &CardExpiry,
+        now: DateTime<Utc>,
+    ) -> Result<Verdict, Verdict> {
         let id = &data.account_id;
         let draft = match self.accounts.get_mut(id) {
             None => {
@@ -270,11 +275,11 @@ impl World {
             return Ok(Verdict::Unchanged);
         };
         let context = Context { now, organization, account: &draft.after };
-        let Some(given) = notice_due(&draft.after, card, organization.date_at(now), &context) else {
+        let Some(given) = notice_due(&draft.after, card, &context) else {
             return Ok(Verdict::Unchanged);
         };
         let expires = card.expires.to_string();
-        let kind = format!("{:?}", given.notice.kind);
+        let kind = given.notice.kind.to_string();
         let ids = EffectIds::of(&["card-notice", id.as_str(), card_id.as_str(), &expires, &kind]);
         give(draft, given, None, ids);
         Ok(Verdict::Applied)
@@ -374,3 +379,6 @@ impl<R> Added<R> {
         self.ids.id(event.kind())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,4 +19,6 @@ pub mod subscription;
 pub mod text;
 
 #[cfg(test)]
+mod purity;
+#[cfg(test)]
 mod testing;

@@ -336,3 +336,98 @@ pub fn notify(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::subscription::Status;
+    use crate::domain::testing::*;
+
+    /// The two mails about a failed payment: one to the organization's contact, one to the account manager.
+    fn mails(scene: &Scene) -> [Notification; 2] {
+        let told = scene.tell(&payment_failure());
+        told.subscription.unwrap().added[0].notifications.clone().try_into().unwrap()
+    }
+
+    fn mailbox(name: Option<&str>, email: &str) -> Mailbox {
+        Mailbox { name: name.map(str::to_owned), email: email.to_owned() }
+    }
+
+    #[test]
+    fn answers_go_to_the_other_party() {
+        let [contact, manager] = mails(&scene(Status::Active));
+        assert_eq!(contact.to, mailbox(Some("Accueil"), "accueil@laurier.example"));
+        assert_eq!(contact.reply_to, mailbox(Some("Marie Roy"), "marie@example.org"));
+        assert_eq!(manager.to, mailbox(Some("Marie Roy"), "marie@example.org"));
+        assert_eq!(manager.reply_to, mailbox(Some("Accueil"), "accueil@laurier.example"));
+
+        let nameless = scene(Status::Active).with(|scene| scene.organization.contact.name = None);
+        let [contact, manager] = mails(&nameless);
+        assert_eq!(contact.to, mailbox(None, "accueil@laurier.example"));
+        assert_eq!(manager.reply_to, mailbox(Some("Club Laurier"), "accueil@laurier.example"));
+    }
+
+    #[test]
+    fn each_reads_it_in_their_language() {
+        #[track_caller]
+        fn check(manager_locale: Option<&str>, expected: [&str; 2]) {
+            let scene =
+                scene(Status::Active).with(|scene| scene.account.manager_locale = manager_locale.map(str::to_owned));
+            assert_eq!(mails(&scene).map(|mail| mail.locale), expected);
+        }
+        check(Some("es"), ["fr-CA", "es"]);
+        check(None, ["fr-CA", "fr-CA"]);
+    }
+
+    #[test]
+    fn what_every_mail_says() {
+        let [contact, manager] = mails(&scene(Status::Active));
+        for mail in [&contact, &manager] {
+            let facts = &mail.facts;
+            assert_eq!(facts.organization.name, "Club Laurier");
+            assert_eq!(facts.organization.email, "accueil@laurier.example");
+            assert_eq!(facts.organization.color.as_deref(), Some("#0a7d4f"));
+            assert_eq!(facts.manager, mailbox(Some("Marie Roy"), "marie@example.org"));
+            assert_eq!(facts.participant.as_deref(), Some("Zoé Roy"));
+            assert_eq!(facts.plan.as_deref(), Some("Natation"));
+        }
+        // The administrators' page is for administrators.
+        assert_eq!(contact.facts.admin_url.as_deref(), Some("https://laurier.example/s/sub-1"));
+        assert_eq!(manager.facts.admin_url, None);
+    }
+
+    /// Contract §5: what goes to whom. `always`, `if the organization wants it`, or never.
+    #[test]
+    fn who_gets_which_mail() {
+        #[track_caller]
+        fn check(status: Status, command: &crate::domain::command::Command, template: Template, expected: &[&str]) {
+            let told = scene(status).with(|scene| scene.organization.notify_client_of_own_actions = true).tell(command);
+            let added = match (told.subscription, told.account) {
+                (Some(draft), _) => draft.added[0].notifications.clone(),
+                (_, Some(draft)) => draft.added[0].notifications.clone(),
+                _ => panic!("nothing happened"),
+            };
+            assert!(added.iter().all(|mail| mail.template == template));
+            assert_eq!(added.iter().map(|mail| mail.recipient.as_str()).collect::<Vec<_>>(), expected);
+            let possible: Vec<_> = template.recipients().iter().map(|recipient| recipient.as_str()).collect();
+            assert_eq!(possible, expected, "`recipients` tells the same");
+        }
+        let (manager, both) = (&["account_manager"][..], &["organization_contact", "account_manager"][..]);
+        check(Status::Active, &purchases(""), Template::CancelledByAdmin, manager);
+        check(Status::CancellationScheduled, &purchases(""), Template::CancelledByAdmin, manager);
+        check(Status::Active, &invoice("inv-may"), Template::RemovedByAdmin, manager);
+        check(Status::Active, &account(), Template::CancelledByClient, both);
+        check(Status::Active, &request(), Template::CancellationRequested, both);
+        check(Status::CancellationRequested, &accept(""), Template::RequestAccepted, manager);
+        check(Status::CancellationRequested, &decline(), Template::RequestDeclined, manager);
+        check(Status::Active, &payment_failure(), Template::PaymentFailed, both);
+        check(Status::Active, &card_expiry("2026-06"), Template::CardExpiring, both);
+    }
+
+    #[test]
+    fn templates_have_one_name() {
+        for template in Template::ALL {
+            assert_eq!(serde_json::to_value(template).unwrap(), template.as_str());
+        }
+    }
+}

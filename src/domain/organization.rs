@@ -56,3 +56,28 @@ impl Organization {
         self.admin_url.as_ref().map(|template| template.replace("{subscription_id}", &id.replace('+', "%20")))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::subscription::Status;
+    use crate::domain::testing::*;
+
+    #[test]
+    fn the_date_is_the_organizations() {
+        let mut organization = scene(Status::Active).organization;
+        assert_eq!(organization.date_at(instant("2026-06-15T03:59:59Z")), date("2026-06-14"));
+        assert_eq!(organization.date_at(instant("2026-06-15T04:00:00Z")), date("2026-06-15"));
+        organization.timezone = chrono_tz::Pacific::Kiritimati;
+        assert_eq!(organization.date_at(instant("2026-06-14T10:00:00Z")), date("2026-06-15"));
+    }
+
+    #[test]
+    fn the_page_of_a_subscription() {
+        let mut organization = scene(Status::Active).organization;
+        let page = |organization: &super::Organization, id: &str| organization.admin_url_of(&id.try_into().unwrap());
+        assert_eq!(page(&organization, "sub-1").unwrap(), "https://laurier.example/s/sub-1");
+        assert_eq!(page(&organization, "a b/é?+&").unwrap(), "https://laurier.example/s/a%20b%2F%C3%A9%3F%2B%26");
+        organization.admin_url = None;
+        assert_eq!(page(&organization, "sub-1"), None);
+    }
+}

@@ -303,7 +303,8 @@ fn tell_mails(mails: &[Notification], lines: &mut Vec<String>) {
     for (template, recipient, facts) in told {
         if lines.last() == Some(&facts) {
             let at = lines.len() - 2;
-            lines[at] += &format!(" and {recipient}");
+            lines[at].push_str(" and ");
+            lines[at].push_str(recipient);
         } else {
             lines.push(format!("mail {template} to {recipient}"));
             lines.push(facts);

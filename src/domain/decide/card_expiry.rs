@@ -1,8 +1,6 @@
 //! `card.expiry`: a saved card is about to expire, or has expired. One notice per card, expiry month and lead time,
 //! whether a command or the calendar asks for it.
 
-use chrono::NaiveDate;
-
 use super::{Context, NoticeGiven, Outcome};
 use crate::domain::account::{Account, CardNotice, NoticeKind};
 use crate::domain::command::Card;
@@ -33,15 +31,128 @@ pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Outcome<
     Outcome::Applied(NoticeGiven { notice, notifications: context.notify_both(Template::CardExpiring, &facts) })
 }
 
-/// As time passes: gives the notice that is due `today` for a saved card, if one is and was not given yet. Only the
-/// organization's lead times count here; a card that has expired is no longer "about to".
+/// As time passes: gives the notice that is due for a saved card, if one is and was not given yet. Only the organization's
+/// lead times count here; a card that has expired is no longer "about to".
 #[must_use]
-pub fn notice_due(account: &Account, card: &Card, today: NaiveDate, context: &Context<'_>) -> Option<NoticeGiven> {
+pub fn notice_due(account: &Account, card: &Card, context: &Context<'_>) -> Option<NoticeGiven> {
+    let today = context.organization.date_at(context.now);
     match NoticeKind::due(card.expires, today, &context.organization.card_notice_days) {
         NoticeKind::Days(_) => match decide(account, card, context) {
             Outcome::Applied(given) => Some(given),
             Outcome::Unchanged => None,
         },
         NoticeKind::Early | NoticeKind::Expired => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::command::{Card, CommandBody};
+    use crate::domain::fold::{Task, Verdict};
+    use crate::domain::subscription::Status;
+    use crate::domain::testing::*;
+
+    /// The notices that are due 30 and 5 days before the end.
+    fn at(now: &str) -> Scene {
+        scene(Status::Active).with(|scene| scene.now = instant(now))
+    }
+
+    fn saved(expires: &str) -> Card {
+        let CommandBody::CardExpiry(data) = card_expiry(expires).body else { unreachable!() };
+        data.card
+    }
+
+    fn time_passes(scene: &Scene) -> Told {
+        scene.fold(&Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap()))
+    }
+
+    #[test]
+    fn about_to_expire() {
+        assert_story(
+            &at("2026-06-01T16:00:00Z").tell(&card_expiry("2026-06")),
+            "
+            notice: card-1 2026-06 Days(30)
+            mail card-expiring to organization_contact and account_manager
+            card.brand: Visa, card.last4: 4242, card.expires: 2026-06, card.expired: false
+        ",
+        );
+    }
+
+    #[test]
+    fn expired() {
+        assert_story(
+            &at("2026-07-01T04:00:00Z").tell(&card_expiry("2026-06")),
+            "
+            notice: card-1 2026-06 Expired
+            mail card-expiring to organization_contact and account_manager
+            card.brand: Visa, card.last4: 4242, card.expires: 2026-06, card.expired: true
+        ",
+        );
+    }
+
+    /// However many commands and sweeps ask for it: the same card, month and lead time give one notice.
+    #[test]
+    fn one_notice_per_card_month_and_lead_time() {
+        let scene = at("2026-06-01T16:00:00Z").with(|scene| scene.account.cards = vec![saved("2026-06")]);
+        let mut world = scene.world();
+        let mut ids = 1..;
+        let mut tell = |mut command: crate::domain::command::Command, now: &str| {
+            command.reference.key.id = format!("cmd-{}", ids.next().unwrap()).as_str().try_into().unwrap();
+            world.fold(&Task::Command(command), instant(now))
+        };
+        let (first, second) = ("2026-06-01T16:00:00Z", "2026-06-25T16:00:00Z");
+        assert_eq!(tell(card_expiry("2026-06"), first), Verdict::Applied);
+        assert_eq!(tell(card_expiry("2026-06"), first), Verdict::Unchanged, "another command, the same notice");
+        assert_eq!(tell(card_expiry("2026-07"), first), Verdict::Applied, "another month");
+        assert_eq!(tell(card_expiry("2026-06"), second), Verdict::Applied, "another lead time");
+        let mut other = card_expiry("2026-06");
+        if let CommandBody::CardExpiry(data) = &mut other.body {
+            data.card.id = "card-2".try_into().unwrap();
+        }
+        assert_eq!(tell(other, first), Verdict::Applied, "another card");
+        let sweep = Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap());
+        assert_eq!(world.fold(&sweep, instant(first)), Verdict::Unchanged, "given for a command already");
+        assert_eq!(world.fold(&sweep, instant(second)), Verdict::Unchanged);
+        assert_eq!(world.changed_accounts().next().unwrap().added.len(), 4);
+    }
+
+    /// Time gives the notices of the lead times, each on its day in the organization's calendar, and no other.
+    #[test]
+    fn as_time_passes() {
+        #[track_caller]
+        fn check(now: &str, expected: &str) {
+            let scene = at(now).with(|scene| scene.account.cards = vec![saved("2026-06")]);
+            let told = time_passes(&scene);
+            let given = told.account.map_or("none".into(), |draft| format!("{:?}", draft.added[0].record.kind));
+            assert_eq!(given, expected);
+        }
+        check("2026-05-31T03:59:59Z", "none"); // 31 days: it is still the 30th in Montréal
+        check("2026-05-31T04:00:00Z", "Days(30)");
+        check("2026-06-25T03:59:59Z", "Days(30)");
+        check("2026-06-25T04:00:00Z", "Days(5)");
+        check("2026-07-01T03:59:59Z", "Days(5)"); // the last day of its month
+        check("2026-07-01T04:00:00Z", "none"); // it has expired, and nobody asked
+    }
+
+    #[test]
+    fn what_time_has_nothing_to_say_about() {
+        assert_eq!(time_passes(&at("2026-06-25T16:00:00Z")).cell(), "unchanged", "a card that is not saved");
+        let no_lead_times = at("2026-06-25T16:00:00Z").with(|scene| {
+            scene.account.cards = vec![saved("2026-06")];
+            scene.organization.card_notice_days = vec![];
+        });
+        assert_eq!(time_passes(&no_lead_times).cell(), "unchanged");
+        assert_eq!(no_lead_times.tell(&card_expiry("2026-06")).cell(), "notice given", "a command has");
+    }
+
+    #[test]
+    fn found_then_organization() {
+        let command = card_expiry("2026-06");
+        let foreign = scene(Status::Active).with(|scene| scene.account.organization_id = "org-2".try_into().unwrap());
+        assert_eq!(foreign.tell(&command).cell(), "wrong_organization");
+        let elsewhere = scene(Status::Active).with(|scene| scene.account.id = "acc-2".try_into().unwrap());
+        assert_eq!(elsewhere.tell(&command).cell(), "account_not_found");
+        let orphan = scene(Status::Active).with(|scene| scene.organization.id = "org-9".try_into().unwrap());
+        assert_eq!(orphan.tell(&command).cell(), "missing organization");
     }
 }

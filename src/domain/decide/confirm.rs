@@ -33,7 +33,7 @@ pub(super) fn decide(
     match data.decision {
         Decision::Accept { final_billing_date } => {
             let end = match final_billing_date {
-                Some(date) => end_after_invoice(details, date, next_on)?,
+                Some(invoice_on) => end_after_invoice(details, invoice_on, next_on)?,
                 None => details.billing.end_before(next_on),
             };
             require_before_natural_end(details, end)?;

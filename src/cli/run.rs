@@ -1,0 +1,66 @@
+//! `offramp run`: the worker.
+
+use anyhow::Context;
+use clap::Args;
+use offramp::broker::{Broker, Topology};
+use offramp::config::Settings;
+use offramp::http;
+use offramp::mail::{Deadlines, Templates, TlsSettings, Transport};
+use offramp::outbox::Writer;
+use offramp::run::{Parts, run as work};
+use offramp::store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use super::WrongConfiguration;
+
+/// Consume commands until SIGTERM or Ctrl-C; a second signal ends at once, and loses nothing either
+#[derive(Args, Debug)]
+pub struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Settings { broker, database, mail, sender, worker, http: health } = arguments.settings;
+    let templates = Templates::load(sender.templates.as_deref()).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        WrongConfiguration(format!("the templates have mistakes:\n{}", lines.join("\n")))
+    })?;
+    let transport = Transport::new(&mail.smtp_url, &TlsSettings::default(), Deadlines::default())
+        .map_err(|error| WrongConfiguration(error.to_string()))?;
+    let parts = Parts {
+        broker: Broker::new(broker.amqp_url, "offramp"),
+        topology: Topology::new(broker.prefix),
+        store: Store::open(database.mongodb_url.connection_string()).await?,
+        writer: Writer { templates, sender: sender.mail_from },
+        transport,
+        mail_connections: mail.mail_connections,
+        pace: worker,
+    };
+    let listener = http::bind(health.http_addr)
+        .await
+        .with_context(|| format!("OFFRAMP_HTTP_ADDR: {} cannot be had", health.http_addr))?;
+    let metrics = http::install_metrics()?;
+    work(parts, listener, metrics, stop_signal()?).await?;
+    Ok(())
+}
+
+/// Cancelled with the first SIGTERM or SIGINT. The second one ends the process: whatever it has in hand is not acked, so the
+/// broker delivers it again.
+fn stop_signal() -> anyhow::Result<CancellationToken> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = CancellationToken::new();
+    let token = stop.clone();
+    tokio::spawn(async move {
+        for signals in 1.. {
+            tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+            if signals > 1 {
+                tracing::warn!("stopped at once; what was in hand will be done again");
+                std::process::exit(1);
+            }
+            token.cancel();
+        }
+    });
+    Ok(stop)
+}
