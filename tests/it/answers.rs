@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::eventually;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
-use crate::support::smtp::Sink;
+use crate::support::smtp::SmtpSink;
 use crate::support::worker::Worker;
 use crate::support::world::World;
 
@@ -24,7 +24,7 @@ async fn status_becomes(world: &World, id: &str, status: &str) -> Document {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_command_is_a_dead_letter_at_once_and_the_rest_of_its_batch_is_done() {
     let world = World::new("invalid").await;
-    let sink = Sink::start().await;
+    let sink = SmtpSink::start().await;
     populate(&world).await;
     // Declares everything, so that all messages wait together when the second worker starts.
     assert!(Worker::start(&world, &sink.url()).await.stop().await.success());
@@ -71,7 +71,7 @@ async fn what_is_no_command_is_a_dead_letter_at_once_and_the_rest_of_its_batch_i
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
     let world = World::new("refused").await;
-    let sink = Sink::start().await;
+    let sink = SmtpSink::start().await;
     populate(&world).await;
     world.collection("organizations").insert_one(organization("other")).await.unwrap();
     let before = world.document("subscriptions", "sub").await;
@@ -84,7 +84,10 @@ async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
     assert_eq!(event["data"]["reason"], "wrong_organization");
     assert_eq!(event["data"].get("account_id"), None, "a stranger learns nothing about the subscription: {event}");
     assert_eq!(event["subject"], "sub");
-    assert_eq!(event["data"]["command"], json!({ "source": "tests", "id": "foreign", "type": "subscription.cancellation" }));
+    assert_eq!(
+        event["data"]["command"],
+        json!({ "source": "tests", "id": "foreign", "type": "subscription.cancellation" })
+    );
 
     // To whoever waits for an answer too.
     let answers = format!("{}.test-answers", world.prefix);
@@ -122,7 +125,7 @@ async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_waits_for_what_is_still_on_its_way() {
     let world = World::new("waits").await;
-    let sink = Sink::start().await;
+    let sink = SmtpSink::start().await;
     world.collection("organizations").insert_one(organization("org")).await.unwrap();
     let worker = Worker::start(&world, &sink.url()).await;
 
@@ -145,7 +148,7 @@ async fn a_command_waits_for_what_is_still_on_its_way() {
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_that_are_missing_or_corrupt_are_an_operators_affair() {
     let world = World::new("corrupt").await;
-    let sink = Sink::start().await;
+    let sink = SmtpSink::start().await;
     populate(&world).await;
     let subscriptions = world.collection("subscriptions");
     let mut no_next = subscription("no-next", "org", "acc");
@@ -175,7 +178,12 @@ async fn documents_that_are_missing_or_corrupt_are_an_operators_affair() {
     let reasons: Vec<_> = letters.iter().map(|(id, reason, _)| (id.as_str(), reason.as_str())).collect();
     assert_eq!(
         reasons,
-        [("c-1", "corrupt_document"), ("c-2", "corrupt_document"), ("c-3", "missing_account"), ("c-4", "missing_organization")]
+        [
+            ("c-1", "corrupt_document"),
+            ("c-2", "corrupt_document"),
+            ("c-3", "missing_account"),
+            ("c-4", "missing_organization")
+        ]
     );
     assert!(letters[0].2.contains("subscriptions no-next: billing.next_on: missing"), "{}", letters[0].2);
     assert!(letters[1].2.contains("subscriptions wrong-type: billing.day: "), "{}", letters[1].2);
@@ -192,7 +200,7 @@ async fn documents_that_are_missing_or_corrupt_are_an_operators_affair() {
 #[tokio::test(flavor = "multi_thread")]
 async fn removed_means_that_only_a_tombstone_is_left() {
     let world = World::new("removed").await;
-    let sink = Sink::start().await;
+    let sink = SmtpSink::start().await;
     populate(&world).await;
     let events = world.watch_events().await;
     let worker = Worker::start(&world, &sink.url()).await;

@@ -33,7 +33,10 @@ pub struct Model {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     /// Mails as (template, to the organization?), and the event's type.
-    Applied { mails: Vec<(&'static str, bool)>, event: Option<&'static str> },
+    Applied {
+        mails: Vec<(&'static str, bool)>,
+        event: Option<&'static str>,
+    },
     Unchanged,
     Rejected(&'static str),
 }
@@ -88,7 +91,11 @@ impl Model {
         let data = &command["data"];
         if self.applied.iter().any(|applied| applied == id) {
             // A removed subscription remembers what was applied too.
-            return if data["organization_id"] == self.organization { Answer::Unchanged } else { Answer::Rejected("wrong_organization") };
+            return if data["organization_id"] == self.organization {
+                Answer::Unchanged
+            } else {
+                Answer::Rejected("wrong_organization")
+            };
         }
         if data["organization_id"] != self.organization {
             return Answer::Rejected("wrong_organization");

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::model::{Answer, Model};
 use crate::support::eventually;
-use crate::support::smtp::Sink;
+use crate::support::smtp::SmtpSink;
 use crate::support::worker::Worker;
 use crate::support::world::World;
 
@@ -30,7 +30,7 @@ async fn every_document_mail_and_event_is_what_the_rules_say() {
     let mut generator = Generator { random: fastrand::Rng::with_seed(seed), ids: 0 };
 
     let world = World::new("story").await;
-    let sink = Sink::start().await;
+    let sink = SmtpSink::start().await;
     let events = world.watch_events().await;
     let mut models = generator.populate(&world).await;
     let workers = [Worker::start(&world, &sink.url()).await, Worker::start(&world, &sink.url()).await];
@@ -203,8 +203,7 @@ impl Generator {
         let admin = json!({ "role": "admin", "id": "admin-1", "name": "Ada" });
         let owner = json!({ "role": "client", "account_id": model.account });
         let stranger = json!({ "role": "client", "account_id": "account-of-nobody" });
-        let (rare_admin, rare_owner) =
-            (self.percent(5), self.percent(5));
+        let (rare_admin, rare_owner) = (self.percent(5), self.percent(5));
         let admin = if rare_admin { owner.clone() } else { admin };
         let owner = if rare_owner { stranger } else { owner };
         let organization = if self.percent(3) { "elsewhere" } else { model.organization.as_str() };
@@ -240,9 +239,13 @@ impl Generator {
                 } else {
                     put(json!({ "decision": "accept" }));
                     match self.random.u32(..4) {
-                        0 => put(json!({ "final_billing_date": (model.next_on + Days::new(self.random.u64(..90))).to_string() })),
+                        0 => put(
+                            json!({ "final_billing_date": (model.next_on + Days::new(self.random.u64(..90))).to_string() }),
+                        ),
                         1 => put(json!({ "final_billing_date": model.next_on.to_string() })),
-                        2 => put(json!({ "final_billing_date": day_by_day(model.next_on - Days::new(70), model.day).to_string() })),
+                        2 => put(
+                            json!({ "final_billing_date": day_by_day(model.next_on - Days::new(70), model.day).to_string() }),
+                        ),
                         _ => {}
                     }
                 }
@@ -295,8 +298,11 @@ async fn check_document(world: &World, id: &str, model: &Model) {
                 .collect()
         })
         .unwrap_or_default();
-    let expected: Vec<_> =
-        model.history.iter().map(|(from, to, ends_on)| ((*from).to_owned(), (*to).to_owned(), date(*ends_on))).collect();
+    let expected: Vec<_> = model
+        .history
+        .iter()
+        .map(|(from, to, ends_on)| ((*from).to_owned(), (*to).to_owned(), date(*ends_on)))
+        .collect();
     assert_eq!(history, expected, "{context}");
     let applied: Vec<&str> = document
         .get_array("applied")
@@ -316,7 +322,8 @@ async fn check_document(world: &World, id: &str, model: &Model) {
     assert_eq!(text("final_billing_on"), date(model.final_billing_on), "{context}");
     let failures = document.get_array("payment_failures").map_or(0, Vec::len);
     assert_eq!(failures, model.failures, "{context}");
-    let decision = document.get_document("cancellation_request").ok().and_then(|request| request.get_str("decision").ok());
+    let decision =
+        document.get_document("cancellation_request").ok().and_then(|request| request.get_str("decision").ok());
     assert_eq!(decision, model.decision, "{context}");
 
     // What other systems own is as they wrote it.
@@ -329,10 +336,10 @@ async fn check_document(world: &World, id: &str, model: &Model) {
     assert_eq!(document.get_array("activities").unwrap(), &vec![activity.into()], "{context}");
 }
 
-fn check_mails(sink: &Sink, mut expected: BTreeMap<(String, String, String), usize>) {
+fn check_mails(sink: &SmtpSink, mut expected: BTreeMap<(String, String, String), usize>) {
     let mut message_ids = std::collections::BTreeSet::new();
     for received in sink.mails() {
-        let mail = MessageParser::default().parse(&received.data).unwrap();
+        let mail = MessageParser::default().parse(&received.bytes).unwrap();
         let template = mail.header("X-Offramp-Template").unwrap().as_text().unwrap().to_owned();
         let (text, html) = (mail.body_text(0).unwrap(), mail.body_html(0).unwrap());
         let start = text.find("Zoé of ").unwrap_or_else(|| panic!("no participant in\n{text}"));
@@ -341,7 +348,7 @@ fn check_mails(sink: &Sink, mut expected: BTreeMap<(String, String, String), usi
         assert!(text.contains("Unlimited swimming") && html.contains("Unlimited swimming"), "{text}\n{html}");
         assert!(!html.contains("<b>&"), "a reason became HTML: {html}");
         assert!(message_ids.insert(mail.message_id().unwrap().to_owned()), "a mail was sent twice");
-        let key = (template, received.to.clone(), participant);
+        let key = (template, received.to[0].clone(), participant);
         let left = expected.get_mut(&key).unwrap_or_else(|| panic!("unexpected mail: {key:?}"));
         *left -= 1;
         if *left == 0 {

@@ -7,14 +7,14 @@ use serde_json::json;
 
 use crate::support::eventually;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
-use crate::support::smtp::Sink;
+use crate::support::smtp::SmtpSink;
 use crate::support::worker::Worker;
 use crate::support::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn days_that_are_over_end_what_they_should_end_once() {
     let world = World::new("lapse").await;
-    let sink = Sink::start().await;
+    let sink = SmtpSink::start().await;
     populate(&world).await;
     let events = world.watch_events().await;
     let today = Utc::now().date_naive();
@@ -81,7 +81,7 @@ async fn days_that_are_over_end_what_they_should_end_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_card_is_announced_once_per_month_and_lead_time() {
     let world = World::new("cards").await;
-    let sink = Sink::start().await;
+    let sink = SmtpSink::start().await;
     let today = Utc::now().date_naive();
     let this_month = format!("{}-{:02}", today.year(), today.month());
     let mut org = organization("org");
@@ -104,8 +104,7 @@ async fn a_card_is_announced_once_per_month_and_lead_time() {
     world.collection("accounts").insert_many(accounts).await.unwrap();
     let mut ended = subscription("s-3", "org", "ended");
     ended.insert("status", "cancelled");
-    let subscriptions =
-        [subscription("s-1", "org", "two-cards"), subscription("s-2", "org", "two-cards"), ended];
+    let subscriptions = [subscription("s-1", "org", "two-cards"), subscription("s-2", "org", "two-cards"), ended];
     world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
 
     let workers = [Worker::start(&world, &sink.url()).await, Worker::start(&world, &sink.url()).await];
@@ -130,8 +129,8 @@ async fn a_card_is_announced_once_per_month_and_lead_time() {
         .mails()
         .iter()
         .map(|mail| {
-            let parsed = MessageParser::default().parse(&mail.data).unwrap();
-            (parsed.header("X-Offramp-Template").unwrap().as_text().unwrap().to_owned(), mail.to.clone())
+            let parsed = MessageParser::default().parse(&mail.bytes).unwrap();
+            (parsed.header("X-Offramp-Template").unwrap().as_text().unwrap().to_owned(), mail.to[0].clone())
         })
         .collect();
     mails.sort();
@@ -146,7 +145,7 @@ async fn a_card_is_announced_once_per_month_and_lead_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_dead_worker_left_is_sent_by_another() {
     let world = World::new("lease").await;
-    let sink = Sink::start().await;
+    let sink = SmtpSink::start().await;
     populate(&world).await;
     let events = world.watch_events().await;
     // Nothing listens there: the mail waits in the outbox, the lane goes on.
@@ -167,7 +166,7 @@ async fn what_a_dead_worker_left_is_sent_by_another() {
     assert_eq!(notification.get_str("role").unwrap(), "account_manager");
     let mails = sink.mails();
     assert_eq!(mails.len(), 1);
-    let mail = MessageParser::default().parse(&mails[0].data).unwrap();
+    let mail = MessageParser::default().parse(&mails[0].bytes).unwrap();
     let message_id = notification.get_str("message_id").unwrap();
     assert_eq!(format!("<{}>", mail.message_id().unwrap()), message_id);
     assert!(mail.body_text(0).unwrap().contains("June 14, 2199"));

@@ -235,7 +235,7 @@ mod refused {
         }
     }
 
-    /// Changes one field of a good command, by its path (`""` removes what is there).
+    /// Changes one field of a good command, by its path; [`absent`] removes it.
     #[track_caller]
     fn check(mut message: Value, path: &str, value: Value, expected: &str) {
         let (parent, name) = path.rsplit_once('/').unwrap();

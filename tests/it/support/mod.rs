@@ -1,5 +1,6 @@
 //! What every integration test needs: real servers under names of its own, worker processes, and waiting for conditions.
 
+pub mod samples;
 pub mod smtp;
 pub mod worker;
 pub mod world;
@@ -17,7 +18,10 @@ pub fn setting(name: &str, default: &str) -> String {
 
 /// Waits until `look` answers, and says `what` was awaited in vain otherwise.
 #[track_caller]
-pub fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut look: impl FnMut() -> F) -> impl Future<Output = T> {
+pub fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+) -> impl Future<Output = T> {
     let caller = std::panic::Location::caller();
     async move {
         let begin = Instant::now();

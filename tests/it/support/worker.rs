@@ -13,7 +13,8 @@ use super::world::World;
 /// The program with the settings of a world and nothing else.
 pub fn offramp(world: &World) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_offramp"));
-    let inherited: Vec<String> = std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("OFFRAMP_")).collect();
+    let inherited: Vec<String> =
+        std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("OFFRAMP_")).collect();
     for name in inherited {
         command.env_remove(name);
     }

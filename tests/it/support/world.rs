@@ -3,8 +3,8 @@
 use bson::{Document, doc};
 use futures_util::{StreamExt, TryStreamExt};
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-    ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
@@ -227,7 +227,8 @@ impl Events {
     /// Waits for the next event that `is` accepts; those before it are passed over.
     pub async fn next(&self, world: &World, is: impl Fn(&Value) -> bool) -> Value {
         eventually("an event", || async {
-            let got = world.channel.basic_get(self.queue.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
+            let got =
+                world.channel.basic_get(self.queue.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
             let event: Value = serde_json::from_slice(&got.data).unwrap();
             is(&event).then_some(event)
         })

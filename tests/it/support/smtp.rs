@@ -1,0 +1,324 @@
+//! A mail server that does as it is told: it takes mails and keeps them, or refuses, stalls, or breaks off where a test
+//! wants it to.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::RootCertStore;
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+/// Where in the dialogue the server is asked something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    Greeting,
+    Ehlo,
+    StartTls,
+    Auth,
+    Mail,
+    Rcpt,
+    Data,
+    Content,
+    Rset,
+    Quit,
+}
+
+/// What it does there.
+#[derive(Clone, Copy, Debug)]
+pub enum Action {
+    /// What a good server does.
+    Ok,
+    /// Answers this in place of the usual; a refusal of a mail forgets it.
+    Answer(&'static str),
+    /// Says nothing for a long time.
+    Stall,
+    /// Closes the connection without a word. At `Content` the mail has been read by then.
+    Drop,
+}
+
+/// Whether the server encrypts.
+#[derive(Clone)]
+pub enum Tls {
+    No,
+    StartTls(Arc<ServerConfig>),
+    Implicit(Arc<ServerConfig>),
+}
+
+/// A mail that was taken.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    pub from: String,
+    pub to: Vec<String>,
+    pub bytes: Vec<u8>,
+    pub encrypted: bool,
+}
+
+#[derive(Default)]
+struct Log {
+    mails: Vec<Taken>,
+    commands: Vec<String>,
+    connections: usize,
+    counts: HashMap<Step, usize>,
+}
+
+type Script = dyn Fn(Step, usize) -> Action + Send + Sync;
+
+/// The server. It listens on a port of its own until it is dropped.
+pub struct SmtpSink {
+    pub address: SocketAddr,
+    log: Arc<Mutex<Log>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for SmtpSink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl SmtpSink {
+    /// A server that takes every mail.
+    pub async fn start() -> Self {
+        Self::scripted(Tls::No, |_, _| Action::Ok).await
+    }
+
+    /// A server that does what `script` says for the n-th time (from 1) that a step is reached, over all connections.
+    pub async fn scripted(tls: Tls, script: impl Fn(Step, usize) -> Action + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let log = Arc::new(Mutex::new(Log::default()));
+        let script: Arc<Script> = Arc::new(script);
+        let task = tokio::spawn({
+            let log = Arc::clone(&log);
+            async move {
+                let mut sessions = tokio::task::JoinSet::new();
+                while let Ok((stream, _)) = listener.accept().await {
+                    log.lock().unwrap().connections += 1;
+                    let session = Session {
+                        script: Arc::clone(&script),
+                        log: Arc::clone(&log),
+                        tls: tls.clone(),
+                        encrypted: false,
+                    };
+                    sessions.spawn(session.run(stream));
+                }
+            }
+        });
+        Self { address, log, task }
+    }
+
+    /// `smtp://127.0.0.1:1234`
+    pub fn url(&self) -> String {
+        format!("smtp://{}", self.address)
+    }
+
+    pub fn mails(&self) -> Vec<Taken> {
+        self.log.lock().unwrap().mails.clone()
+    }
+
+    pub fn commands(&self) -> Vec<String> {
+        self.log.lock().unwrap().commands.clone()
+    }
+
+    pub fn connections(&self) -> usize {
+        self.log.lock().unwrap().connections
+    }
+}
+
+struct Session {
+    script: Arc<Script>,
+    log: Arc<Mutex<Log>>,
+    tls: Tls,
+    encrypted: bool,
+}
+
+/// The connection is over.
+struct Over;
+
+impl From<std::io::Error> for Over {
+    fn from(_: std::io::Error) -> Self {
+        Self
+    }
+}
+
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+
+impl Session {
+    async fn run(mut self, stream: TcpStream) {
+        let wire: Box<dyn Wire> = match &self.tls {
+            Tls::Implicit(config) => match TlsAcceptor::from(Arc::clone(config)).accept(stream).await {
+                Ok(stream) => {
+                    self.encrypted = true;
+                    Box::new(stream)
+                }
+                Err(_) => return,
+            },
+            Tls::No | Tls::StartTls(_) => Box::new(stream),
+        };
+        let mut wire = BufReader::new(wire);
+        if self.answer(&mut wire, Step::Greeting, "220 sink ESMTP").await.is_ok() {
+            let _ = self.talk(wire).await;
+        }
+    }
+
+    async fn talk(&mut self, mut wire: BufReader<Box<dyn Wire>>) -> Result<(), Over> {
+        let (mut from, mut to) = (String::new(), Vec::new());
+        loop {
+            let mut line = String::new();
+            if wire.read_line(&mut line).await? == 0 {
+                return Ok(());
+            }
+            let line = line.trim_end().to_owned();
+            self.log.lock().unwrap().commands.push(line.clone());
+            let verb = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
+            match verb.as_str() {
+                "EHLO" => {
+                    let offer = matches!(self.tls, Tls::StartTls(_)) && !self.encrypted;
+                    let answer = if offer {
+                        "250-sink\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN"
+                    } else {
+                        "250-sink\r\n250-8BITMIME\r\n250 AUTH PLAIN LOGIN"
+                    };
+                    self.answer(&mut wire, Step::Ehlo, answer).await?;
+                }
+                "STARTTLS" => {
+                    self.answer(&mut wire, Step::StartTls, "220 go ahead").await?;
+                    let Tls::StartTls(config) = self.tls.clone() else { return Err(Over) };
+                    let stream = TlsAcceptor::from(config).accept(wire.into_inner()).await?;
+                    self.encrypted = true;
+                    wire = BufReader::new(Box::new(stream));
+                }
+                "AUTH" => {
+                    self.answer(&mut wire, Step::Auth, "235 welcome").await?;
+                }
+                "MAIL" => {
+                    if self.answer(&mut wire, Step::Mail, "250 ok").await? {
+                        from = address(&line);
+                        to.clear();
+                    }
+                }
+                "RCPT" => {
+                    if self.answer(&mut wire, Step::Rcpt, "250 ok").await? {
+                        to.push(address(&line));
+                    }
+                }
+                "DATA" => {
+                    if self.answer(&mut wire, Step::Data, "354 go on").await? {
+                        let bytes = content(&mut wire).await?;
+                        if self.answer(&mut wire, Step::Content, "250 taken").await? {
+                            let taken = Taken { from: from.clone(), to: to.clone(), bytes, encrypted: self.encrypted };
+                            self.log.lock().unwrap().mails.push(taken);
+                        }
+                    }
+                }
+                "RSET" => {
+                    self.answer(&mut wire, Step::Rset, "250 ok").await?;
+                }
+                "QUIT" => {
+                    self.answer(&mut wire, Step::Quit, "221 bye").await?;
+                    return Ok(());
+                }
+                _ => wire.write_all(b"502 what?\r\n").await?,
+            }
+        }
+    }
+
+    /// Answers; `true` when the answer is the usual one.
+    async fn answer(&self, wire: &mut BufReader<Box<dyn Wire>>, step: Step, usual: &str) -> Result<bool, Over> {
+        let nth = {
+            let mut log = self.log.lock().unwrap();
+            let count = log.counts.entry(step).or_default();
+            *count += 1;
+            *count
+        };
+        let (text, is_usual) = match (self.script)(step, nth) {
+            Action::Ok => (usual, true),
+            Action::Answer(text) => (text, false),
+            Action::Stall => {
+                tokio::time::sleep(Duration::from_secs(600)).await;
+                return Err(Over);
+            }
+            Action::Drop => return Err(Over),
+        };
+        wire.write_all(format!("{text}\r\n").as_bytes()).await?;
+        wire.flush().await?;
+        Ok(is_usual)
+    }
+}
+
+/// What stands between the angle brackets.
+fn address(line: &str) -> String {
+    line.split(['<', '>']).nth(1).unwrap_or_default().to_owned()
+}
+
+/// Reads a mail up to the dot that ends it. A line end that is not CRLF fails the test's expectations later: it is kept.
+async fn content(wire: &mut BufReader<Box<dyn Wire>>) -> Result<Vec<u8>, Over> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut line = Vec::new();
+        if wire.read_until(b'\n', &mut line).await? == 0 {
+            return Err(Over);
+        }
+        if line == b".\r\n" {
+            return Ok(bytes);
+        }
+        bytes.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
+    }
+}
+
+/// A certificate authority that lives as long as a test, and a server certificate and a client certificate of it.
+pub struct ThrowAwayCa {
+    directory: tempfile::TempDir,
+    root: CertificateDer<'static>,
+    server: (CertificateDer<'static>, Vec<u8>),
+}
+
+impl ThrowAwayCa {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(vec![]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let issue = |name: &str| {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            (params.signed_by(&key, &ca).unwrap(), key)
+        };
+        let (server, server_key) = issue("localhost");
+        let (client, client_key) = issue("offramp.test");
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("ca.pem"), ca.pem()).unwrap();
+        std::fs::write(directory.path().join("client.pem"), client.pem()).unwrap();
+        std::fs::write(directory.path().join("client.key"), client_key.serialize_pem()).unwrap();
+        Self { directory, root: ca.der().clone(), server: (server.der().clone(), server_key.serialize_der()) }
+    }
+
+    pub fn path(&self, file: &str) -> PathBuf {
+        self.directory.path().join(file)
+    }
+
+    /// A server that is `localhost`, and lets in only clients with a certificate of this authority when it is told so.
+    pub fn server_config(&self, ask_client: bool) -> Arc<ServerConfig> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder =
+            ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
+        let builder = if ask_client {
+            let mut roots = RootCertStore::empty();
+            roots.add(self.root.clone()).unwrap();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
+            builder.with_client_cert_verifier(verifier)
+        } else {
+            builder.with_no_client_auth()
+        };
+        let key = PrivateKeyDer::try_from(self.server.1.clone()).unwrap();
+        Arc::new(builder.with_single_cert(vec![self.server.0.clone()], key).unwrap())
+    }
+}
