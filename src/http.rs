@@ -150,9 +150,9 @@ fn router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
 }
 
 async fn readyz(State(readiness): State<Readiness>) -> Response {
-    let states = readiness.states();
-    let ready = !states.is_empty() && states.values().all(Result::is_ok);
-    let components: serde_json::Map<_, _> = states
+    let parts = readiness.states();
+    let ready = !parts.is_empty() && parts.values().all(Result::is_ok);
+    let components: serde_json::Map<_, _> = parts
         .into_iter()
         .map(|(name, state)| match state {
             Ok(()) => (name, json!({ "ready": true })),

@@ -17,8 +17,8 @@ use crate::store::documents::{self, AccountDocument, OrganizationDocument, Subsc
 pub struct Line {
     /// Its number.
     pub number: usize,
-    /// Its text.
-    pub text: String,
+    /// What it holds, without the line break.
+    pub bytes: Vec<u8>,
 }
 
 /// Why a line cannot be used.
@@ -31,13 +31,23 @@ pub struct BadLine {
     pub reason: String,
 }
 
-/// The lines of `input` that are not empty.
+/// The lines of `input` that are not empty. A byte order mark, which some editors put in front, is left out.
 pub fn lines(input: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
+    const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
     input
-        .lines()
+        .split(b'\n')
         .enumerate()
-        .map(|(index, line)| line.map(|text| Line { number: index + 1, text }))
-        .filter(|line| line.as_ref().map_or(true, |line| !line.text.trim().is_empty()))
+        .map(|(index, line)| {
+            let mut bytes = line?;
+            if bytes.ends_with(b"\r") {
+                bytes.pop();
+            }
+            if index == 0 && bytes.starts_with(BYTE_ORDER_MARK) {
+                bytes.drain(..BYTE_ORDER_MARK.len());
+            }
+            Ok(Line { number: index + 1, bytes })
+        })
+        .filter(|line| !line.as_ref().is_ok_and(|line| line.bytes.trim_ascii().is_empty()))
 }
 
 /// A document for a collection: `{"collection": "subscriptions", "document": {…}}`, with instants and other types that JSON
@@ -79,7 +89,7 @@ impl ForCollection {
     /// When it is not JSON, not of this form, or has no `_id` that is a text of 1 to 128 characters.
     pub fn parse(line: &Line) -> Result<Self, BadLine> {
         let bad = |reason: String| BadLine { number: line.number, reason };
-        let mut json = serde_json::Deserializer::from_str(&line.text);
+        let mut json = serde_json::Deserializer::from_slice(&line.bytes);
         let parsed: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
             let reason = error.inner();
             bad(match error.path().to_string().as_str() {
@@ -167,13 +177,13 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<ForCollection, String> {
-        ForCollection::parse(&Line { number: 7, text: text.to_owned() }).map_err(|error| error.to_string())
+        ForCollection::parse(&Line { number: 7, bytes: text.into() }).map_err(|error| error.to_string())
     }
 
     #[test]
     fn empty_lines_count_but_are_left_out() {
-        let numbers: Vec<_> = lines("a\n\n  \r\nb".as_bytes()).map(|line| line.unwrap().number).collect();
-        assert_eq!(numbers, [1, 4]);
+        let read: Vec<_> = lines("\u{feff}a\r\n\n  \r\nb".as_bytes()).map(Result::unwrap).collect();
+        assert_eq!(read, [Line { number: 1, bytes: b"a".into() }, Line { number: 4, bytes: b"b".into() }]);
     }
 
     #[test]

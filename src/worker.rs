@@ -138,9 +138,17 @@ impl Lane {
         while !outgoing.is_empty() {
             let results = self.publisher.publish_all(&outgoing).await;
             let mut newest = None;
-            let mut confirmed = results.into_iter().map(|result| result.map_err(|error| newest = Some(error)).is_ok());
-            outgoing.retain(|_| !confirmed.next().unwrap_or(false));
-            drop(confirmed);
+            let mut results = results.into_iter();
+            outgoing.retain(|message| match results.next() {
+                Some(Ok(())) => false,
+                // The queue for the answer is the sender's own affair: full or gone, it must not hold up the lane.
+                Some(Err(PublishError::Refused(_) | PublishError::Unroutable)) if is_reply(message) => false,
+                Some(Err(error)) => {
+                    newest = Some(error);
+                    true
+                }
+                None => true,
+            });
             let Some(error) = newest else { break };
             tracing::warn!(lane = %self.kind, waiting = outgoing.len(), %error, "the broker did not take a message; the originals are kept until it does");
             if error == PublishError::Unroutable {
@@ -167,6 +175,11 @@ impl Lane {
         };
         counter!("offramp_commands_total", "lane" => self.kind.as_str(), "outcome" => outcome).increment(1);
     }
+}
+
+/// Whether it is an answer to `reply_to`: of what a lane publishes, all else is an event, or mandatory.
+fn is_reply(message: &Outgoing) -> bool {
+    message.exchange.is_empty() && !message.mandatory
 }
 
 /// What becomes of a decided or failed command that was tried `attempt` times before (contract §4 and §7).
@@ -245,4 +258,75 @@ pub(crate) fn event_message(exchange: &str, routing_key: &str, event: &CloudEven
 #[allow(clippy::cast_precision_loss, reason = "a batch has a few hundred messages")]
 fn batch_size(batch: &Batch) -> f64 {
     batch.deliveries.len() as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::decide::RejectionReason;
+
+    fn rejected(reason: RejectionReason) -> Settled {
+        let rejection = reason.because("Because.");
+        Settled::Decided(Verdict::Rejected(Rejected { rejection, account_id: None }))
+    }
+
+    /// What becomes of it at each attempt, until it comes to an end.
+    #[track_caller]
+    fn check(settled: &Settled, delays: &[RetryDelay], end: &Disposition) {
+        for (attempt, delay) in (0..).zip(delays) {
+            assert_eq!(dispose(settled.clone(), attempt), Disposition::Retry(*delay), "attempt {attempt}");
+        }
+        let attempts = u32::try_from(delays.len()).unwrap();
+        for attempt in [attempts, attempts + 1, u32::MAX] {
+            assert_eq!(&dispose(settled.clone(), attempt), end, "attempt {attempt}");
+        }
+    }
+
+    #[test]
+    fn what_is_decided_is_done() {
+        check(&Settled::Decided(Verdict::Applied), &[], &Disposition::Done);
+        check(&Settled::Decided(Verdict::Unchanged), &[], &Disposition::Done);
+    }
+
+    #[test]
+    fn a_refusal_stands_at_once_unless_something_may_be_on_its_way() {
+        use RejectionReason as Reason;
+        let reject = |settled: &Settled| match settled {
+            Settled::Decided(Verdict::Rejected(rejected)) => Disposition::Reject(rejected.clone()),
+            _ => unreachable!(),
+        };
+        for reason in [Reason::Forbidden, Reason::WrongOrganization, Reason::AlreadyEnded, Reason::ExpiresEarlier] {
+            let settled = rejected(reason);
+            check(&settled, &[], &reject(&settled));
+        }
+        for reason in [Reason::NoPendingRequest, Reason::SubscriptionNotFound, Reason::AccountNotFound] {
+            let settled = rejected(reason);
+            check(&settled, &[RetryDelay::S5, RetryDelay::S30, RetryDelay::M2], &reject(&settled));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_waited_for_and_then_an_operators_affair() {
+        for (missing, reason) in
+            [(Missing::Organization, "missing_organization"), (Missing::Account, "missing_account")]
+        {
+            let settled = Settled::Decided(Verdict::Missing(missing));
+            let Disposition::DeadLetter { error, .. } = dispose(settled.clone(), 3) else { panic!() };
+            let end = Disposition::DeadLetter { reason, error };
+            check(&settled, &[RetryDelay::S5, RetryDelay::S30, RetryDelay::M2], &end);
+        }
+    }
+
+    #[test]
+    fn a_failure_is_tried_five_times_more() {
+        let settled = Settled::Failed("Because.".to_owned());
+        let end = Disposition::DeadLetter { reason: "exhausted", error: "Because.".to_owned() };
+        check(&settled, &RetryDelay::ALL, &end);
+    }
+
+    #[test]
+    fn a_corrupt_document_is_an_operators_affair_at_once() {
+        let end = Disposition::DeadLetter { reason: "corrupt_document", error: "Because.".to_owned() };
+        check(&Settled::Decided(Verdict::Corrupt("Because.".to_owned())), &[], &end);
+    }
 }

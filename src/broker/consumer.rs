@@ -194,13 +194,12 @@ impl Consumer {
     }
 
     async fn try_open(&mut self) -> Result<Open, TopologyError> {
-        let link = match self.link.take().filter(|link| link.is_live()) {
-            Some(link) => link,
-            None => {
-                let link = Arc::new(self.broker.connect(&self.queue).await?);
-                count_connection(&self.queue);
-                link
-            }
+        let link = if let Some(link) = self.link.take().filter(|link| link.is_live()) {
+            link
+        } else {
+            let link = Arc::new(self.broker.connect(&self.queue).await?);
+            count_connection(&self.queue);
+            link
         };
         let opened = match self.consume(&link).await {
             Err(error) if error.code() == Some(NOT_FOUND) => {

@@ -235,7 +235,7 @@ impl fmt::Debug for Outgoing {
 /// - `user_id`: the broker closes the channel when it is not our own user's name.
 fn copied(original: &BasicProperties, own: &[(&'static str, AMQPValue)]) -> BasicProperties {
     let mut headers = FieldTable::default();
-    for (name, value) in original.headers().iter().flat_map(|headers| headers.inner()) {
+    for (name, value) in original.headers().iter().flat_map(FieldTable::inner) {
         let name = name.as_str();
         let stripped = STRIPPED_HEADERS.contains(&name)
             || STRIPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))

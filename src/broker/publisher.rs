@@ -257,7 +257,7 @@ async fn send(
                 results.0[index] = Some(Err(PublishError::Refused(why)));
             }
             Some((_, Ok(Confirmation::NotRequested))) => {
-                failure = Some(Sent::Lost("the channel does not confirm".to_owned()))
+                failure = Some(Sent::Lost("the channel does not confirm".to_owned()));
             }
             Some((_, Err(Unsent::Broker(error)))) => {
                 let why = explain(&error);

@@ -364,8 +364,7 @@ fn code(error: &TopologyError) -> Option<u16> {
     }
 }
 
-/// The broker's "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received …", from
-/// the argument on.
+/// The broker's "… inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received …", from the argument on.
 fn difference(why: &str) -> String {
     let text = why.split_once("inequivalent arg ").map_or(why, |(_, rest)| rest);
     match (text.split_once(" for "), text.split_once(": ")) {

@@ -1,11 +1,15 @@
 //! The command line: one file per subcommand. The enum is the list of them.
 
+mod input;
 mod run;
 mod schemas;
+mod simulate;
+mod table;
 
 use clap::{Parser, Subcommand};
-use offramp::config::LogSettings;
+use offramp::config::{LogSettings, SenderSettings};
 use offramp::logging;
+use offramp::mail::Templates;
 
 /// Ends monthly subscriptions: commands in from RabbitMQ, documents changed in MongoDB, mails and events out
 #[derive(Debug, Parser)]
@@ -26,6 +30,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::Arguments>),
+    Simulate(simulate::Arguments),
     Schemas(schemas::Arguments),
 }
 
@@ -36,14 +41,21 @@ pub struct WrongConfiguration(pub String);
 
 impl Cli {
     /// Does what was asked.
-    #[allow(clippy::unused_async, reason = "the commands that follow wait for servers")]
     pub async fn run(self) -> anyhow::Result<()> {
         // Every broker object that is missing is an error to lapin; what matters is logged here.
         let default_filter = if matches!(self.command, Command::Run(_)) { "info,lapin=off" } else { "warn,lapin=off" };
         logging::init(&self.log, default_filter).map_err(|error| WrongConfiguration(error.to_string()))?;
         match self.command {
             Command::Run(arguments) => run::run(*arguments).await,
+            Command::Simulate(arguments) => simulate::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }
+}
+
+fn load_templates(settings: &SenderSettings) -> Result<Templates, WrongConfiguration> {
+    Templates::load(settings.templates.as_deref()).map_err(|problems| {
+        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        WrongConfiguration(format!("the templates have mistakes:\n{}", lines.join("\n")))
+    })
 }

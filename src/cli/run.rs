@@ -5,14 +5,14 @@ use clap::Args;
 use offramp::broker::{Broker, Topology};
 use offramp::config::Settings;
 use offramp::http;
-use offramp::mail::{Deadlines, Templates, TlsSettings, Transport};
+use offramp::mail::{Deadlines, TlsSettings, Transport};
 use offramp::outbox::Writer;
 use offramp::run::{Parts, run as work};
 use offramp::store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::WrongConfiguration;
+use super::{WrongConfiguration, load_templates};
 
 /// Consume commands until SIGTERM or Ctrl-C; a second signal ends at once, and loses nothing either
 #[derive(Args, Debug)]
@@ -23,10 +23,7 @@ pub struct Arguments {
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Settings { broker, database, mail, sender, worker, http: health } = arguments.settings;
-    let templates = Templates::load(sender.templates.as_deref()).map_err(|problems| {
-        let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        WrongConfiguration(format!("the templates have mistakes:\n{}", lines.join("\n")))
-    })?;
+    let templates = load_templates(&sender)?;
     let transport = Transport::new(&mail.smtp_url, &TlsSettings::default(), Deadlines::default())
         .map_err(|error| WrongConfiguration(error.to_string()))?;
     let parts = Parts {

@@ -57,14 +57,13 @@ fn refusal(arguments: &[&str], variables: &[(&str, &str)]) -> String {
 #[test]
 fn defaults_are_those_of_the_contract() {
     let settings = settings(&[], &[]);
-    assert_eq!(settings.broker.amqp_url.to_string(), "amqp://localhost:5672");
-    assert_eq!(settings.broker.amqp_url.nodes()[0].vhost, "/");
+    assert_eq!(settings.broker.amqp_url.to_string(), "amqp://guest@localhost:5672/%2F");
     assert_eq!(settings.broker.prefix, "subscriptions");
     assert_eq!(settings.database.mongodb_url.connection_string(), "mongodb://localhost:27017/offramp");
     assert_eq!(settings.database.mongodb_url.database(), "offramp");
     assert_eq!(settings.mail.smtp_url.to_string(), "smtp://localhost:1025");
     assert_eq!(settings.mail.mail_connections, 8);
-    assert_eq!(settings.sender.mail_from.to_string(), "no-reply@localhost");
+    assert_eq!(settings.sender.mail_from.email(), "no-reply@localhost");
     assert_eq!(settings.sender.templates, None);
     assert_eq!(settings.worker.source, "offramp");
     assert_eq!(settings.worker.batch_max, 256);
@@ -180,13 +179,6 @@ fn bad_values_are_answered_with_the_setting_the_reason_and_the_remedy() {
                                       a port; write 127.0.0.1:9464, or 0.0.0.0:9464 to answer from everywhere",
         ),
         (
-            "--mail-from",
-            "Shop <a@b.ca>",
-            "OFFRAMP_MAIL_FROM (--mail-from) cannot be \"Shop <a@b.ca>\": it is not an e-mail \
-                                          address; write the address alone, such as no-reply@example.com (the name shown \
-                                          with it is the organization's)",
-        ),
-        (
             "--templates",
             "/does/not/exist",
             "OFFRAMP_TEMPLATES (--templates) cannot be \"/does/not/exist\": there is no such \
@@ -206,34 +198,18 @@ fn bad_values_are_answered_with_the_setting_the_reason_and_the_remedy() {
             "OFFRAMP_MONGODB_URL (--mongodb-url) cannot be \"http://db\": it must begin with \
                                         mongodb:// or mongodb+srv://",
         ),
-        (
-            "--amqp-url",
-            "rabbit",
-            "OFFRAMP_AMQP_URL (--amqp-url) cannot be \"rabbit\": it must begin with amqp:// or \
-                                  amqps://",
-        ),
-        (
-            "--amqp-url",
-            "amqp://rabbit/",
-            "OFFRAMP_AMQP_URL (--amqp-url) cannot be \"amqp://rabbit/\": it names a virtual \
-                                          host without a name; write %2f behind the last slash for the virtual host \
-                                          \"/\", or leave the slash out",
-        ),
-        (
-            "--smtp-url",
-            "mail:25",
-            "OFFRAMP_SMTP_URL (--smtp-url) cannot be \"mail:25\": it must begin with smtp://, \
-                                   smtps:// or file:///",
-        ),
-        (
-            "--smtp-url",
-            "smtp://",
-            "OFFRAMP_SMTP_URL (--smtp-url) cannot be \"smtp://\": it names no host; write \
-                                   smtp://user:password@host:587",
-        ),
     ];
     for (flag, value, expected) in cases {
         assert_eq!(refusal(&[flag, value], &[]), expected);
+    }
+    // What is wrong with an address is said, and tested, by the part that uses it.
+    for (flag, name, value) in [
+        ("--amqp-url", "OFFRAMP_AMQP_URL", "rabbit"),
+        ("--smtp-url", "OFFRAMP_SMTP_URL", "mail:25"),
+        ("--mail-from", "OFFRAMP_MAIL_FROM", "nobody"),
+    ] {
+        let refusal = refusal(&[flag, value], &[]);
+        assert!(refusal.starts_with(&format!("{name} ({flag}) cannot be \"{value}\": ")), "{refusal}");
     }
     let refusal = refusal(&["--log", "offramp=loud"], &[]);
     assert!(refusal.starts_with("OFFRAMP_LOG (--log) cannot be \"offramp=loud\": "), "{refusal}");
@@ -246,7 +222,6 @@ fn a_bad_address_keeps_its_password() {
         ("--amqp-url", "amqp://app:s3cret@rabbit:port"),
         ("--amqp-url", "amqp://app:s3cret/x@rabbit"),
         ("--amqp-url", "app:s3cret@rabbit"),
-        ("--amqp-url", "amqp://app:s3cret@rabbit/"),
         ("--amqp-url", "amqp://app:s3cret@rabbit?heartbeat=s3cret"),
         ("--amqp-url", "amqp://app:s3cret@a:1,amqp://app:s3cret@b:port"),
         ("--mongodb-url", "mongodb://app:s3cret@db"),
@@ -276,7 +251,7 @@ fn settings_can_be_logged() {
     let settings = settings(&arguments, &[]);
     let text = format!("{settings:?} {} {}", settings.database.mongodb_url, settings.mail.smtp_url);
     assert!(!text.contains("s3cret"), "{text}");
-    assert!(text.contains("AmqpUrls(amqps://rabbit:5671/shop)"), "{text}");
+    assert!(text.contains("BrokerUrls(amqps://app@rabbit:5671/shop)"), "{text}");
     assert!(text.contains("mongodb://***@db-1,db-2/shop?***"), "{text}");
     assert!(text.contains("smtps://***@mail"), "{text}");
 }

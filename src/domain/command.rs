@@ -11,7 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
 use super::billing::{YearMonth, iso_date};
-use super::text::{AccountId, AdminId, CardId, FreeText, InvoiceId, OrganizationId, PersonName, SubscriptionId, Text};
+use super::text::{
+    AccountId, AdminId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, PersonName, SubscriptionId, Text,
+};
 
 /// The largest command, in bytes.
 pub const COMMAND_BYTES_MAX: usize = 256 * 1024;
@@ -625,11 +627,18 @@ pub struct PaymentFailure {
     /// Which try it was, from 1.
     pub attempt: Attempt,
     /// What the payment system says.
+    /// Cut after 2,000 characters: a bank's message has no limit in the contract, and its length is nobody's mistake.
+    #[serde(default, deserialize_with = "cut")]
+    #[schemars(with = "Option<String>")]
     pub failure_message: Option<FreeText>,
     /// The day of the next try; absent: there is none.
     #[serde(default, with = "iso_date::option")]
     #[schemars(with = "Option<NaiveDate>")]
     pub next_attempt_on: Option<NaiveDate>,
+}
+
+fn cut<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<FreeText>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(FreeText::cut))
 }
 
 /// Money.
@@ -743,7 +752,7 @@ impl<'de> Deserialize<'de> for Attempt {
 #[serde(deny_unknown_fields)]
 pub struct PaymentCard {
     /// `"Visa"`
-    pub brand: Text<1, 64>,
+    pub brand: CardBrand,
     /// `"4242"`
     pub last4: Last4,
 }
@@ -768,7 +777,7 @@ pub struct Card {
     /// Its id in the payment system.
     pub id: CardId,
     /// `"Visa"`
-    pub brand: Text<1, 64>,
+    pub brand: CardBrand,
     /// `"4242"`
     pub last4: Last4,
     /// The month to whose end it is valid.

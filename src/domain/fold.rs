@@ -163,7 +163,19 @@ impl World {
     /// A subscription as it is after the tasks that were folded.
     #[must_use]
     pub fn subscription(&self, id: &SubscriptionId) -> Option<&Subscription> {
-        self.subscriptions.get(id).and_then(Loaded::read).map(|draft| &draft.after)
+        self.subscription_draft(id).map(|draft| &draft.after)
+    }
+
+    /// A subscription and what the tasks that were folded did to it.
+    #[must_use]
+    pub fn subscription_draft(&self, id: &SubscriptionId) -> Option<&SubscriptionDraft> {
+        self.subscriptions.get(id).and_then(Loaded::read)
+    }
+
+    /// An account and what the tasks that were folded did to it.
+    #[must_use]
+    pub fn account_draft(&self, id: &AccountId) -> Option<&AccountDraft> {
+        self.accounts.get(id).and_then(Loaded::read)
     }
 
     /// The subscriptions that changed.

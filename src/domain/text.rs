@@ -19,6 +19,17 @@ impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
     }
 }
 
+impl<const MAX: usize> Text<0, MAX> {
+    /// As much of the text as there is room for.
+    #[must_use]
+    pub fn cut(mut text: String) -> Self {
+        if let Some((end, _)) = text.char_indices().nth(MAX) {
+            text.truncate(end);
+        }
+        Self(text)
+    }
+}
+
 impl<const MIN: usize, const MAX: usize> TryFrom<String> for Text<MIN, MAX> {
     type Error = String;
 
@@ -130,5 +141,7 @@ ids! {
 
 /// A reason or a note: what a person wrote, up to 2,000 characters (contract §2).
 pub type FreeText = Text<0, 2000>;
-/// A person's name.
-pub type PersonName = Text<0, 256>;
+/// A person's name, up to 1,000 characters.
+pub type PersonName = Text<0, 1000>;
+/// A card's brand, 1 to 256 characters.
+pub type CardBrand = Text<1, 256>;

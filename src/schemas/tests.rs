@@ -206,7 +206,7 @@ fn example_documents() -> Vec<(ForCollection, Value)> {
     lines(text.as_bytes())
         .map(|line| {
             let line = line.unwrap();
-            let mut json: Value = serde_json::from_str(&line.text).unwrap();
+            let mut json: Value = serde_json::from_slice(&line.bytes).unwrap();
             (ForCollection::parse(&line).unwrap(), json["document"].take())
         })
         .collect()

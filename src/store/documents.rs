@@ -19,9 +19,12 @@ use crate::domain::subscription::{
     By, CancellationRecord, Closed, Details, HistoryEntry, Named, PaymentFailureRecord, Request, RequestDecision,
     ScheduledEnd, Status, Subscription, Via,
 };
-use crate::domain::text::{AccountId, CardId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use crate::domain::text::{AccountId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
 
 use super::outbox::OutboxEntry;
+
+/// The longest lead time of a card notice: two years. Cards are valid for few years more.
+const CARD_NOTICE_DAYS_MAX: u32 = 731;
 
 /// A document of `organizations`. Offramp only reads it.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -104,7 +107,7 @@ pub struct CardDocument {
     /// Its id in the payment system.
     pub id: CardId,
     /// `"Visa"`
-    pub brand: crate::domain::text::Text<1, 64>,
+    pub brand: CardBrand,
     /// `"4242"`
     pub last4: crate::domain::command::Last4,
     /// The month to whose end it is valid.
@@ -450,7 +453,11 @@ impl TryFrom<OrganizationDocument> for Organization {
         let card_notice_days = document
             .card_notice_days
             .into_iter()
-            .map(|days| u32::try_from(days).map_err(|_| format!("card_notice_days: {days} is not a number of days")))
+            .map(|days| {
+                u32::try_from(days).ok().filter(|days| *days <= CARD_NOTICE_DAYS_MAX).ok_or_else(|| {
+                    format!("card_notice_days: {days} is not a number of days, 0 to {CARD_NOTICE_DAYS_MAX}")
+                })
+            })
             .collect::<Result<_, _>>()?;
         Ok(Self {
             id: document.id,

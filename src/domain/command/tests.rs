@@ -159,6 +159,10 @@ mod accepted {
         full["next_attempt_on"] = "2026-06-18".into();
         let PaymentFailure(data) = read("payment.failure", full) else { panic!() };
         assert_eq!(data.next_attempt_on, Some(date("2026-06-18")));
+        let mut talkative = payment();
+        talkative["failure_message"] = "é".repeat(2_001).into();
+        let PaymentFailure(data) = read("payment.failure", talkative) else { panic!() };
+        assert_eq!(data.failure_message.unwrap().as_str(), "é".repeat(2_000), "cut, not refused");
         for value in ["0", "0.5", "49", "49.9", "49.9999", "999999999999.9999"] {
             let mut data = payment();
             data["amount"]["value"] = value.into();
@@ -194,7 +198,7 @@ mod accepted {
         let long = |length| "é".repeat(length);
         let mut message = envelope(
             CANCELLATION,
-            json!({ "actor": { "role": "client", "account_id": long(128), "name": "x".repeat(256) },
+            json!({ "actor": { "role": "client", "account_id": long(128), "name": "x".repeat(1000) },
                 "via": "account", "reason": "\u{1f600}".repeat(2_000) }),
         );
         message["id"] = long(128).into();
@@ -235,7 +239,7 @@ mod refused {
         }
     }
 
-    /// Changes one field of a good command, by its path (`""` removes what is there).
+    /// Changes one field of a good command, by its path; [`absent`] removes it.
     #[track_caller]
     fn check(mut message: Value, path: &str, value: Value, expected: &str) {
         let (parent, name) = path.rsplit_once('/').unwrap();
@@ -429,8 +433,8 @@ mod refused {
             "data.actor.email: unknown field `email`, expected one of `role`, `id`, `account_id`, `name`",
         );
         with(
-            json!({ "role": "admin", "id": "1", "name": "x".repeat(257) }),
-            "data.actor.name: must be 0 to 256 characters long, is 257",
+            json!({ "role": "admin", "id": "1", "name": "x".repeat(1001) }),
+            "data.actor.name: must be 0 to 1000 characters long, is 1001",
         );
     }
 
@@ -575,7 +579,7 @@ mod refused {
             json!(4242),
             "data.card.last4: invalid type: integer `4242`, expected a string",
         );
-        check(good(), "/data/card/brand", json!(""), "data.card.brand: must be 1 to 64 characters long, is 0");
+        check(good(), "/data/card/brand", json!(""), "data.card.brand: must be 1 to 256 characters long, is 0");
         check(
             good(),
             "/data/card/expires",

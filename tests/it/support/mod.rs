@@ -1,5 +1,6 @@
 //! What every integration test needs: real servers under names of its own, worker processes, and waiting for conditions.
 
+pub mod rabbit;
 pub mod samples;
 pub mod smtp;
 pub mod worker;

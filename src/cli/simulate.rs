@@ -1,0 +1,393 @@
+//! `offramp simulate`: the rules alone, on files. No broker, no database; nothing is sent.
+
+use std::io::{Write, stdout};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
+use chrono_tz::Tz;
+use clap::Args;
+use offramp::clock;
+use offramp::config::SenderSettings;
+use offramp::domain::billing::parse_date;
+use offramp::domain::command::{Command, CommandBody, InvalidCommand};
+use offramp::domain::event::CloudEvent;
+use offramp::domain::fold::{Loaded, Missing, Rejected, Task, Verdict, World};
+use offramp::domain::notification::Notification;
+use offramp::jsonl::{ForCollection, Found, Line};
+use offramp::mail::smtp::MailConnection;
+use offramp::mail::{Sender, Templates, Transport, compose};
+use offramp::store::outbox::{Content, Lease, MailDocument, OutboxEntry, entries};
+use offramp::worker::rejection_event;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::input::Input;
+use super::table::table;
+use super::{WrongConfiguration, load_templates};
+
+/// Show what commands would do to documents: the rules alone, no server, nothing sent
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Both files have a JSON value a line; either may be `-` for standard input. Documents are written as for `offramp import`.
+
+Examples:
+  offramp simulate --documents documents.jsonl --commands commands.jsonl
+  offramp simulate --documents documents.jsonl --commands commands.jsonl --today 2026-06-02 --mail-dir /tmp/mails
+  mongoexport --collection=subscriptions … | jq -c '{collection: \"subscriptions\", document: .}'   makes documents")]
+pub struct Arguments {
+    /// Organizations, accounts and subscriptions: {"collection": "subscriptions", "document": {…}} a line
+    #[arg(long, value_name = "FILE")]
+    documents: PathBuf,
+
+    /// Commands, in the order in which they are decided: a message a line
+    #[arg(long, value_name = "FILE")]
+    commands: PathBuf,
+
+    /// Decide at noon of this day (2026-06-02) where the first organization is [default: now]
+    #[arg(long, value_name = "DATE", value_parser = parse_date)]
+    today: Option<NaiveDate>,
+
+    /// Write the mails into this directory, as .eml files
+    #[arg(long, value_name = "DIR")]
+    mail_dir: Option<PathBuf>,
+
+    /// Print JSON, an object a command
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    sender: SenderSettings,
+}
+
+/// The default of `OFFRAMP_SOURCE`.
+const SOURCE: &str = "offramp";
+
+/// What became of a command, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Answer {
+    /// Where the command is in the file.
+    line: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    command: Option<CommandName>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subscription_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<String>,
+    /// `applied`, `unchanged`, `rejected` or `dead_letter`.
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+    /// Whether it would wait in the retry queues first, in case that something is still on its way.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    waits: bool,
+    /// Of the subscription, afterwards.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ends_on: Option<NaiveDate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    final_billing_on: Option<NaiveDate>,
+    mails: Vec<Mail>,
+    events: Vec<CloudEvent>,
+}
+
+#[derive(Debug, Serialize)]
+struct CommandName {
+    source: String,
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct Mail {
+    template: &'static str,
+    role: &'static str,
+    to: String,
+    locale: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
+    /// Why it could not leave.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if arguments.documents.as_os_str() == "-" && arguments.commands.as_os_str() == "-" {
+        return Err(
+            WrongConfiguration("only one of --documents and --commands can be standard input".to_owned()).into()
+        );
+    }
+    let (world, timezone) = read_world(&Input::open(&arguments.documents)?)?;
+    let mut simulation = Simulation {
+        world,
+        now: instant(arguments.today, timezone)?,
+        templates: load_templates(&arguments.sender)?,
+        sender: arguments.sender.mail_from,
+        directory: match &arguments.mail_dir {
+            Some(path) => Some(mail_directory(path)?),
+            None => None,
+        },
+    };
+
+    let commands = Input::open(&arguments.commands)?;
+    let mut answers = Vec::new();
+    for line in commands.lines()? {
+        let answer = simulation.decide(&line?).await?;
+        if arguments.json {
+            writeln!(stdout().lock(), "{}", serde_json::to_string(&answer)?)?;
+        } else {
+            answers.push(answer);
+        }
+    }
+    if !arguments.json {
+        print(&answers)?;
+        if let Some(path) = &arguments.mail_dir {
+            let mails: usize = answers.iter().map(|answer| answer.mails.len()).sum();
+            writeln!(stdout().lock(), "{mails} mails are in {}", path.display())?;
+        }
+    }
+    Ok(())
+}
+
+/// The documents of a file, and the time zone of the first organization.
+fn read_world(input: &Input) -> anyhow::Result<(World, Option<Tz>)> {
+    let (mut world, mut timezone) = (World::default(), None);
+    for line in input.lines()? {
+        let line = line?;
+        let document = ForCollection::parse(&line).with_context(|| input.name().to_owned())?;
+        let found = document.found();
+        if let Some(error) = found.error() {
+            eprintln!("offramp: {}: line {}: {error}", input.name(), line.number);
+        }
+        if let (None, Found::Organization(Loaded::Read(organization))) = (timezone, &found) {
+            timezone = Some(organization.timezone);
+        }
+        document.add_to(&mut world);
+    }
+    Ok((world, timezone))
+}
+
+fn instant(today: Option<NaiveDate>, timezone: Option<Tz>) -> anyhow::Result<DateTime<Utc>> {
+    let Some(today) = today else { return Ok(clock::now()) };
+    let timezone =
+        timezone.context("--today: there is no organization among the documents whose noon could be meant")?;
+    let noon = today.and_time(NaiveTime::MIN) + chrono::TimeDelta::hours(12);
+    let noon = noon.and_local_timezone(timezone).earliest().context("--today: there is no noon on that day")?;
+    Ok(noon.to_utc())
+}
+
+fn mail_directory(path: &Path) -> anyhow::Result<MailConnection> {
+    let path = std::path::absolute(path).with_context(|| format!("--mail-dir: {}", path.display()))?;
+    std::fs::create_dir_all(&path).with_context(|| format!("--mail-dir: cannot make {}", path.display()))?;
+    Ok(MailConnection::new(Arc::new(Transport::Files(path))))
+}
+
+struct Simulation {
+    world: World,
+    now: DateTime<Utc>,
+    templates: Templates,
+    sender: Sender,
+    directory: Option<MailConnection>,
+}
+
+impl Simulation {
+    async fn decide(&mut self, line: &Line) -> anyhow::Result<Answer> {
+        let mut answer = Answer::new(line.number);
+        let command = match Command::parse(&line.bytes) {
+            Ok(command) => command,
+            Err(error) => {
+                answer.outcome = "dead_letter";
+                answer.reason = Some(match error {
+                    InvalidCommand::TooLarge { .. } => "too_large",
+                    InvalidCommand::Malformed(_) => "invalid",
+                });
+                answer.detail = Some(error.to_string());
+                return Ok(answer);
+            }
+        };
+        answer.name(&command);
+        let verdict = self.world.fold(&Task::Command(command.clone()), self.now);
+        let changed = verdict == Verdict::Applied;
+        answer.judge(&command, verdict, self.now);
+        let entries = if changed { self.newest_entries(&command) } else { Vec::new() };
+        for entry in entries {
+            match entry.content {
+                Content::Mail(mail) => answer.mails.push(self.mail(&entry.id, &mail).await?),
+                Content::Event(event) => answer.events.push(event),
+            }
+        }
+        if let CommandBody::Subscription(data) = &command.body {
+            if let Some(subscription) = self.world.subscription(data.subscription_id()) {
+                // Who may not know the subscription is not told where it stands.
+                if subscription.organization_id == *data.organization_id() {
+                    let end = subscription.details.as_ref().and_then(|details| details.end);
+                    answer.status = Some(subscription.status.as_str());
+                    answer.ends_on = end.map(|end| end.ends_on);
+                    answer.final_billing_on = end.and_then(|end| end.final_billing_on);
+                }
+            }
+        }
+        Ok(answer)
+    }
+
+    /// The outbox entries of the change that was made last to the command's document.
+    fn newest_entries(&self, command: &Command) -> Vec<OutboxEntry> {
+        let lease = Lease { holder: Uuid::nil(), until: self.now };
+        let entries_of = |world: &World| match &command.body {
+            CommandBody::Subscription(data) => {
+                let added = world.subscription_draft(data.subscription_id())?.added.last()?;
+                Some(entries(added, &lease, SOURCE, self.now))
+            }
+            CommandBody::CardExpiry(data) => {
+                let added = world.account_draft(&data.account_id)?.added.last()?;
+                Some(entries(added, &lease, SOURCE, self.now))
+            }
+        };
+        entries_of(&self.world).unwrap_or_default()
+    }
+
+    /// Puts a mail in words, and into the directory where there is one.
+    async fn mail(&mut self, id: &str, mail: &MailDocument) -> anyhow::Result<Mail> {
+        let mut shown = Mail {
+            template: mail.template.as_str(),
+            role: mail.role.as_str(),
+            to: mail.to.email.clone(),
+            locale: mail.locale.clone(),
+            subject: None,
+            error: None,
+        };
+        let notification = Notification::from(mail.clone());
+        let rendered = match self.templates.render(&notification) {
+            Ok(rendered) => rendered,
+            Err(error) => return Ok(Mail { error: Some(error.to_string()), ..shown }),
+        };
+        shown.locale.clone_from(&rendered.language);
+        shown.subject = Some(rendered.subject.clone());
+        match compose(&self.sender, Uuid::parse_str(id)?, &notification, &rendered, self.now) {
+            Ok(composed) => {
+                if let Some(directory) = &mut self.directory {
+                    directory.send(&composed).await.context("--mail-dir")?;
+                }
+            }
+            Err(error) => shown.error = Some(error.to_string()),
+        }
+        Ok(shown)
+    }
+}
+
+impl Answer {
+    fn new(line: usize) -> Self {
+        Self {
+            line,
+            command: None,
+            subscription_id: None,
+            account_id: None,
+            outcome: "unchanged",
+            reason: None,
+            detail: None,
+            waits: false,
+            status: None,
+            ends_on: None,
+            final_billing_on: None,
+            mails: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    fn name(&mut self, command: &Command) {
+        let reference = &command.reference;
+        self.command = Some(CommandName {
+            source: reference.key.source.to_string(),
+            id: reference.key.id.to_string(),
+            kind: reference.kind.as_str(),
+        });
+        match &command.body {
+            CommandBody::Subscription(data) => self.subscription_id = Some(data.subscription_id().to_string()),
+            CommandBody::CardExpiry(data) => self.account_id = Some(data.account_id.to_string()),
+        }
+    }
+
+    fn judge(&mut self, command: &Command, verdict: Verdict, now: DateTime<Utc>) {
+        match verdict {
+            Verdict::Applied => self.outcome = "applied",
+            Verdict::Unchanged => {}
+            Verdict::Rejected(Rejected { rejection, account_id }) => {
+                let event = rejection_event(command, &rejection, account_id, SOURCE);
+                self.events.push(CloudEvent { time: now, ..event });
+                self.outcome = "rejected";
+                self.reason = Some(rejection.reason.as_str());
+                self.waits = rejection.reason.may_pass();
+                self.detail = Some(rejection.detail);
+            }
+            Verdict::Missing(missing) => {
+                let (reason, what) = match missing {
+                    Missing::Organization => ("missing_organization", "organization"),
+                    Missing::Account => ("missing_account", "account"),
+                };
+                self.outcome = "dead_letter";
+                self.reason = Some(reason);
+                self.waits = true;
+                self.detail = Some(format!("The {what} behind the document is not among the documents."));
+            }
+            Verdict::Corrupt(error) => {
+                self.outcome = "dead_letter";
+                self.reason = Some("corrupt_document");
+                self.detail = Some(error);
+            }
+        }
+    }
+
+    /// The cells of its row.
+    fn cells(&self) -> [String; 5] {
+        let about = self.subscription_id.as_ref().or(self.account_id.as_ref());
+        let command = match &self.command {
+            Some(command) => format!("{} {}", command.kind, command.id),
+            None => format!("line {}", self.line),
+        };
+        let mut outcome = match self.reason {
+            Some(reason) => format!("{}: {reason}", self.outcome.replace('_', " ")),
+            None => self.outcome.to_owned(),
+        };
+        if self.waits {
+            outcome.push_str(", after it has waited");
+        }
+        let mails = self.mails.iter().map(|mail| {
+            let problem = mail.error.as_ref().map(|error| format!(" — CANNOT LEAVE: {error}")).unwrap_or_default();
+            format!("mail {} to {} ({}){problem}", mail.template, mail.to, mail.locale)
+        });
+        let events = self.events.iter().map(|event| format!("event {}", event.kind));
+        let last_invoice = self.final_billing_on.map(|day| format!("last invoice {day}"));
+        [
+            lines([Some(command), about.cloned()].into_iter().flatten()),
+            lines([Some(outcome), self.detail.clone()].into_iter().flatten()),
+            self.status.unwrap_or_default().to_owned(),
+            lines([self.ends_on.map(|day| day.to_string()), last_invoice].into_iter().flatten()),
+            lines(mails.chain(events)),
+        ]
+    }
+}
+
+fn lines(lines: impl Iterator<Item = String>) -> String {
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn print(answers: &[Answer]) -> anyhow::Result<()> {
+    let mut table = table(&["Command", "Outcome", "Status", "Last day", "Mails and events"]);
+    table.add_rows(answers.iter().map(Answer::cells));
+    let mut out = stdout().lock();
+    writeln!(out, "{table}")?;
+    let count = |outcome: &str| answers.iter().filter(|answer| answer.outcome == outcome).count();
+    let (applied, unchanged) = (count("applied"), count("unchanged"));
+    let (rejected, dead) = (count("rejected"), count("dead_letter"));
+    writeln!(
+        out,
+        "{} commands: {applied} applied, {unchanged} unchanged, {rejected} rejected, {dead} to the dead letters",
+        answers.len()
+    )?;
+    Ok(())
+}

@@ -1,0 +1,686 @@
+//! No message is lost between the broker and us: declarations, confirms, retry queues, batches, and every way to lose a
+//! connection, on a real RabbitMQ.
+
+use std::time::Duration;
+
+use chrono::DateTime;
+use lapin::options::{BasicGetOptions, BasicNackOptions, ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::{BasicProperties, ExchangeKind};
+use offramp::broker::{
+    Batch, BrokerError, Consumer, LaneHealth, LaneState, Outgoing, PublishError, Publisher, RetryDelay, TopologyError,
+};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::rabbit::{Proxy, Rabbit, amqp_url, eventually};
+
+/// Long enough for two missed heartbeats and a pause.
+const SOON: Duration = Duration::from_secs(40);
+
+fn consumer(rabbit: &Rabbit, health: &LaneHealth) -> Consumer {
+    Consumer::new(rabbit.broker(), rabbit.topology.clone(), rabbit.queue(), 100, health.clone())
+}
+
+fn lane() -> LaneHealth {
+    LaneHealth::new("cancellation")
+}
+
+async fn next(consumer: &mut Consumer) -> Batch {
+    let batch = timeout(SOON, consumer.next_batch(100, &CancellationToken::new())).await;
+    batch.expect("no batch in time").expect("a batch")
+}
+
+fn bodies(batch: &Batch) -> Vec<&str> {
+    batch.deliveries.iter().map(|delivery| std::str::from_utf8(&delivery.body).unwrap()).collect()
+}
+
+fn text(headers: &FieldTable, name: &str) -> String {
+    match headers.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => text.to_string(),
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- declarations ---
+
+#[tokio::test]
+async fn declaring_twice_changes_nothing() {
+    Rabbit::run(async |rabbit| {
+        let first = rabbit.topology.declare(&rabbit.broker()).await.unwrap();
+        assert_eq!((first.created.len(), first.existing.len()), (18, 0), "{first:?}");
+        let second = rabbit.topology.declare(&rabbit.broker()).await.unwrap();
+        assert_eq!((second.created.len(), second.existing.len()), (0, 18), "{second:?}");
+        assert_eq!(first.created, second.existing);
+        rabbit.commands(["one"]).await;
+        assert_eq!(rabbit.await_message(&rabbit.queue()).await.data, b"one");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_may_declare_at_once() {
+    Rabbit::run(async |rabbit| {
+        let (a, b, c) = (rabbit.broker(), rabbit.broker(), rabbit.broker());
+        let topology = &rabbit.topology;
+        let (a, b, c) = tokio::join!(topology.declare(&a), topology.declare(&b), topology.declare(&c));
+        a.and(b).and(c).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn exchanges_that_publishers_declared_first_are_fine() {
+    Rabbit::run(async |rabbit| {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let name = rabbit.prefix.as_str().into();
+        rabbit.channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default()).await.unwrap();
+        rabbit.topology.declare(&rabbit.broker()).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_object_that_is_different_is_named_with_what_differs_and_what_to_do() {
+    Rabbit::run(async |rabbit| {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(7_000));
+        arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+        arguments.insert("x-dead-letter-strategy".into(), AMQPValue::LongString("at-least-once".into()));
+        arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let name = rabbit.topology.retry_queue(RetryDelay::S30);
+        rabbit.channel.queue_declare(name.as_str().into(), options, arguments).await.unwrap();
+
+        let error = rabbit.topology.declare(&rabbit.broker()).await.unwrap_err();
+        assert!(matches!(error, TopologyError::Different { .. }), "{error:?}");
+        let sentence = error.to_string();
+        assert!(sentence.starts_with(&format!("queue '{name}' exists already")), "{sentence}");
+        assert!(sentence.contains("'x-message-ttl', received '30000' but current is '7000'"), "{sentence}");
+        assert!(sentence.contains("offramp init") && sentence.contains("OFFRAMP_PREFIX"), "{sentence}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_exchange_of_another_type_is_named() {
+    Rabbit::run(async |rabbit| {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let name = rabbit.topology.event_exchange();
+        let none = FieldTable::default();
+        rabbit.channel.exchange_declare(name.as_str().into(), ExchangeKind::Direct, options, none).await.unwrap();
+        let sentence = rabbit.topology.declare(&rabbit.broker()).await.unwrap_err().to_string();
+        assert!(sentence.contains(&format!("exchange '{name}'")), "{sentence}");
+        assert!(sentence.contains("'type', received 'topic' but current is 'direct'"), "{sentence}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn dead_letters_survive_being_looked_at_again_and_again() {
+    Rabbit::declared(async |rabbit| {
+        let queue = rabbit.topology.dead_letter_queue();
+        rabbit.publish("", &queue, b"kept", BasicProperties::default().with_delivery_mode(2)).await;
+        // More often than 4.x's own limit of 20.
+        for _ in 0..50 {
+            let message = loop {
+                if let Some(message) =
+                    rabbit.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap()
+                {
+                    break message;
+                }
+            };
+            message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
+        }
+        assert_eq!(rabbit.await_message(&queue).await.data, b"kept");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_ends_every_worker_becomes_a_dead_letter() {
+    Rabbit::declared(async |rabbit| {
+        rabbit.commands(["poison"]).await;
+        let queue = rabbit.queue();
+        let mut returned = 0;
+        while rabbit.count(&rabbit.topology.dead_letter_queue()).await == 0 {
+            if let Some(message) =
+                rabbit.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap()
+            {
+                message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
+                returned += 1;
+                assert!(returned < 50, "still delivered");
+            }
+        }
+        assert_eq!(rabbit.await_message(&rabbit.topology.dead_letter_queue()).await.data, b"poison");
+    })
+    .await;
+}
+
+// ------------------------------------------------------------------------------------------------------ publishing ---
+
+#[tokio::test]
+async fn a_confirmed_message_is_in_its_queue() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        let message = Outgoing::new(&rabbit.prefix, "subscription.cancellation", b"{}".to_vec())
+            .mandatory()
+            .content_type("application/cloudevents+json")
+            .message_id("m-1")
+            .header("h", "v");
+        assert_eq!(publisher.publish_all(&[message]).await, [Ok(())]);
+        let arrived = rabbit.await_message(&rabbit.queue()).await;
+        assert_eq!(arrived.data, b"{}");
+        assert_eq!(arrived.properties.delivery_mode(), &Some(2));
+        assert_eq!(arrived.properties.content_type().as_ref().unwrap().as_str(), "application/cloudevents+json");
+        assert_eq!(arrived.properties.message_id().as_ref().unwrap().as_str(), "m-1");
+        assert_eq!(text(arrived.properties.headers().as_ref().unwrap(), "h"), "v");
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_many_messages_exactly_the_unroutable_ones_are_errors() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        // Some rounds: confirms come in groups of changing size, and that is where returns get mixed up.
+        for round in 0..10 {
+            let messages: Vec<_> = (0..200)
+                .map(|index| {
+                    let key = if (index + round) % 3 == 0 { "nobody.wants.this" } else { "payment.failure" };
+                    Outgoing::new(&rabbit.prefix, key, format!("{index}").into_bytes()).mandatory()
+                })
+                .collect();
+            let results = publisher.publish_all(&messages).await;
+            for (message, result) in messages.iter().zip(&results) {
+                let expected =
+                    if message.routing_key == "payment.failure" { Ok(()) } else { Err(PublishError::Unroutable) };
+                assert_eq!(*result, expected, "{message:?}");
+            }
+        }
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_mandatory_may_have_no_queue() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        let event = Outgoing::new(rabbit.topology.event_exchange(), "subscription.ended", b"{}".to_vec());
+        assert_eq!(publisher.publish_all(&[event]).await, [Ok(())]);
+        assert_eq!(publisher.publish_all(&[]).await, []);
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_message_that_the_broker_refuses_does_not_fail_the_others() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        let good = |body: &str| Outgoing::new("", rabbit.queue(), body.into()).mandatory();
+        // The broker closes the channel on this one: its user is not the connection's.
+        let mut bad = good("bad");
+        bad.properties = bad.properties.with_user_id("somebody-else".into());
+        let long = Outgoing::new("", "k".repeat(300), Vec::new());
+        let results = publisher.publish_all(&[good("one"), bad, long, good("two")]).await;
+        assert_eq!((&results[0], &results[3]), (&Ok(()), &Ok(())), "{results:?}");
+        assert!(matches!(&results[1], Err(PublishError::Refused(why)) if why.contains("user_id")), "{results:?}");
+        assert!(matches!(&results[2], Err(PublishError::Refused(why)) if why.contains("255")), "{results:?}");
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_may_publish_at_once() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        let calls = (0..40).map(|call| {
+            let (publisher, queue) = (publisher.clone(), rabbit.queue());
+            async move {
+                let messages: Vec<_> = (0..50)
+                    .map(|index| Outgoing::new("", &queue, format!("{call}-{index}").into_bytes()).mandatory())
+                    .collect();
+                publisher.publish_all(&messages).await
+            }
+        });
+        for results in futures_util::future::join_all(calls).await {
+            assert!(results.iter().all(Result::is_ok), "{results:?}");
+        }
+        eventually("all 2,000 are there", async || rabbit.count(&rabbit.queue()).await == 2_000).await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+// --------------------------------------------------------------------------------------------- retry, dead letters ---
+
+#[tokio::test]
+async fn a_retry_copy_comes_back_whole_and_may_do_so_again() {
+    Rabbit::declared(async |rabbit| {
+        let mut headers = FieldTable::default();
+        headers.insert("tenant".into(), AMQPValue::LongString("north".into()));
+        headers.insert("x-first-death-queue".into(), AMQPValue::LongString("elsewhere".into()));
+        let mut cc = lapin::types::FieldArray::default();
+        cc.push(AMQPValue::LongString(rabbit.topology.dead_letter_queue().as_str().into()));
+        headers.insert("CC".into(), AMQPValue::FieldArray(cc));
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_correlation_id("c-1".into())
+            .with_message_id("m-1".into())
+            .with_reply_to("answers".into())
+            .with_type("t".into())
+            .with_app_id("upstream".into())
+            .with_user_id("guest".into())
+            .with_timestamp(1_780_000_000)
+            .with_expiration("600000".into())
+            .with_headers(headers);
+        let body = "{\"é\": 1}\n\0".as_bytes();
+        rabbit.publish(&rabbit.prefix, "subscription.cancellation", body, properties).await;
+
+        let publisher = Publisher::new(rabbit.broker());
+        let mut consumer = consumer(rabbit, &lane());
+        for attempt in 0..=2 {
+            let batch = next(&mut consumer).await;
+            let delivery = &batch.deliveries[0];
+            assert_eq!((batch.deliveries.len(), delivery.attempt, &delivery.body[..]), (1, attempt, body));
+            assert_eq!(delivery.reply_to.as_deref(), Some("answers"));
+            assert_eq!(delivery.header("tenant"), Some("north"));
+            let properties = &delivery.properties;
+            assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "application/json");
+            assert_eq!(properties.correlation_id().as_ref().unwrap().as_str(), "c-1");
+            assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "m-1");
+            assert_eq!(properties.kind().as_ref().unwrap().as_str(), "t");
+            assert_eq!(properties.app_id().as_ref().unwrap().as_str(), "upstream");
+            assert_eq!(properties.timestamp(), &Some(1_780_000_000));
+
+            let copy = delivery.retry_copy(&rabbit.topology, &rabbit.queue(), RetryDelay::S5);
+            let sent = copy.properties.headers().as_ref().unwrap();
+            let names: Vec<_> = sent.inner().keys().map(lapin::types::ShortString::as_str).collect();
+            assert_eq!(names, ["offramp-attempt", "tenant"]);
+            assert_eq!((copy.properties.expiration(), copy.properties.user_id()), (&None, &None));
+            if attempt < 2 {
+                let began = Instant::now();
+                assert_eq!(publisher.publish_all(&[copy]).await, [Ok(())]);
+                batch.ack().await.unwrap();
+                eventually("it is back", async || {
+                    rabbit.count(&rabbit.topology.retry_queue(RetryDelay::S5)).await == 0
+                })
+                .await;
+                assert!(began.elapsed() > Duration::from_secs(4), "back after {:?}", began.elapsed());
+            } else {
+                batch.ack().await.unwrap();
+            }
+        }
+        assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
+        // Left on a copy, CC would have sent it here too.
+        assert_eq!(rabbit.count(&rabbit.topology.dead_letter_queue()).await, 0);
+        consumer.close().await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_says_why_and_a_replay_does_not() {
+    Rabbit::declared(async |rabbit| {
+        rabbit.commands(["not json"]).await;
+        let publisher = Publisher::new(rabbit.broker());
+        let mut consumer = consumer(rabbit, &lane());
+        let batch = next(&mut consumer).await;
+        let died_at = DateTime::parse_from_rfc3339("2026-06-14T08:30:00.250Z").unwrap().to_utc();
+        let error = format!("data.month is not a month {}", "é".repeat(5_000));
+        let copy = batch.deliveries[0].dead_letter(&rabbit.topology, "invalid", &error, &rabbit.queue(), died_at);
+        assert_eq!(publisher.publish_all(&[copy]).await, [Ok(())]);
+        batch.ack().await.unwrap();
+        let dead = rabbit.await_message(&rabbit.topology.dead_letter_queue()).await;
+        assert_eq!(dead.data, b"not json");
+        let headers = dead.properties.headers().clone().unwrap();
+        assert_eq!(text(&headers, "offramp-reason"), "invalid");
+        assert!(text(&headers, "offramp-error").starts_with("data.month is not a month é"));
+        assert!(text(&headers, "offramp-error").len() <= 2_000);
+        assert_eq!(text(&headers, "offramp-queue"), rabbit.queue());
+        assert_eq!(text(&headers, "offramp-died-at"), "2026-06-14T08:30:00.250Z");
+        assert_eq!(headers.inner().get("offramp-attempt"), Some(&AMQPValue::LongInt(0)));
+
+        let again = offramp::broker::Delivery::from(dead).replay_copy(&rabbit.queue());
+        assert_eq!(publisher.publish_all(&[again]).await, [Ok(())]);
+        let batch = next(&mut consumer).await;
+        assert_eq!(bodies(&batch), ["not json"]);
+        assert_eq!(batch.deliveries[0].properties.headers().clone().unwrap_or_default(), FieldTable::default());
+        batch.ack().await.unwrap();
+        consumer.close().await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_with_headers_as_large_as_a_frame_can_still_become_a_dead_letter() {
+    Rabbit::declared(async |rabbit| {
+        let mut headers = FieldTable::default();
+        headers.insert("ballast".into(), AMQPValue::LongString(LongString::from("x".repeat(129_000))));
+        let properties = BasicProperties::default().with_headers(headers).with_message_id("m-1".into());
+        rabbit.publish(&rabbit.prefix, "subscription.cancellation", b"heavy", properties).await;
+        let publisher = Publisher::new(rabbit.broker());
+        let mut consumer = consumer(rabbit, &lane());
+        let batch = next(&mut consumer).await;
+        let copy = batch.deliveries[0].dead_letter(
+            &rabbit.topology,
+            "invalid",
+            &"e".repeat(5_000),
+            &rabbit.queue(),
+            chrono::Utc::now(),
+        );
+        assert_eq!(publisher.publish_all(&[copy]).await, [Ok(())]);
+        batch.ack().await.unwrap();
+        assert_eq!(rabbit.await_message(&rabbit.topology.dead_letter_queue()).await.data, b"heavy");
+        consumer.close().await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+// ------------------------------------------------------------------------------------------------------- consuming ---
+
+#[tokio::test]
+async fn a_batch_is_what_waits_and_one_ack_settles_it() {
+    Rabbit::declared(async |rabbit| {
+        let texts: Vec<String> = (0..30).map(|index| index.to_string()).collect();
+        rabbit.commands(texts.iter().map(String::as_str)).await;
+        let mut consumer = consumer(rabbit, &lane());
+        let mut seen = Vec::new();
+        while seen.len() < 30 {
+            let batch = timeout(SOON, consumer.next_batch(7, &CancellationToken::new())).await.unwrap().unwrap();
+            assert!((1..=7).contains(&batch.deliveries.len()));
+            seen.extend(bodies(&batch).into_iter().map(str::to_owned));
+            batch.ack().await.unwrap();
+        }
+        assert_eq!(seen, texts);
+        consumer.close().await;
+        assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_batch_that_is_released_or_dropped_comes_again() {
+    Rabbit::declared(async |rabbit| {
+        rabbit.commands(["one", "two"]).await;
+        let mut consumer = consumer(rabbit, &lane());
+        let mut seen = Vec::new();
+        next(&mut consumer).await.release().await;
+        drop(next(&mut consumer).await);
+        while seen.len() < 2 {
+            let batch = next(&mut consumer).await;
+            assert!(batch.deliveries.iter().all(|delivery| delivery.redelivered));
+            seen.extend(bodies(&batch).into_iter().map(str::to_owned));
+            batch.ack().await.unwrap();
+        }
+        seen.sort();
+        assert_eq!(seen, ["one", "two"]);
+        consumer.close().await;
+        assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_later_batch_cannot_acknowledge_an_earlier_one() {
+    Rabbit::declared(async |rabbit| {
+        rabbit.commands(["one", "two"]).await;
+        let mut consumer = consumer(rabbit, &lane());
+        let never = CancellationToken::new();
+        let first = consumer.next_batch(1, &never).await.unwrap();
+        let second = consumer.next_batch(1, &never).await.unwrap();
+        assert_eq!((bodies(&first), bodies(&second)), (vec!["one"], vec!["two"]));
+        assert!(second.ack().await.unwrap_err().to_string().contains("earlier batch"));
+        drop(first);
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            let batch = next(&mut consumer).await;
+            seen.extend(bodies(&batch).into_iter().map(str::to_owned));
+            batch.ack().await.unwrap();
+        }
+        consumer.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn on_shutdown_the_batch_in_hand_is_acknowledged_and_the_rest_goes_back() {
+    Rabbit::declared(async |rabbit| {
+        rabbit.commands(["one", "two", "three"]).await;
+        let health = lane();
+        let mut consumer = consumer(rabbit, &health);
+        let shutdown = CancellationToken::new();
+        let batch = timeout(SOON, consumer.next_batch(1, &shutdown)).await.unwrap().unwrap();
+        shutdown.cancel();
+        batch.ack().await.unwrap();
+        assert!(consumer.next_batch(1, &shutdown).await.is_none());
+        assert_eq!(health.status().state, LaneState::Stopped);
+        assert!(consumer.next_batch(1, &shutdown).await.is_none());
+        consumer.close().await;
+        eventually("two are back", async || rabbit.count(&rabbit.queue()).await == 2).await;
+        assert_eq!(rabbit.await_message(&rabbit.queue()).await.data, b"two");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_empty_queue_ends_at_once_on_shutdown() {
+    Rabbit::declared(async |rabbit| {
+        let health = lane();
+        let mut consumer = consumer(rabbit, &health);
+        let shutdown = CancellationToken::new();
+        let (batch, ()) = tokio::join!(consumer.next_batch(1, &shutdown), async {
+            eventually("it consumes", async || health.is_ready()).await;
+            shutdown.cancel();
+        });
+        assert!(batch.is_none());
+        consumer.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_suspended_consumer_gives_everything_back_and_begins_again_when_asked() {
+    Rabbit::declared(async |rabbit| {
+        rabbit.commands(["one", "two"]).await;
+        let health = lane();
+        let mut consumer = consumer(rabbit, &health);
+        let batch = consumer.next_batch(1, &CancellationToken::new()).await.unwrap();
+        consumer.suspend("MongoDB is away").await;
+        assert_eq!(health.status().state, LaneState::Paused);
+        assert_eq!(health.status().problem.as_deref(), Some("MongoDB is away"));
+        assert!(batch.ack().await.is_err());
+        eventually("both are back", async || rabbit.count(&rabbit.queue()).await == 2).await;
+        next(&mut consumer).await.ack().await.unwrap();
+        assert!(health.is_ready());
+        consumer.close().await;
+    })
+    .await;
+}
+
+// ---------------------------------------------------------------------------------------------------------- losses ---
+
+#[tokio::test]
+async fn a_deleted_queue_is_declared_again_and_consumed() {
+    Rabbit::declared(async |rabbit| {
+        let health = lane();
+        let mut consumer = consumer(rabbit, &health);
+        let (batch, ()) = tokio::join!(next(&mut consumer), async {
+            eventually("it consumes", async || health.is_ready()).await;
+            rabbit.delete_queue(&rabbit.queue()).await;
+            eventually("it notices", async || !health.is_ready()).await;
+            eventually("it consumes again", async || health.is_ready()).await;
+            rabbit.commands(["after"]).await;
+        });
+        assert_eq!(bodies(&batch), ["after"]);
+        batch.ack().await.unwrap();
+        consumer.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_a_cut_connection_consumer_and_publisher_go_on() {
+    Rabbit::declared(async |rabbit| {
+        let proxy = Proxy::start().await;
+        let broker = proxy.broker(&rabbit.prefix);
+        let health = lane();
+        let mut consumer = Consumer::new(broker.clone(), rabbit.topology.clone(), rabbit.queue(), 100, health.clone());
+        let publisher = Publisher::new(broker);
+        let send = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
+        assert_eq!(publisher.publish_all(&send("before")).await, [Ok(())]);
+        let batch = next(&mut consumer).await;
+        assert_eq!(bodies(&batch), ["before"]);
+        batch.ack().await.unwrap();
+
+        for round in 0..3 {
+            proxy.cut();
+            eventually("the lane notices", async || !health.is_ready()).await;
+            let body = format!("after cut {round}");
+            eventually("publishing works", async || publisher.publish_all(&send(&body)).await == [Ok(())]).await;
+            // A publish that was not confirmed may have arrived all the same, so there may be several.
+            let mut arrived = false;
+            while !arrived {
+                let batch = next(&mut consumer).await;
+                arrived = bodies(&batch).contains(&body.as_str());
+                batch.ack().await.unwrap();
+            }
+        }
+        consumer.close().await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_the_broker_closed_the_connections_consumer_and_publisher_go_on() {
+    Rabbit::declared(async |rabbit| {
+        let proxy = Proxy::start().await;
+        let broker = proxy.broker(&rabbit.prefix);
+        let health = lane();
+        let mut consumer = Consumer::new(broker.clone(), rabbit.topology.clone(), rabbit.queue(), 100, health.clone());
+        let publisher = Publisher::new(broker);
+        let send = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
+        assert_eq!(publisher.publish_all(&send("before")).await, [Ok(())]);
+        let batch = next(&mut consumer).await;
+
+        proxy.close_as_the_broker();
+        eventually("the lane notices", async || !health.is_ready()).await;
+        assert!(!batch.is_live());
+        batch.ack().await.unwrap_err();
+        let batch = next(&mut consumer).await;
+        assert_eq!(bodies(&batch), ["before"]);
+        batch.ack().await.unwrap();
+        eventually("publishing works", async || publisher.publish_all(&send("after")).await == [Ok(())]).await;
+        consumer.close().await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_ack_after_the_channel_is_gone_is_lost_and_the_messages_come_again() {
+    Rabbit::declared(async |rabbit| {
+        let proxy = Proxy::start().await;
+        rabbit.commands(["one", "two"]).await;
+        let broker = proxy.broker(&rabbit.prefix);
+        let mut consumer = Consumer::new(broker, rabbit.topology.clone(), rabbit.queue(), 100, lane());
+        let batch = next(&mut consumer).await;
+        proxy.cut();
+        eventually("the batch knows", async || !batch.is_live()).await;
+        let lost = batch.ack().await.unwrap_err();
+        assert!(lost.to_string().contains("delivered again"), "{lost}");
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            let batch = next(&mut consumer).await;
+            assert!(batch.deliveries.iter().any(|delivery| delivery.redelivered));
+            seen.extend(bodies(&batch).into_iter().map(str::to_owned));
+            batch.ack().await.unwrap();
+        }
+        assert_eq!(seen, ["one", "two"]);
+        consumer.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_silent_network_ends_publishing_within_its_deadline_and_consuming_by_heartbeat() {
+    Rabbit::declared(async |rabbit| {
+        let proxy = Proxy::start().await;
+        let broker = proxy.broker(&rabbit.prefix);
+        let health = lane();
+        let mut consumer = Consumer::new(broker.clone(), rabbit.topology.clone(), rabbit.queue(), 100, health.clone());
+        let publisher = Publisher::new(broker);
+        let send = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
+        assert_eq!(publisher.publish_all(&send("before")).await, [Ok(())]);
+        let batch = next(&mut consumer).await;
+
+        proxy.stall();
+        for _ in 0..2 {
+            let began = Instant::now();
+            let results = publisher.publish_all(&send("during")).await;
+            assert!(matches!(results[..], [Err(PublishError::Unavailable(_))]), "{results:?}");
+            assert!(began.elapsed() < Duration::from_millis(10_500), "{:?}", began.elapsed());
+        }
+        eventually("the heartbeat is missed", async || !batch.is_live()).await;
+        assert!(!health.is_ready());
+        batch.ack().await.unwrap_err();
+
+        proxy.resume();
+        eventually("publishing works", async || publisher.publish_all(&send("after")).await == [Ok(())]).await;
+        let mut seen: Vec<String> = Vec::new();
+        while !(seen.contains(&"before".to_owned()) && seen.contains(&"after".to_owned())) {
+            let batch = next(&mut consumer).await;
+            seen.extend(bodies(&batch).into_iter().map(str::to_owned));
+            batch.ack().await.unwrap();
+        }
+        consumer.close().await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_second_address_is_used_when_the_first_is_dead() {
+    Rabbit::declared(async |rabbit| {
+        let urls = format!("amqp://u:secret@127.0.0.1:1,{}", amqp_url());
+        let broker = offramp::broker::Broker::new(urls.parse().unwrap(), rabbit.prefix.clone());
+        broker.connect("test").await.unwrap().close().await;
+        let publisher = Publisher::new(broker);
+        let message = Outgoing::new("", rabbit.queue(), b"x".to_vec()).mandatory();
+        assert_eq!(publisher.publish_all(&[message]).await, [Ok(())]);
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_is_refused_is_told_so_and_no_password_is_shown() {
+    Rabbit::run(async |_| {
+        let mut url = url::Url::parse(&amqp_url()).unwrap();
+        url.set_password(Some("very-secret")).unwrap();
+        let error = offramp::broker::Broker::new(url.as_str().parse().unwrap(), "t").connect("test").await.unwrap_err();
+        assert!(matches!(error, BrokerError::Denied(_)), "{error:?}");
+        assert!(error.to_string().contains("ACCESS_REFUSED"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("very-secret"));
+
+        let mut url = url::Url::parse(&amqp_url()).unwrap();
+        url.set_path("/nowhere");
+        let error = offramp::broker::Broker::new(url.as_str().parse().unwrap(), "t").connect("test").await.unwrap_err();
+        assert!(matches!(&error, BrokerError::Denied(why) if why.contains("nowhere")), "{error:?}");
+
+        let broker = offramp::broker::Broker::new("amqp://u:very-secret@127.0.0.1:1".parse().unwrap(), "t");
+        let error = broker.connect("test").await.unwrap_err();
+        assert!(matches!(error, BrokerError::Unreachable(_)), "{error:?}");
+        assert!(!format!("{error} {error:?} {broker:?}").contains("very-secret"));
+    })
+    .await;
+}
