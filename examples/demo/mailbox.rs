@@ -99,9 +99,9 @@ fn names(folder: &Path) -> Result<Vec<String>> {
     // The mail server makes it with the first mail.
     let Ok(entries) = fs::read_dir(folder) else { return Ok(names) };
     for entry in entries {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".eml") {
-            names.push(name);
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "eml") {
+            names.extend(path.file_name().map(|name| name.to_string_lossy().into_owned()));
         }
     }
     names.sort();
@@ -129,4 +129,47 @@ fn parse(bytes: &[u8], page: String) -> Option<Received> {
 
 fn file_url(path: &Path) -> String {
     url::Url::from_file_path(path).map_or_else(|()| path.display().to_string(), Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers as Mailpit does, over and over.
+    async fn answer_as_mailpit(listener: TcpListener) {
+        let mail = "From: Club <no-reply@offramp-demo.example>\r\nTo: Zoé <zoe@home.example>\r\nSubject: Bonjour\r\n\
+            X-Offramp-Template: card-expiring\r\nContent-Language: fr-CA\r\n\r\n…";
+        let spam = mail.replace("offramp-demo", "elsewhere");
+        for listed in ["old", "old mine other"].into_iter().cycle() {
+            let messages: Vec<Value> = listed.split(' ').map(|id| serde_json::json!({ "ID": id })).collect();
+            for _ in listed.split(' ') {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 1024];
+                let length = stream.read(&mut request).await.unwrap();
+                let body = match str::from_utf8(&request[..length]).unwrap().split(' ').nth(1).unwrap() {
+                    "/api/v1/messages?limit=1000" => serde_json::json!({ "messages": messages }).to_string(),
+                    "/api/v1/message/mine/raw" => mail.to_owned(),
+                    "/api/v1/message/other/raw" => spam.clone(),
+                    other => panic!("{other}"),
+                };
+                stream.write_all(format!("HTTP/1.0 200 OK\r\n\r\n{body}").as_bytes()).await.unwrap();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn new_mails_of_the_demo_are_found_in_mailpit() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(answer_as_mailpit(listener));
+        let mailbox = Mailbox::open(&address).await.unwrap();
+        let received = mailbox.received().await.unwrap();
+        let [only] = received.as_slice() else { panic!("{} mails", received.len()) };
+        assert_eq!(only.mail.to_string(), "card-expiring to zoe@home.example");
+        assert_eq!((only.language.as_str(), only.subject.as_str()), ("fr-CA", "Bonjour"));
+        assert_eq!(only.page, format!("{address}/view/mine"));
+    }
 }

@@ -17,8 +17,10 @@ mod sample;
 mod servers;
 mod story;
 
-use std::fmt::Write;
+use std::env;
+use std::fmt::Write as _;
 use std::fs;
+use std::io::{Write as _, stdout};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -29,7 +31,7 @@ use mailbox::Mailbox;
 use program::{Program, Worker};
 use report::Observed;
 use serde_json::Value;
-use servers::{Addresses, Servers};
+use servers::{Addresses, NAME, Servers};
 use story::{Step, Story};
 
 /// How long a condition may take to come true, on a slow and busy machine.
@@ -57,8 +59,10 @@ async fn demo() -> Result<()> {
     let story = Story::on(Utc::now());
 
     let documents = story.cast.documents();
-    println!("… importing {} documents", documents.len());
+    let commands: Vec<&Value> = story.steps().map(|step| &step.command).collect();
     write_lines(&program.folder.join("documents.jsonl"), &documents)?;
+    write_lines(&program.folder.join("commands.jsonl"), commands)?;
+    println!("… importing {} documents", documents.len());
     servers.import(&documents).await?;
 
     println!("… starting a worker");
@@ -78,19 +82,19 @@ async fn demo() -> Result<()> {
     let log = worker.log.clone();
     let status = worker.stop().await?;
 
-    println!("\n{}\n", observed.story(&story));
-    println!(
-        "Dead letters: messages that no worker can make sense of, untouched, with the reason\n{}\n",
-        observed.dead_letters()
-    );
-    println!("Events: what other systems were told\n{}\n", observed.events());
+    let mut out = stdout().lock();
+    writeln!(out, "\n{}\n", observed.story(&story))?;
+    writeln!(out, "Dead letters: no worker can make sense of them. Their bodies are untouched.\n")?;
+    writeln!(out, "{}\n", observed.dead_letters())?;
+    writeln!(out, "Events: what other systems were told.\n\n{}\n", observed.events())?;
     ensure!(status.success(), "the worker was asked to stop and ended with {status}; its log is {}", log.display());
     let problems = observed.problems(&story);
     if !problems.is_empty() {
-        bail!("the story went otherwise:\n  {}\nThe worker's log is {}", problems.join("\n  "), log.display());
+        let hint = if Story::day_of(Utc::now()) == story.today { "" } else { "\nMidnight has passed; run it again." };
+        bail!("the story went otherwise:\n  {}{hint}\nThe worker's log is {}", problems.join("\n  "), log.display());
     }
-    println!("{}", farewell(&program, &mailbox, &observed)?);
-    println!("Everything is as the story says; it took {:.1} s.", began.elapsed().as_secs_f64());
+    write!(out, "{}", farewell(&program, &addresses, &mailbox, &observed)?)?;
+    writeln!(out, "Everything went as the story says, in {:.1} s.", began.elapsed().as_secs_f64())?;
     Ok(())
 }
 
@@ -144,7 +148,7 @@ async fn eventually<T>(otherwise: &str, mut look: impl AsyncFnMut() -> Result<Op
     }
 }
 
-fn write_lines(path: &Path, lines: &[Value]) -> Result<()> {
+fn write_lines<'a>(path: &Path, lines: impl IntoIterator<Item = &'a Value>) -> Result<()> {
     let mut text = String::new();
     for line in lines {
         writeln!(text, "{line}")?;
@@ -153,16 +157,27 @@ fn write_lines(path: &Path, lines: &[Value]) -> Result<()> {
 }
 
 /// Where to look, and what to do next.
-fn farewell(program: &Program, mailbox: &Mailbox, observed: &Observed) -> Result<String> {
+fn farewell(program: &Program, addresses: &Addresses, mailbox: &Mailbox, observed: &Observed) -> Result<String> {
     let mut text = String::new();
-    writeln!(text, "Mails       {} of them at {}; one in each language:", observed.mails.len(), mailbox.page())?;
+    writeln!(text, "All {} mails are at {}, for example:", observed.mails.len(), mailbox.page())?;
     for language in ["fr-CA", "en-CA", "es-MX"] {
         if let Some(received) = observed.mails.iter().find(|received| received.language == language) {
-            writeln!(text, "            {language}  {}", received.subject)?;
-            writeln!(text, "                   {}", received.page)?;
+            writeln!(text, "  {language}  {}\n         {}", received.subject, received.page)?;
         }
     }
-    writeln!(text, "One of them {}", program.call("show sub-101"))?;
-    writeln!(text, "Once more   make demo")?;
+    let (offramp, files) = (from_here(&program.binary), from_here(&program.folder));
+    writeln!(text, "\nOne subscription, with its timeline:")?;
+    writeln!(text, "  {offramp} show sub-101 --mongodb-url '{}'", addresses.mongodb)?;
+    writeln!(text, "What waits for an operator:")?;
+    writeln!(text, "  {offramp} dead-letters list --prefix {NAME} --amqp-url '{}'", addresses.amqp)?;
+    writeln!(text, "The same story with no server, by the rules alone:")?;
+    writeln!(text, "  {offramp} simulate --documents {files}/documents.jsonl --commands {files}/commands.jsonl")?;
+    writeln!(text, "From the beginning:\n  make demo\n")?;
     Ok(text)
+}
+
+/// A path as it is typed from the current directory.
+fn from_here(path: &Path) -> String {
+    let here = env::current_dir().unwrap_or_default();
+    path.strip_prefix(here).unwrap_or(path).display().to_string()
 }

@@ -17,7 +17,7 @@ pub const MAIL_FROM: &str = "no-reply@offramp-demo.example";
 
 /// `offramp`, with the settings of the demo and nothing else.
 pub struct Program {
-    binary: PathBuf,
+    pub binary: PathBuf,
     settings: Vec<(&'static str, String)>,
     /// Where the demo keeps its files.
     pub folder: PathBuf,
@@ -49,13 +49,6 @@ impl Program {
         }
         command.args(arguments).envs(self.settings.iter().cloned()).stdin(Stdio::null());
         command
-    }
-
-    /// What to type to call the program with the demo's settings.
-    pub fn call(&self, arguments: &str) -> String {
-        let here = env::current_dir().unwrap_or_default();
-        let binary = self.binary.strip_prefix(here).unwrap_or(&self.binary).display();
-        format!("{binary} {arguments}")
     }
 
     /// Starts a worker and waits until it is ready.

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bson::Document;
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
-use comfy_table::{Cell, Color, ContentArrangement, Table};
+use comfy_table::{Cell, Color, ContentArrangement, LineStyle, Table, TableStyle};
 use serde_json::Value;
 
 use crate::mailbox::Received;
@@ -13,6 +12,8 @@ use crate::story::{Mail, Outcome, State, Step, Story};
 
 /// Columns of text where the output is no terminal.
 const WIDTH: u16 = 120;
+/// A line under the header, and no other.
+const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
 /// Everything that can be seen from outside.
 pub struct Observed {
@@ -99,8 +100,11 @@ impl Observed {
 
     /// Each event once, however often it was delivered.
     fn events_by_cause(&self) -> BTreeSet<String> {
-        let cause = |event: &Value| event["causationid"].as_str().or(event["subject"].as_str()).map(str::to_owned);
-        self.events.iter().map(|event| event_of(event["type"].as_str().unwrap_or_default(), cause(event))).collect()
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let cause = |event: &Value| {
+            text(if event["causationid"].is_null() { &event["subject"] } else { &event["causationid"] })
+        };
+        self.events.iter().map(|event| event_of(&text(&event["type"]), &cause(event))).collect()
     }
 
     // ------------------------------------------------------------------------------------------------------- tables
@@ -124,7 +128,7 @@ impl Observed {
             };
             table.add_row([
                 Cell::new(index + 1),
-                Cell::new(format!("{}\n{} {id}", step.title, step.kind())),
+                Cell::new(format!("{}\n{} {id}", step.title, step.kind().trim_start_matches("subscription."))),
                 Cell::new(&outcome).fg(color(&outcome)),
                 Cell::new(state),
                 Cell::new(self.mails_of(&step.expected.mails)),
@@ -148,7 +152,7 @@ impl Observed {
         let mut lines: Vec<String> = mails.first().map(|mail| mail.template.clone()).into_iter().collect();
         for mail in mails {
             let received = self.mails.iter().find(|received| received.mail == *mail);
-            let language = received.map_or("missing", |received| received.language.as_str());
+            let language = received.and_then(|received| received.language.split('-').next()).unwrap_or("missing");
             lines.push(format!("→ {} ({language})", mail.to));
         }
         lines.join("\n")
@@ -189,7 +193,7 @@ const GAGNON_CARD: &str = "card-5454";
 
 fn table<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
+    table.load_style(STYLE).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
     if !table.is_tty() {
         table.set_width(WIDTH);
     }
@@ -206,13 +210,13 @@ fn color(outcome: &Outcome) -> Color {
 }
 
 fn expected_events(story: &Story) -> BTreeSet<String> {
-    let of_steps = story.steps().filter_map(|step| Some(event_of(step.expected.event?, Some(step.id().to_owned()))));
+    let of_steps = story.steps().filter_map(|step| Some(event_of(step.expected.event?, step.id())));
     let of_time = story.passing.iter().filter_map(|passing| passing.ended.as_ref());
-    of_steps.chain(of_time.map(|(id, _)| event_of("subscription.ended", Some((*id).to_owned())))).collect()
+    of_steps.chain(of_time.map(|(id, _)| event_of("subscription.ended", id))).collect()
 }
 
-fn event_of(kind: &str, cause: Option<String>) -> String {
-    format!("{kind} because of {}", cause.as_deref().unwrap_or("nothing"))
+fn event_of(kind: &str, cause: &str) -> String {
+    format!("{kind} because of {cause}")
 }
 
 /// What is missing from and what is too many in `found`; both are sorted.

@@ -17,6 +17,7 @@ use offramp::broker::{RetryDelay, Topology};
 use offramp::config::secret::redact;
 use offramp::domain::command::CommandType;
 use serde_json::Value;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// Prefix at the broker, and name of the database. Never those of a real installation.
@@ -76,19 +77,15 @@ pub struct DeadLetter {
 impl Servers {
     /// Connects, and removes what an earlier demo has left.
     pub async fn start_anew(addresses: &Addresses) -> Result<Self> {
-        let connection = timeout(ANSWER_WITHIN, Connection::connect(&addresses.amqp, ConnectionProperties::default()))
-            .await
-            .map_err(anyhow::Error::from)
-            .and_then(|connected| connected.map_err(anyhow::Error::from))
-            .with_context(|| format!("RabbitMQ does not answer at {}; {START_THEM}", redact(&addresses.amqp)))?;
+        let connecting = Connection::connect(&addresses.amqp, ConnectionProperties::default());
+        let connection = answer("RabbitMQ", &addresses.amqp, connecting).await?;
         let channel = connection.create_channel().await?;
         let client = mongodb::Client::with_uri_str(&addresses.mongodb).await.context("OFFRAMP_MONGODB_URL")?;
         let database = client.database(NAME);
-        timeout(ANSWER_WITHIN, database.run_command(doc! { "ping": 1 }))
-            .await
-            .map_err(anyhow::Error::from)
-            .and_then(|pinged| pinged.map_err(anyhow::Error::from))
-            .with_context(|| format!("MongoDB does not answer at {}; {START_THEM}", redact(&addresses.mongodb)))?;
+        answer("MongoDB", &addresses.mongodb, database.run_command(doc! { "ping": 1 }).into_future()).await?;
+        // Mails would wait for it in the outbox; a demo should not.
+        let smtp = url::Url::parse(&addresses.smtp)?.socket_addrs(|| Some(25)).context("OFFRAMP_SMTP_URL")?;
+        answer("the mail server", &addresses.smtp, TcpStream::connect(smtp.as_slice())).await?;
 
         let servers = Self { database, connection, channel, events: Arc::default() };
         let watched = servers.be_alone().await?;
@@ -188,9 +185,11 @@ impl Servers {
 
     pub async fn import(&self, lines: &[Value]) -> Result<()> {
         for line in lines {
-            let document: Document =
-                offramp::jsonl::ForCollection::parse(&offramp::jsonl::Line { number: 1, text: line.to_string() })?
-                    .document;
+            let document: Document = offramp::jsonl::ForCollection::parse(&offramp::jsonl::Line {
+                number: 1,
+                bytes: line.to_string().into_bytes(),
+            })?
+            .document;
             let collection = line["collection"].as_str().ok_or_else(|| anyhow!("no collection"))?;
             self.database.collection(collection).insert_one(document).await?;
         }
@@ -212,6 +211,17 @@ impl Servers {
         }
         Ok(())
     }
+}
+
+/// What a server answers in good time, or a sentence about its absence.
+async fn answer<T, E>(server: &str, address: &str, asking: impl Future<Output = Result<T, E>>) -> Result<T>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let answer = timeout(ANSWER_WITHIN, asking).await.map_err(anyhow::Error::from);
+    answer
+        .and_then(|answer| answer.map_err(anyhow::Error::from))
+        .with_context(|| format!("{server} does not answer at {}; {START_THEM}", redact(address)))
 }
 
 fn is_locked(error: &lapin::Error) -> bool {
