@@ -62,23 +62,23 @@ async fn demo() -> Result<()> {
     let commands: Vec<&Value> = story.steps().map(|step| &step.command).collect();
     write_lines(&program.folder.join("documents.jsonl"), &documents)?;
     write_lines(&program.folder.join("commands.jsonl"), commands)?;
-    println!("… importing {} documents", documents.len());
+    eprintln!("… importing {} documents", documents.len());
     servers.import(&documents).await?;
 
-    println!("… starting a worker");
+    eprintln!("… starting a worker");
     let mut worker = program.start_worker().await?;
 
     let mut published = 0;
     for chapter in &story.chapters {
         published += chapter.len();
-        println!("… publishing {} commands, {published} in all", chapter.len());
+        eprintln!("… publishing {} commands, {published} in all", chapter.len());
         publish(chapter, &servers).await?;
         settled(published, &mut worker).await?;
     }
-    println!("… waiting for mails, events and the calendar");
+    eprintln!("… waiting for mails, events and the calendar");
     let observed = observe(&story, &servers, &mailbox, &mut worker).await?;
 
-    println!("… asking the worker to stop");
+    eprintln!("… asking the worker to stop");
     let log = worker.log.clone();
     let status = worker.stop().await?;
 

@@ -40,7 +40,9 @@ impl Addresses {
     /// As `scripts/services env` prints them.
     pub fn from_environment() -> Result<Self> {
         let address = |name: &str| {
-            env::var(name).with_context(|| format!("{name} is not set; start the demo with `make demo`, which sets it"))
+            env::var(name)
+                .ok()
+                .with_context(|| format!("{name} is not set; start the demo with `make demo`, which sets it"))
         };
         Ok(Self {
             amqp: address("OFFRAMP_AMQP_URL")?,
