@@ -1,6 +1,11 @@
 //! The command line: one file per subcommand. The enum is the list of them.
 
+mod check;
+mod import;
+mod init;
 mod input;
+mod progress;
+mod publish;
 mod run;
 mod schemas;
 mod simulate;
@@ -30,6 +35,10 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::Arguments>),
+    Check(Box<check::Arguments>),
+    Init(init::Arguments),
+    Import(import::Arguments),
+    Publish(publish::Arguments),
     Simulate(simulate::Arguments),
     Schemas(schemas::Arguments),
 }
@@ -47,6 +56,10 @@ impl Cli {
         logging::init(&self.log, default_filter).map_err(|error| WrongConfiguration(error.to_string()))?;
         match self.command {
             Command::Run(arguments) => run::run(*arguments).await,
+            Command::Check(arguments) => check::run(*arguments).await,
+            Command::Init(arguments) => init::run(arguments).await,
+            Command::Import(arguments) => import::run(arguments).await,
+            Command::Publish(arguments) => publish::run(arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
