@@ -3,6 +3,8 @@
 //! Names come from documents that other systems write, so nothing is assumed of them: what would end a header line, hide
 //! what follows, or make a header endless is taken out before a header is built.
 
+use std::fmt;
+
 use chrono::{DateTime, Utc};
 use lettre::address::Envelope;
 use lettre::message::header::{Header, HeaderName, HeaderValue};
@@ -57,6 +59,13 @@ impl Sender {
     #[must_use]
     pub fn email(&self) -> &str {
         self.address.as_ref()
+    }
+}
+
+/// The address, without the name.
+impl fmt::Display for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.email())
     }
 }
 
@@ -167,7 +176,6 @@ fn parse_address(which: &'static str, text: &str) -> Result<Address, AddressErro
 /// A name for the side of an address; `None` where nothing of it can be shown.
 fn display_name(name: &str) -> Option<String> {
     let name = header_text(name);
-    // What is left of a name that is an address is shown as one by some mail programs in place of the real one.
     (!name.is_empty()).then(|| shorten(&name, DISPLAY_NAME_CHARS_MAX))
 }
 
@@ -207,13 +215,11 @@ pub(super) fn is_direction_override(c: char) -> bool {
 /// At most `chars_max` characters, the last of them `…` where something was cut.
 #[must_use]
 pub(super) fn shorten(text: &str, chars_max: usize) -> String {
-    match text.char_indices().nth(chars_max) {
-        None => text.to_owned(),
-        Some(_) => {
-            let kept: String = text.chars().take(chars_max.saturating_sub(1)).collect();
-            format!("{}…", kept.trim_end())
-        }
+    if text.chars().nth(chars_max).is_none() {
+        return text.to_owned();
     }
+    let kept: String = text.chars().take(chars_max.saturating_sub(1)).collect();
+    format!("{}…", kept.trim_end())
 }
 
 /// Text from outside as an error sentence can carry it.

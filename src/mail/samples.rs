@@ -40,6 +40,7 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
     match template {
         Template::CancelledByAdmin | Template::CancelledByClient => {
             let full = Facts {
+                actor: text(if template == Template::CancelledByAdmin { "Julie Roy" } else { "Marie Tremblay" }),
                 ends_on: date(2026, 6, 14),
                 final_billing_on: date(2026, 5, 15),
                 reason: text("Nous déménageons à Laval.\nMerci pour tout & à bientôt !"),
@@ -72,6 +73,7 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
             (
                 "full",
                 Facts {
+                    actor: text("Marie Tremblay"),
                     requested_on: date(2026, 5, 1),
                     next_billing_on: date(2026, 5, 15),
                     reason: text("Blessure au genou"),
@@ -107,26 +109,10 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
             ),
             ("minimal", few),
         ],
-        Template::PaymentFailed => {
-            let payment = |facts: Facts| Facts { amount: amount("49.99", "CAD"), card: Some(card(false)), ..facts };
-            let full = payment(Facts {
-                invoice_id: text("INV-2026-0043"),
-                attempt: Some(2),
-                failure_message: text("Insufficient funds"),
-                next_attempt_on: date(2026, 6, 18),
-                ends_on: date(2026, 6, 30),
-                final_billing_on: date(2026, 6, 1),
-                ..subscription_facts()
-            });
-            vec![
-                ("no-further-attempt", Facts { next_attempt_on: None, attempt: Some(3), ..full.clone() }),
-                ("full", full),
-                ("minimal", payment(few)),
-            ]
-        }
+        Template::PaymentFailed => payment_failed(),
         Template::CardExpiring => {
             let card = |expired| Some(CardFacts { expires: Some(YearMonth::of(day(2026, 6, 1))), ..card(expired) });
-            let full = Facts { participant: None, plan: None, admin_url: None, ..subscription_facts() };
+            let full = Facts { participant: None, plan: None, actor: None, admin_url: None, ..subscription_facts() };
             vec![
                 ("full", Facts { card: card(false), ..full.clone() }),
                 ("expired", Facts { card: card(true), ..full }),
@@ -134,6 +120,25 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
             ]
         }
     }
+}
+
+fn payment_failed() -> Vec<(&'static str, Facts)> {
+    let payment = |facts: Facts| Facts { amount: amount("49.99", "CAD"), card: Some(card(false)), ..facts };
+    let full = payment(Facts {
+        invoice_id: text("INV-2026-0043"),
+        attempt: Some(2),
+        actor: None,
+        failure_message: text("Insufficient funds"),
+        next_attempt_on: date(2026, 6, 18),
+        ends_on: date(2026, 6, 30),
+        final_billing_on: date(2026, 6, 1),
+        ..subscription_facts()
+    });
+    vec![
+        ("no-further-attempt", Facts { next_attempt_on: None, attempt: Some(3), ..full.clone() }),
+        ("full", full),
+        ("minimal", payment(few_facts())),
+    ]
 }
 
 /// Facts with a value for every field: the names that templates may use.
@@ -223,6 +228,7 @@ fn card(expired: bool) -> CardFacts {
     CardFacts { brand: "Visa".to_owned(), last4: "4242".to_owned(), expires: None, expired }
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "most facts are optional")]
 fn text(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
@@ -231,6 +237,7 @@ fn day(year: i32, month: u32, day: u32) -> NaiveDate {
     NaiveDate::from_ymd_opt(year, month, day).unwrap_or_default()
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "most facts are optional")]
 fn date(year: i32, month: u32, day_of_month: u32) -> Option<NaiveDate> {
     Some(day(year, month, day_of_month))
 }

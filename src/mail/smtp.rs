@@ -253,7 +253,7 @@ impl Default for Deadlines {
 #[derive(Debug)]
 pub enum Transport {
     /// To a mail server.
-    Smtp(SmtpServer),
+    Smtp(Box<SmtpServer>),
     /// Into `.eml` files in this directory.
     Files(PathBuf),
 }
@@ -288,7 +288,7 @@ impl Transport {
                 fs::create_dir_all(path).map_err(failed)?;
                 Ok(Self::Files(path.clone()))
             }
-            Target::Smtp { host, port, encryption, login } => Ok(Self::Smtp(SmtpServer {
+            Target::Smtp { host, port, encryption, login } => Ok(Self::Smtp(Box::new(SmtpServer {
                 url: url.clone(),
                 host: host.clone(),
                 port: *port,
@@ -297,7 +297,7 @@ impl Transport {
                 tls: Arc::new(tls.client_config()?),
                 hello: ClientId::default(),
                 deadlines,
-            })),
+            }))),
         }
     }
 

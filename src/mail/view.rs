@@ -45,11 +45,12 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<Stri
     let prose = |text: &Option<String>| text.as_deref().map(paragraphs);
 
     let mut view = Map::new();
-    put(&mut view, LANGUAGE, Some(language.to_owned()));
+    put_always(&mut view, LANGUAGE, language.to_owned());
     view.insert("organization".to_owned(), {
         let mut view = Map::new();
-        put(&mut view, "name", Some(single_line(&organization.name)));
-        put(&mut view, "email", Some(single_line(&organization.email)));
+        let (name, email) = (single_line(&organization.name), single_line(&organization.email));
+        put_always(&mut view, "name", if name.is_empty() { email.clone() } else { name });
+        put_always(&mut view, "email", email);
         put(&mut view, "color", organization.color.clone().filter(|color| is_css_color(color)));
         put(&mut view, "logo_url", organization.logo_url.as_deref().and_then(web_address));
         Value::Object(view)
@@ -57,7 +58,7 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<Stri
     view.insert("manager".to_owned(), {
         let mut view = Map::new();
         put(&mut view, "name", line(&manager.name));
-        put(&mut view, "email", Some(single_line(&manager.email)));
+        put_always(&mut view, "email", single_line(&manager.email));
         Value::Object(view)
     });
     put(&mut view, "participant", line(participant));
@@ -78,8 +79,8 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<Stri
     put(&mut view, "amount", amount.as_ref().map(|amount| formats.money(amount)));
     if let Some(card) = card {
         let mut card_view = Map::new();
-        put(&mut card_view, "brand", Some(single_line(&card.brand)));
-        put(&mut card_view, "last4", Some(single_line(&card.last4)));
+        put_always(&mut card_view, "brand", single_line(&card.brand));
+        put_always(&mut card_view, "last4", single_line(&card.last4));
         put(&mut card_view, "expires", card.expires.map(|month| formats.month(month)));
         card_view.insert("expired".to_owned(), Value::Bool(card.expired));
         view.insert("card".to_owned(), Value::Object(card_view));
@@ -91,10 +92,15 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<Stri
     view
 }
 
+/// Adds what every mail has, so that templates need not ask for it.
+fn put_always(view: &mut Map<String, Value>, name: &str, text: String) {
+    view.insert(name.to_owned(), Value::String(text));
+}
+
 /// Adds what there is to show: empty text is nothing.
 fn put(view: &mut Map<String, Value>, name: &str, text: Option<String>) {
     if let Some(text) = text.filter(|text| !text.is_empty()) {
-        view.insert(name.to_owned(), Value::String(text));
+        put_always(view, name, text);
     }
 }
 

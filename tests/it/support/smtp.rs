@@ -48,7 +48,8 @@ pub enum Action {
 #[derive(Clone)]
 pub enum Tls {
     No,
-    StartTls(Arc<ServerConfig>),
+    /// With STARTTLS.
+    Upgrade(Arc<ServerConfig>),
     Implicit(Arc<ServerConfig>),
 }
 
@@ -162,7 +163,7 @@ impl Session {
                 }
                 Err(_) => return,
             },
-            Tls::No | Tls::StartTls(_) => Box::new(stream),
+            Tls::No | Tls::Upgrade(_) => Box::new(stream),
         };
         let mut wire = BufReader::new(wire);
         if self.answer(&mut wire, Step::Greeting, "220 sink ESMTP").await.is_ok() {
@@ -182,7 +183,7 @@ impl Session {
             let verb = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
             match verb.as_str() {
                 "EHLO" => {
-                    let offer = matches!(self.tls, Tls::StartTls(_)) && !self.encrypted;
+                    let offer = matches!(self.tls, Tls::Upgrade(_)) && !self.encrypted;
                     let answer = if offer {
                         "250-sink\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN"
                     } else {
@@ -192,7 +193,7 @@ impl Session {
                 }
                 "STARTTLS" => {
                     self.answer(&mut wire, Step::StartTls, "220 go ahead").await?;
-                    let Tls::StartTls(config) = self.tls.clone() else { return Err(Over) };
+                    let Tls::Upgrade(config) = self.tls.clone() else { return Err(Over) };
                     let stream = TlsAcceptor::from(config).accept(wire.into_inner()).await?;
                     self.encrypted = true;
                     wire = BufReader::new(Box::new(stream));

@@ -1,0 +1,779 @@
+//! Mails: what is in them, and how they leave (contract §5).
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, Utc};
+use mail_parser::{Address, MessageParser, MimeHeaders, PartType};
+use offramp::domain::notification::{Notification, Recipient, Template};
+use offramp::mail::samples::{Sample, samples};
+use offramp::mail::{
+    Composed, Deadlines, MailConnection, MailUrl, Rendered, SendError, Sender, Templates, TlsSettings, Transport,
+    compose,
+};
+use uuid::Uuid;
+
+use crate::support::smtp::{Action, SmtpSink, Step, ThrowAwayCa, Tls};
+
+const LOCALES: [&str; 3] = ["fr-CA", "en-CA", "es-MX"];
+
+fn built_in() -> &'static Templates {
+    static BUILT_IN: LazyLock<Templates> = LazyLock::new(|| Templates::load(None).unwrap());
+    &BUILT_IN
+}
+
+fn mails() -> impl Iterator<Item = (Template, Recipient)> {
+    Template::ALL.into_iter().flat_map(|template| template.recipients().iter().map(move |&to| (template, to)))
+}
+
+fn every_sample(locale: &'static str) -> impl Iterator<Item = Sample> {
+    mails().flat_map(move |(template, recipient)| samples(template, recipient, locale))
+}
+
+fn sample() -> Notification {
+    samples(Template::PaymentFailed, Recipient::AccountManager, "fr-CA").remove(1).notification
+}
+
+fn sender() -> Sender {
+    Sender::parse("Offramp <no-reply@mail.example.com>").unwrap()
+}
+
+fn date() -> DateTime<Utc> {
+    "2026-06-14T12:00:00Z".parse().unwrap()
+}
+
+fn composed(notification: &Notification) -> Composed {
+    let rendered = built_in().render(notification).unwrap();
+    compose(&sender(), Uuid::from_u128(42), notification, &rendered, date()).unwrap()
+}
+
+fn deadlines() -> Deadlines {
+    let short = Duration::from_millis(300);
+    Deadlines { connect: short, command: short, content: short, quit: short }
+}
+
+fn connection(url: &str, tls: &TlsSettings) -> MailConnection {
+    MailConnection::new(Arc::new(Transport::new(&MailUrl::parse(url).unwrap(), tls, deadlines()).unwrap()))
+}
+
+fn to(sink: &SmtpSink) -> MailConnection {
+    connection(&sink.url(), &TlsSettings::default())
+}
+
+// ---- words ----
+
+#[test]
+fn every_mail_in_every_language() {
+    let templates = built_in();
+    for locale in LOCALES {
+        for (template, recipient) in mails() {
+            let mut shown = String::new();
+            for sample in samples(template, recipient, locale) {
+                let Rendered { subject, text, .. } = templates.render(&sample.notification).unwrap();
+                write!(shown, "──── {}\nSubject: {subject}\n\n{text}\n", sample.variant).unwrap();
+            }
+            insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+                insta::assert_snapshot!(format!("{locale}.{template}.{}", recipient.as_str()), shown);
+            });
+        }
+    }
+}
+
+#[test]
+fn html_parts_are_documents_that_say_the_same() {
+    let templates = built_in();
+    for locale in LOCALES {
+        for Sample { variant, notification } in every_sample(locale) {
+            let Rendered { html, text, language, .. } = templates.render(&notification).unwrap();
+            let what = format!("{locale} {} {:?} {variant}", notification.template, notification.recipient);
+            assert!(html.starts_with("<!DOCTYPE html>"), "{what}");
+            assert!(html.contains(&format!("<html lang=\"{language}\">")), "{what}");
+            assert!(!html.contains("&#"), "{what}: {html}");
+            assert!(html.len() < 100_000, "{what}");
+            // Every word of the text is in the page, but the organization's name as a signature and the link's address.
+            let page = strip_tags(&html);
+            for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with("https://")) {
+                // "Label: value" is two cells in the page.
+                let found = page.contains(line)
+                    || line.split_once(": ").is_some_and(|(label, value)| {
+                        page.contains(label.trim_end_matches('\u{a0}')) && page.contains(value)
+                    })
+                    || page.contains(line.trim_end_matches([':', '\u{a0}']));
+                assert!(found, "{what}: the page lacks {line:?}\n{page}");
+            }
+            if let Some(url) = &notification.facts.admin_url {
+                assert!(html.contains(&format!("href=\"{url}\"")) && text.contains(url.as_str()), "{what}");
+            }
+        }
+    }
+}
+
+/// What a page shows, each element on a line of its own.
+fn strip_tags(html: &str) -> String {
+    let body = html.split_once("<body").unwrap().1;
+    let mut text = String::new();
+    for piece in body.split('<').skip(1) {
+        let (tag, rest) = piece.split_once('>').unwrap();
+        if !tag.contains("strong") {
+            text.push('\n');
+        }
+        text.push_str(rest);
+    }
+    text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&")
+}
+
+#[test]
+fn every_fact_is_in_both_parts() {
+    let templates = built_in();
+    for locale in LOCALES {
+        for Sample { variant, notification } in every_sample(locale) {
+            let Rendered { html, text, .. } = templates.render(&notification).unwrap();
+            let page = strip_tags(&html);
+            let facts = &notification.facts;
+            let day = |date: Option<chrono::NaiveDate>| {
+                let tag = offramp::mail::locale::parse_tag(locale).unwrap();
+                date.map(|date| offramp::mail::locale::Formats::new(&tag).date(date))
+            };
+            let expected = [
+                Some(facts.organization.name.clone()),
+                facts.manager.name.clone(),
+                facts.participant.clone(),
+                facts.plan.clone(),
+                facts.actor.clone().filter(|_| {
+                    // What clients did themselves they are not told by name.
+                    notification.recipient == Recipient::OrganizationContact
+                        || !matches!(
+                            notification.template,
+                            Template::CancelledByClient | Template::CancellationRequested
+                        )
+                }),
+                day(facts.ends_on),
+                day(facts.previous_ends_on),
+                day(facts.final_billing_on),
+                day(facts.next_billing_on),
+                day(facts.removed_on),
+                day(facts.requested_on),
+                day(facts.next_attempt_on),
+                facts.reason.clone(),
+                facts.note.clone(),
+                facts.invoice_id.clone(),
+                facts.failure_message.clone(),
+                facts.attempt.map(|attempt| attempt.to_string()),
+                facts.card.as_ref().map(|card| card.last4.clone()),
+                facts.card.as_ref().map(|card| card.brand.clone()),
+            ];
+            for fact in expected.into_iter().flatten() {
+                let what = format!("{locale} {} {:?} {variant}: {fact}", notification.template, notification.recipient);
+                // The organization reads its own name in the sender's place and above the page.
+                if notification.recipient == Recipient::AccountManager || fact != facts.organization.name {
+                    assert!(text.contains(&fact), "text: {what}\n{text}");
+                }
+                assert!(page.contains(&fact) || html.contains(&fact), "page: {what}\n{page}");
+            }
+        }
+    }
+}
+
+#[test]
+fn each_reader_gets_the_closest_language() {
+    let templates = built_in();
+    for (locale, language, subject) in [
+        ("fr-CA", "fr-CA", "Paiement refusé\u{a0}: nouvelle tentative le 18 juin 2026"),
+        ("fr_CA", "fr-CA", "Paiement refusé\u{a0}: nouvelle tentative le 18 juin 2026"),
+        ("en-GB", "en-GB", "Payment refused: we will try again on 18 June 2026"),
+        ("es", "es", "Pago rechazado: lo intentaremos de nuevo el 18 de junio de 2026"),
+        ("de-DE", "en", "Payment refused: we will try again on June 18, 2026"),
+        ("", "en", "Payment refused: we will try again on June 18, 2026"),
+        ("fr\r\nBcc: x@example.com", "en", "Payment refused: we will try again on June 18, 2026"),
+    ] {
+        let rendered = templates.render(&Notification { locale: locale.to_owned(), ..sample() }).unwrap();
+        assert_eq!((rendered.language.as_str(), rendered.subject.as_str()), (language, subject), "{locale:?}");
+        assert!(rendered.html.contains(&format!("<html lang=\"{language}\">")), "{locale:?}");
+    }
+}
+
+#[test]
+fn what_people_write_is_never_a_template_nor_html() {
+    let mut notification = sample();
+    notification.facts.participant = Some("{{organization.email}} <b>\"Léa\"</b> & l'autre".to_owned());
+    let rendered = built_in().render(&notification).unwrap();
+    assert!(rendered.text.contains("{{organization.email}} <b>\"Léa\"</b> & l'autre"), "{}", rendered.text);
+    let escaped = "{{organization.email}} &lt;b&gt;&quot;Léa&quot;&lt;/b&gt; &amp; l'autre";
+    assert!(rendered.html.contains(escaped), "{}", rendered.html);
+}
+
+// ---- templates from outside ----
+
+fn problems(files: &[(&str, &str)]) -> Vec<String> {
+    let directory = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = directory.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    let prefix = format!("{}/", directory.path().display());
+    match Templates::load(Some(directory.path())) {
+        Ok(_) => vec![],
+        Err(problems) => problems.iter().map(|problem| problem.to_string().replace(&prefix, "")).collect(),
+    }
+}
+
+#[track_caller]
+fn check_problem(file: &str, text: &str, expected: &str) {
+    assert_eq!(problems(&[(file, text)]), [format!("{file}{expected}")]);
+}
+
+#[test]
+fn every_mistake_in_a_template_is_found_by_file_and_line() {
+    let txt = "fr/request-declined.account_manager.txt";
+    let html = "fr/request-declined.account_manager.html";
+    check_problem(txt, "Subject: x\n\nBonjour {{manager.nom}}\n", ":3: unknown name `manager.nom`");
+    check_problem(txt, "Subject: {{plan_name}}\n\nx\n", ":1: unknown name `plan_name`");
+    check_problem(txt, "Subject: x\n\nx\n{{#if\u{20}paticipant}}\nx\n{{/if}}\n", ":4: unknown name `paticipant`");
+    let chain = "Subject: x\n\n{{#if note}}\n{{else if nots}}\n{{else}}\n{{nota}}\n{{/if}}\n";
+    assert_eq!(
+        problems(&[(txt, chain)]),
+        [format!("{txt}:3: unknown name `nots`"), format!("{txt}:6: unknown name `nota`")]
+    );
+    check_problem(
+        html,
+        "x\n{{#unless refund}}\n{{{note}}}\n{{/unless}}",
+        ":3: {{{note}}} is not escaped, so a name could put HTML into mails: use {{note}}",
+    );
+    check_problem(txt, "Subject: x\n\n{{card}}\n", ":3: `card` has parts; name one of them, such as `card.brand`");
+    check_problem(
+        txt,
+        "Subject: x\n\n{{#each note}}{{/each}}",
+        ":3: there is no block `each`; only {{#if …}} and {{#unless …}} can be used",
+    );
+    check_problem(
+        txt,
+        "Subject: x\n\n{{lookup card note}}",
+        ":3: there is no helper `lookup`; only {{#if …}} and {{#unless …}} can be used",
+    );
+    check_problem(txt, "Bonjour\n", ":1: begins with a line `Subject: …` and an empty line");
+    check_problem(html, "x\n{{> facst}}\n", ":2: there is no partial `facst`: the file _facst.html is missing");
+    check_problem(
+        "fr/_facts.html",
+        "{{> facts}}\n",
+        ":1: the partial `facts` contains itself, or stands 8 partials deep",
+    );
+    check_problem(
+        txt,
+        "Subject: x\n\n\n{{note}}\n",
+        ":4: `note` is not always there: put it inside {{#if note}}…{{/if}} (found with \
+         request-declined.account_manager, minimal)",
+    );
+    check_problem("fr/_unused.txt", "x", ": not used: no mail of this language has it, and no partial in one");
+    assert_eq!(problems(&[("français/_x.txt", "x")]), ["français: not a language tag such as `pt` or `fr-CA`"]);
+    assert!(problems(&[(txt, "Subject: x\n\n{{#if note}}\nx\n")])[0].starts_with(&format!("{txt}:")), "unclosed");
+    assert!(problems(&[("fr/request-declined.txt", "x")])[0].contains("not a template"));
+    assert_eq!(problems(&[("README.md", "x"), (".git", "x"), ("fr/notes.txt~", "x")]), Vec::<String>::new());
+}
+
+#[test]
+fn a_mistake_in_a_partial_is_reported_where_it_stands() {
+    let found = problems(&[("fr/_greeting.txt", "Bonjour\n{{manager.name}},\n")]);
+    assert_eq!(
+        found,
+        ["cancelled-by-admin.account_manager", "cancelled-by-client.account_manager", "cancellation-requested.account_manager"]
+            .iter()
+            .chain(&["card-expiring.account_manager", "payment-failed.account_manager", "removed-by-admin.account_manager"])
+            .chain(&["request-accepted.account_manager", "request-declined.account_manager"])
+            .map(|mail| format!(
+                "fr/_greeting.txt:2: `manager.name` is not always there: put it inside {{{{#if manager.name}}}}…{{{{/if}}}} \
+                 (found with {mail}, minimal)"
+            ))
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn files_from_outside_replace_the_built_in_ones_one_by_one() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir_all(directory.path().join("fr_CA")).unwrap();
+    let file = directory.path().join("fr_CA/payment-failed.account_manager.txt");
+    fs::write(file, "Subject: Hé\u{a0}! {{amount}}\r\n\r\nSalut\r\n").unwrap();
+    let templates = Templates::load(Some(directory.path())).unwrap();
+    let render = |locale: &str| templates.render(&Notification { locale: locale.to_owned(), ..sample() }).unwrap();
+    assert_eq!(render("fr-CA").subject, "Hé\u{a0}! 49,99\u{a0}$");
+    assert_eq!(render("fr-CA").text, "Salut\n");
+    assert!(render("fr-CA").html.contains("a été refusé"), "the HTML part is the language's");
+    assert!(render("fr-FR").text.contains("a été refusé"), "other regions keep the language's");
+}
+
+#[test]
+fn a_language_is_added_by_copying_a_folder() {
+    let directory = tempfile::tempdir().unwrap();
+    copy(Path::new("templates/es"), &directory.path().join("pt"));
+    let templates = Templates::load(Some(directory.path())).unwrap();
+    let rendered = templates.render(&Notification { locale: "pt-BR".to_owned(), ..sample() }).unwrap();
+    assert_eq!(rendered.language, "pt-BR");
+    assert!(rendered.text.contains("18 de junho de 2026"), "{}", rendered.text);
+
+    fs::remove_file(directory.path().join("pt/card-expiring.account_manager.html")).unwrap();
+    let problems = Templates::load(Some(directory.path())).unwrap_err();
+    let expected =
+        "pt/card-expiring.account_manager.html: missing: without it this mail could not be sent in this language";
+    assert_eq!(problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+// ---- the mail as a server takes it ----
+
+#[tokio::test]
+async fn a_mail_arrives_with_every_header_and_both_parts() {
+    let sink = SmtpSink::start().await;
+    let mut connection = to(&sink);
+    for locale in LOCALES {
+        for Sample { notification, .. } in every_sample(locale) {
+            connection.send(&composed(&notification)).await.unwrap();
+        }
+    }
+    connection.quit().await;
+
+    let templates = built_in();
+    let mails = sink.mails();
+    let sent: Vec<_> = LOCALES.into_iter().flat_map(every_sample).collect();
+    assert_eq!((mails.len(), sink.connections()), (sent.len(), 1));
+    for (taken, Sample { notification, .. }) in mails.iter().zip(&sent) {
+        let rendered = templates.render(notification).unwrap();
+        assert_eq!(
+            (taken.from.as_str(), &taken.to),
+            ("no-reply@mail.example.com", &vec![notification.to.email.clone()])
+        );
+        check_form(&taken.bytes);
+        let mail = MessageParser::default().parse(&taken.bytes).unwrap();
+        assert_eq!(mail.subject(), Some(rendered.subject.as_str()));
+        assert_eq!(
+            one(mail.from()),
+            (notification.facts.organization.name.clone(), "no-reply@mail.example.com".to_owned())
+        );
+        assert_eq!(one(mail.to()).1, notification.to.email);
+        assert_eq!(one(mail.reply_to()).1, notification.reply_to.email);
+        assert_eq!(mail.message_id(), Some("00000000-0000-0000-0000-00000000002a@mail.example.com"));
+        assert_eq!(mail.date().unwrap().to_rfc3339(), "2026-06-14T12:00:00Z");
+        for (header, value) in [
+            ("Auto-Submitted", "auto-generated"),
+            ("X-Auto-Response-Suppress", "All"),
+            ("Content-Language", notification.locale.as_str()),
+            ("X-Offramp-Template", notification.template.as_str()),
+            ("MIME-Version", "1.0"),
+        ] {
+            assert_eq!(mail.header_raw(header).map(str::trim), Some(value), "{header}");
+        }
+        assert_eq!(
+            mail.content_type().map(|kind| (kind.ctype(), kind.subtype())),
+            Some(("multipart", Some("alternative")))
+        );
+        let bodies: Vec<_> = mail.parts.iter().map(|part| &part.body).collect();
+        let [PartType::Multipart(_), PartType::Text(text), PartType::Html(html)] = bodies.as_slice() else {
+            panic!("not text and HTML");
+        };
+        assert_eq!(text.replace("\r\n", "\n").trim_end(), rendered.text.trim_end());
+        assert_eq!(html.replace("\r\n", "\n").trim_end(), rendered.html.trim_end());
+        for part in &mail.parts[1..] {
+            assert_eq!(part.content_type().unwrap().attribute("charset"), Some("utf-8"));
+        }
+    }
+}
+
+/// ASCII, CRLF, lines of at most 998 bytes (RFC 5322 §2.1.1).
+#[track_caller]
+fn check_form(bytes: &[u8]) {
+    let text = std::str::from_utf8(bytes).unwrap();
+    assert!(text.is_ascii());
+    for line in text.split_terminator("\r\n") {
+        assert!(line.len() <= 998 && !line.contains(['\r', '\n', '\0']), "{line:?}");
+    }
+}
+
+fn one(address: Option<&Address<'_>>) -> (String, String) {
+    let list = address.unwrap().as_list().unwrap();
+    assert_eq!(list.len(), 1, "{list:?}");
+    (list[0].name().unwrap_or_default().to_owned(), list[0].address().unwrap().to_owned())
+}
+
+#[test]
+fn hostile_names_change_nothing_but_the_name() {
+    let names = [
+        "Gym\r\nBcc: victim@example.com\r\n\r\n<h1>",
+        "\"; rm -rf\" <evil@example.com>, \"x",
+        "Gym, Inc. (Québec) \\ \"Élite\"",
+        "=?utf-8?q?=0D=0ABcc:_victim@example.com?=",
+        "\u{202e}moc.elpmaxe\u{202c} \u{0}\u{1b}[31m",
+        "🏊🏽‍♀️ Club",
+        "مركز اللياقة",
+        "",
+        " \t\r\n ",
+    ];
+    let long = "x".repeat(5_000);
+    let long_words = "é ".repeat(5_000);
+    let expected: BTreeSet<String> = header_names(&composed(&sample()).bytes);
+    for name in names.into_iter().chain([long.as_str(), long_words.as_str()]) {
+        let mut notification = sample();
+        notification.facts.organization.name = name.to_owned();
+        notification.facts.manager.name = Some(name.to_owned());
+        notification.facts.participant = Some(name.to_owned());
+        notification.facts.plan = Some(name.to_owned());
+        notification.facts.reason = Some(name.to_owned());
+        notification.to.name = Some(name.to_owned());
+        notification.reply_to.name = Some(name.to_owned());
+        for template in [Template::PaymentFailed, Template::CancellationRequested] {
+            notification.template = template;
+            notification.recipient = Recipient::OrganizationContact;
+            notification.facts.requested_on = notification.facts.next_attempt_on;
+            let mail = composed(&notification);
+            check_form(&mail.bytes);
+            assert_eq!(header_names(&mail.bytes), expected, "{name:?}");
+            let parsed = MessageParser::default().parse(&mail.bytes).unwrap();
+            assert_eq!(one(parsed.from()).1, "no-reply@mail.example.com", "{name:?}");
+            assert_eq!(one(parsed.to()).1, notification.to.email, "{name:?}");
+            assert_eq!(one(parsed.reply_to()).1, notification.reply_to.email, "{name:?}");
+            let from = one(parsed.from()).0;
+            assert!(!from.chars().any(char::is_control) && from.chars().count() <= 100, "{from:?}");
+            let subject = parsed.subject().unwrap();
+            assert!(!subject.chars().any(char::is_control) && subject.chars().count() <= 150, "{subject:?}");
+            assert_eq!(parsed.parts.len(), 3, "{name:?}");
+        }
+    }
+}
+
+fn header_names(bytes: &[u8]) -> BTreeSet<String> {
+    let text = std::str::from_utf8(bytes).unwrap();
+    let headers = text.split_once("\r\n\r\n").unwrap().0;
+    let lines = headers.split("\r\n").filter(|line| !line.starts_with([' ', '\t']));
+    lines.map(|line| line.split_once(':').unwrap().0.to_owned()).collect()
+}
+
+#[test]
+fn names_that_are_merely_unusual_arrive_as_they_are() {
+    for name in ["Gym, Inc. (Québec) \\ \"Élite\"", "🏊🏽‍♀️ Club", "مركز اللياقة", "O'Brien & fils", "Centre\u{a0}Nord"]
+    {
+        let mut notification = sample();
+        notification.facts.organization.name = name.to_owned();
+        let mail = composed(&notification);
+        let parsed = MessageParser::default().parse(&mail.bytes).unwrap();
+        assert_eq!(one(parsed.from()).0, name);
+    }
+}
+
+#[test]
+fn an_address_that_is_none_is_named() {
+    let rendered = built_in().render(&sample()).unwrap();
+    for email in [
+        "",
+        "marie",
+        "marie@",
+        "@example.com",
+        "marie @example.com",
+        "a@b@c.example",
+        "marie@example.com>\r\nRCPT TO:<x@example.com",
+        "Marie <marie@example.com>",
+        "\"\r\n\"@example.com",
+        "marie@exa mple.com",
+    ] {
+        let mut notification = sample();
+        notification.to.email = email.to_owned();
+        let error = compose(&sender(), Uuid::nil(), &notification, &rendered, date()).unwrap_err();
+        assert_eq!(error.which, "recipient's", "{email}");
+        assert!(!error.to_string().contains(['\r', '\n']), "{error}");
+        let mut notification = sample();
+        notification.reply_to.email = email.to_owned();
+        assert_eq!(compose(&sender(), Uuid::nil(), &notification, &rendered, date()).unwrap_err().which, "reply-to");
+        assert!(Sender::parse(email).is_err() || email.starts_with("Marie"), "{email}");
+    }
+}
+
+#[test]
+fn a_domain_beyond_ascii_is_written_in_ascii() {
+    let mut notification = sample();
+    notification.to.email = "info@école.example".to_owned();
+    let mail = composed(&notification);
+    assert_eq!(mail.to(), "info@xn--cole-9oa.example");
+    assert!(!mail.needs_smtputf8());
+}
+
+#[test]
+fn the_same_entry_makes_the_same_mail() {
+    assert_eq!(composed(&sample()).bytes, composed(&sample()).bytes);
+}
+
+// ---- SMTP ----
+
+async fn send(sink: &SmtpSink) -> Result<(), SendError> {
+    to(sink).send(&composed(&sample())).await
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_mail_is_the_mails_and_the_connection_goes_on() {
+    type Case = (Step, &'static str, fn(&SendError) -> bool);
+    let cases: [Case; 6] = [
+        (Step::Rcpt, "550 no such user", |error| matches!(error, SendError::Permanent(_))),
+        (Step::Rcpt, "450 greylisted", |error| matches!(error, SendError::Transient(_))),
+        (Step::Data, "554 no", |error| matches!(error, SendError::Permanent(_))),
+        (Step::Data, "451 later", |error| matches!(error, SendError::Transient(_))),
+        (Step::Content, "554 spam", |error| matches!(error, SendError::Permanent(_))),
+        (Step::Content, "452 full", |error| matches!(error, SendError::Transient(_))),
+    ];
+    for (step, answer, expected) in cases {
+        let script = move |at, nth| if at == step && nth == 1 { Action::Answer(answer) } else { Action::Ok };
+        let sink = SmtpSink::scripted(Tls::No, script).await;
+        let mut connection = to(&sink);
+        let error = connection.send(&composed(&sample())).await.unwrap_err();
+        assert!(expected(&error), "{step:?} {answer}: {error:?}");
+        assert!(error.to_string().contains(&answer[4..]), "{error}");
+        connection.send(&composed(&sample())).await.unwrap();
+        assert_eq!((sink.mails().len(), sink.connections()), (1, 1), "{step:?} {answer}");
+        assert_eq!(sink.commands().iter().filter(|command| *command == "RSET").count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn trouble_of_the_server_is_not_the_mails() {
+    for (step, action) in [
+        (Step::Greeting, Action::Answer("554 go away")),
+        (Step::Greeting, Action::Answer("421 busy")),
+        (Step::Greeting, Action::Stall),
+        (Step::Greeting, Action::Drop),
+        (Step::Ehlo, Action::Answer("502 no")),
+        (Step::Mail, Action::Answer("550 not you")),
+        (Step::Mail, Action::Answer("451 later")),
+        (Step::Mail, Action::Stall),
+        (Step::Rcpt, Action::Answer("421 closing")),
+        (Step::Rcpt, Action::Answer("530 log in first")),
+        (Step::Rcpt, Action::Answer("gibberish")),
+        (Step::Rcpt, Action::Stall),
+        (Step::Rcpt, Action::Drop),
+        (Step::Data, Action::Answer("250 what")),
+        (Step::Data, Action::Stall),
+        (Step::Content, Action::Answer("251 maybe")),
+        (Step::Content, Action::Answer("354 more")),
+        (Step::Content, Action::Stall),
+        (Step::Content, Action::Drop),
+    ] {
+        let sink = SmtpSink::scripted(Tls::No, move |at, _| if at == step { action } else { Action::Ok }).await;
+        let started = Instant::now();
+        let error = send(&sink).await.unwrap_err();
+        assert!(matches!(error, SendError::Unavailable(_)), "{step:?} {action:?}: {error:?}");
+        assert!(error.to_string().contains(&sink.address.to_string()), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(2), "{step:?} {action:?}");
+        assert_eq!(sink.mails().len(), 0, "{step:?} {action:?}");
+    }
+    let error = connection("smtp://127.0.0.1:1", &TlsSettings::default()).send(&composed(&sample())).await.unwrap_err();
+    assert!(matches!(error, SendError::Unavailable(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn after_any_doubt_the_next_mail_takes_a_new_connection() {
+    for action in [Action::Stall, Action::Drop, Action::Answer("251 maybe")] {
+        let script = move |at, nth| if at == Step::Content && nth == 1 { action } else { Action::Ok };
+        let sink = SmtpSink::scripted(Tls::No, script).await;
+        let mut connection = to(&sink);
+        connection.send(&composed(&sample())).await.unwrap_err();
+        connection.send(&composed(&sample())).await.unwrap();
+        assert_eq!((sink.mails().len(), sink.connections()), (1, 2), "{action:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_send_that_is_given_up_leaves_no_answer_for_the_next() {
+    let script = |at, nth| if at == Step::Rcpt && nth == 2 { Action::Stall } else { Action::Ok };
+    let sink = SmtpSink::scripted(Tls::No, script).await;
+    let mut connection = to(&sink);
+    connection.send(&composed(&sample())).await.unwrap();
+    let given_up = tokio::time::timeout(Duration::from_millis(100), connection.send(&composed(&sample()))).await;
+    assert!(given_up.is_err());
+    connection.send(&composed(&sample())).await.unwrap();
+    assert_eq!((sink.mails().len(), sink.connections()), (2, 2));
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_closed_is_replaced_without_a_word() {
+    for action in [Action::Answer("421 idle too long"), Action::Drop] {
+        let sink =
+            SmtpSink::scripted(Tls::No, move |at, nth| if at == Step::Mail && nth == 2 { action } else { Action::Ok })
+                .await;
+        let mut connection = to(&sink);
+        for _ in 0..3 {
+            connection.send(&composed(&sample())).await.unwrap();
+        }
+        assert_eq!((sink.mails().len(), sink.connections()), (3, 2), "{action:?}");
+    }
+}
+
+#[tokio::test]
+async fn mails_follow_one_another_without_waiting_for_acknowledgements() {
+    let sink = SmtpSink::start().await;
+    let mut connection = to(&sink);
+    let mail = composed(&sample());
+    let started = Instant::now();
+    for _ in 0..100 {
+        connection.send(&mail).await.unwrap();
+    }
+    // With Nagle's algorithm each of them waits 40 ms.
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+fn localhost(sink: &SmtpSink, scheme: &str, login: &str, option: &str) -> String {
+    format!("{scheme}://{login}localhost:{}{option}", sink.address.port())
+}
+
+#[tokio::test]
+async fn connections_are_encrypted_as_the_settings_say() {
+    let ca = ThrowAwayCa::new();
+    let trusting = TlsSettings { ca_file: Some(ca.path("ca.pem")), client_certificate: None };
+    let start_tls = || Tls::Upgrade(ca.server_config(false));
+    let ok = |_, _| Action::Ok;
+    let mail = composed(&sample());
+
+    for (tls, scheme, option, encrypted) in [
+        (start_tls(), "smtp", "", true),
+        (start_tls(), "smtp", "?tls=required", true),
+        (start_tls(), "smtp", "?tls=none", false),
+        (Tls::No, "smtp", "", false),
+        (Tls::Implicit(ca.server_config(false)), "smtps", "", true),
+    ] {
+        let sink = SmtpSink::scripted(tls, ok).await;
+        let mut connection = connection(&localhost(&sink, scheme, "", option), &trusting);
+        connection.send(&mail).await.unwrap();
+        connection.send(&mail).await.unwrap();
+        assert_eq!(sink.connections(), 1);
+        assert!(sink.mails().iter().all(|taken| taken.encrypted == encrypted), "{scheme} {option}");
+        assert_eq!(sink.mails()[0].bytes, mail.bytes.iter().copied().chain(*b"\r\n").collect::<Vec<_>>());
+    }
+
+    for (tls, scheme, option, settings, why) in [
+        (Tls::No, "smtp", "?tls=required", &trusting, "?tls=required asks for it"),
+        (start_tls(), "smtp", "", &TlsSettings::default(), "certificate"),
+        (Tls::Implicit(ca.server_config(false)), "smtps", "", &TlsSettings::default(), "certificate"),
+        (Tls::Implicit(ca.server_config(true)), "smtps", "", &trusting, "ertificate"),
+    ] {
+        let sink = SmtpSink::scripted(tls, ok).await;
+        let error = connection(&localhost(&sink, scheme, "", option), settings).send(&mail).await.unwrap_err();
+        assert!(matches!(&error, SendError::Unavailable(text) if text.contains(why)), "{error}");
+        assert_eq!(sink.mails().len(), 0);
+    }
+
+    let with_certificate =
+        TlsSettings { client_certificate: Some((ca.path("client.pem"), ca.path("client.key"))), ..trusting.clone() };
+    let sink = SmtpSink::scripted(Tls::Implicit(ca.server_config(true)), ok).await;
+    connection(&localhost(&sink, "smtps", "", ""), &with_certificate).send(&mail).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_slipped_in_before_encryption_is_refused() {
+    let ca = ThrowAwayCa::new();
+    let trusting = TlsSettings { ca_file: Some(ca.path("ca.pem")), client_certificate: None };
+    let script = |at, _| if at == Step::StartTls { Action::Answer("220 go ahead\r\n250 injected") } else { Action::Ok };
+    let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), script).await;
+    let error = connection(&localhost(&sink, "smtp", "", ""), &trusting).send(&composed(&sample())).await.unwrap_err();
+    assert!(error.to_string().contains("sent before encryption"), "{error}");
+}
+
+#[tokio::test]
+async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
+    let ca = ThrowAwayCa::new();
+    let trusting = TlsSettings { ca_file: Some(ca.path("ca.pem")), client_certificate: None };
+    let mail = composed(&sample());
+    let login = "marie%40example.com:s%3Acret@";
+
+    let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), |_, _| Action::Ok).await;
+    connection(&localhost(&sink, "smtp", login, ""), &trusting).send(&mail).await.unwrap();
+    // base64 of "\0marie@example.com\0s:cret"
+    assert!(sink.commands().contains(&"AUTH PLAIN AG1hcmllQGV4YW1wbGUuY29tAHM6Y3JldA==".to_owned()));
+
+    let sink = SmtpSink::start().await;
+    let error = connection(&localhost(&sink, "smtp", login, ""), &trusting).send(&mail).await.unwrap_err();
+    assert!(error.to_string().contains("not sent in the clear"), "{error}");
+    assert!(!sink.commands().iter().any(|command| command.starts_with("AUTH")));
+    connection(&localhost(&sink, "smtp", login, "?tls=none"), &trusting).send(&mail).await.unwrap();
+
+    let script = |at, _| if at == Step::Auth { Action::Answer("535 wrong") } else { Action::Ok };
+    let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), script).await;
+    let url = localhost(&sink, "smtp", login, "");
+    let error = connection(&url, &trusting).send(&mail).await.unwrap_err();
+    assert!(matches!(error, SendError::Unavailable(_)), "{error}");
+    let transport = Transport::new(&MailUrl::parse(&url).unwrap(), &trusting, deadlines()).unwrap();
+    for shown in [format!("{transport:?}"), error.to_string(), format!("{error:?}")] {
+        assert!(!shown.contains("cret") && !shown.contains("marie@example.com\0"), "{shown}");
+    }
+}
+
+#[tokio::test]
+async fn check_goes_as_far_as_a_mail_would_and_says_where_it_failed() {
+    let check = |sink: &SmtpSink| {
+        let transport =
+            Transport::new(&MailUrl::parse(&sink.url()).unwrap(), &TlsSettings::default(), deadlines()).unwrap();
+        async move { transport.check().await }
+    };
+    let sink = SmtpSink::start().await;
+    check(&sink).await.unwrap();
+    assert_eq!(sink.commands().last().map(String::as_str), Some("QUIT"));
+    let sink = SmtpSink::scripted(Tls::No, |at, _| if at == Step::Ehlo { Action::Stall } else { Action::Ok }).await;
+    let error = check(&sink).await.unwrap_err();
+    assert!(error.to_string().contains("EHLO: no answer within"), "{error}");
+}
+
+#[tokio::test]
+async fn a_farewell_is_said() {
+    let sink = SmtpSink::start().await;
+    let mut connection = to(&sink);
+    connection.quit().await;
+    connection.send(&composed(&sample())).await.unwrap();
+    connection.quit().await;
+    assert_eq!(sink.commands().iter().filter(|command| *command == "QUIT").count(), 1);
+}
+
+#[tokio::test]
+async fn an_address_beyond_ascii_needs_a_server_that_takes_it() {
+    let mut notification = sample();
+    notification.to.email = "zoé@example.com".to_owned();
+    let mail = composed(&notification);
+    let sink = SmtpSink::start().await;
+    let mut connection = to(&sink);
+    let error = connection.send(&mail).await.unwrap_err();
+    assert!(matches!(&error, SendError::Permanent(why) if why.contains("SMTPUTF8")), "{error}");
+    connection.send(&composed(&sample())).await.unwrap();
+
+    let script =
+        |at, _| if at == Step::Ehlo { Action::Answer("250-sink\r\n250-8BITMIME\r\n250 SMTPUTF8") } else { Action::Ok };
+    let sink = SmtpSink::scripted(Tls::No, script).await;
+    to(&sink).send(&mail).await.unwrap();
+    assert_eq!(sink.mails()[0].to, ["zoé@example.com"]);
+}
+
+// ---- files ----
+
+#[tokio::test]
+async fn mails_become_files_that_are_whole_and_safely_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let mails = directory.path().join("new/mails");
+    let mut connection = connection(&format!("file://{}", mails.display()), &TlsSettings::default());
+    let mail = composed(&sample());
+    connection.send(&mail).await.unwrap();
+    connection.send(&mail).await.unwrap();
+    let names: Vec<_> =
+        fs::read_dir(&mails).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let name = "2026-06-14T120000Z-payment-failed-marie.tremblay_example.com-00000000-0000-0000-0000-00000000002a.eml";
+    assert_eq!(names, [name]);
+    assert_eq!(fs::read(mails.join(name)).unwrap(), mail.bytes);
+    connection.quit().await;
+
+    fs::remove_dir_all(&mails).unwrap();
+    let error = connection.send(&mail).await.unwrap_err();
+    assert!(matches!(error, SendError::Unavailable(_)), "{error}");
+}
