@@ -18,9 +18,9 @@ use super::progress::progress;
 /// Create or update organizations, accounts and subscriptions from a file
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A line is {\"collection\": \"subscriptions\", \"document\": {\"_id\": …}}, with instants as {\"$date\": \"2026-06-15T04:00:00Z\"}.
-The fields of the file are set, others stay as they are. Everything is checked first: when the worker could not work with
-one of the documents, nothing is written. `offramp schemas` has their JSON Schemas.
+A line is {\"collection\": \"subscriptions\", \"document\": {\"_id\": …}}, with instants as {\"$date\": \"2026-06-15T04:00:00Z\"}. \
+The fields of the file are set, others stay as they are. Everything is checked first: when the worker could not work with one of \
+the documents, nothing is written. `offramp schemas` has their JSON Schemas.
 
 Example:
   offramp import documents.jsonl")]

@@ -10,8 +10,8 @@ use offramp::store::Store;
 /// Declare the exchanges and queues at RabbitMQ and the indexes in MongoDB
 #[derive(Args, Debug)]
 #[command(after_help = "\
-What exists stays as it is. `offramp run` does the same at its start, so this is for set-ups in which the worker's own user may
-not declare anything, and for publishing before a worker runs.")]
+What exists stays as it is. `offramp run` does the same at its start; this is for set-ups in which the worker's own user may not \
+declare anything, and for publishing before a worker runs.")]
 pub struct Arguments {
     #[command(flatten)]
     broker: BrokerSettings,

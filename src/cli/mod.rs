@@ -8,6 +8,7 @@ mod progress;
 mod publish;
 mod run;
 mod schemas;
+mod show;
 mod simulate;
 mod table;
 
@@ -27,8 +28,10 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Every setting is a flag and an environment variable; every variable NAME may instead be a file that NAME_FILE names, which
-keeps passwords out of the environment.
+Every setting is a flag and an environment variable; every variable NAME may instead be a file that NAME_FILE names, which keeps \
+passwords out of the environment.
+
+Try it without any server: offramp simulate --help
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
 
@@ -40,6 +43,7 @@ enum Command {
     Import(import::Arguments),
     Publish(publish::Arguments),
     Simulate(simulate::Arguments),
+    Show(show::Arguments),
     Schemas(schemas::Arguments),
 }
 
@@ -61,6 +65,7 @@ impl Cli {
             Command::Import(arguments) => import::run(arguments).await,
             Command::Publish(arguments) => publish::run(arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
+            Command::Show(arguments) => show::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

@@ -19,12 +19,13 @@ use super::progress::progress;
 /// Publish commands from a file, and wait until the broker has confirmed each
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A line is a command: {\"specversion\": \"1.0\", \"id\": …, \"source\": …, \"type\": …, \"time\": …, \"data\": {…}}. Everything is checked
-first: when one of them is not what the worker takes, nothing is published. `offramp schemas` has their JSON Schemas. To publish
-a file again does no harm: `(source, id)` names a command for ever.
+A line is a command: {\"specversion\": \"1.0\", \"id\": …, \"source\": …, \"type\": …, \"time\": …, \"data\": {…}}. Everything is checked \
+first: when one of them is not what the worker takes, nothing is published. `offramp schemas` has their JSON Schemas. To publish a \
+file again does no harm: `(source, id)` names a command for ever.
 
-Example:
-  offramp publish commands.jsonl")]
+Examples:
+  offramp publish commands.jsonl
+  jq -n '{…}' | offramp publish -")]
 pub struct Arguments {
     /// The commands, one a line; `-` is standard input
     #[arg(value_name = "FILE")]
@@ -42,6 +43,8 @@ pub struct Arguments {
 const BATCH_MAX: usize = 500;
 /// How often what was not confirmed is published again.
 const TRIES_MAX: usize = 3;
+/// What to see to when nothing takes a command.
+const PREFIX: &str = "with the same OFFRAMP_PREFIX and virtual host";
 /// How many mistakes are told, in lines.
 const MISTAKES_SHOWN_MAX: usize = 20;
 
@@ -130,11 +133,11 @@ async fn publish_all(
         let size = batch.len();
         let confirmed = publish_batch(publisher, batch).await;
         bar.inc(confirmed.as_ref().map_or(0, |()| size as u64));
-        confirmed.with_context(|| {
-            format!(
-                "only the first {} commands are sure to be published; to publish the file again does no harm",
-                bar.position()
-            )
+        confirmed.with_context(|| match bar.position() {
+            0 => "nothing is sure to be published; to publish it again does no harm".to_owned(),
+            sure => {
+                format!("only the first {sure} commands are sure to be published; to publish all again does no harm")
+            }
         })?;
     }
 }
@@ -152,8 +155,9 @@ async fn publish_batch(publisher: &Publisher, mut batch: Vec<Outgoing>) -> anyho
             _ => false,
         });
         match &newest {
-            Some(PublishError::Unroutable) => {
-                bail!("no queue takes a command: run `offramp init` first, with the same OFFRAMP_PREFIX")
+            Some(PublishError::Unroutable) => bail!("no queue takes a command: run `offramp init` first, {PREFIX}"),
+            Some(PublishError::Refused(why)) if why.contains("no exchange") => {
+                bail!("there is no exchange to publish to: run `offramp init` first, {PREFIX}")
             }
             _ if batch.is_empty() => return Ok(()),
             _ => {}
