@@ -32,8 +32,11 @@ use program::{Program, Worker};
 use report::Observed;
 use serde_json::Value;
 use servers::{Addresses, NAME, Servers};
-use story::{Step, Story};
+use story::Story;
 
+/// Files in the demo's folder: the whole story, to play with.
+const DOCUMENTS: &str = "documents.jsonl";
+const COMMANDS: &str = "commands.jsonl";
 /// How long a condition may take to come true, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often to look.
@@ -58,21 +61,18 @@ async fn demo() -> Result<()> {
     let mailbox = Mailbox::open(&addresses.mails).await?;
     let story = Story::on(Utc::now());
 
-    let documents = story.cast.documents();
-    let commands: Vec<&Value> = story.steps().map(|step| &step.command).collect();
-    write_lines(&program.folder.join("documents.jsonl"), &documents)?;
-    write_lines(&program.folder.join("commands.jsonl"), commands)?;
-    eprintln!("… importing {} documents", documents.len());
-    servers.import(&documents).await?;
-
-    eprintln!("… starting a worker");
+    write_lines(&program.folder.join(DOCUMENTS), &story.cast.documents())?;
+    write_lines(&program.folder.join(COMMANDS), story.steps().map(|step| &step.command))?;
+    program.run(&["import", DOCUMENTS])?;
     let mut worker = program.start_worker().await?;
 
     let mut published = 0;
-    for chapter in &story.chapters {
+    for (index, chapter) in story.chapters.iter().enumerate() {
+        let file = format!("chapter-{}.jsonl", index + 1);
+        write_lines(&program.folder.join(&file), chapter.iter().map(|step| &step.command))?;
+        // By force: it would not publish the mistake that the story has in it.
+        program.run(&["publish", "--force", &file])?;
         published += chapter.len();
-        eprintln!("… publishing {} commands, {published} in all", chapter.len());
-        publish(chapter, &servers).await?;
         settled(published, &mut worker).await?;
     }
     eprintln!("… waiting for mails, events and the calendar");
@@ -96,11 +96,6 @@ async fn demo() -> Result<()> {
     write!(out, "{}", farewell(&program, &addresses, &mailbox, &observed)?)?;
     writeln!(out, "Everything went as the story says, in {:.1} s.", began.elapsed().as_secs_f64())?;
     Ok(())
-}
-
-async fn publish(chapter: &[Step], servers: &Servers) -> Result<()> {
-    let commands: Vec<&Value> = chapter.iter().map(|step| &step.command).collect();
-    servers.publish(&commands).await
 }
 
 /// Waits until the worker is done with this many commands.
@@ -168,10 +163,11 @@ fn farewell(program: &Program, addresses: &Addresses, mailbox: &Mailbox, observe
     let (offramp, files) = (from_here(&program.binary), from_here(&program.folder));
     writeln!(text, "\nOne subscription, with its timeline:")?;
     writeln!(text, "  {offramp} show sub-101 --mongodb-url '{}'", addresses.mongodb)?;
-    writeln!(text, "What waits for an operator:")?;
-    writeln!(text, "  {offramp} dead-letters list --prefix {NAME} --amqp-url '{}'", addresses.amqp)?;
+    if let Ok(admin) = env::var("SERVICES_RABBITMQ_ADMIN") {
+        writeln!(text, "Queues and dead letters (user and password: guest):\n  {admin}/#/queues, {NAME}.*")?;
+    }
     writeln!(text, "The same story with no server, by the rules alone:")?;
-    writeln!(text, "  {offramp} simulate --documents {files}/documents.jsonl --commands {files}/commands.jsonl")?;
+    writeln!(text, "  {offramp} simulate --documents {files}/{DOCUMENTS} --commands {files}/{COMMANDS}")?;
     writeln!(text, "From the beginning:\n  make demo\n")?;
     Ok(text)
 }

@@ -51,8 +51,22 @@ impl Program {
         command
     }
 
+    /// Runs a command of the program to its end and shows what it says.
+    pub fn run(&self, arguments: &[&str]) -> Result<()> {
+        let called = format!("offramp {}", arguments.join(" "));
+        eprintln!("… {called}");
+        let output = self.command(arguments).current_dir(&self.folder).output().with_context(|| called.clone())?;
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            eprintln!("  {line}");
+        }
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{called} failed ({}): {}", output.status, complaint.trim());
+        Ok(())
+    }
+
     /// Starts a worker and waits until it is ready.
     pub async fn start_worker(&self) -> Result<Worker> {
+        eprintln!("… offramp run");
         // A port that is free now; should somebody take it first, the worker says so.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let log = self.folder.join("worker.log");

@@ -4,7 +4,7 @@ use std::env;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use bson::{Document, doc};
 use futures_util::{StreamExt, TryStreamExt};
 use lapin::options::{
@@ -181,37 +181,6 @@ impl Servers {
             full += self.database.collection::<Document>(collection).count_documents(filter).await?;
         }
         Ok(full)
-    }
-
-    // Stand-ins for `offramp import` and `offramp publish`.
-
-    pub async fn import(&self, lines: &[Value]) -> Result<()> {
-        for line in lines {
-            let document: Document = offramp::jsonl::ForCollection::parse(&offramp::jsonl::Line {
-                number: 1,
-                bytes: line.to_string().into_bytes(),
-            })?
-            .document;
-            let collection = line["collection"].as_str().ok_or_else(|| anyhow!("no collection"))?;
-            self.database.collection(collection).insert_one(document).await?;
-        }
-        Ok(())
-    }
-
-    pub async fn publish(&self, commands: &[&Value]) -> Result<()> {
-        for command in commands {
-            let key = command["type"].as_str().unwrap_or_default();
-            self.channel
-                .basic_publish(
-                    NAME.into(),
-                    key.into(),
-                    lapin::options::BasicPublishOptions::default(),
-                    command.to_string().as_bytes(),
-                    lapin::BasicProperties::default().with_delivery_mode(2),
-                )
-                .await?;
-        }
-        Ok(())
     }
 }
 
