@@ -23,5 +23,5 @@ pub use consumer::{Batch, Consumer, Lost};
 pub use delivery::{Delivery, Outgoing};
 pub use health::{LaneHealth, LaneState, LaneStatus};
 pub use publisher::{PublishError, Publisher};
-pub use topology::{Declared, RetryDelay, Topology, TopologyError};
+pub use topology::{Declared, Inspected, RetryDelay, Topology, TopologyError};
 pub use url::{BrokerUrls, InvalidBrokerUrl};

@@ -96,6 +96,34 @@ impl Topology {
         declared
     }
 
+    /// Looks which objects are missing, over a connection of its own; creates nothing. (Bindings cannot be looked at.)
+    ///
+    /// # Errors
+    /// As [`Self::declare`].
+    pub async fn inspect(&self, broker: &Broker) -> Result<Inspected, TopologyError> {
+        let link = broker.connect("inspect").await?;
+        let mut declaring = Declaring { link: &link, channel: None, declared: Declared::default() };
+        let mut missing = Vec::new();
+        let mut result = Ok(());
+        for object in self.objects().iter().filter(|object| !matches!(object, Object::Binding { .. })) {
+            result = match declaring.exists(object).await {
+                // Declared as it should be, it is left alone, or the difference is told.
+                Ok(true) => declaring.object(object).await,
+                Ok(false) => {
+                    missing.push(object.label());
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
+            if result.is_err() {
+                break;
+            }
+        }
+        let Declared { existing, unchecked, .. } = declaring.declared;
+        link.close().await;
+        result.map(|()| Inspected { existing, unchecked, missing })
+    }
+
     pub(super) async fn declare_on(&self, link: &Link) -> Result<Declared, TopologyError> {
         let mut declaring = Declaring { link, channel: None, declared: Declared::default() };
         // Every target stands before anything that leads to it, and what publishers see, the command exchange, comes
@@ -221,6 +249,17 @@ pub struct Declared {
     pub unchecked: Vec<String>,
 }
 
+/// What [`Topology::inspect`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspected {
+    /// What exists, as it should be.
+    pub existing: Vec<String>,
+    /// What exists, but could not be checked: the user may use it and not configure it.
+    pub unchecked: Vec<String>,
+    /// What does not exist.
+    pub missing: Vec<String>,
+}
+
 /// Why the objects at the broker are not as they should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopologyError {
@@ -322,11 +361,7 @@ impl Declaring<'_> {
                 _ => Err(error),
             });
         }
-        let exists = match self.attempt(object, true).await {
-            Ok(()) => true,
-            Err(error) if code(&error) == Some(NOT_FOUND) => false,
-            Err(error) => return Err(error),
-        };
+        let exists = self.exists(object).await?;
         match self.attempt(object, false).await {
             Ok(()) if exists => self.declared.existing.push(label),
             Ok(()) => self.declared.created.push(label),
@@ -340,6 +375,14 @@ impl Declaring<'_> {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    async fn exists(&mut self, object: &Object) -> Result<bool, TopologyError> {
+        match self.attempt(object, true).await {
+            Ok(()) => Ok(true),
+            Err(error) if code(&error) == Some(NOT_FOUND) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn attempt(&mut self, object: &Object, passive: bool) -> Result<(), TopologyError> {

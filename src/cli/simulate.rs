@@ -30,12 +30,14 @@ use super::{WrongConfiguration, load_templates};
 /// Show what commands would do to documents: the rules alone, no server, nothing sent
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Both files have a JSON value a line; either may be `-` for standard input. Documents are written as for `offramp import`.
+Both files have a JSON value a line; either may be `-` for standard input. Documents are written as for `offramp import`. Whatever \
+time alone would do (ending what is over, card notices) is left out.
 
 Examples:
   offramp simulate --documents documents.jsonl --commands commands.jsonl
   offramp simulate --documents documents.jsonl --commands commands.jsonl --today 2026-06-02 --mail-dir /tmp/mails
-  mongoexport --collection=subscriptions … | jq -c '{collection: \"subscriptions\", document: .}'   makes documents")]
+
+  mongoexport --collection=subscriptions … | jq -c '{collection: \"subscriptions\", document: .}' makes documents.")]
 pub struct Arguments {
     /// Organizations, accounts and subscriptions: {"collection": "subscriptions", "document": {…}} a line
     #[arg(long, value_name = "FILE")]

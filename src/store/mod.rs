@@ -6,6 +6,8 @@
 
 pub mod commit;
 pub mod documents;
+pub mod import;
+pub mod inspect;
 pub mod leases;
 pub mod outbox;
 pub mod sweep;
