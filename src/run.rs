@@ -204,7 +204,7 @@ impl Worker {
         match timeout(self.shutdown_within, finishing).await {
             Ok(()) => tracing::info!("stopped"),
             Err(_) => {
-                tracing::warn!("stopped before everything in hand was done; nothing is lost, it will be done again")
+                tracing::warn!("stopped before everything in hand was done; nothing is lost, it will be done again");
             }
         }
     }

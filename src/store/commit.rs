@@ -240,9 +240,9 @@ fn update_subscription(
         Some(details) => {
             let failures: Vec<PaymentFailureDocument> =
                 draft.added.iter().filter_map(|added| added.record.payment_failure.as_ref()).map(Into::into).collect();
-            set_changed(before, after, details, lists, failures)?
+            set_changed(before, after, details, &lists, &failures)?
         }
-        None => tombstone(after, lists)?,
+        None => tombstone(after, &lists)?,
     };
     Ok(GuardedUpdate {
         collection: Collection::Subscriptions,
@@ -266,8 +266,8 @@ fn set_changed(
     before: &Subscription,
     after: &Subscription,
     details: &Details,
-    lists: Lists<'_>,
-    failures: Vec<PaymentFailureDocument>,
+    lists: &Lists<'_>,
+    failures: &[PaymentFailureDocument],
 ) -> Result<Bson, StoreError> {
     let mut set = doc! { "version": next(before.version) };
     let mut unset = Document::new();
@@ -305,7 +305,7 @@ fn set_changed(
 
     let mut push = Document::new();
     insert_each(&mut push, "history", &lists.history, None)?;
-    insert_each(&mut push, "payment_failures", &failures, Some(PAYMENT_FAILURES_MAX))?;
+    insert_each(&mut push, "payment_failures", failures, Some(PAYMENT_FAILURES_MAX))?;
     insert_each(&mut push, "applied", &lists.applied, Some(APPLIED_MAX))?;
     insert_each(&mut push, "outbox", lists.entries, None)?;
     let mut update = doc! { "$set": set, "$push": push };
@@ -316,7 +316,7 @@ fn set_changed(
 }
 
 /// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal.
-fn tombstone(after: &Subscription, lists: Lists<'_>) -> Result<Bson, StoreError> {
+fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<Bson, StoreError> {
     let keep: Document = TOMBSTONE_FIELDS.iter().map(|field| ((*field).to_owned(), Bson::Int32(1))).collect();
     let append = |field: &str, added: Bson| {
         let field = format!("${field}");

@@ -98,18 +98,16 @@ impl Store {
             if of_collection.is_empty() {
                 continue;
             }
-            let statements = of_collection.iter().map(|settled| settle_statement(settled)).collect::<Result<_, _>>()?;
-            let updated = self.update_many(collection, statements).await?;
+            let statements =
+                |keeps| of_collection.iter().map(|settled| statement(settled, keeps)).collect::<Result<_, _>>();
+            let updated = self.update_many(collection, statements(Keeps::Notifications)?).await?;
             for (index, error) in &updated.refused {
                 let entry = of_collection.get(*index).map(|settled| settled.entry_id.as_str());
                 tracing::error!(entry, %error, "an outbox entry could not be marked; it will be sent again");
             }
             if updated.matched < of_collection.len() && collection == Collection::Subscriptions {
-                let statements =
-                    of_collection.iter().filter_map(|settled| settle_tombstone(settled)).collect::<Vec<_>>();
-                if !statements.is_empty() {
-                    self.update_many(collection, statements).await?;
-                }
+                // Some of them may be in tombstones.
+                self.update_many(collection, statements(Keeps::Nothing)?).await?;
             }
         }
         Ok(())
@@ -145,65 +143,53 @@ fn claim_update(collection: Collection, raw: &RawDocumentBuf, lease: &Lease, now
     })
 }
 
+/// What a document keeps of an entry that has left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    /// A record of the mail.
+    Notifications,
+    /// Nothing but when its newest entry has left: a tombstone is deleted 30 days after that.
+    Nothing,
+}
+
 /// The statement that finds the entry in its document, so that marking twice marks once.
-fn settle_statement(settled: &Settled) -> Result<Document, StoreError> {
-    let mut statement = doc! {
-        "q": { "_id": &settled.document_id, "outbox.id": &settled.entry_id, "status": { "$ne": "removed" } },
+fn statement(settled: &Settled, keeps: Keeps) -> Result<Document, StoreError> {
+    let removed = "removed";
+    let status = match keeps {
+        Keeps::Notifications => doc! { "$ne": removed }.into(),
+        Keeps::Nothing => Bson::from(removed),
     };
-    let pull = doc! { "outbox": { "id": &settled.entry_id } };
-    match &settled.fate {
-        Fate::Sent(sent) => {
-            let update = doc! {
-                "$pull": pull, "$push": { "notifications": bson(sent)? }, "$inc": { "version": 1_i64 },
-            };
-            statement.insert("u", update);
+    let id = settled.entry_id.as_str();
+    let pull = doc! { "outbox": { "id": id } };
+    let mut filters: Vec<Document> = Vec::new();
+    let mut update = match (&settled.fate, keeps) {
+        (Fate::Sent(sent), Keeps::Notifications) => doc! { "$pull": pull, "$push": { "notifications": bson(sent)? } },
+        (Fate::Published, Keeps::Notifications) => doc! { "$pull": pull },
+        (Fate::Sent(_) | Fate::Published, Keeps::Nothing) => {
+            doc! { "$pull": pull, "$set": { "applied.$[].settled_at": Instant::now() } }
         }
-        Fate::Published => {
-            statement.insert("u", doc! { "$pull": pull, "$inc": { "version": 1_i64 } });
+        (Fate::PutOff { until, error }, _) => {
+            filters.push(doc! { "entry.id": id });
+            doc! {
+                "$set": { "outbox.$[entry].due": Instant::from(*until), "outbox.$[entry].error": error },
+                "$inc": { "outbox.$[entry].attempts": 1 },
+            }
         }
-        fate @ (Fate::PutOff { .. } | Fate::Refused { .. }) => keep(&mut statement, &settled.entry_id, fate),
+        (Fate::Refused { at, error }, _) => {
+            filters.push(doc! { "entry.id": id });
+            doc! {
+                "$unset": { "outbox.$[entry].due": "" },
+                "$set": { "outbox.$[entry].failed_at": Instant::from(*at), "outbox.$[entry].error": error },
+                "$inc": { "outbox.$[entry].attempts": 1 },
+            }
+        }
+    };
+    let mut increments = update.get_document("$inc").cloned().unwrap_or_default();
+    increments.insert("version", 1_i64);
+    update.insert("$inc", increments);
+    let mut statement = doc! { "q": { "_id": &settled.document_id, "outbox.id": id, "status": status }, "u": update };
+    if !filters.is_empty() {
+        statement.insert("arrayFilters", filters);
     }
     Ok(statement)
-}
-
-/// The same in a tombstone, which keeps no record of mails, but of when its last entry has left: it is deleted 30 days
-/// later.
-fn settle_tombstone(settled: &Settled) -> Option<Document> {
-    let mut statement =
-        doc! { "q": { "_id": &settled.document_id, "outbox.id": &settled.entry_id, "status": "removed" } };
-    match &settled.fate {
-        Fate::Sent(SentDocument { sent_at, .. }) => {
-            statement.insert("u", tombstone_update(&settled.entry_id, *sent_at));
-        }
-        Fate::Published => {
-            statement.insert("u", tombstone_update(&settled.entry_id, Instant::now()));
-        }
-        fate @ (Fate::PutOff { .. } | Fate::Refused { .. }) => keep(&mut statement, &settled.entry_id, fate),
-    }
-    Some(statement)
-}
-
-fn tombstone_update(entry_id: &str, at: Instant) -> Document {
-    doc! {
-        "$pull": { "outbox": { "id": entry_id } },
-        "$set": { "applied.$[].settled_at": at },
-        "$inc": { "version": 1_i64 },
-    }
-}
-
-fn keep(statement: &mut Document, entry_id: &str, fate: &Fate) {
-    let update = match fate {
-        Fate::PutOff { until, error } => doc! {
-            "$set": { "outbox.$[entry].due": Instant::from(*until), "outbox.$[entry].error": error },
-            "$inc": { "outbox.$[entry].attempts": 1, "version": 1_i64 },
-        },
-        Fate::Refused { at, error } => doc! {
-            "$unset": { "outbox.$[entry].due": "" },
-            "$set": { "outbox.$[entry].failed_at": Instant::from(*at), "outbox.$[entry].error": error },
-            "$inc": { "outbox.$[entry].attempts": 1, "version": 1_i64 },
-        },
-        Fate::Sent(_) | Fate::Published => return,
-    };
-    statement.insert("u", update);
-    statement.insert("arrayFilters", vec![Bson::from(doc! { "entry.id": entry_id })]);
 }

@@ -256,9 +256,9 @@ async fn within_deadline<T: Send + 'static>(
 
 /// Whether the same operation could succeed later.
 fn classify(error: &mongodb::error::Error) -> StoreError {
-    /// Codes with which a healthy server refuses an operation for what it is: BadValue, FailedToParse, TypeMismatch,
-    /// IndexOptionsConflict, IndexKeySpecsConflict, DocumentValidationFailure, BSONObjectTooLarge, and the older code of
-    /// the latter.
+    /// Codes with which a healthy server refuses an operation for what it is: bad value, failed to parse, type mismatch,
+    /// index options conflict, index key specs conflict, document validation failure, and the two codes of an object that
+    /// is too large.
     const REFUSALS: [i32; 8] = [2, 9, 14, 85, 86, 121, 10334, 17419];
     match error.kind.as_ref() {
         ErrorKind::Command(command) if REFUSALS.contains(&command.code) => StoreError::Refused(command.to_string()),

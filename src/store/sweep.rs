@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use bson::{Bson, DateTime as Instant, Document, RawDocumentBuf, doc};
+use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc};
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 use futures_util::TryStreamExt;
 use mongodb::Cursor;
@@ -167,7 +167,7 @@ impl Store {
         for raw in &accounts {
             let Ok(id) = raw.get_str("_id") else { continue };
             let Ok(of_account) = raw.get_array("cards") else { continue };
-            for card in of_account.into_iter().flatten().filter_map(|card| card.as_document()) {
+            for card in of_account.into_iter().flatten().filter_map(RawBsonRef::as_document) {
                 let (Ok(card_id), Ok(month)) = (card.get_str("id"), card.get_str("expires")) else { continue };
                 if month == expires {
                     cards.entry(id).or_default().extend(CardId::try_from(card_id));

@@ -2,6 +2,7 @@
 
 use bson::{Document, doc};
 use lapin::BasicProperties;
+use lapin::types::FieldTable;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
@@ -92,7 +93,7 @@ async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
     // To whoever waits for an answer too.
     let answers = format!("{}.test-answers", world.prefix);
     let options = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let queue = world.channel.queue_declare(answers.as_str().into(), options, Default::default()).await.unwrap();
+    let queue = world.channel.queue_declare(answers.as_str().into(), options, FieldTable::default()).await.unwrap();
     let early = with(cancellation("early", "sub"), "month", json!("2199-05"));
     let properties = BasicProperties::default().with_reply_to(queue.name().clone());
     world.publish_with("subscription.cancellation", early.to_string().as_bytes(), properties).await;
@@ -133,7 +134,7 @@ async fn a_command_waits_for_what_is_still_on_its_way() {
     eventually("the first wait", || async {
         let queue = format!("{}.retry.5s", world.prefix);
         let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
-        let waiting = world.channel.queue_declare(queue.as_str().into(), options, Default::default()).await.unwrap();
+        let waiting = world.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
         (waiting.message_count() == 1).then_some(())
     })
     .await;

@@ -1,10 +1,12 @@
 //! What other systems can see, tried from outside, on real servers: one binary, a file per promise.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(clippy::too_many_lines, reason = "a story is told from its beginning to its end")]
 
 mod answers;
 mod broker;
 mod mail;
 mod model;
+mod shutdown;
 mod story;
 mod support;
 mod time;

@@ -7,6 +7,7 @@ use chrono::{Datelike, NaiveDate};
 use serde_json::Value;
 
 /// A subscription as the model knows it.
+#[allow(clippy::struct_excessive_bools, reason = "a model of what documents say")]
 #[derive(Clone, Debug)]
 pub struct Model {
     pub organization: String,
@@ -207,15 +208,15 @@ impl Model {
                     };
                 }
                 let end = match data["final_billing_date"].as_str() {
-                    Some(date) => {
-                        let date: NaiveDate = date.parse().unwrap();
-                        if !is_billing_date(date, self.day) {
+                    Some(last) => {
+                        let last: NaiveDate = last.parse().unwrap();
+                        if !is_billing_date(last, self.day) {
                             return Answer::Rejected("not_a_billing_date");
                         }
-                        if date < self.billing_before(self.next_on) {
+                        if last < self.billing_before(self.next_on) {
                             return Answer::Rejected("final_billing_date_passed");
                         }
-                        (self.billing_after(date).pred_opt().unwrap(), date)
+                        (self.billing_after(last).pred_opt().unwrap(), last)
                     }
                     None => self.end_before_next(),
                 };
@@ -231,10 +232,8 @@ impl Model {
         decision: &'static str,
         mails: Vec<(&'static str, bool)>,
     ) -> Answer {
-        if let Some(expires_on) = self.expires_on {
-            if ends_on > self.billing_after(expires_on).pred_opt().unwrap() {
-                return Answer::Rejected("expires_earlier");
-            }
+        if self.expires_on.is_some_and(|day| ends_on >= self.billing_after(day)) {
+            return Answer::Rejected("expires_earlier");
         }
         if self.status == "cancellation_scheduled" {
             match ends_on.cmp(&self.ends_on.unwrap()) {

@@ -40,6 +40,7 @@ pub fn subscription(id: &str, organization: &str, account: &str) -> Document {
 }
 
 /// A command of this type with this data.
+#[allow(clippy::needless_pass_by_value, reason = "data is written in place")]
 pub fn command(id: &str, kind: &str, data: Value) -> Value {
     json!({
         "specversion": "1.0", "id": id, "source": "tests", "type": kind, "time": "2199-05-20T12:00:00Z", "data": data,

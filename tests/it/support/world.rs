@@ -1,7 +1,7 @@
 //! A database and a prefix of a test's own, on the real servers; both are gone when the test ends well.
 
 use bson::{Document, doc};
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions,
     ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
@@ -55,11 +55,6 @@ impl World {
     /// The document with this id.
     pub async fn document(&self, collection: &str, id: &str) -> Option<Document> {
         self.collection(collection).find_one(doc! { "_id": id }).await.unwrap()
-    }
-
-    /// All documents of a collection.
-    pub async fn documents(&self, collection: &str) -> Vec<Document> {
-        self.collection(collection).find(doc! {}).await.unwrap().try_collect().await.unwrap()
     }
 
     /// Collects every event from now on, in a queue of the test's.
