@@ -223,16 +223,15 @@ impl Simulation {
                 Content::Event(event) => answer.events.push(event),
             }
         }
-        if let CommandBody::Subscription(data) = &command.body {
-            if let Some(subscription) = self.world.subscription(data.subscription_id()) {
-                // Who may not know the subscription is not told where it stands.
-                if subscription.organization_id == *data.organization_id() {
-                    let end = subscription.details.as_ref().and_then(|details| details.end);
-                    answer.status = Some(subscription.status.as_str());
-                    answer.ends_on = end.map(|end| end.ends_on);
-                    answer.final_billing_on = end.and_then(|end| end.final_billing_on);
-                }
-            }
+        if let CommandBody::Subscription(data) = &command.body
+            && let Some(subscription) = self.world.subscription(data.subscription_id())
+            // Who may not know the subscription is not told where it stands.
+            && subscription.organization_id == *data.organization_id()
+        {
+            let end = subscription.details.as_ref().and_then(|details| details.end);
+            answer.status = Some(subscription.status.as_str());
+            answer.ends_on = end.map(|end| end.ends_on);
+            answer.final_billing_on = end.and_then(|end| end.final_billing_on);
         }
         Ok(answer)
     }
