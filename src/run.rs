@@ -136,7 +136,9 @@ struct Worker {
 impl Worker {
     fn start(parts: Parts, readiness: &Readiness, database_ready: ReadyHandle) -> Self {
         let Parts { broker, topology, store, writer, transport, mail_connections, pace } = parts;
-        let publisher = Publisher::new(broker.clone());
+        let publisher = Publisher::declaring(broker.clone(), topology.clone());
+        let watched = publisher.clone();
+        readiness.watch("publisher", move || watched.status());
         let (outbox, dispatcher): (Outbox, Dispatcher) = outbox(pace.lease);
         let engine = Engine::new(store.clone(), outbox.clone(), &pace.source, pace.lease, database_ready);
         let dispatcher = tokio::spawn(dispatcher.run(

@@ -82,6 +82,13 @@ impl Topology {
         format!("{}.dead-letters", self.prefix)
     }
 
+    /// Whether `name` is one of our queues or exchanges, or could become one: whatever is at or under the prefix. Nobody
+    /// may have an answer sent there: a refusal in a retry queue, say, would lead to itself and never leave.
+    #[must_use]
+    pub fn owns(&self, name: &str) -> bool {
+        name.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
     /// Declares every object that is missing and checks the others, over a connection of its own. What exists with
     /// other arguments is left as it is. Any number of processes may declare at once.
     ///
@@ -446,6 +453,15 @@ mod tests {
         assert_eq!(retry, ["p.retry.5s", "p.retry.30s", "p.retry.2m", "p.retry.10m", "p.retry.1h"]);
         assert_eq!(topology.dead_letter_queue(), "p.dead-letters");
         assert_eq!((topology.command_exchange(), topology.event_exchange()), ("p".to_owned(), "p.events".to_owned()));
+    }
+
+    #[test]
+    fn ours_is_what_is_at_or_under_the_prefix() {
+        let topology = Topology::new("p");
+        let ours = ["p", "p.retry.5s", "p.anything", "p."];
+        assert!(ours.iter().all(|name| topology.owns(name)));
+        let others = ["", "q", "pp", "p-answers", "p/x", "q.p", "x.p.events"];
+        assert!(!others.iter().any(|name| topology.owns(name)));
     }
 
     #[test]
