@@ -1,10 +1,12 @@
 //! The command line: one file per subcommand. The enum is the list of them.
 
+mod dead_letters;
 mod input;
 mod run;
 mod schemas;
 mod simulate;
 mod table;
+mod words;
 
 use clap::{Parser, Subcommand};
 use offramp::config::{LogSettings, SenderSettings};
@@ -31,6 +33,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
 enum Command {
     Run(Box<run::Arguments>),
     Simulate(simulate::Arguments),
+    DeadLetters(dead_letters::Arguments),
     Schemas(schemas::Arguments),
 }
 
@@ -48,6 +51,7 @@ impl Cli {
         match self.command {
             Command::Run(arguments) => run::run(*arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
+            Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

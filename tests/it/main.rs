@@ -6,6 +6,7 @@ mod answers;
 mod broker;
 mod mail;
 mod model;
+mod operators;
 mod shutdown;
 mod story;
 mod support;
