@@ -331,8 +331,9 @@ impl Scan<'_> {
 
     async fn open_consumer(&mut self) -> Result<(), DeadLettersError> {
         let queue = short(&self.letters.queue);
-        let (tag, none) = (ShortString::default(), FieldTable::default());
-        let consuming = self.channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
+        // The broker gives back what few consumers hold in the order of their tags, so a short queue keeps its order.
+        let tag = ShortString::try_new(format!("{:06}", self.credit / u64::from(WINDOW))).unwrap_or_default();
+        let consuming = self.channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
         self.streams.push(ask("deliver from the queue", consuming).await?);
         self.credit += u64::from(WINDOW);
         Ok(())

@@ -130,8 +130,7 @@ struct Discard {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Which letters")]
 struct Filter {
-    /// Those with this reason: invalid, too_large, exhausted, missing_organization, missing_account, corrupt_document,
-    /// delivery_limit
+    /// Those with this reason, such as exhausted; `list` tells which there are
     #[arg(long, value_name = "WORD")]
     reason: Option<String>,
 
@@ -528,11 +527,11 @@ impl Discard {
         loop {
             let next = scan.next().await?;
             let is_last = next.is_none();
-            if let Some(held) = next {
-                if let Some(left) = agreed.get_mut(&held.letter.handle).filter(|left| **left > 0) {
-                    *left -= 1;
-                    batch.push(held);
-                }
+            if let Some(held) = next
+                && let Some(left) = agreed.get_mut(&held.letter.handle).filter(|left| **left > 0)
+            {
+                *left -= 1;
+                batch.push(held);
             }
             if is_last || batch.len() >= BATCH_MAX {
                 let size = batch.len() as u64;

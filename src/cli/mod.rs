@@ -2,6 +2,7 @@
 
 mod dead_letters;
 mod input;
+mod outbox;
 mod run;
 mod schemas;
 mod simulate;
@@ -34,6 +35,7 @@ enum Command {
     Run(Box<run::Arguments>),
     Simulate(simulate::Arguments),
     DeadLetters(dead_letters::Arguments),
+    Outbox(outbox::Arguments),
     Schemas(schemas::Arguments),
 }
 
@@ -52,6 +54,7 @@ impl Cli {
             Command::Run(arguments) => run::run(*arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
+            Command::Outbox(arguments) => outbox::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

@@ -13,9 +13,13 @@ pub fn age(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     }
 }
 
-/// `1 dead letter`, `3 dead letters`
+/// `1 dead letter`, `3 dead letters`, `2 entries`
 pub fn count(number: u64, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+    match (number, what.strip_suffix('y')) {
+        (1, _) => format!("1 {what}"),
+        (_, Some(start)) => format!("{number} {start}ies"),
+        (_, None) => format!("{number} {what}s"),
+    }
 }
 
 /// Text from outside, for the terminal: whatever could move the cursor or change colours is shown as an escape.
@@ -46,6 +50,8 @@ mod tests {
 
     #[test]
     fn one_is_not_many() {
-        assert_eq!((count(1, "mail"), count(0, "mail")), ("1 mail".to_owned(), "0 mails".to_owned()));
+        assert_eq!(count(1, "entry"), "1 entry");
+        assert_eq!(count(0, "mail"), "0 mails");
+        assert_eq!(count(2, "entry"), "2 entries");
     }
 }

@@ -8,6 +8,7 @@ pub mod commit;
 pub mod documents;
 pub mod leases;
 pub mod outbox;
+pub mod stuck;
 pub mod sweep;
 
 use std::collections::HashSet;
