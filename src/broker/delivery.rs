@@ -296,7 +296,8 @@ fn number(properties: &BasicProperties, name: &str) -> Option<u64> {
     }
 }
 
-fn text(value: &AMQPValue) -> Option<&str> {
+/// A header's value, where it is text.
+pub(super) fn text(value: &AMQPValue) -> Option<&str> {
     match value {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
         AMQPValue::ShortString(text) => Some(text.as_str()),

@@ -1,9 +1,11 @@
 //! The command line: one file per subcommand. The enum is the list of them.
 
 mod check;
+mod dead_letters;
 mod import;
 mod init;
 mod input;
+mod outbox;
 mod progress;
 mod publish;
 mod run;
@@ -11,6 +13,7 @@ mod schemas;
 mod show;
 mod simulate;
 mod table;
+mod words;
 
 use clap::{Parser, Subcommand};
 use offramp::config::{LogSettings, SenderSettings};
@@ -43,7 +46,12 @@ enum Command {
     Import(import::Arguments),
     Publish(publish::Arguments),
     Simulate(simulate::Arguments),
+<<<<<<< HEAD
     Show(show::Arguments),
+=======
+    DeadLetters(dead_letters::Arguments),
+    Outbox(outbox::Arguments),
+>>>>>>> ops
     Schemas(schemas::Arguments),
 }
 
@@ -65,7 +73,12 @@ impl Cli {
             Command::Import(arguments) => import::run(arguments).await,
             Command::Publish(arguments) => publish::run(arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
+<<<<<<< HEAD
             Command::Show(arguments) => show::run(arguments).await,
+=======
+            Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
+            Command::Outbox(arguments) => outbox::run(arguments).await,
+>>>>>>> ops
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

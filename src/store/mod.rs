@@ -10,6 +10,7 @@ pub mod import;
 pub mod inspect;
 pub mod leases;
 pub mod outbox;
+pub mod stuck;
 pub mod sweep;
 
 use std::collections::HashSet;

@@ -30,6 +30,7 @@ pub(super) fn indexes() -> [(Collection, Vec<Document>); 2] {
                 doc! { "name": "offramp_expires_on", "key": { "status": 1, "expires_on": 1 } },
                 doc! { "name": "offramp_account", "key": { "account_id": 1, "status": 1 } },
                 doc! { "name": "offramp_outbox", "key": { "outbox.due": 1 }, "sparse": true },
+                doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true },
             ],
         ),
         (
@@ -37,6 +38,7 @@ pub(super) fn indexes() -> [(Collection, Vec<Document>); 2] {
             vec![
                 doc! { "name": "offramp_cards", "key": { "organization_id": 1, "cards.expires": 1 } },
                 doc! { "name": "offramp_outbox", "key": { "outbox.due": 1 }, "sparse": true },
+                doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true },
             ],
         ),
     ]
