@@ -46,12 +46,9 @@ enum Command {
     Import(import::Arguments),
     Publish(publish::Arguments),
     Simulate(simulate::Arguments),
-<<<<<<< HEAD
     Show(show::Arguments),
-=======
     DeadLetters(dead_letters::Arguments),
     Outbox(outbox::Arguments),
->>>>>>> ops
     Schemas(schemas::Arguments),
 }
 
@@ -73,12 +70,9 @@ impl Cli {
             Command::Import(arguments) => import::run(arguments).await,
             Command::Publish(arguments) => publish::run(arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
-<<<<<<< HEAD
             Command::Show(arguments) => show::run(arguments).await,
-=======
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Outbox(arguments) => outbox::run(arguments).await,
->>>>>>> ops
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }
