@@ -52,7 +52,7 @@ pub struct Settings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "RabbitMQ")]
 pub struct BrokerSettings {
-    /// RabbitMQ: amqp:// or amqps://, user:password@host:port/vhost; several hosts separated by commas are tried in turn
+    /// RabbitMQ: amqp:// or amqps://, user:password@host:port/vhost; several of them, separated by commas, are tried in turn
     #[arg(
         long,
         env = "OFFRAMP_AMQP_URL",
@@ -95,7 +95,8 @@ pub struct DatabaseSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Mail server")]
 pub struct MailSettings {
-    /// smtp://user:password@host:port (STARTTLS where offered), smtps:// (TLS), or file:///DIR for .eml files
+    /// smtp://user:password@host:port (STARTTLS where offered; ?tls=required insists), smtps:// (TLS), or file:///DIR for
+    /// .eml files
     #[arg(
         long,
         env = "OFFRAMP_SMTP_URL",

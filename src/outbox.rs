@@ -51,8 +51,11 @@ pub struct Outbox {
 impl Outbox {
     /// Hands entries over. Those for which there is no room stay in the database until their lease runs out.
     pub async fn offer(&self, entries: Vec<Leased>) {
+        // Events first: they do not wait for a mail server.
+        let (events, mails): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|leased| matches!(leased.entry.content, Content::Event(_)));
         let offering = async {
-            for leased in entries {
+            for leased in events.into_iter().chain(mails) {
                 let (queue, may_wait) = match &leased.entry.content {
                     Content::Mail(_) => (&self.mails, !self.mail_server_is_away.load(Ordering::Relaxed)),
                     Content::Event(_) => (&self.events, true),
@@ -160,7 +163,13 @@ impl Dispatcher {
         }
         senders.spawn(publish_events(self.events, self.settle, publisher, topology, self.reserve));
         let marking = tokio::spawn(mark(self.settled, store));
-        while senders.join_next().await.is_some() {}
+        while let Some(ended) = senders.join_next().await {
+            // One that broke has a mistake in it. The others must not go on as if nothing had happened: dropping them all
+            // ends the worker.
+            if ended.is_err() {
+                return;
+            }
+        }
         // All senders are gone, and with them the last ones who could add to what is to be marked.
         drop(marking.await);
     }
@@ -292,9 +301,6 @@ async fn mark(settled: async_channel::Receiver<Settled>, store: Store) {
                 Ok(()) => break,
                 Err(StoreError::Unavailable(error)) => {
                     tracing::warn!(%error, entries = bulk.len(), "what was sent cannot be marked yet");
-                    if settled.is_closed() && delays.next().is_none() {
-                        return;
-                    }
                     tokio::time::sleep(delays.next().unwrap_or(RECONNECT_EVERY.1)).await;
                 }
                 Err(StoreError::Refused(error)) => {
@@ -325,7 +331,13 @@ fn may_send(leased: &Leased, reserve: Duration) -> bool {
 }
 
 fn settled(leased: Leased, fate: Fate) -> Settled {
-    Settled { collection: leased.collection, document_id: leased.document_id, entry_id: leased.entry.id, fate }
+    Settled {
+        collection: leased.collection,
+        document_id: leased.document_id,
+        entry_id: leased.entry.id,
+        holder: leased.entry.holder,
+        fate,
+    }
 }
 
 /// When an entry that was tried in vain `attempts` times before may be tried again: later each time, and not all at once.

@@ -36,7 +36,7 @@ const HEARTBEAT_SECONDS: u16 = 10;
 /// The first pause before trying again, in milliseconds; a random part up to the same length is added.
 const BACKOFF_MILLISECONDS_MIN: u64 = 100;
 /// The longest pause before trying again, in milliseconds, before the random part (so at most twice this).
-const BACKOFF_MILLISECONDS_MAX: u64 = 2_000;
+const BACKOFF_MILLISECONDS_MAX: u64 = 1_500;
 
 /// The codes with which the broker refuses a user or a virtual host: `ACCESS_REFUSED`, `NOT_ALLOWED`.
 const DENIED_CODES: [u16; 2] = [403, 530];
@@ -343,7 +343,7 @@ pub(super) async fn ask<T>(
 }
 
 /// The AMQP reply code in an error, if the broker gave one.
-fn code(error: &lapin::Error) -> Option<u16> {
+pub(super) fn code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
         _ => None,

@@ -15,7 +15,7 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Acker, Channel};
+use lapin::{Acker, Channel, ErrorKind};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -28,6 +28,8 @@ use super::topology::{Topology, TopologyError};
 pub const PREFETCH_MAX: u16 = 2_000;
 /// Handing an ack to the network, in seconds.
 const ACK_SECONDS_MAX: u64 = 5;
+/// How long to wait for the reason of a connection's end, in milliseconds.
+const LAST_WORDS_MILLISECONDS_MAX: u64 = 100;
 /// AMQP's code for an object that does not exist.
 const NOT_FOUND: u16 = 404;
 
@@ -43,6 +45,8 @@ pub struct Consumer {
     backoff: ExponentialBackoff,
     /// How long to wait before the next attempt; none before the first.
     pause: Option<Duration>,
+    /// How many more deliveries to take one at a time. See [`Self::let_go`].
+    careful: usize,
 }
 
 /// A consumer that the broker knows.
@@ -50,6 +54,8 @@ struct Open {
     session: Arc<Session>,
     // lapin's stream must not be asked again after its end: it would wait for ever.
     stream: Fuse<lapin::Consumer>,
+    /// Whether it takes messages one at a time.
+    careful: bool,
 }
 
 /// A channel with a consumer on it. Deliveries can only be acknowledged on the one they came over.
@@ -58,6 +64,8 @@ pub(super) struct Session {
     link: Arc<Link>,
     /// Something on it went wrong; nothing is taken from it or acknowledged on it any more.
     doubtful: AtomicBool,
+    /// The connection ended at a message that lapin cannot read.
+    unreadable: AtomicBool,
     /// The last delivery tag that is settled, and all before it with it.
     settled: AtomicU64,
 }
@@ -69,6 +77,14 @@ impl Session {
 
     fn doubt(&self) {
         self.doubtful.store(true, Ordering::Release);
+    }
+
+    /// Keeps what matters of the error that ended it.
+    fn note(&self, error: &lapin::Error) {
+        self.doubt();
+        if matches!(error.kind(), ErrorKind::ParsingError(_)) {
+            self.unreadable.store(true, Ordering::Release);
+        }
     }
 }
 
@@ -93,6 +109,7 @@ impl Consumer {
             open: None,
             backoff: backoff(),
             pause: None,
+            careful: 0,
         }
     }
 
@@ -103,8 +120,8 @@ impl Consumer {
     /// the queue with [`Self::close`].
     pub async fn next_batch(&mut self, max: usize, shutdown: &CancellationToken) -> Option<Batch> {
         loop {
-            if self.open.as_ref().is_none_or(|open| !open.session.is_live()) {
-                self.open = None;
+            if self.open.as_ref().is_none_or(|open| !open.session.is_live() || open.careful && self.careful == 0) {
+                self.let_go().await;
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => {
@@ -128,17 +145,46 @@ impl Consumer {
                 Some(Ok(first)) => match open.collect(first, max) {
                     Some(batch) => {
                         self.backoff = backoff();
+                        self.careful = self.careful.saturating_sub(batch.deliveries.len());
                         return Some(batch);
                     }
                     None => "its channel is gone".to_owned(),
                 },
-                Some(Err(error)) => explain(&error),
+                Some(Err(error)) => {
+                    open.session.note(&error);
+                    explain(&error)
+                }
                 None => "RabbitMQ cancelled it, as it does when a queue is deleted".to_owned(),
             };
             tracing::warn!(queue = self.queue, problem, "consumer lost");
-            self.open = None;
+            self.let_go().await;
             self.health.connecting(Some(problem));
             self.pause = Some(next_pause(&mut self.backoff));
+        }
+    }
+
+    /// Lets go of the channel, if there is one.
+    ///
+    /// A message that lapin cannot read (text in its properties that is not UTF-8) ends the connection, again at each
+    /// delivery, until the broker's delivery limit makes it a dead letter. The same would become of everything that was
+    /// sent ahead with it, so as many messages are then taken one at a time, and only the one that ends connections counts.
+    async fn let_go(&mut self) {
+        let Some(mut open) = self.open.take() else { return };
+        let patience = Duration::from_millis(LAST_WORDS_MILLISECONDS_MAX);
+        while !open.session.link.is_live() {
+            match timeout(patience, open.stream.next()).await {
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(error))) => open.session.note(&error),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        if open.session.unreadable.load(Ordering::Acquire) {
+            tracing::error!(
+                queue = self.queue,
+                "a message cannot be read; taking messages one at a time until it is gone"
+            );
+            self.careful = usize::from(self.prefetch);
+            self.backoff = backoff();
         }
     }
 
@@ -216,14 +262,21 @@ impl Consumer {
 
     async fn consume(&self, link: &Arc<Link>) -> Result<Open, BrokerError> {
         let channel = link.channel().await?;
-        ask("limit deliveries", channel.basic_qos(self.prefetch, BasicQosOptions::default())).await?;
+        let careful = self.careful > 0;
+        let prefetch = if careful { 1 } else { self.prefetch };
+        ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let queue = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
         let (tag, none) = (ShortString::default(), FieldTable::default());
         let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
         let stream = ask("deliver from the queue", consuming).await?.fuse();
-        let session =
-            Session { channel, link: link.clone(), doubtful: AtomicBool::new(false), settled: AtomicU64::new(0) };
-        Ok(Open { session: Arc::new(session), stream })
+        let session = Session {
+            channel,
+            link: link.clone(),
+            doubtful: AtomicBool::new(false),
+            unreadable: AtomicBool::new(false),
+            settled: AtomicU64::new(0),
+        };
+        Ok(Open { session: Arc::new(session), stream, careful })
     }
 }
 
@@ -241,7 +294,7 @@ impl Open {
                     last_tag = next.delivery_tag;
                     deliveries.push(Delivery::from(next));
                 }
-                Some(Err(_)) => self.session.doubt(),
+                Some(Err(error)) => self.session.note(&error),
                 None => break,
             }
         }
@@ -330,7 +383,10 @@ impl Receipt {
                 Ok(())
             }
             Ok(Ok(false)) => Err(Lost("the channel is gone".to_owned())),
-            Ok(Err(error)) => Err(Lost(explain(&error))),
+            Ok(Err(error)) => {
+                self.session.note(&error);
+                Err(Lost(explain(&error)))
+            }
             Err(_) => {
                 self.session.link.cut();
                 Err(Lost(format!("not sent within {ACK_SECONDS_MAX} s")))

@@ -1,7 +1,7 @@
 //! One message: as it came in, and what is made of it to go out again (contract §7).
 //!
 //! Copies keep everything the publisher set, except what would change their way through the broker: see
-//! [`STRIPPED_HEADERS`] and [`copied`].
+//! `STRIPPED_HEADERS` and `copied`.
 
 use std::fmt;
 

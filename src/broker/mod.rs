@@ -25,5 +25,5 @@ pub use dead_letters::{DeadLetters, DeadLettersError, Held, Letter, Scan};
 pub use delivery::{Delivery, Outgoing};
 pub use health::{LaneHealth, LaneState, LaneStatus};
 pub use publisher::{PublishError, Publisher};
-pub use topology::{Declared, RetryDelay, Topology, TopologyError};
+pub use topology::{Declared, Inspected, RetryDelay, Topology, TopologyError};
 pub use url::{BrokerUrls, InvalidBrokerUrl};

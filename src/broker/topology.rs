@@ -82,6 +82,13 @@ impl Topology {
         format!("{}.dead-letters", self.prefix)
     }
 
+    /// Whether `name` is one of our queues or exchanges, or could become one: whatever is at or under the prefix. Nobody
+    /// may have an answer sent there: a refusal in a retry queue, say, would lead to itself and never leave.
+    #[must_use]
+    pub fn owns(&self, name: &str) -> bool {
+        name.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
     /// Declares every object that is missing and checks the others, over a connection of its own. What exists with
     /// other arguments is left as it is. Any number of processes may declare at once.
     ///
@@ -94,6 +101,34 @@ impl Topology {
         let declared = self.declare_on(&link).await;
         link.close().await;
         declared
+    }
+
+    /// Looks which objects are missing, over a connection of its own; creates nothing. (Bindings cannot be looked at.)
+    ///
+    /// # Errors
+    /// As [`Self::declare`].
+    pub async fn inspect(&self, broker: &Broker) -> Result<Inspected, TopologyError> {
+        let link = broker.connect("inspect").await?;
+        let mut declaring = Declaring { link: &link, channel: None, declared: Declared::default() };
+        let mut missing = Vec::new();
+        let mut result = Ok(());
+        for object in self.objects().iter().filter(|object| !matches!(object, Object::Binding { .. })) {
+            result = match declaring.exists(object).await {
+                // Declared as it should be, it is left alone, or the difference is told.
+                Ok(true) => declaring.object(object).await,
+                Ok(false) => {
+                    missing.push(object.label());
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
+            if result.is_err() {
+                break;
+            }
+        }
+        let Declared { existing, unchecked, .. } = declaring.declared;
+        link.close().await;
+        result.map(|()| Inspected { existing, unchecked, missing })
     }
 
     pub(super) async fn declare_on(&self, link: &Link) -> Result<Declared, TopologyError> {
@@ -221,6 +256,17 @@ pub struct Declared {
     pub unchecked: Vec<String>,
 }
 
+/// What [`Topology::inspect`] found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspected {
+    /// What exists, as it should be.
+    pub existing: Vec<String>,
+    /// What exists, but could not be checked: the user may use it and not configure it.
+    pub unchecked: Vec<String>,
+    /// What does not exist.
+    pub missing: Vec<String>,
+}
+
 /// Why the objects at the broker are not as they should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopologyError {
@@ -322,11 +368,7 @@ impl Declaring<'_> {
                 _ => Err(error),
             });
         }
-        let exists = match self.attempt(object, true).await {
-            Ok(()) => true,
-            Err(error) if code(&error) == Some(NOT_FOUND) => false,
-            Err(error) => return Err(error),
-        };
+        let exists = self.exists(object).await?;
         match self.attempt(object, false).await {
             Ok(()) if exists => self.declared.existing.push(label),
             Ok(()) => self.declared.created.push(label),
@@ -340,6 +382,14 @@ impl Declaring<'_> {
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    async fn exists(&mut self, object: &Object) -> Result<bool, TopologyError> {
+        match self.attempt(object, true).await {
+            Ok(()) => Ok(true),
+            Err(error) if code(&error) == Some(NOT_FOUND) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     async fn attempt(&mut self, object: &Object, passive: bool) -> Result<(), TopologyError> {
@@ -403,6 +453,15 @@ mod tests {
         assert_eq!(retry, ["p.retry.5s", "p.retry.30s", "p.retry.2m", "p.retry.10m", "p.retry.1h"]);
         assert_eq!(topology.dead_letter_queue(), "p.dead-letters");
         assert_eq!((topology.command_exchange(), topology.event_exchange()), ("p".to_owned(), "p.events".to_owned()));
+    }
+
+    #[test]
+    fn ours_is_what_is_at_or_under_the_prefix() {
+        let topology = Topology::new("p");
+        let ours = ["p", "p.retry.5s", "p.anything", "p."];
+        assert!(ours.iter().all(|name| topology.owns(name)));
+        let others = ["", "q", "pp", "p-answers", "p/x", "q.p", "x.p.events"];
+        assert!(!others.iter().any(|name| topology.owns(name)));
     }
 
     #[test]

@@ -1,10 +1,16 @@
 //! The command line: one file per subcommand. The enum is the list of them.
 
+mod check;
 mod dead_letters;
+mod import;
+mod init;
 mod input;
 mod outbox;
+mod progress;
+mod publish;
 mod run;
 mod schemas;
+mod show;
 mod simulate;
 mod table;
 mod words;
@@ -25,15 +31,22 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Every setting is a flag and an environment variable; every variable NAME may instead be a file that NAME_FILE names, which
-keeps passwords out of the environment.
+Every setting is a flag and an environment variable; every variable NAME may instead be a file that NAME_FILE names, which keeps \
+passwords out of the environment.
+
+Try it without any server: offramp simulate --help
 
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(Box<run::Arguments>),
+    Check(Box<check::Arguments>),
+    Init(init::Arguments),
+    Import(import::Arguments),
+    Publish(publish::Arguments),
     Simulate(simulate::Arguments),
+    Show(show::Arguments),
     DeadLetters(dead_letters::Arguments),
     Outbox(outbox::Arguments),
     Schemas(schemas::Arguments),
@@ -52,9 +65,14 @@ impl Cli {
         logging::init(&self.log, default_filter).map_err(|error| WrongConfiguration(error.to_string()))?;
         match self.command {
             Command::Run(arguments) => run::run(*arguments).await,
+            Command::Check(arguments) => check::run(*arguments).await,
+            Command::Init(arguments) => init::run(arguments).await,
+            Command::Import(arguments) => import::run(arguments).await,
+            Command::Publish(arguments) => publish::run(arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Outbox(arguments) => outbox::run(arguments).await,
+            Command::Show(arguments) => show::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

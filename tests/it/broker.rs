@@ -1,6 +1,7 @@
 //! No message is lost between the broker and us: declarations, confirms, retry queues, batches, and every way to lose a
 //! connection, on a real RabbitMQ.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::DateTime;
@@ -13,7 +14,7 @@ use offramp::broker::{
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::rabbit::{Proxy, Rabbit, amqp_url, eventually};
+use crate::support::rabbit::{NOT_UTF8, Proxy, Rabbit, amqp_url, eventually};
 
 /// Long enough for two missed heartbeats and a pause.
 const SOON: Duration = Duration::from_secs(40);
@@ -186,8 +187,8 @@ async fn of_many_messages_exactly_the_unroutable_ones_are_errors() {
     Rabbit::declared(async |rabbit| {
         let publisher = Publisher::new(rabbit.broker());
         // Some rounds: confirms come in groups of changing size, and that is where returns get mixed up.
-        for round in 0..10 {
-            let messages: Vec<_> = (0..200)
+        for round in 0..100 {
+            let messages: Vec<_> = (0..round)
                 .map(|index| {
                     let key = if (index + round) % 3 == 0 { "nobody.wants.this" } else { "payment.failure" };
                     Outgoing::new(&rabbit.prefix, key, format!("{index}").into_bytes()).mandatory()
@@ -252,6 +253,67 @@ async fn many_may_publish_at_once() {
             assert!(results.iter().all(Result::is_ok), "{results:?}");
         }
         eventually("all 2,000 are there", async || rabbit.count(&rabbit.queue()).await == 2_000).await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_deleted_at_run_time_is_declared_again_by_whoever_publishes_there() {
+    Rabbit::declared(async |rabbit| {
+        let topology = &rabbit.topology;
+        let publisher = Publisher::declaring(rabbit.broker(), topology.clone());
+        let retry = RetryDelay::M10;
+        let event = Outgoing::new(topology.event_exchange(), "subscription.ended", b"event".to_vec());
+        let messages = [
+            Outgoing::new(topology.retry_exchange(retry), rabbit.queue(), b"retry".to_vec()).mandatory(),
+            Outgoing::new("", topology.dead_letter_queue(), b"dead".to_vec()).mandatory(),
+            event.clone(),
+        ];
+        let all_arrive = async |rounds: u32| {
+            assert_eq!(publisher.publish_all(&messages).await, [Ok(()), Ok(()), Ok(())]);
+            assert_eq!(rabbit.await_message(&topology.dead_letter_queue()).await.data, b"dead", "{rounds}");
+            assert!(rabbit.count(&topology.retry_queue(retry)).await >= 1);
+        };
+        all_arrive(0).await;
+        rabbit.delete_queue(&topology.retry_queue(retry)).await;
+        rabbit.delete_queue(&topology.dead_letter_queue()).await;
+        all_arrive(1).await;
+        rabbit.delete_exchange(&topology.retry_exchange(retry)).await;
+        rabbit.delete_queue(&topology.dead_letter_queue()).await;
+        all_arrive(2).await;
+        rabbit.delete_exchange(&topology.event_exchange()).await;
+        assert_eq!(publisher.publish_all(&[event]).await, [Ok(())]);
+
+        // Somebody else's queue is none of our business, and declaring ours does not bring it back.
+        let foreign = Outgoing::new("", format!("{}-answers", rabbit.prefix), Vec::new()).mandatory();
+        assert_eq!(publisher.publish_all(&[foreign]).await, [Err(PublishError::Unroutable)]);
+        // Nor is there a queue that was never ours.
+        let nothing = Outgoing::new("", format!("{}.nothing", rabbit.prefix), Vec::new()).mandatory();
+        assert_eq!(
+            publisher.publish_all(&[nothing, messages[1].clone()]).await,
+            [Err(PublishError::Unroutable), Ok(())]
+        );
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_publisher_says_whether_messages_get_out() {
+    Rabbit::declared(async |rabbit| {
+        let proxy = Proxy::start().await;
+        let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
+        let message = [Outgoing::new("", rabbit.queue(), Vec::new()).mandatory()];
+        assert_eq!(publisher.status(), Ok(()));
+        assert_eq!(publisher.publish_all(&message).await, [Ok(())]);
+        assert_eq!(publisher.status(), Ok(()));
+        proxy.stall();
+        publisher.publish_all(&message).await[0].clone().unwrap_err();
+        assert!(publisher.status().unwrap_err().contains("no confirm"), "{:?}", publisher.status());
+        proxy.resume();
+        // Nobody publishes; asking is enough.
+        eventually("it is well again", async || publisher.status().is_ok()).await;
         publisher.close().await;
     })
     .await;
@@ -447,6 +509,44 @@ async fn a_later_batch_cannot_acknowledge_an_earlier_one() {
             batch.ack().await.unwrap();
         }
         consumer.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_lapin_cannot_read_becomes_a_dead_letter_alone() {
+    Rabbit::declared(async |rabbit| {
+        let proxy = Proxy::start().await;
+        let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
+        let poison = Outgoing::new("", rabbit.queue(), b"poison".to_vec()).mandatory().correlation_id(NOT_UTF8);
+        rabbit.commands(["0", "1", "2", "3"]).await;
+        assert_eq!(publisher.publish_all(&[poison]).await, [Ok(())]);
+        rabbit.commands(["4", "5", "6", "7"]).await;
+
+        let mut consumer = consumer(rabbit, &lane());
+        let shutdown = CancellationToken::new();
+        let mut seen = BTreeSet::new();
+        let working = async {
+            while let Some(batch) = consumer.next_batch(100, &shutdown).await {
+                assert!(batch.deliveries.iter().all(|delivery| delivery.delivery_count < 10), "{batch:?}");
+                let texts: Vec<_> = bodies(&batch).into_iter().map(str::to_owned).collect();
+                if batch.ack().await.is_ok() {
+                    seen.extend(texts);
+                }
+            }
+        };
+        let dead = async {
+            let queue = rabbit.topology.dead_letter_queue();
+            eventually("it is a dead letter", async || rabbit.count(&queue).await == 1).await;
+            eventually("the others are done", async || rabbit.count(&rabbit.queue()).await == 0).await;
+            shutdown.cancel();
+        };
+        tokio::join!(working, dead);
+        assert_eq!(seen.iter().map(String::as_str).collect::<String>(), "01234567");
+        assert_eq!(rabbit.count(&rabbit.topology.dead_letter_queue()).await, 1);
+        consumer.close().await;
+        assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
+        publisher.close().await;
     })
     .await;
 }

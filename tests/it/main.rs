@@ -4,6 +4,7 @@
 
 mod answers;
 mod broker;
+mod cli;
 mod mail;
 mod model;
 mod operators;

@@ -117,6 +117,10 @@ impl Rabbit {
         self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
     }
 
+    pub async fn delete_exchange(&self, exchange: &str) {
+        self.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    }
+
     async fn delete_all(&self) {
         let topology = &self.topology;
         let mut queues = vec![topology.dead_letter_queue()];
@@ -146,6 +150,9 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
 
 /// What the broker sends before it closes a connection on an operator's request: `connection.close`, 320.
 const CONNECTION_CLOSE: &[u8] = b"\x01\0\0\0\0\0\x1c\0\x0a\0\x32\x01\x40\x11CONNECTION_FORCED\0\0\0\0\xce";
+
+/// On its way to the broker, a proxy turns this into bytes that are not UTF-8: what lapin can send becomes what it cannot read.
+pub const NOT_UTF8: &str = "@not-utf-8@";
 
 /// Stands between a client and a server, and can cut or stall what passes.
 pub struct Proxy {
@@ -243,6 +250,10 @@ async fn pass(
                 return std::future::pending().await;
             }
         };
+        let marked = buffer[..count].windows(NOT_UTF8.len()).position(|bytes| bytes == NOT_UTF8.as_bytes());
+        if let Some(at) = marked {
+            buffer[at..at + NOT_UTF8.len()].fill(0xff);
+        }
         if seen.wait_for(|weather| !weather.stalled).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }

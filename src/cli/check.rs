@@ -1,0 +1,171 @@
+//! `offramp check`: would a worker with these settings work?
+
+use std::io::{IsTerminal, Write, stdout};
+
+use anyhow::bail;
+use clap::Args;
+use offramp::broker::{Broker, Topology, TopologyError};
+use offramp::config::{BrokerSettings, DatabaseSettings, MailSettings, SenderSettings, Settings};
+use offramp::mail::{Deadlines, Templates, TlsSettings, Transport};
+use offramp::store::Store;
+use serde::Serialize;
+
+use super::WrongConfiguration;
+
+/// Check the settings, the templates, and the connections to RabbitMQ, MongoDB and the mail server
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Nothing is changed and no mail is sent. Exit code 2 when settings or templates are wrong, 1 when a server is not as it should be.")]
+pub struct Arguments {
+    /// Print JSON, an object a check
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// What a check found.
+#[derive(Debug, Serialize)]
+struct Finding {
+    check: &'static str,
+    ok: bool,
+    /// What is there, or what is wrong: a sentence a line.
+    detail: String,
+    #[serde(skip)]
+    is_configuration: bool,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let Settings { broker, database, mail, sender, .. } = arguments.settings;
+    // What was parsed is right; what is missing or wrong has been said by then.
+    let settings = Finding {
+        check: "settings",
+        ok: true,
+        detail: format!(
+            "prefix {}, database {}, mails from {}",
+            broker.prefix,
+            database.mongodb_url.database(),
+            sender.mail_from.email()
+        ),
+        is_configuration: true,
+    };
+    let templates = templates(&sender);
+    let (broker, database, mail) = tokio::join!(rabbitmq(broker), mongodb(database), mail_server(mail));
+    let findings = [settings, templates, broker, database, mail];
+
+    print(&findings, arguments.json)?;
+    let failed: Vec<&Finding> = findings.iter().filter(|finding| !finding.ok).collect();
+    if failed.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = failed.iter().map(|finding| finding.check).collect();
+    let sentence = format!("not as it should be: {}", names.join(", "));
+    if failed.iter().any(|finding| finding.is_configuration) {
+        return Err(WrongConfiguration(sentence).into());
+    }
+    bail!(sentence)
+}
+
+fn print(findings: &[Finding], json: bool) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    let colored = stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    for finding in findings {
+        if json {
+            writeln!(out, "{}", serde_json::to_string(finding)?)?;
+            continue;
+        }
+        let mark = match (finding.ok, colored) {
+            (true, true) => "\x1b[32m✓\x1b[0m",
+            (false, true) => "\x1b[31m✗\x1b[0m",
+            (true, false) => "✓",
+            (false, false) => "✗",
+        };
+        let detail = finding.detail.replace('\n', "\n              ");
+        writeln!(out, "{mark} {:<11} {detail}", finding.check)?;
+    }
+    Ok(())
+}
+
+fn connection(check: &'static str, result: Result<String, String>) -> Finding {
+    let ok = result.is_ok();
+    Finding { check, ok, detail: result.unwrap_or_else(|error| error), is_configuration: false }
+}
+
+fn templates(sender: &SenderSettings) -> Finding {
+    let from = match &sender.templates {
+        Some(path) => format!("built in and from {}", path.display()),
+        None => "built in".to_owned(),
+    };
+    let (ok, detail) = match Templates::load(sender.templates.as_deref()) {
+        Ok(templates) => (true, format!("{from}, in {}", templates.locales().collect::<Vec<_>>().join(", "))),
+        Err(problems) => (false, problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
+    };
+    Finding { check: "templates", ok, detail, is_configuration: true }
+}
+
+async fn rabbitmq(settings: BrokerSettings) -> Finding {
+    let url = settings.amqp_url.to_string();
+    let broker = Broker::new(settings.amqp_url, "offramp check");
+    let found = Topology::new(settings.prefix).inspect(&broker).await;
+    connection(
+        "RabbitMQ",
+        match found {
+            Ok(found) if found.missing.is_empty() => {
+                let mut lines = vec![format!("{url}, {} objects as they should be", found.existing.len())];
+                if !found.unchecked.is_empty() {
+                    lines.push(format!("this user may not check {}", found.unchecked.join(", ")));
+                }
+                Ok(lines.join("\n"))
+            }
+            Ok(found) if found.existing.is_empty() && found.unchecked.is_empty() => {
+                Ok(format!("{url}, with no objects yet: `offramp init` or `offramp run` makes them"))
+            }
+            Ok(found) => {
+                Ok(format!("{url}\nmissing: {} (`offramp init` or `offramp run` makes them)", found.missing.join(", ")))
+            }
+            Err(TopologyError::Broker(error)) => Err(error.to_string()),
+            Err(error) => Err(format!("{url}\n{error}")),
+        },
+    )
+}
+
+async fn mongodb(settings: DatabaseSettings) -> Finding {
+    let url = settings.mongodb_url;
+    let looking = async {
+        let store = Store::open(url.connection_string()).await?;
+        let facts = store.server_facts().await?;
+        Ok::<_, offramp::store::StoreError>((facts, store.missing_indexes().await?))
+    };
+    connection(
+        "MongoDB",
+        match looking.await {
+            Ok((facts, missing)) => {
+                let kind = match (&facts.replica_set, facts.is_router) {
+                    (Some(name), _) => format!("replica set {name}"),
+                    (None, true) => "sharded cluster".to_owned(),
+                    (None, false) => "a standalone server: what is confirmed is on one machine only".to_owned(),
+                };
+                let mut lines = vec![format!("{url}, version {}, {kind}", facts.version)];
+                if !missing.is_empty() {
+                    lines.push(format!(
+                        "indexes missing: {} (`offramp init` or `offramp run` makes them)",
+                        missing.join(", ")
+                    ));
+                }
+                Ok(lines.join("\n"))
+            }
+            Err(error) => Err(format!("{url}: {error}")),
+        },
+    )
+}
+
+async fn mail_server(settings: MailSettings) -> Finding {
+    let url = settings.smtp_url;
+    let checking = async {
+        let transport =
+            Transport::new(&url, &TlsSettings::default(), Deadlines::default()).map_err(|error| error.to_string())?;
+        transport.check().await.map_err(|error| error.to_string())
+    };
+    connection("mail", checking.await.map(|()| url.to_string()).map_err(|error| format!("{url}: {error}")))
+}

@@ -1,0 +1,113 @@
+//! `offramp import`: documents from a file into the database.
+
+use std::collections::BTreeMap;
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use bson::Document;
+use clap::Args;
+use offramp::config::DatabaseSettings;
+use offramp::jsonl::ForCollection;
+use offramp::store::import::IMPORT_DOCUMENTS_MAX;
+use offramp::store::{Collection, Store};
+
+use super::input::Input;
+use super::progress::progress;
+
+/// Create or update organizations, accounts and subscriptions from a file
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A line is {\"collection\": \"subscriptions\", \"document\": {\"_id\": …}}, with instants as {\"$date\": \"2026-06-15T04:00:00Z\"}. \
+The fields of the file are set, others stay as they are. Everything is checked first: when the worker could not work with one of \
+the documents, nothing is written. `offramp schemas` has their JSON Schemas.
+
+Example:
+  offramp import documents.jsonl")]
+pub struct Arguments {
+    /// The documents, one a line; `-` is standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// Import documents that the worker cannot work with, too
+    #[arg(long)]
+    force: bool,
+
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+/// How many mistakes are told, in lines.
+const MISTAKES_SHOWN_MAX: usize = 20;
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let input = Input::open(&arguments.file)?;
+    let total = check(&input, arguments.force)?;
+
+    let store = Store::open(arguments.database.mongodb_url.connection_string()).await?;
+    let bar = progress(total, "documents");
+    let mut counts: BTreeMap<Collection, usize> = BTreeMap::new();
+    let mut waiting: BTreeMap<Collection, Vec<Document>> = BTreeMap::new();
+    for line in input.lines()? {
+        let ForCollection { collection, document } = ForCollection::parse(&line?)?;
+        *counts.entry(collection).or_default() += 1;
+        let batch = waiting.entry(collection).or_default();
+        batch.push(document);
+        if batch.len() == IMPORT_DOCUMENTS_MAX {
+            let batch = std::mem::take(batch);
+            write(&store, collection, &batch).await?;
+            bar.inc(batch.len() as u64);
+        }
+    }
+    for (collection, batch) in waiting.into_iter().filter(|(_, batch)| !batch.is_empty()) {
+        write(&store, collection, &batch).await?;
+        bar.inc(batch.len() as u64);
+    }
+    bar.finish_and_clear();
+
+    let parts: Vec<String> =
+        counts.iter().map(|(collection, count)| format!("{count} {}", collection.as_str())).collect();
+    let database = arguments.database.mongodb_url.database();
+    writeln!(stdout().lock(), "imported {total} documents into {database}: {}", parts.join(", "))?;
+    Ok(())
+}
+
+async fn write(store: &Store, collection: Collection, batch: &[Document]) -> anyhow::Result<()> {
+    store.upsert(collection, batch).await.context("not everything is imported; to import it again does no harm")
+}
+
+/// Reads everything once, before anything is written. Gives the number of documents.
+fn check(input: &Input, force: bool) -> anyhow::Result<u64> {
+    let (mut total, mut unreadable, mut corrupt) = (0, 0, 0);
+    for line in input.lines()? {
+        let line = line?;
+        total += 1;
+        let mistake = match ForCollection::parse(&line) {
+            Ok(document) => {
+                let Some(error) = document.found().error().map(str::to_owned) else { continue };
+                corrupt += 1;
+                format!("line {}: {error}", line.number)
+            }
+            Err(error) => {
+                unreadable += 1;
+                error.to_string()
+            }
+        };
+        if unreadable + corrupt <= MISTAKES_SHOWN_MAX {
+            eprintln!("{}: {mistake}", input.name());
+        }
+    }
+    let mistakes = unreadable + corrupt;
+    if mistakes > MISTAKES_SHOWN_MAX {
+        eprintln!("… and {} more", mistakes - MISTAKES_SHOWN_MAX);
+    }
+    if unreadable > 0 {
+        bail!("{unreadable} of {total} lines are no documents; nothing was imported");
+    }
+    if corrupt > 0 && !force {
+        bail!(
+            "the worker could not work with {corrupt} of {total} documents; nothing was imported (--force imports them too)"
+        );
+    }
+    Ok(total)
+}

@@ -1,0 +1,167 @@
+//! `offramp publish`: commands from a file to the broker.
+
+use std::collections::BTreeMap;
+use std::io::{Write, stdout};
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use indicatif::ProgressBar;
+use offramp::broker::{Broker, Outgoing, PublishError, Publisher, Topology};
+use offramp::config::BrokerSettings;
+use offramp::domain::command::Command;
+use offramp::jsonl::Line;
+use serde::Deserialize;
+
+use super::input::Input;
+use super::progress::progress;
+
+/// Publish commands from a file, and wait until the broker has confirmed each
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A line is a command: {\"specversion\": \"1.0\", \"id\": …, \"source\": …, \"type\": …, \"time\": …, \"data\": {…}}. Everything is checked \
+first: when one of them is not what the worker takes, nothing is published. `offramp schemas` has their JSON Schemas. To publish a \
+file again does no harm: `(source, id)` names a command for ever.
+
+Examples:
+  offramp publish commands.jsonl
+  jq -n '{…}' | offramp publish -")]
+pub struct Arguments {
+    /// The commands, one a line; `-` is standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+
+    /// Publish what the worker will not take, too; a line still needs a `type` to find its queue by
+    #[arg(long)]
+    force: bool,
+
+    #[command(flatten)]
+    broker: BrokerSettings,
+}
+
+/// How many messages are under way at once.
+const BATCH_MAX: usize = 500;
+/// How often what was not confirmed is published again.
+const TRIES_MAX: usize = 3;
+/// What to see to when nothing takes a command.
+const PREFIX: &str = "with the same OFFRAMP_PREFIX and virtual host";
+/// How many mistakes are told, in lines.
+const MISTAKES_SHOWN_MAX: usize = 20;
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let input = Input::open(&arguments.file)?;
+    let total = check(&input, arguments.force)?;
+
+    let topology = Topology::new(arguments.broker.prefix);
+    let publisher = Publisher::new(Broker::new(arguments.broker.amqp_url, "offramp publish"));
+    let bar = progress(total, "commands");
+    let counts = publish_all(&input, &topology.command_exchange(), &publisher, &bar).await;
+    bar.finish_and_clear();
+    publisher.close().await;
+
+    let parts: Vec<String> = counts?.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    writeln!(stdout().lock(), "published {total} commands to {}: {}", topology.command_exchange(), parts.join(", "))?;
+    Ok(())
+}
+
+/// Reads everything once, before anything is published. Gives the number of commands.
+fn check(input: &Input, force: bool) -> anyhow::Result<u64> {
+    let (mut total, mut mistakes) = (0, 0);
+    for line in input.lines()? {
+        let line = line?;
+        total += 1;
+        let checked = if force { route(&line).map(drop) } else { check_command(&line) };
+        if let Err(mistake) = checked {
+            mistakes += 1;
+            if mistakes <= MISTAKES_SHOWN_MAX {
+                eprintln!("{}: line {}: {mistake}", input.name(), line.number);
+            }
+        }
+    }
+    if mistakes > MISTAKES_SHOWN_MAX {
+        eprintln!("… and {} more", mistakes - MISTAKES_SHOWN_MAX);
+    }
+    match (mistakes, force) {
+        (0, _) => Ok(total),
+        (_, false) => {
+            bail!("{mistakes} of {total} lines are no commands; nothing was published (--force publishes them too)")
+        }
+        (_, true) => bail!("{mistakes} of {total} lines have no type to find their queue by; nothing was published"),
+    }
+}
+
+fn check_command(line: &Line) -> Result<(), String> {
+    Command::parse(&line.bytes).map(drop).map_err(|error| error.to_string())
+}
+
+/// As much of a command as it takes to publish it.
+#[derive(Deserialize)]
+struct Route {
+    #[serde(rename = "type")]
+    kind: String,
+    id: Option<String>,
+}
+
+fn route(line: &Line) -> Result<Route, String> {
+    serde_json::from_slice(&line.bytes).map_err(|error| error.to_string())
+}
+
+/// Publishes in batches; the error says how much is confirmed. Gives how many of each type there were.
+async fn publish_all(
+    input: &Input,
+    exchange: &str,
+    publisher: &Publisher,
+    bar: &ProgressBar,
+) -> anyhow::Result<BTreeMap<String, usize>> {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    let mut lines = input.lines()?;
+    loop {
+        let mut batch = Vec::new();
+        for line in lines.by_ref().take(BATCH_MAX) {
+            let line = line?;
+            let route = route(&line).map_err(anyhow::Error::msg)?;
+            *counts.entry(route.kind.clone()).or_default() += 1;
+            let message = Outgoing::new(exchange, route.kind, line.bytes)
+                .mandatory()
+                .content_type("application/cloudevents+json")
+                .message_id(route.id.as_deref().unwrap_or_default());
+            batch.push(message);
+        }
+        if batch.is_empty() {
+            return Ok(counts);
+        }
+        let size = batch.len();
+        let confirmed = publish_batch(publisher, batch).await;
+        bar.inc(confirmed.as_ref().map_or(0, |()| size as u64));
+        confirmed.with_context(|| match bar.position() {
+            0 => "nothing is sure to be published; to publish it again does no harm".to_owned(),
+            sure => {
+                format!("only the first {sure} commands are sure to be published; to publish all again does no harm")
+            }
+        })?;
+    }
+}
+
+/// Publishes until all are confirmed; what is not is tried again, because it counts only once anyway.
+async fn publish_batch(publisher: &Publisher, mut batch: Vec<Outgoing>) -> anyhow::Result<()> {
+    let mut newest = None;
+    for _ in 0..TRIES_MAX {
+        let mut results = publisher.publish_all(&batch).await.into_iter();
+        batch.retain(|_| match results.next() {
+            Some(Err(error)) => {
+                newest = Some(error);
+                true
+            }
+            _ => false,
+        });
+        match &newest {
+            Some(PublishError::Unroutable) => bail!("no queue takes a command: run `offramp init` first, {PREFIX}"),
+            Some(PublishError::Refused(why)) if why.contains("no exchange") => {
+                bail!("there is no exchange to publish to: run `offramp init` first, {PREFIX}")
+            }
+            _ if batch.is_empty() => return Ok(()),
+            _ => {}
+        }
+    }
+    Err(newest.map_or_else(|| anyhow!("{} commands are not confirmed", batch.len()), Into::into))
+}

@@ -1,0 +1,357 @@
+//! `offramp show`: a subscription as support staff want to see it.
+
+use std::io::{self, Write, stdout};
+
+use anyhow::{Context, bail};
+use bson::RawDocumentBuf;
+use chrono::{DateTime, NaiveDate, Utc};
+use chrono_tz::Tz;
+use clap::Args;
+use offramp::config::DatabaseSettings;
+use offramp::domain::account::Account;
+use offramp::domain::command::{Actor, CommandRef};
+use offramp::domain::fold::Loaded;
+use offramp::domain::organization::Organization;
+use offramp::domain::subscription::{Named, Status, Subscription};
+use offramp::store::documents::{
+    self, AccountDocument, HistoryDocument, OrganizationDocument, PaymentFailureDocument, SentDocument,
+    SubscriptionDocument,
+};
+use offramp::store::outbox::{Content, OutboxEntry};
+use offramp::store::{Collection, Store};
+use serde::Serialize;
+
+/// Show a subscription: next billing date, last day of access, pending request, and all that happened
+#[derive(Args, Debug)]
+#[command(after_help = "Times are those of the organization; in JSON, of UTC.")]
+pub struct Arguments {
+    /// The subscription's id
+    #[arg(value_name = "SUBSCRIPTION")]
+    id: String,
+
+    /// Print JSON, one object
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+/// What is shown.
+#[derive(Debug, Serialize)]
+struct View {
+    id: String,
+    organization: Party,
+    account: Party,
+    participant: Option<Named>,
+    plan: Option<Named>,
+    status: Status,
+    /// The first invoice not yet generated; none once the subscription is over.
+    next_billing_on: Option<NaiveDate>,
+    /// Where the plan has an end.
+    expires_on: Option<NaiveDate>,
+    /// The last day of access that follows from it.
+    natural_end_on: Option<NaiveDate>,
+    /// The last day of access, where it is set.
+    ends_on: Option<NaiveDate>,
+    ends_at: Option<DateTime<Utc>>,
+    /// The date of the last invoice, where it is set.
+    final_billing_on: Option<NaiveDate>,
+    ended_on: Option<NaiveDate>,
+    /// The client's request that nobody has decided yet.
+    pending_request: Option<PendingRequest>,
+    activities: Vec<Named>,
+    timeline: Vec<Happened>,
+    /// Mails and events that have not left yet.
+    outbox: Vec<Waiting>,
+    /// Why the worker cannot work with the document.
+    problem: Option<String>,
+    #[serde(skip)]
+    timezone: Tz,
+}
+
+#[derive(Debug, Serialize)]
+struct Party {
+    id: String,
+    /// Absent where its document is missing or cannot be read.
+    name: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct PendingRequest {
+    requested_at: DateTime<Utc>,
+    actor: Actor,
+    reason: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Happened {
+    at: DateTime<Utc>,
+    #[serde(flatten)]
+    what: What,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+enum What {
+    Change {
+        from: Status,
+        to: Status,
+        ends_on: Option<NaiveDate>,
+        actor: Option<Actor>,
+        /// Absent where time did it.
+        command: Option<CommandRef>,
+    },
+    PaymentFailure {
+        invoice_id: String,
+        amount: String,
+        attempt: u32,
+        next_attempt_on: Option<NaiveDate>,
+    },
+    Mail {
+        template: String,
+        to: String,
+        role: String,
+        locale: String,
+        message_id: String,
+    },
+}
+
+#[derive(Debug, Serialize)]
+struct Waiting {
+    id: String,
+    /// `mail cancelled-by-admin to …`, `event subscription.ended`
+    what: String,
+    attempts: i32,
+    /// When it is tried next; absent: it was refused for good.
+    due: Option<DateTime<Utc>>,
+    error: Option<String>,
+}
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let url = arguments.database.mongodb_url;
+    let store = Store::open(url.connection_string()).await?;
+    let id = arguments.id;
+    let Some(raw) = store.document(Collection::Subscriptions, &id).await? else {
+        bail!("there is no subscription {id} in the database {}", url.database());
+    };
+    let view = view(&store, &id, &raw).await?;
+    let mut out = stdout().lock();
+    if arguments.json {
+        writeln!(out, "{:#}", serde_json::to_value(&view)?)?;
+    } else {
+        print(&mut out, &view)?;
+    }
+    Ok(())
+}
+
+async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<View> {
+    let document: SubscriptionDocument = bson::deserialize_from_slice(raw.as_bytes())
+        .map_err(|_| anyhow::anyhow!(corruption(raw).unwrap_or_default()))
+        .context("the worker cannot read this document, and so it cannot be shown")?;
+    let organization_id = document.organization_id.to_string();
+    let organization = store.document(Collection::Organizations, &organization_id).await?.and_then(|raw| {
+        read(&documents::read::<OrganizationDocument, Organization>(Collection::Organizations.as_str(), &raw))
+    });
+    let account_id = document.account_id.to_string();
+    let account = store
+        .document(Collection::Accounts, &account_id)
+        .await?
+        .and_then(|raw| read(&documents::read::<AccountDocument, Account>(Collection::Accounts.as_str(), &raw)));
+    let problem = corruption(raw)
+        .or_else(|| organization.is_none().then(|| format!("organization {organization_id} is missing or unreadable")))
+        .or_else(|| account.is_none().then(|| format!("account {account_id} is missing or unreadable")));
+    let natural_end_on = match documents::read::<SubscriptionDocument, Subscription>("subscriptions", raw) {
+        Loaded::Read(Subscription { details: Some(details), .. }) => {
+            details.expires_on.map(|expires_on| details.billing.natural_end(expires_on))
+        }
+        _ => None,
+    };
+
+    let timezone = organization.as_ref().map_or(Tz::UTC, |organization| organization.timezone);
+    let pending_request =
+        document.cancellation_request.filter(|request| request.decision.is_none()).map(|request| PendingRequest {
+            requested_at: request.requested_at.to_chrono(),
+            actor: request.actor,
+            reason: request.reason.map(|reason| reason.to_string()),
+        });
+    let mut timeline: Vec<Happened> = document.history.into_iter().map(Happened::from).collect();
+    timeline.extend(document.payment_failures.into_iter().map(Happened::from));
+    timeline.extend(document.notifications.into_iter().map(Happened::from));
+    // Stable: what happened in the same instant stays in its order, changes first.
+    timeline.sort_by_key(|happened| happened.at);
+    Ok(View {
+        id: id.to_owned(),
+        organization: Party { id: organization_id, name: organization.map(|organization| organization.name) },
+        account: Party { id: account_id, name: account.and_then(|account| account.manager.name) },
+        participant: document.participant,
+        plan: document.plan,
+        status: document.status.unwrap_or_default(),
+        next_billing_on: document.billing.and_then(|billing| billing.next_on),
+        expires_on: document.expires_on,
+        natural_end_on,
+        ends_on: document.ends_on,
+        ends_at: document.ends_at.map(bson::DateTime::to_chrono),
+        final_billing_on: document.final_billing_on,
+        ended_on: document.ended_on,
+        pending_request,
+        activities: document.activities.unwrap_or_default(),
+        timeline,
+        outbox: document.outbox.into_iter().map(Waiting::from).collect(),
+        problem,
+        timezone,
+    })
+}
+
+/// Why the worker could not work with the subscription.
+fn corruption(raw: &RawDocumentBuf) -> Option<String> {
+    match documents::read::<SubscriptionDocument, Subscription>(Collection::Subscriptions.as_str(), raw) {
+        Loaded::Corrupt { error, .. } => Some(error),
+        Loaded::Read(_) => None,
+    }
+}
+
+fn read<T: Clone>(loaded: &Loaded<T>) -> Option<T> {
+    match loaded {
+        Loaded::Read(document) => Some(document.clone()),
+        Loaded::Corrupt { .. } => None,
+    }
+}
+
+impl From<HistoryDocument> for Happened {
+    fn from(entry: HistoryDocument) -> Self {
+        let HistoryDocument { at, command, actor, from, to, ends_on } = entry;
+        Self { at: at.to_chrono(), what: What::Change { from, to, ends_on, actor, command } }
+    }
+}
+
+impl From<PaymentFailureDocument> for Happened {
+    fn from(failure: PaymentFailureDocument) -> Self {
+        Self {
+            at: failure.at.to_chrono(),
+            what: What::PaymentFailure {
+                invoice_id: failure.invoice_id.to_string(),
+                amount: format!("{} {}", failure.amount.value.as_str(), failure.amount.currency.as_str()),
+                attempt: failure.attempt,
+                next_attempt_on: failure.next_attempt_on,
+            },
+        }
+    }
+}
+
+impl From<SentDocument> for Happened {
+    fn from(sent: SentDocument) -> Self {
+        let SentDocument { template, to, role, locale, sent_at, message_id, .. } = sent;
+        Self { at: sent_at.to_chrono(), what: What::Mail { template, to, role, locale, message_id } }
+    }
+}
+
+impl From<OutboxEntry> for Waiting {
+    fn from(entry: OutboxEntry) -> Self {
+        Self {
+            id: entry.id,
+            what: match entry.content {
+                Content::Mail(mail) => format!("mail {} to {}", mail.template, mail.to.email),
+                Content::Event(event) => format!("event {}", event.kind),
+            },
+            attempts: entry.attempts,
+            due: entry.due.map(bson::DateTime::to_chrono),
+            error: entry.error,
+        }
+    }
+}
+
+/// Writes what people read.
+fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
+    let party = |party: &Party| match &party.name {
+        Some(name) => format!("{name} ({})", party.id),
+        None => party.id.clone(),
+    };
+    let named = |named: &Named| format!("{} ({})", named.name, named.id);
+    let day = |day: NaiveDate| day.to_string();
+    let activities =
+        (!view.activities.is_empty()).then(|| view.activities.iter().map(named).collect::<Vec<_>>().join(", "));
+    let request = view.pending_request.as_ref().map(|request| {
+        let reason = request.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        format!("since {}, {}{reason}", view.clock(request.requested_at), who(&request.actor))
+    });
+    let expires = view.expires_on.map(|expires_on| match view.natural_end_on {
+        Some(end) => format!("{expires_on}, so the last day of access is {end} at the latest"),
+        None => expires_on.to_string(),
+    });
+    let facts = [
+        ("Problem", view.problem.clone()),
+        ("Participant", view.participant.as_ref().map(named)),
+        ("Plan", view.plan.as_ref().map(named)),
+        ("Organization", Some(party(&view.organization))),
+        ("Account", Some(party(&view.account))),
+        ("Status", Some(view.status.as_str().replace('_', " "))),
+        ("Next billing date", view.next_billing_on.map(day)),
+        ("Expiry date", expires),
+        ("Last day of access", view.ends_on.map(day)),
+        ("Last invoice", view.final_billing_on.map(day)),
+        ("Ended on", view.ended_on.map(day)),
+        ("Pending request", request),
+        ("Activities", activities),
+    ];
+    writeln!(out, "Subscription {}\n", view.id)?;
+    for (name, value) in facts {
+        if let Some(value) = value {
+            writeln!(out, "  {name:<20}{value}")?;
+        }
+    }
+    if !view.timeline.is_empty() {
+        writeln!(out, "\nWhat happened ({})\n", view.timezone)?;
+        for happened in &view.timeline {
+            writeln!(out, "  {}  {}", view.clock(happened.at), what(&happened.what))?;
+        }
+    }
+    if !view.outbox.is_empty() {
+        writeln!(out, "\nNot sent yet\n")?;
+        for waiting in &view.outbox {
+            let due = waiting.due.map_or("refused for good".to_owned(), |due| format!("due {}", view.clock(due)));
+            let error = waiting.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+            writeln!(out, "  {}, {due}, tried {} times{error}", waiting.what, waiting.attempts)?;
+        }
+    }
+    Ok(())
+}
+
+impl View {
+    /// The time where the organization is.
+    fn clock(&self, at: DateTime<Utc>) -> String {
+        at.with_timezone(&self.timezone).format("%Y-%m-%d %H:%M:%S").to_string()
+    }
+}
+
+fn what(what: &What) -> String {
+    match what {
+        What::Change { from, to, ends_on, actor, command } => {
+            let change =
+                if from == to { to.as_str().to_owned() } else { format!("{} → {}", from.as_str(), to.as_str()) };
+            let ends_on = ends_on.map(|day| format!(", last day {day}")).unwrap_or_default();
+            let actor = actor.as_ref().map(|actor| format!(", by {}", who(actor))).unwrap_or_default();
+            let cause = command.as_ref().map_or_else(
+                || ", as time passed".to_owned(),
+                |command| format!(" ({} {} from {})", command.kind, command.key.id, command.key.source),
+            );
+            format!("{}{ends_on}{actor}{cause}", change.replace('_', " "))
+        }
+        What::PaymentFailure { invoice_id, amount, attempt, next_attempt_on } => {
+            let next = next_attempt_on.map_or("no further attempt".to_owned(), |day| format!("next attempt on {day}"));
+            format!("payment of {amount} for invoice {invoice_id} refused, attempt {attempt}, {next}")
+        }
+        What::Mail { template, to, role, locale, .. } => {
+            format!("mail {template} to {to} ({}, {locale})", role.replace('_', " "))
+        }
+    }
+}
+
+fn who(actor: &Actor) -> String {
+    match actor {
+        Actor::Admin { id, name } => format!("admin {}", name.as_ref().map_or(id.as_str(), |name| name.as_str())),
+        Actor::Client { account_id, name } => {
+            format!("client {}", name.as_ref().map_or(account_id.as_str(), |name| name.as_str()))
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Documents brought in from a file, for set-ups and tests: what upstream systems otherwise write themselves.
+
+use bson::{Bson, Document, doc};
+
+use super::{Collection, Store, StoreError};
+
+/// How many documents one command writes at most.
+pub const IMPORT_DOCUMENTS_MAX: usize = 500;
+
+impl Store {
+    /// Creates the documents, or sets the fields that they name in those that exist; fields that they do not name stay. Like
+    /// every writer it increments `version` of what exists.
+    ///
+    /// # Errors
+    /// When the server does not answer, or refuses a document; the others may be written then.
+    pub async fn upsert(&self, collection: Collection, documents: &[Document]) -> Result<(), StoreError> {
+        let statements = documents.iter().map(upsert_statement).collect();
+        let updated = self.update_many(collection, statements).await?;
+        match updated.refused.first() {
+            None => Ok(()),
+            Some(refusal) => {
+                let document = documents.get(refusal.position);
+                let id = document.and_then(|document| document.get_str("_id").ok()).unwrap_or_default();
+                Err(StoreError::Refused(format!("{} {id}: {}", collection.as_str(), refusal.message)))
+            }
+        }
+    }
+}
+
+fn upsert_statement(document: &Document) -> Document {
+    let id = document.get("_id").cloned().unwrap_or(Bson::Null);
+    let mut fields = document.clone();
+    // Of one that is new, `$$ROOT` has the `_id` of the filter and nothing else.
+    let is_new = doc! { "$eq": [{ "$size": { "$objectToArray": "$$ROOT" } }, 1] };
+    let given = fields.remove("version");
+    let incremented = doc! { "$add": [{ "$ifNull": ["$version", 0] }, 1] };
+    let (first, next) = match given {
+        Some(version) => {
+            let version = doc! { "$literal": version };
+            (doc! { "version": version.clone() }, doc! { "version": { "$max": [version, incremented] } })
+        }
+        None => (doc! {}, doc! { "version": incremented }),
+    };
+    doc! {
+        "q": { "_id": id },
+        "u": [{ "$replaceWith": { "$mergeObjects": [
+            "$$ROOT",
+            // Data, whatever it looks like.
+            { "$literal": fields },
+            { "$cond": [is_new, first, next] },
+        ] } }],
+        "upsert": true,
+    }
+}
