@@ -80,7 +80,7 @@ impl Engine {
         loop {
             let error = match self.try_run(tasks).await {
                 Ok(settled) => {
-                    self.ready.ready();
+                    self.answered();
                     return Ok(settled);
                 }
                 Err(StoreError::Refused(error)) => return Ok(vec![Settled::Failed(error); tasks.len()]),
@@ -98,6 +98,11 @@ impl Engine {
         }
     }
 
+    /// Tells that the database answers.
+    pub fn answered(&self) {
+        self.ready.ready();
+    }
+
     /// Tells that the database is away, to whoever asks for this worker's health.
     pub fn report(&self, error: &str) {
         tracing::warn!(error, "the database is away");
@@ -112,7 +117,9 @@ impl Engine {
         let waiting = async {
             let _asking = self.probe.lock().await;
             for delay in retry_delays() {
-                match self.store.ping().await {
+                // Not only a server that answers, but one that takes writes: otherwise the wait would end at once, and
+                // each time the messages in hand would go back and come again, which the broker counts.
+                match self.store.wait_for_majority().await {
                     Ok(()) => break,
                     Err(error) => self.report(&error.to_string()),
                 }

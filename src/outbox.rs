@@ -15,17 +15,16 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::broker::{Publisher, Topology};
+use crate::broker::{Outgoing, Publisher, Topology};
 use crate::clock;
 use crate::domain::notification::Notification;
 use crate::mail::message::{Sender, compose};
 use crate::mail::smtp::{MailConnection, SendError, Transport};
 use crate::mail::templates::Templates;
 use crate::store::documents::SentDocument;
-use crate::store::leases::{Fate, Settled};
+use crate::store::leases::{Fate, Mark};
 use crate::store::outbox::{Content, Leased, MailDocument};
 use crate::store::{Store, StoreError};
-use crate::worker::event_message;
 
 /// How many mails, and how many events, wait in memory. More wait in the database.
 const QUEUE_MAX: usize = 4096;
@@ -120,8 +119,8 @@ pub struct Dispatcher {
     mails: async_channel::Receiver<Leased>,
     events: async_channel::Receiver<Leased>,
     mail_server_is_away: Arc<AtomicBool>,
-    settled: async_channel::Receiver<Settled>,
-    settle: async_channel::Sender<Settled>,
+    settled: async_channel::Receiver<Mark>,
+    settle: async_channel::Sender<Mark>,
     /// An entry is sent only while this much of its lease is left, and within it.
     reserve: Duration,
 }
@@ -178,7 +177,7 @@ impl Dispatcher {
 /// Sends mails over one connection.
 struct Postman {
     mails: async_channel::Receiver<Leased>,
-    settle: async_channel::Sender<Settled>,
+    settle: async_channel::Sender<Mark>,
     mail_server_is_away: Arc<AtomicBool>,
     writer: Arc<Writer>,
     connection: MailConnection,
@@ -203,7 +202,7 @@ impl Postman {
             }
             let (fate, is_away) = self.send(&leased, mail).await;
             count(mail, &fate);
-            if self.settle.send(settled(leased, fate)).await.is_err() {
+            if self.settle.send(mark_of(leased, fate)).await.is_err() {
                 break;
             }
             self.mail_server_is_away.store(is_away, Ordering::Relaxed);
@@ -259,7 +258,7 @@ impl Postman {
 /// Publishes events, as many at once as there are.
 async fn publish_events(
     events: async_channel::Receiver<Leased>,
-    settle: async_channel::Sender<Settled>,
+    settle: async_channel::Sender<Mark>,
     publisher: Publisher,
     topology: Topology,
     reserve: Duration,
@@ -270,7 +269,7 @@ async fn publish_events(
         let messages: Vec<_> = bulk
             .iter()
             .filter_map(|leased| match &leased.entry.content {
-                Content::Event(event) => Some(event_message(&exchange, &event.kind, event)),
+                Content::Event(event) => Some(Outgoing::event(exchange.as_str(), event.kind.as_str(), event)),
                 Content::Mail(_) => None,
             })
             .collect();
@@ -285,7 +284,7 @@ async fn publish_events(
             };
             counter!("offramp_events_total", "outcome" => if matches!(fate, Fate::Published) { "published" } else { "put_off" })
                 .increment(1);
-            if settle.send(settled(leased, fate)).await.is_err() {
+            if settle.send(mark_of(leased, fate)).await.is_err() {
                 return;
             }
         }
@@ -293,7 +292,7 @@ async fn publish_events(
 }
 
 /// Marks entries, as many at once as there are. While the database is away they wait here, and senders wait for room.
-async fn mark(settled: async_channel::Receiver<Settled>, store: Store) {
+async fn mark(settled: async_channel::Receiver<Mark>, store: Store) {
     while let Some(bulk) = take_bulk(&settled).await {
         let mut delays = reconnect_delays();
         loop {
@@ -330,8 +329,8 @@ fn may_send(leased: &Leased, reserve: Duration) -> bool {
     leased.entry.due.is_some_and(|due| due.to_chrono() - clock::now() >= reserve)
 }
 
-fn settled(leased: Leased, fate: Fate) -> Settled {
-    Settled {
+fn mark_of(leased: Leased, fate: Fate) -> Mark {
+    Mark {
         collection: leased.collection,
         document_id: leased.document_id,
         entry_id: leased.entry.id,

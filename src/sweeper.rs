@@ -85,7 +85,7 @@ impl Sweeper {
     ) {
         loop {
             match sweep().await {
-                Ok(()) => {}
+                Ok(()) => self.engine.answered(),
                 Err(Cut::Stopped) => return,
                 Err(Cut::Store(StoreError::Unavailable(error))) => self.engine.report(&error),
                 Err(Cut::Store(error)) => tracing::warn!(%error, "a sweep was cut short; the next one goes on"),

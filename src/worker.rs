@@ -111,7 +111,7 @@ impl Lane {
             (Disposition::Reject(rejected), Some(Task::Command(command))) => {
                 let event = self.rejection(command, &rejected);
                 let key = CommandRejected::KIND;
-                let mut messages = vec![event_message(&self.topology.event_exchange(), key, &event)];
+                let mut messages = vec![Outgoing::event(self.topology.event_exchange(), key, &event)];
                 messages.extend(self.reply(delivery, &event));
                 messages
             }
@@ -127,7 +127,7 @@ impl Lane {
             return None;
         }
         // The default exchange delivers to the queue of that name.
-        let reply = event_message("", queue, event);
+        let reply = Outgoing::event("", queue.to_owned(), event);
         Some(match delivery.properties.correlation_id() {
             Some(id) => reply.correlation_id(id.as_str()),
             None => reply,
@@ -265,13 +265,6 @@ pub fn rejection_event(
         // Plain data: it cannot fail to be written.
         data: serde_json::to_value(data).unwrap_or_default(),
     }
-}
-
-/// An event as a message.
-pub(crate) fn event_message(exchange: &str, routing_key: &str, event: &CloudEvent) -> Outgoing {
-    // Plain data: it cannot fail to be written.
-    let body = serde_json::to_vec(event).unwrap_or_default();
-    Outgoing::new(exchange, routing_key, body).content_type("application/cloudevents+json").message_id(&event.id)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a batch has a few hundred messages")]

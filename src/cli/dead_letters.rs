@@ -12,6 +12,7 @@ use offramp::config::BrokerSettings;
 use serde_json::{Value, json};
 
 use super::WrongConfiguration;
+use super::progress::progress;
 use super::table::table;
 use super::words::{age, count, printable};
 
@@ -165,6 +166,8 @@ struct Selection {
 /// How many letters are sent back at once, and how many bytes.
 const BATCH_MAX: usize = 100;
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What progress is counted in.
+const LOOKED_AT: &str = "dead letters";
 /// How many groups a table shows.
 const GROUPS_SHOWN_MAX: usize = 50;
 /// How many letters of one name are shown.
@@ -200,9 +203,12 @@ impl Desk {
     async fn group(&self, is_meant: impl Fn(&Letter) -> bool) -> anyhow::Result<Groups> {
         let mut groups = Groups::default();
         let mut scan = self.letters.scan().await?;
+        let bar = progress(scan.total(), LOOKED_AT);
         while let Some(held) = scan.next().await? {
+            bar.inc(1);
             groups.add(&held.letter, is_meant(&held.letter));
         }
+        bar.finish_and_clear();
         scan.finish().await?;
         Ok(groups)
     }
@@ -403,18 +409,24 @@ async fn replay(
     replayed: &mut Replayed,
 ) -> anyhow::Result<()> {
     let mut scan = desk.letters.scan().await?;
+    let bar = progress(scan.total(), LOOKED_AT);
     let mut batch: Vec<Held> = Vec::new();
     let mut bytes = 0;
     loop {
         let next = scan.next().await?;
         let is_last = next.is_none();
-        if let Some(held) = next.filter(|held| selection.matches(&held.letter, &desk.topology)) {
-            bytes += held.letter.body_bytes;
-            batch.push(held);
+        match next {
+            Some(held) if selection.matches(&held.letter, &desk.topology) => {
+                bytes += held.letter.body_bytes;
+                batch.push(held);
+            }
+            Some(_) => bar.inc(1),
+            None => {}
         }
         if is_last || batch.len() >= BATCH_MAX || bytes >= BATCH_BYTES_MAX {
             let queues: Vec<Option<String>> = batch.iter().map(|held| held.letter.queue.clone()).collect();
             let results = scan.replay(publisher, std::mem::take(&mut batch)).await?;
+            bar.inc(results.len() as u64);
             replayed.add(queues.into_iter().zip(results))?;
             bytes = 0;
         }
@@ -422,6 +434,7 @@ async fn replay(
             break;
         }
     }
+    bar.finish_and_clear();
     Ok(scan.finish().await?)
 }
 
@@ -631,7 +644,7 @@ struct Group {
 #[derive(Default)]
 struct Groups {
     /// By reason and trouble.
-    groups: BTreeMap<(String, String), Group>,
+    by_trouble: BTreeMap<(String, String), Group>,
     /// How many letters of each handle are meant: one, but for letters that are the same in everything.
     handles: HashMap<String, u64>,
     meant: u64,
@@ -651,7 +664,7 @@ impl Groups {
         self.homeless += u64::from(letter.home.is_none());
         *self.handles.entry(letter.handle.clone()).or_default() += 1;
         let key = (letter.reason.clone(), letter.trouble.clone());
-        let group = self.groups.entry(key).or_insert_with(|| Group {
+        let group = self.by_trouble.entry(key).or_insert_with(|| Group {
             count: 0,
             oldest: letter.died_at,
             newest: letter.died_at,
@@ -670,7 +683,7 @@ impl Groups {
 
     /// Largest first.
     fn sorted(&self) -> Vec<(&(String, String), &Group)> {
-        let mut groups: Vec<_> = self.groups.iter().collect();
+        let mut groups: Vec<_> = self.by_trouble.iter().collect();
         groups.sort_by_key(|(_, group)| std::cmp::Reverse(group.count));
         groups
     }

@@ -405,7 +405,10 @@ fn applied<'a>(
     commands: impl Iterator<Item = &'a Option<crate::domain::command::CommandRef>>,
     now: DateTime<Utc>,
 ) -> Vec<AppliedDocument> {
-    commands.flatten().map(|command| AppliedDocument { key: command.key.clone(), at: now.into() }).collect()
+    commands
+        .flatten()
+        .map(|command| AppliedDocument { key: command.key.clone(), at: now.into(), settled_at: None })
+        .collect()
 }
 
 /// The version after `version`.

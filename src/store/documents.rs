@@ -123,6 +123,10 @@ pub struct AppliedDocument {
     /// When.
     #[schemars(with = "ExtendedJsonDate")]
     pub at: Instant,
+    /// In a tombstone: when the newest mail or event has left. It is deleted 30 days later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub settled_at: Option<Instant>,
 }
 
 /// A card notice that was given.

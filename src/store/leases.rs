@@ -10,9 +10,9 @@ use super::documents::{SentDocument, integer};
 use super::outbox::{Lease, Leased, OutboxEntry};
 use super::{Collection, Store, StoreError};
 
-/// What became of an entry.
+/// What is to be marked of an entry.
 #[derive(Clone, Debug)]
-pub struct Settled {
+pub struct Mark {
     /// Where its document is.
     pub collection: Collection,
     /// Its document.
@@ -114,18 +114,16 @@ impl Store {
     ///
     /// # Errors
     /// When the server does not answer: the same again is then safe.
-    pub async fn settle(&self, settled: &[Settled]) -> Result<(), StoreError> {
+    pub async fn settle(&self, marks: &[Mark]) -> Result<(), StoreError> {
         for collection in [Collection::Subscriptions, Collection::Accounts] {
-            let of_collection: Vec<&Settled> =
-                settled.iter().filter(|settled| settled.collection == collection).collect();
+            let of_collection: Vec<&Mark> = marks.iter().filter(|mark| mark.collection == collection).collect();
             if of_collection.is_empty() {
                 continue;
             }
-            let statements =
-                |keeps| of_collection.iter().map(|settled| statement(settled, keeps)).collect::<Result<_, _>>();
+            let statements = |keeps| of_collection.iter().map(|mark| statement(mark, keeps)).collect::<Result<_, _>>();
             let updated = self.update_many(collection, statements(Keeps::Notifications)?).await?;
             for refusal in &updated.refused {
-                let entry = of_collection.get(refusal.position).map(|settled| settled.entry_id.as_str());
+                let entry = of_collection.get(refusal.position).map(|mark| mark.entry_id.as_str());
                 tracing::error!(
                     entry,
                     error = refusal.message,
@@ -201,19 +199,19 @@ enum Keeps {
 }
 
 /// The statement that finds the entry in its document, so that marking twice marks once.
-fn statement(settled: &Settled, keeps: Keeps) -> Result<Document, StoreError> {
-    let id = settled.entry_id.as_str();
-    let mut find = doc! { "_id": &settled.document_id, "outbox.id": id };
+fn statement(mark: &Mark, keeps: Keeps) -> Result<Document, StoreError> {
+    let id = mark.entry_id.as_str();
+    let mut find = doc! { "_id": &mark.document_id, "outbox.id": id };
     match keeps {
         Keeps::Notifications => find.insert("status", doc! { "$ne": "removed" }),
         Keeps::Nothing => find.insert("status", "removed"),
     };
     // What has left has left, whoever holds it now; but it is not for us to put off what somebody else is sending.
-    let ours = doc! { "id": id, "holder": &settled.holder };
+    let ours = doc! { "id": id, "holder": &mark.holder };
     let pull = doc! { "outbox": { "id": id } };
     let mut filters: Vec<Document> = Vec::new();
     let mut increments = doc! { "version": 1_i64 };
-    let mut update = match (&settled.fate, keeps) {
+    let mut update = match (&mark.fate, keeps) {
         (Fate::Sent(sent), Keeps::Notifications) => doc! { "$pull": pull, "$push": { "notifications": bson(sent)? } },
         (Fate::Published, Keeps::Notifications) => doc! { "$pull": pull },
         (Fate::Sent(_) | Fate::Published, Keeps::Nothing) => {
@@ -232,9 +230,9 @@ fn statement(settled: &Settled, keeps: Keeps) -> Result<Document, StoreError> {
         }
     };
     update.insert("$inc", increments);
-    if matches!(settled.fate, Fate::PutOff { .. } | Fate::Refused { .. }) {
+    if matches!(mark.fate, Fate::PutOff { .. } | Fate::Refused { .. }) {
         find.insert("outbox", doc! { "$elemMatch": &ours });
-        filters.push(doc! { "entry.id": id, "entry.holder": &settled.holder });
+        filters.push(doc! { "entry.id": id, "entry.holder": &mark.holder });
     }
     let mut statement = doc! { "q": find, "u": update };
     if !filters.is_empty() {

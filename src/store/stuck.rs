@@ -131,7 +131,8 @@ fn retry_statement(entry: &Stuck, now: Instant) -> Document {
         "q": { "_id": &entry.document_id, "outbox": { "$elemMatch": { "id": &entry.entry_id, "failed_at": refused.clone() } } },
         "u": {
             "$unset": { "outbox.$[entry].failed_at": "" },
-            "$set": { "outbox.$[entry].due": now },
+            // Nobody's: a worker that still wants to mark it as refused has nothing to say about it any more.
+            "$set": { "outbox.$[entry].due": now, "outbox.$[entry].holder": "" },
             "$inc": { "version": 1_i64 },
         },
         "arrayFilters": [{ "entry.id": &entry.entry_id, "entry.failed_at": refused }],

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bson::doc;
 use chrono::Utc;
 use lapin::BasicProperties;
-use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
+use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::FieldTable;
 use offramp::broker::{Broker, Delivery, Publisher, Topology};
 use serde_json::{Value, json};
@@ -195,7 +195,7 @@ async fn exhausted_retries_begin_anew() {
     let world = World::new("exhausted").await;
     let sink = SmtpSink::start().await;
     populate(&world).await;
-    // The database refuses the change, again and again.
+    // The database unwilling the change, again and again.
     let refuse = doc! { "collMod": "subscriptions", "validator": { "status": { "$exists": false } } };
     world.database.run_command(refuse).await.unwrap();
     let worker = Worker::start(&world, &sink.url()).await;
@@ -254,8 +254,9 @@ async fn a_letter_without_a_home_stays() {
     let world = World::new("homeless").await;
     declare(&world).await;
     let queue = format!("{}.dead-letters", world.prefix);
-    let options = lapin::options::BasicPublishOptions::default();
-    let publishing = world.channel.basic_publish("".into(), queue.as_str().into(), options, b"?", Default::default());
+    let options = BasicPublishOptions::default();
+    let publishing =
+        world.channel.basic_publish("".into(), queue.as_str().into(), options, b"?", BasicProperties::default());
     publishing.await.unwrap().await.unwrap();
     let said = output(&world, &["dead-letters", "replay", "--all"]);
     assert!(said.starts_with("1 dead letter kept: "), "{said}");
@@ -265,7 +266,7 @@ async fn a_letter_without_a_home_stays() {
     let topology = Topology::new(&world.prefix);
     bury(&world, &topology, &[cancellation("c", "sub")], "exhausted", "No.", "card-expiry").await;
     let work = format!("{}.card-expiry", world.prefix);
-    world.channel.queue_delete(work.as_str().into(), Default::default()).await.unwrap();
+    world.channel.queue_delete(work.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
     let error = failure(&world, &["dead-letters", "replay", "c"], 1);
     assert!(error.contains("1 dead letter kept") && error.contains("offramp init"), "{error}");
     becomes(&world, "dead-letters", 2).await;
@@ -300,7 +301,7 @@ async fn drop_asks_and_takes_only_what_was_meant() {
     world.remove().await;
 }
 
-const LETTERS: usize = 2_000;
+const LETTERS: u32 = 2_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_killed_half_way_loses_nothing() {
@@ -314,7 +315,7 @@ async fn a_replay_killed_half_way_loses_nothing() {
     let commands: Vec<Value> =
         (0..LETTERS).map(|index| cancellation(&format!("c-{index}"), &format!("sub-{index}"))).collect();
     bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
-    becomes(&world, "dead-letters", LETTERS as u32).await;
+    becomes(&world, "dead-letters", LETTERS).await;
 
     // Killed as soon as it has done something, until it has been killed six times.
     for _ in 0..6 {
@@ -338,10 +339,10 @@ async fn a_replay_killed_half_way_loses_nothing() {
     let (letters, work) = eventually("every letter in a queue, and all at rest", || async {
         let (letters, work) = now().await;
         tokio::time::sleep(Duration::from_millis(500)).await;
-        ((letters + work) as usize >= LETTERS && now().await == (letters, work)).then_some((letters, work))
+        (letters + work >= LETTERS && now().await == (letters, work)).then_some((letters, work))
     })
     .await;
-    let twice = (letters + work) as usize - LETTERS;
+    let twice = letters + work - LETTERS;
     println!("replay killed 6 times: {letters} letters, {work} sent back, {twice} of them in both queues");
     assert!(letters > 0 && work > 0);
     assert!(twice <= 6 * 100, "{twice}");
@@ -354,11 +355,11 @@ async fn a_replay_killed_half_way_loses_nothing() {
     eventually("every command to be applied once", || async {
         let once = doc! { "status": "cancellation_scheduled", "applied": { "$size": 1 }, "history": { "$size": 1 } };
         let done = world.collection("subscriptions").count_documents(once).await.unwrap();
-        (done == LETTERS as u64 && waiting(&world, "cancellation").await == 0).then_some(())
+        (done == u64::from(LETTERS) && waiting(&world, "cancellation").await == 0).then_some(())
     })
     .await;
     world.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), LETTERS, "nobody is told twice");
+    assert_eq!(sink.mails().len(), LETTERS as usize, "nobody is told twice");
     assert!(worker.stop().await.success());
     world.remove().await;
 }
@@ -379,7 +380,7 @@ async fn looking_and_dropping_killed_half_way_lose_nothing() {
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    becomes(&world, "dead-letters", LETTERS as u32).await;
+    becomes(&world, "dead-letters", LETTERS).await;
 
     // Of what is to be dropped nothing else is touched.
     bury(&world, &topology, &commands, "invalid", "No.", "cancellation").await;
@@ -392,15 +393,14 @@ async fn looking_and_dropping_killed_half_way_lose_nothing() {
     tokio::time::sleep(Duration::from_millis(900)).await;
     child.kill().unwrap();
     child.wait().unwrap();
-    eventually("the letters", || async { (waiting(&world, "dead-letters").await >= LETTERS as u32).then_some(()) })
-        .await;
+    eventually("the letters", || async { (waiting(&world, "dead-letters").await >= LETTERS).then_some(()) }).await;
     output(&world, &["dead-letters", "drop", "--reason", "exhausted", "--yes"]);
-    becomes(&world, "dead-letters", LETTERS as u32).await;
-    let left: HashMap<String, usize> = objects(&world, &["dead-letters", "list", "--json"])
+    becomes(&world, "dead-letters", LETTERS).await;
+    let left: HashMap<String, u64> = objects(&world, &["dead-letters", "list", "--json"])
         .iter()
-        .map(|group| (group["reason"].as_str().unwrap().to_owned(), group["count"].as_u64().unwrap() as usize))
+        .map(|group| (group["reason"].as_str().unwrap().to_owned(), group["count"].as_u64().unwrap()))
         .collect();
-    assert_eq!(left, HashMap::from([("invalid".to_owned(), LETTERS)]));
+    assert_eq!(left, HashMap::from([("invalid".to_owned(), u64::from(LETTERS))]));
     world.remove().await;
 }
 
@@ -452,11 +452,11 @@ async fn operators_wait_for_one_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_mails_are_listed_and_get_a_second_chance() {
     let world = World::new("refused").await;
-    let refuses = Arc::new(AtomicBool::new(true));
+    let unwilling = Arc::new(AtomicBool::new(true));
     let sink = SmtpSink::scripted(Tls::No, {
-        let refuses = Arc::clone(&refuses);
+        let unwilling = Arc::clone(&unwilling);
         move |step, _| match step {
-            Step::Rcpt if refuses.load(Ordering::Relaxed) => Action::Answer("550 5.1.1 no \x1b[5msuch user"),
+            Step::Rcpt if unwilling.load(Ordering::Relaxed) => Action::Answer("550 5.1.1 no \x1b[5msuch user"),
             _ => Action::Ok,
         }
     })
@@ -518,7 +518,7 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
     assert!(version().await >= before + 3, "made due, claimed, refused");
 
     // Two operators at once, and the mail server willing: each mail leaves once.
-    refuses.store(false, Ordering::Relaxed);
+    unwilling.store(false, Ordering::Relaxed);
     let start = || {
         let arguments = ["outbox", "retry", "--all"];
         offramp(&world).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
