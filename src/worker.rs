@@ -122,9 +122,7 @@ impl Lane {
     /// The answer to whoever wants one.
     fn reply(&self, delivery: &Delivery, event: &CloudEvent) -> Option<Outgoing> {
         let queue = delivery.reply_to.as_deref()?;
-        if queue == self.topology.command_exchange()
-            || queue.starts_with(&format!("{}.", self.topology.command_exchange()))
-        {
+        if self.topology.owns_queue(queue) {
             tracing::warn!(lane = %self.kind, queue, "no answer goes to a queue of ours: that is no place to wait for one");
             return None;
         }

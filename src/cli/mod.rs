@@ -70,9 +70,9 @@ impl Cli {
             Command::Import(arguments) => import::run(arguments).await,
             Command::Publish(arguments) => publish::run(arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
+            Command::Show(arguments) => show::run(arguments).await,
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Outbox(arguments) => outbox::run(arguments).await,
-            Command::Show(arguments) => show::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

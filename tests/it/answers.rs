@@ -336,15 +336,14 @@ async fn a_pair_is_used_up_even_when_it_changed_nothing() {
         "subscription.cancellation-confirmation",
         json!({ "organization_id": "org", "subscription_id": "sub", "actor": { "role": "admin", "id": "a" }, "decision": "decline" }),
     );
-    let mut settled = 0;
-    for (command, status) in [
+    let story = [
         (request("first"), "cancellation_requested"),
         (request("same"), "cancellation_requested"),
         (decline, "active"),
         (request("same"), "active"),
-    ] {
+    ];
+    for ((command, status), settled) in story.into_iter().zip(1..) {
         world.command(&command).await;
-        settled += 1;
         eventually("the command to be settled", || async { (worker.settled().await == settled).then_some(()) }).await;
         assert_eq!(world.document("subscriptions", "sub").await.unwrap().get_str("status").unwrap(), status);
     }
