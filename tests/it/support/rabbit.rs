@@ -20,6 +20,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::smtp::ThrowAwayCa;
+
 /// How long a condition may take to come true, in seconds: more than two missed heartbeats.
 const PATIENCE_SECONDS: u64 = 40;
 
@@ -148,11 +150,61 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
+/// A RabbitMQ of a test's own, besides the shared one: with TLS, for clients that have a certificate of `ca`. Runs without
+/// Docker, so on Linux only.
+pub struct TlsServer {
+    directory: tempfile::TempDir,
+    pub port: u16,
+}
+
+impl TlsServer {
+    pub fn start(ca: &ThrowAwayCa) -> Self {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let server = Self { directory: tempfile::tempdir().unwrap(), port };
+        let folder = server.directory.path().join("rabbitmq/conf.d");
+        std::fs::create_dir_all(&folder).unwrap();
+        let path = |file| ca.path(file).display().to_string();
+        let (root, chain, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
+        let settings = format!(
+            "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {root}\nssl_options.certfile = {chain}\n\
+             ssl_options.keyfile = {key}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n"
+        );
+        std::fs::write(folder.join("tls.conf"), settings).unwrap();
+        assert!(server.services(&["start", "rabbitmq"]), "no RabbitMQ with TLS");
+        server
+    }
+
+    fn services(&self, arguments: &[&str]) -> bool {
+        let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        // What the shared servers have unpacked, if anything, need not be fetched again.
+        let shared = std::env::var("OFFRAMP_SERVICES_DIR").map_or(repository.join(".services"), Into::into);
+        let tools = std::env::var("OFFRAMP_SERVICES_TOOLS").map_or(shared.join("tools"), Into::into);
+        let mut command = std::process::Command::new(repository.join("scripts/services"));
+        command.args(arguments).env("OFFRAMP_SERVICES_MODE", "native").env("OFFRAMP_SERVICES_TOOLS", tools);
+        command.env("OFFRAMP_SERVICES_DIR", self.directory.path()).status().unwrap().success()
+    }
+}
+
+impl Drop for TlsServer {
+    fn drop(&mut self) {
+        self.services(&["down"]);
+    }
+}
+
 /// What the broker sends before it closes a connection on an operator's request: `connection.close`, 320.
 const CONNECTION_CLOSE: &[u8] = b"\x01\0\0\0\0\0\x1c\0\x0a\0\x32\x01\x40\x11CONNECTION_FORCED\0\0\0\0\xce";
 
 /// On its way to the broker, a proxy turns this into bytes that are not UTF-8: what lapin can send becomes what it cannot read.
 pub const NOT_UTF8: &str = "@not-utf-8@";
+
+/// The name of a header with a byte array, which a proxy turns into an array of the same bytes on its way to the broker: so
+/// lapin can send what it could not put in words without overflowing its stack.
+pub const NESTED: &str = "@nested@";
+
+/// Arrays in arrays, so many, as bytes.
+pub fn nested_arrays(depth: u32) -> Vec<u8> {
+    (0..depth).rev().flat_map(|level| [&b"A"[..], &(level * 5).to_be_bytes()].concat()).collect()
+}
 
 /// Stands between a client and a server, and can cut or stall what passes.
 pub struct Proxy {
@@ -253,6 +305,10 @@ async fn pass(
         let marked = buffer[..count].windows(NOT_UTF8.len()).position(|bytes| bytes == NOT_UTF8.as_bytes());
         if let Some(at) = marked {
             buffer[at..at + NOT_UTF8.len()].fill(0xff);
+        }
+        let marked = buffer[..count].windows(NESTED.len()).position(|bytes| bytes == NESTED.as_bytes());
+        if let Some(kind) = marked.filter(|_| !to_client).and_then(|at| buffer[..count].get_mut(at + NESTED.len())) {
+            *kind = b'A';
         }
         if seen.wait_for(|weather| !weather.stalled).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
