@@ -83,11 +83,19 @@ impl Topology {
         format!("{}.dead-letters", self.prefix)
     }
 
-    /// Whether `name` is one of our queues or exchanges, or could become one: whatever is at or under the prefix. Nobody
-    /// may have an answer sent there: a refusal in a retry queue, say, would lead to itself and never leave.
-    #[must_use]
-    pub fn owns(&self, name: &str) -> bool {
+    /// Whether an exchange or queue of this name could be one of ours: at or under the prefix.
+    pub(super) fn owns(&self, name: &str) -> bool {
         name.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
+    /// Whether `name` is one of our queues. Nobody may have an answer sent there: a refusal in a retry queue, say, would lead to
+    /// itself and never leave.
+    #[must_use]
+    pub fn owns_queue(&self, name: &str) -> bool {
+        name.starts_with(&self.prefix)
+            && (name == self.dead_letter_queue()
+                || CommandType::ALL.into_iter().any(|kind| name == self.work_queue(kind))
+                || RetryDelay::ALL.into_iter().any(|delay| name == self.retry_queue(delay)))
     }
 
     /// Declares every object that is missing and checks the others, over a connection of its own. What exists with
@@ -457,12 +465,14 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_what_is_at_or_under_the_prefix() {
+    fn ours_is_what_we_declare() {
         let topology = Topology::new("p");
-        let ours = ["p", "p.retry.5s", "p.anything", "p."];
-        assert!(ours.iter().all(|name| topology.owns(name)));
-        let others = ["", "q", "pp", "p-answers", "p/x", "q.p", "x.p.events"];
-        assert!(!others.iter().any(|name| topology.owns(name)));
+        for queue in ["p.cancellation", "p.payment-failure", "p.retry.5s", "p.retry.1h", "p.dead-letters"] {
+            assert!(topology.owns_queue(queue), "{queue}");
+        }
+        for queue in ["", "p", "p.", "q.cancellation", "pp.retry.5s", "p.answers", "p.retry.6s"] {
+            assert!(!topology.owns_queue(queue), "{queue}");
+        }
     }
 
     #[test]

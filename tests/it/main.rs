@@ -7,6 +7,7 @@ mod broker;
 mod cli;
 mod mail;
 mod model;
+mod operators;
 mod shutdown;
 mod story;
 mod support;
