@@ -14,7 +14,8 @@ use offramp::broker::{
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::rabbit::{NOT_UTF8, Proxy, Rabbit, amqp_url, eventually};
+use crate::support::proxy::{NOT_UTF8, Proxy};
+use crate::support::rabbit::{Rabbit, amqp_url, eventually};
 
 /// Long enough for two missed heartbeats and a pause.
 const SOON: Duration = Duration::from_secs(40);
