@@ -14,9 +14,8 @@ help: ## this list
 
 .PHONY: demo
 demo: cargo services-up ## start servers, build, and show a story of cancellations from message to mail
-	@cargo build --locked
-	@target=$$(cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/') && \
-	export OFFRAMP_BIN=$$target/debug/offramp && $(with_services) scripts/demo
+	@cargo build --locked --bin offramp --example demo
+	@$(with_services) cargo run --quiet --locked --example demo
 
 .PHONY: test
 test: cargo services-up ## start servers, and run every test against them, unit and integration, and a minute of chaos

@@ -182,14 +182,14 @@ pub struct WorkerSettings {
     )]
     pub sweep: Duration,
 
-    /// Seconds that a mail or event belongs to the worker that took it, before another may try, 10 to 3600
+    /// Seconds that a mail or event belongs to the worker that took it, before another may try, 20 to 3600
     #[arg(
         long = "lease-seconds",
         env = "OFFRAMP_LEASE_SECONDS",
         hide_env_values = true,
         value_name = "SECONDS",
-        default_value = "60",
-        value_parser = setting(seconds::<10, 3600>)
+        default_value = "180",
+        value_parser = setting(seconds::<20, 3600>)
     )]
     pub lease: Duration,
 

@@ -1,17 +1,20 @@
 //! Load many → fold → commit many: how tasks become changes, whether they come from a queue or from the calendar.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock;
 use crate::domain::command::CommandBody;
-use crate::domain::fold::{Task, Verdict};
+use crate::domain::fold::{Task, Verdict, World};
 use crate::http::ReadyHandle;
 use crate::outbox::Outbox;
 use crate::store::commit::{self, Committed};
@@ -20,8 +23,11 @@ use crate::store::{Collection, Need, Store, StoreError};
 
 /// How often a document that others keep changing is read again before its tasks count as failed.
 const ROUNDS_MAX: usize = 20;
-/// How long to wait between two looks whether the database is back: from the first to the longest.
-const PROBE_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// How long to wait before the database is tried again: from the first to the longest.
+const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// How long a batch is held while the database is away. After that it is given back to the broker, which does not wait for
+/// ever for an ack.
+const HOLD_MAX: Duration = Duration::from_secs(60);
 
 /// Decides tasks and writes what they change.
 #[derive(Clone, Debug)]
@@ -30,44 +36,99 @@ pub struct Engine {
     outbox: Outbox,
     source: Arc<str>,
     lease: Duration,
+    ready: Arc<ReadyHandle>,
     /// Held by the one that looks whether the database is back.
-    probe: Arc<Mutex<ReadyHandle>>,
+    probe: Arc<Mutex<()>>,
 }
 
 /// What became of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// It was decided, and what it changes is on a majority of the servers.
+    /// It was decided, and what it changes, or was decided on, is on a majority of the servers.
     Decided(Verdict),
-    /// It could not be written, and the others are not affected. The sentence says why.
+    /// It could not be decided or written, and the others are not affected. The sentence says why.
     Failed(String),
 }
 
-/// The program is stopping, so the work was given up before it was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stopped;
+/// Why tasks were given up before they were settled. Whether they were applied is unknown; deciding them again is safe.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Interrupted {
+    /// The program is stopping.
+    #[error("stopping")]
+    Stopping,
+    /// The database has been away for a minute.
+    #[error("MongoDB is away: {0}")]
+    Away(String),
+}
 
 impl Engine {
     /// `source` is the `source` of events; an outbox entry belongs to this process for `lease`; `ready` is told whether the
     /// database answers.
     #[must_use]
     pub fn new(store: Store, outbox: Outbox, source: &str, lease: Duration, ready: ReadyHandle) -> Self {
-        Self { store, outbox, source: source.into(), lease, probe: Arc::new(Mutex::new(ready)) }
+        Self { store, outbox, source: source.into(), lease, ready: Arc::new(ready), probe: Arc::default() }
     }
 
-    /// Decides tasks in order and writes what they change, waiting for the database where it is away. The answers are in the
+    /// Decides tasks in order and writes what they change, holding them while the database is away. The answers are in the
     /// tasks' order.
     ///
     /// # Errors
-    /// [`Stopped`] when the program stops while the database is away. Whether the tasks were applied is then unknown; deciding
-    /// them again is safe.
-    pub async fn run(&self, tasks: &[&Task], shutdown: &CancellationToken) -> Result<Vec<Settled>, Stopped> {
+    /// [`Interrupted`] when the program stops, or the database stays away.
+    pub async fn run(&self, tasks: &[&Task], shutdown: &CancellationToken) -> Result<Vec<Settled>, Interrupted> {
+        let begin = Instant::now();
+        let mut delays = retry_delays();
         loop {
-            match self.try_run(tasks).await {
-                Ok(settled) => return Ok(settled),
+            let error = match self.try_run(tasks).await {
+                Ok(settled) => {
+                    self.answered();
+                    return Ok(settled);
+                }
                 Err(StoreError::Refused(error)) => return Ok(vec![Settled::Failed(error); tasks.len()]),
-                Err(StoreError::Unavailable(error)) => self.wait_for_database(&error, shutdown).await?,
+                Err(StoreError::Unavailable(error)) => error,
+            };
+            self.report(&error);
+            if begin.elapsed() > HOLD_MAX {
+                return Err(Interrupted::Away(error));
             }
+            tokio::select! {
+                () = tokio::time::sleep(delays.next().unwrap_or(RETRY_EVERY.1)) => {}
+                () = shutdown.cancelled() => return Err(Interrupted::Stopping),
+            }
+            self.wait_for_database(shutdown).await?;
+        }
+    }
+
+    /// Tells that the database answers.
+    pub fn answered(&self) {
+        self.ready.ready();
+    }
+
+    /// Tells that the database is away, to whoever asks for this worker's health.
+    pub fn report(&self, error: &str) {
+        tracing::warn!(error, "the database is away");
+        self.ready.not_ready(error);
+    }
+
+    /// Waits until the database answers. One lane at a time asks; the others wait for what it hears.
+    ///
+    /// # Errors
+    /// [`Interrupted::Stopping`].
+    pub async fn wait_for_database(&self, shutdown: &CancellationToken) -> Result<(), Interrupted> {
+        let waiting = async {
+            let _asking = self.probe.lock().await;
+            for delay in retry_delays() {
+                // Not only a server that answers, but one that takes writes: otherwise the wait would end at once, and
+                // each time the messages in hand would go back and come again, which the broker counts.
+                match self.store.wait_for_majority().await {
+                    Ok(()) => break,
+                    Err(error) => self.report(&error.to_string()),
+                }
+                tokio::time::sleep(delay).await;
+            }
+        };
+        tokio::select! {
+            () = waiting => Ok(()),
+            () = shutdown.cancelled() => Err(Interrupted::Stopping),
         }
     }
 
@@ -81,7 +142,7 @@ impl Engine {
             let mut world = self.store.load(&need(pending.iter().map(|&index| tasks[index]))).await?;
             let now = clock::now();
             for &index in &pending {
-                settled[index] = Settled::Decided(world.fold(tasks[index], now));
+                settled[index] = fold(&mut world, tasks[index], now);
             }
 
             let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
@@ -89,62 +150,60 @@ impl Engine {
             let committed = self.store.commit(&updates).await?;
 
             let mut lost = HashSet::new();
+            let mut spoilt = HashMap::new();
             let mut leased = Vec::new();
             for (update, committed) in updates.into_iter().zip(committed) {
+                let document = (update.collection, update.id.clone());
                 match committed {
                     Committed::Written => leased.extend(update.into_leased()),
-                    Committed::Lost => drop(lost.insert((update.collection, update.id))),
+                    Committed::Lost => drop(lost.insert(document)),
+                    Committed::Corrupt(error) => {
+                        let error = format!("{} {}: {error}", document.0.as_str(), document.1);
+                        spoilt.insert(document, Settled::Decided(Verdict::Corrupt(error)));
+                    }
                     Committed::Refused(error) => {
-                        let error = format!("{} {}: {error}", update.collection.as_str(), update.id);
-                        for &index in
-                            pending.iter().filter(|&&index| document(tasks[index]) == (update.collection, &update.id))
-                        {
-                            settled[index] = Settled::Failed(error.clone());
-                        }
+                        let error = format!("{} {}: {error}", document.0.as_str(), document.1);
+                        spoilt.insert(document, Settled::Failed(error));
                     }
                 }
             }
             self.outbox.offer(leased).await;
+            for &index in &pending {
+                if let Some(spoilt) = spoilt.get(&document(tasks[index])) {
+                    settled[index] = spoilt.clone();
+                }
+            }
             // Whatever was decided about a document that somebody else has changed meanwhile is decided again.
-            pending.retain(|&index| {
-                let (collection, id) = document(tasks[index]);
-                lost.contains(&(collection, id.to_owned()))
-            });
+            pending.retain(|&index| lost.contains(&document(tasks[index])));
         }
         for index in pending {
             settled[index] = Settled::Failed("others kept changing the document".to_owned());
         }
+        // What was written is on a majority. What needed no write may rest on a change that is not, yet.
+        if settled.iter().any(|settled| !matches!(settled, Settled::Decided(Verdict::Applied))) {
+            self.store.wait_for_majority().await?;
+        }
         Ok(settled)
     }
+}
 
-    /// Waits until the database answers. One lane at a time asks; the others wait for what it hears.
-    async fn wait_for_database(&self, error: &str, shutdown: &CancellationToken) -> Result<(), Stopped> {
-        let waiting = async {
-            let ready = self.probe.lock().await;
-            let (first, longest) = PROBE_EVERY;
-            let delays = ExponentialBuilder::default()
-                .with_min_delay(first)
-                .with_max_delay(longest)
-                .without_max_times()
-                .with_jitter()
-                .build();
-            for delay in delays {
-                match self.store.ping().await {
-                    Ok(()) => break,
-                    Err(probe) => {
-                        tracing::warn!(%error, %probe, "the database is away; lanes are paused");
-                        ready.not_ready(probe.to_string());
-                    }
-                }
-                tokio::time::sleep(delay).await;
-            }
-            ready.ready();
-        };
-        tokio::select! {
-            () = waiting => Ok(()),
-            () = shutdown.cancelled() => Err(Stopped),
-        }
+/// Decides one task. Should a rule break on it, that is this task's failure, and not the end of the worker.
+fn fold(world: &mut World, task: &Task, now: DateTime<Utc>) -> Settled {
+    // A fold changes a document in memory only after everything about it is decided, so nothing is left half-done.
+    match std::panic::catch_unwind(AssertUnwindSafe(|| world.fold(task, now))) {
+        Ok(verdict) => Settled::Decided(verdict),
+        Err(_) => Settled::Failed("the rules broke on this; it is a mistake in the program".to_owned()),
     }
+}
+
+fn retry_delays() -> ExponentialBackoff {
+    let (first, longest) = RETRY_EVERY;
+    ExponentialBuilder::default()
+        .with_min_delay(first)
+        .with_max_delay(longest)
+        .without_max_times()
+        .with_jitter()
+        .build()
 }
 
 /// The documents that tasks need.
@@ -167,13 +226,13 @@ fn need<'a>(tasks: impl Iterator<Item = &'a Task>) -> Need {
 }
 
 /// The document that a task is about.
-fn document(task: &Task) -> (Collection, &str) {
+fn document(task: &Task) -> (Collection, String) {
     match task {
         Task::Command(command) => match &command.body {
-            CommandBody::Subscription(data) => (Collection::Subscriptions, data.subscription_id().as_str()),
-            CommandBody::CardExpiry(data) => (Collection::Accounts, data.account_id.as_str()),
+            CommandBody::Subscription(data) => (Collection::Subscriptions, data.subscription_id().to_string()),
+            CommandBody::CardExpiry(data) => (Collection::Accounts, data.account_id.to_string()),
         },
-        Task::Lapse(id) => (Collection::Subscriptions, id.as_str()),
-        Task::CardNotice(id, _) => (Collection::Accounts, id.as_str()),
+        Task::Lapse(id) => (Collection::Subscriptions, id.to_string()),
+        Task::CardNotice(id, _) => (Collection::Accounts, id.to_string()),
     }
 }

@@ -15,17 +15,16 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::broker::{Publisher, Topology};
+use crate::broker::{Outgoing, Publisher, Topology};
 use crate::clock;
 use crate::domain::notification::Notification;
 use crate::mail::message::{Sender, compose};
 use crate::mail::smtp::{MailConnection, SendError, Transport};
 use crate::mail::templates::Templates;
 use crate::store::documents::SentDocument;
-use crate::store::leases::{Fate, Settled};
+use crate::store::leases::{Fate, Mark};
 use crate::store::outbox::{Content, Leased, MailDocument};
 use crate::store::{Store, StoreError};
-use crate::worker::event_message;
 
 /// How many mails, and how many events, wait in memory. More wait in the database.
 const QUEUE_MAX: usize = 4096;
@@ -35,8 +34,9 @@ const OFFER_PATIENCE: Duration = Duration::from_secs(1);
 const BULK_MAX: usize = 512;
 /// How long a connection to the mail server is kept without a mail.
 const IDLE_MAX: Duration = Duration::from_secs(20);
-/// How long to wait before a mail server that is away is tried again: from the first to the longest.
-const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// How long to wait before a server that is away is tried again: from the first to the longest. A random part up to the
+/// same length is added.
+const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
 /// How long an entry that could not leave is put off: the first time, and at most, in seconds.
 const PUT_OFF_SECONDS: (i64, i64) = (5, 15 * 60);
 
@@ -51,8 +51,11 @@ pub struct Outbox {
 impl Outbox {
     /// Hands entries over. Those for which there is no room stay in the database until their lease runs out.
     pub async fn offer(&self, entries: Vec<Leased>) {
+        // Events first: they do not wait for a mail server.
+        let (events, mails): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|leased| matches!(leased.entry.content, Content::Event(_)));
         let offering = async {
-            for leased in entries {
+            for leased in events.into_iter().chain(mails) {
                 let (queue, may_wait) = match &leased.entry.content {
                     Content::Mail(_) => (&self.mails, !self.mail_server_is_away.load(Ordering::Relaxed)),
                     Content::Event(_) => (&self.events, true),
@@ -117,8 +120,8 @@ pub struct Dispatcher {
     mails: async_channel::Receiver<Leased>,
     events: async_channel::Receiver<Leased>,
     mail_server_is_away: Arc<AtomicBool>,
-    settled: async_channel::Receiver<Settled>,
-    settle: async_channel::Sender<Settled>,
+    settled: async_channel::Receiver<Mark>,
+    settle: async_channel::Sender<Mark>,
     /// An entry is sent only while this much of its lease is left, and within it.
     reserve: Duration,
 }
@@ -160,7 +163,13 @@ impl Dispatcher {
         }
         senders.spawn(publish_events(self.events, self.settle, publisher, topology, self.reserve));
         let marking = tokio::spawn(mark(self.settled, store));
-        while senders.join_next().await.is_some() {}
+        while let Some(ended) = senders.join_next().await {
+            // One that broke has a mistake in it. The others must not go on as if nothing had happened: dropping them all
+            // ends the worker.
+            if ended.is_err() {
+                return;
+            }
+        }
         // All senders are gone, and with them the last ones who could add to what is to be marked.
         drop(marking.await);
     }
@@ -169,7 +178,7 @@ impl Dispatcher {
 /// Sends mails over one connection.
 struct Postman {
     mails: async_channel::Receiver<Leased>,
-    settle: async_channel::Sender<Settled>,
+    settle: async_channel::Sender<Mark>,
     mail_server_is_away: Arc<AtomicBool>,
     writer: Arc<Writer>,
     connection: MailConnection,
@@ -194,7 +203,7 @@ impl Postman {
             }
             let (fate, is_away) = self.send(&leased, mail).await;
             count(mail, &fate);
-            if self.settle.send(settled(leased, fate)).await.is_err() {
+            if self.settle.send(mark_of(leased, fate)).await.is_err() {
                 break;
             }
             self.mail_server_is_away.store(is_away, Ordering::Relaxed);
@@ -250,7 +259,7 @@ impl Postman {
 /// Publishes events, as many at once as there are.
 async fn publish_events(
     events: async_channel::Receiver<Leased>,
-    settle: async_channel::Sender<Settled>,
+    settle: async_channel::Sender<Mark>,
     publisher: Publisher,
     topology: Topology,
     reserve: Duration,
@@ -261,7 +270,7 @@ async fn publish_events(
         let messages: Vec<_> = bulk
             .iter()
             .filter_map(|leased| match &leased.entry.content {
-                Content::Event(event) => Some(event_message(&exchange, &event.kind, event)),
+                Content::Event(event) => Some(Outgoing::event(exchange.as_str(), event.kind.as_str(), event)),
                 Content::Mail(_) => None,
             })
             .collect();
@@ -276,7 +285,7 @@ async fn publish_events(
             };
             counter!("offramp_events_total", "outcome" => if matches!(fate, Fate::Published) { "published" } else { "put_off" })
                 .increment(1);
-            if settle.send(settled(leased, fate)).await.is_err() {
+            if settle.send(mark_of(leased, fate)).await.is_err() {
                 return;
             }
         }
@@ -284,7 +293,7 @@ async fn publish_events(
 }
 
 /// Marks entries, as many at once as there are. While the database is away they wait here, and senders wait for room.
-async fn mark(settled: async_channel::Receiver<Settled>, store: Store) {
+async fn mark(settled: async_channel::Receiver<Mark>, store: Store) {
     while let Some(bulk) = take_bulk(&settled).await {
         let mut delays = reconnect_delays();
         loop {
@@ -292,9 +301,6 @@ async fn mark(settled: async_channel::Receiver<Settled>, store: Store) {
                 Ok(()) => break,
                 Err(StoreError::Unavailable(error)) => {
                     tracing::warn!(%error, entries = bulk.len(), "what was sent cannot be marked yet");
-                    if settled.is_closed() && delays.next().is_none() {
-                        return;
-                    }
                     tokio::time::sleep(delays.next().unwrap_or(RECONNECT_EVERY.1)).await;
                 }
                 Err(StoreError::Refused(error)) => {
@@ -324,8 +330,14 @@ fn may_send(leased: &Leased, reserve: Duration) -> bool {
     leased.entry.due.is_some_and(|due| due.to_chrono() - clock::now() >= reserve)
 }
 
-fn settled(leased: Leased, fate: Fate) -> Settled {
-    Settled { collection: leased.collection, document_id: leased.document_id, entry_id: leased.entry.id, fate }
+fn mark_of(leased: Leased, fate: Fate) -> Mark {
+    Mark {
+        collection: leased.collection,
+        document_id: leased.document_id,
+        entry_id: leased.entry.id,
+        holder: leased.entry.holder,
+        fate,
+    }
 }
 
 /// When an entry that was tried in vain `attempts` times before may be tried again: later each time, and not all at once.

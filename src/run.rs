@@ -24,7 +24,8 @@ use crate::worker::Lane;
 /// How many messages the broker sends ahead, in batches: the next batch waits in memory while one is worked on.
 const PREFETCH_BATCHES: usize = 2;
 /// How long to wait before a server that is away at the start is tried again: from the first to the longest.
-const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// A random part up to the same length is added.
+const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
 
 /// Everything that a worker works with.
 #[derive(Debug)]
@@ -54,6 +55,9 @@ pub enum RunError {
     /// The database refuses its indexes.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A part of the worker has ended by itself, which is a mistake in the program.
+    #[error("a part of the worker has ended by itself; it stopped so that whoever supervises it starts it again")]
+    Broken,
 }
 
 /// Runs a worker until `shutdown`, and answers for its health on `http`.
@@ -71,10 +75,7 @@ pub async fn run(
     let unhealthy = CancellationToken::new();
     let health = tokio::spawn(http::serve(http, readiness.clone(), metrics, unhealthy.clone()));
     let result = match shutdown.run_until_cancelled(prepare(&parts, &readiness)).await {
-        Some(Ok(database_ready)) => {
-            Worker::start(parts, &readiness, database_ready).stop_after(shutdown).await;
-            Ok(())
-        }
+        Some(Ok(database_ready)) => Worker::start(parts, &readiness, database_ready).stop_after(shutdown).await,
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
@@ -136,7 +137,9 @@ struct Worker {
 impl Worker {
     fn start(parts: Parts, readiness: &Readiness, database_ready: ReadyHandle) -> Self {
         let Parts { broker, topology, store, writer, transport, mail_connections, pace } = parts;
-        let publisher = Publisher::new(broker.clone());
+        let publisher = Publisher::declaring(broker.clone(), topology.clone());
+        let watched = publisher.clone();
+        readiness.watch("publisher", move || watched.status());
         let (outbox, dispatcher): (Outbox, Dispatcher) = outbox(pace.lease);
         let engine = Engine::new(store.clone(), outbox.clone(), &pace.source, pace.lease, database_ready);
         let dispatcher = tokio::spawn(dispatcher.run(
@@ -186,19 +189,28 @@ impl Worker {
 
     /// Waits for `shutdown`, then stops: no more messages are taken, the batches in hand are finished and acked, the mails in
     /// hand are sent. What is not done in time is done by another worker, or after the restart: nothing is lost.
-    async fn stop_after(mut self, shutdown: CancellationToken) {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            // Lanes and sweeper end only when they are told to. One that does not has a mistake in it; better a restart by
-            // whoever supervises this process than a worker that looks alive and is not.
-            ended = self.makers.join_next() => tracing::error!(?ended, "a part of the worker has ended by itself; stopping"),
-        }
+    async fn stop_after(mut self, shutdown: CancellationToken) -> Result<(), RunError> {
+        // Parts end only when they are told to. One that does not has a mistake in it; better a restart by whoever supervises
+        // this process than a worker that looks alive and is not.
+        let result = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            ended = self.makers.join_next() => {
+                tracing::error!(?ended, "a lane or the sweeper has ended by itself; stopping");
+                Err(RunError::Broken)
+            }
+            ended = &mut self.dispatcher => {
+                tracing::error!(?ended, "the dispatcher has ended by itself; stopping");
+                Err(RunError::Broken)
+            }
+        };
         tracing::info!("stopping: finishing what is in hand");
         self.stop.cancel();
         let finishing = async {
             while self.makers.join_next().await.is_some() {}
             self.outbox.close();
-            drop((&mut self.dispatcher).await);
+            if !self.dispatcher.is_finished() {
+                drop((&mut self.dispatcher).await);
+            }
             self.publisher.close().await;
         };
         match timeout(self.shutdown_within, finishing).await {
@@ -207,5 +219,6 @@ impl Worker {
                 tracing::warn!("stopped before everything in hand was done; nothing is lost, it will be done again");
             }
         }
+        result
     }
 }

@@ -16,7 +16,7 @@ use crate::domain::account::NoticeKind;
 use crate::domain::billing::YearMonth;
 use crate::domain::fold::{Loaded, Task, Verdict};
 use crate::domain::organization::Organization;
-use crate::engine::{Engine, Settled, Stopped};
+use crate::engine::{Engine, Interrupted, Settled};
 use crate::outbox::Outbox;
 use crate::store::outbox::Lease;
 use crate::store::sweep::Ids;
@@ -26,6 +26,8 @@ use crate::store::{Collection, Store, StoreError};
 const CLAIM_EVERY: Duration = Duration::from_secs(2);
 /// From how many documents entries are claimed at once.
 const CLAIM_DOCUMENTS_MAX: usize = 256;
+/// How many documents that cannot be claimed from are passed over in one look.
+const PASSED_OVER_MAX: usize = 1000;
 
 /// Looks, again and again, for what time has made due.
 #[derive(Debug)]
@@ -50,9 +52,12 @@ enum Cut {
     Store(StoreError),
 }
 
-impl From<Stopped> for Cut {
-    fn from(_: Stopped) -> Self {
-        Self::Stopped
+impl From<Interrupted> for Cut {
+    fn from(interrupted: Interrupted) -> Self {
+        match interrupted {
+            Interrupted::Stopping => Self::Stopped,
+            Interrupted::Away(error) => Self::Store(StoreError::Unavailable(error)),
+        }
     }
 }
 
@@ -80,8 +85,9 @@ impl Sweeper {
     ) {
         loop {
             match sweep().await {
-                Ok(()) => {}
+                Ok(()) => self.engine.answered(),
                 Err(Cut::Stopped) => return,
+                Err(Cut::Store(StoreError::Unavailable(error))) => self.engine.report(&error),
                 Err(Cut::Store(error)) => tracing::warn!(%error, "a sweep was cut short; the next one goes on"),
             }
             tokio::select! {
@@ -97,7 +103,12 @@ impl Sweeper {
         self.lapse(self.store.expired(now).await?, shutdown).await?;
         for organization in self.store.organizations_with_card_notices().await? {
             match organization {
-                Loaded::Read(organization) => self.give_card_notices(&organization, shutdown).await?,
+                Loaded::Read(organization) => match self.give_card_notices(&organization, shutdown).await {
+                    Err(Cut::Store(StoreError::Refused(error))) => {
+                        tracing::error!(organization = %organization.id, error, "no card notices for this organization");
+                    }
+                    result => result?,
+                },
                 Loaded::Corrupt { error, .. } => tracing::error!(%error, "no card notices for a corrupt organization"),
             }
         }
@@ -163,20 +174,22 @@ impl Sweeper {
     /// Takes entries whose lease ran out, as many as can be sent.
     async fn claim(&self, shutdown: &CancellationToken) -> Result<(), Cut> {
         for collection in [Collection::Subscriptions, Collection::Accounts] {
+            let mut passing_over = Vec::new();
             loop {
                 let documents = self.outbox.room().min(CLAIM_DOCUMENTS_MAX);
-                if documents == 0 || shutdown.is_cancelled() {
+                if documents == 0 || passing_over.len() > PASSED_OVER_MAX || shutdown.is_cancelled() {
                     return Ok(());
                 }
                 let now = clock::now();
                 let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
                 let limit = i64::try_from(documents).unwrap_or(i64::MAX);
-                let claimed = self.store.claim(collection, limit, &lease, now).await?;
-                if claimed.is_empty() {
+                let claimed = self.store.claim(collection, limit, &passing_over, &lease, now).await?;
+                if !claimed.found {
                     break;
                 }
-                counter!("offramp_claimed_total").increment(claimed.len() as u64);
-                self.outbox.offer(claimed).await;
+                counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
+                passing_over.extend(claimed.unclaimable);
+                self.outbox.offer(claimed.entries).await;
             }
         }
         Ok(())

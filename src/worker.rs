@@ -16,14 +16,15 @@ use crate::domain::command::{Command, CommandBody, CommandType, InvalidCommand};
 use crate::domain::decide::Rejection;
 use crate::domain::event::{self, CloudEvent, CommandRejected, EffectIds};
 use crate::domain::fold::{Missing, Rejected, Task, Verdict};
-use crate::engine::{Engine, Settled, Stopped};
+use crate::engine::{Engine, Interrupted, Settled};
 
 /// How often a command waits for something that may still be on its way (contract §4 *wait*: 5 s, 30 s, 2 min).
 const WAITS_MAX: u32 = 3;
 /// How often a failed command is tried again (contract §7).
 const RETRIES_MAX: u32 = 5;
 /// How long to wait before a copy that the broker did not take is published again: from the first to the longest.
-const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A random part up to the same length is added.
+const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 
 /// One work queue and what it takes to work it off.
 #[derive(Debug)]
@@ -67,14 +68,21 @@ impl Lane {
                         tracing::warn!(lane = %self.kind, %lost, "the batch is done but could not be acked; it comes again, without effect");
                     }
                 }
-                Err(Stopped) => batch.release().await,
+                Err(Interrupted::Stopping) => batch.release().await,
+                Err(interrupted @ Interrupted::Away(_)) => {
+                    drop(batch);
+                    self.consumer.suspend(&interrupted.to_string()).await;
+                    if self.engine.wait_for_database(&shutdown).await.is_err() {
+                        break;
+                    }
+                }
             }
         }
         self.consumer.close().await;
     }
 
-    async fn process(&self, batch: &Batch, shutdown: &CancellationToken) -> Result<(), Stopped> {
-        histogram!("offramp_batch_messages", "lane" => self.kind.as_str()).record(batch_size(batch));
+    async fn process(&self, batch: &Batch, shutdown: &CancellationToken) -> Result<(), Interrupted> {
+        histogram!("offramp_batch_size", "lane" => self.kind.as_str()).record(batch_size(batch));
         let parsed: Vec<Result<Task, InvalidCommand>> =
             batch.deliveries.iter().map(|delivery| Command::parse(&delivery.body).map(Task::Command)).collect();
         let tasks: Vec<&Task> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
@@ -104,15 +112,27 @@ impl Lane {
             (Disposition::Reject(rejected), Some(Task::Command(command))) => {
                 let event = self.rejection(command, &rejected);
                 let key = CommandRejected::KIND;
-                let mut messages = vec![event_message(&self.topology.event_exchange(), key, &event)];
-                if let Some(queue) = &delivery.reply_to {
-                    // The default exchange delivers to the queue of that name.
-                    messages.push(event_message("", queue, &event));
-                }
+                let mut messages = vec![Outgoing::event(self.topology.event_exchange(), key, &event)];
+                messages.extend(self.reply(delivery, &event));
                 messages
             }
             (Disposition::Done | Disposition::Reject(_), _) => vec![],
         }
+    }
+
+    /// The answer to whoever wants one.
+    fn reply(&self, delivery: &Delivery, event: &CloudEvent) -> Option<Outgoing> {
+        let queue = delivery.reply_to.as_deref()?;
+        if self.topology.owns_queue(queue) {
+            tracing::warn!(lane = %self.kind, queue, "no answer goes to a queue of ours: that is no place to wait for one");
+            return None;
+        }
+        // The default exchange delivers to the queue of that name.
+        let reply = Outgoing::event("", queue.to_owned(), event);
+        Some(match delivery.properties.correlation_id() {
+            Some(id) => reply.correlation_id(id.as_str()),
+            None => reply,
+        })
     }
 
     fn rejection(&self, command: &Command, rejected: &Rejected) -> CloudEvent {
@@ -127,7 +147,7 @@ impl Lane {
         mut outgoing: Vec<Outgoing>,
         batch: &Batch,
         shutdown: &CancellationToken,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), Interrupted> {
         let (first, longest) = REPUBLISH_EVERY;
         let mut delays = ExponentialBuilder::default()
             .with_min_delay(first)
@@ -156,11 +176,11 @@ impl Lane {
             }
             if !batch.is_live() {
                 // The messages come again anyway.
-                return Err(Stopped);
+                return Err(Interrupted::Stopping);
             }
             tokio::select! {
                 () = tokio::time::sleep(delays.next().unwrap_or(longest)) => {}
-                () = shutdown.cancelled() => return Err(Stopped),
+                () = shutdown.cancelled() => return Err(Interrupted::Stopping),
             }
         }
         Ok(())
@@ -246,13 +266,6 @@ pub fn rejection_event(
         // Plain data: it cannot fail to be written.
         data: serde_json::to_value(data).unwrap_or_default(),
     }
-}
-
-/// An event as a message.
-pub(crate) fn event_message(exchange: &str, routing_key: &str, event: &CloudEvent) -> Outgoing {
-    // Plain data: it cannot fail to be written.
-    let body = serde_json::to_vec(event).unwrap_or_default();
-    Outgoing::new(exchange, routing_key, body).content_type("application/cloudevents+json").message_id(&event.id)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a batch has a few hundred messages")]

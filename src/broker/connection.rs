@@ -343,7 +343,7 @@ pub(super) async fn ask<T>(
 }
 
 /// The AMQP reply code in an error, if the broker gave one.
-fn code(error: &lapin::Error) -> Option<u16> {
+pub(super) fn code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
         _ => None,

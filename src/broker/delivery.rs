@@ -10,6 +10,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::topology::{RetryDelay, Topology};
+use crate::domain::event::CloudEvent;
 
 /// How often a message has been through a retry queue; absent means 0.
 pub const ATTEMPT_HEADER: &str = "offramp-attempt";
@@ -175,6 +176,14 @@ impl Outgoing {
         }
     }
 
+    /// An event, to an exchange or, through the default one, to a queue.
+    #[must_use]
+    pub fn event(exchange: impl Into<String>, routing_key: impl Into<String>, event: &CloudEvent) -> Self {
+        // Plain data: it cannot fail to be written.
+        let body = serde_json::to_vec(event).unwrap_or_default();
+        Self::new(exchange, routing_key, body).content_type("application/cloudevents+json").message_id(&event.id)
+    }
+
     /// With `mandatory`: when no queue takes it, publishing is an error.
     #[must_use]
     pub fn mandatory(self) -> Self {
@@ -296,7 +305,8 @@ fn number(properties: &BasicProperties, name: &str) -> Option<u64> {
     }
 }
 
-fn text(value: &AMQPValue) -> Option<&str> {
+/// A header's value, where it is text.
+pub(super) fn text(value: &AMQPValue) -> Option<&str> {
     match value {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
         AMQPValue::ShortString(text) => Some(text.as_str()),

@@ -4,7 +4,7 @@
 //! Reading order: [`topology`] — every name once, and how the objects are declared; [`connection`] — addresses, TLS, one
 //! connection with its deadlines; [`consumer`] — a lane's supply of deliveries, in batches, rebuilt after any loss;
 //! [`delivery`] — what came in, and its copies for retry queues and dead letters; [`publisher`] — what goes out,
-//! confirmed; [`health`] — what `/readyz` says about the lanes.
+//! confirmed; [`health`] — what `/readyz` says about the lanes; [`dead_letters`] — what operators do with what was given up.
 //!
 //! Two rules keep every message: a delivery is acknowledged only after its effects are stored, or after its copy was
 //! *confirmed*; and a channel in doubt is thrown away, which makes the broker deliver again whatever it still holds.
@@ -12,6 +12,7 @@
 
 pub mod connection;
 pub mod consumer;
+pub mod dead_letters;
 pub mod delivery;
 pub mod health;
 pub mod publisher;
@@ -20,6 +21,7 @@ pub mod url;
 
 pub use connection::{Broker, BrokerError, Tls, TlsError};
 pub use consumer::{Batch, Consumer, Lost};
+pub use dead_letters::{DeadLetters, DeadLettersError, Held, Letter, Scan};
 pub use delivery::{Delivery, Outgoing};
 pub use health::{LaneHealth, LaneState, LaneStatus};
 pub use publisher::{PublishError, Publisher};

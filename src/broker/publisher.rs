@@ -13,16 +13,24 @@ use lapin::message::BasicReturnMessage;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::connection::{Broker, BrokerError, Link, ask, backoff, count_connection, explain, next_pause};
+use super::connection::{Broker, BrokerError, Link, ask, backoff, code, count_connection, explain, next_pause};
 use super::delivery::Outgoing;
+use super::topology::Topology;
 
 /// From the call to the last confirm, in seconds, reconnecting included.
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
 /// How many calls may publish at once, each on a channel of its own.
 const CHANNELS_MAX: u32 = 16;
+/// AMQP's code for an object that does not exist.
+const NOT_FOUND: u16 = 404;
+/// Why nothing gets out over a connection that stands.
+const BLOCKED: &str = "RabbitMQ takes no messages for now: it is short of memory or disk";
+/// What [`Publisher::status`] sends: to no queue, so the broker confirms it and forgets it.
+const PROBE_KEY: &str = "offramp.probe.nobody-is-bound-to-this";
 
 /// Publishes messages and waits for the broker's confirms. Cheap to clone; all clones share one connection, which is
 /// opened when first needed and again after any loss, while somebody wants to publish.
@@ -31,6 +39,8 @@ pub struct Publisher(Arc<Inner>);
 
 struct Inner {
     broker: Broker,
+    /// What is declared again should it be missing.
+    topology: Option<Topology>,
     calls: Semaphore,
     idle: Mutex<Vec<Slot>>,
     current: AsyncMutex<Current>,
@@ -54,8 +64,21 @@ impl Publisher {
     /// A publisher that is not connected yet.
     #[must_use]
     pub fn new(broker: Broker) -> Self {
+        Self::build(broker, None)
+    }
+
+    /// The same, for messages to objects of `topology`: should one be missing, everything in it is declared again and the
+    /// messages are sent once more, within the same call. So a queue that somebody deleted at run time is no loss, and
+    /// no standstill.
+    #[must_use]
+    pub fn declaring(broker: Broker, topology: Topology) -> Self {
+        Self::build(broker, Some(topology))
+    }
+
+    fn build(broker: Broker, topology: Option<Topology>) -> Self {
         Self(Arc::new(Inner {
             broker,
+            topology,
             calls: Semaphore::new(CHANNELS_MAX as usize),
             idle: Mutex::default(),
             current: AsyncMutex::default(),
@@ -71,12 +94,42 @@ impl Publisher {
     pub async fn publish_all(&self, messages: &[Outgoing]) -> Vec<Result<(), PublishError>> {
         let deadline = Instant::now() + Duration::from_secs(PUBLISH_SECONDS_MAX);
         let mut results = Results(vec![None; messages.len()]);
-        let problem = self.publish_until(deadline, messages, &mut results).await.err().unwrap_or_default();
+        let problem = self.publish_until(deadline, messages, &mut results).await.err();
+        if !messages.is_empty() {
+            self.note(problem.clone());
+        }
+        let problem = problem.unwrap_or_default();
         results
             .0
             .into_iter()
             .map(|result| result.unwrap_or_else(|| Err(PublishError::Unavailable(problem.clone()))))
             .collect()
+    }
+
+    /// Whether messages get out, as far as is known: what readiness asks. An error says why the newest call did not get
+    /// through to the broker, or that it takes no messages for now.
+    ///
+    /// A publisher in trouble that nobody uses would never learn that the trouble is over, so asking has it send an empty
+    /// message to nobody (within a Tokio runtime, in the background: the next answer may be a better one).
+    ///
+    /// # Errors
+    /// Why not, as a sentence without passwords.
+    pub fn status(&self) -> Result<(), String> {
+        // Held while somebody connects, which is no news.
+        let blocked = self
+            .0
+            .current
+            .try_lock()
+            .is_ok_and(|current| current.link.as_ref().is_some_and(|link| link.is_live() && link.is_blocked()));
+        let problem = if blocked { Some(BLOCKED.to_owned()) } else { self.problem() };
+        if problem.is_some()
+            && self.0.calls.available_permits() == CHANNELS_MAX as usize
+            && let Ok(runtime) = Handle::try_current()
+        {
+            let publisher = self.clone();
+            runtime.spawn(async move { publisher.publish_all(&[Outgoing::new("", PROBE_KEY, Vec::new())]).await });
+        }
+        problem.map_or(Ok(()), Err)
     }
 
     /// Closes the connection, after the calls under way. Clones can publish no more.
@@ -97,28 +150,52 @@ impl Publisher {
         messages: &[Outgoing],
         results: &mut Results,
     ) -> Result<(), String> {
-        let late = || self.problem().unwrap_or_else(|| format!("no confirm within {PUBLISH_SECONDS_MAX} s"));
+        let late = || format!("no confirm within {PUBLISH_SECONDS_MAX} s");
+        // One declaration a call: what is missing still is for the caller to report, and for the operator to see.
+        let mut topology = self.0.topology.as_ref();
         let mut groups = VecDeque::from([(0..messages.len()).collect::<Vec<_>>()]);
         while let Some(group) = groups.pop_front().filter(|group| !group.is_empty()) {
             let acquiring = async {
                 let permit = self.0.calls.acquire().await.map_err(|_| "this publisher is closed".to_owned())?;
                 Ok::<_, String>((permit, self.slot().await?))
             };
-            let (_permit, slot) = timeout_at(deadline, acquiring).await.map_err(|_| late())??;
-            match send(&slot.channel, deadline, messages, &group, results).await {
+            let (_permit, slot) =
+                timeout_at(deadline, acquiring).await.map_err(|_| self.problem().unwrap_or_else(late))??;
+            let sent = send(&slot.channel, deadline, messages, &group, results).await;
+            if let Some(missing) =
+                topology.take_if(|topology| is_ours_missing(topology, &sent, messages, &group, results))
+            {
+                let declared = timeout_at(deadline, missing.declare_on(&slot.link)).await.map_err(|_| late())?;
+                match declared {
+                    Ok(declared) => {
+                        tracing::warn!(created = ?declared.created, "objects at the broker were missing; they are declared again");
+                        let unsent =
+                            |index: &usize| matches!(results.0[*index], None | Some(Err(PublishError::Unroutable)));
+                        let again: Vec<_> = group.iter().copied().filter(unsent).collect();
+                        for &index in &again {
+                            results.0[index] = None;
+                        }
+                        groups.push_front(again);
+                        continue;
+                    }
+                    Err(error) => tracing::error!(%error, "objects at the broker are missing and cannot be declared"),
+                }
+            }
+            match sent {
                 Sent::Answered => self.idle().push(slot),
                 // One message of several may have closed the channel for all: each gets its own.
-                Sent::ChannelClosed(_) if group.len() > 1 => {
+                Sent::ChannelClosed { .. } if group.len() > 1 => {
                     groups
                         .extend(group.into_iter().filter(|&index| results.0[index].is_none()).map(|index| vec![index]));
                 }
-                Sent::ChannelClosed(why) => results.0[group[0]] = Some(Err(PublishError::Refused(why))),
+                Sent::ChannelClosed { why, .. } => results.0[group[0]] = Some(Err(PublishError::Refused(why))),
                 Sent::Lost(why) => return Err(why),
                 Sent::Late => {
                     // What a blocked connection has not sent yet would go out when it is unblocked, long after we said
                     // that it did not.
                     if slot.link.is_blocked() {
                         slot.link.cut();
+                        return Err(BLOCKED.to_owned());
                     }
                     return Err(late());
                 }
@@ -137,7 +214,7 @@ impl Publisher {
             }
             let link = self.link().await;
             if link.is_blocked() {
-                return Err("RabbitMQ takes no messages for now: it is short of memory or disk".to_owned());
+                return Err(BLOCKED.to_owned());
             }
             match open(&link).await {
                 Ok(channel) => {
@@ -168,7 +245,6 @@ impl Publisher {
             }
             match self.0.broker.connect("publisher").await {
                 Ok(link) => {
-                    self.note(None);
                     count_connection("publisher");
                     return current.link.insert(Arc::new(link)).clone();
                 }
@@ -188,7 +264,7 @@ impl Publisher {
         self.idle().pop()
     }
 
-    /// Why there is no connection, for the callers whose time runs out meanwhile.
+    /// Why the newest call did not get through, or the connection is not made; nothing once one has got through.
     fn note(&self, problem: Option<String>) {
         *self.0.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
@@ -212,7 +288,7 @@ enum Sent {
     /// Every message has its answer.
     Answered,
     /// The broker closed the channel, for a reason that may lie in one of the messages.
-    ChannelClosed(String),
+    ChannelClosed { why: String, code: Option<u16> },
     /// The connection is gone.
     Lost(String),
     /// The deadline has passed.
@@ -262,7 +338,7 @@ async fn send(
             Some((_, Err(Unsent::Broker(error)))) => {
                 let why = explain(&error);
                 failure.get_or_insert(if error.is_amqp_soft_error() {
-                    Sent::ChannelClosed(why)
+                    Sent::ChannelClosed { why, code: code(&error) }
                 } else {
                     Sent::Lost(why)
                 });
@@ -278,6 +354,29 @@ async fn send(
         Some(failure) => failure,
         None if group.iter().all(|&index| results.0[index].is_some()) => Sent::Answered,
         None => Sent::Late,
+    }
+}
+
+/// Whether something of ours is missing at the broker: an exchange, or a queue or binding that a message should have taken.
+fn is_ours_missing(
+    topology: &Topology,
+    sent: &Sent,
+    messages: &[Outgoing],
+    group: &[usize],
+    results: &Results,
+) -> bool {
+    let is_ours = |message: &Outgoing| {
+        // The default exchange takes a queue's name as routing key.
+        topology.owns(if message.exchange.is_empty() { &message.routing_key } else { &message.exchange })
+    };
+    match sent {
+        Sent::ChannelClosed { code, .. } => {
+            *code == Some(NOT_FOUND) && group.iter().any(|&index| is_ours(&messages[index]))
+        }
+        Sent::Answered => group
+            .iter()
+            .any(|&index| matches!(results.0[index], Some(Err(PublishError::Unroutable))) && is_ours(&messages[index])),
+        Sent::Lost(_) | Sent::Late => false,
     }
 }
 

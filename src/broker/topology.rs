@@ -82,6 +82,21 @@ impl Topology {
         format!("{}.dead-letters", self.prefix)
     }
 
+    /// Whether an exchange or queue of this name could be one of ours: at or under the prefix.
+    pub(super) fn owns(&self, name: &str) -> bool {
+        name.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
+
+    /// Whether `name` is one of our queues. Nobody may have an answer sent there: a refusal in a retry queue, say, would lead to
+    /// itself and never leave.
+    #[must_use]
+    pub fn owns_queue(&self, name: &str) -> bool {
+        name.starts_with(&self.prefix)
+            && (name == self.dead_letter_queue()
+                || CommandType::ALL.into_iter().any(|kind| name == self.work_queue(kind))
+                || RetryDelay::ALL.into_iter().any(|delay| name == self.retry_queue(delay)))
+    }
+
     /// Declares every object that is missing and checks the others, over a connection of its own. What exists with
     /// other arguments is left as it is. Any number of processes may declare at once.
     ///
@@ -446,6 +461,17 @@ mod tests {
         assert_eq!(retry, ["p.retry.5s", "p.retry.30s", "p.retry.2m", "p.retry.10m", "p.retry.1h"]);
         assert_eq!(topology.dead_letter_queue(), "p.dead-letters");
         assert_eq!((topology.command_exchange(), topology.event_exchange()), ("p".to_owned(), "p.events".to_owned()));
+    }
+
+    #[test]
+    fn ours_is_what_we_declare() {
+        let topology = Topology::new("p");
+        for queue in ["p.cancellation", "p.payment-failure", "p.retry.5s", "p.retry.1h", "p.dead-letters"] {
+            assert!(topology.owns_queue(queue), "{queue}");
+        }
+        for queue in ["", "p", "p.", "q.cancellation", "pp.retry.5s", "p.answers", "p.retry.6s"] {
+            assert!(!topology.owns_queue(queue), "{queue}");
+        }
     }
 
     #[test]

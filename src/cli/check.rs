@@ -112,11 +112,11 @@ async fn rabbitmq(settings: BrokerSettings) -> Finding {
         "RabbitMQ",
         match found {
             Ok(found) if found.missing.is_empty() => {
-                let mut detail = format!("{url}, {} objects as they should be", found.existing.len());
+                let mut lines = vec![format!("{url}, {} objects as they should be", found.existing.len())];
                 if !found.unchecked.is_empty() {
-                    detail += &format!("\nthis user may not check {}", found.unchecked.join(", "));
+                    lines.push(format!("this user may not check {}", found.unchecked.join(", ")));
                 }
-                Ok(detail)
+                Ok(lines.join("\n"))
             }
             Ok(found) if found.existing.is_empty() && found.unchecked.is_empty() => {
                 Ok(format!("{url}, with no objects yet: `offramp init` or `offramp run` makes them"))
@@ -146,14 +146,14 @@ async fn mongodb(settings: DatabaseSettings) -> Finding {
                     (None, true) => "sharded cluster".to_owned(),
                     (None, false) => "a standalone server: what is confirmed is on one machine only".to_owned(),
                 };
-                let mut detail = format!("{url}, version {}, {kind}", facts.version);
+                let mut lines = vec![format!("{url}, version {}, {kind}", facts.version)];
                 if !missing.is_empty() {
-                    detail += &format!(
-                        "\nindexes missing: {} (`offramp init` or `offramp run` makes them)",
+                    lines.push(format!(
+                        "indexes missing: {} (`offramp init` or `offramp run` makes them)",
                         missing.join(", ")
-                    );
+                    ));
                 }
-                Ok(detail)
+                Ok(lines.join("\n"))
             }
             Err(error) => Err(format!("{url}: {error}")),
         },

@@ -68,16 +68,16 @@ impl Input {
             Source::Values(values) => return Ok(values.clone()),
         };
         let mut values = serde_json::Deserializer::from_slice(&bytes).into_iter::<&RawValue>();
-        let (mut lines, mut number, mut counted) = (Vec::new(), 1, 0);
+        let (mut read, mut number, mut counted) = (Vec::new(), 1, 0);
         while let Some(value) = values.next() {
             let value = value.with_context(|| self.name.clone())?.get().as_bytes();
             let end = values.byte_offset();
             let begin = end - value.len();
-            number += bytes[counted..begin].iter().filter(|&&byte| byte == b'\n').count();
+            number += bytes[counted..begin].split(|&byte| byte == b'\n').count() - 1;
             counted = begin;
-            lines.push(Line { number, bytes: value.to_vec() });
+            read.push(Line { number, bytes: value.to_vec() });
         }
-        Ok(lines)
+        Ok(read)
     }
 }
 

@@ -1,9 +1,11 @@
 //! The command line: one file per subcommand. The enum is the list of them.
 
 mod check;
+mod dead_letters;
 mod import;
 mod init;
 mod input;
+mod outbox;
 mod progress;
 mod publish;
 mod run;
@@ -11,6 +13,7 @@ mod schemas;
 mod show;
 mod simulate;
 mod table;
+mod words;
 
 use clap::{Parser, Subcommand};
 use offramp::config::{LogSettings, SenderSettings};
@@ -44,6 +47,8 @@ enum Command {
     Publish(publish::Arguments),
     Simulate(simulate::Arguments),
     Show(show::Arguments),
+    DeadLetters(dead_letters::Arguments),
+    Outbox(outbox::Arguments),
     Schemas(schemas::Arguments),
 }
 
@@ -66,6 +71,8 @@ impl Cli {
             Command::Publish(arguments) => publish::run(arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
             Command::Show(arguments) => show::run(arguments).await,
+            Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
+            Command::Outbox(arguments) => outbox::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

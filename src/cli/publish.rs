@@ -55,11 +55,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let topology = Topology::new(arguments.broker.prefix);
     let publisher = Publisher::new(Broker::new(arguments.broker.amqp_url, "offramp publish"));
     let bar = progress(total, "commands");
-    let published = publish_all(&input, &topology.command_exchange(), &publisher, &bar).await;
+    let counts = publish_all(&input, &topology.command_exchange(), &publisher, &bar).await;
     bar.finish_and_clear();
     publisher.close().await;
 
-    let parts: Vec<String> = published?.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    let parts: Vec<String> = counts?.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
     writeln!(stdout().lock(), "published {total} commands to {}: {}", topology.command_exchange(), parts.join(", "))?;
     Ok(())
 }

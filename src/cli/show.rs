@@ -1,6 +1,6 @@
 //! `offramp show`: a subscription as support staff want to see it.
 
-use std::io::{Write, stdout};
+use std::io::{self, Write, stdout};
 
 use anyhow::{Context, bail};
 use bson::RawDocumentBuf;
@@ -140,7 +140,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.json {
         writeln!(out, "{:#}", serde_json::to_value(&view)?)?;
     } else {
-        write!(out, "{}", text(&view))?;
+        print(&mut out, &view)?;
     }
     Ok(())
 }
@@ -261,8 +261,8 @@ impl From<OutboxEntry> for Waiting {
     }
 }
 
-/// What people read.
-fn text(view: &View) -> String {
+/// Writes what people read.
+fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
     let party = |party: &Party| match &party.name {
         Some(name) => format!("{name} ({})", party.id),
         None => party.id.clone(),
@@ -294,27 +294,27 @@ fn text(view: &View) -> String {
         ("Pending request", request),
         ("Activities", activities),
     ];
-    let mut text = format!("Subscription {}\n\n", view.id);
+    writeln!(out, "Subscription {}\n", view.id)?;
     for (name, value) in facts {
         if let Some(value) = value {
-            text += &format!("  {name:<20}{value}\n");
+            writeln!(out, "  {name:<20}{value}")?;
         }
     }
     if !view.timeline.is_empty() {
-        text += &format!("\nWhat happened ({})\n\n", view.timezone);
+        writeln!(out, "\nWhat happened ({})\n", view.timezone)?;
         for happened in &view.timeline {
-            text += &format!("  {}  {}\n", view.clock(happened.at), what(&happened.what));
+            writeln!(out, "  {}  {}", view.clock(happened.at), what(&happened.what))?;
         }
     }
     if !view.outbox.is_empty() {
-        text += "\nNot sent yet\n\n";
+        writeln!(out, "\nNot sent yet\n")?;
         for waiting in &view.outbox {
             let due = waiting.due.map_or("refused for good".to_owned(), |due| format!("due {}", view.clock(due)));
             let error = waiting.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
-            text += &format!("  {}, {due}, tried {} times{error}\n", waiting.what, waiting.attempts);
+            writeln!(out, "  {}, {due}, tried {} times{error}", waiting.what, waiting.attempts)?;
         }
     }
-    text
+    Ok(())
 }
 
 impl View {

@@ -223,16 +223,15 @@ impl Simulation {
                 Content::Event(event) => answer.events.push(event),
             }
         }
-        if let CommandBody::Subscription(data) = &command.body {
-            if let Some(subscription) = self.world.subscription(data.subscription_id()) {
-                // Who may not know the subscription is not told where it stands.
-                if subscription.organization_id == *data.organization_id() {
-                    let end = subscription.details.as_ref().and_then(|details| details.end);
-                    answer.status = Some(subscription.status.as_str());
-                    answer.ends_on = end.map(|end| end.ends_on);
-                    answer.final_billing_on = end.and_then(|end| end.final_billing_on);
-                }
-            }
+        if let CommandBody::Subscription(data) = &command.body
+            && let Some(subscription) = self.world.subscription(data.subscription_id())
+            // Who may not know the subscription is not told where it stands.
+            && subscription.organization_id == *data.organization_id()
+        {
+            let end = subscription.details.as_ref().and_then(|details| details.end);
+            answer.status = Some(subscription.status.as_str());
+            answer.ends_on = end.map(|end| end.ends_on);
+            answer.final_billing_on = end.and_then(|end| end.final_billing_on);
         }
         Ok(answer)
     }
@@ -345,11 +344,11 @@ impl Answer {
     }
 
     /// The cells of its row.
-    fn cells(&self) -> [String; 5] {
+    fn cells(&self) -> [String; 4] {
         let about = self.subscription_id.as_ref().or(self.account_id.as_ref());
         let command = match &self.command {
-            Some(command) => format!("{} {}", command.kind, command.id),
-            None => format!("line {}", self.line),
+            Some(command) => [command.kind.to_owned(), command.id.clone()],
+            None => [format!("line {}", self.line), String::new()],
         };
         let mut outcome = match self.reason {
             Some(reason) => format!("{}: {reason}", self.outcome.replace('_', " ")),
@@ -358,28 +357,31 @@ impl Answer {
         if self.waits {
             outcome.push_str(", after it has waited");
         }
+        let status = [
+            self.status.map(|status| status.replace('_', " ")),
+            self.ends_on.map(|day| format!("last day {day}")),
+            self.final_billing_on.map(|day| format!("last invoice {day}")),
+        ];
         let mails = self.mails.iter().map(|mail| {
-            let problem = mail.error.as_ref().map(|error| format!(" — CANNOT LEAVE: {error}")).unwrap_or_default();
+            let problem = mail.error.as_ref().map(|error| format!(", CANNOT LEAVE: {error}")).unwrap_or_default();
             format!("mail {} to {} ({}){problem}", mail.template, mail.to, mail.locale)
         });
         let events = self.events.iter().map(|event| format!("event {}", event.kind));
-        let last_invoice = self.final_billing_on.map(|day| format!("last invoice {day}"));
         [
-            lines([Some(command), about.cloned()].into_iter().flatten()),
+            lines(command.into_iter().chain(about.cloned())),
             lines([Some(outcome), self.detail.clone()].into_iter().flatten()),
-            self.status.unwrap_or_default().to_owned(),
-            lines([self.ends_on.map(|day| day.to_string()), last_invoice].into_iter().flatten()),
+            lines(status.into_iter().flatten()),
             lines(mails.chain(events)),
         ]
     }
 }
 
 fn lines(lines: impl Iterator<Item = String>) -> String {
-    lines.collect::<Vec<_>>().join("\n")
+    lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
 }
 
 fn print(answers: &[Answer]) -> anyhow::Result<()> {
-    let mut table = table(&["Command", "Outcome", "Status", "Last day", "Mails and events"]);
+    let mut table = table(&["Command", "Outcome", "Status", "Mails and events"]);
     table.add_rows(answers.iter().map(Answer::cells));
     let mut out = stdout().lock();
     writeln!(out, "{table}")?;

@@ -6,7 +6,7 @@ use comfy_table::presets::UTF8_FULL;
 use comfy_table::{ContentArrangement, Table};
 
 /// How wide a table is where there is no terminal, in characters.
-const WIDTH: u16 = 140;
+const WIDTH: u16 = 160;
 
 /// An empty table that fits into the terminal.
 pub fn table(header: &[&str]) -> Table {

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 
+use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Command, CommandFactory, Parser};
 
@@ -26,11 +27,16 @@ enum Subcommand {
     Rest,
 }
 
-/// A command line, read with these environment variables. clap reads plain variables from the process, which tests must
-/// not change, so here they matter only for `NAME_FILE`; that they are read is tested on the built program.
+/// A command line, read with these environment variables. clap reads plain variables from the process, whose tests must be
+/// spared, so here they matter only for `NAME_FILE`; that they are read is tested on the built program.
 fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Program, clap::Error> {
-    let matches = command(variables).try_get_matches_from([&["offramp"], arguments].concat())?;
+    let command = without_process_variables(command(variables));
+    let matches = command.try_get_matches_from([&["offramp"], arguments].concat())?;
     clap::FromArgMatches::from_arg_matches(&matches)
+}
+
+fn without_process_variables(command: Command) -> Command {
+    command.mut_args(|arg| arg.env(Resettable::Reset)).mut_subcommands(without_process_variables)
 }
 
 fn command(variables: &[(&str, &str)]) -> Command {
@@ -68,7 +74,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.worker.source, "offramp");
     assert_eq!(settings.worker.batch_max, 256);
     assert_eq!(settings.worker.sweep, Duration::from_secs(60));
-    assert_eq!(settings.worker.lease, Duration::from_secs(60));
+    assert_eq!(settings.worker.lease, Duration::from_secs(180));
     assert_eq!(settings.worker.shutdown, Duration::from_secs(25));
     assert_eq!(settings.http.http_addr.to_string(), "127.0.0.1:9464");
     let log = parse(&["run"], &[]).unwrap().log;

@@ -13,7 +13,7 @@ use super::text::InvoiceId;
 
 /// The years that a date or a month from outside may have. Far from the ends of the calendar, so that no sum of dates
 /// and months in the rules can leave it.
-const YEARS: std::ops::RangeInclusive<i32> = 1900..=2999;
+pub const YEARS: std::ops::RangeInclusive<i32> = 1900..=2999;
 
 /// A calendar month, written `"2026-06"`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

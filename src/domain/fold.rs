@@ -36,7 +36,7 @@ pub enum Task {
 pub enum Verdict {
     /// It changed a document.
     Applied,
-    /// It changed nothing: done before, already so, or not due.
+    /// It changed nothing: done before, already so (which is remembered), or not due.
     Unchanged,
     /// It is refused.
     Rejected(Rejected),
@@ -117,7 +117,7 @@ pub struct SubscriptionRecord {
 /// A subscription and what the batch does to it.
 pub type SubscriptionDraft = Draft<Subscription, Added<SubscriptionRecord>>;
 /// An account and what the batch does to it.
-pub type AccountDraft = Draft<Account, Added<CardNotice>>;
+pub type AccountDraft = Draft<Account, Added<Option<CardNotice>>>;
 
 impl<T: Clone, R> Draft<T, R> {
     fn new(document: T) -> Self {
@@ -232,7 +232,12 @@ impl World {
                 apply(draft, change, Some(command.reference.clone()), ids);
                 Ok(Verdict::Applied)
             }
-            Ok(Outcome::Unchanged) => Ok(Verdict::Unchanged),
+            Ok(Outcome::Unchanged) => {
+                let record = SubscriptionRecord { history: None, payment_failure: None };
+                draft.after.applied.push(command.reference.key.clone());
+                draft.added.push(Added::nothing(command, record, id.as_str()));
+                Ok(Verdict::Unchanged)
+            }
             Err(rejection) => Err(refuse(rejection, Some(account_id))),
         }
     }
@@ -264,7 +269,11 @@ impl World {
                 give(draft, given, Some(command.reference.clone()), ids);
                 Ok(Verdict::Applied)
             }
-            Outcome::Unchanged => Ok(Verdict::Unchanged),
+            Outcome::Unchanged => {
+                draft.after.applied.push(command.reference.key.clone());
+                draft.added.push(Added::nothing(command, None, id.as_str()));
+                Ok(Verdict::Unchanged)
+            }
         }
     }
 
@@ -375,10 +384,28 @@ fn apply(draft: &mut SubscriptionDraft, change: Change, command: Option<CommandR
 fn give(draft: &mut AccountDraft, given: NoticeGiven, command: Option<CommandRef>, ids: EffectIds) {
     draft.after.card_notices.push(given.notice.clone());
     draft.after.applied.extend(command.as_ref().map(|command| command.key.clone()));
-    draft.added.push(Added { command, record: given.notice, ids, notifications: given.notifications, events: vec![] });
+    draft.added.push(Added {
+        command,
+        record: Some(given.notice),
+        ids,
+        notifications: given.notifications,
+        events: vec![],
+    });
 }
 
 impl<R> Added<R> {
+    /// What a command adds that changes nothing: it is remembered, so that it changes nothing should it come again when it
+    /// would change something.
+    fn nothing(command: &Command, record: R, document: &str) -> Self {
+        Self {
+            command: Some(command.reference.clone()),
+            record,
+            ids: EffectIds::of_command(&command.reference, document),
+            notifications: vec![],
+            events: vec![],
+        }
+    }
+
     /// The id of one of its mails.
     #[must_use]
     pub fn mail_id(&self, mail: &Notification) -> Uuid {

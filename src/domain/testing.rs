@@ -175,6 +175,12 @@ impl Told {
             (Verdict::Applied, Some(draft), None) => draft.after.status.as_str().into(),
             (Verdict::Applied, None, Some(_)) => "notice given".into(),
             (Verdict::Unchanged, None, None) => "unchanged".into(),
+            (Verdict::Unchanged, Some(draft), None) if is_only_remembered(draft) => "unchanged".into(),
+            (Verdict::Unchanged, None, Some(draft))
+                if draft.added.iter().all(|added| added.record.is_none() && added.notifications.is_empty()) =>
+            {
+                "unchanged".into()
+            }
             (Verdict::Rejected(rejected), None, None) => rejected.rejection.reason.as_str().into(),
             (Verdict::Missing(Missing::Organization), None, None) => "missing organization".into(),
             (Verdict::Missing(Missing::Account), None, None) => "missing account".into(),
@@ -199,13 +205,29 @@ impl Told {
         }
         if let Some(draft) = &self.account {
             for added in &draft.added {
-                let notice = &added.record;
+                let Some(notice) = &added.record else { continue };
                 lines.push(format!("notice: {} {} {:?}", notice.card_id, notice.expires, notice.kind));
                 tell_mails(&added.notifications, &mut lines);
             }
         }
         if lines.is_empty() { self.cell() } else { lines.join("\n") }
     }
+}
+
+/// Whether a command left nothing behind but that it is remembered.
+pub(crate) fn is_only_remembered(draft: &SubscriptionDraft) -> bool {
+    let forgotten = |mut subscription: Subscription| {
+        subscription.applied.clear();
+        subscription
+    };
+    forgotten(draft.before.clone()) == forgotten(draft.after.clone())
+        && draft.after.applied.len() == draft.before.applied.len() + 1
+        && draft.added.iter().all(|added| {
+            added.record.history.is_none()
+                && added.record.payment_failure.is_none()
+                && added.notifications.is_empty()
+                && added.events.is_empty()
+        })
 }
 
 fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {

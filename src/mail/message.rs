@@ -105,7 +105,8 @@ impl Composed {
 /// The same entry gives the same `Message-ID` and MIME boundary every time, so a mail sent twice can be recognised.
 ///
 /// # Errors
-/// When the recipient's address or the one that answers go to cannot be used. No later try can help.
+/// When the recipient's address cannot be used. No later try can help. (An address for answers that cannot be used is left
+/// out.)
 pub fn compose(
     sender: &Sender,
     entry_id: Uuid,
@@ -114,15 +115,19 @@ pub fn compose(
     date: DateTime<Utc>,
 ) -> Result<Composed, AddressError> {
     let to = header_mailbox("recipient's", &notification.to)?;
-    let reply_to = header_mailbox("reply-to", &notification.reply_to)?;
+    // An address that is none must not keep the mail from the one who has a good one.
+    let reply_to = header_mailbox("reply-to", &notification.reply_to).ok();
     let from_name = display_name(&notification.facts.organization.name).or_else(|| sender.name.clone());
     let from = HeaderMailbox::new(from_name, sender.address.clone());
 
     let message_id = format!("<{entry_id}@{}>", sender.domain);
     let recipient = to.email.clone();
-    let headers = Message::builder()
+    let mut headers = Message::builder();
+    if let Some(reply_to) = reply_to {
+        headers = headers.reply_to(reply_to);
+    }
+    let headers = headers
         .from(from)
-        .reply_to(reply_to)
         .to(to)
         .subject(header_text(&rendered.subject))
         .date(date.into())

@@ -243,7 +243,7 @@ impl Default for Deadlines {
         Self {
             connect: Duration::from_secs(10),
             command: Duration::from_secs(30),
-            content: Duration::from_secs(120),
+            content: Duration::from_secs(60),
             quit: Duration::from_secs(2),
         }
     }

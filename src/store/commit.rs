@@ -39,7 +39,8 @@ pub struct GuardedUpdate {
     pub update: Bson,
     /// The statement's `arrayFilters`.
     pub array_filters: Option<Vec<Document>>,
-    /// What it entails, under the lease whose `holder` tells afterwards whether the update is ours.
+    /// What it entails, under the lease whose `holder` tells afterwards whether the update is ours. (One that entails
+    /// nothing cannot be told: it counts as lost in doubt, and is found done when it is tried again.)
     pub entries: Vec<OutboxEntry>,
 }
 
@@ -50,6 +51,8 @@ pub enum Committed {
     Written,
     /// Somebody else changed the document first.
     Lost,
+    /// A field of the document is not what it should be (a list that is none), so nothing can be written to it.
+    Corrupt(String),
     /// The server refuses this update; the others are not affected.
     Refused(String),
 }
@@ -63,7 +66,8 @@ impl GuardedUpdate {
     }
 
     fn statement(&self) -> Document {
-        let version = self.version.map_or_else(|| doc! { "$exists": false }.into(), Bson::Int64);
+        // Null finds a version that is null and one that is missing.
+        let version = self.version.map_or(Bson::Null, Bson::Int64);
         let mut statement = doc! { "q": { "_id": &self.id, "version": version }, "u": &self.update };
         if let Some(filters) = &self.array_filters {
             statement.insert("arrayFilters", filters.clone());
@@ -132,9 +136,11 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
-        for (position, error) in &reply.refused {
-            if let Some(&index) = indexes.get(*position) {
-                results[index] = Committed::Refused(error.clone());
+        for refusal in &reply.refused {
+            if let Some(&index) = indexes.get(refusal.position) {
+                let error = refusal.message.clone();
+                results[index] =
+                    if refusal.code == BAD_VALUE { Committed::Corrupt(error) } else { Committed::Refused(error) };
             }
         }
         if reply.matched + reply.refused.len() < indexes.len() {
@@ -189,20 +195,51 @@ impl Store {
             return Err(StoreError::Unavailable(format!("not on a majority of the servers: {error}")));
         }
         let matched = number(reply.get("n")).unwrap_or(0);
-        let refused = reply.get_array("writeErrors").map_or_else(
-            |_| Vec::new(),
-            |errors| {
-                errors
-                    .iter()
-                    .filter_map(Bson::as_document)
-                    .filter_map(|error| {
-                        let message = error.get_str("errmsg").unwrap_or("no message").to_owned();
-                        Some((number(error.get("index"))?, message))
-                    })
-                    .collect()
-            },
-        );
+        let refused: Vec<Refusal> = reply
+            .get_array("writeErrors")
+            .map(|errors| errors.iter().filter_map(Bson::as_document).filter_map(Refusal::read).collect())
+            .unwrap_or_default();
+        // A router passes the troubles of a shard on as if they were the statements'.
+        if let Some(trouble) = refused.iter().find(|refusal| TROUBLES.contains(&refusal.code)) {
+            return Err(StoreError::Unavailable(trouble.message.clone()));
+        }
         Ok(Updated { matched, refused })
+    }
+
+    /// Waits until everything that this process has read is on a majority of the servers: a command that was found done, or
+    /// was refused, for what another server may not know yet must not be acked.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn wait_for_majority(&self) -> Result<(), StoreError> {
+        // A write that finds nothing waits, as any other, for the newest change that its server knows.
+        let nothing = doc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } };
+        self.update_many(Collection::Subscriptions, vec![nothing]).await.map(drop)
+    }
+}
+
+/// The code of a value that does not go with the update, such as `$push` to a field that is no list.
+const BAD_VALUE: i32 = 2;
+/// Codes of troubles that pass: host unreachable, not found or timed out, lock timeout, network timeout, shutdown in
+/// progress, write conflict, no primary found, primary stepped down, time limit exceeded, socket error, not primary (4).
+const TROUBLES: [i32; 15] = [6, 7, 24, 46, 89, 91, 112, 133, 189, 262, 9001, 10107, 11600, 11602, 13435];
+
+/// A statement that was refused.
+pub(super) struct Refusal {
+    /// Which, from 0.
+    pub(super) position: usize,
+    code: i32,
+    /// Why.
+    pub(super) message: String,
+}
+
+impl Refusal {
+    fn read(error: &Document) -> Option<Self> {
+        Some(Self {
+            position: number(error.get("index"))?,
+            code: error.get_i32("code").unwrap_or(0),
+            message: error.get_str("errmsg").unwrap_or("no message").to_owned(),
+        })
     }
 }
 
@@ -211,7 +248,7 @@ pub(super) struct Updated {
     /// How many statements found their document.
     pub(super) matched: usize,
     /// Which statements the server refused, and why.
-    pub(super) refused: Vec<(usize, String)>,
+    pub(super) refused: Vec<Refusal>,
 }
 
 fn number(value: Option<&Bson>) -> Option<usize> {
@@ -343,7 +380,8 @@ fn update_account(
     let account: &Account = &draft.before;
     let entries: Vec<OutboxEntry> =
         draft.added.iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect();
-    let notices: Vec<CardNoticeDocument> = draft.added.iter().map(|added| (&added.record).into()).collect();
+    let notices: Vec<CardNoticeDocument> =
+        draft.added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
     let mut push = Document::new();
     insert_each(&mut push, "card_notices", &notices, Some(CARD_NOTICES_MAX))?;
     insert_each(
@@ -367,7 +405,10 @@ fn applied<'a>(
     commands: impl Iterator<Item = &'a Option<crate::domain::command::CommandRef>>,
     now: DateTime<Utc>,
 ) -> Vec<AppliedDocument> {
-    commands.flatten().map(|command| AppliedDocument { key: command.key.clone(), at: now.into() }).collect()
+    commands
+        .flatten()
+        .map(|command| AppliedDocument { key: command.key.clone(), at: now.into(), settled_at: None })
+        .collect()
 }
 
 /// The version after `version`.

@@ -4,13 +4,13 @@
 //! the right type, or the document is corrupt: it is reported, and left as it is.
 
 use bson::{Bson, DateTime as Instant, Document, RawDocument};
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::account::{Account, CardNotice, NoticeKind};
-use crate::domain::billing::{Billing, BillingDay, BillingMode, YearMonth, iso_date};
+use crate::domain::billing::{Billing, BillingDay, BillingMode, YEARS, YearMonth, iso_date};
 use crate::domain::command::{Actor, Amount, Card, CommandKey, CommandRef, PaymentCard};
 use crate::domain::fold::Loaded;
 use crate::domain::notification::{Brand, Mailbox};
@@ -123,6 +123,10 @@ pub struct AppliedDocument {
     /// When.
     #[schemars(with = "ExtendedJsonDate")]
     pub at: Instant,
+    /// In a tombstone: when the newest mail or event has left. It is deleted 30 days later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub settled_at: Option<Instant>,
 }
 
 /// A card notice that was given.
@@ -388,7 +392,7 @@ fn locate<D: DeserializeOwned>(raw: &RawDocument) -> Option<String> {
 }
 
 /// An integer, in whichever of BSON's number types another system wrote it.
-fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+pub(super) fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     Option::<Integer>::deserialize(deserializer).map(|number| number.map(|Integer(number)| number))
 }
 
@@ -437,9 +441,11 @@ impl<'de> Deserialize<'de> for Integer {
     }
 }
 
-/// A BSON date as an instant.
-fn utc(instant: Instant) -> DateTime<Utc> {
-    instant.to_chrono()
+/// A BSON date as an instant, of the years that dates may have: one at the end of the calendar has no date in some time
+/// zones.
+fn utc(field: &str, instant: Instant) -> Result<DateTime<Utc>, String> {
+    let time = instant.to_chrono();
+    if YEARS.contains(&time.year()) { Ok(time) } else { Err(format!("{field}: {time} is beyond the calendar")) }
 }
 
 impl TryFrom<OrganizationDocument> for Organization {
@@ -494,13 +500,15 @@ impl TryFrom<AccountDocument> for Account {
             card_notices: document
                 .card_notices
                 .into_iter()
-                .map(|given| CardNotice {
-                    card_id: given.card_id,
-                    expires: given.expires,
-                    kind: given.notice,
-                    at: utc(given.at),
+                .map(|given| {
+                    Ok(CardNotice {
+                        card_id: given.card_id,
+                        expires: given.expires,
+                        kind: given.notice,
+                        at: utc("card_notices.at", given.at)?,
+                    })
                 })
-                .collect(),
+                .collect::<Result<_, String>>()?,
         })
     }
 }
@@ -534,9 +542,11 @@ fn details(document: SubscriptionDocument, status: Status) -> Result<Details, St
         return Err(format!("billing.next_on: missing, though the subscription is {}", status.as_str()));
     }
     let end = match (document.ends_on, document.ends_at) {
-        (Some(ends_on), Some(ends_at)) => {
-            Some(ScheduledEnd { ends_on, ends_at: utc(ends_at), final_billing_on: document.final_billing_on })
-        }
+        (Some(ends_on), Some(ends_at)) => Some(ScheduledEnd {
+            ends_on,
+            ends_at: utc("ends_at", ends_at)?,
+            final_billing_on: document.final_billing_on,
+        }),
         (None, _) if status == Status::CancellationScheduled => {
             return Err("ends_on: missing, though the subscription is cancellation_scheduled".to_owned());
         }
@@ -558,7 +568,7 @@ fn details(document: SubscriptionDocument, status: Status) -> Result<Details, St
         activities: document.activities.unwrap_or_default(),
         end,
         request: document.cancellation_request.map(Request::try_from).transpose()?,
-        cancellation: document.cancellation.map(CancellationRecord::from),
+        cancellation: document.cancellation.map(CancellationRecord::try_from).transpose()?,
     })
 }
 
@@ -567,13 +577,20 @@ impl TryFrom<RequestDocument> for Request {
 
     fn try_from(document: RequestDocument) -> Result<Self, String> {
         let closed = match (document.decided_at, document.decision) {
-            (Some(decided_at), Some(decision)) => {
-                Some(Closed { decided_at: utc(decided_at), decision, note: document.note })
-            }
+            (Some(decided_at), Some(decision)) => Some(Closed {
+                decided_at: utc("cancellation_request.decided_at", decided_at)?,
+                decision,
+                note: document.note,
+            }),
             (None, None) => None,
             _ => return Err("cancellation_request: decided_at and decision go together".to_owned()),
         };
-        Ok(Self { requested_at: utc(document.requested_at), actor: document.actor, reason: document.reason, closed })
+        Ok(Self {
+            requested_at: utc("cancellation_request.requested_at", document.requested_at)?,
+            actor: document.actor,
+            reason: document.reason,
+            closed,
+        })
     }
 }
 
@@ -591,16 +608,18 @@ impl From<&Request> for RequestDocument {
     }
 }
 
-impl From<CancellationDocument> for CancellationRecord {
-    fn from(document: CancellationDocument) -> Self {
-        Self {
+impl TryFrom<CancellationDocument> for CancellationRecord {
+    type Error = String;
+
+    fn try_from(document: CancellationDocument) -> Result<Self, String> {
+        Ok(Self {
             by: document.by,
             via: document.via,
-            scheduled_at: utc(document.scheduled_at),
+            scheduled_at: utc("cancellation.scheduled_at", document.scheduled_at)?,
             actor: document.actor,
             reason: document.reason,
             month: document.month,
-        }
+        })
     }
 }
 

@@ -18,9 +18,10 @@ impl Store {
         let updated = self.update_many(collection, statements).await?;
         match updated.refused.first() {
             None => Ok(()),
-            Some((index, error)) => {
-                let id = documents.get(*index).and_then(|document| document.get_str("_id").ok()).unwrap_or_default();
-                Err(StoreError::Refused(format!("{} {id}: {error}", collection.as_str())))
+            Some(refusal) => {
+                let document = documents.get(refusal.position);
+                let id = document.and_then(|document| document.get_str("_id").ok()).unwrap_or_default();
+                Err(StoreError::Refused(format!("{} {id}: {}", collection.as_str(), refusal.message)))
             }
         }
     }

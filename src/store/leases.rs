@@ -1,24 +1,26 @@
 //! The outbox as its dispatcher sees it: claim what is due, mark what has left, put off what could not, keep what was
 //! refused.
 
-use bson::{Bson, DateTime as Instant, Document, RawDocumentBuf, doc};
+use bson::{Bson, DateTime as Instant, Document, RawArrayBuf, RawBsonRef, RawDocumentBuf, doc};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
 use super::commit::{Committed, GuardedUpdate, bson, next};
-use super::documents::SentDocument;
+use super::documents::{SentDocument, integer};
 use super::outbox::{Lease, Leased, OutboxEntry};
 use super::{Collection, Store, StoreError};
 
-/// What became of an entry.
+/// What is to be marked of an entry.
 #[derive(Clone, Debug)]
-pub struct Settled {
+pub struct Mark {
     /// Where its document is.
     pub collection: Collection,
     /// Its document.
     pub document_id: String,
     /// Its id.
     pub entry_id: String,
+    /// The lease under which it was sent.
+    pub holder: String,
     /// How it went.
     pub fate: Fate,
 }
@@ -51,12 +53,25 @@ pub enum Fate {
 struct Claimable {
     #[serde(rename = "_id")]
     id: String,
+    #[serde(default, deserialize_with = "integer")]
     version: Option<i64>,
-    outbox: Vec<OutboxEntry>,
+    outbox: RawArrayBuf,
+}
+
+/// What a claim got.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// The entries that are ours now.
+    pub entries: Vec<Leased>,
+    /// The documents that cannot be claimed from, for the next claim to pass over.
+    pub unclaimable: Vec<Bson>,
+    /// Whether there was anything to claim.
+    pub found: bool,
 }
 
 impl Store {
-    /// Takes entries whose lease has run out, of at most `documents` documents of `collection`, for `lease`.
+    /// Takes entries whose lease has run out, of at most `documents` documents of `collection` other than `passing_over`, for
+    /// `lease`.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -64,46 +79,56 @@ impl Store {
         &self,
         collection: Collection,
         documents: i64,
+        passing_over: &[Bson],
         lease: &Lease,
         now: DateTime<Utc>,
-    ) -> Result<Vec<Leased>, StoreError> {
+    ) -> Result<Claimed, StoreError> {
         let now: Instant = now.into();
-        let due = self
-            .find(
-                collection,
-                doc! { "outbox.due": { "$lte": now } },
-                doc! { "version": 1, "outbox": 1 },
-                Some(documents),
-            )
-            .await?;
-        let updates: Vec<GuardedUpdate> =
-            due.iter().filter_map(|raw| claim_update(collection, raw, lease, now)).collect();
+        let mut filter = doc! { "outbox.due": { "$lte": now } };
+        if !passing_over.is_empty() {
+            filter.insert("_id", doc! { "$nin": passing_over });
+        }
+        let due = self.find(collection, filter, doc! { "version": 1, "outbox": 1 }, Some(documents)).await?;
+        let mut claimed = Claimed { found: !due.is_empty(), ..Claimed::default() };
+        let mut updates = Vec::new();
+        for raw in &due {
+            match claim_update(collection, raw, lease, now) {
+                Ok(update) => updates.push(update),
+                Err(error) => claimed.pass_over(collection, raw.get("_id").ok().flatten(), &error.to_string()),
+            }
+        }
         let committed = self.commit(&updates).await?;
-        Ok(updates
-            .into_iter()
-            .zip(committed)
-            .filter(|(_, committed)| *committed == Committed::Written)
-            .flat_map(|(update, _)| update.into_leased())
-            .collect())
+        for (update, committed) in updates.into_iter().zip(committed) {
+            match committed {
+                Committed::Written => claimed.entries.extend(update.into_leased()),
+                Committed::Lost => {}
+                Committed::Refused(error) | Committed::Corrupt(error) => {
+                    claimed.pass_over(collection, Some(RawBsonRef::String(&update.id)), &error);
+                }
+            }
+        }
+        Ok(claimed)
     }
 
     /// Writes what became of entries. Entries that are not there any more (somebody else was faster) are passed over.
     ///
     /// # Errors
     /// When the server does not answer: the same again is then safe.
-    pub async fn settle(&self, settled: &[Settled]) -> Result<(), StoreError> {
+    pub async fn settle(&self, marks: &[Mark]) -> Result<(), StoreError> {
         for collection in [Collection::Subscriptions, Collection::Accounts] {
-            let of_collection: Vec<&Settled> =
-                settled.iter().filter(|settled| settled.collection == collection).collect();
+            let of_collection: Vec<&Mark> = marks.iter().filter(|mark| mark.collection == collection).collect();
             if of_collection.is_empty() {
                 continue;
             }
-            let statements =
-                |keeps| of_collection.iter().map(|settled| statement(settled, keeps)).collect::<Result<_, _>>();
+            let statements = |keeps| of_collection.iter().map(|mark| statement(mark, keeps)).collect::<Result<_, _>>();
             let updated = self.update_many(collection, statements(Keeps::Notifications)?).await?;
-            for (index, error) in &updated.refused {
-                let entry = of_collection.get(*index).map(|settled| settled.entry_id.as_str());
-                tracing::error!(entry, %error, "an outbox entry could not be marked; it will be sent again");
+            for refusal in &updated.refused {
+                let entry = of_collection.get(refusal.position).map(|mark| mark.entry_id.as_str());
+                tracing::error!(
+                    entry,
+                    error = refusal.message,
+                    "an outbox entry could not be marked; it will be sent again"
+                );
             }
             if updated.matched < of_collection.len() && collection == Collection::Subscriptions {
                 // Some of them may be in tombstones.
@@ -114,21 +139,42 @@ impl Store {
     }
 }
 
-fn claim_update(collection: Collection, raw: &RawDocumentBuf, lease: &Lease, now: Instant) -> Option<GuardedUpdate> {
-    let mut document: Claimable = match bson::deserialize_from_slice(raw.as_bytes()) {
-        Ok(document) => document,
-        Err(error) => {
-            let id = raw.get_str("_id").unwrap_or("?");
-            tracing::error!(collection = collection.as_str(), id, %error, "an outbox cannot be read; it is left as it is");
-            return None;
+impl Claimed {
+    fn pass_over(&mut self, collection: Collection, id: Option<RawBsonRef<'_>>, error: &str) {
+        tracing::error!(
+            collection = collection.as_str(),
+            ?id,
+            error,
+            "an outbox cannot be claimed; it is left as it is"
+        );
+        self.unclaimable.extend(id.and_then(|id| Bson::try_from(id).ok()));
+    }
+}
+
+fn claim_update(
+    collection: Collection,
+    raw: &RawDocumentBuf,
+    lease: &Lease,
+    now: Instant,
+) -> Result<GuardedUpdate, bson::error::Error> {
+    let document: Claimable = bson::deserialize_from_slice(raw.as_bytes())?;
+    let mut entries: Vec<OutboxEntry> = Vec::new();
+    for entry in &document.outbox {
+        // One that cannot be read is leased with the others, so that it does not stand in their way until the next time.
+        match entry?.as_document().map(|entry| bson::deserialize_from_slice::<OutboxEntry>(entry.as_bytes())) {
+            Some(Ok(entry)) => entries.push(entry),
+            Some(Err(error)) => {
+                tracing::error!(document = document.id, %error, "an outbox entry cannot be read; it is left as it is");
+            }
+            None => tracing::error!(document = document.id, "an outbox entry is no document; it is left as it is"),
         }
-    };
-    document.outbox.retain(|entry| entry.due.is_some_and(|due| due <= now));
-    for entry in &mut document.outbox {
+    }
+    entries.retain(|entry| entry.due.is_some_and(|due| due <= now));
+    for entry in &mut entries {
         entry.due = Some(lease.until.into());
         entry.holder = lease.holder.to_string();
     }
-    Some(GuardedUpdate {
+    Ok(GuardedUpdate {
         collection,
         id: document.id,
         version: document.version,
@@ -139,7 +185,7 @@ fn claim_update(collection: Collection, raw: &RawDocumentBuf, lease: &Lease, now
         } }
         .into(),
         array_filters: Some(vec![doc! { "due.due": { "$lte": now } }]),
-        entries: document.outbox,
+        entries,
     })
 }
 
@@ -153,41 +199,42 @@ enum Keeps {
 }
 
 /// The statement that finds the entry in its document, so that marking twice marks once.
-fn statement(settled: &Settled, keeps: Keeps) -> Result<Document, StoreError> {
-    let removed = "removed";
-    let status = match keeps {
-        Keeps::Notifications => doc! { "$ne": removed }.into(),
-        Keeps::Nothing => Bson::from(removed),
+fn statement(mark: &Mark, keeps: Keeps) -> Result<Document, StoreError> {
+    let id = mark.entry_id.as_str();
+    let mut find = doc! { "_id": &mark.document_id, "outbox.id": id };
+    match keeps {
+        Keeps::Notifications => find.insert("status", doc! { "$ne": "removed" }),
+        Keeps::Nothing => find.insert("status", "removed"),
     };
-    let id = settled.entry_id.as_str();
+    // What has left has left, whoever holds it now; but it is not for us to put off what somebody else is sending.
+    let ours = doc! { "id": id, "holder": &mark.holder };
     let pull = doc! { "outbox": { "id": id } };
     let mut filters: Vec<Document> = Vec::new();
-    let mut update = match (&settled.fate, keeps) {
+    let mut increments = doc! { "version": 1_i64 };
+    let mut update = match (&mark.fate, keeps) {
         (Fate::Sent(sent), Keeps::Notifications) => doc! { "$pull": pull, "$push": { "notifications": bson(sent)? } },
         (Fate::Published, Keeps::Notifications) => doc! { "$pull": pull },
         (Fate::Sent(_) | Fate::Published, Keeps::Nothing) => {
             doc! { "$pull": pull, "$set": { "applied.$[].settled_at": Instant::now() } }
         }
         (Fate::PutOff { until, error }, _) => {
-            filters.push(doc! { "entry.id": id });
-            doc! {
-                "$set": { "outbox.$[entry].due": Instant::from(*until), "outbox.$[entry].error": error },
-                "$inc": { "outbox.$[entry].attempts": 1 },
-            }
+            increments.insert("outbox.$[entry].attempts", 1);
+            doc! { "$set": { "outbox.$[entry].due": Instant::from(*until), "outbox.$[entry].error": error } }
         }
         (Fate::Refused { at, error }, _) => {
-            filters.push(doc! { "entry.id": id });
+            increments.insert("outbox.$[entry].attempts", 1);
             doc! {
                 "$unset": { "outbox.$[entry].due": "" },
                 "$set": { "outbox.$[entry].failed_at": Instant::from(*at), "outbox.$[entry].error": error },
-                "$inc": { "outbox.$[entry].attempts": 1 },
             }
         }
     };
-    let mut increments = update.get_document("$inc").cloned().unwrap_or_default();
-    increments.insert("version", 1_i64);
     update.insert("$inc", increments);
-    let mut statement = doc! { "q": { "_id": &settled.document_id, "outbox.id": id, "status": status }, "u": update };
+    if matches!(mark.fate, Fate::PutOff { .. } | Fate::Refused { .. }) {
+        find.insert("outbox", doc! { "$elemMatch": &ours });
+        filters.push(doc! { "entry.id": id, "entry.holder": &mark.holder });
+    }
+    let mut statement = doc! { "q": find, "u": update };
     if !filters.is_empty() {
         statement.insert("arrayFilters", filters);
     }

@@ -10,6 +10,7 @@ pub mod import;
 pub mod inspect;
 pub mod leases;
 pub mod outbox;
+pub mod stuck;
 pub mod sweep;
 
 use std::collections::HashSet;
@@ -33,6 +34,10 @@ const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
 const SERVER_SELECTION_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a connection may take to open.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How many connections there may be. An operation that was given up on a silent line keeps its own until the system's
+/// time-out, so there are more than are ever used at once.
+const POOL_MAX: u32 = 50;
 
 /// The collections of the contract (§3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -98,6 +103,7 @@ impl Store {
         options.app_name.get_or_insert_with(|| "offramp".to_owned());
         options.server_selection_timeout.get_or_insert(SERVER_SELECTION_DEADLINE);
         options.connect_timeout.get_or_insert(CONNECT_DEADLINE);
+        options.max_pool_size.get_or_insert(POOL_MAX);
         let name = options
             .default_database
             .clone()

@@ -30,6 +30,7 @@ pub(super) fn indexes() -> [(Collection, Vec<Document>); 2] {
                 doc! { "name": "offramp_expires_on", "key": { "status": 1, "expires_on": 1 } },
                 doc! { "name": "offramp_account", "key": { "account_id": 1, "status": 1 } },
                 doc! { "name": "offramp_outbox", "key": { "outbox.due": 1 }, "sparse": true },
+                doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true },
             ],
         ),
         (
@@ -37,6 +38,7 @@ pub(super) fn indexes() -> [(Collection, Vec<Document>); 2] {
             vec![
                 doc! { "name": "offramp_cards", "key": { "organization_id": 1, "cards.expires": 1 } },
                 doc! { "name": "offramp_outbox", "key": { "outbox.due": 1 }, "sparse": true },
+                doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true },
             ],
         ),
     ]
@@ -127,13 +129,15 @@ impl Store {
     ) -> Result<CardsPage, StoreError> {
         let expires = expires.to_string();
         let kind = super::commit::bson(&kind)?;
+        // What is no list counts as empty: one such account must not stop the notices of all others.
+        let items = |field: &str| doc! { "$cond": [{ "$isArray": field }, field, []] };
         let expiring = doc! { "$map": {
-            "input": { "$filter": { "input": "$cards", "cond": { "$eq": ["$$this.expires", &expires] } } },
+            "input": { "$filter": { "input": items("$cards"), "cond": { "$eq": ["$$this.expires", &expires] } } },
             "in": "$$this.id",
         } };
         let given = doc! { "$map": {
             "input": { "$filter": {
-                "input": { "$ifNull": ["$card_notices", []] },
+                "input": items("$card_notices"),
                 "cond": { "$and": [
                     { "$eq": ["$$this.expires", &expires] },
                     { "$eq": ["$$this.notice", { "$literal": kind }] },
@@ -146,9 +150,11 @@ impl Store {
             "cards.expires": &expires,
             "$expr": { "$gt": [{ "$size": { "$setDifference": [expiring, given] } }, 0] },
         };
+        let mut ids = doc! { "$type": "string" };
         if let Some(after) = after {
-            filter.insert("_id", doc! { "$gt": after.as_str() });
+            ids.insert("$gt", after.as_str());
         }
+        filter.insert("_id", ids);
         let collection = self.database.collection::<RawDocumentBuf>(Collection::Accounts.as_str());
         let accounts: Vec<RawDocumentBuf> = within_deadline(async move {
             collection

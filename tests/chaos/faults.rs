@@ -103,12 +103,21 @@ pub struct Chaos {
     pub accounts: Mutex<BTreeMap<&'static str, Account>>,
     /// From when to when the database could not be reached.
     database_away: Mutex<Vec<(Instant, Instant)>>,
+    /// Held while a fault of the servers is under way.
+    servers_away: tokio::sync::Mutex<()>,
 }
 
 impl Chaos {
     pub fn new(fleet: Arc<Fleet>, observer: Observer, broker_line: Proxy, database_line: Proxy) -> Self {
-        let (accounts, database_away) = (Mutex::default(), Mutex::default());
-        Self { fleet, observer, broker_line, database_line, accounts, database_away }
+        Self {
+            fleet,
+            observer,
+            broker_line,
+            database_line,
+            accounts: Mutex::default(),
+            database_away: Mutex::default(),
+            servers_away: tokio::sync::Mutex::default(),
+        }
     }
 
     /// Whether the database was away, or just back, within `period` from `moment` on.
@@ -127,7 +136,9 @@ impl Chaos {
                     return;
                 }
                 let began = Instant::now();
+                let under_way = self.servers_away.lock().await;
                 self.server_fault(fault, &mut rng).await;
+                drop(under_way);
                 let back = Instant::now();
                 if fault.is_of_database() {
                     self.database_away.lock().unwrap().push((began, back));
@@ -171,11 +182,14 @@ impl Chaos {
                 }
                 let began = Instant::now();
                 self.mail_fault(fault, Duration::from_millis(rng.u64(2_000..6_000))).await;
+                let lasted = began.elapsed();
+                // While the servers are away there are no mails to wait for.
+                drop(self.servers_away.lock().await);
                 let back = Instant::now();
                 while self.observer.newest_mail().is_none_or(|at| at < back) && back.elapsed() < PAUSE_MAX {
                     sleep(Duration::from_millis(50)).await;
                 }
-                self.note(fault.name(), back - began, back.elapsed());
+                self.note(fault.name(), lasted, back.elapsed());
             }
         }
     }

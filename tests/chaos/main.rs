@@ -26,7 +26,6 @@ static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
 macro_rules! say {
     ($($words:tt)*) => { println!("{:6.1} s  {}", crate::BEGIN.elapsed().as_secs_f64(), format_args!($($words)*)) };
 }
-use say;
 
 mod faults;
 mod fleet;
@@ -46,10 +45,8 @@ use support::setting;
 use support::world::World;
 use upstream::Upstream;
 
-/// How many commands a second. With the 300 seconds of `make chaos` more than 20,000 in all.
-const COMMANDS_PER_SECOND: u64 = 75;
-/// Of the time of a run, how much the stories begin in; the rest is for those that take long.
-const BEGINNINGS_PERCENT: u64 = 85;
+/// How many commands a second, besides the pulse. With the 300 seconds of `make chaos` more than 20,000 in all.
+const COMMANDS_PER_SECOND: u64 = 65;
 /// How long nothing may arrive before whatever is missing counts as lost: longer than any lease or usual retry.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// The address that mails come from, as the workers of tests have it.
@@ -84,8 +81,7 @@ async fn main() -> ExitCode {
     LazyLock::force(&BEGIN);
 
     let commands = usize::try_from(seconds * COMMANDS_PER_SECOND).unwrap();
-    let period = Duration::from_secs(seconds * BEGINNINGS_PERCENT / 100);
-    let plan = Arc::new(Plan::new(seed, commands, period));
+    let plan = Arc::new(Plan::new(seed, commands, Duration::from_secs(seconds)));
     say!("seed {seed}: {} commands in {} stories", plan.commands.len(), plan.stories.len());
 
     let world = World::new("chaos").await;

@@ -153,10 +153,13 @@ impl Observer {
         };
         if let Content::Mail(expected) = &effect.content {
             let (expected, _) = self.0.writer.write(&id.to_string(), expected, clock::now()).unwrap();
-            let recipient = expected.to().to_owned();
-            if without_date(&text) != without_date(&String::from_utf8_lossy(&expected.bytes)) || taken.to != [recipient]
-            {
-                self.unexpected_because(format!("a mail that should be otherwise, to {:?}: {text}", taken.to));
+            let bytes = String::from_utf8_lossy(&expected.bytes);
+            let difference = lines(&text).zip(lines(&bytes)).find(|(found, expected)| found != expected);
+            if let Some((found, expected)) = difference {
+                self.unexpected_because(format!("mail {id} says {found:?} instead of {expected:?}"));
+            }
+            if taken.to != [expected.to()] {
+                self.unexpected_because(format!("mail {id} went to {:?} instead of {}", taken.to, expected.to()));
             }
         }
         self.0.arrived.lock().unwrap().newest_mail = Some(taken.at);

@@ -30,6 +30,10 @@ use crate::support::samples::{account, command, organization, subscription, with
 const SOURCE: &str = "offramp";
 /// How many commands are published twice, of a hundred.
 const TWICE_PERCENT: u32 = 10;
+/// How often every lane gets a command to refuse, so that none has an excuse for standing still.
+const PULSE_EVERY: Duration = Duration::from_millis(500);
+/// How long the pulse goes on when all other stories have begun: the last fault may take that long.
+const PULSE_LONGER: Duration = Duration::from_secs(15);
 
 /// Everything that will be asked, and what the fold makes of it.
 pub struct Plan {
@@ -87,7 +91,7 @@ const KINDS: [(usize, Tell); 11] = [
 ];
 
 impl Plan {
-    /// A plan of at least `commands` commands, whose stories begin within `period`.
+    /// A plan of at least `commands` commands, and the pulse of the lanes. Its stories begin within `period`.
     pub fn new(seed: u64, commands: usize, period: Duration) -> Self {
         let mut rng = Rng::with_seed(seed);
         let now = clock::now();
@@ -118,6 +122,14 @@ impl Plan {
         for (index, story) in (0..).zip(&mut plan.stories) {
             story.begins = period * index / stories;
         }
+        let pulses = (period + PULSE_LONGER).as_millis() / PULSE_EVERY.as_millis();
+        for index in 0..u32::try_from(pulses).unwrap() {
+            let mut scene = Scene::new(plan.stories.len(), &mut rng);
+            pulse(&mut scene);
+            plan.add(scene, now);
+            plan.stories.last_mut().unwrap().begins = PULSE_EVERY * index;
+        }
+        plan.stories.sort_by_key(|story| story.begins);
         plan
     }
 
@@ -394,6 +406,13 @@ fn refused(scene: &mut Scene) {
     let (invoiced, wrong_invoice) = (scene.purchases(Some("2199-05")), scene.invoice("inv-4"));
     let foreign_failure = with(scene.payment_failure(1), "organization_id", json!("elsewhere"));
     scene.round([forbidden, foreign, invoiced, wrong_invoice, foreign_failure]);
+}
+
+/// A command for every lane, in the name of an organization that has nothing to do with it.
+fn pulse(scene: &mut Scene) {
+    let commands =
+        [scene.purchases(None), scene.request(), scene.accept(), scene.payment_failure(1), scene.card_expiry(1)];
+    scene.round(commands.map(|command| with(command, "organization_id", json!("elsewhere"))));
 }
 
 /// A misspelt field: nothing may be made of it.

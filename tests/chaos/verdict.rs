@@ -24,8 +24,9 @@ use crate::upstream::Upstream;
 
 /// How long after a server's return the lanes may still stand.
 const PAUSE_WANTED: Duration = Duration::from_secs(5);
-/// How soon after a mail was taken its sender must have been killed for that to be why it was not marked as sent.
-const MARKED_WITHIN: Duration = Duration::from_secs(1);
+/// How soon after a mail was taken its sender must have been killed for that to be why it was not marked as sent. Far
+/// shorter than a lease, so that a worker that lives on and does not mark is found out.
+const MARKED_WITHIN: Duration = Duration::from_secs(5);
 /// How many examples of each problem are told.
 const EXAMPLES_MAX: usize = 10;
 

@@ -247,3 +247,131 @@ async fn removed_means_that_only_a_tombstone_is_left() {
     assert!(worker.stop().await.success());
     world.remove().await;
 }
+
+/// Other systems write these documents too, in the ways of their drivers.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_and_nulls_of_other_systems_are_understood() {
+    let world = World::new("forms").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let subscriptions = world.collection("subscriptions");
+    let versions = [
+        ("missing", None),
+        ("null", Some(bson::Bson::Null)),
+        ("double", Some(7.0.into())),
+        ("long", Some(7_i64.into())),
+    ];
+    for (id, version) in &versions {
+        let mut document = subscription(id, "org", "acc");
+        document.get_document_mut("billing").unwrap().insert("day", 15.0);
+        if let Some(version) = version {
+            document.insert("version", version.clone());
+        }
+        subscriptions.insert_one(document).await.unwrap();
+    }
+    // Lists that are none, and a date that has no place in any calendar.
+    let spoilt = [
+        ("history", bson::Bson::Null),
+        ("outbox", "x".into()),
+        (
+            "cancellation_request",
+            doc! {
+                "requested_at": bson::DateTime::MIN, "actor": { "role": "client", "account_id": "acc" },
+            }
+            .into(),
+        ),
+    ];
+    for (field, value) in &spoilt {
+        let mut document = subscription(field, "org", "acc");
+        document.insert(*field, value.clone());
+        document.insert("status", "cancellation_requested");
+        subscriptions.insert_one(document).await.unwrap();
+    }
+
+    let worker = Worker::start(&world, &sink.url()).await;
+    for (id, _) in &versions {
+        world.command(&cancellation(id, id)).await;
+    }
+    for (field, _) in &spoilt {
+        world.command(&cancellation(field, field)).await;
+    }
+    for (id, version) in &versions {
+        status_becomes(&world, id, "cancellation_scheduled").await;
+        let document = world.document("subscriptions", id).await.unwrap();
+        let before = if matches!(version, None | Some(bson::Bson::Null)) { 0 } else { 7 };
+        assert!(document.get_i64("version").unwrap() > before, "{document}");
+    }
+    let mut fields = Vec::new();
+    for _ in &spoilt {
+        let letter = world.dead_letter().await;
+        assert_eq!(letter.header("offramp-reason"), "corrupt_document", "{}", letter.header("offramp-error"));
+        let field = serde_json::from_slice::<Value>(&letter.body).unwrap()["id"].as_str().unwrap().to_owned();
+        assert!(letter.header("offramp-error").contains(&field), "{}", letter.header("offramp-error"));
+        fields.push(field);
+    }
+    fields.sort();
+    assert_eq!(fields, ["cancellation_request", "history", "outbox"]);
+    subscriptions.delete_one(doc! { "_id": "outbox" }).await.unwrap();
+    world.outboxes_empty().await;
+    assert_eq!(sink.mails().len(), versions.len());
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pair_is_used_up_even_when_it_changed_nothing() {
+    let world = World::new("usedup").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let worker = Worker::start(&world, &sink.url()).await;
+    let request = |id: &str| {
+        command(
+            id,
+            "subscription.cancellation-request",
+            json!({ "organization_id": "org", "subscription_id": "sub", "actor": { "role": "client", "account_id": "acc" } }),
+        )
+    };
+    let decline = command(
+        "decline",
+        "subscription.cancellation-confirmation",
+        json!({ "organization_id": "org", "subscription_id": "sub", "actor": { "role": "admin", "id": "a" }, "decision": "decline" }),
+    );
+    let story = [
+        (request("first"), "cancellation_requested"),
+        (request("same"), "cancellation_requested"),
+        (decline, "active"),
+        (request("same"), "active"),
+    ];
+    for ((command, status), settled) in story.into_iter().zip(1..) {
+        world.command(&command).await;
+        eventually("the command to be settled", || async { (worker.settled().await == settled).then_some(()) }).await;
+        assert_eq!(world.document("subscriptions", "sub").await.unwrap().get_str("status").unwrap(), status);
+    }
+    world.outboxes_empty().await;
+    assert_eq!(sink.mails().len(), 2, "the request to the organization, the answer to the client");
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// An answer goes where the sender waits for it, and nowhere into our own works.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_to_our_own_queues_are_not_sent() {
+    let world = World::new("replies").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let events = world.watch_events().await;
+    let worker = Worker::start(&world, &sink.url()).await;
+    for queue in ["retry.5s", "cancellation", "dead-letters"] {
+        let early = with(cancellation(queue, "sub"), "month", json!("2199-05"));
+        let reply_to = format!("{}.{queue}", world.prefix);
+        let properties = BasicProperties::default().with_reply_to(reply_to.as_str().into());
+        world.publish_with("subscription.cancellation", early.to_string().as_bytes(), properties).await;
+        events.next(&world, is_rejection_of(queue)).await;
+    }
+    eventually("all to be settled", || async { (worker.settled().await == 3).then_some(()) }).await;
+    for queue in ["retry.5s", "cancellation", "dead-letters"] {
+        assert!(world.take(queue).await.is_none(), "{queue}");
+    }
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}

@@ -259,6 +259,67 @@ async fn many_may_publish_at_once() {
     .await;
 }
 
+#[tokio::test]
+async fn what_was_deleted_at_run_time_is_declared_again_by_whoever_publishes_there() {
+    Rabbit::declared(async |rabbit| {
+        let topology = &rabbit.topology;
+        let publisher = Publisher::declaring(rabbit.broker(), topology.clone());
+        let retry = RetryDelay::M10;
+        let event = Outgoing::new(topology.event_exchange(), "subscription.ended", b"event".to_vec());
+        let messages = [
+            Outgoing::new(topology.retry_exchange(retry), rabbit.queue(), b"retry".to_vec()).mandatory(),
+            Outgoing::new("", topology.dead_letter_queue(), b"dead".to_vec()).mandatory(),
+            event.clone(),
+        ];
+        let all_arrive = async |rounds: u32| {
+            assert_eq!(publisher.publish_all(&messages).await, [Ok(()), Ok(()), Ok(())]);
+            assert_eq!(rabbit.await_message(&topology.dead_letter_queue()).await.data, b"dead", "{rounds}");
+            assert!(rabbit.count(&topology.retry_queue(retry)).await >= 1);
+        };
+        all_arrive(0).await;
+        rabbit.delete_queue(&topology.retry_queue(retry)).await;
+        rabbit.delete_queue(&topology.dead_letter_queue()).await;
+        all_arrive(1).await;
+        rabbit.delete_exchange(&topology.retry_exchange(retry)).await;
+        rabbit.delete_queue(&topology.dead_letter_queue()).await;
+        all_arrive(2).await;
+        rabbit.delete_exchange(&topology.event_exchange()).await;
+        assert_eq!(publisher.publish_all(&[event]).await, [Ok(())]);
+
+        // Somebody else's queue is none of our business, and declaring ours does not bring it back.
+        let foreign = Outgoing::new("", format!("{}-answers", rabbit.prefix), Vec::new()).mandatory();
+        assert_eq!(publisher.publish_all(&[foreign]).await, [Err(PublishError::Unroutable)]);
+        // Nor is there a queue that was never ours.
+        let nothing = Outgoing::new("", format!("{}.nothing", rabbit.prefix), Vec::new()).mandatory();
+        assert_eq!(
+            publisher.publish_all(&[nothing, messages[1].clone()]).await,
+            [Err(PublishError::Unroutable), Ok(())]
+        );
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_publisher_says_whether_messages_get_out() {
+    Rabbit::declared(async |rabbit| {
+        let proxy = Proxy::start().await;
+        let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
+        let message = [Outgoing::new("", rabbit.queue(), Vec::new()).mandatory()];
+        assert_eq!(publisher.status(), Ok(()));
+        assert_eq!(publisher.publish_all(&message).await, [Ok(())]);
+        assert_eq!(publisher.status(), Ok(()));
+        proxy.stall();
+        publisher.publish_all(&message).await[0].clone().unwrap_err();
+        assert!(publisher.status().unwrap_err().contains("no confirm"), "{:?}", publisher.status());
+        proxy.resume();
+        // Nobody publishes; asking is enough.
+        eventually("it is well again", async || publisher.status().is_ok()).await;
+        publisher.close().await;
+    })
+    .await;
+}
+
 // --------------------------------------------------------------------------------------------- retry, dead letters ---
 
 #[tokio::test]

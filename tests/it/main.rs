@@ -4,8 +4,10 @@
 
 mod answers;
 mod broker;
+mod cli;
 mod mail;
 mod model;
+mod operators;
 mod shutdown;
 mod story;
 mod support;

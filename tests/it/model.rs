@@ -26,7 +26,7 @@ pub struct Model {
     pub decision: Option<&'static str>,
     pub failures: usize,
     pub history: Vec<(&'static str, &'static str, Option<NaiveDate>)>,
-    /// The commands that were applied.
+    /// The commands that were not refused.
     pub applied: Vec<String>,
 }
 
@@ -102,7 +102,7 @@ impl Model {
             return Answer::Rejected("wrong_organization");
         }
         let answer = self.answer(command["type"].as_str().unwrap(), data);
-        if matches!(answer, Answer::Applied { .. }) {
+        if !matches!(answer, Answer::Rejected(_)) {
             self.applied.push(id.to_owned());
         }
         answer

@@ -81,7 +81,7 @@ async fn a_worker_killed_at_any_time_loses_nothing() {
     let world = World::new("sigkill").await;
     let sink = SmtpSink::start().await;
     populate(&world).await;
-    let settings = [("OFFRAMP_BATCH_MAX", "50"), ("OFFRAMP_LEASE_SECONDS", "10")];
+    let settings = [("OFFRAMP_BATCH_MAX", "50"), ("OFFRAMP_LEASE_SECONDS", "20")];
     let mut worker = Worker::start_with(&world, &sink.url(), &settings).await;
     publish_all(&world).await;
     for kills in 1..=4 {

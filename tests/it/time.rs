@@ -150,14 +150,14 @@ async fn what_a_dead_worker_left_is_sent_by_another() {
     let events = world.watch_events().await;
     // Nothing listens there: the mail waits in the outbox, the lane goes on.
     let nowhere = "smtp://127.0.0.1:9";
-    let mut first = Worker::start_with(&world, nowhere, &[("OFFRAMP_LEASE_SECONDS", "10")]).await;
+    let mut first = Worker::start_with(&world, nowhere, &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
     world.command(&cancellation("c-1", "sub")).await;
     events.next(&world, |event| event["type"] == "subscription.cancellation-scheduled").await;
     first.kill();
     let waiting = world.document("subscriptions", "sub").await.unwrap();
     assert!(!waiting.get_array("outbox").unwrap().is_empty());
 
-    let second = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_LEASE_SECONDS", "10")]).await;
+    let second = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
     world.outboxes_empty().await;
     let sent = world.document("subscriptions", "sub").await.unwrap();
     let notification = sent.get_array("notifications").unwrap()[0].as_document().unwrap();

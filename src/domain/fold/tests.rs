@@ -270,8 +270,14 @@ proptest! {
             let before = scene.subscription.clone();
             let Some(draft) = told.subscription else {
                 prop_assert!(told.account.is_some() || told.verdict != Verdict::Applied);
-                continue; // refused or unchanged: there is nothing to write
+                continue; // refused, or done before: there is nothing to write
             };
+            if told.verdict == Verdict::Unchanged {
+                prop_assert!(is_only_remembered(&draft));
+                scene.subscription = draft.after;
+                prop_assert!(scene.fold(&task).subscription.is_none());
+                continue;
+            }
             prop_assert_eq!(&told.verdict, &Verdict::Applied);
             let after = draft.after;
             let added = &draft.added[0];

@@ -113,6 +113,10 @@ impl Rabbit {
         self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
     }
 
+    pub async fn delete_exchange(&self, exchange: &str) {
+        self.channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await.unwrap();
+    }
+
     async fn delete_all(&self) {
         let topology = &self.topology;
         let mut queues = vec![topology.dead_letter_queue()];

@@ -159,7 +159,9 @@ impl World {
             let queue = format!("{}.{queue}", self.prefix);
             self.channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
         }
-        for exchange in [self.prefix.clone(), format!("{}.events", self.prefix), format!("{}.retry", self.prefix)] {
+        let mut exchanges = vec![self.prefix.clone(), format!("{}.events", self.prefix)];
+        exchanges.extend(RETRY_DELAYS.map(|delay| format!("{}.retry.{delay}", self.prefix)));
+        for exchange in exchanges {
             self.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
         }
     }

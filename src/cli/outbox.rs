@@ -1,0 +1,309 @@
+//! `offramp outbox`: mails and events that have not left; and a second chance for those that were refused.
+
+use std::io::{Write, stdout};
+
+use anyhow::bail;
+use chrono::{DateTime, SecondsFormat, Utc};
+use clap::{Args, Subcommand};
+use offramp::clock;
+use offramp::config::DatabaseSettings;
+use offramp::store::Store;
+use offramp::store::stuck::{Condition, Stuck};
+use serde_json::json;
+
+use super::WrongConfiguration;
+use super::table::table;
+use super::words::{age, count, printable};
+
+/// See mails and events that could not leave; try those again that were refused
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A mail that the mail server refuses for what it is (an address that does not exist, say) stays in the document that it belongs
+to, and nobody tries it again until you say so. Mails that wait, because the mail server is away or said \"later\", need nobody:
+they are tried again by themselves.
+
+Examples:
+  offramp outbox list                           what was refused, to whom, why, since when
+  offramp outbox list --waiting                 what waits, and for how long still
+  offramp outbox retry 0f6a2c9e                 one of them, by its id (its beginning is enough)
+  offramp outbox retry --error \"relay\" --dry-run")]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    List(List),
+    Retry(Retry),
+}
+
+/// List what was refused for good
+#[derive(Args, Debug)]
+struct List {
+    #[command(flatten)]
+    filter: Filter,
+
+    /// List what waits, instead: when it is due, how often it was tried, and what came of it
+    #[arg(long)]
+    waiting: bool,
+
+    /// At most so many in a table; JSON has all
+    #[arg(long, value_name = "NUMBER", default_value_t = 100)]
+    limit: usize,
+
+    /// Print JSON, an object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+/// Make refused ones due again: the next worker that looks, within seconds, tries them
+#[derive(Args, Debug)]
+#[command(after_help = "\
+A mail goes to the address that it was written for. Safe beside running workers, and to interrupt: an entry is either refused
+still or due.
+
+Examples:
+  offramp outbox retry 0f6a2c9e
+  offramp outbox retry --to @example.org
+  offramp outbox retry --all --dry-run")]
+struct Retry {
+    /// Those whose id begins so
+    #[arg(value_name = "ENTRY")]
+    entries: Vec<String>,
+
+    #[command(flatten)]
+    filter: Filter,
+
+    /// All of them
+    #[arg(long, conflicts_with_all = ["entries", "to", "error", "kind", "document"])]
+    all: bool,
+
+    /// Tell what would be tried again, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    #[command(flatten)]
+    database: DatabaseSettings,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Which entries")]
+struct Filter {
+    /// Those with this text in the recipient's address
+    #[arg(long, value_name = "TEXT")]
+    to: Option<String>,
+
+    /// Those with this text in their error
+    #[arg(long, value_name = "TEXT")]
+    error: Option<String>,
+
+    /// Mails from this template, events of this type
+    #[arg(long = "type", visible_alias = "template", value_name = "NAME")]
+    kind: Option<String>,
+
+    /// Those in the document with this id
+    #[arg(long, value_name = "ID")]
+    document: Option<String>,
+}
+
+/// How many entries are made due at once.
+const BATCH_MAX: usize = 500;
+/// How much of an id a table shows, and how much of one is enough to name an entry, in characters.
+const ID_SHOWN: usize = 13;
+const ID_MIN: usize = 4;
+
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.verb {
+        Verb::List(list) => list.run().await,
+        Verb::Retry(retry) => retry.run().await,
+    }
+}
+
+impl List {
+    async fn run(self) -> anyhow::Result<()> {
+        let store = Store::open(self.database.mongodb_url.connection_string()).await?;
+        let condition = if self.waiting { Condition::Waiting } else { Condition::Refused };
+        let mut entries = store.stuck(condition).await?;
+        let mut shown = Rows::new(condition, self.limit);
+        while let Some(of_document) = entries.next().await? {
+            for entry in of_document.iter().filter(|entry| self.filter.matches(entry)) {
+                if self.json {
+                    writeln!(stdout().lock(), "{}", entry_json(entry))?;
+                } else {
+                    shown.add(entry);
+                }
+            }
+        }
+        if self.json {
+            return Ok(());
+        }
+        shown.print()?;
+        let mut out = stdout().lock();
+        match (condition, shown.total) {
+            (Condition::Refused, 0) => {
+                writeln!(out, "nothing was refused (`offramp outbox list --waiting` shows what waits)")?;
+            }
+            (Condition::Refused, total) => {
+                let them = count(total, "entry");
+                writeln!(out, "{them} refused for good; `offramp outbox retry` gives them a second chance")?;
+            }
+            (Condition::Waiting, 0) => writeln!(out, "nothing waits")?,
+            (Condition::Waiting, total) => {
+                let them = count(total, "entry");
+                writeln!(out, "{them} waiting, to be sent by whichever worker looks first when due")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Retry {
+    async fn run(self) -> anyhow::Result<()> {
+        self.check()?;
+        let store = Store::open(self.database.mongodb_url.connection_string()).await?;
+        let mut entries = store.stuck(Condition::Refused).await?;
+        let mut shown = Rows::new(Condition::Refused, usize::MAX);
+        let mut batch = Vec::new();
+        let (mut meant, mut made_due) = (0, 0);
+        loop {
+            let of_document = entries.next().await?;
+            let is_last = of_document.is_none();
+            for entry in of_document.into_iter().flatten().filter(|entry| self.matches(entry)) {
+                meant += 1;
+                if self.dry_run { shown.add(&entry) } else { batch.push(entry) }
+            }
+            if batch.len() >= BATCH_MAX || (is_last && !batch.is_empty()) {
+                made_due += store.retry(&batch, clock::now()).await?;
+                batch.clear();
+            }
+            if is_last {
+                break;
+            }
+        }
+        if meant == 0 {
+            if let [entry, ..] = self.entries.as_slice() {
+                bail!(
+                    "no refused entry has an id that begins with \"{}\"; `offramp outbox list` names those that there are",
+                    printable(entry)
+                );
+            }
+            writeln!(stdout().lock(), "nothing of that kind was refused; nothing to do")?;
+        } else if self.dry_run {
+            shown.print()?;
+            writeln!(stdout().lock(), "{} would be tried again; nothing was changed", shown.total)?;
+        } else {
+            writeln!(stdout().lock(), "{made_due} due now; a worker tries them within seconds")?;
+            if made_due < meant {
+                writeln!(stdout().lock(), "{} were not refused any more: somebody else was faster", meant - made_due)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody means all of them by saying nothing.
+    fn check(&self) -> Result<(), WrongConfiguration> {
+        if let Some(entry) = self.entries.iter().find(|entry| entry.chars().count() < ID_MIN) {
+            let entry = printable(entry);
+            return Err(WrongConfiguration(format!(
+                "\"{entry}\" is too short for the beginning of an id: {ID_MIN} characters"
+            )));
+        }
+        if self.all || !self.entries.is_empty() || !self.filter.is_empty() {
+            return Ok(());
+        }
+        Err(WrongConfiguration(
+            "say which entries: an id, --to, --error, --type, --document, or --all; `offramp outbox list` shows what there is"
+                .to_owned(),
+        ))
+    }
+
+    fn matches(&self, entry: &Stuck) -> bool {
+        let is_named = self.entries.is_empty() || self.entries.iter().any(|start| entry.entry_id.starts_with(start));
+        is_named && self.filter.matches(entry)
+    }
+}
+
+impl Filter {
+    fn matches(&self, entry: &Stuck) -> bool {
+        let Self { to, error, kind, document } = self;
+        let has = |text: Option<&String>, part: &String| text.is_some_and(|text| text.contains(part.as_str()));
+        to.as_ref().is_none_or(|part| has(entry.recipient.as_ref(), part))
+            && error.as_ref().is_none_or(|part| has(entry.error.as_ref(), part))
+            && kind.as_ref().is_none_or(|kind| *kind == entry.what)
+            && document.as_ref().is_none_or(|id| *id == entry.document_id)
+    }
+
+    fn is_empty(&self) -> bool {
+        let Self { to, error, kind, document } = self;
+        [to, error, kind, document].iter().all(|filter| filter.is_none())
+    }
+}
+
+/// A table of entries, up to a limit.
+struct Rows {
+    condition: Condition,
+    table: comfy_table::Table,
+    limit: usize,
+    shown: usize,
+    total: u64,
+    now: DateTime<Utc>,
+}
+
+impl Rows {
+    fn new(condition: Condition, limit: usize) -> Self {
+        let last = match condition {
+            Condition::Refused => "Since",
+            Condition::Waiting => "Due",
+        };
+        let table = table(&["Id", "What", "To", "Document", "Tried", "Error", last]);
+        Self { condition, table, limit, shown: 0, total: 0, now: clock::now() }
+    }
+
+    fn add(&mut self, entry: &Stuck) {
+        self.total += 1;
+        if self.shown == self.limit {
+            return;
+        }
+        self.shown += 1;
+        let when = match (self.condition, entry.failed_at, entry.due) {
+            (Condition::Refused, Some(at), _) => age(at, self.now),
+            (Condition::Waiting, _, Some(due)) if due > self.now => format!("in {}", age(self.now, due)),
+            (Condition::Waiting, _, Some(_)) => "now".to_owned(),
+            _ => String::new(),
+        };
+        self.table.add_row([
+            entry.entry_id.chars().take(ID_SHOWN).collect(),
+            printable(&format!("{} {}", entry.kind, entry.what)),
+            printable(entry.recipient.as_deref().unwrap_or_default()),
+            printable(&format!("{}\n{}", entry.collection.as_str(), entry.document_id)),
+            entry.attempts.to_string(),
+            printable(entry.error.as_deref().unwrap_or_default()),
+            when,
+        ]);
+    }
+
+    fn print(&self) -> std::io::Result<()> {
+        let mut out = stdout().lock();
+        if self.shown > 0 {
+            writeln!(out, "{}", self.table)?;
+        }
+        let rest = self.total - self.shown as u64;
+        if rest > 0 {
+            writeln!(out, "… and {rest} more (--limit, or --json)")?;
+        }
+        Ok(())
+    }
+}
+
+fn entry_json(entry: &Stuck) -> serde_json::Value {
+    let rfc3339 = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true));
+    json!({
+        "id": entry.entry_id, "collection": entry.collection.as_str(), "document": entry.document_id,
+        "kind": entry.kind, "type": entry.what, "to": entry.recipient, "attempts": entry.attempts,
+        "error": entry.error, "due": rfc3339(entry.due), "failed_at": rfc3339(entry.failed_at),
+    })
+}

@@ -1,0 +1,193 @@
+//! The outbox as operators see it: entries that were refused for good, and entries that wait; and a second chance for the
+//! former.
+//!
+//! Both are found with an index (`offramp_failed`, `offramp_outbox`) that holds nothing but such documents, so to look costs
+//! as much as there is to see.
+
+use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc};
+use chrono::{DateTime, Utc};
+use futures_util::TryStreamExt;
+use mongodb::Cursor;
+use serde::Deserialize;
+
+use super::{Collection, Store, StoreError, within_deadline};
+
+/// Which entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Refused for good: nobody tries again.
+    Refused,
+    /// To be tried when they are due.
+    Waiting,
+}
+
+/// An entry, as far as it can be read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stuck {
+    /// Where its document is.
+    pub collection: Collection,
+    /// Its document.
+    pub document_id: String,
+    /// Its id.
+    pub entry_id: String,
+    /// `mail` or `event`.
+    pub kind: &'static str,
+    /// The mail's template, or the event's type.
+    pub what: String,
+    /// The mail's address.
+    pub recipient: Option<String>,
+    /// How often it was tried in vain.
+    pub attempts: i64,
+    /// Why the newest try was in vain.
+    pub error: Option<String>,
+    /// When it may be tried.
+    pub due: Option<DateTime<Utc>>,
+    /// When it was refused.
+    pub failed_at: Option<DateTime<Utc>>,
+}
+
+/// A stream of entries, read as it is consumed.
+#[derive(Debug)]
+pub struct StuckEntries {
+    condition: Condition,
+    /// The collections that are still to be read.
+    left: Vec<(Collection, Cursor<RawDocumentBuf>)>,
+}
+
+impl StuckEntries {
+    /// The entries of the next document; none at the end.
+    ///
+    /// # Errors
+    /// When the server does not answer; the stream is then at its end.
+    pub async fn next(&mut self) -> Result<Option<Vec<Stuck>>, StoreError> {
+        while let Some((collection, mut cursor)) = self.left.pop() {
+            let (cursor, raw) = within_deadline(async move {
+                let raw = cursor.try_next().await?;
+                Ok((cursor, raw))
+            })
+            .await?;
+            if let Some(raw) = raw {
+                self.left.push((collection, cursor));
+                return Ok(Some(entries(collection, &raw, self.condition)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Store {
+    /// The entries in this condition, in all documents.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn stuck(&self, condition: Condition) -> Result<StuckEntries, StoreError> {
+        let field = match condition {
+            Condition::Refused => "outbox.failed_at",
+            Condition::Waiting => "outbox.due",
+        };
+        // A range of instants: what a sparse index can be asked for.
+        let filter = doc! { field: { "$gte": Instant::MIN } };
+        let mut left = Vec::new();
+        for collection in [Collection::Accounts, Collection::Subscriptions] {
+            let documents = self.database.collection::<RawDocumentBuf>(collection.as_str());
+            let filter = filter.clone();
+            let finding = async move { documents.find(filter).projection(doc! { "outbox": 1 }).await };
+            left.push((collection, within_deadline(finding).await?));
+        }
+        Ok(StuckEntries { condition, left })
+    }
+
+    /// Makes refused entries due at `now`: any worker's sweeper takes them. Those that are not refused any more, because
+    /// somebody else was faster, are left as they are. Returns how many were made due.
+    ///
+    /// # Errors
+    /// When the server does not answer: the same again is then safe.
+    pub async fn retry(&self, refused: &[Stuck], now: DateTime<Utc>) -> Result<usize, StoreError> {
+        let mut made_due = 0;
+        for collection in [Collection::Subscriptions, Collection::Accounts] {
+            let statements: Vec<Document> = refused
+                .iter()
+                .filter(|entry| entry.collection == collection)
+                .map(|entry| retry_statement(entry, now.into()))
+                .collect();
+            if statements.is_empty() {
+                continue;
+            }
+            let updated = self.update_many(collection, statements).await?;
+            made_due += updated.matched;
+            if let Some(refusal) = updated.refused.first() {
+                return Err(StoreError::Refused(refusal.message.clone()));
+            }
+        }
+        Ok(made_due)
+    }
+}
+
+/// Finds the entry only where it is still refused. With the new `version`, a worker that has read the document before
+/// reads it again.
+fn retry_statement(entry: &Stuck, now: Instant) -> Document {
+    let refused = doc! { "$exists": true };
+    doc! {
+        "q": { "_id": &entry.document_id, "outbox": { "$elemMatch": { "id": &entry.entry_id, "failed_at": refused.clone() } } },
+        "u": {
+            "$unset": { "outbox.$[entry].failed_at": "" },
+            // Nobody's: a worker that still wants to mark it as refused has nothing to say about it any more.
+            "$set": { "outbox.$[entry].due": now, "outbox.$[entry].holder": "" },
+            "$inc": { "version": 1_i64 },
+        },
+        "arrayFilters": [{ "entry.id": &entry.entry_id, "entry.failed_at": refused }],
+    }
+}
+
+/// As much of an entry as a list shows. Whoever wrote it, it is listed.
+#[derive(Default, Deserialize)]
+struct Fields {
+    id: Option<Bson>,
+    due: Option<Bson>,
+    failed_at: Option<Bson>,
+    attempts: Option<Bson>,
+    error: Option<Bson>,
+    mail: Option<Document>,
+    event: Option<Document>,
+}
+
+fn entries(collection: Collection, raw: &RawDocumentBuf, condition: Condition) -> Vec<Stuck> {
+    let document_id = raw.get_str("_id").unwrap_or_default();
+    let outbox = raw.get_array("outbox").into_iter().flatten().flatten().filter_map(RawBsonRef::as_document);
+    outbox
+        .map(|entry| {
+            let fields: Fields = bson::deserialize_from_slice(entry.as_bytes()).unwrap_or_default();
+            read(collection, document_id, fields)
+        })
+        .filter(|entry| match condition {
+            Condition::Refused => entry.failed_at.is_some(),
+            Condition::Waiting => entry.due.is_some(),
+        })
+        .collect()
+}
+
+fn read(collection: Collection, document_id: &str, fields: Fields) -> Stuck {
+    let word = |value: Option<&Bson>| value.and_then(Bson::as_str).map(str::to_owned);
+    let instant = |value: Option<Bson>| value.as_ref().and_then(Bson::as_datetime).map(|at| at.to_chrono());
+    let (kind, what) = match (&fields.mail, &fields.event) {
+        (None, Some(event)) => ("event", word(event.get("type"))),
+        (mail, _) => ("mail", word(mail.as_ref().and_then(|mail| mail.get("template")))),
+    };
+    let to = fields.mail.as_ref().and_then(|mail| mail.get_document("to").ok());
+    Stuck {
+        collection,
+        document_id: document_id.to_owned(),
+        entry_id: word(fields.id.as_ref()).unwrap_or_default(),
+        kind,
+        what: what.unwrap_or_default(),
+        recipient: word(to.and_then(|to| to.get("email"))),
+        attempts: match fields.attempts {
+            Some(Bson::Int32(number)) => number.into(),
+            Some(Bson::Int64(number)) => number,
+            _ => 0,
+        },
+        error: word(fields.error.as_ref()),
+        due: instant(fields.due),
+        failed_at: instant(fields.failed_at),
+    }
+}

@@ -1,0 +1,380 @@
+//! The program as people run it: exit codes, sentences, tables and JSON.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use bson::{DateTime, doc};
+use serde_json::Value;
+
+use crate::support::samples::{cancellation, organization, populate, subscription, with};
+use crate::support::smtp::SmtpSink;
+use crate::support::worker::{Worker, offramp};
+use crate::support::world::World;
+
+/// The program with no settings at all.
+fn bare() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_offramp"));
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OFFRAMP_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+struct Ran {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ran {
+    fn json(&self) -> Vec<Value> {
+        self.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+#[track_caller]
+fn run(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
+    let mut child =
+        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // The program may end without having read everything.
+    drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
+    let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
+    Ran { code: status.code(), stdout: String::from_utf8(stdout).unwrap(), stderr: String::from_utf8(stderr).unwrap() }
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
+    let ran = run(command, arguments, input);
+    assert_eq!(ran.code, Some(0), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+    ran
+}
+
+#[track_caller]
+fn fails(command: &mut Command, arguments: &[&str], input: &str, code: i32, says: &str) -> Ran {
+    let ran = run(command, arguments, input);
+    assert_eq!(ran.code, Some(code), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains(says), "{arguments:?} says: {}", ran.stderr);
+    ran
+}
+
+fn examples() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/examples")
+}
+
+/// The example commands, in the order of their ids, a line each.
+fn example_commands() -> String {
+    let files = std::fs::read_dir(examples().join("commands")).unwrap();
+    let mut commands: Vec<Value> = files
+        .map(|file| serde_json::from_str(&std::fs::read_to_string(file.unwrap().path()).unwrap()).unwrap())
+        .collect();
+    commands.sort_by_key(|command| command["id"].as_str().unwrap().to_owned());
+    commands.iter().map(Value::to_string).collect::<Vec<_>>().join("\n") + "\n"
+}
+
+#[test]
+fn simulate_tells_outcome_by_outcome_without_any_server() {
+    let documents = examples().join("documents.jsonl");
+    let arguments =
+        ["simulate", "--documents", documents.to_str().unwrap(), "--commands", "-", "--today", "2026-06-02"];
+    let first = example_commands().lines().next().unwrap().to_owned();
+    let again_later_and_wrong = [
+        first.clone(),
+        first.replace("c-0001", "c-0101").replace("2026-09", "2026-10"),
+        first.replace("c-0001", "c-0102").replace("sub-1001", "sub-9999"),
+        first.replace("month", "mouth"),
+        "nonsense".to_owned(),
+    ];
+    let input = example_commands() + &again_later_and_wrong.join("\n");
+
+    let answers = succeeds(&mut bare(), &[&arguments[..], &["--json"]].concat(), &input).json();
+    let outcome = |answer: &Value| {
+        let reason = answer["reason"].as_str().map(|reason| format!(" {reason}")).unwrap_or_default();
+        let ends_on = answer["ends_on"].as_str().map(|day| format!(" {day}")).unwrap_or_default();
+        let (mails, events) = (answer["mails"].as_array().unwrap().len(), answer["events"].as_array().unwrap().len());
+        format!("{}{reason}{ends_on} {mails}+{events}", answer["outcome"].as_str().unwrap())
+    };
+    let outcomes: Vec<String> = answers.iter().map(outcome).collect();
+    assert_eq!(
+        outcomes,
+        [
+            "applied 2026-09-14 1+1",
+            "applied 2026-06-30 1+1",
+            "applied 1+1",
+            "applied 2+1",
+            "applied 2026-07-30 1+1",
+            "applied 1+1",
+            "applied 2026-09-14 2+0",
+            "applied 2+0",
+            "unchanged 2026-09-14 0+0",
+            "rejected later_than_scheduled 2026-09-14 0+1",
+            "rejected subscription_not_found 0+1",
+            "dead_letter invalid 0+0",
+            "dead_letter invalid 0+0",
+        ]
+    );
+    assert_eq!(answers[0]["mails"][0]["subject"], "Votre abonnement prend fin le 14 septembre 2026");
+    assert_eq!(answers[0]["events"][0]["time"], "2026-06-02T16:00:00.000Z", "noon in Québec");
+    assert!(answers[11]["detail"].as_str().unwrap().starts_with("data.mouth: unknown field"));
+
+    let mails = tempfile::tempdir().unwrap();
+    let mail_dir = ["--mail-dir", mails.path().to_str().unwrap()];
+    let table = succeeds(&mut bare(), &[&arguments[..], &mail_dir].concat(), &input).stdout;
+    assert!(table.contains("13 commands: 8 applied, 1 unchanged, 2 rejected, 2 to the dead letters"), "{table}");
+    assert!(table.contains("rejected: later_than_scheduled"), "{table}");
+    assert_eq!(std::fs::read_dir(mails.path()).unwrap().count(), 11);
+}
+
+#[test]
+fn wrong_usage_ends_with_2_and_a_sentence() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    std::fs::write(&path, "mongodb://app:s3cret@db\n").unwrap();
+    let file = path.to_str().unwrap();
+
+    fails(&mut bare(), &["simulate"], "", 2, "--documents <FILE>");
+    fails(&mut bare(), &["show", "sub", "--mongodb-url", "db"], "", 2, "OFFRAMP_MONGODB_URL (--mongodb-url) cannot be");
+    let with_file = |name: &str, value: &str| {
+        let mut command = bare();
+        command.env("OFFRAMP_MONGODB_URL_FILE", file).env(name, value);
+        command
+    };
+    let ran =
+        fails(&mut with_file("NOTHING", ""), &["show", "sub"], "", 2, "\"mongodb://***@db\": it names no database");
+    assert!(!ran.stderr.contains("s3cret"), "{}", ran.stderr);
+    let set = "mongodb://localhost/x";
+    fails(
+        &mut with_file("OFFRAMP_MONGODB_URL", set),
+        &["show", "sub"],
+        "",
+        2,
+        "and OFFRAMP_MONGODB_URL_FILE are both set",
+    );
+    // A variable that is set to nothing is not set.
+    fails(&mut with_file("OFFRAMP_MONGODB_URL", ""), &["show", "sub"], "", 2, "it names no database");
+    let help = succeeds(&mut with_file("OFFRAMP_AMQP_URL", "amqp://app:s3cret@rabbit"), &["run", "--help"], "").stdout;
+    assert!(help.contains("OFFRAMP_SHUTDOWN_SECONDS") && !help.contains("s3cret"), "{help}");
+    let version = succeeds(&mut bare(), &["--version"], "").stdout;
+    assert_eq!(version, format!("offramp {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let mut child = bare()
+        .args(["schemas", "documents/subscriptions"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let Output { status, stderr, .. } = child.wait_with_output().unwrap();
+    assert!(status.success(), "{}", String::from_utf8_lossy(&stderr));
+}
+
+#[test]
+fn schemas_are_listed_printed_and_checked() {
+    let list = succeeds(&mut bare(), &["schemas", "--json"], "").json();
+    assert_eq!(list.len(), 14);
+    let schema = succeeds(&mut bare(), &["schemas", "events/command.rejected"], "").stdout;
+    assert!(serde_json::from_str::<Value>(&schema).unwrap()["properties"]["data"].is_object());
+    fails(&mut bare(), &["schemas", "events/none"], "", 2, "there is no schema \"events/none\"");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    fails(&mut bare(), &["schemas", "--check", path], "", 1, "commands/payment.failure.schema.json");
+    succeeds(&mut bare(), &["schemas", "--write", path], "");
+    succeeds(&mut bare(), &["schemas", "--check", path], "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn import_checks_everything_first_and_leaves_what_it_does_not_name() {
+    let world = World::new("import").await;
+    let documents = std::fs::read_to_string(examples().join("documents.jsonl")).unwrap();
+    let import = |input: &str| run(&mut offramp(&world), &["import", "-"], input);
+
+    let bad = documents.replace("\"day\": 15", "\"day\": 32");
+    let ran = import(&bad);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("line 5: subscriptions sub-1001: billing.day: 32"), "{}", ran.stderr);
+    let ran = import(&format!("{documents}{{\"collection\": \"members\", \"document\": {{}}}}\n"));
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("line 11: collection: \"members\" is none of"), "{}", ran.stderr);
+    assert_eq!(world.document("subscriptions", "sub-1002").await, None, "nothing was imported");
+
+    let ran = import(&documents);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("2 organizations, 2 accounts, 6 subscriptions"), "{}", ran.stdout);
+    let first = world.document("subscriptions", "sub-1001").await.unwrap();
+    assert_eq!(first.get("version"), None, "as the file has it");
+    let scheduled = world.document("subscriptions", "sub-1004").await.unwrap();
+    assert_eq!(
+        scheduled.get_datetime("ends_at").unwrap(),
+        &DateTime::parse_rfc3339_str("2026-06-01T04:00:00Z").unwrap()
+    );
+    assert_eq!(scheduled.get_i32("version").unwrap(), 3);
+
+    let theirs = doc! { "$set": { "crm": { "$literal": "theirs" }, "outbox": [], "plan.name": "changed" } };
+    world.collection("subscriptions").update_one(doc! { "_id": "sub-1001" }, theirs).await.unwrap();
+    assert_eq!(import(&documents).code, Some(0));
+    let again = world.document("subscriptions", "sub-1001").await.unwrap();
+    assert_eq!(again.get_document("crm").unwrap(), &doc! { "$literal": "theirs" });
+    assert!(again.get_array("outbox").unwrap().is_empty());
+    assert_eq!(again.get_document("plan").unwrap(), first.get_document("plan").unwrap());
+    assert_eq!(again.get_i32("version").unwrap(), 1, "every writer increments");
+    let again = world.document("subscriptions", "sub-1004").await.unwrap();
+    assert_eq!(again.get_i32("version").unwrap(), 4);
+
+    let ran = run(&mut offramp(&world), &["import", "-", "--force"], &bad.replace("Natation mensuelle", "$name"));
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    let forced = world.document("subscriptions", "sub-1001").await.unwrap();
+    assert_eq!(forced.get_document("billing").unwrap().get_i32("day").unwrap(), 32);
+    assert_eq!(forced.get_document("plan").unwrap().get_str("name").unwrap(), "$name", "data, whatever it looks like");
+
+    let many: Vec<String> = (0..1200)
+        .map(|number| {
+            let document = serde_json::to_value(organization(&format!("org-{number}"))).unwrap();
+            serde_json::json!({ "collection": "organizations", "document": document }).to_string()
+        })
+        .collect();
+    assert_eq!(import(&many.join("\n")).code, Some(0));
+    assert_eq!(world.collection("organizations").count_documents(doc! {}).await.unwrap(), 1202);
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn publish_checks_everything_first_and_is_confirmed() {
+    let world = World::new("publish").await;
+    let commands = example_commands();
+    let publish = |input: &str| run(&mut offramp(&world), &["publish", "-"], input);
+
+    let ran = publish(&commands);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("run `offramp init` first"), "{}", ran.stderr);
+    let ran = succeeds(&mut offramp(&world), &["init"], "");
+    assert!(ran.stdout.contains(&format!("created queue '{}.dead-letters'", world.prefix)), "{}", ran.stdout);
+    assert!(ran.stdout.contains("MongoDB: created index subscriptions.offramp_outbox"), "{}", ran.stdout);
+    let ran = succeeds(&mut offramp(&world), &["init"], "");
+    assert!(ran.stdout.contains("0 objects created, 18 were there"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("MongoDB: 0 indexes created"), "{}", ran.stdout);
+
+    let misspelt = commands.replace("final_billing_date", "final_biling_date");
+    let ran = publish(&misspelt);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("line 5: data.final_biling_date: unknown field"), "{}", ran.stderr);
+    assert_eq!(world.take("cancellation").await, None, "nothing was published");
+
+    let ran = publish(&commands);
+    assert_eq!(ran.code, Some(0), "{}", ran.stderr);
+    assert!(ran.stdout.contains("published 8 commands"), "{}", ran.stdout);
+    let (body, properties) = world.take("cancellation").await.unwrap();
+    assert_eq!(body, commands.lines().next().unwrap().as_bytes(), "byte for byte");
+    assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "c-0001");
+    assert_eq!(*properties.delivery_mode(), Some(2));
+    for (queue, count) in [("cancellation", 2), ("cancellation-confirmation", 2), ("card-expiry", 1)] {
+        for _ in 0..count {
+            assert!(world.take(queue).await.is_some(), "{queue}");
+        }
+        assert!(world.take(queue).await.is_none(), "{queue}");
+    }
+
+    // For tests of what the worker does with it.
+    succeeds(&mut offramp(&world), &["publish", "-", "--force"], &misspelt.lines().nth(4).unwrap().replace('\n', ""));
+    assert!(world.take("cancellation-confirmation").await.is_some());
+    let pretty = serde_json::to_string_pretty(&cancellation("pretty", "sub")).unwrap();
+    assert!(publish(&format!("{pretty}\n{pretty}\n")).stdout.contains("published 2 commands"));
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_says_what_is_wrong_and_changes_nothing() {
+    let world = World::new("check").await;
+    let sink = SmtpSink::start().await;
+    let check = || {
+        let mut command = offramp(&world);
+        command.env("OFFRAMP_SMTP_URL", sink.url());
+        command
+    };
+    let ran = succeeds(&mut check(), &["check"], "");
+    assert_eq!(ran.stdout.matches('✓').count(), 5, "{}", ran.stdout);
+    assert!(ran.stdout.contains("with no objects yet"), "{}", ran.stdout);
+    assert!(succeeds(&mut check(), &["check"], "").stdout.contains("with no objects yet"), "it made none");
+    assert!(world.database.list_collection_names().await.unwrap().is_empty(), "it made none");
+    succeeds(&mut offramp(&world), &["init"], "");
+    let findings = succeeds(&mut check(), &["check", "--json"], "").json();
+    assert!(findings.iter().all(|finding| finding["ok"] == true), "{findings:?}");
+    assert!(findings[2]["detail"].as_str().unwrap().contains("18 objects as they should be"), "{findings:?}");
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("fr")).unwrap();
+    std::fs::write(
+        folder.path().join("fr/request-declined.account_manager.txt"),
+        "Refus\n\n{{#if paticipant}}x{{/if}}\n",
+    )
+    .unwrap();
+    let templates = ["check", "--templates", folder.path().to_str().unwrap()];
+    let ran = fails(&mut check(), &templates, "", 2, "not as it should be: templates");
+    assert!(ran.stdout.contains("fr/request-declined.account_manager.txt"), "{}", ran.stdout);
+
+    let ran = fails(&mut check(), &["check", "--smtp-url", "smtp://127.0.0.1:1"], "", 1, "not as it should be: mail");
+    assert!(ran.stdout.contains("✗ mail") && ran.stdout.contains("127.0.0.1:1"), "{}", ran.stdout);
+    let unreachable = "amqp://app:s3cret@127.0.0.1:1";
+    let ran = fails(&mut check(), &["check", "--amqp-url", unreachable], "", 1, "not as it should be: RabbitMQ");
+    assert!(ran.stdout.contains("127.0.0.1:1") && !ran.stdout.contains("s3cret"), "{}", ran.stdout);
+    let unreachable = "mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=200";
+    fails(&mut check(), &["check", "--mongodb-url", unreachable], "", 1, "not as it should be: MongoDB");
+    fails(
+        &mut check(),
+        &["check", "--mail-from", "nobody"],
+        "",
+        2,
+        "OFFRAMP_MAIL_FROM (--mail-from) cannot be \"nobody\"",
+    );
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn show_tells_the_whole_story_of_a_subscription() {
+    let world = World::new("show").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let mut expiring = subscription("sub-2", "org", "acc");
+    expiring.insert("expires_on", "2200-01-20");
+    let actor = doc! { "role": "client", "account_id": "acc", "name": "Ada" };
+    let requested_at = DateTime::parse_rfc3339_str("2026-05-20T12:00:00Z").unwrap();
+    expiring.insert("status", "cancellation_requested");
+    expiring.insert("cancellation_request", doc! { "requested_at": requested_at, "actor": actor, "reason": "Moving" });
+    world.collection("subscriptions").insert_one(expiring).await.unwrap();
+
+    let worker = Worker::start(&world, &sink.url()).await;
+    world.command(&with(cancellation("c-1", "sub"), "month", "2199-07".into())).await;
+    crate::support::eventually("the change", || async {
+        let document = world.document("subscriptions", "sub").await?;
+        document.get_array("notifications").is_ok_and(|sent| sent.len() == 1).then_some(())
+    })
+    .await;
+    assert!(worker.stop().await.success());
+
+    let text = succeeds(&mut offramp(&world), &["show", "sub"], "").stdout;
+    for part in [
+        "Status              cancellation scheduled",
+        "Next billing date   2199-06-15",
+        "Last day of access  2199-07-14",
+        "Last invoice        2199-06-15",
+        "What happened (America/Toronto)",
+        "active → cancellation scheduled, last day 2199-07-14, by admin Paul (subscription.cancellation c-1 from tests)",
+        "mail cancelled-by-admin to acc@home.example (account manager, en-CA)",
+    ] {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    let text = succeeds(&mut offramp(&world), &["show", "sub-2"], "").stdout;
+    assert!(text.contains("Expiry date         2200-01-20, so the last day of access is 2200-02-14"), "{text}");
+    assert!(text.contains("Pending request     since 2026-05-20 08:00:00, client Ada: Moving"), "{text}");
+
+    let json: Value =
+        serde_json::from_str(&succeeds(&mut offramp(&world), &["show", "sub", "--json"], "").stdout).unwrap();
+    assert_eq!((&json["status"], &json["ends_on"]), (&"cancellation_scheduled".into(), &"2199-07-14".into()));
+    let kinds: Vec<&Value> = json["timeline"].as_array().unwrap().iter().map(|happened| &happened["kind"]).collect();
+    assert_eq!(kinds, ["change", "mail"]);
+    fails(&mut offramp(&world), &["show", "nobody"], "", 1, "there is no subscription nobody in the database");
+    world.remove().await;
+}

@@ -1,0 +1,587 @@
+//! What operators do with what was given up: dead letters looked at, sent back and dropped; refused mails tried again.
+//! None of it can lose a message, whenever it is killed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::process::{Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bson::doc;
+use chrono::Utc;
+use lapin::BasicProperties;
+use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use offramp::broker::{Broker, Delivery, Publisher, Topology};
+use serde_json::{Value, json};
+
+use crate::support::eventually;
+use crate::support::rabbit::amqp_url;
+use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
+use crate::support::smtp::{Action, SmtpSink, Step, Tls};
+use crate::support::worker::{Worker, offramp};
+use crate::support::world::World;
+
+/// Runs the program and waits for its end.
+fn run(world: &World, arguments: &[&str]) -> Output {
+    offramp(world).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// What it prints when it succeeds.
+#[track_caller]
+fn output(world: &World, arguments: &[&str]) -> String {
+    let output = run(world, arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The objects that it prints, one a line.
+#[track_caller]
+fn objects(world: &World, arguments: &[&str]) -> Vec<Value> {
+    output(world, arguments).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What it says when it fails, with this exit code.
+#[track_caller]
+fn failure(world: &World, arguments: &[&str], code: i32) -> String {
+    let output = run(world, arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn broker() -> Broker {
+    Broker::new(amqp_url().parse().unwrap(), "operators' tests")
+}
+
+async fn declare(world: &World) -> Topology {
+    let topology = Topology::new(&world.prefix);
+    topology.declare(&broker()).await.unwrap();
+    topology
+}
+
+/// Puts letters into the queue, as a lane does.
+async fn bury(world: &World, topology: &Topology, bodies: &[Value], reason: &str, error: &str, lane: &str) {
+    let queue = format!("{}.{lane}", world.prefix);
+    let publisher = Publisher::new(broker());
+    let letters: Vec<_> = bodies
+        .iter()
+        .map(|body| {
+            let delivery = Delivery::new(body.to_string().into_bytes(), BasicProperties::default());
+            delivery.dead_letter(topology, reason, error, &queue, Utc::now())
+        })
+        .collect();
+    for letters in letters.chunks(500) {
+        assert!(publisher.publish_all(letters).await.iter().all(Result::is_ok));
+    }
+    publisher.close().await;
+}
+
+async fn waiting(world: &World, queue: &str) -> u32 {
+    let queue = format!("{}.{queue}", world.prefix);
+    let options = QueueDeclareOptions { passive: true, ..Default::default() };
+    world.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap().message_count()
+}
+
+async fn becomes(world: &World, queue: &str, count: u32) {
+    eventually(&format!("{count} messages in {queue}"), || async {
+        (waiting(world, queue).await == count).then_some(())
+    })
+    .await;
+}
+
+/// Takes everything from a queue: how often each command is there.
+async fn take_all(world: &World, queue: &str) -> BTreeMap<String, usize> {
+    let mut commands = BTreeMap::new();
+    while let Some((body, _)) = world.take(queue).await {
+        let id = serde_json::from_slice::<Value>(&body).unwrap()["id"].as_str().unwrap().to_owned();
+        *commands.entry(id).or_default() += 1;
+    }
+    commands
+}
+
+// ---------------------------------------------------------------------------------------------------- dead letters ---
+
+#[tokio::test(flavor = "multi_thread")]
+async fn letters_are_listed_shown_repaired_and_sent_back() {
+    let world = World::new("letters").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let mut corrupt: Vec<_> = (0..3).map(|index| subscription(&format!("bad-{index}"), "org", "acc")).collect();
+    for document in &mut corrupt {
+        document.get_document_mut("billing").unwrap().remove("next_on");
+    }
+    world.collection("subscriptions").insert_many(&corrupt).await.unwrap();
+    let worker = Worker::start(&world, &sink.url()).await;
+    assert_eq!(
+        output(&world, &["dead-letters", "list"]),
+        format!("no dead letters in {}.dead-letters\n", world.prefix)
+    );
+
+    for index in 0..3 {
+        world.command(&cancellation(&format!("corrupt-{index}"), &format!("bad-{index}"))).await;
+    }
+    world.publish("payment.failure", b"\x1b[31mnot JSON").await;
+    let misspelt = with(cancellation("misspelt", "sub"), "mnoth", json!("2199-07"));
+    world.command(&misspelt).await;
+    becomes(&world, "dead-letters", 5).await;
+
+    // Three corrupt documents are one group, although each has an error of its own.
+    let groups = objects(&world, &["dead-letters", "list", "--json"]);
+    assert_eq!(groups.len(), 3, "{groups:?}");
+    let group = &groups[0];
+    assert_eq!((&group["reason"], &group["count"]), (&json!("corrupt_document"), &json!(3)));
+    assert!(group["error"].as_str().unwrap().contains("subscriptions <subscription_id>: billing.next_on"), "{group}");
+    assert_eq!(group["queues"], json!({ format!("{}.cancellation", world.prefix): 3 }));
+    assert_eq!(group["types"], json!({ "subscription.cancellation": 3 }));
+    let at = |name: &str| chrono::DateTime::parse_from_rfc3339(group[name].as_str().unwrap()).unwrap();
+    assert!(at("oldest") <= at("newest") && at("newest") <= Utc::now());
+    let text = output(&world, &["dead-letters", "list"]);
+    assert!(text.contains("corrupt_document") && text.contains("payment-failure"), "{text}");
+    assert!(text.contains(&format!("5 dead letters in {}.dead-letters", world.prefix)), "{text}");
+    let filtered = output(&world, &["dead-letters", "list", "--queue", "payment-failure"]);
+    assert!(filtered.contains("1 dead letter in") && filtered.contains("; 4 are other ones"), "{filtered}");
+
+    // One by one: the same handles each time.
+    let each = objects(&world, &["dead-letters", "list", "--each", "--json"]);
+    assert_eq!(each.len(), 5);
+    assert_eq!(each, objects(&world, &["dead-letters", "list", "--each", "--json"]));
+    let no_json = each.iter().find(|letter| letter["id"].is_null()).unwrap();
+    let handle = no_json["handle"].as_str().unwrap();
+    let shown = output(&world, &["dead-letters", "show", handle]);
+    assert!(shown.contains("reason      invalid"), "{shown}");
+    assert!(shown.contains(&format!("offramp-queue: {}.payment-failure", world.prefix)), "{shown}");
+    assert!(shown.contains("\\u{1b}[31mnot JSON") && !shown.contains('\x1b'), "{shown}");
+    assert_eq!(run(&world, &["dead-letters", "show", handle, "--raw"]).stdout, b"\x1b[31mnot JSON");
+    let shown = objects(&world, &["dead-letters", "show", "misspelt", "--json"]).pop().unwrap();
+    assert_eq!(shown["body"], misspelt);
+    assert_eq!(shown["headers"]["offramp-reason"], "invalid");
+    assert!(output(&world, &["dead-letters", "show", "misspelt"]).contains("\"mnoth\": \"2199-07\""));
+    let nobody = failure(&world, &["dead-letters", "show", "nobody"], 1);
+    assert!(nobody.contains("there is no dead letter") && nobody.contains("list --each"), "{nobody}");
+
+    // Repaired and sent back, they are done.
+    let set = doc! { "$set": { "billing.next_on": "2199-06-15" } };
+    world.collection("subscriptions").update_many(doc! { "_id": { "$regex": "^bad-" } }, set).await.unwrap();
+    let replay = ["dead-letters", "replay", "--reason", "corrupt_document", "--error", "billing.next_on"];
+    let dry = output(&world, &[&replay[..], &["--dry-run"]].concat());
+    assert!(dry.contains("3 dead letters would be sent back; nothing was changed"), "{dry}");
+    becomes(&world, "dead-letters", 5).await;
+    let done = output(&world, &replay);
+    assert_eq!(done, format!("sent back 3 dead letters: 3 to {}.cancellation\n", world.prefix));
+    eventually("the repaired to be cancelled", || async {
+        let filter =
+            doc! { "_id": { "$regex": "^bad-" }, "status": "cancellation_scheduled", "applied": { "$size": 1 } };
+        (world.collection("subscriptions").count_documents(filter).await.unwrap() == 3).then_some(())
+    })
+    .await;
+    becomes(&world, "dead-letters", 2).await;
+
+    // One that fails again comes back, as a new letter.
+    output(&world, &["dead-letters", "replay", handle]);
+    becomes(&world, "dead-letters", 2).await;
+    let again = objects(&world, &["dead-letters", "list", "--each", "--json", "--queue", "payment-failure"]);
+    assert_eq!(again.len(), 1);
+    assert_ne!(again[0]["handle"], handle);
+    assert_eq!(output(&world, &replay), "no such dead letters; nothing to do\n");
+    failure(&world, &["dead-letters", "replay", handle], 1);
+    let wrong = failure(&world, &["dead-letters", "replay"], 2);
+    assert!(wrong.contains("--all"), "{wrong}");
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exhausted_retries_begin_anew() {
+    let world = World::new("exhausted").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    // The database unwilling the change, again and again.
+    let refuse = doc! { "collMod": "subscriptions", "validator": { "status": { "$exists": false } } };
+    world.database.run_command(refuse).await.unwrap();
+    let worker = Worker::start(&world, &sink.url()).await;
+    world.command_at_attempt(&cancellation("stubborn", "sub"), 5).await;
+    becomes(&world, "dead-letters", 1).await;
+    let letter = objects(&world, &["dead-letters", "show", "stubborn", "--json"]).pop().unwrap();
+    assert_eq!((&letter["reason"], &letter["headers"]["offramp-attempt"]), (&json!("exhausted"), &json!(5)));
+
+    output(&world, &["dead-letters", "replay", "--reason", "exhausted"]);
+    // It fails still: now it has its five tries before it.
+    becomes(&world, "retry.5s", 1).await;
+    becomes(&world, "dead-letters", 0).await;
+    world.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
+    eventually("the cancellation", || async {
+        let document = world.document("subscriptions", "sub").await.unwrap();
+        (document.get_str("status").ok() == Some("cancellation_scheduled")).then_some(())
+    })
+    .await;
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_gave_up_is_listed_and_goes_home() {
+    let world = World::new("limit").await;
+    declare(&world).await;
+    world.command(&command("poison", "card.expiry", json!({}))).await;
+    let queue = format!("{}.card-expiry", world.prefix);
+    eventually("the end of the broker's patience", || async {
+        if let Some(message) = world.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap()
+        {
+            message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
+        }
+        (waiting(&world, "dead-letters").await == 1).then_some(())
+    })
+    .await;
+    let groups = objects(&world, &["dead-letters", "list", "--json"]);
+    assert_eq!(groups.len(), 1);
+    assert_eq!(groups[0]["reason"], "delivery_limit");
+    assert_eq!(groups[0]["queues"], json!({ queue.as_str(): 1 }));
+    assert!(groups[0]["oldest"].is_string());
+    assert!(output(&world, &["dead-letters", "show", "poison"]).contains("x-death: "));
+
+    output(&world, &["dead-letters", "replay", "poison"]);
+    becomes(&world, "dead-letters", 0).await;
+    let (body, properties) = eventually("the message", || world.take("card-expiry")).await;
+    assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["id"], "poison");
+    let headers = properties.headers().clone().unwrap_or_default();
+    let mut headers = headers.inner().keys().map(lapin::types::ShortString::as_str);
+    assert!(headers.all(|name| !name.contains("death") && !name.starts_with("offramp-")), "{properties:?}");
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_without_a_home_stays() {
+    let world = World::new("homeless").await;
+    declare(&world).await;
+    let queue = format!("{}.dead-letters", world.prefix);
+    let options = BasicPublishOptions::default();
+    let publishing =
+        world.channel.basic_publish("".into(), queue.as_str().into(), options, b"?", BasicProperties::default());
+    publishing.await.unwrap().await.unwrap();
+    let said = output(&world, &["dead-letters", "replay", "--all"]);
+    assert!(said.starts_with("1 dead letter kept: "), "{said}");
+    assert_eq!(objects(&world, &["dead-letters", "list", "--json"])[0]["reason"], "unknown");
+
+    // A work queue that is missing takes nothing, and the letter stays.
+    let topology = Topology::new(&world.prefix);
+    bury(&world, &topology, &[cancellation("c", "sub")], "exhausted", "No.", "card-expiry").await;
+    let work = format!("{}.card-expiry", world.prefix);
+    world.channel.queue_delete(work.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let error = failure(&world, &["dead-letters", "replay", "c"], 1);
+    assert!(error.contains("1 dead letter kept") && error.contains("offramp init"), "{error}");
+    becomes(&world, "dead-letters", 2).await;
+    world.remove().await;
+
+    let world = World::new("nothing").await;
+    let error = failure(&world, &["dead-letters", "list"], 1);
+    assert!(error.contains("there is no queue") && error.contains("OFFRAMP_PREFIX"), "{error}");
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drop_asks_and_takes_only_what_was_meant() {
+    let world = World::new("drop").await;
+    let topology = declare(&world).await;
+    let commands: Vec<Value> = (0..250).map(|index| cancellation(&format!("c-{index}"), "sub")).collect();
+    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    bury(&world, &topology, &[cancellation("kept", "sub")], "invalid", "No.", "cancellation").await;
+
+    let refusal = failure(&world, &["dead-letters", "drop", "--all"], 2);
+    assert!(refusal.contains("--yes") && refusal.contains("Nothing was dropped"), "{refusal}");
+    failure(&world, &["dead-letters", "drop", "--yes"], 2);
+    becomes(&world, "dead-letters", 251).await;
+    assert_eq!(output(&world, &["dead-letters", "drop", "c-7", "--yes"]), "dropped 1 dead letter\n");
+    assert_eq!(
+        output(&world, &["dead-letters", "drop", "--reason", "exhausted", "--yes"]),
+        "dropped 249 dead letters\n"
+    );
+    becomes(&world, "dead-letters", 1).await;
+    assert_eq!(take_all(&world, "dead-letters").await, BTreeMap::from([("kept".to_owned(), 1)]));
+    assert_eq!(waiting(&world, "cancellation").await, 0);
+    world.remove().await;
+}
+
+const LETTERS: u32 = 2_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_killed_half_way_loses_nothing() {
+    let world = World::new("killed").await;
+    let sink = SmtpSink::start().await;
+    let topology = declare(&world).await;
+    world.collection("organizations").insert_one(organization("org")).await.unwrap();
+    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    let subscriptions = (0..LETTERS).map(|index| subscription(&format!("sub-{index}"), "org", "acc"));
+    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    let commands: Vec<Value> =
+        (0..LETTERS).map(|index| cancellation(&format!("c-{index}"), &format!("sub-{index}"))).collect();
+    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    becomes(&world, "dead-letters", LETTERS).await;
+
+    // Killed as soon as it has done something, until it has been killed six times.
+    for _ in 0..6 {
+        let before = waiting(&world, "cancellation").await;
+        let mut child = offramp(&world)
+            .args(["dead-letters", "replay", "--all"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("some letters sent back", || async {
+            (waiting(&world, "cancellation").await > before).then_some(())
+        })
+        .await;
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        assert!(!status.success(), "it was done before it could be killed");
+    }
+    // What it held comes back when the broker sees that it is gone.
+    let now = || async { (waiting(&world, "dead-letters").await, waiting(&world, "cancellation").await) };
+    let (letters, work) = eventually("every letter in a queue, and all at rest", || async {
+        let (letters, work) = now().await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        (letters + work >= LETTERS && now().await == (letters, work)).then_some((letters, work))
+    })
+    .await;
+    let twice = letters + work - LETTERS;
+    println!("replay killed 6 times: {letters} letters, {work} sent back, {twice} of them in both queues");
+    assert!(letters > 0 && work > 0);
+    assert!(twice <= 6 * 100, "{twice}");
+
+    // Everything there is goes back, and each command counts once.
+    output(&world, &["dead-letters", "replay", "--all"]);
+    becomes(&world, "dead-letters", 0).await;
+    assert_eq!(waiting(&world, "cancellation").await, letters + work);
+    let worker = Worker::start(&world, &sink.url()).await;
+    eventually("every command to be applied once", || async {
+        let once = doc! { "status": "cancellation_scheduled", "applied": { "$size": 1 }, "history": { "$size": 1 } };
+        let done = world.collection("subscriptions").count_documents(once).await.unwrap();
+        (done == u64::from(LETTERS) && waiting(&world, "cancellation").await == 0).then_some(())
+    })
+    .await;
+    world.outboxes_empty().await;
+    assert_eq!(sink.mails().len(), LETTERS as usize, "nobody is told twice");
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_and_dropping_killed_half_way_lose_nothing() {
+    let world = World::new("looked").await;
+    let topology = declare(&world).await;
+    let commands: Vec<Value> = (0..LETTERS).map(|index| cancellation(&format!("c-{index}"), "sub")).collect();
+    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    for (verb, milliseconds) in [("list", 150), ("list", 300), ("list", 450), ("show", 300)] {
+        let mut arguments = vec!["dead-letters", verb];
+        if verb == "show" {
+            arguments.push("c-1");
+        }
+        let mut child = offramp(&world).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    becomes(&world, "dead-letters", LETTERS).await;
+
+    // Of what is to be dropped nothing else is touched.
+    bury(&world, &topology, &commands, "invalid", "No.", "cancellation").await;
+    let mut child = offramp(&world)
+        .args(["dead-letters", "drop", "--reason", "exhausted", "--yes"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(900)).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the letters", || async { (waiting(&world, "dead-letters").await >= LETTERS).then_some(()) }).await;
+    output(&world, &["dead-letters", "drop", "--reason", "exhausted", "--yes"]);
+    becomes(&world, "dead-letters", LETTERS).await;
+    let left: HashMap<String, u64> = objects(&world, &["dead-letters", "list", "--json"])
+        .iter()
+        .map(|group| (group["reason"].as_str().unwrap().to_owned(), group["count"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(left, HashMap::from([("invalid".to_owned(), u64::from(LETTERS))]));
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_wait_for_one_another() {
+    let world = World::new("operators").await;
+    let topology = declare(&world).await;
+    let commands: Vec<Value> = (0..600).map(|index| cancellation(&format!("c-{index}"), "sub")).collect();
+    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    let start = |arguments: &[&str]| {
+        let arguments = [&["dead-letters"], arguments].concat();
+        offramp(&world).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let children = [
+        start(&["list", "--json"]),
+        start(&["replay", "--all"]),
+        start(&["replay", "--all"]),
+        start(&["list", "--json"]),
+    ];
+    let mut said = String::new();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        said.push_str(std::str::from_utf8(&output.stdout).unwrap());
+    }
+    // Who lists sees all of them or none: never a part.
+    for group in said.lines().filter(|line| line.starts_with('{')) {
+        assert_eq!(serde_json::from_str::<Value>(group).unwrap()["count"], 600);
+    }
+    assert_eq!(said.matches("sent back 600 dead letters").count(), 1, "{said}");
+    becomes(&world, "dead-letters", 0).await;
+    let back = take_all(&world, "cancellation").await;
+    let expected: BTreeSet<String> = (0..600).map(|index| format!("c-{index}")).collect();
+    assert_eq!(back.keys().cloned().collect::<BTreeSet<_>>(), expected);
+    assert!(back.values().all(|count| *count == 1));
+
+    // While somebody holds them for long, others say so and do nothing.
+    bury(&world, &topology, &commands[..1], "exhausted", "No.", "cancellation").await;
+    let held = offramp::broker::DeadLetters::open(&broker(), &topology).await.unwrap();
+    let busy = failure(&world, &["dead-letters", "replay", "--all"], 1);
+    assert!(busy.contains("another `offramp dead-letters` is at work"), "{busy}");
+    held.close().await;
+    assert!(output(&world, &["dead-letters", "replay", "--all"]).starts_with("sent back 1 dead letter:"));
+    world.remove().await;
+}
+
+// ---------------------------------------------------------------------------------------------------------- outbox ---
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_mails_are_listed_and_get_a_second_chance() {
+    let world = World::new("refused").await;
+    let unwilling = Arc::new(AtomicBool::new(true));
+    let sink = SmtpSink::scripted(Tls::No, {
+        let unwilling = Arc::clone(&unwilling);
+        move |step, _| match step {
+            Step::Rcpt if unwilling.load(Ordering::Relaxed) => Action::Answer("550 5.1.1 no \x1b[5msuch user"),
+            _ => Action::Ok,
+        }
+    })
+    .await;
+    populate(&world).await;
+    let more = (0..3).map(|index| subscription(&format!("sub-{index}"), "org", "acc"));
+    world.collection("subscriptions").insert_many(more).await.unwrap();
+    let worker = Worker::start(&world, &sink.url()).await;
+    assert!(output(&world, &["outbox", "list"]).starts_with("nothing was refused"));
+    for subscription in ["sub", "sub-0", "sub-1", "sub-2"] {
+        world.command(&cancellation(&format!("cancel-{subscription}"), subscription)).await;
+    }
+    let card = json!({ "organization_id": "org", "account_id": "acc",
+        "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" } });
+    world.command(&command("card", "card.expiry", card)).await;
+    // A mail for each cancellation, two for the card.
+    let refused = eventually("six refused mails", || async {
+        let refused = objects(&world, &["outbox", "list", "--json"]);
+        (refused.len() == 6).then_some(refused)
+    })
+    .await;
+    let of_accounts: Vec<_> = refused.iter().filter(|entry| entry["collection"] == "accounts").collect();
+    assert_eq!(of_accounts.len(), 2, "{refused:?}");
+    let one = refused.iter().find(|entry| entry["document"] == "sub").unwrap();
+    assert_eq!((&one["kind"], &one["type"]), (&json!("mail"), &json!("cancelled-by-admin")));
+    assert_eq!((&one["to"], &one["attempts"], &one["due"]), (&json!("acc@home.example"), &json!(1), &Value::Null));
+    assert!(one["error"].as_str().unwrap().contains("550"), "{one}");
+    assert!(chrono::DateTime::parse_from_rfc3339(one["failed_at"].as_str().unwrap()).unwrap() <= Utc::now());
+    let text = output(&world, &["outbox", "list", "--type", "cancelled-by-admin", "--limit", "3"]);
+    assert!(text.contains("… and 1 more") && text.contains("4 entries refused for good"), "{text}");
+    assert!(!text.contains('\x1b'), "{text}");
+    assert!(output(&world, &["outbox", "list", "--waiting"]).starts_with("nothing waits"));
+
+    // What is looked for is found with an index.
+    for (collection, field) in [("subscriptions", "outbox.failed_at"), ("accounts", "outbox.due")] {
+        let find = doc! { "find": collection, "filter": { field: { "$gte": bson::DateTime::MIN } } };
+        let plan = world.database.run_command(doc! { "explain": find }).await.unwrap().to_string();
+        assert!(plan.contains("IXSCAN") && !plan.contains("COLLSCAN"), "{plan}");
+    }
+
+    let wrong = failure(&world, &["outbox", "retry"], 2);
+    assert!(wrong.contains("--all"), "{wrong}");
+    failure(&world, &["outbox", "retry", "0"], 2);
+    let nobody = failure(&world, &["outbox", "retry", "zzzzzzzz"], 1);
+    assert!(nobody.contains("outbox list"), "{nobody}");
+    let dry = output(&world, &["outbox", "retry", "--all", "--dry-run"]);
+    assert!(dry.contains("6 would be tried again; nothing was changed"), "{dry}");
+
+    // Refused again, it is listed again, with one more try.
+    let version = || async { world.document("subscriptions", "sub").await.unwrap().get_i64("version").unwrap() };
+    let before = version().await;
+    let id = one["id"].as_str().unwrap();
+    assert_eq!(output(&world, &["outbox", "retry", &id[..8]]), "1 due now; a worker tries them within seconds\n");
+    eventually("a second refusal", || async {
+        let refused = objects(&world, &["outbox", "list", "--document", "sub", "--json"]);
+        refused.first().filter(|entry| entry["attempts"] == 2).map(drop)
+    })
+    .await;
+    assert!(version().await >= before + 3, "made due, claimed, refused");
+
+    // Two operators at once, and the mail server willing: each mail leaves once.
+    unwilling.store(false, Ordering::Relaxed);
+    let start = || {
+        let arguments = ["outbox", "retry", "--all"];
+        offramp(&world).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let children = [start(), start()];
+    for child in children {
+        assert!(child.wait_with_output().unwrap().status.success());
+    }
+    world.outboxes_empty().await;
+    assert_eq!(sink.mails().len(), 6);
+    assert!(output(&world, &["outbox", "retry", "--all"]).contains("nothing to do"));
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_listed_with_its_reason() {
+    let world = World::new("waiting").await;
+    let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
+        Step::Rcpt => Action::Answer("450 4.2.0 greylisted"),
+        _ => Action::Ok,
+    })
+    .await;
+    populate(&world).await;
+    let worker = Worker::start(&world, &sink.url()).await;
+    world.command(&cancellation("cancel", "sub")).await;
+    let waiting = eventually("a mail that waits", || async {
+        let waiting = objects(&world, &["outbox", "list", "--waiting", "--json", "--to", "acc@home.example"]);
+        waiting.into_iter().find(|entry| entry["attempts"] == 1)
+    })
+    .await;
+    assert!(waiting["error"].as_str().unwrap().contains("greylisted"), "{waiting}");
+    assert!(waiting["due"].is_string() && waiting["failed_at"].is_null(), "{waiting}");
+    let text = output(&world, &["outbox", "list", "--waiting"]);
+    assert!(text.contains("greylisted") && text.contains("waiting"), "{text}");
+    assert!(output(&world, &["outbox", "list"]).starts_with("nothing was refused"));
+    assert_eq!(output(&world, &["outbox", "retry", "--all"]), "nothing of that kind was refused; nothing to do\n");
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+// --------------------------------------------------------------------------------------------------------- figures ---
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes a minute: a hundred thousand letters, for figures"]
+async fn a_hundred_thousand_letters() {
+    let few: usize = std::env::var("LETTERS").map_or(100_000, |few| few.parse().unwrap());
+    let world = World::new("many").await;
+    let topology = declare(&world).await;
+    let commands: Vec<Value> =
+        (0..few).map(|index| cancellation(&format!("c-{index}"), &format!("s-{index}"))).collect();
+    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    let timed = |arguments: &[&str]| {
+        let begin = Instant::now();
+        let said = output(&world, arguments);
+        println!("{arguments:?}: {:.1} s\n{said}", begin.elapsed().as_secs_f32());
+    };
+    timed(&["dead-letters", "list"]);
+    let order = objects(&world, &["dead-letters", "list", "--each", "--limit", "1000000", "--json"]);
+    let sorted = order.windows(2).filter(|pair| pair[0]["died_at"].as_str() <= pair[1]["died_at"].as_str()).count();
+    println!("{sorted} of {} neighbours in order", order.len() - 1);
+    timed(&["dead-letters", "show", "c-7", "--json"]);
+    timed(&["dead-letters", "replay", "--all"]);
+    assert_eq!(waiting(&world, "cancellation").await as usize, few);
+    world.remove().await;
+}
