@@ -264,11 +264,11 @@ impl Consumer {
         let channel = link.channel().await?;
         let careful = self.careful > 0;
         let prefetch = if careful { 1 } else { self.prefetch };
-        ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        link.ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let queue = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
         let (tag, none) = (ShortString::default(), FieldTable::default());
         let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
-        let stream = ask("deliver from the queue", consuming).await?.fuse();
+        let stream = link.ask("deliver from the queue", consuming).await?.fuse();
         let session = Session {
             channel,
             link: link.clone(),
@@ -376,7 +376,12 @@ impl Receipt {
         if !self.session.is_live() {
             return Err(Lost("the channel is gone".to_owned()));
         }
-        match timeout(Duration::from_secs(ACK_SECONDS_MAX), send(self.acker.clone())).await {
+        let handed_over = tokio::select! {
+            biased;
+            done = timeout(Duration::from_secs(ACK_SECONDS_MAX), send(self.acker.clone())) => done,
+            () = self.session.link.gone() => return Err(Lost("the connection is gone".to_owned())),
+        };
+        match handed_over {
             Ok(Ok(true)) => {
                 self.settled = true;
                 self.session.settled.store(self.last_tag, Ordering::Release);
