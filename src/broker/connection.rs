@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_rs::Tokio;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use lapin::tcp::{RustlsConnector, RustlsConnectorConfig};
 use lapin::types::{LongString, ShortString};
@@ -21,6 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 
+use super::guard::{self, Guarded};
 use super::url::{BrokerUrl, BrokerUrls};
 
 /// Resolving a name, opening TCP and TLS to one address, in seconds.
@@ -93,7 +95,7 @@ impl Broker {
             // Counted before the attempt: one that is abandoned half-way (a caller's deadline) must not come first again.
             let index = self.0.next.fetch_add(1, Ordering::Relaxed) % urls.len();
             let url = &urls[index];
-            match self.connect_to(url, purpose).await {
+            match Box::pin(self.connect_to(url, purpose)).await {
                 Ok(link) => {
                     self.0.next.store(index, Ordering::Relaxed);
                     return Ok(link);
@@ -109,10 +111,9 @@ impl Broker {
     }
 
     async fn connect_to(&self, url: &BrokerUrl, purpose: &str) -> Result<Link, Failure> {
-        let runtime = lapin::runtime::default_runtime().map_err(|error| Failure::of(error.to_string()))?;
         let dialling = async {
             let addresses: Vec<_> = tokio::net::lookup_host((url.host(), url.port())).await?.collect();
-            let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+            let stream = AsyncTcpStream::connect(&Tokio::current(), addresses).await?;
             let AsyncTcpStream::Plain(tcp) = &stream else {
                 return Err(io::Error::other("a fresh TCP stream is not plain"));
             };
@@ -134,10 +135,10 @@ impl Broker {
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
             .with_client_property(ShortString::from("version"), LongString::from(env!("CARGO_PKG_VERSION")));
         // lapin asks for a stream from its own thread, and without a deadline: it gets the one that is open already.
-        let stream = std::sync::Mutex::new(Some(stream));
+        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(Guarded::new(stream))));
         let connecting = Connection::connector(
             url.for_handshake(HEARTBEAT_SECONDS),
-            runtime,
+            guard::runtime(),
             async move |_, _| {
                 let stream = stream.lock().ok().and_then(|mut stream| stream.take());
                 stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())

@@ -15,12 +15,12 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{Acker, Channel, ErrorKind};
+use lapin::{Acker, Channel};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, BrokerError, Link, ask, backoff, count_connection, explain, next_pause};
-use super::delivery::Delivery;
+use super::delivery::{Delivery, delivery_count};
 use super::health::LaneHealth;
 use super::topology::{Topology, TopologyError};
 
@@ -28,8 +28,14 @@ use super::topology::{Topology, TopologyError};
 pub const PREFETCH_MAX: u16 = 2_000;
 /// Handing an ack to the network, in seconds.
 const ACK_SECONDS_MAX: u64 = 5;
-/// How long to wait for the reason of a connection's end, in milliseconds.
-const LAST_WORDS_MILLISECONDS_MAX: u64 = 100;
+/// How often a message may have come back before it is suspected of ending the processes that take it.
+const SUSPICIOUS_RETURNS: u64 = 5;
+/// How often a suspect must have come back to be held for a moment.
+const SUSPENSE_RETURNS: u64 = 2 * SUSPICIOUS_RETURNS;
+/// How long to hold a suspect that comes first, at most, in milliseconds. See [`Consumer::begin`].
+const SUSPENSE_MILLISECONDS_MAX: u64 = 500;
+/// What a lane says of a channel that ended without a word.
+const GONE: &str = "its channel is gone";
 /// AMQP's code for an object that does not exist.
 const NOT_FOUND: u16 = 404;
 
@@ -45,8 +51,6 @@ pub struct Consumer {
     backoff: ExponentialBackoff,
     /// How long to wait before the next attempt; none before the first.
     pause: Option<Duration>,
-    /// How many more deliveries to take one at a time. See [`Self::let_go`].
-    careful: usize,
 }
 
 /// A consumer that the broker knows.
@@ -54,8 +58,10 @@ struct Open {
     session: Arc<Session>,
     // lapin's stream must not be asked again after its end: it would wait for ever.
     stream: Fuse<lapin::Consumer>,
-    /// Whether it takes messages one at a time.
+    /// Whether it takes messages one at a time. See [`Consumer::begin`].
     careful: bool,
+    /// Whether nothing has been delivered yet.
+    fresh: bool,
 }
 
 /// A channel with a consumer on it. Deliveries can only be acknowledged on the one they came over.
@@ -64,8 +70,6 @@ pub(super) struct Session {
     link: Arc<Link>,
     /// Something on it went wrong; nothing is taken from it or acknowledged on it any more.
     doubtful: AtomicBool,
-    /// The connection ended at a message that lapin cannot read.
-    unreadable: AtomicBool,
     /// The last delivery tag that is settled, and all before it with it.
     settled: AtomicU64,
 }
@@ -77,14 +81,6 @@ impl Session {
 
     fn doubt(&self) {
         self.doubtful.store(true, Ordering::Release);
-    }
-
-    /// Keeps what matters of the error that ended it.
-    fn note(&self, error: &lapin::Error) {
-        self.doubt();
-        if matches!(error.kind(), ErrorKind::ParsingError(_)) {
-            self.unreadable.store(true, Ordering::Release);
-        }
     }
 }
 
@@ -109,7 +105,6 @@ impl Consumer {
             open: None,
             backoff: backoff(),
             pause: None,
-            careful: 0,
         }
     }
 
@@ -120,8 +115,8 @@ impl Consumer {
     /// the queue with [`Self::close`].
     pub async fn next_batch(&mut self, max: usize, shutdown: &CancellationToken) -> Option<Batch> {
         loop {
-            if self.open.as_ref().is_none_or(|open| !open.session.is_live() || open.careful && self.careful == 0) {
-                self.let_go().await;
+            if self.open.as_ref().is_none_or(|open| !open.session.is_live()) {
+                self.open = None;
                 tokio::select! {
                     biased;
                     () = shutdown.cancelled() => {
@@ -142,50 +137,47 @@ impl Consumer {
                 first = open.stream.next() => first,
             };
             let problem = match first {
-                Some(Ok(first)) => match open.collect(first, max) {
-                    Some(batch) => {
+                Some(Ok(first)) => match self.begin(first, max).await {
+                    Ok(batch) => {
                         self.backoff = backoff();
-                        self.careful = self.careful.saturating_sub(batch.deliveries.len());
                         return Some(batch);
                     }
-                    None => "its channel is gone".to_owned(),
+                    Err(problem) => problem,
                 },
-                Some(Err(error)) => {
-                    open.session.note(&error);
-                    explain(&error)
-                }
+                Some(Err(error)) => explain(&error),
                 None => "RabbitMQ cancelled it, as it does when a queue is deleted".to_owned(),
             };
             tracing::warn!(queue = self.queue, problem, "consumer lost");
-            self.let_go().await;
+            self.open = None;
             self.health.connecting(Some(problem));
             self.pause = Some(next_pause(&mut self.backoff));
         }
     }
 
-    /// Lets go of the channel, if there is one.
+    /// The batch that begins with `first`; an error when the channel is gone, so that nothing of it could be acknowledged.
     ///
-    /// A message that lapin cannot read (text in its properties that is not UTF-8) ends the connection, again at each
-    /// delivery, until the broker's delivery limit makes it a dead letter. The same would become of everything that was
-    /// sent ahead with it, so as many messages are then taken one at a time, and only the one that ends connections counts.
-    async fn let_go(&mut self) {
-        let Some(mut open) = self.open.take() else { return };
-        let patience = Duration::from_millis(LAST_WORDS_MILLISECONDS_MAX);
-        while !open.session.link.is_live() {
-            match timeout(patience, open.stream.next()).await {
-                Ok(Some(Ok(_))) => {}
-                Ok(Some(Err(error))) => open.session.note(&error),
-                Ok(None) | Err(_) => break,
+    /// When a process ends, each message that was sent ahead to it comes back, and counts as returned once more. A message
+    /// that ends every process that takes it would so drag hundreds of others to the broker's delivery limit, where all
+    /// become dead letters. Therefore each consumer begins with one message at a time, and has more sent ahead only at the
+    /// first that has not come back often. While the culprit is about, it comes first, and alone.
+    ///
+    /// Lanes of one process are in the same boat: a message of another lane could come back as often, if the culprit were
+    /// always the faster. So one that comes first and has come back more often still is held for a moment, not the same
+    /// each time.
+    async fn begin(&mut self, first: Received, max: usize) -> Result<Batch, String> {
+        let Some(open) = self.open.as_mut() else { return Err(GONE.to_owned()) };
+        let returns = delivery_count(&first.properties);
+        if returns >= SUSPICIOUS_RETURNS {
+            let message_id = first.properties.message_id().as_ref().map(ShortString::as_str);
+            tracing::warn!(queue = self.queue, message_id, returns, "a message has come back often: one at a time");
+            if open.fresh && returns >= SUSPENSE_RETURNS {
+                sleep(Duration::from_millis(fastrand::u64(..=SUSPENSE_MILLISECONDS_MAX))).await;
             }
+        } else if open.careful {
+            open.widen(&self.queue, self.prefetch).await.map_err(|error| error.to_string())?;
         }
-        if open.session.unreadable.load(Ordering::Acquire) {
-            tracing::error!(
-                queue = self.queue,
-                "a message cannot be read; taking messages one at a time until it is gone"
-            );
-            self.careful = usize::from(self.prefetch);
-            self.backoff = backoff();
-        }
+        open.fresh = false;
+        open.collect(first, max).ok_or_else(|| GONE.to_owned())
     }
 
     /// Gives everything back that is not acknowledged, a batch in flight included, and stops consuming: for when something
@@ -262,25 +254,39 @@ impl Consumer {
 
     async fn consume(&self, link: &Arc<Link>) -> Result<Open, BrokerError> {
         let channel = link.channel().await?;
-        let careful = self.careful > 0;
-        let prefetch = if careful { 1 } else { self.prefetch };
-        link.ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let queue = ShortString::try_new(self.queue.as_str()).unwrap_or_default();
-        let (tag, none) = (ShortString::default(), FieldTable::default());
-        let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
-        let stream = link.ask("deliver from the queue", consuming).await?.fuse();
-        let session = Session {
-            channel,
-            link: link.clone(),
-            doubtful: AtomicBool::new(false),
-            unreadable: AtomicBool::new(false),
-            settled: AtomicU64::new(0),
-        };
-        Ok(Open { session: Arc::new(session), stream, careful })
+        let stream = consume(link, &channel, &self.queue, 1).await?;
+        let session =
+            Session { channel, link: link.clone(), doubtful: AtomicBool::new(false), settled: AtomicU64::new(0) };
+        Ok(Open { session: Arc::new(session), stream, careful: true, fresh: true })
     }
 }
 
+/// Has a queue delivered on a channel, so many messages ahead of our acks.
+async fn consume(
+    link: &Link,
+    channel: &Channel,
+    queue: &str,
+    prefetch: u16,
+) -> Result<Fuse<lapin::Consumer>, BrokerError> {
+    link.ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    let queue = ShortString::try_new(queue).unwrap_or_default();
+    let (tag, none) = (ShortString::default(), FieldTable::default());
+    let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
+    Ok(link.ask("deliver from the queue", consuming).await?.fuse())
+}
+
 impl Open {
+    /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged.
+    async fn widen(&mut self, queue: &str, prefetch: u16) -> Result<(), BrokerError> {
+        let Session { link, channel, .. } = &*self.session;
+        // With its one message in our hands, it delivers no further one meanwhile.
+        let tag = self.stream.get_ref().tag();
+        link.ask("cancel a consumer", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
+        self.stream = consume(link, channel, queue, prefetch).await?;
+        self.careful = false;
+        Ok(())
+    }
+
     /// The batch that begins with `first`; `None` when the channel is gone, so that nothing of it could be acknowledged.
     fn collect(&mut self, first: Received, max: usize) -> Option<Batch> {
         let first_tag = first.delivery_tag;
@@ -294,7 +300,7 @@ impl Open {
                     last_tag = next.delivery_tag;
                     deliveries.push(Delivery::from(next));
                 }
-                Some(Err(error)) => self.session.note(&error),
+                Some(Err(_)) => self.session.doubt(),
                 None => break,
             }
         }
@@ -389,7 +395,7 @@ impl Receipt {
             }
             Ok(Ok(false)) => Err(Lost("the channel is gone".to_owned())),
             Ok(Err(error)) => {
-                self.session.note(&error);
+                self.session.doubt();
                 Err(Lost(explain(&error)))
             }
             Err(_) => {

@@ -4,7 +4,7 @@
 //! broker gives all of them back when that channel ends, whatever ended it, and a killed command loses nothing. A letter is
 //! acknowledged only when its copy is confirmed in its work queue, or when an operator wants it gone.
 //!
-//! However many letters there are, few are in memory: each consumer is sent [`WINDOW`] of them at most, and once all of
+//! However many letters there are, few are in memory: each consumer is sent `WINDOW` of them at most, and once all of
 //! those are held, another consumer is opened beside it.
 //!
 //! An acknowledgement is not answered, and RabbitMQ's channels keep back what a busy quorum queue has not taken yet, and forget

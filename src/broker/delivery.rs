@@ -23,6 +23,8 @@ pub const QUEUE_HEADER: &str = "offramp-queue";
 /// When a message became a dead letter, RFC 3339.
 pub const DIED_AT_HEADER: &str = "offramp-died-at";
 
+/// How often a message may come back. See [`Delivery::is_worn_out`].
+pub const RETURNS_MAX: u64 = 20;
 /// The longest `offramp-error`, in bytes: AMQP sends all headers in one frame, and the broker hangs up on a larger one.
 const ERROR_BYTES_MAX: usize = 2_000;
 /// The most that a copy's headers may weigh, in bytes, of the frame's usual 128 KiB. Above it, a copy leaves the
@@ -50,7 +52,7 @@ pub struct Delivery {
     pub attempt: u32,
     /// Whether the broker has delivered it before, so its effects may be stored already.
     pub redelivered: bool,
-    /// How often the broker took it back unacknowledged, where it says so (quorum queues do, from the second delivery on).
+    /// How often the broker took it back unacknowledged (a process ended, a connection was lost), where it says so (quorum queues do, from the second delivery on).
     pub delivery_count: u64,
     /// Where the sender wants the answer: a queue's name, for the default exchange.
     pub reply_to: Option<String>,
@@ -68,11 +70,19 @@ impl Delivery {
             body,
             attempt: number(&properties, ATTEMPT_HEADER).and_then(|count| u32::try_from(count).ok()).unwrap_or(0),
             redelivered: false,
-            delivery_count: number(&properties, "x-delivery-count").unwrap_or(0),
+            delivery_count: delivery_count(&properties),
             reply_to: properties.reply_to().as_ref().map(ToString::to_string).filter(|name| !name.is_empty()),
             routing_key: String::new(),
             properties,
         }
+    }
+
+    /// Whether it came back so often that it must be what ends the processes that take it: a message that others were sent
+    /// ahead with is not that unlucky, since suspects are delivered alone. Better made a dead letter, which says why, than
+    /// processed once more; left alone, the broker would do it, later and without a reason.
+    #[must_use]
+    pub fn is_worn_out(&self) -> bool {
+        self.delivery_count >= RETURNS_MAX
     }
 
     /// A header's text, where it is text.
@@ -289,6 +299,11 @@ fn copied(original: &BasicProperties, own: &[(&'static str, AMQPValue)]) -> Basi
         copy = copy.with_app_id(value.clone());
     }
     copy
+}
+
+/// How often the broker took it back, as it says in a header of its own.
+pub(super) fn delivery_count(properties: &BasicProperties) -> u64 {
+    number(properties, "x-delivery-count").unwrap_or(0)
 }
 
 /// A header as a count: any of AMQP's integer types, or digits as text (some clients send those).

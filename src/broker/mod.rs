@@ -2,7 +2,7 @@
 //! names `lapin`.
 //!
 //! Reading order: [`topology`] — every name once, and how the objects are declared; [`connection`] — addresses, TLS, one
-//! connection with its deadlines; [`consumer`] — a lane's supply of deliveries, in batches, rebuilt after any loss;
+//! connection with its deadlines; `guard` — what comes in, made harmless for `lapin`; [`consumer`] — a lane's supply of deliveries, in batches, rebuilt after any loss;
 //! [`delivery`] — what came in, and its copies for retry queues and dead letters; [`publisher`] — what goes out,
 //! confirmed; [`health`] — what `/readyz` says about the lanes; [`dead_letters`] — what operators do with what was given up.
 //!
@@ -14,6 +14,7 @@ pub mod connection;
 pub mod consumer;
 pub mod dead_letters;
 pub mod delivery;
+mod guard;
 pub mod health;
 pub mod publisher;
 pub mod topology;

@@ -16,9 +16,10 @@ use lapin::{Channel, ExchangeKind};
 use super::connection::{Broker, BrokerError, Link, ask};
 use crate::domain::command::CommandType;
 
-/// How often the broker may deliver one message without an answer before it becomes a dead letter. It only stops a
-/// message that ends the process each time: our own header counts attempts.
-const WORK_DELIVERY_LIMIT: i32 = 20;
+/// How often the broker may deliver one message without an answer before it makes it a dead letter, with no word of ours.
+/// Only for what ends the process before a lane sees it (see `Delivery::is_worn_out`): our own header counts attempts.
+/// High, because every kill of a worker counts for the messages in its hands.
+const WORK_DELIVERY_LIMIT: i32 = 100;
 /// The same for dead letters, where it must never be reached: listing them puts them back each time. Neither absent (4.x
 /// then takes 20) nor -1 (3.10 then drops at the first return), but a number far away.
 const DEAD_LETTER_DELIVERY_LIMIT: i32 = i32::MAX;

@@ -48,9 +48,6 @@ enum Verb {
 /// Group them by reason and error, with counts and ages
 #[derive(Args, Debug)]
 struct List {
-    #[command(flatten)]
-    filter: Filter,
-
     /// List them one by one, each with its handle
     #[arg(long)]
     each: bool,
@@ -62,6 +59,9 @@ struct List {
     /// Print JSON, an object a line
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    filter: Filter,
 
     #[command(flatten)]
     broker: BrokerSettings,
@@ -97,12 +97,12 @@ Examples:
   offramp dead-letters replay --reason exhausted --queue payment-failure
   offramp dead-letters replay --all --dry-run")]
 struct Replay {
-    #[command(flatten)]
-    selection: Selection,
-
     /// Tell what would be sent back, and change nothing
     #[arg(long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    selection: Selection,
 
     #[command(flatten)]
     broker: BrokerSettings,
@@ -117,12 +117,12 @@ Examples:
   offramp dead-letters show 3f9a1c2b04 --raw > kept.json && offramp dead-letters drop 3f9a1c2b04
   offramp dead-letters drop --reason too_large --yes")]
 struct Discard {
-    #[command(flatten)]
-    selection: Selection,
-
     /// Do not ask
     #[arg(long)]
     yes: bool,
+
+    #[command(flatten)]
+    selection: Selection,
 
     #[command(flatten)]
     broker: BrokerSettings,

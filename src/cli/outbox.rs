@@ -41,9 +41,6 @@ enum Verb {
 /// List what was refused for good
 #[derive(Args, Debug)]
 struct List {
-    #[command(flatten)]
-    filter: Filter,
-
     /// List what waits, instead: when it is due, how often it was tried, and what came of it
     #[arg(long)]
     waiting: bool,
@@ -55,6 +52,9 @@ struct List {
     /// Print JSON, an object a line
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    filter: Filter,
 
     #[command(flatten)]
     database: DatabaseSettings,
@@ -75,9 +75,6 @@ struct Retry {
     #[arg(value_name = "ENTRY")]
     entries: Vec<String>,
 
-    #[command(flatten)]
-    filter: Filter,
-
     /// All of them
     #[arg(long, conflicts_with_all = ["entries", "to", "error", "kind", "document"])]
     all: bool,
@@ -85,6 +82,9 @@ struct Retry {
     /// Tell what would be tried again, and change nothing
     #[arg(long)]
     dry_run: bool,
+
+    #[command(flatten)]
+    filter: Filter,
 
     #[command(flatten)]
     database: DatabaseSettings,

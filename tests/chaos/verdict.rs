@@ -398,8 +398,14 @@ impl fmt::Display for Verdict {
         row("  unexpected", self.unexpected.len(), "")?;
         row("documents compared", self.documents, "")?;
         row("mails", self.mails.all, "")?;
-        let window =
-            format!("worker killed before it was marked, at most {} ms after", self.longest_to_kill.as_millis());
+        let mut windows = self.mails_after_kill.clone();
+        windows.sort();
+        let at = |place: usize| windows.get(place).copied().unwrap_or_default().as_millis();
+        let window = format!(
+            "worker killed before it was marked: half of them within {} ms, all within {} ms",
+            at(windows.len() / 2),
+            at(windows.len().saturating_sub(1))
+        );
         row("  sent more than once", self.mails.more_than_once, "with the same Message-ID")?;
         row("    ", self.mails_after_kill.len(), &window)?;
         row("    ", self.mails_after_drop, "line dropped after DATA")?;

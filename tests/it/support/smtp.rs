@@ -315,6 +315,8 @@ impl ThrowAwayCa {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Erlang takes a certificate for self-signed when its issuer has its own name.
+        params.distinguished_name.push(rcgen::DnType::CommonName, "throw-away authority");
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let issue = |name: &str| {
             let key = KeyPair::generate().unwrap();
@@ -324,9 +326,16 @@ impl ThrowAwayCa {
         let (server, server_key) = issue("localhost");
         let (client, client_key) = issue("offramp.test");
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("ca.pem"), ca.pem()).unwrap();
-        std::fs::write(directory.path().join("client.pem"), client.pem()).unwrap();
-        std::fs::write(directory.path().join("client.key"), client_key.serialize_pem()).unwrap();
+        let files = [
+            ("ca.pem", ca.pem()),
+            ("server.pem", server.pem()),
+            ("server.key", server_key.serialize_pem()),
+            ("client.pem", client.pem()),
+            ("client.key", client_key.serialize_pem()),
+        ];
+        for (name, text) in files {
+            std::fs::write(directory.path().join(name), text).unwrap();
+        }
         Self { directory, root: ca.der().clone(), server: (server.der().clone(), server_key.serialize_der()) }
     }
 

@@ -1,0 +1,382 @@
+//! What comes from the broker, before `lapin` reads it: made harmless where `lapin` would not survive it.
+//!
+//! `lapin` reads header fields recursively, on the stack of its own thread. A message whose headers are arrays in arrays,
+//! some thousand deep (20,000 fit into one frame), ends the whole process; after a restart it comes again, and drags every
+//! message that was sent ahead with it towards the delivery limit. And a property or routing key that is not UTF-8 ends the
+//! connection, each time.
+//! RabbitMQ takes both, and there is no limit to ask it for.
+//!
+//! So a guard stands between the connection and `lapin`, behind TLS. It follows the frames, and changes them in place, without changing any length: what is nested too deep becomes a byte array of the same bytes, and text that is
+//! not UTF-8 gets a `?` for each byte beyond ASCII. All else passes untouched. What it does not understand passes as well:
+//! it is a filter for messages that would do harm, not a second parser.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use async_rs::traits::Reactor;
+use async_rs::util::RuntimeParts;
+use async_rs::{Runtime, Tokio};
+use futures_util::Stream;
+use futures_util::io::{AsyncRead, AsyncWrite, IoSlice};
+use lapin::AsyncTcpStream;
+
+/// How deep header fields may be nested: far beyond what anybody means, far from what a stack takes.
+const DEPTH_MAX: usize = 64;
+/// How much is read at once, in bytes.
+const READ_BYTES: usize = 64 * 1024;
+/// The largest frame that is looked at, in bytes: RabbitMQ's have 128 KiB unless configured otherwise.
+const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Type, channel and length of a frame, before its payload.
+const FRAME_START_BYTES: usize = 7;
+/// The mark behind a frame's payload.
+const FRAME_END_BYTES: usize = 1;
+/// The type of a frame with a method.
+const METHOD: u8 = 1;
+/// The type of a frame with a message's properties.
+const CONTENT_HEADER: u8 = 2;
+
+/// Tokio, with connections that are guarded.
+pub(super) type GuardedRuntime = Runtime<RuntimeParts<Tokio, GuardedTcp>>;
+
+/// The runtime to give to `lapin`; its connections are made with [`Guarded::new`].
+pub(super) fn runtime() -> GuardedRuntime {
+    Runtime::new(RuntimeParts::new(Tokio::current(), GuardedTcp(Tokio::current())))
+}
+
+/// What `lapin` asks for connections and timers.
+#[derive(Clone, Debug)]
+pub(super) struct GuardedTcp(Tokio);
+
+impl Reactor for GuardedTcp {
+    type TcpStream = Guarded<Connection>;
+    type Sleep = <Tokio as Reactor>::Sleep;
+
+    fn register<H: Read + Write + Send + 'static>(
+        &self,
+        _: H,
+    ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
+        // Not for connections, and nobody asks for it.
+        Err::<Self::TcpStream, _>(io::ErrorKind::Unsupported.into())
+    }
+
+    fn sleep(&self, duration: Duration) -> Self::Sleep {
+        self.0.sleep(duration)
+    }
+
+    fn interval(&self, duration: Duration) -> impl Stream<Item = Instant> + Send + 'static {
+        self.0.interval(duration)
+    }
+
+    fn tcp_connect_addr(
+        &self,
+        address: SocketAddr,
+    ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
+        let connecting = self.0.tcp_connect_addr(address);
+        async move { Ok(Guarded::new(AsyncTcpStream::Plain(connecting.await?))) }
+    }
+}
+
+/// A connection to the broker, in clear or with TLS.
+pub(super) type Connection = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+
+/// A connection that is guarded on its way in.
+pub(super) struct Guarded<S> {
+    stream: S,
+    /// Bytes that were read: those that were handed on, those that may be, and the beginning of the next frame.
+    buffer: Vec<u8>,
+    handed_on: usize,
+    checked: usize,
+    /// How much of the frame at `checked` is still to come, and passes unseen.
+    passing: usize,
+}
+
+impl<S> Guarded<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, buffer: Vec::new(), handed_on: 0, checked: 0, passing: 0 }
+    }
+
+    /// Checks as many frames as there are, and leaves alone the one that is not there yet.
+    fn check(&mut self) {
+        loop {
+            let rest = &mut self.buffer[self.checked..];
+            let pass = self.passing.min(rest.len());
+            self.passing -= pass;
+            self.checked += pass;
+            let rest = &mut rest[pass..];
+            let Some(&[kind, _, _, a, b, c, d]) = rest.first_chunk::<FRAME_START_BYTES>() else { return };
+            let payload_bytes = u32::from_be_bytes([a, b, c, d]) as usize;
+            let frame_bytes = FRAME_START_BYTES + payload_bytes + FRAME_END_BYTES;
+            if matches!(kind, METHOD | CONTENT_HEADER) && frame_bytes <= FRAME_BYTES_MAX {
+                if rest.len() < frame_bytes {
+                    return;
+                }
+                // Where it is not understood, it is as it was: lapin says what it thinks of it.
+                let fields = Fields(&mut rest[FRAME_START_BYTES..][..payload_bytes]);
+                let _ = if kind == METHOD { fields.method() } else { fields.content_header() };
+            }
+            self.passing = frame_bytes;
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        while this.handed_on == this.checked {
+            this.buffer.drain(..this.checked);
+            (this.handed_on, this.checked) = (0, 0);
+            let held = this.buffer.len();
+            this.buffer.resize(held + READ_BYTES, 0);
+            let read = Pin::new(&mut this.stream).poll_read(context, &mut this.buffer[held..]);
+            this.buffer.truncate(held + if let Poll::Ready(Ok(count)) = read { count } else { 0 });
+            if ready!(read)? == 0 {
+                // The end; half a frame is of no use to anybody.
+                return Poll::Ready(Ok(0));
+            }
+            this.check();
+        }
+        let ready = &this.buffer[this.handed_on..this.checked];
+        let count = ready.len().min(to.len());
+        to[..count].copy_from_slice(&ready[..count]);
+        this.handed_on += count;
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, from)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        from: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, from)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(context)
+    }
+}
+
+/// What is left of a frame, changed in place as it is read. `None` where the bytes are not what they should be.
+struct Fields<'a>(&'a mut [u8]);
+
+impl<'a> Fields<'a> {
+    /// Of the methods with a publisher's text in them, those of class 60, "basic".
+    fn method(mut self) -> Option<()> {
+        match *self.take(4)? {
+            [0, 60, 0, 50] => {
+                self.take(2)?; // reply code
+                self.short_string()?; // reply text
+            }
+            [0, 60, 0, 60] => {
+                self.short_string()?; // consumer tag
+                self.take(8 + 1)?; // delivery tag, redelivered
+            }
+            [0, 60, 0, 71] => self.take(8 + 1).map(drop)?,
+            _ => return Some(()),
+        }
+        self.short_string()?; // exchange
+        self.short_string() // routing key
+    }
+
+    /// Class, weight and size of the body; then a bit for each property that follows.
+    fn content_header(mut self) -> Option<()> {
+        self.take(2 + 2 + 8)?;
+        let present = u16::from_be_bytes(self.take(2)?.try_into().ok()?);
+        let properties: [fn(&mut Self) -> Option<()>; 14] = [
+            Self::short_string, // content type
+            Self::short_string, // content encoding
+            |fields| Fields(fields.long_bytes()?).table(1),
+            |fields| fields.take(1).map(drop), // delivery mode
+            |fields| fields.take(1).map(drop), // priority
+            Self::short_string,                // correlation id
+            Self::short_string,                // reply to
+            Self::short_string,                // expiration
+            Self::short_string,                // message id
+            |fields| fields.take(8).map(drop), // timestamp
+            Self::short_string,                // type
+            Self::short_string,                // user id
+            Self::short_string,                // app id
+            Self::short_string,                // cluster id
+        ];
+        for (index, property) in properties.iter().enumerate() {
+            if present & (0x8000 >> index) != 0 {
+                property(&mut self)?;
+            }
+        }
+        Some(())
+    }
+
+    fn table(mut self, depth: usize) -> Option<()> {
+        while !self.0.is_empty() {
+            self.short_string()?;
+            self.value(depth)?;
+        }
+        Some(())
+    }
+
+    fn array(mut self, depth: usize) -> Option<()> {
+        while !self.0.is_empty() {
+            self.value(depth)?;
+        }
+        Some(())
+    }
+
+    /// A value in a table or array that is itself `depth` deep.
+    fn value(&mut self, depth: usize) -> Option<()> {
+        let kind = self.take(1)?;
+        match kind[0] {
+            b'A' | b'F' if depth >= DEPTH_MAX => {
+                kind[0] = b'x';
+                self.long_bytes().map(drop)
+            }
+            b'A' => Fields(self.long_bytes()?).array(depth + 1),
+            b'F' => Fields(self.long_bytes()?).table(depth + 1),
+            b'S' | b'x' => self.long_bytes().map(drop),
+            b't' | b'b' | b'B' => self.take(1).map(drop),
+            b's' | b'U' | b'u' => self.take(2).map(drop),
+            b'I' | b'i' | b'f' => self.take(4).map(drop),
+            b'D' => self.take(5).map(drop),
+            b'L' | b'l' | b'd' | b'T' => self.take(8).map(drop),
+            b'V' => Some(()),
+            _ => None,
+        }
+    }
+
+    fn short_string(&mut self) -> Option<()> {
+        let length = usize::from(self.take(1)?[0]);
+        let text = self.take(length)?;
+        if std::str::from_utf8(text).is_err() {
+            text.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
+        }
+        Some(())
+    }
+
+    fn long_bytes(&mut self) -> Option<&'a mut [u8]> {
+        let length = u32::from_be_bytes(self.take(4)?.try_into().ok()?);
+        self.take(usize::try_from(length).ok()?)
+    }
+
+    fn take(&mut self, count: usize) -> Option<&'a mut [u8]> {
+        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut_checked(count)?;
+        self.0 = rest;
+        Some(taken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::io::{AsyncReadExt, Cursor};
+
+    use super::*;
+
+    fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&[kind, 0, 1], &length[..], payload, &[0xce]].concat()
+    }
+
+    /// A content header with a content type, and this table as headers.
+    fn header(content_type: &[u8], table: &[u8]) -> Vec<u8> {
+        let table_bytes = u32::try_from(table.len()).unwrap().to_be_bytes();
+        let content_type = [&[u8::try_from(content_type.len()).unwrap()], content_type].concat();
+        frame(
+            CONTENT_HEADER,
+            &[&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0xa0, 0], &content_type[..], &table_bytes, table].concat(),
+        )
+    }
+
+    /// A table with one field, which is arrays in arrays, so deep.
+    fn nested(depth: usize) -> Vec<u8> {
+        let mut table = b"\x01n".to_vec();
+        for level in (0..depth).rev() {
+            table.push(b'A');
+            table.extend(u32::try_from(level * 5).unwrap().to_be_bytes());
+        }
+        table
+    }
+
+    /// Hands on what comes in pieces of `piece` bytes.
+    async fn guarded(bytes: &[u8], piece: usize) -> Vec<u8> {
+        struct Pieces(Cursor<Vec<u8>>, usize);
+        impl AsyncRead for Pieces {
+            fn poll_read(
+                mut self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+                to: &mut [u8],
+            ) -> Poll<io::Result<usize>> {
+                let count = self.1.min(to.len());
+                Pin::new(&mut self.0).poll_read(context, &mut to[..count])
+            }
+        }
+        let mut out = Vec::new();
+        Guarded::new(Pieces(Cursor::new(bytes.to_vec()), piece)).read_to_end(&mut out).await.unwrap();
+        out
+    }
+
+    #[tokio::test]
+    async fn what_does_no_harm_passes_untouched_however_it_is_cut() {
+        let frames = [
+            frame(1, b"method"),
+            header("é".as_bytes(), &nested(DEPTH_MAX - 1)),
+            frame(3, &[0xff; 300]),
+            frame(8, b""),
+            // Not understood: a field of an unknown type.
+            header(b"t", b"\x01nZ"),
+            frame(3, b"after"),
+        ]
+        .concat();
+        for piece in [1, 2, 3, 7, 64, 1_000, usize::MAX] {
+            assert_eq!(guarded(&frames, piece).await, frames, "{piece}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_deep_becomes_bytes() {
+        // As deep as fits into a frame, and then some.
+        let frames = [header(b"t", &nested(30_000)), frame(3, b"after")].concat();
+        for piece in [1_000, usize::MAX] {
+            let out = guarded(&frames, piece).await;
+            assert_eq!(out.len(), frames.len());
+            let changed: Vec<_> = (0..out.len()).filter(|&index| out[index] != frames[index]).collect();
+            assert_eq!(changed.iter().map(|&index| (frames[index], out[index])).collect::<Vec<_>>(), [(b'A', b'x')]);
+        }
+    }
+
+    #[tokio::test]
+    async fn text_that_is_not_utf8_becomes_readable() {
+        let out = guarded(&header(b"a\xff\xc3b", b"\x02k\xffV"), 5).await;
+        assert_eq!(out, header(b"a??b", b"\x02k?V"));
+        for start in [
+            &b"\0\x3c\0\x3c\x02\xff\xff12345678\x01"[..],
+            b"\0\x3c\0\x47\xff2345678\x01",
+            b"\0\x3c\0\x32\x01\xff\x04text",
+        ] {
+            let method = |start: &[u8], key: &[u8]| frame(METHOD, &[start, b"\x01x\x02", key].concat());
+            let key = |frame: &[u8]| frame[frame.len() - 3..].to_vec();
+            let out = guarded(&method(start, b"k\xff"), 5).await;
+            assert_eq!(key(&out), b"k?\xce", "{out:?}");
+            assert_eq!(guarded(&method(start, b"ok"), 5).await.len(), out.len());
+        }
+    }
+
+    #[tokio::test]
+    async fn nonsense_passes_untouched() {
+        let lengths = [header(b"t", b"\x01nS\xff\xff\xff\xff"), frame(CONTENT_HEADER, b"short"), vec![2, 0, 0]];
+        for bytes in [&lengths.concat()[..], b"AMQP\0\0\x09\x01", b""] {
+            let out = guarded(bytes, 4).await;
+            assert!(bytes.starts_with(&out) && bytes.len() - out.len() <= FRAME_START_BYTES, "{out:?}");
+        }
+    }
+}
