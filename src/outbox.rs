@@ -34,8 +34,9 @@ const OFFER_PATIENCE: Duration = Duration::from_secs(1);
 const BULK_MAX: usize = 512;
 /// How long a connection to the mail server is kept without a mail.
 const IDLE_MAX: Duration = Duration::from_secs(20);
-/// How long to wait before a mail server that is away is tried again: from the first to the longest.
-const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+/// How long to wait before a server that is away is tried again: from the first to the longest. A random part up to the
+/// same length is added.
+const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
 /// How long an entry that could not leave is put off: the first time, and at most, in seconds.
 const PUT_OFF_SECONDS: (i64, i64) = (5, 15 * 60);
 

@@ -24,7 +24,8 @@ use crate::worker::Lane;
 /// How many messages the broker sends ahead, in batches: the next batch waits in memory while one is worked on.
 const PREFETCH_BATCHES: usize = 2;
 /// How long to wait before a server that is away at the start is tried again: from the first to the longest.
-const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// A random part up to the same length is added.
+const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
 
 /// Everything that a worker works with.
 #[derive(Debug)]

@@ -23,7 +23,8 @@ const WAITS_MAX: u32 = 3;
 /// How often a failed command is tried again (contract §7).
 const RETRIES_MAX: u32 = 5;
 /// How long to wait before a copy that the broker did not take is published again: from the first to the longest.
-const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// A random part up to the same length is added.
+const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 
 /// One work queue and what it takes to work it off.
 #[derive(Debug)]

@@ -20,7 +20,7 @@ use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::OnceCell;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::guard::{self, Guarded};
 use super::url::{BrokerUrl, BrokerUrls};
@@ -33,6 +33,8 @@ const HANDSHAKE_SECONDS_MAX: u64 = 5;
 pub(super) const REPLY_SECONDS_MAX: u64 = 5;
 /// Saying goodbye, in seconds; the socket is cut afterwards.
 const CLOSE_SECONDS_MAX: u64 = 2;
+/// How often to look whether a connection still stands, and how long to wait for its last words, in milliseconds.
+const LOOK_MILLISECONDS: u64 = 100;
 /// The heartbeat that we ask for, in seconds. A peer silent for twice as long is taken for dead.
 const HEARTBEAT_SECONDS: u16 = 10;
 /// The first pause before trying again, in milliseconds; a random part up to the same length is added.
@@ -181,7 +183,32 @@ impl Link {
     /// # Errors
     /// [`BrokerError::Failed`] or [`BrokerError::Deadline`]; either way the connection is not worth keeping.
     pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
-        ask("open a channel", self.connection.create_channel()).await
+        self.ask("open a channel", self.connection.create_channel()).await
+    }
+
+    /// Puts a question to the broker over this connection, for as long as it stands.
+    pub(super) async fn ask<T>(
+        &self,
+        doing: &'static str,
+        question: impl Future<Output = lapin::Result<T>>,
+    ) -> Result<T, BrokerError> {
+        tokio::select! {
+            biased;
+            answer = ask(doing, question) => answer,
+            () = self.gone() => {
+                Err(BrokerError::Failed { doing, why: "the connection is gone".to_owned(), code: None })
+            }
+        }
+    }
+
+    /// Returns some time after the connection is gone, when whatever it had to say is said. `lapin` may never answer what
+    /// it was asked at the moment in which a connection breaks.
+    pub(super) async fn gone(&self) {
+        let look = Duration::from_millis(LOOK_MILLISECONDS);
+        while self.is_live() {
+            sleep(look).await;
+        }
+        sleep(look).await;
     }
 
     /// Whether the connection stands, as far as anybody can know before the next heartbeat.

@@ -254,7 +254,7 @@ impl Consumer {
 
     async fn consume(&self, link: &Arc<Link>) -> Result<Open, BrokerError> {
         let channel = link.channel().await?;
-        let stream = consume(&channel, &self.queue, 1).await?;
+        let stream = consume(link, &channel, &self.queue, 1).await?;
         let session =
             Session { channel, link: link.clone(), doubtful: AtomicBool::new(false), settled: AtomicU64::new(0) };
         Ok(Open { session: Arc::new(session), stream, careful: true, fresh: true })
@@ -262,22 +262,27 @@ impl Consumer {
 }
 
 /// Has a queue delivered on a channel, so many messages ahead of our acks.
-async fn consume(channel: &Channel, queue: &str, prefetch: u16) -> Result<Fuse<lapin::Consumer>, BrokerError> {
-    ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+async fn consume(
+    link: &Link,
+    channel: &Channel,
+    queue: &str,
+    prefetch: u16,
+) -> Result<Fuse<lapin::Consumer>, BrokerError> {
+    link.ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let queue = ShortString::try_new(queue).unwrap_or_default();
     let (tag, none) = (ShortString::default(), FieldTable::default());
     let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
-    Ok(ask("deliver from the queue", consuming).await?.fuse())
+    Ok(link.ask("deliver from the queue", consuming).await?.fuse())
 }
 
 impl Open {
     /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged.
     async fn widen(&mut self, queue: &str, prefetch: u16) -> Result<(), BrokerError> {
-        let channel = &self.session.channel;
+        let Session { link, channel, .. } = &*self.session;
         // With its one message in our hands, it delivers no further one meanwhile.
         let tag = self.stream.get_ref().tag();
-        ask("cancel a consumer", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
-        self.stream = consume(channel, queue, prefetch).await?;
+        link.ask("cancel a consumer", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
+        self.stream = consume(link, channel, queue, prefetch).await?;
         self.careful = false;
         Ok(())
     }
@@ -377,7 +382,12 @@ impl Receipt {
         if !self.session.is_live() {
             return Err(Lost("the channel is gone".to_owned()));
         }
-        match timeout(Duration::from_secs(ACK_SECONDS_MAX), send(self.acker.clone())).await {
+        let handed_over = tokio::select! {
+            biased;
+            done = timeout(Duration::from_secs(ACK_SECONDS_MAX), send(self.acker.clone())) => done,
+            () = self.session.link.gone() => return Err(Lost("the connection is gone".to_owned())),
+        };
+        match handed_over {
             Ok(Ok(true)) => {
                 self.settled = true;
                 self.session.settled.store(self.last_tag, Ordering::Release);

@@ -15,9 +15,9 @@ use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::connection::{Broker, BrokerError, Link, ask, backoff, code, count_connection, explain, next_pause};
+use super::connection::{Broker, BrokerError, Link, backoff, code, count_connection, explain, next_pause};
 use super::delivery::Outgoing;
 use super::topology::Topology;
 
@@ -161,7 +161,7 @@ impl Publisher {
             };
             let (_permit, slot) =
                 timeout_at(deadline, acquiring).await.map_err(|_| self.problem().unwrap_or_else(late))??;
-            let sent = send(&slot.channel, deadline, messages, &group, results).await;
+            let sent = send(&slot, deadline, messages, &group, results).await;
             if let Some(missing) =
                 topology.take_if(|topology| is_ours_missing(topology, &sent, messages, &group, results))
             {
@@ -276,7 +276,7 @@ impl Publisher {
 
 async fn open(link: &Link) -> Result<Channel, BrokerError> {
     let channel = link.channel().await?;
-    ask("switch to confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    link.ask("switch to confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
 }
 
@@ -296,7 +296,7 @@ enum Sent {
 }
 
 async fn send(
-    channel: &Channel,
+    Slot { channel, link }: &Slot,
     deadline: Instant,
     messages: &[Outgoing],
     group: &[usize],
@@ -313,10 +313,19 @@ async fn send(
             // lapin hands a returned message to whichever confirm comes first: all that came must be seen.
             answers.next().now_or_never().flatten()
         } else {
-            timeout_at(deadline, answers.next()).await.unwrap_or_else(|_| {
-                late = true;
-                None
-            })
+            tokio::select! {
+                biased;
+                next = answers.next() => next,
+                () = sleep_until(deadline) => {
+                    late = true;
+                    None
+                }
+                () = link.gone() => {
+                    late = true;
+                    failure.get_or_insert(Sent::Lost("the connection is gone".to_owned()));
+                    None
+                }
+            }
         };
         match next {
             Some((index, Ok(Confirmation::Ack(message)))) => {

@@ -17,7 +17,8 @@ use offramp::domain::command::CommandType;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::rabbit::{NESTED, NOT_UTF8, Proxy, Rabbit, TlsServer, amqp_url, eventually, nested_arrays};
+use crate::support::proxy::{NESTED, NOT_UTF8, Proxy, nested_arrays};
+use crate::support::rabbit::{Rabbit, TlsServer, amqp_url, eventually};
 use crate::support::smtp::ThrowAwayCa;
 
 /// Long enough for two missed heartbeats and a pause.

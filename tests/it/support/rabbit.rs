@@ -1,7 +1,6 @@
-//! RabbitMQ for tests: a fresh prefix for each, its objects deleted afterwards; a second, independent client to look at
-//! them with; and a TCP proxy that cuts and stalls connections, or closes them in the broker's name.
+//! RabbitMQ for tests: a fresh prefix for each, its objects deleted afterwards; and a second, independent client to look
+//! at them with.
 
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,9 +14,6 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use offramp::broker::{Broker, RetryDelay, Topology};
 use offramp::domain::command::CommandType;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::smtp::ThrowAwayCa;
@@ -188,130 +184,5 @@ impl TlsServer {
 impl Drop for TlsServer {
     fn drop(&mut self) {
         self.services(&["down"]);
-    }
-}
-
-/// What the broker sends before it closes a connection on an operator's request: `connection.close`, 320.
-const CONNECTION_CLOSE: &[u8] = b"\x01\0\0\0\0\0\x1c\0\x0a\0\x32\x01\x40\x11CONNECTION_FORCED\0\0\0\0\xce";
-
-/// On its way to the broker, a proxy turns this into bytes that are not UTF-8: what lapin can send becomes what it cannot read.
-pub const NOT_UTF8: &str = "@not-utf-8@";
-
-/// The name of a header with a byte array, which a proxy turns into an array of the same bytes on its way to the broker: so
-/// lapin can send what it could not put in words without overflowing its stack.
-pub const NESTED: &str = "@nested@";
-
-/// Arrays in arrays, so many, as bytes.
-pub fn nested_arrays(depth: u32) -> Vec<u8> {
-    (0..depth).rev().flat_map(|level| [&b"A"[..], &(level * 5).to_be_bytes()].concat()).collect()
-}
-
-/// Stands between a client and a server, and can cut or stall what passes.
-pub struct Proxy {
-    address: SocketAddr,
-    weather: watch::Sender<Weather>,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-struct Weather {
-    stalled: bool,
-    /// Connections end when it changes.
-    cuts: u32,
-    /// Clients are told to close when it changes.
-    closes: u32,
-}
-
-impl Proxy {
-    /// A proxy in front of the broker.
-    pub async fn start() -> Self {
-        let url = url::Url::parse(&amqp_url()).unwrap();
-        let target = (url.host_str().unwrap().to_owned(), url.port().unwrap_or(5672));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (weather, seen) = watch::channel(Weather { stalled: false, cuts: 0, closes: 0 });
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let (target, seen) = (target.clone(), seen.clone());
-                tokio::spawn(async move {
-                    let Ok(server) = TcpStream::connect(target).await else { return };
-                    let (client_in, client_out) = client.into_split();
-                    let (server_in, server_out) = server.into_split();
-                    let mut until = seen.clone();
-                    let cuts = until.borrow().cuts;
-                    tokio::select! {
-                        () = pass(client_in, server_out, seen.clone(), false) => {}
-                        () = pass(server_in, client_out, seen, true) => {}
-                        _ = until.wait_for(|weather| weather.cuts != cuts) => {}
-                    }
-                });
-            }
-        });
-        Self { address, weather }
-    }
-
-    /// The broker, seen through this proxy.
-    pub fn broker(&self, name: &str) -> Broker {
-        let mut url = url::Url::parse(&amqp_url()).unwrap();
-        url.set_host(Some("127.0.0.1")).unwrap();
-        url.set_port(Some(self.address.port())).unwrap();
-        Broker::new(url.as_str().parse().unwrap(), name)
-    }
-
-    /// Ends every connection that is open now.
-    pub fn cut(&self) {
-        self.weather.send_modify(|weather| weather.cuts += 1);
-    }
-
-    /// Tells every client that the broker closes its connection. Only between frames: when nothing is under way.
-    pub fn close_as_the_broker(&self) {
-        self.weather.send_modify(|weather| weather.closes += 1);
-    }
-
-    /// From now on nothing passes, and nothing ends: as when a cable is pulled.
-    pub fn stall(&self) {
-        self.weather.send_modify(|weather| weather.stalled = true);
-    }
-
-    /// Everything passes again, also what had been held.
-    pub fn resume(&self) {
-        self.weather.send_modify(|weather| weather.stalled = false);
-    }
-}
-
-/// Passes bytes on, until either side ends or, where the client is at the far end, it is told to close.
-async fn pass(
-    mut from: impl AsyncReadExt + Unpin,
-    mut to: impl AsyncWriteExt + Unpin,
-    mut seen: watch::Receiver<Weather>,
-    to_client: bool,
-) {
-    let mut buffer = [0; 16 * 1024];
-    let closes = seen.borrow().closes;
-    let mut told = seen.clone();
-    loop {
-        let count = tokio::select! {
-            count = from.read(&mut buffer) => Some(count),
-            _ = told.wait_for(|weather| to_client && weather.closes != closes) => None,
-        };
-        let count = match count {
-            Some(Ok(count @ 1..)) => count,
-            Some(_) => return,
-            None => {
-                let _ = to.write_all(CONNECTION_CLOSE).await;
-                // The client answers, and hangs up.
-                return std::future::pending().await;
-            }
-        };
-        let marked = buffer[..count].windows(NOT_UTF8.len()).position(|bytes| bytes == NOT_UTF8.as_bytes());
-        if let Some(at) = marked {
-            buffer[at..at + NOT_UTF8.len()].fill(0xff);
-        }
-        let marked = buffer[..count].windows(NESTED.len()).position(|bytes| bytes == NESTED.as_bytes());
-        if let Some(kind) = marked.filter(|_| !to_client).and_then(|at| buffer[..count].get_mut(at + NESTED.len())) {
-            *kind = b'A';
-        }
-        if seen.wait_for(|weather| !weather.stalled).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
-            return;
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::RootCertStore;
@@ -42,6 +42,8 @@ pub enum Action {
     Stall,
     /// Closes the connection without a word. At `Content` the mail has been read by then.
     Drop,
+    /// Takes the mail and closes the connection before it says so (`Content` only): the sender cannot know.
+    TakeAndDrop,
 }
 
 /// Whether the server encrypts.
@@ -60,6 +62,10 @@ pub struct Taken {
     pub to: Vec<String>,
     pub bytes: Vec<u8>,
     pub encrypted: bool,
+    /// When.
+    pub at: Instant,
+    /// Whether the sender was told that it is taken.
+    pub answered: bool,
 }
 
 #[derive(Default)]
@@ -123,6 +129,13 @@ impl SmtpSink {
 
     pub fn mails(&self) -> Vec<Taken> {
         self.log.lock().unwrap().mails.clone()
+    }
+
+    /// The mails that were taken since the last call. Forgets them and the dialogue, for runs that would fill the memory.
+    pub fn drain(&self) -> Vec<Taken> {
+        let mut log = self.log.lock().unwrap();
+        log.commands.clear();
+        std::mem::take(&mut log.mails)
     }
 
     pub fn commands(&self) -> Vec<String> {
@@ -215,10 +228,14 @@ impl Session {
                 "DATA" => {
                     if self.answer(&mut wire, Step::Data, "354 go on").await? {
                         let bytes = content(&mut wire).await?;
-                        if self.answer(&mut wire, Step::Content, "250 taken").await? {
-                            let taken = Taken { from: from.clone(), to: to.clone(), bytes, encrypted: self.encrypted };
+                        let (action, text) = self.decide(Step::Content, "250 taken");
+                        if matches!(action, Action::Ok | Action::TakeAndDrop) {
+                            let (from, to, encrypted) = (from.clone(), to.clone(), self.encrypted);
+                            let answered = matches!(action, Action::Ok);
+                            let taken = Taken { from, to, bytes, encrypted, at: Instant::now(), answered };
                             self.log.lock().unwrap().mails.push(taken);
                         }
+                        Self::act(&mut wire, action, text).await?;
                     }
                 }
                 "RSET" => {
@@ -234,25 +251,36 @@ impl Session {
     }
 
     /// Answers; `true` when the answer is the usual one.
-    async fn answer(&self, wire: &mut BufReader<Box<dyn Wire>>, step: Step, usual: &str) -> Result<bool, Over> {
+    async fn answer(&self, wire: &mut BufReader<Box<dyn Wire>>, step: Step, usual: &'static str) -> Result<bool, Over> {
+        let (action, text) = self.decide(step, usual);
+        Self::act(wire, action, text).await?;
+        Ok(matches!(action, Action::Ok))
+    }
+
+    /// What to do now, and the words for it.
+    fn decide(&self, step: Step, usual: &'static str) -> (Action, &'static str) {
         let nth = {
             let mut log = self.log.lock().unwrap();
             let count = log.counts.entry(step).or_default();
             *count += 1;
             *count
         };
-        let (text, is_usual) = match (self.script)(step, nth) {
-            Action::Ok => (usual, true),
-            Action::Answer(text) => (text, false),
+        let action = (self.script)(step, nth);
+        (action, if let Action::Answer(text) = action { text } else { usual })
+    }
+
+    async fn act(wire: &mut BufReader<Box<dyn Wire>>, action: Action, text: &str) -> Result<(), Over> {
+        match action {
+            Action::Ok | Action::Answer(_) => {}
             Action::Stall => {
                 tokio::time::sleep(Duration::from_secs(600)).await;
                 return Err(Over);
             }
-            Action::Drop => return Err(Over),
-        };
+            Action::Drop | Action::TakeAndDrop => return Err(Over),
+        }
         wire.write_all(format!("{text}\r\n").as_bytes()).await?;
         wire.flush().await?;
-        Ok(is_usual)
+        Ok(())
     }
 }
 

@@ -41,8 +41,21 @@ impl Worker {
 
     /// The same with further settings.
     pub async fn start_with(world: &World, smtp_url: &str, settings: &[(&str, &str)]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let log = if std::env::var_os("TEST_LOG").is_some() { Stdio::inherit() } else { Stdio::null() };
+        let mut worker = Self::spawn(world, smtp_url, settings, log);
+        eventually("a ready worker", || {
+            let ended = worker.ended();
+            assert!(ended.is_none(), "the worker ended: {ended:?}");
+            let port = worker.port;
+            async move { get(port, "/readyz").await.filter(|answer| answer.starts_with("HTTP/1.1 200")) }
+        })
+        .await;
+        worker
+    }
+
+    /// Starts a worker and waits for nothing: the servers may be away.
+    pub fn spawn(world: &World, smtp_url: &str, settings: &[(&str, &str)], log: Stdio) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = offramp(world)
             .arg("run")
             .env("OFFRAMP_SMTP_URL", smtp_url)
@@ -53,15 +66,17 @@ impl Worker {
             .stderr(log)
             .spawn()
             .unwrap();
-        let mut worker = Self { child, port };
-        eventually("a ready worker", || {
-            let status = worker.child.try_wait().unwrap();
-            assert!(status.is_none(), "the worker ended: {status:?}");
-            let port = worker.port;
-            async move { get(port, "/readyz").await.filter(|answer| answer.starts_with("HTTP/1.1 200")) }
-        })
-        .await;
-        worker
+        Self { child, port }
+    }
+
+    /// Where it answers for its health and its metrics.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// How many messages it has settled, but for those that went to a retry queue.
@@ -104,7 +119,8 @@ impl Drop for Worker {
     }
 }
 
-async fn get(port: u16, path: &str) -> Option<String> {
+/// What a worker answers over HTTP, headers included; none while it does not.
+pub async fn get(port: u16, path: &str) -> Option<String> {
     let request = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");

@@ -38,13 +38,15 @@ impl World {
         let database = client.database(&name);
         database.run_command(doc! { "ping": 1 }).await.expect("MongoDB does not answer; run `make services-up`");
 
-        let amqp_url = setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f");
-        let connection = Connection::connect(&amqp_url, ConnectionProperties::default())
-            .await
-            .expect("RabbitMQ does not answer; run `make services-up`");
-        let channel = connection.create_channel().await.unwrap();
-        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let (connection, channel) = connect().await;
         Self { prefix: name, mongodb_url, database, channel, _connection: connection }
+    }
+
+    /// The same world over a new connection to the broker, for one that a restart has ended.
+    pub async fn reopened(&self) -> Self {
+        let (connection, channel) = connect().await;
+        let (prefix, mongodb_url, database) = (self.prefix.clone(), self.mongodb_url.clone(), self.database.clone());
+        Self { prefix, mongodb_url, database, channel, _connection: connection }
     }
 
     /// A collection of the database.
@@ -163,6 +165,17 @@ impl World {
             self.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
         }
     }
+}
+
+/// A channel that confirms.
+async fn connect() -> (Connection, Channel) {
+    let amqp_url = setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f");
+    let connection = Connection::connect(&amqp_url, ConnectionProperties::default())
+        .await
+        .expect("RabbitMQ does not answer; run `make services-up`");
+    let channel = connection.create_channel().await.unwrap();
+    channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+    (connection, channel)
 }
 
 /// A message that was given up.

@@ -1,0 +1,188 @@
+//! `make chaos`: are commands lost, or done twice, when everything around the workers breaks?
+//!
+//! Thousands of confirmed commands go to three worker processes, while these are killed, RabbitMQ is restarted, MongoDB
+//! is killed and frozen, connections are cut and stalled, and mail servers refuse, stall, and break off. Afterwards every
+//! document, mail and event is held against what a fold in one thread makes of the same commands.
+//!
+//! Reading order: [`plan`] — what is asked, and what must come of it; [`upstream`] publishes it; [`fleet`] — the workers;
+//! [`faults`] — what goes wrong; [`observer`] — who is told; [`verdict`] — the comparison, and the table.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use bson::doc;
+use clap::Parser;
+use fastrand::Rng;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// When the run began.
+static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Tells how the run goes, with the time since its beginning.
+macro_rules! say {
+    ($($words:tt)*) => { println!("{:6.1} s  {}", crate::BEGIN.elapsed().as_secs_f64(), format_args!($($words)*)) };
+}
+
+mod faults;
+mod fleet;
+mod observer;
+mod plan;
+#[path = "../it/support/mod.rs"]
+mod support;
+mod upstream;
+mod verdict;
+
+use faults::Chaos;
+use fleet::Fleet;
+use observer::Observer;
+use plan::Plan;
+use support::proxy::Proxy;
+use support::setting;
+use support::world::World;
+use upstream::Upstream;
+
+/// How many commands a second, besides the pulse. With the 300 seconds of `make chaos` more than 20,000 in all.
+const COMMANDS_PER_SECOND: u64 = 65;
+/// How long nothing may arrive before whatever is missing counts as lost: longer than any lease or usual retry.
+const SILENCE_MAX: Duration = Duration::from_secs(90);
+/// The address that mails come from, as the workers of tests have it.
+const SENDER: &str = "no-reply@offramp.example";
+
+/// Are commands lost, or done twice, when everything around the workers breaks? Run it with `make chaos`.
+#[derive(Parser)]
+struct Arguments {
+    /// How long things go wrong, at least 30; without it nothing is done
+    #[arg(long, value_parser = clap::value_parser!(u64).range(30..=3600))]
+    seconds: Option<u64>,
+    /// What makes the run: the same commands, and the same faults at about the same times
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Where the workers' logs go
+    #[arg(long, default_value = "target/chaos")]
+    logs: PathBuf,
+    /// What `cargo test` passes on; it does not matter here
+    #[arg(hide = true, allow_hyphen_values = true, trailing_var_arg = true)]
+    _ignored: Vec<String>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let Some(seconds) = arguments.seconds else {
+        println!("chaos: not run, because it needs servers of its own; `make chaos` has them");
+        return ExitCode::SUCCESS;
+    };
+    let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..100_000));
+    std::fs::create_dir_all(&arguments.logs).unwrap();
+    LazyLock::force(&BEGIN);
+
+    let commands = usize::try_from(seconds * COMMANDS_PER_SECOND).unwrap();
+    let plan = Arc::new(Plan::new(seed, commands, Duration::from_secs(seconds)));
+    say!("seed {seed}: {} commands in {} stories", plan.commands.len(), plan.stories.len());
+
+    let world = World::new("chaos").await;
+    for collection in ["organizations", "accounts", "subscriptions"] {
+        let documents = plan.documents.iter().filter(|(name, _)| *name == collection).map(|(_, document)| document);
+        world.collection(collection).insert_many(documents).await.unwrap();
+    }
+    // Bound before the workers publish anything, and read by a connection that outlives restarts.
+    let events = format!("{}.test-events", world.prefix);
+    drop(world.watch_events().await);
+    let world = Arc::new(world);
+
+    let (amqp_url, mongodb_url) = (setting("OFFRAMP_AMQP_URL", ""), world.mongodb_url.clone());
+    let (broker_line, amqp_url) = line_to(&amqp_url).await;
+    let (database_line, mongodb_url) = line_to(&mongodb_url).await;
+    // Without this the driver asks the replica set where it is, and goes there.
+    let mongodb_url = mongodb_url.replace("replicaSet=rs0", "directConnection=true");
+
+    let fleet = Fleet::start(Arc::clone(&world), amqp_url.clone(), mongodb_url, arguments.logs).await;
+    let observer = Observer::new(Arc::clone(&plan), SENDER);
+    let receiving = Arc::clone(&fleet);
+    let mut background = vec![
+        tokio::spawn(observer.clone().receive_events(events)),
+        tokio::spawn(observer.clone().receive_mails(move || receiving.mails())),
+        tokio::spawn(Arc::clone(&fleet).watch()),
+    ];
+    fleet.ready().await;
+    say!("three workers are ready; things go wrong from now on");
+
+    let chaos = Arc::new(Chaos::new(Arc::clone(&fleet), observer.clone(), broker_line, database_line));
+    let upstream = Arc::new(Upstream::new(Arc::clone(&plan), observer.clone(), amqp_url, world.prefix.clone()));
+    let until = Instant::now() + Duration::from_secs(seconds);
+    let mut rng = Rng::with_seed(seed);
+    let publishing = tokio::spawn(Arc::clone(&upstream).run());
+    let killing = tokio::spawn(Arc::clone(&fleet).keep_killing(rng.fork()));
+    let failing = tokio::spawn(Arc::clone(&chaos).servers(rng.fork(), until));
+    let refusing = tokio::spawn(Arc::clone(&chaos).mail_servers(rng.fork(), until));
+    background.push(tokio::spawn(tell_how_it_goes(Arc::clone(&plan), observer.clone())));
+    for faults in [failing, refusing] {
+        faults.await.unwrap();
+    }
+    killing.abort();
+    drop(killing.await);
+    say!("everything runs again; waiting until everything is done");
+    settle(&plan, &observer, &world, &publishing).await;
+    fleet.stop().await;
+    background.iter().for_each(JoinHandle::abort);
+
+    let run = verdict::Run { seed, seconds, plan, observer, upstream, fleet, chaos };
+    let world = world.reopened().await;
+    let verdict = run.judge(&world).await;
+    println!("\n{verdict}");
+    if verdict.is_good() {
+        world.remove().await;
+        ExitCode::SUCCESS
+    } else {
+        println!("the database and the queues stay as they are, under the name {}", world.prefix);
+        ExitCode::FAILURE
+    }
+}
+
+/// A proxy in front of the server that a URL names, and the URL of the proxy.
+async fn line_to(url: &str) -> (Proxy, String) {
+    let mut parsed = url::Url::parse(url).unwrap();
+    let line = Proxy::to(parsed.host_str().unwrap(), parsed.port().unwrap()).await;
+    parsed.set_host(Some("127.0.0.1")).unwrap();
+    parsed.set_port(Some(line.address().port())).unwrap();
+    (line, parsed.to_string())
+}
+
+async fn tell_how_it_goes(plan: Arc<Plan>, observer: Observer) {
+    loop {
+        sleep(Duration::from_secs(10)).await;
+        say!("{} of {} mails and events have arrived", observer.effects(), plan.effects.len());
+    }
+}
+
+/// Waits until everything is published, everything has arrived, and nothing waits anywhere; or until nothing happens any
+/// more.
+async fn settle(plan: &Plan, observer: &Observer, world: &World, publishing: &JoinHandle<()>) {
+    let (mut effects, mut newest) = (0, Instant::now());
+    loop {
+        let waiting = async {
+            let mut waiting = 0;
+            for collection in ["subscriptions", "accounts"] {
+                let filter = doc! { "outbox.0": { "$exists": true } };
+                waiting += world.collection(collection).count_documents(filter).await.unwrap();
+            }
+            waiting
+        };
+        if publishing.is_finished() && observer.effects() == plan.effects.len() && waiting.await == 0 {
+            return;
+        }
+        if observer.effects() > effects {
+            (effects, newest) = (observer.effects(), Instant::now());
+        }
+        if newest.elapsed() > SILENCE_MAX {
+            say!("nothing has arrived for {} s", SILENCE_MAX.as_secs());
+            publishing.abort();
+            return;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}

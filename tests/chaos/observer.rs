@@ -1,0 +1,187 @@
+//! Everybody who is told: the systems that receive events, and the people who receive mails. What they got is held
+//! against what the plan says, as it arrives.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Connection, ConnectionProperties};
+use offramp::clock;
+use offramp::mail::Templates;
+use offramp::mail::message::Sender;
+use offramp::outbox::Writer;
+use offramp::store::outbox::Content;
+use serde_json::Value;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::plan::Plan;
+use crate::support::setting;
+use crate::support::smtp::Taken;
+
+/// How often arrived mails are looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// One arrival of an effect.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub at: Instant,
+    /// Mails: to which of the workers' mail servers it came, and whether the worker was told that it is taken.
+    pub mail: Option<(usize, bool)>,
+}
+
+/// What has arrived. Cheap to clone.
+#[derive(Clone)]
+pub struct Observer(Arc<Inner>);
+
+struct Inner {
+    plan: Arc<Plan>,
+    writer: Writer,
+    /// For each command: whether one of its effects was seen.
+    seen: Vec<watch::Sender<bool>>,
+    arrived: Mutex<Arrived>,
+}
+
+#[derive(Default)]
+struct Arrived {
+    effects: HashMap<Uuid, Vec<Arrival>>,
+    /// What the plan knows nothing of, or knows otherwise.
+    unexpected: Vec<String>,
+    newest_mail: Option<Instant>,
+}
+
+impl Observer {
+    pub fn new(plan: Arc<Plan>, sender: &str) -> Self {
+        let writer = Writer { templates: Templates::load(None).unwrap(), sender: Sender::parse(sender).unwrap() };
+        let seen = plan.commands.iter().map(|_| watch::Sender::new(false)).collect();
+        Self(Arc::new(Inner { plan, writer, seen, arrived: Mutex::default() }))
+    }
+
+    /// Waits until an effect of this command is seen; at once where it has none.
+    pub async fn see(&self, command: usize) {
+        if !self.0.plan.commands[command].effects.is_empty() {
+            let mut seen = self.0.seen[command].subscribe();
+            seen.wait_for(|seen| *seen).await.unwrap();
+        }
+    }
+
+    /// How many effects have arrived at least once.
+    pub fn effects(&self) -> usize {
+        self.0.arrived.lock().unwrap().effects.len()
+    }
+
+    pub fn arrivals(&self, effect: Uuid) -> Vec<Arrival> {
+        self.0.arrived.lock().unwrap().effects.get(&effect).cloned().unwrap_or_default()
+    }
+
+    pub fn unexpected(&self) -> Vec<String> {
+        self.0.arrived.lock().unwrap().unexpected.clone()
+    }
+
+    /// When the newest mail arrived.
+    pub fn newest_mail(&self) -> Option<Instant> {
+        self.0.arrived.lock().unwrap().newest_mail
+    }
+
+    /// Receives events from this queue for ever. What the broker delivers again because our own ack was lost is not counted.
+    pub async fn receive_events(self, queue: String) {
+        loop {
+            if let Err(error) = self.receive_until_lost(&queue).await {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                drop(error);
+            }
+        }
+    }
+
+    async fn receive_until_lost(&self, queue: &str) -> lapin::Result<()> {
+        let url = setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f");
+        let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.basic_qos(500, BasicQosOptions::default()).await?;
+        let (tag, options) = ("".into(), BasicConsumeOptions::default());
+        let mut consumer = channel.basic_consume(queue.into(), tag, options, FieldTable::default()).await?;
+        while let Some(delivery) = consumer.next().await {
+            let delivery = delivery?;
+            self.event(&delivery.data, delivery.redelivered);
+            delivery.ack(BasicAckOptions::default()).await?;
+        }
+        Ok(())
+    }
+
+    fn event(&self, body: &[u8], redelivered: bool) {
+        let Ok(mut event) = serde_json::from_slice::<Value>(body) else {
+            return self.unexpected_because("an event that is no JSON".to_owned());
+        };
+        let id = event["id"].as_str().and_then(|id| id.parse::<Uuid>().ok()).unwrap_or_default();
+        let Some(effect) = self.0.plan.effects.get(&id) else {
+            return self.unexpected_because(format!("an event that nothing entails: {event}"));
+        };
+        if redelivered && !self.arrivals(id).is_empty() {
+            return;
+        }
+        if let Content::Event(expected) = &effect.content {
+            let mut expected = serde_json::to_value(expected).unwrap();
+            // When it was decided is the worker's affair.
+            expected["time"] = event["time"].take();
+            event["time"] = expected["time"].clone();
+            if event != expected {
+                self.unexpected_because(format!("an event that should be otherwise: {event} instead of {expected}"));
+            }
+        }
+        self.arrive(id, effect.command, Arrival { at: Instant::now(), mail: None });
+    }
+
+    /// Receives mails for ever; `take` gives what has arrived, with the number of the server that it came to.
+    pub async fn receive_mails(self, take: impl Fn() -> Vec<(usize, Taken)>) {
+        loop {
+            for (server, taken) in take() {
+                self.mail(server, &taken);
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    fn mail(&self, server: usize, taken: &Taken) {
+        let text = String::from_utf8_lossy(&taken.bytes);
+        let id = header(&text, "Message-ID").trim_start_matches('<').split('@').next().unwrap_or_default();
+        let id = id.parse::<Uuid>().unwrap_or_default();
+        let Some(effect) = self.0.plan.effects.get(&id) else {
+            return self.unexpected_because(format!("a mail that nothing entails: {text}"));
+        };
+        if let Content::Mail(expected) = &effect.content {
+            let (expected, _) = self.0.writer.write(&id.to_string(), expected, clock::now()).unwrap();
+            let bytes = String::from_utf8_lossy(&expected.bytes);
+            let difference = lines(&text).zip(lines(&bytes)).find(|(found, expected)| found != expected);
+            if let Some((found, expected)) = difference {
+                self.unexpected_because(format!("mail {id} says {found:?} instead of {expected:?}"));
+            }
+            if taken.to != [expected.to()] {
+                self.unexpected_because(format!("mail {id} went to {:?} instead of {}", taken.to, expected.to()));
+            }
+        }
+        self.0.arrived.lock().unwrap().newest_mail = Some(taken.at);
+        self.arrive(id, effect.command, Arrival { at: taken.at, mail: Some((server, taken.answered)) });
+    }
+
+    fn arrive(&self, effect: Uuid, command: usize, arrival: Arrival) {
+        self.0.arrived.lock().unwrap().effects.entry(effect).or_default().push(arrival);
+        self.0.seen[command].send_replace(true);
+    }
+
+    fn unexpected_because(&self, why: String) {
+        self.0.arrived.lock().unwrap().unexpected.push(why);
+    }
+}
+
+fn header<'a>(text: &'a str, name: &str) -> &'a str {
+    let mut lines = text.lines().take_while(|line| !line.is_empty());
+    lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_default()
+}
+
+/// The lines of a mail but for the one that tells when it was sent; then that it ends.
+fn lines(text: &str) -> impl Iterator<Item = Option<&str>> {
+    text.trim_end().lines().filter(|line| !line.starts_with("Date: ")).map(Some).chain([None])
+}

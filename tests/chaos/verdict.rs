@@ -1,0 +1,424 @@
+//! Afterwards: every document, mail and event against what the plan says, in the words of RabbitMQ's Jepsen checks.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bson::{Document, RawDocumentBuf, doc};
+use futures_util::TryStreamExt;
+use offramp::domain::account::Account;
+use offramp::domain::command::{Command, CommandKey};
+use offramp::domain::fold::{AccountDraft, Loaded, SubscriptionDraft};
+use offramp::domain::subscription::{Status, Subscription};
+use offramp::store::documents::{AccountDocument, SentDocument, SubscriptionDocument, read};
+use offramp::store::outbox::Content;
+
+use crate::faults::{Account as FaultAccount, Chaos};
+use crate::fleet::Fleet;
+use crate::observer::Observer;
+use crate::plan::Plan;
+use crate::support::world::World;
+use crate::upstream::Upstream;
+
+/// How long after a server's return the lanes may still stand.
+const PAUSE_WANTED: Duration = Duration::from_secs(5);
+/// How soon after a mail was taken its sender must have been killed for that to be why it was not marked as sent. Far
+/// shorter than a lease, so that a worker that lives on and does not mark is found out.
+const MARKED_WITHIN: Duration = Duration::from_secs(5);
+/// How many examples of each problem are told.
+const EXAMPLES_MAX: usize = 10;
+
+/// A run that is over.
+pub struct Run {
+    pub seed: u64,
+    pub seconds: u64,
+    pub plan: Arc<Plan>,
+    pub observer: Observer,
+    pub upstream: Arc<Upstream>,
+    pub fleet: Arc<Fleet>,
+    pub chaos: Arc<Chaos>,
+}
+
+/// What came of it.
+#[derive(Default)]
+pub struct Verdict {
+    seed: u64,
+    seconds: u64,
+    commands: usize,
+    twice: usize,
+    in_doubt: usize,
+    recovered: usize,
+    /// Commands of which an effect is missing.
+    lost: BTreeSet<usize>,
+    duplicated: Vec<String>,
+    unexpected: Vec<String>,
+    documents: usize,
+    mails: Repeats,
+    /// For each mail that was sent twice because its sender was killed: how long after the first time.
+    mails_after_kill: Vec<Duration>,
+    mails_after_drop: usize,
+    events: Repeats,
+    dead_letters: Repeats,
+    kills: usize,
+    faults: Vec<(&'static str, FaultAccount)>,
+    /// Why commands count as lost.
+    missing: Vec<String>,
+}
+
+/// How many things left, and how many of them more than once.
+#[derive(Default)]
+struct Repeats {
+    all: usize,
+    more_than_once: usize,
+}
+
+impl Run {
+    /// Compares everything.
+    pub async fn judge(self, world: &World) -> Verdict {
+        let tally = &self.upstream.tally;
+        let count = |number: &std::sync::atomic::AtomicUsize| number.load(Ordering::Relaxed);
+        let mut verdict = Verdict {
+            seed: self.seed,
+            seconds: self.seconds,
+            commands: count(&tally.confirmed) + count(&tally.recovered),
+            twice: count(&tally.twice),
+            in_doubt: count(&tally.in_doubt),
+            recovered: count(&tally.recovered),
+            unexpected: self.observer.unexpected(),
+            kills: self.fleet.kills.lock().unwrap().len(),
+            faults: self.chaos.accounts.lock().unwrap().iter().map(|(name, account)| (*name, *account)).collect(),
+            ..Verdict::default()
+        };
+        verdict.unexpected.extend(self.fleet.ended.lock().unwrap().iter().cloned());
+        let published = verdict.commands;
+        if published < self.plan.commands.len() {
+            let never = self.plan.commands.len() - published;
+            verdict
+                .unexpected
+                .push(format!("{never} commands were never published: what they react to did not arrive"));
+        }
+        self.judge_effects(&mut verdict);
+        self.judge_documents(&mut verdict, world).await;
+        self.judge_dead_letters(&mut verdict, world).await;
+        verdict
+    }
+
+    fn judge_effects(&self, verdict: &mut Verdict) {
+        let kills = self.fleet.kills.lock().unwrap();
+        for (id, effect) in &self.plan.effects {
+            let arrivals = self.observer.arrivals(*id);
+            if arrivals.is_empty() {
+                verdict.lose(effect.command, format!("{id}: {:?}", effect.content));
+                continue;
+            }
+            let repeats = match effect.content {
+                Content::Mail(_) => &mut verdict.mails,
+                Content::Event(_) => &mut verdict.events,
+            };
+            repeats.all += 1;
+            repeats.more_than_once += usize::from(arrivals.len() > 1);
+            for pair in arrivals.windows(2) {
+                let Some((server, answered)) = pair[0].mail else { continue };
+                let killed = kills
+                    .iter()
+                    .filter(|(number, at)| *number == server && *at >= pair[0].at && *at <= pair[1].at)
+                    .map(|(_, at)| *at - pair[0].at)
+                    .min();
+                match killed {
+                    _ if !answered => verdict.mails_after_drop += 1,
+                    Some(after) if after <= MARKED_WITHIN || self.chaos.database_was_away(pair[0].at, after) => {
+                        verdict.mails_after_kill.push(after);
+                    }
+                    _ => verdict.duplicated.push(format!(
+                        "mail {id} was sent again after {:?} though its sender lived on (killed after {killed:?})",
+                        pair[1].at - pair[0].at
+                    )),
+                }
+            }
+        }
+    }
+
+    async fn judge_documents(&self, verdict: &mut Verdict, world: &World) {
+        let mut ids = HashMap::new();
+        for (index, planned) in self.plan.commands.iter().enumerate() {
+            if let Ok(command) = Command::parse(&planned.body) {
+                ids.insert(command.reference.key, index);
+            }
+        }
+        let mut found = HashMap::new();
+        for collection in ["subscriptions", "accounts"] {
+            let documents: Vec<RawDocumentBuf> = world
+                .collection(collection)
+                .clone_with_type::<RawDocumentBuf>()
+                .find(doc! {})
+                .await
+                .unwrap()
+                .try_collect()
+                .await
+                .unwrap();
+            found.extend(documents.into_iter().map(|raw| ((collection, raw.get_str("_id").unwrap().to_owned()), raw)));
+        }
+        for (collection, document) in &self.plan.documents {
+            let id = document.get_str("_id").unwrap();
+            let Some(raw) = found.remove(&(*collection, id.to_owned())) else {
+                if *collection != "organizations" {
+                    verdict.unexpected.push(format!("{collection} {id} is gone"));
+                }
+                continue;
+            };
+            verdict.documents += 1;
+            let mut judge = Judge { verdict, ids: &ids, what: format!("{collection} {id}") };
+            match *collection {
+                "subscriptions" => match self.plan.world.subscription_draft(&id.try_into().unwrap()) {
+                    Some(draft) => judge.subscription(draft, document, &raw),
+                    None => judge.same(document, &Document::try_from(&*raw).unwrap(), "a corrupt document"),
+                },
+                _ => judge.account(self.plan.world.account_draft(&id.try_into().unwrap()).unwrap(), document, &raw),
+            }
+        }
+        for (collection, id) in found.keys() {
+            verdict.unexpected.push(format!("{collection} {id} was not there before"));
+        }
+    }
+
+    /// Dead letters come at least once: a copy may be confirmed, and the worker killed before it acks the original.
+    async fn judge_dead_letters(&self, verdict: &mut Verdict, world: &World) {
+        let mut letters: HashMap<Vec<u8>, usize> = HashMap::new();
+        while let Some((body, properties)) = world.take("dead-letters").await {
+            if !self.plan.commands.iter().any(|planned| planned.dies && planned.body == body) {
+                let body = String::from_utf8_lossy(&body);
+                verdict.unexpected.push(format!("a dead letter: {body} {:?}", properties.headers()));
+            }
+            *letters.entry(body).or_default() += 1;
+        }
+        for (index, planned) in self.plan.commands.iter().enumerate().filter(|(_, planned)| planned.dies) {
+            match letters.get(&planned.body) {
+                None => verdict.lose(index, "no dead letter".to_owned()),
+                Some(letters) => {
+                    verdict.dead_letters.all += 1;
+                    verdict.dead_letters.more_than_once += usize::from(*letters > 1 + usize::from(planned.twice));
+                }
+            }
+        }
+    }
+}
+
+/// Judges one document.
+struct Judge<'a> {
+    verdict: &'a mut Verdict,
+    ids: &'a HashMap<CommandKey, usize>,
+    what: String,
+}
+
+impl Judge<'_> {
+    fn subscription(&mut self, draft: &SubscriptionDraft, before: &Document, raw: &RawDocumentBuf) {
+        let expected = &draft.after;
+        let document: SubscriptionDocument = bson::deserialize_from_slice(raw.as_bytes()).unwrap();
+        let (history, failures) = (document.history.clone(), document.payment_failures.clone());
+        self.notifications(
+            &document.notifications,
+            draft.added.iter().flat_map(|added| added.notifications.iter().map(|mail| added.mail_id(mail).to_string())),
+            expected.status == Status::Removed,
+        );
+        self.outbox(document.outbox.len());
+        let Loaded::Read(mut found) = read::<SubscriptionDocument, Subscription>("subscriptions", raw) else {
+            return self.unexpected("it cannot be read");
+        };
+        self.applied(&expected.applied, &found.applied);
+
+        // When it was decided is the worker's affair, and so is in how many writes.
+        found.version = expected.version;
+        found.applied.clone_from(&expected.applied);
+        if let (Some(found), Some(expected)) = (&mut found.details, &expected.details) {
+            if let (Some(found), Some(expected)) = (&mut found.cancellation, &expected.cancellation) {
+                found.scheduled_at = expected.scheduled_at;
+            }
+            let closed = |request: &Option<offramp::domain::subscription::Request>| {
+                request.as_ref().and_then(|request| request.closed.as_ref().map(|closed| closed.decided_at))
+            };
+            if let (Some(decided_at), Some(request)) = (closed(&expected.request), &mut found.request)
+                && let Some(closed) = &mut request.closed
+            {
+                closed.decided_at = decided_at;
+            }
+        }
+        self.same(expected, &found, "its state");
+
+        let told = |entry: &offramp::store::documents::HistoryDocument| {
+            format!("{:?} {:?} {:?} {:?} {:?}", entry.command, entry.actor, entry.from, entry.to, entry.ends_on)
+        };
+        let expected_history: Vec<String> = draft
+            .added
+            .iter()
+            .filter_map(|added| added.record.history.as_ref())
+            .map(|entry| told(&entry.into()))
+            .collect();
+        self.same_list(&expected_history, &history.iter().map(told).collect::<Vec<_>>(), "its history");
+
+        let told = |entry: &offramp::store::documents::PaymentFailureDocument| {
+            format!("{:?} {:?} {:?} {:?}", entry.invoice_id, entry.amount, entry.attempt, entry.next_attempt_on)
+        };
+        let mut expected_failures: Vec<String> = draft
+            .added
+            .iter()
+            .filter_map(|added| added.record.payment_failure.as_ref())
+            .map(|entry| told(&entry.into()))
+            .collect();
+        let mut found_failures: Vec<String> = failures.iter().map(told).collect();
+        // They commute.
+        expected_failures.sort();
+        found_failures.sort();
+        self.same_list(&expected_failures, &found_failures, "its payment failures");
+        self.foreign_field(before, raw, expected.status == Status::Removed);
+    }
+
+    fn account(&mut self, draft: &AccountDraft, before: &Document, raw: &RawDocumentBuf) {
+        let expected = &draft.after;
+        let document: AccountDocument = bson::deserialize_from_slice(raw.as_bytes()).unwrap();
+        self.notifications(
+            &document.notifications,
+            draft.added.iter().flat_map(|added| added.notifications.iter().map(|mail| added.mail_id(mail).to_string())),
+            false,
+        );
+        self.outbox(document.outbox.len());
+        let Loaded::Read(mut found) = read::<AccountDocument, Account>("accounts", raw) else {
+            return self.unexpected("it cannot be read");
+        };
+        self.applied(&expected.applied, &found.applied);
+        let notices = |account: &Account| {
+            let notices = account.card_notices.iter();
+            let mut notices: Vec<String> =
+                notices.map(|notice| format!("{} {} {}", notice.card_id, notice.expires, notice.kind)).collect();
+            notices.sort();
+            notices
+        };
+        self.same_list(&notices(expected), &notices(&found), "its card notices");
+        found.version = expected.version;
+        found.applied.clone_from(&expected.applied);
+        found.card_notices.clone_from(&expected.card_notices);
+        self.same(expected, &found, "its state");
+        self.foreign_field(before, raw, false);
+    }
+
+    /// Every command is applied once.
+    fn applied(&mut self, expected: &[CommandKey], found: &[CommandKey]) {
+        for key in expected {
+            match found.iter().filter(|other| *other == key).count() {
+                0 => self.verdict.lose(self.ids[key], format!("{}: {key:?} is not applied", self.what)),
+                1 => {}
+                times => self.verdict.duplicated.push(format!("{}: {key:?} is applied {times} times", self.what)),
+            }
+        }
+        for key in found.iter().filter(|key| !expected.contains(key)) {
+            self.unexpected(&format!("{key:?} is applied"));
+        }
+    }
+
+    /// Every mail is noted once; a tombstone keeps none.
+    fn notifications(&mut self, sent: &[SentDocument], expected: impl Iterator<Item = String>, removed: bool) {
+        let mut expected: Vec<String> = if removed { vec![] } else { expected.collect() };
+        let mut found: Vec<String> = sent.iter().map(|sent| sent.id.clone()).collect();
+        expected.sort();
+        found.sort();
+        self.same_list(&expected, &found, "its list of mails sent");
+    }
+
+    fn outbox(&mut self, waiting: usize) {
+        if waiting > 0 {
+            self.unexpected(&format!("{waiting} mails and events still wait in its outbox"));
+        }
+    }
+
+    /// What another system wrote, and Offramp does not know, stays; in a tombstone nothing does.
+    fn foreign_field(&mut self, before: &Document, raw: &RawDocumentBuf, removed: bool) {
+        let after = Document::try_from(&**raw).unwrap();
+        let expected = if removed { None } else { before.get("crm") };
+        self.same(&expected, &after.get("crm"), "another system's field");
+    }
+
+    fn same<T: PartialEq + fmt::Debug>(&mut self, expected: &T, found: &T, what: &str) {
+        if expected != found {
+            self.unexpected(&format!("{what} is {found:?} instead of {expected:?}"));
+        }
+    }
+
+    /// Compares lists in which something that is there too often was done twice.
+    fn same_list(&mut self, expected: &[String], found: &[String], what: &str) {
+        let mut rest = found.to_owned();
+        let mut missing = false;
+        for entry in expected {
+            match rest.iter().position(|other| other == entry) {
+                Some(at) => drop(rest.remove(at)),
+                None => missing = true,
+            }
+        }
+        match rest.iter().find(|entry| expected.contains(entry)) {
+            Some(entry) => self.verdict.duplicated.push(format!("{}, {what}: twice {entry}", self.what)),
+            None if missing || !rest.is_empty() || found != expected => self.same(&expected, &found, what),
+            None => {}
+        }
+    }
+
+    fn unexpected(&mut self, why: &str) {
+        self.verdict.unexpected.push(format!("{}: {why}", self.what));
+    }
+}
+
+impl Verdict {
+    /// Nothing is lost, nothing was done twice, and nothing is unexpected.
+    pub fn is_good(&self) -> bool {
+        self.lost.is_empty() && self.duplicated.is_empty() && self.unexpected.is_empty()
+    }
+
+    fn lose(&mut self, command: usize, what: String) {
+        self.lost.insert(command);
+        self.missing.push(what);
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, examples) in
+            [("lost", &self.missing), ("duplicated", &self.duplicated), ("unexpected", &self.unexpected)]
+        {
+            for example in examples.iter().take(EXAMPLES_MAX) {
+                writeln!(f, "{name}: {}", example.chars().take(1_500).collect::<String>())?;
+            }
+        }
+        let mut row = |name: &str, number: usize, words: &str| {
+            writeln!(f, "{}", format!("{name:<30}{number:>8}  {words}").trim_end())
+        };
+        row("commands", self.commands, &format!("confirmed; {} of them published twice", self.twice))?;
+        row("  lost", self.lost.len(), "")?;
+        row("  duplicated effects", self.duplicated.len(), "")?;
+        row("  in doubt", self.in_doubt, "confirm not seen")?;
+        row("    recovered", self.recovered, "processed all the same")?;
+        row("  unexpected", self.unexpected.len(), "")?;
+        row("documents compared", self.documents, "")?;
+        row("mails", self.mails.all, "")?;
+        let mut windows = self.mails_after_kill.clone();
+        windows.sort();
+        let at = |place: usize| windows.get(place).copied().unwrap_or_default().as_millis();
+        let window = format!(
+            "worker killed before it was marked: half of them within {} ms, all within {} ms",
+            at(windows.len() / 2),
+            at(windows.len().saturating_sub(1))
+        );
+        row("  sent more than once", self.mails.more_than_once, "with the same Message-ID")?;
+        row("    ", self.mails_after_kill.len(), &window)?;
+        row("    ", self.mails_after_drop, "line dropped after DATA")?;
+        row("events", self.events.all, "")?;
+        row("  published more than once", self.events.more_than_once, "with the same id")?;
+        row("dead letters", self.dead_letters.all, "")?;
+        row("  more than once", self.dead_letters.more_than_once, "")?;
+        row("workers killed", self.kills, "")?;
+        writeln!(f, "{:<38}{:>6}  longest pause after it", "fault", "times")?;
+        for (name, account) in &self.faults {
+            let late = if account.longest_pause > PAUSE_WANTED { "  late" } else { "" };
+            writeln!(f, "{name:<38}{:>6}  {:>5.1} s{late}", account.times, account.longest_pause.as_secs_f64())?;
+        }
+        write!(f, "seed {}, {} s: {}", self.seed, self.seconds, if self.is_good() { "good" } else { "NOT GOOD" })
+    }
+}
