@@ -18,9 +18,8 @@ demo: cargo services-up ## start servers, build, and show a story of cancellatio
 	@$(with_services) cargo run --quiet --locked --example demo
 
 .PHONY: test
-test: cargo services-up ## start servers, and run every test against them, unit and integration, and a minute of chaos
+test: cargo services-up ## start servers, and run every test against them, unit and integration
 	@$(with_services) cargo test --locked
-	@$(MAKE) --no-print-directory chaos SECONDS=60
 
 # The servers of `make chaos`, which kills them: none but its own. With Docker, under another name and on other ports.
 chaos_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/chaos OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools \

@@ -833,7 +833,8 @@ async fn an_ack_after_the_channel_is_gone_is_lost_and_the_messages_come_again() 
         let mut seen = Vec::new();
         while seen.len() < 2 {
             let batch = next(&mut consumer).await;
-            assert!(batch.deliveries.iter().any(|delivery| delivery.redelivered));
+            // The second may not have been sent ahead yet.
+            assert!(!seen.is_empty() || batch.deliveries[0].redelivered);
             seen.extend(bodies(&batch).into_iter().map(str::to_owned));
             batch.ack().await.unwrap();
         }
