@@ -83,8 +83,7 @@ impl Lane {
 
     async fn process(&self, batch: &Batch, shutdown: &CancellationToken) -> Result<(), Interrupted> {
         histogram!("offramp_batch_size", "lane" => self.kind.as_str()).record(batch_size(batch));
-        let parsed: Vec<Result<Task, InvalidCommand>> =
-            batch.deliveries.iter().map(|delivery| Command::parse(&delivery.body).map(Task::Command)).collect();
+        let parsed: Vec<Result<Task, Disposition>> = batch.deliveries.iter().map(read).collect();
         let tasks: Vec<&Task> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
         let mut settled = self.engine.run(&tasks, shutdown).await?.into_iter();
 
@@ -92,7 +91,7 @@ impl Lane {
         for (delivery, parsed) in batch.deliveries.iter().zip(&parsed) {
             let disposition = match parsed {
                 Ok(_) => settled.next().map_or(Disposition::Done, |settled| dispose(settled, delivery.attempt)),
-                Err(invalid) => dead_letter_of(invalid),
+                Err(disposition) => disposition.clone(),
             };
             self.count(&disposition);
             outgoing.extend(self.messages(delivery, parsed.as_ref().ok(), disposition));
@@ -195,6 +194,15 @@ impl Lane {
         };
         counter!("offramp_commands_total", "lane" => self.kind.as_str(), "outcome" => outcome).increment(1);
     }
+}
+
+/// The task of a message, or what becomes of it without one.
+fn read(delivery: &Delivery) -> Result<Task, Disposition> {
+    if delivery.is_worn_out() {
+        let error = format!("came back {} times without an answer; it may end the process", delivery.delivery_count);
+        return Err(Disposition::DeadLetter { reason: "exhausted", error });
+    }
+    Command::parse(&delivery.body).map(Task::Command).map_err(|invalid| dead_letter_of(&invalid))
 }
 
 /// Whether it is an answer to `reply_to`: of what a lane publishes, all else is an event, or mandatory.
