@@ -28,6 +28,8 @@ use crate::store::{Store, StoreError};
 
 /// How many mails, and how many events, wait in memory. More wait in the database.
 const QUEUE_MAX: usize = 4096;
+/// With how many mails, or events, in memory no further ones are claimed.
+const CLAIMED_MAX: usize = 512;
 /// How long a lane waits for room in the queues, so that it does not run far ahead of a mail server that works.
 const OFFER_PATIENCE: Duration = Duration::from_secs(1);
 /// How many events are published, and how many entries are marked, at once.
@@ -72,10 +74,11 @@ impl Outbox {
         drop(timeout(OFFER_PATIENCE, offering).await);
     }
 
-    /// How many entries can be handed over without waiting.
+    /// How many entries to claim now: as many as will soon leave. What waits here for longer waits for its lease again, and
+    /// everything that waits here does when this process is killed.
     #[must_use]
     pub fn room(&self) -> usize {
-        let room = |queue: &async_channel::Sender<Leased>| QUEUE_MAX.saturating_sub(queue.len());
+        let room = |queue: &async_channel::Sender<Leased>| CLAIMED_MAX.saturating_sub(queue.len());
         room(&self.mails).min(room(&self.events))
     }
 
