@@ -28,10 +28,15 @@ use crate::store::{Store, StoreError};
 
 /// How many mails, and how many events, wait in memory. More wait in the database.
 const QUEUE_MAX: usize = 4096;
+/// With how many mails, or events, in memory no further ones are claimed.
+const CLAIMED_MAX: usize = 512;
 /// How long a lane waits for room in the queues, so that it does not run far ahead of a mail server that works.
 const OFFER_PATIENCE: Duration = Duration::from_secs(1);
 /// How many events are published, and how many entries are marked, at once.
 const BULK_MAX: usize = 512;
+/// How many entries may have left while others are being marked. They leave once more when this process is killed before it
+/// has marked them, so nothing leaves any more soon after the database has gone.
+const UNMARKED_MAX: usize = 128;
 /// How long a connection to the mail server is kept without a mail.
 const IDLE_MAX: Duration = Duration::from_secs(20);
 /// How long to wait before a server that is away is tried again: from the first to the longest. A random part up to the
@@ -72,10 +77,11 @@ impl Outbox {
         drop(timeout(OFFER_PATIENCE, offering).await);
     }
 
-    /// How many entries can be handed over without waiting.
+    /// How many entries to claim now: as many as will soon leave. What waits here for longer waits for its lease again, and
+    /// everything that waits here does when this process is killed.
     #[must_use]
     pub fn room(&self) -> usize {
-        let room = |queue: &async_channel::Sender<Leased>| QUEUE_MAX.saturating_sub(queue.len());
+        let room = |queue: &async_channel::Sender<Leased>| CLAIMED_MAX.saturating_sub(queue.len());
         room(&self.mails).min(room(&self.events))
     }
 
@@ -131,7 +137,7 @@ pub struct Dispatcher {
 pub fn outbox(lease: Duration) -> (Outbox, Dispatcher) {
     let (mails_in, mails) = async_channel::bounded(QUEUE_MAX);
     let (events_in, events) = async_channel::bounded(QUEUE_MAX);
-    let (settle, settled) = async_channel::bounded(2 * BULK_MAX);
+    let (settle, settled) = async_channel::bounded(UNMARKED_MAX);
     let mail_server_is_away = Arc::new(AtomicBool::new(false));
     let outbox = Outbox { mails: mails_in, events: events_in, mail_server_is_away: Arc::clone(&mail_server_is_away) };
     (outbox, Dispatcher { mails, events, mail_server_is_away, settled, settle, reserve: lease / 2 })

@@ -3,7 +3,7 @@
 //! The sweeper only looks for what may be due and hands it to the same [`Engine`] as every command; whether it is due is
 //! decided there, under the same version guard, so any number of workers may sweep at the same time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use chrono::Days;
@@ -26,6 +26,8 @@ use crate::store::{Collection, Store, StoreError};
 const CLAIM_EVERY: Duration = Duration::from_secs(2);
 /// From how many documents entries are claimed at once.
 const CLAIM_DOCUMENTS_MAX: usize = 256;
+/// How often to look for room for what may be claimed.
+const ROOM_EVERY: Duration = Duration::from_millis(100);
 /// How many documents that cannot be claimed from are passed over in one look.
 const PASSED_OVER_MAX: usize = 1000;
 
@@ -173,23 +175,25 @@ impl Sweeper {
 
     /// Takes entries whose lease ran out, as many as can be sent.
     async fn claim(&self, shutdown: &CancellationToken) -> Result<(), Cut> {
-        for collection in [Collection::Subscriptions, Collection::Accounts] {
-            let mut passing_over = Vec::new();
-            loop {
-                let documents = self.outbox.room().min(CLAIM_DOCUMENTS_MAX);
-                if documents == 0 || passing_over.len() > PASSED_OVER_MAX || shutdown.is_cancelled() {
-                    return Ok(());
+        let mut collections = VecDeque::from([(Collection::Subscriptions, vec![]), (Collection::Accounts, vec![])]);
+        // In turns: a backlog in one collection does not hold up the other.
+        while let Some((collection, mut passing_over)) = collections.pop_front() {
+            let documents = loop {
+                match self.outbox.room() {
+                    _ if shutdown.is_cancelled() => return Ok(()),
+                    0 => tokio::time::sleep(ROOM_EVERY).await,
+                    room => break room.min(CLAIM_DOCUMENTS_MAX),
                 }
-                let now = clock::now();
-                let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-                let limit = i64::try_from(documents).unwrap_or(i64::MAX);
-                let claimed = self.store.claim(collection, limit, &passing_over, &lease, now).await?;
-                if !claimed.found {
-                    break;
-                }
-                counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
-                passing_over.extend(claimed.unclaimable);
-                self.outbox.offer(claimed.entries).await;
+            };
+            let now = clock::now();
+            let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
+            let limit = i64::try_from(documents).unwrap_or(i64::MAX);
+            let claimed = self.store.claim(collection, limit, &passing_over, &lease, now).await?;
+            counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
+            passing_over.extend(claimed.unclaimable);
+            self.outbox.offer(claimed.entries).await;
+            if claimed.found && passing_over.len() <= PASSED_OVER_MAX {
+                collections.push_back((collection, passing_over));
             }
         }
         Ok(())

@@ -30,23 +30,30 @@ enum Fault {
     DatabaseFreeze,
     BrokerCut,
     BrokerStall,
+    BrokerMute,
     DatabaseCut,
     DatabaseStall,
+    DatabaseMute,
 }
 
 impl Fault {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::BrokerRestart,
         Self::DatabaseKill,
         Self::DatabaseFreeze,
         Self::BrokerCut,
         Self::BrokerStall,
+        Self::BrokerMute,
         Self::DatabaseCut,
         Self::DatabaseStall,
+        Self::DatabaseMute,
     ];
 
     fn is_of_database(self) -> bool {
-        matches!(self, Self::DatabaseKill | Self::DatabaseFreeze | Self::DatabaseCut | Self::DatabaseStall)
+        matches!(
+            self,
+            Self::DatabaseKill | Self::DatabaseFreeze | Self::DatabaseCut | Self::DatabaseStall | Self::DatabaseMute
+        )
     }
 
     fn name(self) -> &'static str {
@@ -56,8 +63,10 @@ impl Fault {
             Self::DatabaseFreeze => "mongod frozen for 10 s",
             Self::BrokerCut => "connections to RabbitMQ cut",
             Self::BrokerStall => "connections to RabbitMQ stalled",
+            Self::BrokerMute => "answers of RabbitMQ lost",
             Self::DatabaseCut => "connections to MongoDB cut",
             Self::DatabaseStall => "connections to MongoDB stalled",
+            Self::DatabaseMute => "answers of MongoDB lost",
         }
     }
 }
@@ -167,6 +176,8 @@ impl Chaos {
             Fault::DatabaseCut => self.database_line.cut(),
             Fault::BrokerStall => stall(&self.broker_line, a_while, rng.bool()).await,
             Fault::DatabaseStall => stall(&self.database_line, a_while, rng.bool()).await,
+            Fault::BrokerMute => lose_answers(&self.broker_line, a_while).await,
+            Fault::DatabaseMute => lose_answers(&self.database_line, a_while).await,
         }
     }
 
@@ -225,6 +236,14 @@ async fn stall(line: &Proxy, a_while: Duration, then_cut: bool) {
     if then_cut {
         line.cut();
     }
+    line.resume();
+}
+
+/// The server hears and does what it is asked, but its answers never arrive.
+async fn lose_answers(line: &Proxy, a_while: Duration) {
+    line.mute();
+    sleep(a_while).await;
+    line.cut();
     line.resume();
 }
 

@@ -27,6 +27,8 @@ const PAUSE_WANTED: Duration = Duration::from_secs(5);
 /// How soon after a mail was taken its sender must have been killed for that to be why it was not marked as sent. Far
 /// shorter than a lease, so that a worker that lives on and does not mark is found out.
 const MARKED_WITHIN: Duration = Duration::from_secs(5);
+/// How long a mail may be on its way to its server when its sender is killed.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// How many examples of each problem are told.
 const EXAMPLES_MAX: usize = 10;
 
@@ -123,8 +125,8 @@ impl Run {
                 let Some((server, answered)) = pair[0].mail else { continue };
                 let killed = kills
                     .iter()
-                    .filter(|(number, at)| *number == server && *at >= pair[0].at && *at <= pair[1].at)
-                    .map(|(_, at)| *at - pair[0].at)
+                    .filter(|(number, at)| *number == server && *at + ON_ITS_WAY >= pair[0].at && *at <= pair[1].at)
+                    .map(|(_, at)| at.saturating_duration_since(pair[0].at))
                     .min();
                 match killed {
                     _ if !answered => verdict.mails_after_drop += 1,

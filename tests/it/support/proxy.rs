@@ -32,7 +32,10 @@ pub struct Proxy {
 
 #[derive(Clone, Copy, PartialEq)]
 struct Weather {
-    stalled: bool,
+    /// Nothing passes to the client.
+    mute: bool,
+    /// Nothing passes to the server.
+    deaf: bool,
     /// Connections end when it changes.
     cuts: u32,
     /// Clients are told to close when it changes.
@@ -51,7 +54,7 @@ impl Proxy {
         let target = (host.to_owned(), port);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (weather, seen) = watch::channel(Weather { stalled: false, cuts: 0, closes: 0 });
+        let (weather, seen) = watch::channel(Weather { mute: false, deaf: false, cuts: 0, closes: 0 });
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (target, seen) = (target.clone(), seen.clone());
@@ -62,9 +65,11 @@ impl Proxy {
                     let mut until = seen.clone();
                     let cuts = until.borrow().cuts;
                     tokio::select! {
+                        // A cut comes first: what was held back by then is lost, even when all passes again at once.
+                        biased;
+                        _ = until.wait_for(|weather| weather.cuts != cuts) => {}
                         () = pass(client_in, server_out, seen.clone(), false) => {}
                         () = pass(server_in, client_out, seen, true) => {}
-                        _ = until.wait_for(|weather| weather.cuts != cuts) => {}
                     }
                 });
             }
@@ -97,12 +102,21 @@ impl Proxy {
 
     /// From now on nothing passes, and nothing ends: as when a cable is pulled.
     pub fn stall(&self) {
-        self.weather.send_modify(|weather| weather.stalled = true);
+        self.hold(true, true);
+    }
+
+    /// From now on the server hears everything, and no answer comes back.
+    pub fn mute(&self) {
+        self.hold(true, false);
     }
 
     /// Everything passes again, also what had been held.
     pub fn resume(&self) {
-        self.weather.send_modify(|weather| weather.stalled = false);
+        self.hold(false, false);
+    }
+
+    fn hold(&self, mute: bool, deaf: bool) {
+        self.weather.send_modify(|weather| (weather.mute, weather.deaf) = (mute, deaf));
     }
 }
 
@@ -138,7 +152,8 @@ async fn pass(
         if let Some(kind) = marked.filter(|_| !to_client).and_then(|at| buffer[..count].get_mut(at + NESTED.len())) {
             *kind = b'A';
         }
-        if seen.wait_for(|weather| !weather.stalled).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
+        let passes = |weather: &Weather| !if to_client { weather.mute } else { weather.deaf };
+        if seen.wait_for(passes).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
     }
