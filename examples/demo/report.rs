@@ -73,7 +73,10 @@ impl Observed {
         }
         let applied = self
             .document(step.document())
-            .map_or(0, |document| list(document, "applied").filter(|entry| text(entry, "id") == Some(id)).count());
+            .into_iter()
+            .flat_map(|document| list(document, "applied"))
+            .filter(|entry| text(entry, "id") == Some(id) && !entry.get_bool("unchanged").unwrap_or(false))
+            .count();
         let told_before = story.steps().take(index).filter(|earlier| earlier.id() == id).count();
         if applied > told_before { Outcome::Applied } else { Outcome::Unchanged }
     }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::domain::account::Account;
-use crate::domain::fold::{AccountDraft, SubscriptionDraft, World};
+use crate::domain::fold::{AccountDraft, Added, SubscriptionDraft, World};
 use crate::domain::subscription::{Details, Status, Subscription};
 
 use super::documents::{
@@ -270,8 +270,7 @@ fn update_subscription(
         draft.added.iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect();
     let history: Vec<HistoryDocument> =
         draft.added.iter().filter_map(|added| added.record.history.as_ref()).map(Into::into).collect();
-    let lists =
-        Lists { history, applied: applied(draft.added.iter().map(|added| &added.command), now), entries: &entries };
+    let lists = Lists { history, applied: applied(&draft.added, now), entries: &entries };
 
     let update = match &after.details {
         Some(details) => {
@@ -384,12 +383,7 @@ fn update_account(
         draft.added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
     let mut push = Document::new();
     insert_each(&mut push, "card_notices", &notices, Some(CARD_NOTICES_MAX))?;
-    insert_each(
-        &mut push,
-        "applied",
-        &applied(draft.added.iter().map(|added| &added.command), now),
-        Some(APPLIED_MAX),
-    )?;
+    insert_each(&mut push, "applied", &applied(&draft.added, now), Some(APPLIED_MAX))?;
     insert_each(&mut push, "outbox", &entries, None)?;
     Ok(GuardedUpdate {
         collection: Collection::Accounts,
@@ -401,13 +395,15 @@ fn update_account(
     })
 }
 
-fn applied<'a>(
-    commands: impl Iterator<Item = &'a Option<crate::domain::command::CommandRef>>,
-    now: DateTime<Utc>,
-) -> Vec<AppliedDocument> {
-    commands
-        .flatten()
-        .map(|command| AppliedDocument { key: command.key.clone(), at: now.into(), settled_at: None })
+fn applied<R>(added: &[Added<R>], now: DateTime<Utc>) -> Vec<AppliedDocument> {
+    added
+        .iter()
+        .filter_map(|added| {
+            let key = added.command.as_ref()?.key.clone();
+            // Whatever changes something is told to somebody.
+            let unchanged = added.notifications.is_empty() && added.events.is_empty();
+            Some(AppliedDocument { key, at: now.into(), unchanged, settled_at: None })
+        })
         .collect()
 }
 

@@ -123,6 +123,9 @@ pub struct AppliedDocument {
     /// When.
     #[schemars(with = "ExtendedJsonDate")]
     pub at: Instant,
+    /// Whether it asked for what was so already, and so changed nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unchanged: bool,
     /// In a tombstone: when the newest mail or event has left. It is deleted 30 days later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
