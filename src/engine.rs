@@ -25,8 +25,8 @@ use crate::store::{Collection, Need, Store, StoreError};
 const ROUNDS_MAX: usize = 20;
 /// How long to wait before the database is tried again: from the first to the longest.
 const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-/// How long a batch is held while the database is away. After that it is given back to the broker, which does not wait for
-/// ever for an ack.
+/// How long a batch is tried while the database takes writes but the work keeps failing. After that it is given back to the
+/// broker. (While the database takes no writes the batch is held, and this is not looked at.)
 const HOLD_MAX: Duration = Duration::from_secs(60);
 
 /// Decides tasks and writes what they change.
@@ -56,7 +56,7 @@ pub enum Interrupted {
     /// The program is stopping.
     #[error("stopping")]
     Stopping,
-    /// The database has been away for a minute.
+    /// The database takes writes, but the work has kept failing for a minute.
     #[error("MongoDB is away: {0}")]
     Away(String),
 }

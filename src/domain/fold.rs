@@ -155,11 +155,6 @@ impl World {
         self.organizations.insert(id, loaded);
     }
 
-    /// The accounts behind the subscriptions.
-    pub fn account_ids(&self) -> impl Iterator<Item = &AccountId> {
-        self.subscriptions.values().filter_map(Loaded::read).map(|draft| &draft.after.account_id)
-    }
-
     /// A subscription as it is after the tasks that were folded.
     #[must_use]
     pub fn subscription(&self, id: &SubscriptionId) -> Option<&Subscription> {
