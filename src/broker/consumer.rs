@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use backon::ExponentialBackoff;
-use futures_util::stream::Fuse;
+use futures_util::stream::{self, Chain, Fuse};
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
@@ -56,13 +56,15 @@ pub struct Consumer {
 /// A consumer that the broker knows.
 struct Open {
     session: Arc<Session>,
-    // lapin's stream must not be asked again after its end: it would wait for ever.
-    stream: Fuse<lapin::Consumer>,
-    /// Whether it takes messages one at a time. See [`Consumer::begin`].
-    careful: bool,
-    /// Whether nothing has been delivered yet.
-    fresh: bool,
+    tag: ShortString,
+    deliveries: Deliveries,
+    /// How many messages are sent ahead. See [`Consumer::begin`].
+    window: u16,
 }
+
+/// What an earlier consumer on the channel was sent, then what the present one is sent.
+// lapin's stream must not be asked again after its end: it would wait for ever.
+type Deliveries = Fuse<Chain<stream::Iter<std::vec::IntoIter<lapin::Result<Received>>>, lapin::Consumer>>;
 
 /// A channel with a consumer on it. Deliveries can only be acknowledged on the one they came over.
 pub(super) struct Session {
@@ -134,7 +136,7 @@ impl Consumer {
                     self.cancel().await;
                     return None;
                 }
-                first = open.stream.next() => first,
+                first = open.deliveries.next() => first,
             };
             let problem = match first {
                 Some(Ok(first)) => match self.begin(first, max).await {
@@ -158,25 +160,31 @@ impl Consumer {
     ///
     /// When a process ends, each message that was sent ahead to it comes back, and counts as returned once more. A message
     /// that ends every process that takes it would so drag hundreds of others to the broker's delivery limit, where all
-    /// become dead letters. Therefore each consumer begins with one message at a time, and has more sent ahead only at the
-    /// first that has not come back often. While the culprit is about, it comes first, and alone.
+    /// become dead letters. Therefore each consumer begins with one message at a time. While the messages that come first
+    /// have come back often, no more are sent ahead than were settled since then, and one: whatever ends the process, it has
+    /// then settled half of what came before the culprit, which is soon the first, and alone. At the first message that has
+    /// not come back often, the window opens.
     ///
     /// Lanes of one process are in the same boat: a message of another lane could come back as often, if the culprit were
     /// always the faster. So one that comes first and has come back more often still is held for a moment, not the same
     /// each time.
     async fn begin(&mut self, first: Received, max: usize) -> Result<Batch, String> {
         let Some(open) = self.open.as_mut() else { return Err(GONE.to_owned()) };
+        let settled = open.session.settled.load(Ordering::Acquire);
         let returns = delivery_count(&first.properties);
+        let mut trusted = self.prefetch;
         if returns >= SUSPICIOUS_RETURNS {
             let message_id = first.properties.message_id().as_ref().map(ShortString::as_str);
-            tracing::warn!(queue = self.queue, message_id, returns, "a message has come back often: one at a time");
-            if open.fresh && returns >= SUSPENSE_RETURNS {
+            tracing::warn!(queue = self.queue, message_id, returns, "a message has come back often");
+            if settled == 0 && returns >= SUSPENSE_RETURNS {
                 sleep(Duration::from_millis(fastrand::u64(..=SUSPENSE_MILLISECONDS_MAX))).await;
             }
-        } else if open.careful {
-            open.widen(&self.queue, self.prefetch).await.map_err(|error| error.to_string())?;
+            trusted = u16::try_from(settled + 1).unwrap_or(u16::MAX).min(self.prefetch);
         }
-        open.fresh = false;
+        let step = open.window.saturating_mul(2).min(self.prefetch);
+        if open.window < self.prefetch && trusted >= step {
+            open.widen(&self.queue, trusted).await.map_err(|error| error.to_string())?;
+        }
         open.collect(first, max).ok_or_else(|| GONE.to_owned())
     }
 
@@ -201,8 +209,7 @@ impl Consumer {
     /// Tells the broker to deliver no more. On failure there is nothing left to do: the connection is about to be closed.
     async fn cancel(&mut self) {
         if let Some(open) = self.open.take() {
-            let tag = open.stream.get_ref().tag();
-            let cancelling = open.session.channel.basic_cancel(tag, BasicCancelOptions::default());
+            let cancelling = open.session.channel.basic_cancel(open.tag.clone(), BasicCancelOptions::default());
             if let Err(error) = ask("cancel a consumer", cancelling).await {
                 tracing::debug!(queue = self.queue, %error, "consumer not cancelled");
             }
@@ -254,36 +261,38 @@ impl Consumer {
 
     async fn consume(&self, link: &Arc<Link>) -> Result<Open, BrokerError> {
         let channel = link.channel().await?;
-        let stream = consume(link, &channel, &self.queue, 1).await?;
+        let consumer = consume(link, &channel, &self.queue, 1).await?;
         let session =
             Session { channel, link: link.clone(), doubtful: AtomicBool::new(false), settled: AtomicU64::new(0) };
-        Ok(Open { session: Arc::new(session), stream, careful: true, fresh: true })
+        let (tag, deliveries) = (consumer.tag(), stream::iter(vec![]).chain(consumer).fuse());
+        Ok(Open { session: Arc::new(session), tag, deliveries, window: 1 })
     }
 }
 
 /// Has a queue delivered on a channel, so many messages ahead of our acks.
-async fn consume(
-    link: &Link,
-    channel: &Channel,
-    queue: &str,
-    prefetch: u16,
-) -> Result<Fuse<lapin::Consumer>, BrokerError> {
+async fn consume(link: &Link, channel: &Channel, queue: &str, prefetch: u16) -> Result<lapin::Consumer, BrokerError> {
     link.ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let queue = ShortString::try_new(queue).unwrap_or_default();
     let (tag, none) = (ShortString::default(), FieldTable::default());
     let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
-    Ok(link.ask("deliver from the queue", consuming).await?.fuse())
+    link.ask("deliver from the queue", consuming).await
 }
 
 impl Open {
     /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged.
-    async fn widen(&mut self, queue: &str, prefetch: u16) -> Result<(), BrokerError> {
+    async fn widen(&mut self, queue: &str, window: u16) -> Result<(), BrokerError> {
         let Session { link, channel, .. } = &*self.session;
-        // With its one message in our hands, it delivers no further one meanwhile.
-        let tag = self.stream.get_ref().tag();
-        link.ask("cancel a consumer", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
-        self.stream = consume(link, channel, queue, prefetch).await?;
-        self.careful = false;
+        let cancelling = channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
+        link.ask("cancel a consumer", cancelling).await?;
+        // What was sent ahead before it heard of that has arrived by now, and comes first.
+        let mut arrived = Vec::new();
+        while let Some(Some(delivery)) = self.deliveries.next().now_or_never() {
+            arrived.push(delivery);
+        }
+        let consumer = consume(link, channel, queue, window).await?;
+        self.tag = consumer.tag();
+        self.deliveries = stream::iter(arrived).chain(consumer).fuse();
+        self.window = window;
         Ok(())
     }
 
@@ -294,7 +303,7 @@ impl Open {
         let mut last_tag = first_tag;
         let mut deliveries = vec![Delivery::from(first)];
         while deliveries.len() < max {
-            match self.stream.next().now_or_never().flatten() {
+            match self.deliveries.next().now_or_never().flatten() {
                 Some(Ok(next)) => {
                     acker = next.acker.clone();
                     last_tag = next.delivery_tag;

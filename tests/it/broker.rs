@@ -641,7 +641,6 @@ async fn a_message_that_ends_each_process_that_takes_it_becomes_a_dead_letter_al
                             kills += 1;
                             continue 'life;
                         }
-                        assert_eq!(batch.deliveries.len(), 1);
                         let error = "It ended every process.";
                         let dead = poison.dead_letter(
                             &rabbit.topology,
@@ -679,6 +678,42 @@ async fn a_message_that_ends_each_process_that_takes_it_becomes_a_dead_letter_al
         assert_eq!(text(dead.properties.headers().as_ref().unwrap(), "offramp-reason"), "exhausted");
         assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
         publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn messages_that_came_back_often_are_soon_taken_in_batches_again() {
+    Rabbit::declared(async |rabbit| {
+        let texts: Vec<String> = (0..500).map(|index| index.to_string()).collect();
+        rabbit.commands(texts.iter().map(String::as_str)).await;
+        for _ in 0..6 {
+            let mut newest = None;
+            for _ in &texts {
+                let options = BasicGetOptions::default();
+                let message = rabbit.channel.basic_get(rabbit.queue().as_str().into(), options).await.unwrap();
+                newest = Some(message.expect("the message came back"));
+            }
+            newest.unwrap().nack(BasicNackOptions { requeue: true, multiple: true }).await.unwrap();
+            eventually("they are back", async || rabbit.count(&rabbit.queue()).await == 500).await;
+        }
+
+        let mut consumer = consumer(rabbit, &lane());
+        // Each of them once; RabbitMQ gives them back in no order.
+        let (mut batches, mut waiting) = (0, BTreeSet::from_iter(texts));
+        while !waiting.is_empty() {
+            let batch = next(&mut consumer).await;
+            assert!(batch.deliveries.iter().all(|delivery| delivery.delivery_count == 6));
+            batches += 1;
+            for body in bodies(&batch) {
+                assert!(waiting.remove(body), "{body}");
+            }
+            // What a worker does takes time, and more arrives meanwhile.
+            sleep(Duration::from_millis(10)).await;
+            batch.ack().await.unwrap();
+        }
+        assert!(batches < 60, "{batches} batches");
+        consumer.close().await;
     })
     .await;
 }
