@@ -193,6 +193,17 @@ pub struct WorkerSettings {
     )]
     pub lease: Duration,
 
+    /// Seconds that messages in hand are kept while MongoDB is away, before they go back to the queue, 1 to 1200
+    #[arg(
+        long = "hold-seconds",
+        env = "OFFRAMP_HOLD_SECONDS",
+        hide_env_values = true,
+        value_name = "SECONDS",
+        default_value = "60",
+        value_parser = setting(seconds::<1, 1200>)
+    )]
+    pub hold: Duration,
+
     /// Seconds that work in hand gets to finish when the worker is asked to stop, 1 to 600
     #[arg(
         long = "shutdown-seconds",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -25,9 +25,6 @@ use crate::store::{Collection, Need, Store, StoreError};
 const ROUNDS_MAX: usize = 20;
 /// How long to wait before the database is tried again: from the first to the longest.
 const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
-/// How long a batch is tried while the database takes writes but the work keeps failing. After that it is given back to the
-/// broker. (While the database takes no writes the batch is held, and this is not looked at.)
-const HOLD_MAX: Duration = Duration::from_secs(60);
 
 /// Decides tasks and writes what they change.
 #[derive(Clone, Debug)]
@@ -36,6 +33,7 @@ pub struct Engine {
     outbox: Outbox,
     source: Arc<str>,
     lease: Duration,
+    hold: Duration,
     ready: Arc<ReadyHandle>,
     /// Held by the one that looks whether the database is back.
     probe: Arc<Mutex<()>>,
@@ -56,17 +54,24 @@ pub enum Interrupted {
     /// The program is stopping.
     #[error("stopping")]
     Stopping,
-    /// The database takes writes, but the work has kept failing for a minute.
+    /// The database has been away for longer than tasks are held.
     #[error("MongoDB is away: {0}")]
     Away(String),
 }
 
 impl Engine {
-    /// `source` is the `source` of events; an outbox entry belongs to this process for `lease`; `ready` is told whether the
-    /// database answers.
+    /// `source` is the `source` of events; an outbox entry belongs to this process for `lease`; tasks are held for `hold`
+    /// while the database is away; `ready` is told whether it answers.
     #[must_use]
-    pub fn new(store: Store, outbox: Outbox, source: &str, lease: Duration, ready: ReadyHandle) -> Self {
-        Self { store, outbox, source: source.into(), lease, ready: Arc::new(ready), probe: Arc::default() }
+    pub fn new(
+        store: Store,
+        outbox: Outbox,
+        source: &str,
+        lease: Duration,
+        hold: Duration,
+        ready: ReadyHandle,
+    ) -> Self {
+        Self { store, outbox, source: source.into(), lease, hold, ready: Arc::new(ready), probe: Arc::default() }
     }
 
     /// Decides tasks in order and writes what they change, holding them while the database is away. The answers are in the
@@ -75,7 +80,7 @@ impl Engine {
     /// # Errors
     /// [`Interrupted`] when the program stops, or the database stays away.
     pub async fn run(&self, tasks: &[&Task], shutdown: &CancellationToken) -> Result<Vec<Settled>, Interrupted> {
-        let begin = Instant::now();
+        let hold_until = Instant::now() + self.hold;
         let mut delays = retry_delays();
         loop {
             let error = match self.try_run(tasks).await {
@@ -87,14 +92,14 @@ impl Engine {
                 Err(StoreError::Unavailable(error)) => error,
             };
             self.report(&error);
-            if begin.elapsed() > HOLD_MAX {
-                return Err(Interrupted::Away(error));
-            }
-            tokio::select! {
-                () = tokio::time::sleep(delays.next().unwrap_or(RETRY_EVERY.1)) => {}
-                () = shutdown.cancelled() => return Err(Interrupted::Stopping),
-            }
-            self.wait_for_database(shutdown).await?;
+            let waiting = async {
+                tokio::select! {
+                    () = tokio::time::sleep(delays.next().unwrap_or(RETRY_EVERY.1)) => {}
+                    () = shutdown.cancelled() => return Err(Interrupted::Stopping),
+                }
+                self.wait_for_database(shutdown).await
+            };
+            timeout_at(hold_until, waiting).await.unwrap_or(Err(Interrupted::Away(error)))?;
         }
     }
 

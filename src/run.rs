@@ -141,7 +141,7 @@ impl Worker {
         let watched = publisher.clone();
         readiness.watch("publisher", move || watched.status());
         let (outbox, dispatcher): (Outbox, Dispatcher) = outbox(pace.lease);
-        let engine = Engine::new(store.clone(), outbox.clone(), &pace.source, pace.lease, database_ready);
+        let engine = Engine::new(store.clone(), outbox.clone(), &pace.source, pace.lease, pace.hold, database_ready);
         let dispatcher = tokio::spawn(dispatcher.run(
             store.clone(),
             publisher.clone(),

@@ -75,6 +75,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.worker.batch_max, 256);
     assert_eq!(settings.worker.sweep, Duration::from_secs(60));
     assert_eq!(settings.worker.lease, Duration::from_secs(180));
+    assert_eq!(settings.worker.hold, Duration::from_secs(60));
     assert_eq!(settings.worker.shutdown, Duration::from_secs(25));
     assert_eq!(settings.http.http_addr.to_string(), "127.0.0.1:9464");
     let log = parse(&["run"], &[]).unwrap().log;

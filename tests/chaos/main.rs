@@ -94,11 +94,8 @@ async fn main() -> ExitCode {
     drop(world.watch_events().await);
     let world = Arc::new(world);
 
-    let (amqp_url, mongodb_url) = (setting("OFFRAMP_AMQP_URL", ""), world.mongodb_url.clone());
-    let (broker_line, amqp_url) = line_to(&amqp_url).await;
-    let (database_line, mongodb_url) = line_to(&mongodb_url).await;
-    // Without this the driver asks the replica set where it is, and goes there.
-    let mongodb_url = mongodb_url.replace("replicaSet=rs0", "directConnection=true");
+    let (broker_line, amqp_url) = Proxy::in_front_of(&setting("OFFRAMP_AMQP_URL", "")).await;
+    let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
 
     let fleet = Fleet::start(Arc::clone(&world), amqp_url.clone(), mongodb_url, arguments.logs).await;
     let observer = Observer::new(Arc::clone(&plan), SENDER);
@@ -141,15 +138,6 @@ async fn main() -> ExitCode {
         println!("the database and the queues stay as they are, under the name {}", world.prefix);
         ExitCode::FAILURE
     }
-}
-
-/// A proxy in front of the server that a URL names, and the URL of the proxy.
-async fn line_to(url: &str) -> (Proxy, String) {
-    let mut parsed = url::Url::parse(url).unwrap();
-    let line = Proxy::to(parsed.host_str().unwrap(), parsed.port().unwrap()).await;
-    parsed.set_host(Some("127.0.0.1")).unwrap();
-    parsed.set_port(Some(line.address().port())).unwrap();
-    (line, parsed.to_string())
 }
 
 async fn tell_how_it_goes(plan: Arc<Plan>, observer: Observer) {

@@ -8,6 +8,7 @@ mod cli;
 mod mail;
 mod model;
 mod operators;
+mod outages;
 mod shutdown;
 mod story;
 mod support;

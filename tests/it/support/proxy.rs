@@ -77,6 +77,22 @@ impl Proxy {
         Self { address, weather }
     }
 
+    /// A proxy in front of the server of a URL, and the URL that leads through it.
+    pub async fn in_front_of(url: &str) -> (Self, String) {
+        let mut url = url::Url::parse(url).unwrap();
+        let proxy = Self::to(url.host_str().unwrap(), url.port().unwrap()).await;
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(proxy.address.port())).unwrap();
+        (proxy, url.into())
+    }
+
+    /// The same for MongoDB.
+    pub async fn in_front_of_mongodb(url: &str) -> (Self, String) {
+        let (proxy, url) = Self::in_front_of(url).await;
+        // Otherwise the driver asks the replica set where it is, and goes there.
+        (proxy, url.replace("replicaSet=rs0", "directConnection=true"))
+    }
+
     /// The broker, seen through this proxy.
     pub fn broker(&self, name: &str) -> Broker {
         let mut url = url::Url::parse(&amqp_url()).unwrap();
