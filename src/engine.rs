@@ -23,8 +23,9 @@ use crate::store::{Collection, Need, Store, StoreError};
 
 /// How often a document that others keep changing is read again before its tasks count as failed.
 const ROUNDS_MAX: usize = 20;
-/// How long to wait before the database is tried again: from the first to the longest.
-const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// How long to wait before the database is tried again: from the first to the longest. A random part up to the same
+/// length is added.
+const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 
 /// Decides tasks and writes what they change.
 #[derive(Clone, Debug)]

@@ -26,6 +26,7 @@ const JUST_BACK: Duration = Duration::from_secs(3);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     BrokerRestart,
+    BrokerAlarm,
     DatabaseKill,
     DatabaseFreeze,
     BrokerCut,
@@ -37,8 +38,9 @@ enum Fault {
 }
 
 impl Fault {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::BrokerRestart,
+        Self::BrokerAlarm,
         Self::DatabaseKill,
         Self::DatabaseFreeze,
         Self::BrokerCut,
@@ -59,6 +61,7 @@ impl Fault {
     fn name(self) -> &'static str {
         match self {
             Self::BrokerRestart => "RabbitMQ restarted",
+            Self::BrokerAlarm => "RabbitMQ short of memory",
             Self::DatabaseKill => "mongod killed and restarted",
             Self::DatabaseFreeze => "mongod frozen for 10 s",
             Self::BrokerCut => "connections to RabbitMQ cut",
@@ -152,8 +155,8 @@ impl Chaos {
                 if fault.is_of_database() {
                     self.database_away.lock().unwrap().push((began, back));
                 }
-                let pause = self.fleet.lanes_run(back, PAUSE_MAX).await;
-                self.note(fault.name(), back - began, pause);
+                let (pause, last) = self.fleet.lanes_run(back, PAUSE_MAX).await;
+                self.note(fault.name(), back - began, pause, last);
                 sleep(BREATHER).await;
             }
         }
@@ -163,6 +166,11 @@ impl Chaos {
         let a_while = Duration::from_millis(rng.u64(1_000..6_000));
         match fault {
             Fault::BrokerRestart => services(&["restart", "rabbitmq"]).await,
+            Fault::BrokerAlarm => {
+                services(&["alarm", "rabbitmq"]).await;
+                sleep(a_while).await;
+                services(&["relieve", "rabbitmq"]).await;
+            }
             Fault::DatabaseKill => {
                 services(&["kill", "mongodb"]).await;
                 services(&["start", "mongodb"]).await;
@@ -200,7 +208,7 @@ impl Chaos {
                 while self.observer.newest_mail().is_none_or(|at| at < back) && back.elapsed() < PAUSE_MAX {
                     sleep(Duration::from_millis(50)).await;
                 }
-                self.note(fault.name(), lasted, back.elapsed());
+                self.note(fault.name(), lasted, back.elapsed(), "mails");
             }
         }
     }
@@ -220,8 +228,10 @@ impl Chaos {
         }
     }
 
-    fn note(&self, name: &'static str, lasted: Duration, pause: Duration) {
-        say!("{name:<38} lasted {:4.1} s, pause after it {:4.1} s", lasted.as_secs_f64(), pause.as_secs_f64());
+    /// `last` is what ran last again.
+    fn note(&self, name: &'static str, lasted: Duration, pause: Duration, last: &str) {
+        let (lasted, seconds) = (lasted.as_secs_f64(), pause.as_secs_f64());
+        say!("{name:<38} lasted {lasted:4.1} s, pause after it {seconds:4.1} s ({last})");
         let mut accounts = self.accounts.lock().unwrap();
         let account = accounts.entry(name).or_default();
         account.times += 1;

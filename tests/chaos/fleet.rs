@@ -152,16 +152,19 @@ impl Fleet {
         }
     }
 
-    /// Waits until every lane has settled a message after `moment`, for at most `patience`; how long that took.
-    pub async fn lanes_run(&self, moment: Instant, patience: Duration) -> Duration {
+    /// Waits until every lane has settled a message after `moment`, for at most `patience`; how long that took, and which
+    /// lane was the last.
+    pub async fn lanes_run(&self, moment: Instant, patience: Duration) -> (Duration, &'static str) {
         loop {
             let progress = self.progress.lock().unwrap().clone();
-            let pauses = LANES.map(|lane| progress.get(lane).and_then(|at| at.checked_duration_since(moment)));
-            if let Some(pauses) = pauses.into_iter().collect::<Option<Vec<_>>>() {
-                return pauses.into_iter().max().unwrap_or_default();
+            let pause = |lane| progress.get(lane).and_then(|at: &Instant| at.checked_duration_since(moment));
+            let pauses = LANES.map(|lane| (pause(lane).unwrap_or(Duration::MAX), lane));
+            let last = pauses.into_iter().max().unwrap();
+            if last.0 != Duration::MAX {
+                return last;
             }
             if moment.elapsed() > patience {
-                return patience;
+                return (patience, last.1);
             }
             sleep(LOOK_EVERY).await;
         }

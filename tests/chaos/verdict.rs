@@ -16,7 +16,7 @@ use offramp::store::documents::{AccountDocument, SentDocument, SubscriptionDocum
 use offramp::store::outbox::Content;
 
 use crate::faults::{Account as FaultAccount, Chaos};
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, LEASE_SECONDS};
 use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::support::world::World;
@@ -24,9 +24,9 @@ use crate::upstream::Upstream;
 
 /// How long after a server's return the lanes may still stand.
 const PAUSE_WANTED: Duration = Duration::from_secs(5);
-/// How soon after a mail was taken its sender must have been killed for that to be why it was not marked as sent. Far
-/// shorter than a lease, so that a worker that lives on and does not mark is found out.
-const MARKED_WITHIN: Duration = Duration::from_secs(5);
+/// How soon after a mail was taken its sender must have been killed for that to be why it was not marked as sent. Shorter
+/// than a lease, so that a worker that lives on and does not mark is found out.
+const MARKED_WITHIN: Duration = Duration::from_secs(LEASE_SECONDS / 2);
 /// How long a mail may be on its way to its server when its sender is killed.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// How many examples of each problem are told.
