@@ -18,8 +18,9 @@ demo: cargo services-up ## start servers, build, and show a story of cancellatio
 	@$(with_services) cargo run --quiet --locked --example demo
 
 .PHONY: test
-test: cargo services-up ## start servers, and run every test against them, unit and integration
+test: cargo services-up ## start servers, and run every test against them, unit and integration; then a minute of chaos
 	@$(with_services) cargo test --locked
+	@$(MAKE) --no-print-directory chaos SECONDS=60 PROFILE=dev
 
 # The servers of `make chaos`, which kills them: none but its own. With Docker, under another name and on other ports.
 chaos_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/chaos OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools \
@@ -27,11 +28,12 @@ chaos_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/chaos OFFRAMP_
 	MAILPIT_PORT=8125 &&
 SECONDS ?= 300
 SEED ?=
+PROFILE ?= release
 
 .PHONY: chaos
 chaos: cargo ## break everything for SECONDS=300, then look for what was lost or done twice (SEED=… again)
 	@$(chaos_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
-	cargo test --locked --test chaos -- --seconds $(SECONDS) $(addprefix --seed ,$(SEED)) --logs .services/chaos/log
+	cargo test --locked --profile $(PROFILE) --test chaos -- --seconds $(SECONDS) $(addprefix --seed ,$(SEED)) --logs .services/chaos/log
 
 .PHONY: check
 check: cargo ## formatting, lints and documentation, each without a warning
