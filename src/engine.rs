@@ -5,10 +5,9 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use chrono::{DateTime, Utc};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -17,14 +16,14 @@ use crate::domain::command::CommandBody;
 use crate::domain::fold::{Task, Verdict, World};
 use crate::http::ReadyHandle;
 use crate::outbox::Outbox;
+use crate::pauses::Pauses;
 use crate::store::commit::{self, Committed};
 use crate::store::outbox::Lease;
 use crate::store::{Collection, Need, Store, StoreError};
 
 /// How often a document that others keep changing is read again before its tasks count as failed.
 const ROUNDS_MAX: usize = 20;
-/// How long to wait before the database is tried again: from the first to the longest. A random part up to the same
-/// length is added.
+/// How long to wait before the database is tried again: from the first to the longest, see [`Pauses`].
 const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 
 /// Decides tasks and writes what they change.
@@ -82,7 +81,7 @@ impl Engine {
     /// [`Interrupted`] when the program stops, or the database stays away.
     pub async fn run(&self, tasks: &[&Task], shutdown: &CancellationToken) -> Result<Vec<Settled>, Interrupted> {
         let hold_until = Instant::now() + self.hold;
-        let mut delays = retry_delays();
+        let mut pauses = Pauses::between(RETRY_EVERY);
         loop {
             let error = match self.try_run(tasks).await {
                 Ok(settled) => {
@@ -95,7 +94,7 @@ impl Engine {
             self.report(&error);
             let waiting = async {
                 tokio::select! {
-                    () = tokio::time::sleep(delays.next().unwrap_or(RETRY_EVERY.1)) => {}
+                    () = sleep(pauses.next_pause()) => {}
                     () = shutdown.cancelled() => return Err(Interrupted::Stopping),
                 }
                 self.wait_for_database(shutdown).await
@@ -122,14 +121,12 @@ impl Engine {
     pub async fn wait_for_database(&self, shutdown: &CancellationToken) -> Result<(), Interrupted> {
         let waiting = async {
             let _asking = self.probe.lock().await;
-            for delay in retry_delays() {
-                // Not only a server that answers, but one that takes writes: otherwise the wait would end at once, and
-                // each time the messages in hand would go back and come again, which the broker counts.
-                match self.store.wait_for_majority().await {
-                    Ok(()) => break,
-                    Err(error) => self.report(&error.to_string()),
-                }
-                tokio::time::sleep(delay).await;
+            let mut pauses = Pauses::between(RETRY_EVERY);
+            // Not only a server that answers, but one that takes writes: otherwise the wait would end at once, and
+            // each time the messages in hand would go back and come again, which the broker counts.
+            while let Err(error) = self.store.wait_for_majority().await {
+                self.report(&error.to_string());
+                sleep(pauses.next_pause()).await;
             }
         };
         tokio::select! {
@@ -200,16 +197,6 @@ fn fold(world: &mut World, task: &Task, now: DateTime<Utc>) -> Settled {
         Ok(verdict) => Settled::Decided(verdict),
         Err(_) => Settled::Failed("the rules broke on this; it is a mistake in the program".to_owned()),
     }
-}
-
-fn retry_delays() -> ExponentialBackoff {
-    let (first, longest) = RETRY_EVERY;
-    ExponentialBuilder::default()
-        .with_min_delay(first)
-        .with_max_delay(longest)
-        .without_max_times()
-        .with_jitter()
-        .build()
 }
 
 /// The documents that tasks need.

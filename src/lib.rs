@@ -15,6 +15,7 @@ pub mod jsonl;
 pub mod logging;
 pub mod mail;
 pub mod outbox;
+pub mod pauses;
 pub mod run;
 pub mod schemas;
 pub mod store;

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
 use tokio::task::JoinSet;
@@ -21,6 +20,7 @@ use crate::domain::notification::Notification;
 use crate::mail::message::{Sender, compose};
 use crate::mail::smtp::{MailConnection, SendError, Transport};
 use crate::mail::templates::Templates;
+use crate::pauses::Pauses;
 use crate::store::documents::SentDocument;
 use crate::store::leases::{Fate, Mark};
 use crate::store::outbox::{Content, Leased, MailDocument};
@@ -193,7 +193,7 @@ struct Postman {
 
 impl Postman {
     async fn run(mut self) {
-        let mut delays = reconnect_delays();
+        let mut pauses = Pauses::between(RECONNECT_EVERY);
         loop {
             let leased = match timeout(IDLE_MAX, self.mails.recv()).await {
                 Ok(Ok(leased)) => leased,
@@ -214,9 +214,9 @@ impl Postman {
             }
             self.mail_server_is_away.store(is_away, Ordering::Relaxed);
             if is_away {
-                tokio::time::sleep(delays.next().unwrap_or(RECONNECT_EVERY.1)).await;
+                tokio::time::sleep(pauses.next_pause()).await;
             } else {
-                delays = reconnect_delays();
+                pauses = Pauses::between(RECONNECT_EVERY);
             }
         }
         self.connection.quit().await;
@@ -301,13 +301,13 @@ async fn publish_events(
 /// Marks entries, as many at once as there are. While the database is away they wait here, and senders wait for room.
 async fn mark(settled: async_channel::Receiver<Mark>, store: Store) {
     while let Some(bulk) = take_bulk(&settled).await {
-        let mut delays = reconnect_delays();
+        let mut pauses = Pauses::between(RECONNECT_EVERY);
         loop {
             match store.settle(&bulk).await {
                 Ok(()) => break,
                 Err(StoreError::Unavailable(error)) => {
                     tracing::warn!(%error, entries = bulk.len(), "what was sent cannot be marked yet");
-                    tokio::time::sleep(delays.next().unwrap_or(RECONNECT_EVERY.1)).await;
+                    tokio::time::sleep(pauses.next_pause()).await;
                 }
                 Err(StoreError::Refused(error)) => {
                     tracing::error!(%error, entries = bulk.len(), "what was sent cannot be marked; it will be sent again");
@@ -352,16 +352,6 @@ fn put_off_until(now: DateTime<Utc>, attempts: i32) -> DateTime<Utc> {
     let seconds = first.saturating_mul(1 << attempts.clamp(0, 20)).min(longest);
     let jitter = TimeDelta::milliseconds(i64::try_from(Uuid::new_v4().as_u128() % 1000).unwrap_or(0) * seconds / 4);
     now + TimeDelta::seconds(seconds) + jitter
-}
-
-fn reconnect_delays() -> backon::ExponentialBackoff {
-    let (first, longest) = RECONNECT_EVERY;
-    ExponentialBuilder::default()
-        .with_min_delay(first)
-        .with_max_delay(longest)
-        .without_max_times()
-        .with_jitter()
-        .build()
 }
 
 fn count(mail: &MailDocument, fate: &Fate) {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -17,14 +16,15 @@ use crate::engine::Engine;
 use crate::http::{self, Readiness, ReadyHandle};
 use crate::mail::Transport;
 use crate::outbox::{Dispatcher, Outbox, Writer, outbox};
+use crate::pauses::Pauses;
 use crate::store::{Store, StoreError};
 use crate::sweeper::Sweeper;
 use crate::worker::Lane;
 
 /// How many messages the broker sends ahead, in batches: the next batch waits in memory while one is worked on.
 const PREFETCH_BATCHES: usize = 2;
-/// How long to wait before a server that is away at the start is tried again: from the first to the longest.
-/// A random part up to the same length is added.
+/// How long to wait before a server that is away at the start is tried again: from the first to the longest, see
+/// [`Pauses`].
 const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
 
 /// Everything that a worker works with.
@@ -88,13 +88,7 @@ pub async fn run(
 async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, RunError> {
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
-    let (first, longest) = START_EVERY;
-    let mut delays = ExponentialBuilder::default()
-        .with_min_delay(first)
-        .with_max_delay(longest)
-        .without_max_times()
-        .with_jitter()
-        .build();
+    let mut pauses = Pauses::between(START_EVERY);
     loop {
         match parts.topology.declare(&parts.broker).await {
             Ok(_) => break,
@@ -104,7 +98,7 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, Ru
             }
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(delays.next().unwrap_or(longest)).await;
+        tokio::time::sleep(pauses.next_pause()).await;
     }
     // From here on each lane answers for its own connection.
     broker_ready.retire();
@@ -117,7 +111,7 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, Ru
             }
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(delays.next().unwrap_or(longest)).await;
+        tokio::time::sleep(pauses.next_pause()).await;
     }
     database_ready.ready();
     Ok(database_ready)

@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use metrics::{counter, histogram};
 use tokio_util::sync::CancellationToken;
 
@@ -17,13 +16,14 @@ use crate::domain::decide::Rejection;
 use crate::domain::event::{self, CloudEvent, CommandRejected, EffectIds};
 use crate::domain::fold::{Missing, Rejected, Task, Verdict};
 use crate::engine::{Engine, Interrupted, Settled};
+use crate::pauses::Pauses;
 
 /// How often a command waits for something that may still be on its way (contract §4 *wait*: 5 s, 30 s, 2 min).
 const WAITS_MAX: u32 = 3;
 /// How often a failed command is tried again (contract §7).
 const RETRIES_MAX: u32 = 5;
-/// How long to wait before a copy that the broker did not take is published again: from the first to the longest.
-/// A random part up to the same length is added.
+/// How long to wait before a copy that the broker did not take is published again: from the first to the longest,
+/// see [`Pauses`].
 const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 
 /// One work queue and what it takes to work it off.
@@ -147,13 +147,7 @@ impl Lane {
         batch: &Batch,
         shutdown: &CancellationToken,
     ) -> Result<(), Interrupted> {
-        let (first, longest) = REPUBLISH_EVERY;
-        let mut delays = ExponentialBuilder::default()
-            .with_min_delay(first)
-            .with_max_delay(longest)
-            .without_max_times()
-            .with_jitter()
-            .build();
+        let mut pauses = Pauses::between(REPUBLISH_EVERY);
         while !outgoing.is_empty() {
             let results = self.publisher.publish_all(&outgoing).await;
             let mut newest = None;
@@ -178,7 +172,7 @@ impl Lane {
                 return Err(Interrupted::Stopping);
             }
             tokio::select! {
-                () = tokio::time::sleep(delays.next().unwrap_or(longest)) => {}
+                () = tokio::time::sleep(pauses.next_pause()) => {}
                 () = shutdown.cancelled() => return Err(Interrupted::Stopping),
             }
         }

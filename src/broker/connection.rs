@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_rs::Tokio;
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use lapin::tcp::{RustlsConnector, RustlsConnectorConfig};
 use lapin::types::{LongString, ShortString};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
@@ -37,10 +36,8 @@ const CLOSE_SECONDS_MAX: u64 = 2;
 const LOOK_MILLISECONDS: u64 = 100;
 /// The heartbeat that we ask for, in seconds. A peer silent for twice as long is taken for dead.
 const HEARTBEAT_SECONDS: u16 = 10;
-/// The first pause before trying again, in milliseconds; a random part up to the same length is added.
-const BACKOFF_MILLISECONDS_MIN: u64 = 100;
-/// The longest pause before trying again, in milliseconds, before the random part (so at most twice this).
-const BACKOFF_MILLISECONDS_MAX: u64 = 1_500;
+/// How long to wait before trying again to connect: from the first to the longest, see [`crate::pauses`].
+pub(super) const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 
 /// The codes with which the broker refuses a user or a virtual host: `ACCESS_REFUSED`, `NOT_ALLOWED`.
 const DENIED_CODES: [u16; 2] = [403, 530];
@@ -391,21 +388,6 @@ pub(super) fn explain(error: &lapin::Error) -> String {
     }
 }
 
-/// The pauses between attempts: growing, each with a random part, so that many workers do not come back at once.
-pub(super) fn backoff() -> ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_jitter()
-        .with_min_delay(Duration::from_millis(BACKOFF_MILLISECONDS_MIN))
-        .with_max_delay(Duration::from_millis(BACKOFF_MILLISECONDS_MAX))
-        .without_max_times()
-        .build()
-}
-
-/// The next pause of a [`backoff`], which never ends.
-pub(super) fn next_pause(backoff: &mut ExponentialBackoff) -> Duration {
-    backoff.next().unwrap_or(Duration::from_millis(BACKOFF_MILLISECONDS_MAX))
-}
-
 /// Counts a connection made: more than one for each purpose means that one was lost.
 pub(super) fn count_connection(purpose: &str) {
     metrics::counter!("offramp_broker_connections_total", "purpose" => purpose.to_owned()).increment(1);
@@ -419,15 +401,5 @@ mod tests {
     fn certificates_that_are_none_are_named() {
         let error = Tls::new(Some(b"nothing"), None).unwrap_err().to_string();
         assert_eq!(error, "TLS: the file of certificate authorities holds no certificate in PEM form");
-    }
-
-    #[test]
-    fn pauses_stay_within_their_bounds() {
-        let mut backoff = backoff();
-        for _ in 0..50 {
-            let pause = next_pause(&mut backoff);
-            assert!(pause >= Duration::from_millis(BACKOFF_MILLISECONDS_MIN), "{pause:?}");
-            assert!(pause <= Duration::from_millis(2 * BACKOFF_MILLISECONDS_MAX), "{pause:?}");
-        }
     }
 }

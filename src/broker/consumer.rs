@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use backon::ExponentialBackoff;
 use futures_util::stream::{self, Chain, Fuse};
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Received;
@@ -19,10 +18,11 @@ use lapin::{Acker, Channel};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Broker, BrokerError, Link, ask, backoff, count_connection, explain, next_pause};
+use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, ask, count_connection, explain};
 use super::delivery::{Delivery, delivery_count};
 use super::health::LaneHealth;
 use super::topology::{Topology, TopologyError};
+use crate::pauses::Pauses;
 
 /// The most deliveries that the broker may send ahead of our acks: quorum queues take no more.
 pub const PREFETCH_MAX: u16 = 2_000;
@@ -48,7 +48,7 @@ pub struct Consumer {
     health: LaneHealth,
     link: Option<Arc<Link>>,
     open: Option<Open>,
-    backoff: ExponentialBackoff,
+    pauses: Pauses,
     /// How long to wait before the next attempt; none before the first.
     pause: Option<Duration>,
 }
@@ -105,7 +105,7 @@ impl Consumer {
             health,
             link: None,
             open: None,
-            backoff: backoff(),
+            pauses: Pauses::between(RECONNECT_EVERY),
             pause: None,
         }
     }
@@ -141,7 +141,7 @@ impl Consumer {
             let problem = match first {
                 Some(Ok(first)) => match self.begin(first, max).await {
                     Ok(batch) => {
-                        self.backoff = backoff();
+                        self.pauses = Pauses::between(RECONNECT_EVERY);
                         return Some(batch);
                     }
                     Err(problem) => problem,
@@ -152,7 +152,7 @@ impl Consumer {
             tracing::warn!(queue = self.queue, problem, "consumer lost");
             self.open = None;
             self.health.connecting(Some(problem));
-            self.pause = Some(next_pause(&mut self.backoff));
+            self.pause = Some(self.pauses.next_pause());
         }
     }
 
@@ -232,7 +232,7 @@ impl Consumer {
                     let problem = error.to_string();
                     tracing::warn!(queue = self.queue, problem, "not consuming, trying again");
                     self.health.connecting(Some(problem));
-                    self.pause = Some(next_pause(&mut self.backoff));
+                    self.pause = Some(self.pauses.next_pause());
                 }
             }
         }

@@ -6,7 +6,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backon::ExponentialBackoff;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::BasicReturnMessage;
@@ -17,9 +16,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
-use super::connection::{Broker, BrokerError, Link, backoff, code, count_connection, explain, next_pause};
+use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, code, count_connection, explain};
 use super::delivery::Outgoing;
 use super::topology::Topology;
+use crate::pauses::Pauses;
 
 /// From the call to the last confirm, in seconds, reconnecting included.
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
@@ -51,7 +51,7 @@ struct Inner {
 #[derive(Default)]
 struct Current {
     link: Option<Arc<Link>>,
-    backoff: Option<ExponentialBackoff>,
+    pauses: Option<Pauses>,
 }
 
 /// A channel in confirm mode, used by one call at a time: so every confirm and every return on it belongs to that call.
@@ -219,7 +219,7 @@ impl Publisher {
             match open(&link).await {
                 Ok(channel) => {
                     let mut current = self.0.current.lock().await;
-                    current.backoff = None;
+                    current.pauses = None;
                     drop(current);
                     return Ok(Slot { channel, link });
                 }
@@ -239,9 +239,9 @@ impl Publisher {
         }
         loop {
             current.link = None;
-            match &mut current.backoff {
-                Some(backoff) => sleep(next_pause(backoff)).await,
-                none => *none = Some(backoff()),
+            match &mut current.pauses {
+                Some(pauses) => sleep(pauses.next_pause()).await,
+                none => *none = Some(Pauses::between(RECONNECT_EVERY)),
             }
             match self.0.broker.connect("publisher").await {
                 Ok(link) => {

@@ -96,7 +96,7 @@ fn every_setting_is_a_variable_and_a_flag_of_the_same_name() {
         assert!(arg.get_help().is_some() && arg.get_help_heading().is_some(), "{name}");
         names.push(name);
     }
-    assert_eq!(names.len(), 15, "{names:?}");
+    assert_eq!(names.len(), 16, "{names:?}");
 }
 
 #[test]
