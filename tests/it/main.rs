@@ -12,3 +12,5 @@ mod shutdown;
 mod story;
 mod support;
 mod time;
+#[cfg(target_os = "linux")]
+mod tls;
