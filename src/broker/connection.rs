@@ -123,7 +123,7 @@ impl Broker {
         let (stream, socket) = timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling)
             .await
             .map_err(|_| Failure::of(format!("no connection within {DIAL_SECONDS_MAX} s")))?
-            .map_err(|error| Failure::of(explain_tls(&error.to_string())))?;
+            .map_err(|error| Failure::of(explain_tls(&error.to_string(), url.is_tls())))?;
         let properties = ConnectionProperties::default()
             .with_connection_name(LongString::from(format!("{} {purpose}", self.0.name)))
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
@@ -144,7 +144,7 @@ impl Broker {
             .map_err(|_| Failure::of(format!("no AMQP handshake within {HANDSHAKE_SECONDS_MAX} s")))?
             .map_err(|error| Failure {
                 denied: code(&error).is_some_and(is_denied),
-                why: explain_tls(&explain(&error)),
+                why: explain_tls(&explain(&error), url.is_tls()),
             })?;
         Ok(Link { connection, socket })
     }

@@ -510,7 +510,8 @@ impl SmtpServer {
 
     /// `mail.example.com:25: RCPT: …`, of bounded length whatever the server says.
     fn sentence(&self, step: &str, error: impl fmt::Display) -> String {
-        let error = explain(&shorten(&single_line(&error.to_string()), ERROR_CHARS_MAX));
+        let error = shorten(&single_line(&error.to_string()), ERROR_CHARS_MAX);
+        let error = explain(&error, self.encryption == Encryption::Implicit);
         format!("{}:{}: {step}: {error}", self.host, self.port)
     }
 }

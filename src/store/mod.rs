@@ -284,7 +284,10 @@ fn classify(error: &mongodb::error::Error) -> StoreError {
     match error.kind.as_ref() {
         ErrorKind::Command(command) if REFUSALS.contains(&command.code) => StoreError::Refused(command.to_string()),
         ErrorKind::Bson(_) | ErrorKind::InvalidArgument { .. } => StoreError::Refused(error.to_string()),
-        _ => StoreError::Unavailable(explain(&plain(&error.to_string()))),
+        kind => {
+            let is_handshake = matches!(kind, ErrorKind::ServerSelection { .. });
+            StoreError::Unavailable(explain(&plain(&error.to_string()), is_handshake))
+        }
     }
 }
 

@@ -79,3 +79,14 @@ async fn the_url_of_mongodb_has_the_first_word() {
         assert!(!matches!(options.tls, Some(MongodbTls::Enabled(_))), "{url}");
     }
 }
+
+#[test]
+fn trouble_with_certificates_is_told_with_what_to_set() {
+    let is_told = |error, is_handshake, setting| explain(error, is_handshake).contains(setting);
+    assert!(is_told("invalid peer certificate: UnknownIssuer", false, "OFFRAMP_TLS_CA"));
+    assert!(is_told("received fatal alert: CertificateRequired", false, "OFFRAMP_TLS_CERTIFICATE"));
+    assert!(is_told("Connection reset by peer (os error 104)", true, "OFFRAMP_TLS_CERTIFICATE"));
+    for (error, is_handshake) in [("Connection reset by peer (os error 104)", false), ("Connection refused", true)] {
+        assert_eq!(explain(error, is_handshake), error);
+    }
+}
