@@ -99,7 +99,7 @@ async fn does_the_whole_job(program: impl Fn() -> Command, sink: &SmtpSink, step
 }
 
 fn lines(values: &[Value]) -> String {
-    values.iter().map(|value| format!("{value}\n")).collect()
+    values.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// `check` says of each server what to set, and one-shot commands do, soon.
