@@ -35,6 +35,17 @@ chaos: cargo ## break everything for SECONDS=300, then look for what was lost or
 	@$(chaos_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
 	cargo test --locked --profile $(PROFILE) --test chaos -- --seconds $(SECONDS) $(addprefix --seed ,$(SEED)) --logs .services/chaos/log
 
+# libFuzzer's instrumentation exists in nightly compilers only; RUSTC_BOOTSTRAP=1 makes a stable one take it.
+.PHONY: fuzz
+fuzz: cargo ## feed the command parser what a fuzzer thinks of, for SECONDS=300
+	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz" >&2; exit 1; }
+	@[ -n "$${RUSTC_BOOTSTRAP:-}" ] || [[ $$(rustc --version) == *nightly* ]] || { \
+	  echo "Fuzzing needs a nightly compiler: RUSTUP_TOOLCHAIN=nightly make fuzz (or RUSTC_BOOTSTRAP=1 make fuzz)" >&2; exit 1; }
+	@cp Cargo.lock fuzz/Cargo.lock # the program's own dependencies, to the version
+	@mkdir -p fuzz/corpus/command
+	cargo fuzz run --sanitizer none command fuzz/corpus/command schemas/examples/commands -- \
+	  -max_total_time=$(SECONDS) -max_len=270000 -timeout=10
+
 .PHONY: check
 check: cargo ## formatting, lints and documentation, each without a warning
 	cargo fmt --check

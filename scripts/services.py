@@ -1,6 +1,7 @@
 """The part of scripts/services that speaks the servers' protocols. Called by it, with the packages of requirements.txt.
 
-wait SERVER PORT PID SECONDS   return when the server on that port of 127.0.0.1 answers; fail when its process has ended
+wait SERVER PORT PID SECONDS [TLS]   return when the server on that port of 127.0.0.1 answers; fail when its process has
+                               ended; TLS: a folder with the ca.pem of the server and a client.pem for it
 smtp-sink PORT FOLDER          an SMTP server that accepts every mail and keeps it in FOLDER as .eml, and .html to look at
 """
 
@@ -11,6 +12,7 @@ import logging
 import os
 import re
 import smtplib
+import ssl
 import sys
 import time
 from datetime import datetime
@@ -18,13 +20,14 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 REPLICA_SET = "rs0"
+TLS_NAME = "localhost"  # the name in the certificate of a server that has one
 
 
 def main():
     verb, *arguments = sys.argv[1:]
     if verb == "wait":
-        server, port, pid, seconds = arguments
-        wait(server, int(port), int(pid), float(seconds))
+        server, port, pid, seconds, *tls = arguments
+        wait(server, int(port), int(pid), float(seconds), Path(*tls) if tls else None)
     elif verb == "smtp-sink":
         port, folder = arguments
         asyncio.run(receive_mails(int(port), Path(folder)))
@@ -35,13 +38,13 @@ def main():
 # ------------------------------------------------------------------------------------------------- wait
 
 
-def wait(server, port, pid, seconds):
+def wait(server, port, pid, seconds, tls):
     ask = {"rabbitmq": ask_rabbitmq, "mongodb": ask_mongodb, "smtp": ask_smtp}[server]
     logging.disable(logging.CRITICAL)  # the clients log every refused attempt
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return ask(port)
+            return ask(port, tls)
         except Exception as error:  # whatever it is, it may pass until the deadline
             if not is_running(pid):
                 sys.exit(f"{server}: its process has ended")
@@ -57,27 +60,37 @@ def is_running(pid):
         return False
 
 
-def ask_rabbitmq(port):
+def ask_rabbitmq(port, tls):
     """Log in and declare a queue: the port opens before the node can do that."""
     import pika
 
+    encryption = None
+    if tls:
+        context = ssl.create_default_context(cafile=tls / "ca.pem")
+        context.load_cert_chain(tls / "client.pem")
+        encryption = pika.SSLOptions(context, TLS_NAME)
     parameters = pika.ConnectionParameters(
-        HOST, port, socket_timeout=2, stack_timeout=5, blocked_connection_timeout=5
+        HOST, port, ssl_options=encryption, socket_timeout=2, stack_timeout=5, blocked_connection_timeout=5
     )
     connection = pika.BlockingConnection(parameters)
     connection.channel().queue_declare("", exclusive=True)
     connection.close()
 
 
-def ask_mongodb(port):
+def ask_mongodb(port, tls):
     """Make it a replica set of one if it is none yet, and see that it accepts writes."""
     import pymongo
     from pymongo.errors import OperationFailure
 
-    member = f"{HOST}:{port}"
+    encryption = {}
+    if tls:
+        files = {"tlsCAFile": str(tls / "ca.pem"), "tlsCertificateKeyFile": str(tls / "client.pem")}
+        encryption = {"tls": True, **files}
+    host = TLS_NAME if tls else HOST
+    member = f"{host}:{port}"
     config = {"_id": REPLICA_SET, "members": [{"_id": 0, "host": member}]}
     with pymongo.MongoClient(
-        HOST, port, directConnection=True, serverSelectionTimeoutMS=1000, socketTimeoutMS=5000
+        host, port, directConnection=True, serverSelectionTimeoutMS=1000, socketTimeoutMS=5000, **encryption
     ) as client:
         hello = client.admin.command("hello")
         if hello.get("isWritablePrimary") and hello["hosts"] == [member]:
@@ -94,7 +107,7 @@ def ask_mongodb(port):
         raise ConnectionError("the replica set has no primary yet")
 
 
-def ask_smtp(port):
+def ask_smtp(port, _tls):
     with smtplib.SMTP(HOST, port, timeout=2) as client:
         client.ehlo()
 

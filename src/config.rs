@@ -11,7 +11,7 @@ pub mod secret;
 mod source;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -19,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::broker::{BrokerUrls, InvalidBrokerUrl};
 use crate::mail::{MailUrl, Sender};
+use crate::tls::{Authorities, Identity, Tls};
 
 use secret::MongodbUrl;
 use source::setting;
@@ -37,6 +38,9 @@ pub struct Settings {
     /// Where mails go.
     #[command(flatten)]
     pub mail: MailSettings,
+    /// TLS with all three.
+    #[command(flatten)]
+    pub tls: TlsSettings,
     /// What mails look like.
     #[command(flatten)]
     pub sender: SenderSettings,
@@ -117,6 +121,39 @@ pub struct MailSettings {
         value_parser = setting(number::<1, 64>)
     )]
     pub mail_connections: usize,
+}
+
+/// TLS with all three servers.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "TLS with these servers")]
+pub struct TlsSettings {
+    /// PEM file of the certificate authorities to trust instead of the system's [default: none]
+    #[arg(
+        long,
+        env = "OFFRAMP_TLS_CA",
+        hide_env_values = true,
+        value_name = "FILE",
+        value_parser = setting(authorities)
+    )]
+    pub tls_ca: Option<Authorities>,
+
+    /// PEM file of our certificate and its private key, for servers that ask for one [default: none]
+    #[arg(
+        long,
+        env = "OFFRAMP_TLS_CERTIFICATE",
+        hide_env_values = true,
+        value_name = "FILE",
+        value_parser = setting(identity)
+    )]
+    pub tls_certificate: Option<Identity>,
+}
+
+impl TlsSettings {
+    /// What they mean for connections.
+    #[must_use]
+    pub fn tls(&self) -> Tls {
+        Tls::new(self.tls_ca.clone(), self.tls_certificate.clone())
+    }
 }
 
 /// What mails look like.
@@ -305,6 +342,14 @@ fn mail_url(text: &str) -> Result<MailUrl, String> {
 
 fn sender(text: &str) -> Result<Sender, String> {
     Sender::parse(text).map_err(|error| error.to_string())
+}
+
+fn authorities(text: &str) -> Result<Authorities, String> {
+    Authorities::read(Path::new(text))
+}
+
+fn identity(text: &str) -> Result<Identity, String> {
+    Identity::read(Path::new(text))
 }
 
 fn directory(text: &str) -> Result<PathBuf, String> {

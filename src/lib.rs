@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`domain`] — every rule, pure. [`worker`] — a lane on one screen; [`engine`] — load, fold, commit;
 //! [`sweeper`] — what time does; [`outbox`] — what leaves. Around them, one folder for each server: [`broker`], [`store`],
-//! [`mail`]. [`run`] puts them together; [`config`], [`http`], [`logging`] are what every service has; [`jsonl`] and
+//! [`mail`]. [`run`] puts them together; [`config`], [`tls`], [`http`], [`logging`] are what every service has; [`jsonl`] and
 //! [`schemas`] are for those who write documents and commands.
 
 pub mod broker;
@@ -20,4 +20,5 @@ pub mod run;
 pub mod schemas;
 pub mod store;
 pub mod sweeper;
+pub mod tls;
 pub mod worker;

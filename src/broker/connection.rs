@@ -13,16 +13,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_rs::Tokio;
-use lapin::tcp::{RustlsConnector, RustlsConnectorConfig};
+use lapin::tcp::RustlsConnector;
 use lapin::types::{LongString, ShortString};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::sync::OnceCell;
 use tokio::time::{sleep, timeout};
 
 use super::guard::{self, Guarded};
 use super::url::{BrokerUrl, BrokerUrls};
+use crate::tls::{Tls, explain as explain_tls};
 
 /// Resolving a name, opening TCP and TLS to one address, in seconds.
 const DIAL_SECONDS_MAX: u64 = 5;
@@ -49,7 +47,7 @@ pub struct Broker(Arc<Settings>);
 struct Settings {
     urls: BrokerUrls,
     name: String,
-    tls: OnceCell<Tls>,
+    tls: Tls,
     /// Which address is tried first: the one that answered last, or the one after the last that failed.
     next: AtomicUsize,
 }
@@ -59,17 +57,13 @@ impl Broker {
     /// With `amqps://`, the system's certificate authorities are trusted; see [`Self::with_tls`].
     #[must_use]
     pub fn new(urls: BrokerUrls, name: impl Into<String>) -> Self {
-        Self::build(urls, name.into(), OnceCell::new())
+        Self::with_tls(urls, name, Tls::default())
     }
 
     /// The same with TLS settings of one's own, used for the addresses that are `amqps://`.
     #[must_use]
     pub fn with_tls(urls: BrokerUrls, name: impl Into<String>, tls: Tls) -> Self {
-        Self::build(urls, name.into(), OnceCell::new_with(Some(tls)))
-    }
-
-    fn build(urls: BrokerUrls, name: String, tls: OnceCell<Tls>) -> Self {
-        Self(Arc::new(Settings { urls, name, tls, next: AtomicUsize::new(0) }))
+        Self(Arc::new(Settings { urls, name: name.into(), tls, next: AtomicUsize::new(0) }))
     }
 
     /// The addresses, as they may be shown: without passwords.
@@ -120,13 +114,13 @@ impl Broker {
             if !url.is_tls() {
                 return Ok((stream, socket));
             }
-            let tls = self.0.tls.get_or_try_init(|| async { Tls::system() }).await.map_err(io::Error::other)?;
-            Ok((stream.into_rustls(&tls.0, url.host()).await?, socket))
+            let connector = RustlsConnector::from(self.0.tls.client_config().map_err(io::Error::other)?);
+            Ok((stream.into_rustls(&connector, url.host()).await?, socket))
         };
         let (stream, socket) = timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling)
             .await
             .map_err(|_| Failure::of(format!("no connection within {DIAL_SECONDS_MAX} s")))?
-            .map_err(|error| Failure::of(error.to_string()))?;
+            .map_err(|error| Failure::of(explain_tls(&error.to_string(), url.is_tls())))?;
         let properties = ConnectionProperties::default()
             .with_connection_name(LongString::from(format!("{} {purpose}", self.0.name)))
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
@@ -145,7 +139,10 @@ impl Broker {
         let connection = timeout(Duration::from_secs(HANDSHAKE_SECONDS_MAX), connecting)
             .await
             .map_err(|_| Failure::of(format!("no AMQP handshake within {HANDSHAKE_SECONDS_MAX} s")))?
-            .map_err(|error| Failure { denied: code(&error).is_some_and(is_denied), why: explain(&error) })?;
+            .map_err(|error| Failure {
+                denied: code(&error).is_some_and(is_denied),
+                why: explain_tls(&explain(&error), url.is_tls()),
+            })?;
         Ok(Link { connection, socket })
     }
 }
@@ -256,65 +253,6 @@ impl Drop for Socket {
     }
 }
 
-/// TLS settings: whom we trust, and who we are.
-#[derive(Clone)]
-pub struct Tls(Arc<RustlsConnector>);
-
-impl Tls {
-    /// Trusts the system's certificate authorities.
-    ///
-    /// # Errors
-    /// [`TlsError`] when the system has none.
-    pub fn system() -> Result<Self, TlsError> {
-        Self::new(None, None)
-    }
-
-    /// `ca`: the authorities to trust *instead of* the system's, PEM. `identity`: our certificate chain and its private
-    /// key, both PEM, for brokers that ask for one.
-    ///
-    /// # Errors
-    /// [`TlsError`] names the part that cannot be used and why; it never repeats key material.
-    pub fn new(ca: Option<&[u8]>, identity: Option<(&[u8], &[u8])>) -> Result<Self, TlsError> {
-        let config = match ca {
-            None => RustlsConnectorConfig::new_with_native_certs().map_err(|error| TlsError(error.to_string()))?,
-            // Counted here, because lapin's own reading passes over what it does not understand.
-            Some(pem) => RustlsConnectorConfig::default()
-                .with_parsable_certificates(certificates(pem, "the file of certificate authorities")?),
-        };
-        let connector = match identity {
-            None => config.connector_with_no_client_auth(),
-            Some((chain, key)) => {
-                let chain = certificates(chain, "the client certificate")?;
-                let key = PrivateKeyDer::from_pem_slice(key)
-                    .map_err(|_| TlsError("the client key holds no unencrypted private key in PEM form".to_owned()))?;
-                config.connector_with_single_cert(chain, key)
-            }
-        };
-        connector.map(|connector| Self(Arc::new(connector))).map_err(|error| TlsError(error.to_string()))
-    }
-}
-
-impl fmt::Debug for Tls {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Tls")
-    }
-}
-
-fn certificates(pem: &[u8], part: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| TlsError(format!("{part} cannot be read: {error}")))?;
-    if certificates.is_empty() {
-        return Err(TlsError(format!("{part} holds no certificate in PEM form")));
-    }
-    Ok(certificates)
-}
-
-/// Why TLS cannot be set up.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("TLS: {0}")]
-pub struct TlsError(String);
-
 /// Why the broker could not be asked, or did not do as asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
@@ -391,15 +329,4 @@ pub(super) fn explain(error: &lapin::Error) -> String {
 /// Counts a connection made: more than one for each purpose means that one was lost.
 pub(super) fn count_connection(purpose: &str) {
     metrics::counter!("offramp_broker_connections_total", "purpose" => purpose.to_owned()).increment(1);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn certificates_that_are_none_are_named() {
-        let error = Tls::new(Some(b"nothing"), None).unwrap_err().to_string();
-        assert_eq!(error, "TLS: the file of certificate authorities holds no certificate in PEM form");
-    }
 }

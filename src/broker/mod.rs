@@ -1,7 +1,7 @@
 //! Everything that touches RabbitMQ (contract §1 and §7); no rule of the domain is decided here, and no other module
 //! names `lapin`.
 //!
-//! Reading order: [`topology`] — every name once, and how the objects are declared; [`connection`] — addresses, TLS, one
+//! Reading order: [`topology`] — every name once, and how the objects are declared; [`connection`] — addresses, one
 //! connection with its deadlines; `guard` — what comes in, made harmless for `lapin`; [`consumer`] — a lane's supply of deliveries, in batches, rebuilt after any loss;
 //! [`delivery`] — what came in, and its copies for retry queues and dead letters; [`publisher`] — what goes out,
 //! confirmed; [`health`] — what `/readyz` says about the lanes; [`dead_letters`] — what operators do with what was given up.
@@ -20,7 +20,7 @@ pub mod publisher;
 pub mod topology;
 pub mod url;
 
-pub use connection::{Broker, BrokerError, Tls, TlsError};
+pub use connection::{Broker, BrokerError};
 pub use consumer::{Batch, Consumer, Lost};
 pub use dead_letters::{DeadLetters, DeadLettersError, Held, Letter, Scan};
 pub use delivery::{Delivery, Outgoing};

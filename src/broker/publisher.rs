@@ -75,6 +75,19 @@ impl Publisher {
         Self::build(broker, Some(topology))
     }
 
+    /// A publisher that is connected already: for those who would rather be told at once why nothing gets out, than have
+    /// it tried for as long as a publication may take.
+    ///
+    /// # Errors
+    /// Those of [`Broker::connect`].
+    pub async fn connect(broker: Broker) -> Result<Self, BrokerError> {
+        let link = broker.connect("publisher").await?;
+        count_connection("publisher");
+        let publisher = Self::new(broker);
+        publisher.0.current.lock().await.link = Some(Arc::new(link));
+        Ok(publisher)
+    }
+
     fn build(broker: Broker, topology: Option<Topology>) -> Self {
         Self(Arc::new(Inner {
             broker,

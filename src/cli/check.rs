@@ -6,8 +6,9 @@ use anyhow::bail;
 use clap::Args;
 use offramp::broker::{Broker, Topology, TopologyError};
 use offramp::config::{BrokerSettings, DatabaseSettings, MailSettings, SenderSettings, Settings};
-use offramp::mail::{Deadlines, Templates, TlsSettings, Transport};
+use offramp::mail::{Deadlines, Templates, Transport};
 use offramp::store::Store;
+use offramp::tls::Tls;
 use serde::Serialize;
 
 use super::WrongConfiguration;
@@ -37,7 +38,8 @@ struct Finding {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Settings { broker, database, mail, sender, .. } = arguments.settings;
+    let Settings { broker, database, mail, tls, sender, .. } = arguments.settings;
+    let tls = tls.tls();
     // What was parsed is right; what is missing or wrong has been said by then.
     let settings = Finding {
         check: "settings",
@@ -51,7 +53,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         is_configuration: true,
     };
     let templates = templates(&sender);
-    let (broker, database, mail) = tokio::join!(rabbitmq(broker), mongodb(database), mail_server(mail));
+    let (broker, database, mail) =
+        tokio::join!(rabbitmq(broker, &tls), mongodb(database, &tls), mail_server(mail, &tls));
     let findings = [settings, templates, broker, database, mail];
 
     print(&findings, arguments.json)?;
@@ -104,9 +107,9 @@ fn templates(sender: &SenderSettings) -> Finding {
     Finding { check: "templates", ok, detail, is_configuration: true }
 }
 
-async fn rabbitmq(settings: BrokerSettings) -> Finding {
+async fn rabbitmq(settings: BrokerSettings, tls: &Tls) -> Finding {
     let url = settings.amqp_url.to_string();
-    let broker = Broker::new(settings.amqp_url, "offramp check");
+    let broker = Broker::with_tls(settings.amqp_url, "offramp check", tls.clone());
     let found = Topology::new(settings.prefix).inspect(&broker).await;
     connection(
         "RabbitMQ",
@@ -130,10 +133,10 @@ async fn rabbitmq(settings: BrokerSettings) -> Finding {
     )
 }
 
-async fn mongodb(settings: DatabaseSettings) -> Finding {
+async fn mongodb(settings: DatabaseSettings, tls: &Tls) -> Finding {
     let url = settings.mongodb_url;
     let looking = async {
-        let store = Store::open(url.connection_string()).await?;
+        let store = Store::open(url.connection_string(), tls).await?;
         let facts = store.server_facts().await?;
         Ok::<_, offramp::store::StoreError>((facts, store.missing_indexes().await?))
     };
@@ -160,11 +163,10 @@ async fn mongodb(settings: DatabaseSettings) -> Finding {
     )
 }
 
-async fn mail_server(settings: MailSettings) -> Finding {
+async fn mail_server(settings: MailSettings, tls: &Tls) -> Finding {
     let url = settings.smtp_url;
     let checking = async {
-        let transport =
-            Transport::new(&url, &TlsSettings::default(), Deadlines::default()).map_err(|error| error.to_string())?;
+        let transport = Transport::new(&url, tls, Deadlines::default()).map_err(|error| error.to_string())?;
         transport.check().await.map_err(|error| error.to_string())
     };
     connection("mail", checking.await.map(|()| url.to_string()).map_err(|error| format!("{url}: {error}")))

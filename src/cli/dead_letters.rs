@@ -8,7 +8,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use offramp::broker::{Broker, DeadLetters, Held, Letter, PublishError, Publisher, Topology};
 use offramp::clock;
-use offramp::config::BrokerSettings;
+use offramp::config::{BrokerSettings, TlsSettings};
 use serde_json::{Value, json};
 
 use super::WrongConfiguration;
@@ -65,6 +65,8 @@ struct List {
 
     #[command(flatten)]
     broker: BrokerSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 /// Print one, with its headers and its body
@@ -84,6 +86,8 @@ struct Show {
 
     #[command(flatten)]
     broker: BrokerSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 /// Send them back to the work queues that they came from, as new
@@ -106,6 +110,8 @@ struct Replay {
 
     #[command(flatten)]
     broker: BrokerSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 /// Throw them away for good; asks first
@@ -126,6 +132,8 @@ struct Discard {
 
     #[command(flatten)]
     broker: BrokerSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 #[derive(Args, Debug)]
@@ -192,9 +200,9 @@ struct Desk {
 }
 
 impl Desk {
-    async fn open(settings: BrokerSettings) -> anyhow::Result<Self> {
+    async fn open(settings: BrokerSettings, tls: &TlsSettings) -> anyhow::Result<Self> {
         let topology = Topology::new(settings.prefix);
-        let broker = Broker::new(settings.amqp_url, "offramp dead-letters");
+        let broker = Broker::with_tls(settings.amqp_url, "offramp dead-letters", tls.tls());
         let letters = DeadLetters::open(&broker, &topology).await?;
         Ok(Self { broker, topology, letters })
     }
@@ -216,7 +224,7 @@ impl Desk {
 
 impl List {
     async fn run(self) -> anyhow::Result<()> {
-        let desk = Desk::open(self.broker).await?;
+        let desk = Desk::open(self.broker, &self.tls).await?;
         let is_meant = |letter: &Letter| self.filter.matches(letter, &desk.topology);
         let queue = desk.topology.dead_letter_queue();
         if self.each {
@@ -287,7 +295,7 @@ async fn each(desk: &Desk, is_meant: impl Fn(&Letter) -> bool, limit: u64, json:
 
 impl Show {
     async fn run(self) -> anyhow::Result<()> {
-        let desk = Desk::open(self.broker).await?;
+        let desk = Desk::open(self.broker, &self.tls).await?;
         let mut scan = desk.letters.scan().await?;
         let mut found = Vec::new();
         let mut more = 0;
@@ -376,7 +384,7 @@ fn print_letter(out: &mut impl Write, held: &Held) -> std::io::Result<()> {
 impl Replay {
     async fn run(self) -> anyhow::Result<()> {
         self.selection.check()?;
-        let desk = Desk::open(self.broker).await?;
+        let desk = Desk::open(self.broker, &self.tls).await?;
         if self.dry_run {
             let groups = desk.group(|letter| self.selection.matches(letter, &desk.topology)).await?;
             desk.letters.close().await;
@@ -516,7 +524,7 @@ impl Discard {
             )
             .into());
         }
-        let desk = Desk::open(self.broker).await?;
+        let desk = Desk::open(self.broker, &self.tls).await?;
         let is_meant = |letter: &Letter| self.selection.matches(letter, &desk.topology);
         let groups = desk.group(is_meant).await?;
         self.selection.found(groups.meant)?;

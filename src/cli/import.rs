@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use bson::Document;
 use clap::Args;
-use offramp::config::DatabaseSettings;
+use offramp::config::{DatabaseSettings, TlsSettings};
 use offramp::jsonl::ForCollection;
 use offramp::store::import::IMPORT_DOCUMENTS_MAX;
 use offramp::store::{Collection, Store};
@@ -35,6 +35,8 @@ pub struct Arguments {
 
     #[command(flatten)]
     database: DatabaseSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 /// How many mistakes are told, in lines.
@@ -44,7 +46,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let input = Input::open(&arguments.file)?;
     let total = check(&input, arguments.force)?;
 
-    let store = Store::open(arguments.database.mongodb_url.connection_string()).await?;
+    let store = Store::open(arguments.database.mongodb_url.connection_string(), &arguments.tls.tls()).await?;
     let bar = progress(total, "documents");
     let mut counts: BTreeMap<Collection, usize> = BTreeMap::new();
     let mut waiting: BTreeMap<Collection, Vec<Document>> = BTreeMap::new();

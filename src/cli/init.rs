@@ -4,7 +4,7 @@ use std::io::{Write, stdout};
 
 use clap::Args;
 use offramp::broker::{Broker, Declared, Topology};
-use offramp::config::{BrokerSettings, DatabaseSettings};
+use offramp::config::{BrokerSettings, DatabaseSettings, TlsSettings};
 use offramp::store::Store;
 
 /// Declare the exchanges and queues at RabbitMQ and the indexes in MongoDB
@@ -17,12 +17,15 @@ pub struct Arguments {
     broker: BrokerSettings,
     #[command(flatten)]
     database: DatabaseSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let BrokerSettings { amqp_url, prefix } = arguments.broker;
-    let Declared { created, existing, unchecked } =
-        Topology::new(prefix).declare(&Broker::new(amqp_url, "offramp init")).await?;
+    let tls = arguments.tls.tls();
+    let broker = Broker::with_tls(amqp_url, "offramp init", tls.clone());
+    let Declared { created, existing, unchecked } = Topology::new(prefix).declare(&broker).await?;
     let mut out = stdout().lock();
     for object in &created {
         writeln!(out, "RabbitMQ: created {object}")?;
@@ -33,7 +36,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     writeln!(out, "RabbitMQ: {} objects created, {} were there", created.len(), existing.len())?;
     drop(out);
 
-    let store = Store::open(arguments.database.mongodb_url.connection_string()).await?;
+    let store = Store::open(arguments.database.mongodb_url.connection_string(), &tls).await?;
     let missing = store.missing_indexes().await?;
     store.create_indexes().await?;
     let mut out = stdout().lock();

@@ -6,7 +6,7 @@ use anyhow::bail;
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use offramp::clock;
-use offramp::config::DatabaseSettings;
+use offramp::config::{DatabaseSettings, TlsSettings};
 use offramp::store::Store;
 use offramp::store::stuck::{Condition, Stuck};
 use serde_json::json;
@@ -58,6 +58,8 @@ struct List {
 
     #[command(flatten)]
     database: DatabaseSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 /// Make refused ones due again: the next worker that looks, within seconds, tries them
@@ -88,6 +90,8 @@ struct Retry {
 
     #[command(flatten)]
     database: DatabaseSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 #[derive(Args, Debug)]
@@ -125,7 +129,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 impl List {
     async fn run(self) -> anyhow::Result<()> {
-        let store = Store::open(self.database.mongodb_url.connection_string()).await?;
+        let store = Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?;
         let condition = if self.waiting { Condition::Waiting } else { Condition::Refused };
         let mut entries = store.stuck(condition).await?;
         let mut shown = Rows::new(condition, self.limit);
@@ -164,7 +168,7 @@ impl List {
 impl Retry {
     async fn run(self) -> anyhow::Result<()> {
         self.check()?;
-        let store = Store::open(self.database.mongodb_url.connection_string()).await?;
+        let store = Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?;
         let mut entries = store.stuck(Condition::Refused).await?;
         let mut shown = Rows::new(Condition::Refused, usize::MAX);
         let mut batch = Vec::new();

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use indicatif::ProgressBar;
 use offramp::broker::{Broker, Outgoing, PublishError, Publisher, Topology};
-use offramp::config::BrokerSettings;
+use offramp::config::{BrokerSettings, TlsSettings};
 use offramp::domain::command::Command;
 use offramp::jsonl::Line;
 use serde::Deserialize;
@@ -37,6 +37,8 @@ pub struct Arguments {
 
     #[command(flatten)]
     broker: BrokerSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 /// How many messages are under way at once.
@@ -53,7 +55,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let total = check(&input, arguments.force)?;
 
     let topology = Topology::new(arguments.broker.prefix);
-    let publisher = Publisher::new(Broker::new(arguments.broker.amqp_url, "offramp publish"));
+    let broker = Broker::with_tls(arguments.broker.amqp_url, "offramp publish", arguments.tls.tls());
+    let publisher = Publisher::connect(broker).await?;
     let bar = progress(total, "commands");
     let counts = publish_all(&input, &topology.command_exchange(), &publisher, &bar).await;
     bar.finish_and_clear();

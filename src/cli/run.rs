@@ -5,7 +5,7 @@ use clap::Args;
 use offramp::broker::{Broker, Topology};
 use offramp::config::Settings;
 use offramp::http;
-use offramp::mail::{Deadlines, TlsSettings, Transport};
+use offramp::mail::{Deadlines, Transport};
 use offramp::outbox::Writer;
 use offramp::run::{Parts, run as work};
 use offramp::store::Store;
@@ -22,14 +22,15 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Settings { broker, database, mail, sender, worker, http: health } = arguments.settings;
+    let Settings { broker, database, mail, tls, sender, worker, http: health } = arguments.settings;
+    let tls = tls.tls();
     let templates = load_templates(&sender)?;
-    let transport = Transport::new(&mail.smtp_url, &TlsSettings::default(), Deadlines::default())
+    let transport = Transport::new(&mail.smtp_url, &tls, Deadlines::default())
         .map_err(|error| WrongConfiguration(error.to_string()))?;
     let parts = Parts {
-        broker: Broker::new(broker.amqp_url, "offramp"),
+        broker: Broker::with_tls(broker.amqp_url, "offramp", tls.clone()),
         topology: Topology::new(broker.prefix),
-        store: Store::open(database.mongodb_url.connection_string()).await?,
+        store: Store::open(database.mongodb_url.connection_string(), &tls).await?,
         writer: Writer { templates, sender: sender.mail_from },
         transport,
         mail_connections: mail.mail_connections,

@@ -7,7 +7,7 @@ use bson::RawDocumentBuf;
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 use clap::Args;
-use offramp::config::DatabaseSettings;
+use offramp::config::{DatabaseSettings, TlsSettings};
 use offramp::domain::account::Account;
 use offramp::domain::command::{Actor, CommandRef};
 use offramp::domain::fold::Loaded;
@@ -35,6 +35,8 @@ pub struct Arguments {
 
     #[command(flatten)]
     database: DatabaseSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
 }
 
 /// What is shown.
@@ -130,7 +132,7 @@ struct Waiting {
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let url = arguments.database.mongodb_url;
-    let store = Store::open(url.connection_string()).await?;
+    let store = Store::open(url.connection_string(), &arguments.tls.tls()).await?;
     let id = arguments.id;
     let Some(raw) = store.document(Collection::Subscriptions, &id).await? else {
         bail!("there is no subscription {id} in the database {}", url.database());

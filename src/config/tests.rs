@@ -71,6 +71,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.mail.mail_connections, 8);
     assert_eq!(settings.sender.mail_from.email(), "no-reply@localhost");
     assert_eq!(settings.sender.templates, None);
+    assert!(settings.tls.tls_ca.is_none() && settings.tls.tls_certificate.is_none());
     assert_eq!(settings.worker.source, "offramp");
     assert_eq!(settings.worker.batch_max, 256);
     assert_eq!(settings.worker.sweep, Duration::from_secs(60));
@@ -96,7 +97,7 @@ fn every_setting_is_a_variable_and_a_flag_of_the_same_name() {
         assert!(arg.get_help().is_some() && arg.get_help_heading().is_some(), "{name}");
         names.push(name);
     }
-    assert_eq!(names.len(), 16, "{names:?}");
+    assert_eq!(names.len(), 18, "{names:?}");
 }
 
 #[test]

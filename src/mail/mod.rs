@@ -13,5 +13,5 @@ pub mod templates;
 mod view;
 
 pub use message::{AddressError, Composed, Sender, compose};
-pub use smtp::{Deadlines, MailConfigError, MailConnection, MailUrl, SendError, TlsSettings, Transport};
+pub use smtp::{Deadlines, MailConfigError, MailConnection, MailUrl, SendError, Transport};
 pub use templates::{RenderError, Rendered, TemplateProblem, Templates};

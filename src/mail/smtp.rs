@@ -18,9 +18,7 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
 use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
 use lettre::transport::smtp::response::Response;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -28,6 +26,7 @@ use tokio_rustls::client::TlsStream;
 use url::Url;
 
 use super::message::{Composed, shorten, single_line};
+use crate::tls::{Tls, explain};
 
 /// Why a mail did not leave, by whose trouble it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,17 +51,9 @@ pub enum MailConfigError {
         "not a mail URL ({0}): use smtp://[user:password@]host[:port][?tls=required|none], smtps://[user:password@]host[:port], or file:///directory"
     )]
     Url(&'static str),
-    /// A certificate or key file cannot be used.
-    #[error("{path}: {cause}")]
-    Certificate {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        cause: String,
-    },
-    /// The certificates and keys do not go together.
-    #[error("TLS settings: {0}")]
-    Tls(String),
+    /// TLS cannot be set up.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
     /// The directory for mails cannot be used.
     #[error("{path}: {cause}")]
     Directory {
@@ -179,52 +170,6 @@ impl fmt::Debug for MailUrl {
     }
 }
 
-/// Certificates beyond those that the machine trusts anyway. All files are PEM.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TlsSettings {
-    /// Authorities to trust as well.
-    pub ca_file: Option<PathBuf>,
-    /// The client's own certificate chain and its private key, for servers that ask for one.
-    pub client_certificate: Option<(PathBuf, PathBuf)>,
-}
-
-impl TlsSettings {
-    fn client_config(&self) -> Result<ClientConfig, MailConfigError> {
-        let mut roots = RootCertStore::empty();
-        // A machine without any certificates is no error here: its servers may need none, or the file below suffices.
-        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if let Some(path) = &self.ca_file {
-            for certificate in certificates(path)? {
-                roots
-                    .add(certificate)
-                    .map_err(|error| MailConfigError::Certificate { path: path.clone(), cause: error.to_string() })?;
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| MailConfigError::Tls(error.to_string()))?
-            .with_root_certificates(roots);
-        match &self.client_certificate {
-            None => Ok(builder.with_no_client_auth()),
-            Some((chain, key)) => {
-                let key_der = PrivateKeyDer::from_pem_file(key)
-                    .map_err(|error| MailConfigError::Certificate { path: key.clone(), cause: error.to_string() })?;
-                builder
-                    .with_client_auth_cert(certificates(chain)?, key_der)
-                    .map_err(|error| MailConfigError::Tls(error.to_string()))
-            }
-        }
-    }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, MailConfigError> {
-    let failed = |cause: String| MailConfigError::Certificate { path: path.to_owned(), cause };
-    let found: Vec<_> =
-        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| failed(error.to_string()))?;
-    if found.is_empty() { Err(failed("there is no certificate in it".to_owned())) } else { Ok(found) }
-}
-
 /// How long each step may take. When one takes longer the server counts as unavailable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
@@ -265,7 +210,7 @@ pub struct SmtpServer {
     port: u16,
     encryption: Encryption,
     login: Option<Credentials>,
-    tls: Arc<ClientConfig>,
+    connector: TlsConnector,
     hello: ClientId,
     deadlines: Deadlines,
 }
@@ -277,11 +222,11 @@ impl fmt::Debug for SmtpServer {
 }
 
 impl Transport {
-    /// Prepares the way that `url` names; nothing is connected yet. Blocks while it reads certificates.
+    /// Prepares the way that `url` names; nothing is connected yet. Blocks while it reads the system's certificates.
     ///
     /// # Errors
-    /// When a certificate cannot be used, or the directory for mails cannot be made.
-    pub fn new(url: &MailUrl, tls: &TlsSettings, deadlines: Deadlines) -> Result<Self, MailConfigError> {
+    /// When TLS cannot be set up, or the directory for mails cannot be made.
+    pub fn new(url: &MailUrl, tls: &Tls, deadlines: Deadlines) -> Result<Self, MailConfigError> {
         match &url.0 {
             Target::Files(path) => {
                 let failed = |cause| MailConfigError::Directory { path: path.clone(), cause };
@@ -294,7 +239,7 @@ impl Transport {
                 port: *port,
                 encryption: *encryption,
                 login: login.clone().map(|(user, password)| Credentials::new(user, password)),
-                tls: Arc::new(tls.client_config()?),
+                connector: tls.client_config()?.into(),
                 hello: ClientId::default(),
                 deadlines,
             }))),
@@ -477,7 +422,7 @@ impl SmtpServer {
         greeting: &'static [u8],
     ) -> Result<Session<TlsStream<TcpStream>>, SendError> {
         let name = ServerName::try_from(self.host.clone()).map_err(|error| self.unavailable("TLS", error))?;
-        let handshake = TlsConnector::from(Arc::clone(&self.tls)).connect(name, tcp);
+        let handshake = self.connector.connect(name, tcp);
         let stream = self.within("TLS", self.deadlines.command, handshake).await?;
         Ok(Session { stream, greeting })
     }
@@ -566,6 +511,7 @@ impl SmtpServer {
     /// `mail.example.com:25: RCPT: …`, of bounded length whatever the server says.
     fn sentence(&self, step: &str, error: impl fmt::Display) -> String {
         let error = shorten(&single_line(&error.to_string()), ERROR_CHARS_MAX);
+        let error = explain(&error, self.encryption == Encryption::Implicit);
         format!("{}:{}: {step}: {error}", self.host, self.port)
     }
 }

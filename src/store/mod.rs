@@ -25,6 +25,7 @@ use mongodb::{Client, Database};
 
 use crate::domain::fold::{Loaded, World};
 use crate::domain::text::{AccountId, OrganizationId, SubscriptionId};
+use crate::tls::{Tls, explain};
 
 use documents::{AccountDocument, OrganizationDocument, SubscriptionDocument};
 
@@ -94,12 +95,14 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects lazily: the first operation finds out whether a server answers.
+    /// Connects lazily: the first operation finds out whether a server answers. `tls` holds for what the URL leaves open,
+    /// and where the URL asks for TLS.
     ///
     /// # Errors
-    /// When the URL is not one, or names no database.
-    pub async fn open(url: &str) -> Result<Self, StoreError> {
+    /// When the URL is not one, or names no database, or a file that cannot be used.
+    pub async fn open(url: &str, tls: &Tls) -> Result<Self, StoreError> {
         let mut options = ClientOptions::parse(url).await.map_err(|error| StoreError::Refused(error.to_string()))?;
+        tls.fill_in(&mut options);
         options.app_name.get_or_insert_with(|| "offramp".to_owned());
         options.server_selection_timeout.get_or_insert(SERVER_SELECTION_DEADLINE);
         options.connect_timeout.get_or_insert(CONNECT_DEADLINE);
@@ -262,6 +265,16 @@ async fn within_deadline<T: Send + 'static>(
     }
 }
 
+/// The driver's words, without the lists of labels and of what is not there that it puts behind each error.
+fn plain(error: &str) -> String {
+    let mut parts = error.split(", labels: {");
+    let mut text = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        text.push_str(part.split_once('}').map_or("", |(_, rest)| rest));
+    }
+    text.replace(", source: None", "").replace(", server response: None", "")
+}
+
 /// Whether the same operation could succeed later.
 fn classify(error: &mongodb::error::Error) -> StoreError {
     /// Codes with which a healthy server refuses an operation for what it is: bad value, failed to parse, type mismatch,
@@ -271,6 +284,22 @@ fn classify(error: &mongodb::error::Error) -> StoreError {
     match error.kind.as_ref() {
         ErrorKind::Command(command) if REFUSALS.contains(&command.code) => StoreError::Refused(command.to_string()),
         ErrorKind::Bson(_) | ErrorKind::InvalidArgument { .. } => StoreError::Refused(error.to_string()),
-        _ => StoreError::Unavailable(error.to_string()),
+        kind => {
+            let is_handshake = matches!(kind, ErrorKind::ServerSelection { .. });
+            StoreError::Unavailable(explain(&plain(&error.to_string()), is_handshake))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_driver_adds_to_its_errors_is_left_out() {
+        let error = "Kind: No servers. Error: Kind: I/O error: refused, labels: {\"A\", \"B\"}, source: None, server response: \
+                     None } ] }, labels: {}, source: None, server response: None";
+        assert_eq!(plain(error), "Kind: No servers. Error: Kind: I/O error: refused } ] }");
+        assert_eq!(plain("as it is"), "as it is");
     }
 }

@@ -10,16 +10,17 @@ use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, ExchangeKind};
 use offramp::broker::delivery::RETURNS_MAX;
 use offramp::broker::{
-    Batch, Broker, BrokerError, Consumer, LaneHealth, LaneState, Outgoing, PublishError, Publisher, RetryDelay, Tls,
+    Batch, Broker, BrokerError, Consumer, LaneHealth, LaneState, Outgoing, PublishError, Publisher, RetryDelay,
     Topology, TopologyError,
 };
 use offramp::domain::command::CommandType;
+use offramp::tls::{Authorities, Identity, Tls};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::proxy::{NESTED, NOT_UTF8, Proxy, nested_arrays};
-use crate::support::rabbit::{Rabbit, TlsServer, amqp_url, eventually};
-use crate::support::smtp::ThrowAwayCa;
+use crate::support::rabbit::{Rabbit, amqp_url, eventually};
+use crate::support::tls::{ThrowAwayCa, TlsServers};
 
 /// Long enough for two missed heartbeats and a pause.
 const SOON: Duration = Duration::from_secs(40);
@@ -961,13 +962,12 @@ async fn who_is_refused_is_told_so_and_no_password_is_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn over_tls_each_side_shows_its_certificate() {
     let (ca, other) = (ThrowAwayCa::new(), ThrowAwayCa::new());
-    let server = TlsServer::start(&ca);
-    let read = |ca: &ThrowAwayCa, file: &str| std::fs::read(ca.path(file)).unwrap();
+    let servers = TlsServers::start(&ca, &["rabbitmq"]);
     let broker = |host: &str, trusted: &ThrowAwayCa, own: Option<&ThrowAwayCa>| {
-        let own = own.map(|ca| (read(ca, "client.pem"), read(ca, "client.key")));
-        let identity = own.as_ref().map(|(chain, key)| (&chain[..], &key[..]));
-        let tls = Tls::new(Some(&read(trusted, "ca.pem")), identity).unwrap();
-        Broker::with_tls(format!("amqps://{host}:{}", server.port).parse().unwrap(), "test", tls)
+        let authorities = Authorities::read(&trusted.path("ca.pem")).unwrap();
+        let own = own.map(|ca| Identity::read(&ca.path("client.pem")).unwrap());
+        let url = format!("amqps://{host}:{}", servers.port("rabbitmq"));
+        Broker::with_tls(url.parse().unwrap(), "test", Tls::new(Some(authorities), own))
     };
     let refused = async |broker: Broker, why: &str| match broker.connect("test").await {
         Err(BrokerError::Unreachable(sentence)) => assert!(sentence.contains(why), "{sentence}"),

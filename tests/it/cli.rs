@@ -9,32 +9,24 @@ use serde_json::Value;
 
 use crate::support::samples::{cancellation, organization, populate, subscription, with};
 use crate::support::smtp::SmtpSink;
-use crate::support::worker::{Worker, offramp};
+use crate::support::worker::{Worker, bare, offramp};
 use crate::support::world::World;
 
-/// The program with no settings at all.
-fn bare() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_offramp"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OFFRAMP_")) {
-        command.env_remove(name);
-    }
-    command
-}
-
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+/// How the program ended, and what it said.
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Ran {
-    fn json(&self) -> Vec<Value> {
+    pub fn json(&self) -> Vec<Value> {
         self.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
 
 #[track_caller]
-fn run(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
+pub fn run(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
     let mut child =
         command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // The program may end without having read everything.
@@ -44,14 +36,14 @@ fn run(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
 }
 
 #[track_caller]
-fn succeeds(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
+pub fn succeeds(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
     let ran = run(command, arguments, input);
     assert_eq!(ran.code, Some(0), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
     ran
 }
 
 #[track_caller]
-fn fails(command: &mut Command, arguments: &[&str], input: &str, code: i32, says: &str) -> Ran {
+pub fn fails(command: &mut Command, arguments: &[&str], input: &str, code: i32, says: &str) -> Ran {
     let ran = run(command, arguments, input);
     assert_eq!(ran.code, Some(code), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
     assert!(ran.stderr.contains(says), "{arguments:?} says: {}", ran.stderr);

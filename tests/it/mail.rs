@@ -12,12 +12,13 @@ use mail_parser::{Address, MessageParser, MimeHeaders, PartType};
 use offramp::domain::notification::{Notification, Recipient, Template};
 use offramp::mail::samples::{Sample, samples};
 use offramp::mail::{
-    Composed, Deadlines, MailConnection, MailUrl, Rendered, SendError, Sender, Templates, TlsSettings, Transport,
-    compose,
+    Composed, Deadlines, MailConnection, MailUrl, Rendered, SendError, Sender, Templates, Transport, compose,
 };
+use offramp::tls::Tls as ClientTls;
 use uuid::Uuid;
 
-use crate::support::smtp::{Action, SmtpSink, Step, ThrowAwayCa, Tls};
+use crate::support::smtp::{Action, SmtpSink, Step, Tls};
+use crate::support::tls::ThrowAwayCa;
 
 const LOCALES: [&str; 3] = ["fr-CA", "en-CA", "es-MX"];
 
@@ -56,12 +57,12 @@ fn deadlines() -> Deadlines {
     Deadlines { connect: short, command: short, content: short, quit: short }
 }
 
-fn connection(url: &str, tls: &TlsSettings) -> MailConnection {
+fn connection(url: &str, tls: &ClientTls) -> MailConnection {
     MailConnection::new(Arc::new(Transport::new(&MailUrl::parse(url).unwrap(), tls, deadlines()).unwrap()))
 }
 
 fn to(sink: &SmtpSink) -> MailConnection {
-    connection(&sink.url(), &TlsSettings::default())
+    connection(&sink.url(), &ClientTls::default())
 }
 
 // ---- words ----
@@ -574,7 +575,7 @@ async fn trouble_of_the_server_is_not_the_mails() {
         assert!(started.elapsed() < Duration::from_secs(2), "{step:?} {action:?}");
         assert_eq!(sink.mails().len(), 0, "{step:?} {action:?}");
     }
-    let error = connection("smtp://127.0.0.1:1", &TlsSettings::default()).send(&composed(&sample())).await.unwrap_err();
+    let error = connection("smtp://127.0.0.1:1", &ClientTls::default()).send(&composed(&sample())).await.unwrap_err();
     assert!(matches!(error, SendError::Unavailable(_)), "{error:?}");
 }
 
@@ -636,7 +637,7 @@ fn localhost(sink: &SmtpSink, scheme: &str, login: &str, option: &str) -> String
 #[tokio::test]
 async fn connections_are_encrypted_as_the_settings_say() {
     let ca = ThrowAwayCa::new();
-    let trusting = TlsSettings { ca_file: Some(ca.path("ca.pem")), client_certificate: None };
+    let trusting = ca.client(false);
     let start_tls = || Tls::Upgrade(ca.server_config(false));
     let ok = |_, _| Action::Ok;
     let mail = composed(&sample());
@@ -659,8 +660,8 @@ async fn connections_are_encrypted_as_the_settings_say() {
 
     for (tls, scheme, option, settings, why) in [
         (Tls::No, "smtp", "?tls=required", &trusting, "?tls=required asks for it"),
-        (start_tls(), "smtp", "", &TlsSettings::default(), "certificate"),
-        (Tls::Implicit(ca.server_config(false)), "smtps", "", &TlsSettings::default(), "certificate"),
+        (start_tls(), "smtp", "", &ClientTls::default(), "certificate"),
+        (Tls::Implicit(ca.server_config(false)), "smtps", "", &ClientTls::default(), "certificate"),
         (Tls::Implicit(ca.server_config(true)), "smtps", "", &trusting, "ertificate"),
     ] {
         let sink = SmtpSink::scripted(tls, ok).await;
@@ -669,8 +670,7 @@ async fn connections_are_encrypted_as_the_settings_say() {
         assert_eq!(sink.mails().len(), 0);
     }
 
-    let with_certificate =
-        TlsSettings { client_certificate: Some((ca.path("client.pem"), ca.path("client.key"))), ..trusting.clone() };
+    let with_certificate = ca.client(true);
     let sink = SmtpSink::scripted(Tls::Implicit(ca.server_config(true)), ok).await;
     connection(&localhost(&sink, "smtps", "", ""), &with_certificate).send(&mail).await.unwrap();
 }
@@ -678,7 +678,7 @@ async fn connections_are_encrypted_as_the_settings_say() {
 #[tokio::test]
 async fn an_answer_slipped_in_before_encryption_is_refused() {
     let ca = ThrowAwayCa::new();
-    let trusting = TlsSettings { ca_file: Some(ca.path("ca.pem")), client_certificate: None };
+    let trusting = ca.client(false);
     let script = |at, _| if at == Step::StartTls { Action::Answer("220 go ahead\r\n250 injected") } else { Action::Ok };
     let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), script).await;
     let error = connection(&localhost(&sink, "smtp", "", ""), &trusting).send(&composed(&sample())).await.unwrap_err();
@@ -688,7 +688,7 @@ async fn an_answer_slipped_in_before_encryption_is_refused() {
 #[tokio::test]
 async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
     let ca = ThrowAwayCa::new();
-    let trusting = TlsSettings { ca_file: Some(ca.path("ca.pem")), client_certificate: None };
+    let trusting = ca.client(false);
     let mail = composed(&sample());
     let login = "marie%40example.com:s%3Acret@";
 
@@ -718,7 +718,7 @@ async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
 async fn check_goes_as_far_as_a_mail_would_and_says_where_it_failed() {
     let check = |sink: &SmtpSink| {
         let transport =
-            Transport::new(&MailUrl::parse(&sink.url()).unwrap(), &TlsSettings::default(), deadlines()).unwrap();
+            Transport::new(&MailUrl::parse(&sink.url()).unwrap(), &ClientTls::default(), deadlines()).unwrap();
         async move { transport.check().await }
     };
     let sink = SmtpSink::start().await;
@@ -763,7 +763,7 @@ async fn an_address_beyond_ascii_needs_a_server_that_takes_it() {
 async fn mails_become_files_that_are_whole_and_safely_named() {
     let directory = tempfile::tempdir().unwrap();
     let mails = directory.path().join("new/mails");
-    let mut connection = connection(&format!("file://{}", mails.display()), &TlsSettings::default());
+    let mut connection = connection(&format!("file://{}", mails.display()), &ClientTls::default());
     let mail = composed(&sample());
     connection.send(&mail).await.unwrap();
     connection.send(&mail).await.unwrap();

@@ -5,6 +5,7 @@
 mod answers;
 mod broker;
 mod cli;
+mod hostile;
 mod mail;
 mod model;
 mod operators;
@@ -13,3 +14,5 @@ mod shutdown;
 mod story;
 mod support;
 mod time;
+#[cfg(target_os = "linux")]
+mod tls;

@@ -5,6 +5,7 @@ pub mod proxy;
 pub mod rabbit;
 pub mod samples;
 pub mod smtp;
+pub mod tls;
 pub mod worker;
 pub mod world;
 

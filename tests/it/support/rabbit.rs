@@ -16,8 +16,6 @@ use offramp::broker::{Broker, RetryDelay, Topology};
 use offramp::domain::command::CommandType;
 use tokio::time::{Instant, sleep};
 
-use super::smtp::ThrowAwayCa;
-
 /// How long a condition may take to come true, in seconds: more than two missed heartbeats.
 const PATIENCE_SECONDS: u64 = 40;
 
@@ -143,46 +141,5 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     while !condition().await {
         assert!(Instant::now() < end, "not within {PATIENCE_SECONDS} s: {what}");
         sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// A RabbitMQ of a test's own, besides the shared one: with TLS, for clients that have a certificate of `ca`. Runs without
-/// Docker, so on Linux only.
-pub struct TlsServer {
-    directory: tempfile::TempDir,
-    pub port: u16,
-}
-
-impl TlsServer {
-    pub fn start(ca: &ThrowAwayCa) -> Self {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let server = Self { directory: tempfile::tempdir().unwrap(), port };
-        let folder = server.directory.path().join("rabbitmq/conf.d");
-        std::fs::create_dir_all(&folder).unwrap();
-        let path = |file| ca.path(file).display().to_string();
-        let (root, chain, key) = (path("ca.pem"), path("server.pem"), path("server.key"));
-        let settings = format!(
-            "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {root}\nssl_options.certfile = {chain}\n\
-             ssl_options.keyfile = {key}\nssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n"
-        );
-        std::fs::write(folder.join("tls.conf"), settings).unwrap();
-        assert!(server.services(&["start", "rabbitmq"]), "no RabbitMQ with TLS");
-        server
-    }
-
-    fn services(&self, arguments: &[&str]) -> bool {
-        let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-        // What the shared servers have unpacked, if anything, need not be fetched again.
-        let shared = std::env::var("OFFRAMP_SERVICES_DIR").map_or(repository.join(".services"), Into::into);
-        let tools = std::env::var("OFFRAMP_SERVICES_TOOLS").map_or(shared.join("tools"), Into::into);
-        let mut command = std::process::Command::new(repository.join("scripts/services"));
-        command.args(arguments).env("OFFRAMP_SERVICES_MODE", "native").env("OFFRAMP_SERVICES_TOOLS", tools);
-        command.env("OFFRAMP_SERVICES_DIR", self.directory.path()).status().unwrap().success()
-    }
-}
-
-impl Drop for TlsServer {
-    fn drop(&mut self) {
-        self.services(&["down"]);
     }
 }

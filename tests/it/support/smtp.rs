@@ -3,15 +3,10 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::RootCertStore;
 use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -301,62 +296,5 @@ async fn content(wire: &mut BufReader<Box<dyn Wire>>) -> Result<Vec<u8>, Over> {
             return Ok(bytes);
         }
         bytes.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
-    }
-}
-
-/// A certificate authority that lives as long as a test, and a server certificate and a client certificate of it.
-pub struct ThrowAwayCa {
-    directory: tempfile::TempDir,
-    root: CertificateDer<'static>,
-    server: (CertificateDer<'static>, Vec<u8>),
-}
-
-impl ThrowAwayCa {
-    pub fn new() -> Self {
-        let mut params = CertificateParams::new(vec![]).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        // Erlang takes a certificate for self-signed when its issuer has its own name.
-        params.distinguished_name.push(rcgen::DnType::CommonName, "throw-away authority");
-        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let issue = |name: &str| {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-            (params.signed_by(&key, &ca).unwrap(), key)
-        };
-        let (server, server_key) = issue("localhost");
-        let (client, client_key) = issue("offramp.test");
-        let directory = tempfile::tempdir().unwrap();
-        let files = [
-            ("ca.pem", ca.pem()),
-            ("server.pem", server.pem()),
-            ("server.key", server_key.serialize_pem()),
-            ("client.pem", client.pem()),
-            ("client.key", client_key.serialize_pem()),
-        ];
-        for (name, text) in files {
-            std::fs::write(directory.path().join(name), text).unwrap();
-        }
-        Self { directory, root: ca.der().clone(), server: (server.der().clone(), server_key.serialize_der()) }
-    }
-
-    pub fn path(&self, file: &str) -> PathBuf {
-        self.directory.path().join(file)
-    }
-
-    /// A server that is `localhost`, and lets in only clients with a certificate of this authority when it is told so.
-    pub fn server_config(&self, ask_client: bool) -> Arc<ServerConfig> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let builder =
-            ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().unwrap();
-        let builder = if ask_client {
-            let mut roots = RootCertStore::empty();
-            roots.add(self.root.clone()).unwrap();
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build().unwrap();
-            builder.with_client_cert_verifier(verifier)
-        } else {
-            builder.with_no_client_auth()
-        };
-        let key = PrivateKeyDer::try_from(self.server.1.clone()).unwrap();
-        Arc::new(builder.with_single_cert(vec![self.server.0.clone()], key).unwrap())
     }
 }

@@ -1,7 +1,7 @@
 //! Worker processes: the program itself, as operations people run it.
 
 use std::net::TcpListener;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,14 +10,18 @@ use tokio::net::TcpStream;
 use super::eventually;
 use super::world::World;
 
-/// The program with the settings of a world and nothing else.
-pub fn offramp(world: &World) -> Command {
+/// The program with no settings at all.
+pub fn bare() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_offramp"));
-    let inherited: Vec<String> =
-        std::env::vars().map(|(name, _)| name).filter(|name| name.starts_with("OFFRAMP_")).collect();
-    for name in inherited {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OFFRAMP_")) {
         command.env_remove(name);
     }
+    command
+}
+
+/// The program with the settings of a world and nothing else.
+pub fn offramp(world: &World) -> Command {
+    let mut command = bare();
     command
         .env("OFFRAMP_AMQP_URL", super::setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f"))
         .env("OFFRAMP_MONGODB_URL", &world.mongodb_url)
@@ -42,25 +46,32 @@ impl Worker {
     /// The same with further settings.
     pub async fn start_with(world: &World, smtp_url: &str, settings: &[(&str, &str)]) -> Self {
         let log = if std::env::var_os("TEST_LOG").is_some() { Stdio::inherit() } else { Stdio::null() };
-        let mut worker = Self::spawn(world, smtp_url, settings, log);
+        Self::spawn(world, smtp_url, settings, log).ready().await
+    }
+
+    /// Waits until it is ready.
+    pub async fn ready(mut self) -> Self {
         eventually("a ready worker", || {
-            let ended = worker.ended();
+            let ended = self.ended();
             assert!(ended.is_none(), "the worker ended: {ended:?}");
-            let port = worker.port;
+            let port = self.port;
             async move { get(port, "/readyz").await.filter(|answer| answer.starts_with("HTTP/1.1 200")) }
         })
         .await;
-        worker
+        self
     }
 
     /// Starts a worker and waits for nothing: the servers may be away.
     pub fn spawn(world: &World, smtp_url: &str, settings: &[(&str, &str)], log: Stdio) -> Self {
+        Self::of(offramp(world).env("OFFRAMP_SMTP_URL", smtp_url).envs(settings.iter().copied()), log)
+    }
+
+    /// The program with the settings that it has, as a worker.
+    pub fn of(program: &mut Command, log: Stdio) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = offramp(world)
+        let child = program
             .arg("run")
-            .env("OFFRAMP_SMTP_URL", smtp_url)
             .env("OFFRAMP_HTTP_ADDR", format!("127.0.0.1:{port}"))
-            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -72,6 +83,11 @@ impl Worker {
     /// Where it answers for its health and its metrics.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// What it logs, where that is piped.
+    pub fn take_log(&mut self) -> ChildStderr {
+        self.child.stderr.take().unwrap()
     }
 
     /// How it ended, if it has.

@@ -1,0 +1,253 @@
+//! Values that somebody has thought about: no bytes upset the parser, no name becomes a header, HTML or a template, and no
+//! password is shown by a program that fails.
+
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::process::{Command, Stdio};
+
+use bson::{Bson, doc};
+use mail_parser::{MessageParser, MimeHeaders};
+use offramp::domain::command::COMMAND_BYTES_MAX;
+use serde_json::json;
+
+#[path = "../../fuzz/properties/command.rs"]
+mod command;
+
+use crate::cli::run;
+use crate::support::samples::{account, organization, subscription};
+use crate::support::smtp::{Action, SmtpSink, Step, Tls};
+use crate::support::worker::{Worker, bare};
+use crate::support::world::World;
+use crate::support::{eventually, samples};
+
+// ----------------------------------------------------------------------------------------------------- the parser ---
+
+/// How many mutations are tried: some seconds' worth. `make fuzz` goes on for as long as one likes.
+const MUTATIONS: u64 = 20_000;
+
+/// What parsers stumble over, put into commands by the mutations.
+const TOKENS: [&[u8]; 16] = [
+    b"null",
+    b"{}",
+    b"[",
+    b"\"",
+    b"\\ud800",
+    b"\\u0000",
+    b"1e999",
+    b"-0",
+    b"99999999999999999999999999",
+    b"4294967296",
+    b"2026-02-30",
+    b"0000-01-01T00:00:00+23:59",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    "\u{202e}".as_bytes(),
+    b",\"data\":{}",
+];
+
+#[test]
+fn no_bytes_upset_the_parser() {
+    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/examples/commands")).unwrap();
+    let mut samples: Vec<_> = files.map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
+    samples.sort();
+    for seed in 0..MUTATIONS {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut bytes = samples[random.usize(..samples.len())].clone();
+        for _ in 0..random.usize(0..4) {
+            mutate(&mut bytes, &samples, &mut random);
+        }
+        command::check(&bytes);
+    }
+}
+
+fn mutate(bytes: &mut Vec<u8>, samples: &[Vec<u8>], random: &mut fastrand::Rng) {
+    let at = random.usize(..=bytes.len());
+    let end = (at + random.usize(..32)).min(bytes.len());
+    match random.u8(..5) {
+        0 => bytes[at..end].iter_mut().take(1).for_each(|byte| *byte = random.u8(..)),
+        1 => drop(bytes.drain(at..end)),
+        2 => drop(bytes.splice(at..at, bytes[at..end].to_vec())),
+        3 => drop(bytes.splice(at..end, TOKENS[random.usize(..TOKENS.len())].iter().copied())),
+        _ => {
+            let other = &samples[random.usize(..samples.len())];
+            bytes.truncate(at);
+            bytes.extend_from_slice(&other[random.usize(..=other.len())..]);
+        }
+    }
+}
+
+#[test]
+fn no_depth_length_or_number_upsets_the_parser() {
+    let sample = samples::cancellation("c", "sub").to_string();
+    let in_envelope = |value: &str| sample.replacen('{', &format!("{{\"extra\":{value},"), 1);
+    let in_data = |value: &str| sample.replacen("\"data\":{", &format!("\"data\":{{\"reason\":{value},"), 1);
+    let room = COMMAND_BYTES_MAX - in_data("\"\"").len();
+    let values = [
+        "[".repeat(room),
+        "{\"a\":".repeat(room / 5),
+        format!("{}{}", "[".repeat(room / 2), "]".repeat(room / 2)),
+        "9".repeat(room),
+        format!("1e{}", "9".repeat(room - 2)),
+        format!("\"{}\"", "é".repeat(room / 2)),
+        format!("\"{}\"", "\\u0000".repeat(room / 6)),
+        format!("\"{}\"", "x".repeat(room)),
+        format!("\"{}\"", "x".repeat(room + 1)),
+    ];
+    for value in values {
+        command::check(in_envelope(&value).as_bytes());
+        command::check(in_data(&value).as_bytes());
+        command::check(value.as_bytes());
+    }
+    for size in [0, 1, COMMAND_BYTES_MAX, COMMAND_BYTES_MAX + 1] {
+        command::check(&vec![0xff; size]);
+        command::check(&vec![b' '; size]);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------- mails ---
+
+/// A header, HTML and a template, all in one.
+const HOSTILE: &str =
+    "{{manager.email}}{{{x}}}{{> facts}}\r\nBcc: victim@evil.example\r\n\r\n<script>alert('\"1\"')</script>";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_names_reasons_and_brands_stay_what_they_are_from_message_to_mail() {
+    let world = World::new("hostile").await;
+    let sink = SmtpSink::start().await;
+    let worker = Worker::start(&world, &sink.url()).await;
+
+    let address = "javascript:alert(1)//\"><script>{subscription_id}</script>";
+    let mut hostile_organization = organization("org");
+    hostile_organization.insert("name", HOSTILE);
+    hostile_organization.insert("contact", doc! { "name": HOSTILE, "email": "desk@org.example" });
+    hostile_organization.insert("brand", doc! { "color": "red;}</style><script>x</script>", "logo_url": address });
+    hostile_organization.insert("admin_url", address);
+    hostile_organization.insert("notify_client_of_own_actions", true);
+    let mut hostile_account = account("acc", "org");
+    hostile_account.insert("manager", doc! { "name": HOSTILE, "email": "ada@home.example", "locale": HOSTILE });
+    let mut hostile_subscription = subscription("sub", "org", "acc");
+    for field in ["participant", "plan"] {
+        hostile_subscription.insert(field, doc! { "id": HOSTILE, "name": HOSTILE });
+    }
+    hostile_subscription.insert("activities", Bson::Array(vec![doc! { "id": "a", "name": HOSTILE }.into()]));
+    world.collection("organizations").insert_one(hostile_organization).await.unwrap();
+    world.collection("accounts").insert_one(hostile_account).await.unwrap();
+    world.collection("subscriptions").insert_one(hostile_subscription).await.unwrap();
+
+    let ids = json!({ "organization_id": "org", "subscription_id": "sub", "reason": HOSTILE,
+        "actor": { "role": "client", "account_id": "acc", "name": HOSTILE } });
+    world.command(&samples::command(HOSTILE.get(..60).unwrap(), "subscription.cancellation-request", ids)).await;
+    let failure = json!({ "organization_id": "org", "subscription_id": "sub", "invoice_id": HOSTILE.get(..60),
+        "amount": { "value": "1", "currency": "CAD" }, "card": { "brand": HOSTILE, "last4": "4242" }, "attempt": 1,
+        "failure_message": HOSTILE });
+    world.command(&samples::command("c-2", "payment.failure", failure)).await;
+    eventually("four mails", || async { (sink.mails().len() == 4).then_some(()) }).await;
+
+    for taken in sink.mails() {
+        let text = String::from_utf8(taken.bytes).unwrap();
+        assert!(["desk@org.example", "ada@home.example"].contains(&taken.to.join(",").as_str()), "{:?}", taken.to);
+        let (headers, _) = text.split_once("\r\n\r\n").unwrap();
+        let names: BTreeSet<&str> = headers
+            .split("\r\n")
+            .filter(|line| !line.starts_with([' ', '\t']))
+            .map(|line| line.split_once(':').unwrap().0)
+            .collect();
+        assert!(!names.contains("Bcc") && names.contains("Subject"), "{names:?}");
+        assert!(headers.is_ascii(), "{headers}");
+
+        let mail = MessageParser::default().parse(text.as_bytes()).unwrap();
+        assert_eq!(mail.parts.len(), 3, "{text}");
+        assert!(mail.parts.iter().all(|part| part.content_type().is_some()));
+        let (plain, html) = (mail.body_text(0).unwrap(), mail.body_html(0).unwrap());
+        assert!(plain.contains("{{manager.email}}{{{x}}}{{> facts}}"), "{plain}");
+        assert!(html.contains("{{manager.email}}"), "{html}");
+        for harm in ["<script", "</script", "javascript:", "</style><", "victim@evil.example\r\n\r\n<"] {
+            assert!(!html.contains(harm), "{harm}: {html}");
+        }
+    }
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+// ------------------------------------------------------------------------------------------------------ passwords ---
+
+/// A password, as it is; its traces are in `leaks`.
+const PASSWORD: &str = "s3cret%40word";
+
+/// The password in output, however it got there: as text, as the SASL answers that carry it, or as a list of bytes.
+fn leaks(output: &str) -> bool {
+    let bytes: Vec<String> = b"s3cret".iter().map(ToString::to_string).collect();
+    ["s3cret", "AHVzZXIAczNjcmV0QHdvcmQ=", "czNjcmV0QHdvcmQ=", &bytes.join(", ")]
+        .iter()
+        .any(|trace| output.contains(trace))
+}
+
+/// The address of a server under test, with a user that it does not know.
+fn with_password(variable: &str, default: &str) -> String {
+    let address = crate::support::setting(variable, default);
+    let (scheme, rest) = address.split_once("://").unwrap();
+    format!("{scheme}://user:{PASSWORD}@{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_password_is_shown_by_a_program_that_cannot_connect_however_much_it_logs() {
+    let refusing = SmtpSink::scripted(Tls::No, |at, _| match at {
+        Step::Auth => Action::Answer("535 wrong"),
+        _ => Action::Ok,
+    })
+    .await;
+    let settings = |amqp: String, mongodb: String, smtp: String| {
+        [("OFFRAMP_AMQP_URL", amqp), ("OFFRAMP_MONGODB_URL", mongodb), ("OFFRAMP_SMTP_URL", smtp)]
+    };
+    let mongodb = with_password("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp");
+    let refused = settings(
+        with_password("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f"),
+        format!("{mongodb}{}authSource=admin", if mongodb.contains('?') { '&' } else { '?' }),
+        format!("smtp://user:{PASSWORD}@{}?tls=none", refusing.address),
+    );
+    let at_nobody = settings(
+        format!("amqp://user:{PASSWORD}@127.0.0.1:1,amqps://user:{PASSWORD}@nowhere.invalid"),
+        format!("mongodb://user:{PASSWORD}@127.0.0.1:1/offramp?authSource=admin&tls=true&authMechanism=PLAIN"),
+        format!("smtps://user:{PASSWORD}@127.0.0.1:1"),
+    );
+    let command = samples::cancellation("c", "sub").to_string();
+    for urls in [refused, at_nobody] {
+        let program = |format: &str| {
+            let mut program = bare();
+            program.env("OFFRAMP_LOG", "trace").env("OFFRAMP_LOG_FORMAT", format).envs(urls.clone());
+            program
+        };
+        let quiet = |arguments: &[&str], input: &str| {
+            let ran = run(&mut program("text"), arguments, input);
+            assert!(!leaks(&ran.stdout) && !leaks(&ran.stderr), "{arguments:?}: {}{}", ran.stdout, ran.stderr);
+            assert!(
+                ran.code == Some(1) || arguments.contains(&"--help"),
+                "{arguments:?}: {:?} {}",
+                ran.code,
+                ran.stderr
+            );
+        };
+        quiet(&["run", "--help"], "");
+        quiet(&["check"], "");
+        quiet(&["publish", "-"], &command);
+        quiet(&["dead-letters", "list"], "");
+        quiet(&["show", "sub"], "");
+        let logged = run_for_a_while(&mut program("json")).await;
+        assert!(logged.contains("\"level\":\"WARN\"") && !leaks(&logged), "{logged}");
+    }
+    assert!(refusing.commands().iter().any(|line| line.starts_with("AUTH")), "the password was really sent");
+}
+
+/// What a worker says that cannot connect: in its logs, and when asked for its health.
+async fn run_for_a_while(program: &mut Command) -> String {
+    let mut worker = Worker::of(program, Stdio::piped());
+    let mut log = worker.take_log();
+    let reading = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        log.read_to_end(&mut text).map(|_| String::from_utf8_lossy(&text).into_owned())
+    });
+    let health = eventually("an answer", || async { worker.readyz().await }).await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    worker.kill();
+    health + &reading.join().unwrap().unwrap()
+}

@@ -1,0 +1,117 @@
+//! The whole job over TLS, with servers that demand a client certificate; and what is said where one is not trusted.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::cli::{fails, run, succeeds};
+use crate::support::eventually;
+use crate::support::samples::{account, cancellation, organization, subscription};
+use crate::support::smtp::{Action, SmtpSink, Tls};
+use crate::support::tls::{ThrowAwayCa, TlsServers};
+use crate::support::worker::{Worker, bare};
+
+/// A one-shot command that cannot work says so within this time: one time out of the driver of MongoDB, and some.
+const SOON: Duration = Duration::from_secs(15);
+
+/// The program with the addresses of these servers.
+fn offramp(servers: &TlsServers, smtp_url: &str) -> Command {
+    let mut command = bare();
+    let mongodb = format!("mongodb://localhost:{}/offramp?tls=true", servers.port("mongodb"));
+    command
+        .env("OFFRAMP_AMQP_URL", format!("amqps://localhost:{}", servers.port("rabbitmq")))
+        .env("OFFRAMP_MONGODB_URL", mongodb)
+        .env("OFFRAMP_SMTP_URL", smtp_url)
+        .env("OFFRAMP_MAIL_FROM", "no-reply@offramp.example");
+    command
+}
+
+/// The same with what it needs to be let in.
+fn trusted(servers: &TlsServers, ca: &ThrowAwayCa, smtp_url: &str) -> Command {
+    let mut command = offramp(servers, smtp_url);
+    command.env("OFFRAMP_TLS_CA", ca.path("ca.pem")).env("OFFRAMP_TLS_CERTIFICATE", ca.path("client.pem"));
+    command
+}
+
+async fn sink(tls: Tls) -> SmtpSink {
+    SmtpSink::scripted(tls, |_, _| Action::Ok).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_a_command_comes_in_a_document_changes_and_a_mail_goes_out() {
+    let (ca, other) = (ThrowAwayCa::new(), ThrowAwayCa::new());
+    let servers = TlsServers::start(&ca, &["rabbitmq", "mongodb"]);
+
+    for (step, tls, scheme) in
+        [(1, Tls::Upgrade(ca.server_config(true)), "smtp"), (2, Tls::Implicit(ca.server_config(true)), "smtps")]
+    {
+        let sink = sink(tls).await;
+        let smtp_url = format!("{scheme}://localhost:{}", sink.address.port());
+        let program = || trusted(&servers, &ca, &smtp_url);
+        does_the_whole_job(program, &sink, step).await;
+    }
+
+    let strict = sink(Tls::Implicit(ca.server_config(true))).await;
+    let smtp_url = format!("smtps://localhost:{}", strict.address.port());
+    for (authority, certificate, setting) in [
+        (None, None, "OFFRAMP_TLS_CA"),
+        (Some(&other), Some(&ca), "OFFRAMP_TLS_CA"),
+        (Some(&ca), None, "OFFRAMP_TLS_CERTIFICATE"),
+        (Some(&ca), Some(&other), "OFFRAMP_TLS_CERTIFICATE"),
+    ] {
+        let program = || {
+            let mut program = offramp(&servers, &smtp_url);
+            program.envs(authority.map(|ca| ("OFFRAMP_TLS_CA", ca.path("ca.pem"))));
+            program.envs(certificate.map(|ca| ("OFFRAMP_TLS_CERTIFICATE", ca.path("client.pem"))));
+            program
+        };
+        says_what_is_wrong(program, setting);
+    }
+    assert_eq!(strict.mails().len(), 0);
+}
+
+/// From a command to a mail, with every subcommand that talks to a server.
+async fn does_the_whole_job(program: impl Fn() -> Command, sink: &SmtpSink, step: usize) {
+    let (id, organization, account) = (format!("sub-{step}"), organization("org"), account("acc", "org"));
+    let documents = [
+        json!({ "collection": "organizations", "document": organization }),
+        json!({ "collection": "accounts", "document": account }),
+        json!({ "collection": "subscriptions", "document": subscription(&id, "org", "acc") }),
+    ];
+    succeeds(&mut program(), &["init"], "");
+    succeeds(&mut program(), &["import", "-"], &lines(&documents));
+    succeeds(&mut program(), &["check"], "");
+
+    let worker = Worker::of(&mut program(), Stdio::null()).ready().await;
+    succeeds(&mut program(), &["publish", "-"], &lines(&[cancellation(&id, &id)]));
+    eventually("a mail", || async { sink.mails().first().cloned() }).await;
+    assert!(sink.mails().iter().all(|mail| mail.encrypted));
+    let shown = succeeds(&mut program(), &["show", "--json", &id], "");
+    assert!(shown.stdout.contains("cancellation_scheduled"), "{}", shown.stdout);
+    assert!(worker.stop().await.success());
+
+    succeeds(&mut program(), &["outbox", "list"], "");
+    succeeds(&mut program(), &["outbox", "retry", "--all"], "");
+    for verb in [&["list"][..], &["replay", "--all"], &["drop", "--all", "--yes"]] {
+        succeeds(&mut program(), &[&["dead-letters"], verb].concat(), "");
+    }
+}
+
+fn lines(values: &[Value]) -> String {
+    values.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// `check` says of each server what to set, and one-shot commands do, soon.
+#[track_caller]
+fn says_what_is_wrong(program: impl Fn() -> Command, setting: &str) {
+    let begin = Instant::now();
+    let checked = run(&mut program(), &["check"], "");
+    assert_eq!(checked.code, Some(1), "{}", checked.stdout);
+    for server in ["RabbitMQ", "MongoDB", "mail"] {
+        let line = checked.stdout.lines().find(|line| line.starts_with(&format!("✗ {server}"))).unwrap();
+        assert!(line.contains(setting), "{line}");
+    }
+    fails(&mut program(), &["publish", "-"], &lines(&[cancellation("c", "sub")]), 1, setting);
+    assert!(begin.elapsed() < SOON, "it took {:?}", begin.elapsed());
+}
