@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::stream::{self, Chain, Fuse};
+use futures_util::stream::Fuse;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
@@ -32,6 +32,8 @@ const ACK_SECONDS_MAX: u64 = 5;
 const SUSPICIOUS_RETURNS: u64 = 5;
 /// How often a suspect must have come back to be held for a moment.
 const SUSPENSE_RETURNS: u64 = 2 * SUSPICIOUS_RETURNS;
+/// How long to wait for the next of a few messages that are sent ahead. See [`Consumer::begin`].
+const SENT_AHEAD_PATIENCE: Duration = Duration::from_millis(20);
 /// How long to hold a suspect that comes first, at most, in milliseconds. See [`Consumer::begin`].
 const SUSPENSE_MILLISECONDS_MAX: u64 = 500;
 /// What a lane says of a channel that ended without a word.
@@ -56,15 +58,11 @@ pub struct Consumer {
 /// A consumer that the broker knows.
 struct Open {
     session: Arc<Session>,
-    tag: ShortString,
-    deliveries: Deliveries,
+    // lapin's stream must not be asked again after its end: it would wait for ever.
+    stream: Fuse<lapin::Consumer>,
     /// How many messages are sent ahead. See [`Consumer::begin`].
     window: u16,
 }
-
-/// What an earlier consumer on the channel was sent, then what the present one is sent.
-// lapin's stream must not be asked again after its end: it would wait for ever.
-type Deliveries = Fuse<Chain<stream::Iter<std::vec::IntoIter<lapin::Result<Received>>>, lapin::Consumer>>;
 
 /// A channel with a consumer on it. Deliveries can only be acknowledged on the one they came over.
 pub(super) struct Session {
@@ -136,7 +134,7 @@ impl Consumer {
                     self.cancel().await;
                     return None;
                 }
-                first = open.deliveries.next() => first,
+                first = open.stream.next() => first,
             };
             let problem = match first {
                 Some(Ok(first)) => match self.begin(first, max).await {
@@ -181,11 +179,13 @@ impl Consumer {
             }
             trusted = u16::try_from(settled + 1).unwrap_or(u16::MAX).min(self.prefetch);
         }
+        let is_narrow = open.window < self.prefetch;
+        let batch = open.collect(first, max, is_narrow).await.ok_or_else(|| GONE.to_owned())?;
         let step = open.window.saturating_mul(2).min(self.prefetch);
-        if open.window < self.prefetch && trusted >= step {
+        if is_narrow && trusted >= step && batch.deliveries.len() == usize::from(open.window) {
             open.widen(&self.queue, trusted).await.map_err(|error| error.to_string())?;
         }
-        open.collect(first, max).ok_or_else(|| GONE.to_owned())
+        Ok(batch)
     }
 
     /// Gives everything back that is not acknowledged, a batch in flight included, and stops consuming: for when something
@@ -209,7 +209,8 @@ impl Consumer {
     /// Tells the broker to deliver no more. On failure there is nothing left to do: the connection is about to be closed.
     async fn cancel(&mut self) {
         if let Some(open) = self.open.take() {
-            let cancelling = open.session.channel.basic_cancel(open.tag.clone(), BasicCancelOptions::default());
+            let tag = open.stream.get_ref().tag();
+            let cancelling = open.session.channel.basic_cancel(tag, BasicCancelOptions::default());
             if let Err(error) = ask("cancel a consumer", cancelling).await {
                 tracing::debug!(queue = self.queue, %error, "consumer not cancelled");
             }
@@ -261,49 +262,54 @@ impl Consumer {
 
     async fn consume(&self, link: &Arc<Link>) -> Result<Open, BrokerError> {
         let channel = link.channel().await?;
-        let consumer = consume(link, &channel, &self.queue, 1).await?;
+        let stream = consume(link, &channel, &self.queue, 1).await?;
         let session =
             Session { channel, link: link.clone(), doubtful: AtomicBool::new(false), settled: AtomicU64::new(0) };
-        let (tag, deliveries) = (consumer.tag(), stream::iter(vec![]).chain(consumer).fuse());
-        Ok(Open { session: Arc::new(session), tag, deliveries, window: 1 })
+        Ok(Open { session: Arc::new(session), stream, window: 1 })
     }
 }
 
 /// Has a queue delivered on a channel, so many messages ahead of our acks.
-async fn consume(link: &Link, channel: &Channel, queue: &str, prefetch: u16) -> Result<lapin::Consumer, BrokerError> {
+async fn consume(
+    link: &Link,
+    channel: &Channel,
+    queue: &str,
+    prefetch: u16,
+) -> Result<Fuse<lapin::Consumer>, BrokerError> {
     link.ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let queue = ShortString::try_new(queue).unwrap_or_default();
     let (tag, none) = (ShortString::default(), FieldTable::default());
     let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
-    link.ask("deliver from the queue", consuming).await
+    Ok(link.ask("deliver from the queue", consuming).await?.fuse())
 }
 
 impl Open {
-    /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged.
+    /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged. Only while as many are in
+    /// our hands as may be sent ahead: what is on its way to a consumer that is cancelled might come to nobody as long as the
+    /// channel lives.
     async fn widen(&mut self, queue: &str, window: u16) -> Result<(), BrokerError> {
         let Session { link, channel, .. } = &*self.session;
-        let cancelling = channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
-        link.ask("cancel a consumer", cancelling).await?;
-        // What was sent ahead before it heard of that has arrived by now, and comes first.
-        let mut arrived = Vec::new();
-        while let Some(Some(delivery)) = self.deliveries.next().now_or_never() {
-            arrived.push(delivery);
-        }
-        let consumer = consume(link, channel, queue, window).await?;
-        self.tag = consumer.tag();
-        self.deliveries = stream::iter(arrived).chain(consumer).fuse();
+        let tag = self.stream.get_ref().tag();
+        link.ask("cancel a consumer", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
+        self.stream = consume(link, channel, queue, window).await?;
         self.window = window;
         Ok(())
     }
 
     /// The batch that begins with `first`; `None` when the channel is gone, so that nothing of it could be acknowledged.
-    fn collect(&mut self, first: Received, max: usize) -> Option<Batch> {
+    /// `patiently`: what is sent ahead is waited for, for a moment.
+    async fn collect(&mut self, first: Received, max: usize, patiently: bool) -> Option<Batch> {
         let first_tag = first.delivery_tag;
         let mut acker = first.acker.clone();
         let mut last_tag = first_tag;
         let mut deliveries = vec![Delivery::from(first)];
         while deliveries.len() < max {
-            match self.deliveries.next().now_or_never().flatten() {
+            let next = if patiently && deliveries.len() < usize::from(self.window) {
+                timeout(SENT_AHEAD_PATIENCE, self.stream.next()).await.ok()
+            } else {
+                self.stream.next().now_or_never()
+            };
+            match next.flatten() {
                 Some(Ok(next)) => {
                     acker = next.acker.clone();
                     last_tag = next.delivery_tag;
