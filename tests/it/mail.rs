@@ -516,7 +516,7 @@ fn the_same_entry_makes_the_same_mail() {
 
 // ---- SMTP ----
 
-async fn send(sink: &SmtpSink) -> Result<(), SendError> {
+async fn send(sink: &SmtpSink) -> Result<String, SendError> {
     to(sink).send(&composed(&sample())).await
 }
 

@@ -10,6 +10,7 @@ mod mail;
 mod model;
 mod operators;
 mod outages;
+mod preview;
 mod shutdown;
 mod story;
 mod support;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "several programs share this, and none needs all of it")]
 
 pub mod mails;
+pub mod preview;
 pub mod proxy;
 pub mod rabbit;
 pub mod samples;
