@@ -106,6 +106,12 @@ impl Browser {
         page.call("Runtime.enable", json!({})).await;
         page
     }
+
+    /// Keeps what is downloaded from now on, under its own name.
+    pub async fn keep_downloads_in(&self, folder: &Path) {
+        let params = json!({ "behavior": "allow", "downloadPath": folder });
+        self.link.call(None, "Browser.setDownloadBehavior", params).await;
+    }
 }
 
 impl Drop for Browser {
@@ -186,13 +192,6 @@ impl Page {
         self.wait(&mut events, "Page.loadEventFired").await;
     }
 
-    /// Does something that has the page load anew, and waits until it has.
-    pub async fn reloaded_by(&self, action: impl Future<Output = ()>) {
-        let mut events = self.events();
-        action.await;
-        self.wait(&mut events, "Page.loadEventFired").await;
-    }
-
     async fn wait(&self, events: &mut broadcast::Receiver<Value>, method: &str) {
         let waiting = async { while events.recv().await.unwrap()["method"] != method {} };
         timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{method}: waited {PATIENCE:?} in vain"));
@@ -237,6 +236,29 @@ impl Page {
     /// Waits until an expression is true.
     pub async fn until(&self, expression: &str) {
         eventually(expression, || async { (self.evaluate(expression).await == true).then_some(()) }).await;
+    }
+
+    /// Clicks into the middle of an element, as with a mouse.
+    pub async fn click(&self, selector: &str) {
+        let middle = self
+            .evaluate(&format!(
+                "(() => {{
+                    const element = document.querySelector(`{selector}`);
+                    element.scrollIntoView({{ block: 'center' }});
+                    const box = element.getBoundingClientRect();
+                    return [box.x + box.width / 2, box.y + box.height / 2];
+                }})()"
+            ))
+            .await;
+        for kind in ["mousePressed", "mouseReleased"] {
+            let click = json!({ "type": kind, "x": middle[0], "y": middle[1], "button": "left", "clickCount": 1 });
+            self.call("Input.dispatchMouseEvent", click).await;
+        }
+    }
+
+    /// Types into what has the focus.
+    pub async fn insert(&self, text: &str) {
+        self.call("Input.insertText", json!({ "text": text })).await;
     }
 
     /// The size of the window in CSS pixels, `scale` real pixels each; `mobile` as a phone shows pages.

@@ -138,7 +138,7 @@ async fn wider_than(page: &Page, width: u32) -> Option<String> {
 }
 
 /// axe's results, a sentence each.
-fn told(results: &Value, scheme: Scheme) -> Vec<String> {
+pub fn told(results: &Value, scheme: Scheme) -> Vec<String> {
     let mut told = Vec::new();
     for rule in results.as_array().unwrap() {
         for node in rule["nodes"].as_array().unwrap() {

@@ -19,6 +19,7 @@ use offramp::mail::Templates;
 
 mod devtools;
 mod look;
+mod preview;
 mod sheets;
 #[path = "../it/support/mod.rs"]
 mod support;
@@ -96,6 +97,8 @@ async fn main() -> ExitCode {
     for (finding, mails) in findings {
         println!("{finding}\n    {} mails, such as {}", mails.len(), mails[0]);
     }
+    let found = preview::drive(&browser, &axe, &out.join("preview")).await;
+    println!("{found:#?}");
     sheets::make(&browser, &looked, &out).await;
     println!("pictures: {}", out.display());
     println!("{:.0} s", began.elapsed().as_secs_f64());

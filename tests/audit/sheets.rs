@@ -19,8 +19,8 @@ const STYLE: &str = "<style>
     h1 { font-size: 18px; margin: 0 0 8px; }
 </style>";
 
-/// The sheets of a mail: the pictures of which width are on them.
-const SHEETS: [(&str, u32); 2] = [("phone", PHONE.0), ("desktop", DESKTOP.0)];
+/// The sheets of a mail: the pictures of which width are on them, and whether the dark ones stand below the light ones.
+const SHEETS: [(&str, u32, bool); 2] = [("phone", PHONE.0, false), ("desktop", DESKTOP.0, true)];
 
 /// Makes the sheets of each mail in each language.
 pub async fn make(browser: &Browser, looked: &[(&Mail, Looked)], out: &Path) {
@@ -34,8 +34,8 @@ pub async fn make(browser: &Browser, looked: &[(&Mail, Looked)], out: &Path) {
     let mut index = format!("<!doctype html><meta charset=utf-8><title>Mails</title>{STYLE}");
     for (group, entries) in groups {
         write!(index, "<h1>{group}</h1><p>").unwrap();
-        for (sheet, width) in SHEETS {
-            let html = sheet_of(&group, &entries, width, out);
+        for (sheet, width, in_rows) in SHEETS {
+            let html = sheet_of(&group, &entries, width, in_rows, out);
             let name = format!("{}.{sheet}", group.replace('/', "."));
             let file = out.join(format!("{name}.html"));
             fs::write(&file, html).unwrap();
@@ -52,15 +52,16 @@ pub async fn make(browser: &Browser, looked: &[(&Mail, Looked)], out: &Path) {
     page.close().await;
 }
 
-/// A row of pictures for each colour scheme.
-fn sheet_of(group: &str, entries: &[&(&Mail, Looked)], sheet_width: u32, out: &Path) -> String {
+/// The pictures of one width: light and dark in a row each, or all in one.
+fn sheet_of(group: &str, entries: &[&(&Mail, Looked)], sheet_width: u32, in_rows: bool, out: &Path) -> String {
     let mut html = format!("<!doctype html><meta charset=utf-8><title>{group}</title>{STYLE}<h1>{group}</h1>");
-    for row in Scheme::ALL {
+    let rows: &[&[Scheme]] = if in_rows { &[&[Scheme::Light], &[Scheme::Dark]] } else { &[&Scheme::ALL] };
+    for row in rows {
         html.push_str("<div class=row>");
         for (mail, looked) in entries {
             let (_, variant) = mail.name.rsplit_once('/').unwrap();
             for ((_, (width, _), scheme), file) in SHOTS.iter().zip(&looked.shots) {
-                if *width == sheet_width && *scheme == row {
+                if *width == sheet_width && row.contains(scheme) {
                     let source = file.strip_prefix(out).unwrap().display();
                     write!(
                         html,
