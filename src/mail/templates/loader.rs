@@ -175,10 +175,9 @@ impl Loader {
     /// Parses and checks one file.
     fn add(&mut self, place: Place, path: String, text: &str) {
         let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
-        let content = if place.1.ends_with(".mjml") {
-            self.design(&path, text).map(Content::Design)
-        } else {
-            self.words(&path, &text, !place.1.starts_with('_')).map(Content::Words)
+        let content = match place.1.rsplit_once('.') {
+            Some((_, "mjml")) => self.design(&path, text).map(Content::Design),
+            _ => self.words(&path, &text, !place.1.starts_with('_')).map(Content::Words),
         };
         if let Some(content) = content {
             self.files.push(SourceFile { path, content });

@@ -180,13 +180,13 @@ fn parse_markdown(markdown: &str, first_line: usize, blocks: &mut Vec<Block>) ->
             Event::Start(Tag::Heading { level: HeadingLevel::H1, .. }) => {
                 Kind::Headline(inlines(&mut events, line, &line_of)?)
             }
-            Event::Start(Tag::Paragraph) => match inlines(&mut events, line, &line_of)? {
-                mut only if matches!(only.as_slice(), [Inline::Link(_)]) => match only.pop() {
-                    Some(Inline::Link(link)) => Kind::Button(link),
-                    _ => return Err(unknown()),
-                },
-                sentences => Kind::Paragraph(sentences),
-            },
+            Event::Start(Tag::Paragraph) => {
+                let sentences = inlines(&mut events, line, &line_of)?;
+                match sentences.as_slice() {
+                    [Inline::Link(button)] => Kind::Button(button.clone()),
+                    _ => Kind::Paragraph(sentences),
+                }
+            }
             Event::Start(Tag::BlockQuote(_)) => {
                 let Some((Event::Start(Tag::Paragraph), _)) = events.next() else { return Err(unknown()) };
                 let sentences = inlines(&mut events, line, &line_of)?;
@@ -196,7 +196,15 @@ fn parse_markdown(markdown: &str, first_line: usize, blocks: &mut Vec<Block>) ->
                 Kind::Notice(sentences)
             }
             Event::Start(Tag::List(None)) | Event::End(TagEnd::List(_)) => continue,
-            Event::Start(Tag::Item) => fact(inlines(&mut events, line, &line_of)?, line)?,
+            Event::Start(Tag::Item) => {
+                // With empty lines between them, items hold paragraphs.
+                let is_loose = events.next_if(|(event, _)| *event == Event::Start(Tag::Paragraph)).is_some();
+                let item = inlines(&mut events, line, &line_of)?;
+                if is_loose && !matches!(events.next(), Some((Event::End(TagEnd::Item), _))) {
+                    return Err(unknown());
+                }
+                fact(item, line)?
+            }
             _ => return Err(unknown()),
         };
         blocks.push(Block { line, kind });
@@ -241,8 +249,6 @@ fn inlines(
                 }
                 found.push(Inline::Link(Link { label: inlines(events, line, line_of)?, url }));
             }
-            Event::Start(Tag::Paragraph) | Event::End(TagEnd::Paragraph)
-                if matches!(events.peek(), Some((Event::End(TagEnd::Item), _) | (Event::Text(_), _))) => {}
             Event::End(_) => {
                 let text = flatten(&found);
                 return match Parsed::compile(&text) {
@@ -300,8 +306,8 @@ impl Text {
                     self.push(&flatten(text), line);
                     self.push("", line);
                 }
-                Kind::Button(link) => {
-                    self.push(&format!("{}\n{}\n", flatten(&link.label), link.url), line);
+                Kind::Button(Link { label, url }) => {
+                    self.push(&format!("{}\n{url}\n", flatten(label)), line);
                 }
                 Kind::Fact { label, value } => {
                     self.push(&format!("{} {}", flatten(label), flatten(value)), line);
@@ -380,7 +386,7 @@ pub(super) fn to_mjml(blocks: &[Block], design: &Design, partial: &mut dyn FnMut
             Kind::Headline(text) => with(&design.headline, text),
             Kind::Paragraph(text) => with(&design.paragraph, text),
             Kind::Notice(text) => with(&design.notice, text),
-            Kind::Button(link) => with(&design.button, &link.label).replace(ADDRESS, &escape_html(&link.url)),
+            Kind::Button(Link { label, url }) => with(&design.button, label).replace(ADDRESS, &escape_html(url)),
             Kind::Fact { .. } => String::new(),
             Kind::Partial(name) => partial(name),
             Kind::Condition { branches, end } => {
@@ -482,6 +488,7 @@ mod tests {
         );
         check("a\n{{> facts}}\nb", "a\n\n{{> facts}}\n\nb\n\n", "<p>a</p>[facts]<p>b</p>");
         check("a  \nb", "a\nb\n\n", "<p>a<br />b</p>");
+        check("- **a:** b\n\n- **c:** d\n", "a: b\nc: d\n", "<t><r>a=b</r><r>c=d</r></t>");
     }
 
     #[test]
