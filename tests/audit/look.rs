@@ -130,7 +130,7 @@ async fn wider_than(page: &Page, width: u32) -> Option<String> {
                 }});
                 const page = document.documentElement.scrollWidth;
                 const names = wide.slice(-1).map((element) => element.outerHTML.slice(0, 120));
-                return page > {width} || wide.length ? `${{page}} px wide, ${{names.join()}}` : '';
+                return page > {width} || wide.length ? `wider than the window\\n${{page}} px; ${{names.join()}}` : '';
             }})()"
         ))
         .await;
@@ -148,12 +148,12 @@ pub fn told(results: &Value, scheme: Scheme) -> Vec<String> {
                 .filter_map(|check| check["message"].as_str())
                 .collect();
             told.push(format!(
-                "axe, {}: {} ({}): {}; {}",
+                "axe, {}: {} ({})\n{} {}",
                 scheme.as_str(),
                 rule["id"].as_str().unwrap(),
                 rule["help"].as_str().unwrap(),
-                node["html"].as_str().unwrap_or_default().chars().take(160).collect::<String>(),
-                checks.join("; ")
+                node["html"].as_str().unwrap_or_default().chars().take(160).collect::<String>().replace('\n', " "),
+                checks.join("; ").replace('\n', " ")
             ));
         }
     }

@@ -45,16 +45,16 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     page.click(&format!("nav a[href$='/{MAIL}/full']")).await;
     choose(&page, "locale", "fr-CA").await;
     page.until(SETTLED).await;
-    page.until("document.getElementById('text').textContent.includes('Bonjour')").await;
-    page.until("document.querySelector('iframe').contentDocument.body.innerText.includes('Bonjour')").await;
+    page.until(&text_says("Bonjour")).await;
+    page.until(&frame_says("Bonjour")).await;
     assert_eq!(page.evaluate("location.hash").await, format!("#/fr-CA/{MAIL}/full"));
     assert_eq!(page.evaluate("document.querySelector('nav [aria-current]').textContent").await, "full");
     let headers = page.evaluate("document.getElementById('headers').textContent").await;
     assert!(headers.as_str().unwrap().contains("X-Offramp-Template: request-declined"), "{headers}");
     choose(&page, "locale", "es-MX").await;
-    page.until("document.getElementById('text').textContent.includes('Hola')").await;
+    page.until(&text_says("Hola")).await;
     choose(&page, "locale", "fr-CA").await;
-    page.until("document.getElementById('text').textContent.includes('Bonjour')").await;
+    page.until(&text_says("Bonjour")).await;
 
     // Dark and light, whatever the system prefers; and the widths.
     for preferred in Scheme::ALL {
@@ -80,8 +80,8 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
 
     // A file is saved, broken and mended.
     write_words(templates.path(), "\nTout neuf\u{a0}!\n");
-    page.until("document.getElementById('text').textContent.includes('Tout neuf')").await;
-    page.until("document.querySelector('iframe').contentDocument.body.innerText.includes('Tout neuf')").await;
+    page.until(&text_says("Tout neuf")).await;
+    page.until(&frame_says("Tout neuf")).await;
     page.until(SETTLED).await;
     shoot("saved").await;
     write_words(templates.path(), "\nTout cassé {{plan_name}}\n");
@@ -93,7 +93,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     shoot("broken").await;
     write_words(templates.path(), "\nMieux.\n");
     page.until("document.getElementById('problems').hidden").await;
-    page.until("document.getElementById('text').textContent.includes('Mieux')").await;
+    page.until(&text_says("Mieux")).await;
 
     // Kept as a file.
     let downloads = tempfile::tempdir().unwrap();
@@ -148,8 +148,18 @@ const SETTLED: &str = "(() => {
     const frames = [...document.querySelectorAll('iframe')];
     return frames.length > 0 && document.getElementById('text').textContent !== '' && frames.every((frame) =>
         frame.contentDocument?.readyState === 'complete' && frame.contentDocument.URL.endsWith(frame.getAttribute('src'))
-        && frame.contentDocument.body.childElementCount > 0);
+        && frame.contentDocument.body?.childElementCount > 0);
 })()";
+
+/// Whether the first frame shows this.
+fn frame_says(words: &str) -> String {
+    format!("document.querySelector('iframe')?.contentDocument?.body?.innerText.includes('{words}')")
+}
+
+/// Whether the text part has this in it.
+fn text_says(words: &str) -> String {
+    format!("document.getElementById('text').textContent.includes('{words}')")
+}
 
 /// How wide the mails think their windows are.
 const WIDTHS: &str = "[...document.querySelectorAll('iframe')].map((frame) => frame.contentWindow.innerWidth)";

@@ -6,9 +6,9 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use crate::Audited;
 use crate::devtools::{Browser, Scheme};
-use crate::look::{DESKTOP, Looked, PHONE, SHOTS};
-use crate::support::mails::Mail;
+use crate::look::{DESKTOP, PHONE, SHOTS};
 
 const STYLE: &str = "<style>
     body { margin: 0; padding: 8px; font: 14px/1.4 sans-serif; background: #b9c3cf; width: max-content; }
@@ -23,10 +23,10 @@ const STYLE: &str = "<style>
 const SHEETS: [(&str, u32, bool); 2] = [("phone", PHONE.0, false), ("desktop", DESKTOP.0, true)];
 
 /// Makes the sheets of each mail in each language.
-pub async fn make(browser: &Browser, looked: &[(&Mail, Looked)], out: &Path) {
-    let mut groups: BTreeMap<String, Vec<&(&Mail, Looked)>> = BTreeMap::new();
-    for entry in looked {
-        let (group, _) = entry.0.name.rsplit_once('/').unwrap();
+pub async fn make(browser: &Browser, audited: &[Audited], out: &Path) {
+    let mut groups: BTreeMap<String, Vec<&Audited>> = BTreeMap::new();
+    for entry in audited {
+        let (group, _) = entry.mail.name.rsplit_once('/').unwrap();
         groups.entry(group.to_owned()).or_default().push(entry);
     }
     let page = browser.page().await;
@@ -53,12 +53,12 @@ pub async fn make(browser: &Browser, looked: &[(&Mail, Looked)], out: &Path) {
 }
 
 /// The pictures of one width: light and dark in a row each, or all in one.
-fn sheet_of(group: &str, entries: &[&(&Mail, Looked)], sheet_width: u32, in_rows: bool, out: &Path) -> String {
+fn sheet_of(group: &str, entries: &[&Audited], sheet_width: u32, in_rows: bool, out: &Path) -> String {
     let mut html = format!("<!doctype html><meta charset=utf-8><title>{group}</title>{STYLE}<h1>{group}</h1>");
     let rows: &[&[Scheme]] = if in_rows { &[&[Scheme::Light], &[Scheme::Dark]] } else { &[&Scheme::ALL] };
     for row in rows {
         html.push_str("<div class=row>");
-        for (mail, looked) in entries {
+        for Audited { mail, looked, .. } in entries {
             let (_, variant) = mail.name.rsplit_once('/').unwrap();
             for ((_, (width, _), scheme), file) in SHOTS.iter().zip(&looked.shots) {
                 if *width == sheet_width && row.contains(scheme) {
