@@ -511,6 +511,8 @@ fn compile_mjml(mjml: &str) -> Result<String, String> {
     // No fonts from elsewhere: who opens a mail tells nobody of it.
     let options = RenderOptions { fonts: HashMap::new(), ..RenderOptions::default() };
     let html = parsed.element.render(&options).map_err(|error| format!("the design is no MJML: {error}"))?;
+    // A page has a main part, for those who hear it.
+    let html = html.replacen("role=\"article\"", "role=\"main\"", 1);
     // White space between these elements is not seen.
     let broken = ["<table", "<tbody", "<tr", "<td", "<th", "<div", "<style", "<body", "<!--[if"]
         .iter()
