@@ -38,8 +38,9 @@ const PAGE: &str = include_str!("page.html");
 /// Stands in for the samples' logo, which is nowhere.
 const LOGO: &str = concat!(
     "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"240\" height=\"96\">",
-    "<rect width=\"240\" height=\"96\" rx=\"12\" fill=\"#0a7d4f\"/>",
-    "<text x=\"120\" y=\"62\" font-size=\"40\" font-family=\"sans-serif\" fill=\"#fff\" text-anchor=\"middle\">Logo</text>",
+    "<rect width=\"240\" height=\"96\" rx=\"12\" fill=\"#ffffff\"/>",
+    "<text x=\"120\" y=\"62\" font-size=\"40\" font-family=\"sans-serif\" fill=\"#20242a\" text-anchor=\"middle\">",
+    "Logo</text>",
     "</svg>"
 );
 
