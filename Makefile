@@ -35,6 +35,12 @@ chaos: cargo ## break everything for SECONDS=300, then look for what was lost or
 	@$(chaos_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
 	cargo test --locked --profile $(PROFILE) --test chaos -- --seconds $(SECONDS) $(addprefix --seed ,$(SEED)) --logs .services/chaos/log
 
+ONLY ?=
+
+.PHONY: mail-audit
+mail-audit: cargo ## look at every mail with Chromium, axe-core and SpamAssassin (ONLY=fr-CA/payment: only these)
+	@scripts/mail-audit $(addprefix --only ,$(ONLY))
+
 # libFuzzer's instrumentation exists in nightly compilers only; RUSTC_BOOTSTRAP=1 makes a stable one take it.
 .PHONY: fuzz
 fuzz: cargo ## feed the command parser what a fuzzer thinks of, for SECONDS=300

@@ -237,7 +237,7 @@ impl Postman {
             .unwrap_or_else(|_| Err(SendError::Unavailable("took too long".to_owned())));
         let put_off = |error: String| Fate::PutOff { until: put_off_until(clock::now(), leased.entry.attempts), error };
         match sent {
-            Ok(()) => {
+            Ok(_) => {
                 let sent = SentDocument {
                     id: leased.entry.id.clone(),
                     template: mail.template.to_string(),

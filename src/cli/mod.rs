@@ -6,6 +6,7 @@ mod import;
 mod init;
 mod input;
 mod outbox;
+mod preview;
 mod progress;
 mod publish;
 mod run;
@@ -49,6 +50,7 @@ enum Command {
     Show(show::Arguments),
     DeadLetters(dead_letters::Arguments),
     Outbox(outbox::Arguments),
+    Preview(preview::Arguments),
     Schemas(schemas::Arguments),
 }
 
@@ -73,6 +75,7 @@ impl Cli {
             Command::Show(arguments) => show::run(arguments).await,
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Outbox(arguments) => outbox::run(arguments).await,
+            Command::Preview(arguments) => preview::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

@@ -296,15 +296,16 @@ impl MailConnection {
         Self { transport, idle: None }
     }
 
-    /// Sends one mail, to its one recipient.
+    /// Sends one mail, to its one recipient. Gives the words with which it was taken, or the file that it is in.
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn send(&mut self, mail: &Composed) -> Result<(), SendError> {
+    pub async fn send(&mut self, mail: &Composed) -> Result<String, SendError> {
         match &*self.transport {
             Transport::Files(directory) => {
+                let file = directory.join(file_name(mail)).display().to_string();
                 let (directory, mail) = (directory.clone(), mail.clone());
-                blocking(move || write_file(&directory, &mail)).await
+                blocking(move || write_file(&directory, &mail)).await.map(|()| file)
             }
             Transport::Smtp(server) => {
                 let (mut connection, fresh) = match self.idle.take() {
@@ -329,7 +330,7 @@ impl MailConnection {
                 }
                 let result = server.transfer(&mut connection, mail).await;
                 let usable = match &result {
-                    Ok(()) => true,
+                    Ok(_) => true,
                     Err(SendError::Permanent(_) | SendError::Transient(_)) => server.reset(&mut connection).await,
                     Err(SendError::Unavailable(_)) => false,
                 };
@@ -439,8 +440,8 @@ impl SmtpServer {
         self.within("MAIL", self.deadlines.command, connection.command(command)).await.map(drop)
     }
 
-    /// Names the recipient and sends the content.
-    async fn transfer(&self, connection: &mut AsyncSmtpConnection, mail: &Composed) -> Result<(), SendError> {
+    /// Names the recipient and sends the content. Gives the answer to it.
+    async fn transfer(&self, connection: &mut AsyncSmtpConnection, mail: &Composed) -> Result<String, SendError> {
         let limit = self.deadlines.command;
         for address in mail.envelope.to() {
             self.verdict("RCPT", limit, connection.command(Rcpt::new(address.clone(), vec![]))).await?;
@@ -453,7 +454,8 @@ impl SmtpServer {
         if !accepted.has_code(250) {
             return Err(self.unavailable("content", format!("answered {} in place of 250", u16::from(accepted.code()))));
         }
-        Ok(())
+        let words: Vec<&str> = accepted.message().collect();
+        Ok(shorten(&single_line(&format!("250 {}", words.join(" "))), ERROR_CHARS_MAX))
     }
 
     /// Makes a connection ready for the next mail after a refused one. Tells whether that worked.

@@ -91,11 +91,12 @@ fn html_parts_are_documents_that_say_the_same() {
         for Sample { variant, notification } in every_sample(locale) {
             let Rendered { html, text, language, .. } = templates.render(&notification).unwrap();
             let what = format!("{locale} {} {:?} {variant}", notification.template, notification.recipient);
-            assert!(html.starts_with("<!DOCTYPE html>"), "{what}");
-            assert!(html.contains(&format!("<html lang=\"{language}\">")), "{what}");
+            assert!(html.starts_with("<!doctype html>"), "{what}");
+            assert!(html.contains(&format!("<html lang=\"{language}\" ")), "{what}");
             assert!(!html.contains("&#"), "{what}: {html}");
             assert!(html.len() < 100_000, "{what}");
-            // Every word of the text is in the page, but the organization's name as a signature and the link's address.
+            assert!(html.lines().all(|line| line.len() < 998), "{what}: lines too long for mail servers");
+            // Every word of the text is in the page, but the link's address.
             let page = strip_tags(&html);
             for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with("https://")) {
                 // "Label: value" is two cells in the page.
@@ -193,7 +194,7 @@ fn each_reader_gets_the_closest_language() {
     ] {
         let rendered = templates.render(&Notification { locale: locale.to_owned(), ..sample() }).unwrap();
         assert_eq!((rendered.language.as_str(), rendered.subject.as_str()), (language, subject), "{locale:?}");
-        assert!(rendered.html.contains(&format!("<html lang=\"{language}\">")), "{locale:?}");
+        assert!(rendered.html.contains(&format!("<html lang=\"{language}\" ")), "{locale:?}");
     }
 }
 
@@ -230,68 +231,98 @@ fn check_problem(file: &str, text: &str, expected: &str) {
 
 #[test]
 fn every_mistake_in_a_template_is_found_by_file_and_line() {
-    let txt = "fr/request-declined.account_manager.txt";
-    let html = "fr/request-declined.account_manager.html";
-    check_problem(txt, "Subject: x\n\nBonjour {{manager.nom}}\n", ":3: unknown name `manager.nom`");
-    check_problem(txt, "Subject: {{plan_name}}\n\nx\n", ":1: unknown name `plan_name`");
-    check_problem(txt, "Subject: x\n\nx\n{{#if\u{20}paticipant}}\nx\n{{/if}}\n", ":4: unknown name `paticipant`");
+    let mail = "fr/request-declined.account_manager.md";
+    check_problem(mail, "Subject: x\n\nBonjour {{manager.nom}}\n", ":3: unknown name `manager.nom`");
+    check_problem(mail, "Subject: {{plan_name}}\n\nx\n", ":1: unknown name `plan_name`");
+    check_problem(mail, "Subject: x\nPreview: {{plan_name}}\n\nx\n", ":2: unknown name `plan_name`");
+    check_problem(mail, "Subject: x\n\nx\n{{#if\u{20}paticipant}}\nx\n{{/if}}\n", ":4: unknown name `paticipant`");
+    check_problem(mail, "Subject: x\n\n[x]({{url}})\n", ":3: unknown name `url`");
     let chain = "Subject: x\n\n{{#if note}}\n{{else if nots}}\n{{else}}\n{{nota}}\n{{/if}}\n";
     assert_eq!(
-        problems(&[(txt, chain)]),
-        [format!("{txt}:3: unknown name `nots`"), format!("{txt}:6: unknown name `nota`")]
+        problems(&[(mail, chain)]),
+        [format!("{mail}:3: unknown name `nots`"), format!("{mail}:6: unknown name `nota`")]
     );
     check_problem(
-        html,
-        "x\n{{#unless refund}}\n{{{note}}}\n{{/unless}}",
-        ":3: {{{note}}} is not escaped, so a name could put HTML into mails: use {{note}}",
+        mail,
+        "Subject: x\n\nx\n{{#unless refund}}\n{{{note}}}\n{{/unless}}",
+        ":5: {{{note}}} is not escaped, so a name could put HTML into mails: use {{note}}",
     );
-    check_problem(txt, "Subject: x\n\n{{card}}\n", ":3: `card` has parts; name one of them, such as `card.brand`");
+    check_problem(mail, "Subject: x\n\n{{card}}\n", ":3: `card` has parts; name one of them, such as `card.brand`");
     check_problem(
-        txt,
-        "Subject: x\n\n{{#each note}}{{/each}}",
+        mail,
+        "Subject: x\n\n{{#each note}}\n{{/each}}",
         ":3: there is no block `each`; only {{#if …}} and {{#unless …}} can be used",
     );
     check_problem(
-        txt,
+        mail,
         "Subject: x\n\n{{lookup card note}}",
         ":3: there is no helper `lookup`; only {{#if …}} and {{#unless …}} can be used",
     );
-    check_problem(txt, "Bonjour\n", ":1: begins with a line `Subject: …` and an empty line");
-    check_problem(html, "x\n{{> facst}}\n", ":2: there is no partial `facst`: the file _facst.html is missing");
+    check_problem(mail, "Bonjour\n", ":1: begins with a line `Subject: …`");
     check_problem(
-        "fr/_facts.html",
+        mail,
+        "Subject: x\nBonjour\n",
+        ":2: an empty line is missing: first come `Subject: …` and `Preview: …`, then what the mail says",
+    );
+    check_problem(mail, "Subject: x\n\nx\n\n* y\n", ":5: a fact begins with its label in bold: `- **label:** value`");
+    check_problem(
+        mail,
+        "Subject: x\n\nx\n{{> facst}}\n",
+        ":4: there is no partial `facst`: the file _facst.md is missing",
+    );
+    check_problem(
+        "fr/_facts.md",
         "{{> facts}}\n",
         ":1: the partial `facts` contains itself, or stands 8 partials deep",
     );
     check_problem(
-        txt,
-        "Subject: x\n\n\n{{note}}\n",
-        ":4: `note` is not always there: put it inside {{#if note}}…{{/if}} (found with \
+        mail,
+        "Subject: x\n\n# y\n\n{{note}}\n",
+        ":5: `note` is not always there: put it inside {{#if note}}…{{/if}} (found with \
          request-declined.account_manager, minimal)",
     );
-    check_problem("fr/_unused.txt", "x", ": not used: no mail of this language has it, and no partial in one");
-    assert_eq!(problems(&[("français/_x.txt", "x")]), ["français: not a language tag such as `pt` or `fr-CA`"]);
-    assert!(problems(&[(txt, "Subject: x\n\n{{#if note}}\nx\n")])[0].starts_with(&format!("{txt}:")), "unclosed");
-    assert!(problems(&[("fr/request-declined.txt", "x")])[0].contains("not a template"));
-    assert_eq!(problems(&[("README.md", "x"), (".git", "x"), ("fr/notes.txt~", "x")]), Vec::<String>::new());
+    check_problem("fr/_unused.md", "x", ": not used: no mail of this language has it, and no partial in one");
+    assert_eq!(problems(&[("français/_x.md", "x")]), ["français: not a language tag such as `pt` or `fr-CA`"]);
+    assert!(problems(&[(mail, "Subject: x\n\n{{#if note}}\nx\n")])[0].starts_with(&format!("{mail}:")), "unclosed");
+    assert!(problems(&[("fr/request-declined.md", "x")])[0].contains("not a template"));
+    assert_eq!(problems(&[("README.md", "x"), (".git", "x"), ("fr/notes.md~", "x")]), Vec::<String>::new());
+}
+
+#[test]
+fn a_mistake_in_the_design_is_found() {
+    check_problem("_notice.mjml", "<mj-text>\n{{colour}}</mj-text>", ":2: unknown name `colour`");
+    check_problem(
+        "_notice.mjml",
+        "<mj-text>{{> contents}}</mj-text>",
+        ":1: there is no place {{> contents}}; there are {{> content}}, {{> label}}, {{> address}}, {{> footer}} and \
+         {{> preview}}",
+    );
+    let broken = problems(&[("_notice.mjml", "<mj-text>{{> content}}")]);
+    assert!(broken[0].starts_with("_layout.mjml: the design is no MJML: "), "{broken:?}");
+    let optional = problems(&[("_paragraph.mjml", "<mj-text>{{plan}}{{> content}}</mj-text>")]);
+    assert!(optional[0].starts_with("_layout.mjml: `plan` is not always there"), "{optional:?}");
 }
 
 #[test]
 fn a_mistake_in_a_partial_is_reported_where_it_stands() {
-    let found = problems(&[("fr/_greeting.txt", "Bonjour\n{{manager.name}},\n")]);
+    let found = problems(&[("fr/_greeting.md", "Bonjour\n{{manager.name}},\n")]);
     assert_eq!(
         found,
-        ["cancelled-by-admin.account_manager", "cancelled-by-client.account_manager", "cancellation-requested.account_manager"]
-            .iter()
-            .chain(&["card-expiring.account_manager", "payment-failed.account_manager", "removed-by-admin.account_manager"])
-            .chain(&["request-accepted.account_manager", "request-declined.account_manager"])
-            .map(|mail| format!(
-                "fr/_greeting.txt:2: `manager.name` is not always there: put it inside {{{{#if manager.name}}}}…{{{{/if}}}} \
+        [
+            "cancelled-by-admin.account_manager",
+            "cancelled-by-client.account_manager",
+            "cancellation-requested.account_manager"
+        ]
+        .iter()
+        .chain(&["card-expiring.account_manager", "payment-failed.account_manager", "removed-by-admin.account_manager"])
+        .chain(&["request-accepted.account_manager", "request-declined.account_manager"])
+        .map(|mail| format!(
+            "fr/_greeting.md:1: `manager.name` is not always there: put it inside {{{{#if manager.name}}}}…{{{{/if}}}} \
                  (found with {mail}, minimal)"
-            ))
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect::<Vec<_>>()
+        ))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect::<Vec<_>>()
     );
 }
 
@@ -299,13 +330,14 @@ fn a_mistake_in_a_partial_is_reported_where_it_stands() {
 fn files_from_outside_replace_the_built_in_ones_one_by_one() {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir_all(directory.path().join("fr_CA")).unwrap();
-    let file = directory.path().join("fr_CA/payment-failed.account_manager.txt");
+    let file = directory.path().join("fr_CA/payment-failed.account_manager.md");
     fs::write(file, "Subject: Hé\u{a0}! {{amount}}\r\n\r\nSalut\r\n").unwrap();
     let templates = Templates::load(Some(directory.path())).unwrap();
     let render = |locale: &str| templates.render(&Notification { locale: locale.to_owned(), ..sample() }).unwrap();
     assert_eq!(render("fr-CA").subject, "Hé\u{a0}! 49,99\u{a0}$");
-    assert_eq!(render("fr-CA").text, "Salut\n");
-    assert!(render("fr-CA").html.contains("a été refusé"), "the HTML part is the language's");
+    let rendered = render("fr-CA");
+    assert!(rendered.text.starts_with("Salut\n\nUne question?"), "the footer is the language's: {}", rendered.text);
+    assert!(rendered.html.contains(">Salut<") && !rendered.html.contains("a été refusé"), "{}", rendered.html);
     assert!(render("fr-FR").text.contains("a été refusé"), "other regions keep the language's");
 }
 
@@ -318,10 +350,10 @@ fn a_language_is_added_by_copying_a_folder() {
     assert_eq!(rendered.language, "pt-BR");
     assert!(rendered.text.contains("18 de junho de 2026"), "{}", rendered.text);
 
-    fs::remove_file(directory.path().join("pt/card-expiring.account_manager.html")).unwrap();
+    fs::remove_file(directory.path().join("pt/card-expiring.account_manager.md")).unwrap();
     let problems = Templates::load(Some(directory.path())).unwrap_err();
     let expected =
-        "pt/card-expiring.account_manager.html: missing: without it this mail could not be sent in this language";
+        "pt/card-expiring.account_manager.md: missing: without it this mail could not be sent in this language";
     assert_eq!(problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
 }
 
@@ -516,7 +548,7 @@ fn the_same_entry_makes_the_same_mail() {
 
 // ---- SMTP ----
 
-async fn send(sink: &SmtpSink) -> Result<(), SendError> {
+async fn send(sink: &SmtpSink) -> Result<String, SendError> {
     to(sink).send(&composed(&sample())).await
 }
 
