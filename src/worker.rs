@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use metrics::{counter, histogram};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::delivery::RETURNS_MAX;
@@ -27,6 +28,8 @@ const RETRIES_MAX: u32 = 5;
 /// see [`Pauses`].
 const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 
+/// How long the queues that senders want their answers in may take to confirm them, all together.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long to wait, at least, before a lane that gave its messages back takes some again: from the first to the longest,
 /// when it gives them back each time. See [`Pauses`].
 const RESUME_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
@@ -126,7 +129,10 @@ impl Lane {
             self.count(&disposition);
             outgoing.extend(self.messages(delivery, parsed.as_ref().ok(), disposition));
         }
-        self.publish(outgoing, batch, shutdown).await
+        let (answers, outgoing) = outgoing.into_iter().partition(is_answer);
+        self.publish(outgoing, batch, shutdown).await?;
+        self.answer(answers).await;
+        Ok(())
     }
 
     /// The messages that a disposition entails.
@@ -182,10 +188,8 @@ impl Lane {
             let results = self.publisher.publish_all(&outgoing).await;
             let mut newest = None;
             let mut results = results.into_iter();
-            outgoing.retain(|message| match results.next() {
+            outgoing.retain(|_| match results.next() {
                 Some(Ok(())) => false,
-                // The queue for the answer is the sender's own affair: full or gone, it must not hold up the lane.
-                Some(Err(PublishError::Refused(_) | PublishError::Unroutable)) if is_reply(message) => false,
                 Some(Err(error)) => {
                     newest = Some(error);
                     true
@@ -209,6 +213,21 @@ impl Lane {
         Ok(())
     }
 
+    /// Publishes the answers to `reply_to`, once, when all else is confirmed. The queue for the answer is the sender's own
+    /// affair: full, gone or silent, it must not hold up the lane.
+    async fn answer(&self, answers: Vec<Outgoing>) {
+        if answers.is_empty() {
+            return;
+        }
+        let Ok(results) = timeout(ANSWER_PATIENCE, self.publisher.publish_all(&answers)).await else {
+            tracing::warn!(lane = %self.kind, answers = answers.len(), "some answers to reply_to were not confirmed; they are not repeated");
+            return;
+        };
+        for error in results.into_iter().filter_map(Result::err) {
+            tracing::warn!(lane = %self.kind, %error, "an answer to reply_to was not delivered; it is not repeated");
+        }
+    }
+
     fn count(&self, disposition: &Disposition) {
         let outcome = match disposition {
             Disposition::Done => "done",
@@ -230,7 +249,7 @@ fn read(delivery: &Delivery) -> Result<Task, Disposition> {
 }
 
 /// Whether it is an answer to `reply_to`: of what a lane publishes, all else is an event, or mandatory.
-fn is_reply(message: &Outgoing) -> bool {
+fn is_answer(message: &Outgoing) -> bool {
     message.exchange.is_empty() && !message.mandatory
 }
 
