@@ -135,6 +135,31 @@ impl Engine {
         }
     }
 
+    /// Waits until it seems that tasks can be decided: not only does the database answer, the documents that they need can be
+    /// read, and those that they change be written. For tasks that were given up because they could not.
+    ///
+    /// # Errors
+    /// [`Interrupted::Stopping`].
+    pub async fn wait_for_documents(&self, tasks: &[Task], shutdown: &CancellationToken) -> Result<(), Interrupted> {
+        let documents: HashSet<_> = tasks.iter().map(document).collect();
+        let mut pauses = Pauses::between(RETRY_EVERY);
+        loop {
+            self.wait_for_database(shutdown).await?;
+            let rehearsed = async {
+                self.store.load(&need(tasks.iter())).await?;
+                self.store.rehearse(&documents).await
+            };
+            match rehearsed.await {
+                Err(StoreError::Unavailable(error)) => self.report(&error),
+                Ok(()) | Err(StoreError::Refused(_)) => return Ok(()),
+            }
+            tokio::select! {
+                () = sleep(pauses.next_pause()) => {}
+                () = shutdown.cancelled() => return Err(Interrupted::Stopping),
+            }
+        }
+    }
+
     async fn try_run(&self, tasks: &[&Task]) -> Result<Vec<Settled>, StoreError> {
         let mut settled = vec![Settled::Failed("others kept changing the document".to_owned()); tasks.len()];
         let mut pending: Vec<usize> = (0..tasks.len()).collect();

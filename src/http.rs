@@ -23,6 +23,9 @@ use tokio_util::sync::CancellationToken;
 /// How often the recorder tidies up what its histograms hold.
 const UPKEEP: Duration = Duration::from_secs(5);
 
+/// The longest reason that `/readyz` gives, in characters: some list every address that was tried.
+const REASON_CHARS_MAX: usize = 1_000;
+
 /// The buckets of every histogram of seconds.
 const SECONDS_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
@@ -78,9 +81,9 @@ impl ReadyHandle {
         *locked(&self.state) = Ok(());
     }
 
-    /// It cannot, for this reason.
-    pub fn not_ready(&self, reason: impl Into<String>) {
-        *locked(&self.state) = Err(reason.into());
+    /// It cannot, for this reason, of which [`REASON_CHARS_MAX`] characters are told.
+    pub fn not_ready(&self, reason: &str) {
+        *locked(&self.state) = Err(reason.chars().take(REASON_CHARS_MAX).collect());
     }
 
     /// Others answer for it from now on.
@@ -206,6 +209,8 @@ mod tests {
         assert_eq!(body["components"]["mongodb"], serde_json::json!({ "ready": false, "reason": "no primary" }));
         assert_eq!(body["components"]["lane payment.failure"], serde_json::json!({ "ready": true }));
 
+        database.not_ready(&"long ".repeat(1_000));
+        assert_eq!(readiness.states()["mongodb"].as_ref().unwrap_err().len(), REASON_CHARS_MAX);
         database.ready();
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         drop(lane);

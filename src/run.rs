@@ -94,7 +94,7 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, Ru
             Ok(_) => break,
             Err(TopologyError::Broker(error)) => {
                 tracing::warn!(%error, "RabbitMQ is away; trying again");
-                broker_ready.not_ready(error.to_string());
+                broker_ready.not_ready(&error.to_string());
             }
             Err(error) => return Err(error.into()),
         }
@@ -107,7 +107,7 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, Ru
             Ok(()) => break,
             Err(StoreError::Unavailable(error)) => {
                 tracing::warn!(%error, "MongoDB is away; trying again");
-                database_ready.not_ready(error);
+                database_ready.not_ready(&error);
             }
             Err(error) => return Err(error.into()),
         }

@@ -100,6 +100,15 @@ impl Delivery {
         self.copy(topology.retry_exchange(delay), queue.to_owned(), properties)
     }
 
+    /// The copy that goes to the end of its work queue `queue`, with the same attempt, and as if it had never come back. For
+    /// what was in hand through no fault of its own whenever something else was away. Acknowledge the original only once this
+    /// copy is confirmed.
+    #[must_use]
+    pub fn fresh_copy(&self, queue: &str) -> Outgoing {
+        let attempt = AMQPValue::LongInt(i32::try_from(self.attempt).unwrap_or(i32::MAX));
+        self.copy(String::new(), queue.to_owned(), copied(&self.properties, &[(ATTEMPT_HEADER, attempt)]))
+    }
+
     /// The copy for the dead letters, with the headers of contract §7: `reason` is one of its words, `error` a sentence
     /// that says which field, `queue` the work queue it came from. Acknowledge the original only once this copy is confirmed.
     #[must_use]

@@ -216,6 +216,27 @@ impl Store {
         let nothing = doc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } };
         self.update_many(Collection::Subscriptions, vec![nothing]).await.map(drop)
     }
+
+    /// Finds out whether these documents can be written, and changes none of them.
+    ///
+    /// # Errors
+    /// When the server does not answer, or does not take the write.
+    pub async fn rehearse(&self, documents: &HashSet<(Collection, String)>) -> Result<(), StoreError> {
+        for collection in Collection::ALL {
+            let nothing = documents
+                .iter()
+                .filter(|(of, _)| *of == collection)
+                // Each by its id, so that a router asks the shard that has it; with no version at all, so that none is found.
+                .map(
+                    |(_, id)| doc! { "q": { "_id": id, "version": { "$in": [] } }, "u": { "$set": { "version": 0 } } },
+                );
+            let nothing: Vec<Document> = nothing.collect();
+            if !nothing.is_empty() {
+                self.update_many(collection, nothing).await?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The code of a value that does not go with the update, such as `$push` to a field that is no list.

@@ -5,6 +5,7 @@ pub mod facts;
 pub mod html;
 pub mod mails;
 pub mod preview;
+pub mod private;
 pub mod proxy;
 pub mod rabbit;
 pub mod samples;

@@ -105,6 +105,15 @@ impl Worker {
             .sum()
     }
 
+    /// How many connections to the broker it has opened to consume this queue.
+    pub async fn connections(&self, queue: &str) -> u64 {
+        let metrics = get(self.port, "/metrics").await.unwrap_or_default();
+        let is_this = |line: &&str| {
+            line.starts_with("offramp_broker_connections_total{") && line.contains(&format!(".{queue}\"}}"))
+        };
+        metrics.lines().filter(is_this).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    }
+
     /// What `/readyz` answers.
     pub async fn readyz(&self) -> Option<String> {
         get(self.port, "/readyz").await
