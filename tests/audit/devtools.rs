@@ -1,7 +1,7 @@
 //! Headless Chromium over its DevTools protocol, as far as the audit needs it.
 //!
-//! The protocol is JSON with a zero byte after each message, over two pipes: no port that others could reach, and none of
-//! the crates whose code, generated from the whole protocol, takes longer to compile than everything else here.
+//! The protocol is JSON with a zero byte after each message, over two pipes: no port that others could reach, and none
+//! of the crates whose code, generated from the whole protocol, takes longer to compile than everything else here.
 
 use std::collections::HashMap;
 use std::fs::File;

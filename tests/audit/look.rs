@@ -29,8 +29,8 @@ const RULES_OFF: [(&str, &str); 0] = [];
 
 /// Draws in place of every logo: the samples' is nowhere.
 const LOGO: &str = "<svg xmlns='http://www.w3.org/2000/svg' width='240' height='96'>\
-    <rect width='240' height='96' rx='12' fill='#0a7d4f'/>\
-    <text x='120' y='62' font-size='40' font-family='sans-serif' fill='#fff' text-anchor='middle'>Logo</text></svg>";
+    <rect width='240' height='96' rx='12' fill='#ffffff'/>\
+    <text x='120' y='62' font-size='40' font-family='sans-serif' fill='#20242a' text-anchor='middle'>Logo</text></svg>";
 
 /// What was found.
 pub struct Looked {

@@ -1,13 +1,13 @@
 //! `make mail-audit`: would we be glad to get these mails?
 //!
-//! Every sample mail in every language is judged by `SpamAssassin`, shown in a real Chromium, on a phone and on a desk, light
-//! and dark and on paper, and looked at by axe-core; every fact must be in both parts, and no link may lead nowhere. Then the
-//! page of `offramp preview` is used as a person would. Pictures of everything stay under `target/mail-audit`, for people to
-//! look at.
+//! Every sample mail in every language is judged by SpamAssassin, shown in a real Chromium, on a phone and on a desk,
+//! light and dark and on paper, and looked at by axe-core; every fact must be in both parts, and no link may lead
+//! nowhere. Then the page of `offramp preview` is used as a person would. Pictures of everything stay under
+//! `target/mail-audit`, for people to look at.
 //!
-//! Reading order: [`look`] — one mail in Chromium; [`spam`] — one mail in `SpamAssassin`; `support::mails` — what is wrong
-//! with one and needs neither, which `cargo test` looks at, too; [`preview`]; [`sheets`] — many pictures in one;
-//! [`devtools`] — how Chromium is spoken to.
+//! Reading order: [`control`] — what must be found; [`look`] — one mail in Chromium; [`spam`] — one mail in
+//! SpamAssassin; `support::mails` — what is wrong with one and needs neither, which `cargo test` looks at, too;
+//! [`preview`]; [`sheets`] — many pictures in one; [`devtools`] — how Chromium is spoken to.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ use clap::Parser;
 use futures_util::{FutureExt, StreamExt};
 use offramp::mail::Templates;
 
+mod control;
 mod devtools;
 mod look;
 mod preview;
@@ -34,7 +35,7 @@ use devtools::Browser;
 use look::Looked;
 use spam::{SCORE_MAX, SpamFilter, Verdict};
 use support::facts::missing_from;
-use support::mails::{Mail, composed_at, every_mail};
+use support::mails::{Mail, every_mail};
 
 /// How many mails are looked at side by side.
 const SIDE_BY_SIDE: usize = 3;
@@ -90,7 +91,7 @@ async fn main() -> ExitCode {
 
     let filter = SpamFilter::start(&arguments.spamd, &out.join("spamd.log")).await;
     let browser = Browser::start(&arguments.chromium, &out.join("chromium.log")).await;
-    prove(&filter, &browser, &axe, &out, &templates).await;
+    control::prove(&filter, &browser, &axe, &out, &templates).await;
     let (filter_here, browser_here, axe_here, out_here) = (&filter, &browser, axe.as_str(), out.as_path());
     let audited: Vec<Audited> = futures_util::stream::iter(mails)
         .map(|mail| audit(filter_here, browser_here, axe_here, out_here, mail))
@@ -129,37 +130,6 @@ async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, ma
     Audited { mail, looked, verdict, findings }
 }
 
-/// Makes a mail that is wrong in every way, and sees to it that each of them is found: what finds nothing proves nothing.
-async fn prove(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, templates: &Templates) {
-    let mut mail = every_mail(templates, Utc::now()).remove(0);
-    "control".clone_into(&mut mail.name);
-    // What SpamAssassin takes for spam by agreement.
-    mail.rendered.text = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X".to_owned();
-    mail.rendered.html = "<!doctype html><html lang=en><title>x</title><meta name=viewport content=width=device-width>\
-        <style>@media (prefers-color-scheme: dark) { p { background: #000; color: #222 } } @media print { p { width: 900px !important } }\
-        </style><body><p style='width: 330px'>Some words, and an <img src=https://pictures.invalid/dot.png></p>"
-        .to_owned();
-    mail.composed = composed_at(Utc::now(), &mail.notification, &mail.rendered);
-    let Audited { findings, .. } = audit(filter, browser, axe, out, mail).await;
-    for expected in [
-        "the text part does not say Participant",
-        "the HTML part does not say Participant",
-        "nobody who looks at it sees Participant",
-        "it fetches https://pictures.invalid/dot.png",
-        "asks for https://pictures.invalid/dot.png",
-        "at 320 px: wider than the window",
-        "on paper: wider than the window",
-        "axe, light: image-alt",
-        "axe, dark: color-contrast",
-        "SpamAssassin gives it more than 0.5 points",
-    ] {
-        assert!(findings.iter().any(|found| found.starts_with(expected)), "not found: {expected}, but\n{findings:#?}");
-    }
-    let wrong = ["at 600 px", "axe, light: color-contrast"];
-    assert!(!findings.iter().any(|found| wrong.iter().any(|wrong| found.starts_with(wrong))), "{findings:#?}");
-    fs::remove_dir_all(out.join("control")).unwrap();
-}
-
 /// A line a mail; then what was found, each thing once.
 fn print(audited: &[Audited], preview: &[String]) {
     if !audited.is_empty() {
@@ -173,10 +143,10 @@ fn print(audited: &[Audited], preview: &[String]) {
         for (rule, points) in &verdict.rules {
             *rules.entry(format!("{rule} {points}")).or_default() += 1;
         }
-        found.iter().for_each(|sentence| findings.add(sentence, &mail.name));
-        looked.doubts.iter().for_each(|sentence| doubts.add(sentence, &mail.name));
+        findings.add(found, &mail.name);
+        doubts.add(&looked.doubts, &mail.name);
     }
-    preview.iter().for_each(|sentence| findings.add(sentence, "the page of the preview"));
+    findings.add(preview, "the page of the preview");
     doubts.print("Where axe is in doubt");
     findings.print("Findings");
     if audited.is_empty() {
@@ -191,14 +161,17 @@ fn print(audited: &[Audited], preview: &[String]) {
     }
 }
 
-/// Sentences that are said of several mails: the first line of each, with the rest of it as it is said first, and of whom.
+/// Sentences that are said of several mails: the first line of each, with the rest of it as it is said first, and of
+/// whom.
 #[derive(Default)]
 struct Sentences<'a>(BTreeMap<&'a str, (&'a str, Vec<&'a str>)>);
 
 impl<'a> Sentences<'a> {
-    fn add(&mut self, sentence: &'a str, name: &'a str) {
-        let (what, example) = sentence.split_once('\n').unwrap_or((sentence, ""));
-        self.0.entry(what).or_insert((example, vec![])).1.push(name);
+    fn add(&mut self, sentences: &'a [String], name: &'a str) {
+        for sentence in sentences {
+            let (what, example) = sentence.split_once('\n').unwrap_or((sentence, ""));
+            self.0.entry(what).or_insert((example, vec![])).1.push(name);
+        }
     }
 
     fn print(&self, title: &str) {

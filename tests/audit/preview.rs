@@ -1,5 +1,5 @@
-//! The page of `offramp preview`, used as a person would: what is on it, what its switches do, what it says when a template
-//! is saved, broken and mended, what it keeps and what it sends.
+//! The page of `offramp preview`, used as a person would: what is on it, what its switches do, what it says when a
+//! template is saved, broken and mended, what it keeps and what it sends.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,9 @@ use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 /// The window, in CSS pixels.
 const DESK: (u32, u32) = (1400, 900);
 
-/// Uses the page, and leaves pictures of it in `out`. Gives what axe finds; whatever else is not as it should be ends it.
+/// Uses the page, and leaves pictures of it in `out`. Gives what axe finds; whatever else is not as it should be ends
+/// it.
+#[allow(clippy::too_many_lines, reason = "a story is told from its beginning to its end")]
 pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     fs::create_dir_all(out).unwrap();
     let templates = tempfile::tempdir().unwrap();
@@ -147,7 +149,8 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
 const SETTLED: &str = "(() => {
     const frames = [...document.querySelectorAll('iframe')];
     return frames.length > 0 && document.getElementById('text').textContent !== '' && frames.every((frame) =>
-        frame.contentDocument?.readyState === 'complete' && frame.contentDocument.URL.endsWith(frame.getAttribute('src'))
+        frame.contentDocument?.readyState === 'complete'
+        && frame.contentDocument.URL.endsWith(frame.getAttribute('src'))
         && frame.contentDocument.body?.childElementCount > 0);
 })()";
 

@@ -1,4 +1,4 @@
-//! What `SpamAssassin` thinks of a mail, by its local rules alone: no network, nothing learnt, nothing remembered.
+//! What SpamAssassin thinks of a mail, by its local rules alone: no network, nothing learnt, nothing remembered.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::support::eventually;
 
-/// The highest score that a mail may have. `SpamAssassin` takes mails for spam from 5 on.
+/// The highest score that a mail may have. SpamAssassin takes mails for spam from 5 on.
 pub const SCORE_MAX: f64 = 0.5;
 
 /// The header in which the server tells which rules hit, with the points of each; its own report rounds their sum.

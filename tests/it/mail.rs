@@ -129,58 +129,6 @@ fn strip_tags(html: &str) -> String {
 }
 
 #[test]
-fn every_fact_is_in_both_parts() {
-    let templates = built_in();
-    for locale in LOCALES {
-        for Sample { variant, notification } in every_sample(locale) {
-            let Rendered { html, text, .. } = templates.render(&notification).unwrap();
-            let page = strip_tags(&html);
-            let facts = &notification.facts;
-            let day = |date: Option<chrono::NaiveDate>| {
-                let tag = offramp::mail::locale::parse_tag(locale).unwrap();
-                date.map(|date| offramp::mail::locale::Formats::new(&tag).date(date))
-            };
-            let expected = [
-                Some(facts.organization.name.clone()),
-                facts.manager.name.clone(),
-                facts.participant.clone(),
-                facts.plan.clone(),
-                facts.actor.clone().filter(|_| {
-                    // What clients did themselves they are not told by name.
-                    notification.recipient == Recipient::OrganizationContact
-                        || !matches!(
-                            notification.template,
-                            Template::CancelledByClient | Template::CancellationRequested
-                        )
-                }),
-                day(facts.ends_on),
-                day(facts.previous_ends_on),
-                day(facts.final_billing_on),
-                day(facts.next_billing_on),
-                day(facts.removed_on),
-                day(facts.requested_on),
-                day(facts.next_attempt_on),
-                facts.reason.clone(),
-                facts.note.clone(),
-                facts.invoice_id.clone(),
-                facts.failure_message.clone(),
-                facts.attempt.map(|attempt| attempt.to_string()),
-                facts.card.as_ref().map(|card| card.last4.clone()),
-                facts.card.as_ref().map(|card| card.brand.clone()),
-            ];
-            for fact in expected.into_iter().flatten() {
-                let what = format!("{locale} {} {:?} {variant}: {fact}", notification.template, notification.recipient);
-                // The organization reads its own name in the sender's place and above the page.
-                if notification.recipient == Recipient::AccountManager || fact != facts.organization.name {
-                    assert!(text.contains(&fact), "text: {what}\n{text}");
-                }
-                assert!(page.contains(&fact) || html.contains(&fact), "page: {what}\n{page}");
-            }
-        }
-    }
-}
-
-#[test]
 fn each_reader_gets_the_closest_language() {
     let templates = built_in();
     for (locale, language, subject) in [

@@ -10,8 +10,8 @@ use tokio::sync::watch;
 
 use crate::cli::WrongConfiguration;
 
-/// How often the directory is looked at. Asking for the times of a hundred files takes less than a millisecond, and finds
-/// what is saved on network drives and in a container's mounts, too, of which systems tell no watcher.
+/// How often the directory is looked at. Asking for the times of a hundred files takes less than a millisecond, and
+/// finds what is saved on network drives and in a container's mounts, too, of which systems tell no watcher.
 const LOOK_EVERY: Duration = Duration::from_millis(400);
 
 /// How deep folders are looked into.

@@ -1,8 +1,8 @@
 //! `offramp preview`: every mail there is, in a browser, for those who write or translate them.
 //!
-//! The mails are the samples that templates are tried out on. Nothing else can be seen here, and nothing else can be sent.
-//! [`gallery`] has the templates as they are now; [`pages`] answers the browser, and says who may ask; `page.html` is what
-//! the browser shows.
+//! The mails are the samples that templates are tried out on. Nothing else can be seen here, and nothing else can be
+//! sent. [`gallery`] has the templates as they are now; [`pages`] answers the browser, and says who may ask;
+//! `page.html` is what the browser shows.
 
 mod gallery;
 mod pages;
@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use gallery::Gallery;
 use pages::Pages;
 
-/// Look at every mail in a browser while you write it: on a phone, on a desk, in the dark, as text; and send it to yourself
+/// Look at every mail in a browser while you write it: on a phone, on a desk, in the dark, as text; and send it to
+/// yourself
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Only made-up mails are shown and sent. A file that is saved in the templates directory is shown at once; a mistake in it is told by \

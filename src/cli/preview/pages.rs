@@ -1,8 +1,9 @@
 //! What the browser asks for, and what it gets.
 //!
 //! The page is for the person at this machine. A page of somebody else's, open in the same browser, must not learn
-//! anything from it, nor send mail through it: so questions are answered only when they are asked of an IP address or of
-//! `localhost` (a name that somebody else has pointed here is refused), and a mail leaves only when the page itself asks.
+//! anything from it, nor send mail through it: so questions are answered only when they are asked of an IP address or
+//! of `localhost` (a name that somebody else has pointed here is refused), and a mail leaves only when the page itself
+//! asks.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -30,14 +31,17 @@ use uuid::Uuid;
 
 use super::gallery::Gallery;
 
-/// The page. `{nonce}` stands where each answer has a word of its own, without which browsers run no script and use no style.
+/// The page. `{nonce}` stands where each answer has a word of its own, without which browsers run no script and use no
+/// style.
 const PAGE: &str = include_str!("page.html");
 
 /// Stands in for the samples' logo, which is nowhere.
 const LOGO: &str = concat!(
     "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"240\" height=\"96\">",
-    "<rect width=\"240\" height=\"96\" rx=\"12\" fill=\"#0a7d4f\"/>",
-    "<text x=\"120\" y=\"62\" font-size=\"40\" font-family=\"sans-serif\" fill=\"#fff\" text-anchor=\"middle\">Logo</text></svg>"
+    "<rect width=\"240\" height=\"96\" rx=\"12\" fill=\"#ffffff\"/>",
+    "<text x=\"120\" y=\"62\" font-size=\"40\" font-family=\"sans-serif\" fill=\"#20242a\" text-anchor=\"middle\">",
+    "Logo</text>",
+    "</svg>"
 );
 
 /// Where it is.
@@ -46,7 +50,8 @@ const LOGO_PATH: &str = "/logo.svg";
 /// Readers whose money the samples speak of.
 const READERS: [&str; 3] = ["en-CA", "es-MX", "fr-CA"];
 
-/// For a part that is shown in a frame: no script, no form, nothing from elsewhere but pictures; links open new windows.
+/// For a part that is shown in a frame: no script, no form, nothing from elsewhere but pictures; links open new
+/// windows.
 const MAIL_POLICY: &str = "default-src 'none'; img-src 'self' http: https: data:; style-src 'unsafe-inline'; \
     frame-ancestors 'self'; sandbox allow-same-origin allow-popups allow-popups-to-escape-sandbox";
 
@@ -149,8 +154,8 @@ type App = State<Arc<Pages>>;
 async fn page() -> Response {
     let nonce = Uuid::new_v4().simple().to_string();
     let policy = format!(
-        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; frame-src 'self'; \
-         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
+         frame-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
     let headers =
         [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, policy.as_str())];
@@ -395,8 +400,8 @@ mod tests {
 
     #[test]
     fn a_scheme_is_preferred_whatever_the_system_prefers() {
-        let html = "<style>@media (prefers-color-scheme: dark) { a {} } @media screen and (prefers-color-scheme:light){ b {} }\
-                    </style>";
+        let html = "<style>@media (prefers-color-scheme: dark) { a {} } \
+                    @media screen and (prefers-color-scheme:light){ b {} }</style>";
         let (yes, no) = ("(min-width: 0)", "(max-width: 0)");
         let expected = |dark: &str, light: &str| {
             format!("<style>@media {dark} {{ a {{}} }} @media screen and {light}{{ b {{}} }}</style>")

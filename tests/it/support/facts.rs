@@ -33,6 +33,7 @@ pub enum Fact {
 }
 
 /// The facts of a mail.
+#[allow(clippy::enum_glob_use, reason = "the table is read, not written")]
 pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
     use Fact::*;
     let about: &[Fact] = match template {

@@ -35,7 +35,8 @@ const VOID: [&str; 6] = ["br", "col", "hr", "img", "link", "meta"];
 impl Html {
     pub fn parse(html: &str) -> Self {
         let mut parsed = Self::default();
-        // Whose content does not show: what a sequence of elements within each other begins with, and how deep one is in it.
+        // Whose content does not show: what a sequence of elements within each other begins with, and how deep one is
+        // in it.
         let mut hidden: Option<(String, usize)> = None;
         let mut in_style = false;
         let mut emitter = DefaultEmitter::default();
