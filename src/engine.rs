@@ -80,6 +80,10 @@ impl Engine {
     /// # Errors
     /// [`Interrupted`] when the program stops, or the database stays away.
     pub async fn run(&self, tasks: &[&Task], shutdown: &CancellationToken) -> Result<Vec<Settled>, Interrupted> {
+        if tasks.is_empty() {
+            // Nobody is asked, so nothing is known.
+            return Ok(Vec::new());
+        }
         let hold_until = Instant::now() + self.hold;
         let mut pauses = Pauses::between(RETRY_EVERY);
         loop {
@@ -103,8 +107,16 @@ impl Engine {
         }
     }
 
-    /// Tells that the database answers.
-    pub fn answered(&self) {
+    /// Looks whether the database takes writes, wherever decisions are written, and tells.
+    pub async fn look(&self) {
+        match self.store.check_writes().await {
+            Ok(()) => self.answered(),
+            Err(error) => self.report(&error.to_string()),
+        }
+    }
+
+    /// Tells that the database answers: something was written, or found written, on a majority of its servers.
+    fn answered(&self) {
         self.ready.ready();
     }
 

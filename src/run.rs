@@ -80,6 +80,7 @@ pub async fn run(
         None => Ok(()),
     };
     unhealthy.cancel();
+    // It ends within a second or so, whoever is still connected.
     drop(health.await);
     result
 }
@@ -113,12 +114,13 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, Ru
         }
         tokio::time::sleep(pauses.next_pause()).await;
     }
-    database_ready.ready();
     Ok(database_ready)
 }
 
 /// A worker that runs.
 struct Worker {
+    /// Says that it works, until it begins to stop: before anything of it does.
+    working: ReadyHandle,
     stop: CancellationToken,
     /// Lanes and sweeper: what makes new work.
     makers: JoinSet<()>,
@@ -177,8 +179,10 @@ impl Worker {
             batch_max: pace.batch_max,
         };
         makers.spawn(sweeper.run(stop.clone()));
+        let working = readiness.component("worker");
+        working.ready();
         tracing::info!(prefix = topology.command_exchange(), "working");
-        Self { stop, makers, outbox, dispatcher, publisher, shutdown_within: pace.shutdown }
+        Self { working, stop, makers, outbox, dispatcher, publisher, shutdown_within: pace.shutdown }
     }
 
     /// Waits for `shutdown`, then stops: no more messages are taken, the batches in hand are finished and acked, the mails in
@@ -198,6 +202,7 @@ impl Worker {
             }
         };
         tracing::info!("stopping: finishing what is in hand");
+        self.working.not_ready("stopping");
         self.stop.cancel();
         let finishing = async {
             while self.makers.join_next().await.is_some() {}

@@ -212,9 +212,18 @@ impl Store {
     /// # Errors
     /// When the server does not answer.
     pub async fn wait_for_majority(&self) -> Result<(), StoreError> {
-        // A write that finds nothing waits, as any other, for the newest change that its server knows.
-        let nothing = doc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } };
-        self.update_many(Collection::Subscriptions, vec![nothing]).await.map(drop)
+        self.update_many(Collection::Subscriptions, vec![nothing()]).await.map(drop)
+    }
+
+    /// Finds out whether a majority of the servers takes writes to the collections that decisions are written to.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn check_writes(&self) -> Result<(), StoreError> {
+        for collection in [Collection::Subscriptions, Collection::Accounts] {
+            self.update_many(collection, vec![nothing()]).await?;
+        }
+        Ok(())
     }
 
     /// Finds out whether these documents can be written, and changes none of them.
@@ -237,6 +246,11 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// A write that finds nothing. It waits, as any other, for the newest change that its server knows.
+fn nothing() -> Document {
+    doc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } }
 }
 
 /// The code of a value that does not go with the update, such as `$push` to a field that is no list.

@@ -430,7 +430,11 @@ impl fmt::Display for Verdict {
         }
         if self.late() > 0 {
             let counts = if PUNCTUALITY_COUNTS { "" } else { "; in a debug build it does not count" };
-            writeln!(f, "late: lanes stood still for more than {} s after a server's return{counts}", PAUSE_WANTED.as_secs())?;
+            writeln!(
+                f,
+                "late: lanes stood still for more than {} s after a server's return{counts}",
+                PAUSE_WANTED.as_secs()
+            )?;
         }
         write!(f, "seed {}, {} s: {}", self.seed, self.seconds, if self.is_good() { "good" } else { "NOT GOOD" })
     }

@@ -6,11 +6,12 @@ use lapin::types::FieldTable;
 use serde_json::{Value, json};
 
 use crate::support::proxy::{LOST, Proxy};
+use crate::support::rabbit::amqp_url;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
 use crate::support::smtp::SmtpSink;
 use crate::support::worker::Worker;
 use crate::support::world::World;
-use crate::support::{eventually, setting};
+use crate::support::eventually;
 
 fn is_rejection_of(id: &str) -> impl Fn(&Value) -> bool {
     move |event| event["type"] == "command.rejected" && event["causationid"] == id
@@ -383,7 +384,7 @@ async fn an_answer_that_is_never_confirmed_holds_nobody_up() {
     let sink = SmtpSink::start().await;
     populate(&world).await;
     let events = world.watch_events().await;
-    let (_line, amqp_url) = Proxy::in_front_of(&setting("OFFRAMP_AMQP_URL", "")).await;
+    let (_line, amqp_url) = Proxy::in_front_of(&amqp_url()).await;
     let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_AMQP_URL", &amqp_url)]).await;
 
     let refused = with(cancellation("c-1", "sub"), "organization_id", json!("elsewhere")).to_string();

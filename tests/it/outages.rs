@@ -48,6 +48,12 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     assert_eq!(worker.settled().await, 0);
     // A lane with nothing in hand goes on consuming, and holds what comes.
     assert_eq!(waiting(&world, "card-expiry").await, (0, 1));
+    // What needs no database says nothing about it.
+    world.publish("card.expiry", b"nonsense").await;
+    world.dead_letter().await;
+    let answer = worker.readyz().await.unwrap();
+    let components: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(components["components"]["mongodb"]["ready"], false, "{answer}");
 
     line.resume();
     eventually("every command to be applied", || async {
@@ -62,7 +68,7 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     })
     .await;
     assert_eq!(sink.mails().len(), SUBSCRIPTIONS);
-    assert_eq!(worker.settled().await, SUBSCRIPTIONS as u64);
+    assert_eq!(worker.settled().await, SUBSCRIPTIONS as u64 + 1);
     assert!(world.take("dead-letters").await.is_none());
     for delay in ["5s", "30s", "2m", "10m", "1h"] {
         assert!(world.take(&format!("retry.{delay}")).await.is_none(), "no attempt is counted");
@@ -111,7 +117,12 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
         let mut log = String::new();
         stderr.read_to_string(&mut log).map(|_| log)
     });
-    let worker = worker.ready().await;
+    // It cannot write all that it must be able to: that is known before anything is to be written.
+    eventually("a worker that is not ready", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("Unauthorized"))
+    })
+    .await;
+    eventually("a lane", || async { (waiting(&world, "card-expiry").await == (0, 1)).then_some(()) }).await;
     world.command(&card_expiry("card")).await;
     let queue = format!("{}.card-expiry", world.prefix);
     eventually("a lane that consumes no more", || async {
@@ -139,7 +150,7 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     }
     let next = Worker::spawn(&world, &sink.url(), &settings, Stdio::null());
     eventually("another lane that has given up", || async {
-        next.readyz().await.filter(|answer| answer.contains("MongoDB is away"))
+        next.readyz().await.filter(|answer| answer.contains("MongoDB is away: "))
     })
     .await;
     let message = eventually("a copy", || get(&world, &queue)).await;

@@ -125,10 +125,15 @@ impl Worker {
         self.child.wait().unwrap();
     }
 
-    /// Asks it to stop, and waits until it has.
-    pub async fn stop(mut self) -> ExitStatus {
+    /// Asks it to stop.
+    pub fn terminate(&self) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(mut self) -> ExitStatus {
+        self.terminate();
         eventually("the end of the worker", || {
             let status = self.child.try_wait().unwrap();
             async move { status }
