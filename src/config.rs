@@ -21,7 +21,7 @@ use crate::broker::{BrokerUrls, InvalidBrokerUrl};
 use crate::mail::{MailUrl, Sender};
 use crate::tls::{Authorities, Identity, Tls};
 
-use secret::MongodbUrl;
+pub use secret::MongodbUrl;
 use source::setting;
 
 pub use source::from_environment;

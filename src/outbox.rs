@@ -42,8 +42,10 @@ const IDLE_MAX: Duration = Duration::from_secs(20);
 /// How long to wait before a server that is away is tried again: from the first to the longest. A random part up to the
 /// same length is added.
 const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
-/// How long an entry that could not leave is put off: the first time, and at most, in seconds.
-const PUT_OFF_SECONDS: (i64, i64) = (5, 15 * 60);
+/// How long a mail that could not leave is put off: the first time, and at most, in seconds.
+const MAIL_PUT_OFF_SECONDS: (i64, i64) = (5, 15 * 60);
+/// The same for an event. There is one broker, which is back for all of them at once, and takes thousands a second.
+const EVENT_PUT_OFF_SECONDS: (i64, i64) = (2, 8);
 
 /// Where committed changes leave their entries.
 #[derive(Clone, Debug)]
@@ -235,7 +237,10 @@ impl Postman {
         let sent = timeout(self.reserve, self.connection.send(&composed))
             .await
             .unwrap_or_else(|_| Err(SendError::Unavailable("took too long".to_owned())));
-        let put_off = |error: String| Fate::PutOff { until: put_off_until(clock::now(), leased.entry.attempts), error };
+        let put_off = |error: String| Fate::PutOff {
+            until: put_off_until(clock::now(), leased.entry.attempts, MAIL_PUT_OFF_SECONDS),
+            error,
+        };
         match sent {
             Ok(_) => {
                 let sent = SentDocument {
@@ -285,7 +290,7 @@ async fn publish_events(
             let fate = match result {
                 Ok(()) => Fate::Published,
                 Err(error) => {
-                    let until = put_off_until(clock::now(), leased.entry.attempts);
+                    let until = put_off_until(clock::now(), leased.entry.attempts, EVENT_PUT_OFF_SECONDS);
                     Fate::PutOff { until, error: error.to_string() }
                 }
             };
@@ -347,8 +352,7 @@ fn mark_of(leased: Leased, fate: Fate) -> Mark {
 }
 
 /// When an entry that was tried in vain `attempts` times before may be tried again: later each time, and not all at once.
-fn put_off_until(now: DateTime<Utc>, attempts: i32) -> DateTime<Utc> {
-    let (first, longest) = PUT_OFF_SECONDS;
+fn put_off_until(now: DateTime<Utc>, attempts: i32, (first, longest): (i64, i64)) -> DateTime<Utc> {
     let seconds = first.saturating_mul(1 << attempts.clamp(0, 20)).min(longest);
     let jitter = TimeDelta::milliseconds(i64::try_from(Uuid::new_v4().as_u128() % 1000).unwrap_or(0) * seconds / 4);
     now + TimeDelta::seconds(seconds) + jitter

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, Consumer, LaneHealth, LaneState, Publisher, Topology, TopologyError};
-use crate::config::WorkerSettings;
+use crate::config::{MongodbUrl, WorkerSettings};
 use crate::domain::command::CommandType;
 use crate::engine::Engine;
 use crate::http::{self, Readiness, ReadyHandle};
@@ -19,6 +19,7 @@ use crate::outbox::{Dispatcher, Outbox, Writer, outbox};
 use crate::pauses::Pauses;
 use crate::store::{Store, StoreError};
 use crate::sweeper::Sweeper;
+use crate::tls::Tls;
 use crate::worker::Lane;
 
 /// How many messages the broker sends ahead, in batches: the next batch waits in memory while one is worked on.
@@ -35,7 +36,9 @@ pub struct Parts {
     /// Names of its objects.
     pub topology: Topology,
     /// MongoDB.
-    pub store: Store,
+    pub mongodb_url: MongodbUrl,
+    /// Whom we trust there, and who we are.
+    pub tls: Tls,
     /// Writes mails.
     pub writer: Writer,
     /// Sends them.
@@ -75,7 +78,7 @@ pub async fn run(
     let unhealthy = CancellationToken::new();
     let health = tokio::spawn(http::serve(http, readiness.clone(), metrics, unhealthy.clone()));
     let result = match shutdown.run_until_cancelled(prepare(&parts, &readiness)).await {
-        Some(Ok(database_ready)) => Worker::start(parts, &readiness, database_ready).stop_after(shutdown).await,
+        Some(Ok((store, ready))) => Worker::start(parts, store, &readiness, ready).stop_after(shutdown).await,
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
@@ -86,10 +89,23 @@ pub async fn run(
 }
 
 /// Declares what must be there, waiting for servers that are away.
-async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, RunError> {
+async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHandle), RunError> {
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
     let mut pauses = Pauses::between(START_EVERY);
+    let database_is_away = |error: &str| {
+        tracing::warn!(error, "MongoDB is away; trying again");
+        database_ready.not_ready(error);
+    };
+    // Before anything is waited for, so that a mistake in the settings is known at once.
+    let store = loop {
+        match Store::open(parts.mongodb_url.connection_string(), &parts.tls).await {
+            Ok(store) => break store,
+            Err(StoreError::Unavailable(error)) => database_is_away(&error),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(pauses.next_pause()).await;
+    };
     loop {
         match parts.topology.declare(&parts.broker).await {
             Ok(_) => break,
@@ -104,17 +120,14 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, Ru
     // From here on each lane answers for its own connection.
     broker_ready.retire();
     loop {
-        match parts.store.create_indexes().await {
+        match store.create_indexes().await {
             Ok(()) => break,
-            Err(StoreError::Unavailable(error)) => {
-                tracing::warn!(%error, "MongoDB is away; trying again");
-                database_ready.not_ready(&error);
-            }
+            Err(StoreError::Unavailable(error)) => database_is_away(&error),
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(pauses.next_pause()).await;
     }
-    Ok(database_ready)
+    Ok((store, database_ready))
 }
 
 /// A worker that runs.
@@ -131,8 +144,8 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(parts: Parts, readiness: &Readiness, database_ready: ReadyHandle) -> Self {
-        let Parts { broker, topology, store, writer, transport, mail_connections, pace } = parts;
+    fn start(parts: Parts, store: Store, readiness: &Readiness, database_ready: ReadyHandle) -> Self {
+        let Parts { broker, topology, writer, transport, mail_connections, pace, .. } = parts;
         let publisher = Publisher::declaring(broker.clone(), topology.clone());
         let watched = publisher.clone();
         readiness.watch("publisher", move || watched.status());

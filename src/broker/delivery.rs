@@ -52,7 +52,8 @@ pub struct Delivery {
     pub attempt: u32,
     /// Whether the broker has delivered it before, so its effects may be stored already.
     pub redelivered: bool,
-    /// How often the broker took it back unacknowledged (a process ended, a connection was lost), where it says so (quorum queues do, from the second delivery on).
+    /// How often the broker took it back unacknowledged (a process ended, a connection was lost), where it says so: quorum
+    /// queues do.
     pub delivery_count: u64,
     /// Where the sender wants the answer: a queue's name, for the default exchange.
     pub reply_to: Option<String>,

@@ -62,8 +62,7 @@ pub struct WrongConfiguration(pub String);
 impl Cli {
     /// Does what was asked.
     pub async fn run(self) -> anyhow::Result<()> {
-        // Every broker object that is missing is an error to lapin; what matters is logged here.
-        let default_filter = if matches!(self.command, Command::Run(_)) { "info,lapin=off" } else { "warn,lapin=off" };
+        let default_filter = if matches!(self.command, Command::Run(_)) { "info" } else { "warn" };
         logging::init(&self.log, default_filter).map_err(|error| WrongConfiguration(error.to_string()))?;
         match self.command {
             Command::Run(arguments) => run::run(*arguments).await,

@@ -8,7 +8,6 @@ use offramp::http;
 use offramp::mail::{Deadlines, Transport};
 use offramp::outbox::Writer;
 use offramp::run::{Parts, run as work};
-use offramp::store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +29,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let parts = Parts {
         broker: Broker::with_tls(broker.amqp_url, "offramp", tls.clone()),
         topology: Topology::new(broker.prefix),
-        store: Store::open(database.mongodb_url.connection_string(), &tls).await?,
+        mongodb_url: database.mongodb_url,
+        tls,
         writer: Writer { templates, sender: sender.mail_from },
         transport,
         mail_connections: mail.mail_connections,

@@ -22,6 +22,7 @@ use futures_util::TryStreamExt;
 use mongodb::error::{CommandError, ErrorKind};
 use mongodb::options::{ClientOptions, ReadPreference, SelectionCriteria};
 use mongodb::{Client, Database};
+use tokio::time::timeout;
 
 use crate::domain::fold::{Loaded, World};
 use crate::domain::text::{AccountId, OrganizationId, SubscriptionId};
@@ -95,13 +96,17 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects lazily: the first operation finds out whether a server answers. `tls` holds for what the URL leaves open,
-    /// and where the URL asks for TLS.
+    /// Connects lazily: the first operation finds out whether a server answers. Only where the servers are is asked at once,
+    /// when the URL is a `mongodb+srv`. `tls` holds for what the URL leaves open, and where the URL asks for TLS.
     ///
     /// # Errors
-    /// When the URL is not one, or names no database, or a file that cannot be used.
+    /// [`StoreError::Unavailable`] when it cannot be found out where the servers are; [`StoreError::Refused`] when the URL is
+    /// not one, or names no database, or a file that cannot be used.
     pub async fn open(url: &str, tls: &Tls) -> Result<Self, StoreError> {
-        let mut options = ClientOptions::parse(url).await.map_err(|error| StoreError::Refused(error.to_string()))?;
+        let mut options = timeout(CONNECT_DEADLINE, ClientOptions::parse(url).into_future())
+            .await
+            .map_err(|_| StoreError::Unavailable(format!("DNS: no answer within {} s", CONNECT_DEADLINE.as_secs())))?
+            .map_err(|error| classify(&error))?;
         tls.fill_in(&mut options);
         options.app_name.get_or_insert_with(|| "offramp".to_owned());
         options.server_selection_timeout.get_or_insert(SERVER_SELECTION_DEADLINE);
@@ -113,7 +118,7 @@ impl Store {
             .ok_or_else(|| StoreError::Refused("the URL names no database (mongodb://HOST/DATABASE)".to_owned()))?;
         // Decisions are made on what is read, so reads see the primary, whatever the URL says.
         options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
-        let client = Client::with_options(options).map_err(|error| StoreError::Refused(error.to_string()))?;
+        let client = Client::with_options(options).map_err(|error| StoreError::Refused(error.kind.to_string()))?;
         Ok(Self { database: client.database(&name) })
     }
 
@@ -258,7 +263,7 @@ fn id<T: for<'a> TryFrom<&'a str>>(raw: &RawDocumentBuf) -> Option<T> {
 async fn within_deadline<T: Send + 'static>(
     operation: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
 ) -> Result<T, StoreError> {
-    match tokio::time::timeout(OPERATION_DEADLINE, tokio::spawn(operation)).await {
+    match timeout(OPERATION_DEADLINE, tokio::spawn(operation)).await {
         Ok(Ok(result)) => result.map_err(|error| classify(&error)),
         Ok(Err(join)) => Err(StoreError::Unavailable(format!("the operation was aborted: {join}"))),
         Err(_) => Err(StoreError::Unavailable(format!("no answer within {} s", OPERATION_DEADLINE.as_secs()))),

@@ -5,13 +5,13 @@ use lapin::BasicProperties;
 use lapin::types::FieldTable;
 use serde_json::{Value, json};
 
+use crate::support::eventually;
 use crate::support::proxy::{LOST, Proxy};
 use crate::support::rabbit::amqp_url;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
 use crate::support::smtp::SmtpSink;
 use crate::support::worker::Worker;
 use crate::support::world::World;
-use crate::support::eventually;
 
 fn is_rejection_of(id: &str) -> impl Fn(&Value) -> bool {
     move |event| event["type"] == "command.rejected" && event["causationid"] == id

@@ -77,6 +77,21 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     world.remove().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_waits_until_it_can_find_out_where_the_database_is() {
+    let world = World::new("nowhere").await;
+    let nowhere = [("OFFRAMP_MONGODB_URL", "mongodb+srv://worker:pass@nowhere.invalid/offramp")];
+    let mut worker = Worker::spawn(&world, "smtp://127.0.0.1:1", &nowhere, Stdio::null());
+    let answer = eventually("a worker that says what it waits for", || async {
+        worker.readyz().await.filter(|answer| answer.contains("DNS"))
+    })
+    .await;
+    assert!(worker.ended().is_none());
+    assert!(answer.starts_with("HTTP/1.1 503") && !answer.contains("pass"), "{answer}");
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_nothing_of_anybody() {
