@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::broker::{Outgoing, Publisher, Topology};
 use crate::clock;
 use crate::domain::notification::Notification;
+use crate::mail::dkim::DkimSigner;
 use crate::mail::message::{Composed, Origin, Sender, compose};
 use crate::mail::smtp::{MailConnection, SendError, Transport};
 use crate::mail::templates::Templates;
@@ -99,6 +100,8 @@ pub struct Writer {
     pub templates: Templates,
     /// The address that mails come from.
     pub sender: Sender,
+    /// Who signs them.
+    pub signer: Option<Arc<DkimSigner>>,
 }
 
 impl Writer {
@@ -109,7 +112,8 @@ impl Writer {
     pub fn write(&self, origin: Origin, mail: &MailDocument, at: DateTime<Utc>) -> Result<Composed, String> {
         let notification = Notification::from(mail.clone());
         let rendered = self.templates.render(&notification).map_err(|error| error.to_string())?;
-        compose(&self.sender, origin, &notification, rendered, at).map_err(|error| error.to_string())
+        let composed = compose(&self.sender, origin, &notification, rendered, at).map_err(|error| error.to_string())?;
+        Ok(composed.signed_by(self.signer.clone()))
     }
 }
 

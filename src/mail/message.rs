@@ -1,9 +1,11 @@
-//! A rendered mail as the bytes that a mail server takes: addresses checked, headers of the contract (§5), MIME.
+//! A rendered mail as the bytes that a mail server takes: addresses checked, headers of the contract (§5), MIME, and a
+//! signature where one is wanted.
 //!
 //! Names come from documents that other systems write, so nothing is assumed of them: what would end a header line, hide
 //! what follows, or make a header endless is taken out before a header is built.
 
 use std::fmt;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use lettre::Address;
@@ -12,6 +14,7 @@ use lettre::message::header::{self, HeaderName, HeaderValue, Headers};
 use lettre::message::{Mailbox as HeaderMailbox, Mailboxes};
 use uuid::Uuid;
 
+use super::dkim::{DkimSigner, SigningError};
 use super::mime::{Alternative, Encoding};
 use super::templates::Rendered;
 use crate::domain::notification::{Mailbox, Notification, Template};
@@ -62,6 +65,12 @@ impl Sender {
         self.address.as_ref()
     }
 
+    /// The part of the address after the `@`, in ASCII.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
     /// A message id: `<0190…@example.com>`.
     fn id(&self, id: Uuid) -> String {
         format!("<{id}@{}>", self.domain)
@@ -99,11 +108,12 @@ pub struct Composed {
     pub envelope: Envelope,
     /// With its angle brackets: `<0190…@example.com>`. The same for every try to send the entry.
     pub message_id: String,
-    /// Every header but those that say how the body is encoded, in lines that end in CRLF. In ASCII unless
+    /// Every header but the signature and those that say how the body is encoded, in lines that end in CRLF. In ASCII unless
     /// an address is not.
     headers: String,
     text: String,
     html: String,
+    signer: Option<Arc<DkimSigner>>,
 }
 
 impl Composed {
@@ -119,17 +129,38 @@ impl Composed {
         !self.headers.is_ascii()
     }
 
-    /// The whole mail, with CRLF line ends. In ASCII, unless it is for somebody who takes 8-bit bodies or an address is not.
+    /// The same mail, to be signed by `signer` when it leaves.
     #[must_use]
-    pub fn bytes(&self, takes_8bit: bool) -> Vec<u8> {
+    pub fn signed_by(self, signer: Option<Arc<DkimSigner>>) -> Self {
+        Self { signer, ..self }
+    }
+
+    /// The whole mail, with CRLF line ends. In ASCII, unless it is for somebody who takes 8-bit bodies or an address is not.
+    ///
+    /// A signed mail is in ASCII for everybody: who passes it on to a server that does not take 8 bits would have to encode
+    /// it anew, and the signature would not hold any more.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn bytes(&self, takes_8bit: bool) -> Result<Vec<u8>, SigningError> {
         let body = Alternative::new(&self.text, &self.html, self.entry_id);
-        let encoding = if takes_8bit && body.fits_as_it_is() { Encoding::AsItIs } else { Encoding::QuotedPrintable };
+        let encoding = if takes_8bit && self.signer.is_none() && body.fits_as_it_is() {
+            Encoding::AsItIs
+        } else {
+            Encoding::QuotedPrintable
+        };
         let mut mail = Vec::with_capacity(self.headers.len() + body.size_hint(encoding));
         mail.extend_from_slice(self.headers.as_bytes());
         body.write_headers(encoding, &mut mail);
+        let headers_end = mail.len();
         mail.extend_from_slice(b"\r\n");
         body.write(encoding, &mut mail);
-        mail
+        if let Some(signer) = &self.signer {
+            let (headers, body) = mail.split_at(headers_end);
+            let signature = signer.sign(headers, &body[2..], self.date)?;
+            mail.splice(0..0, signature.into_bytes());
+        }
+        Ok(mail)
     }
 }
 
@@ -190,6 +221,7 @@ pub fn compose(
         headers: folded(headers.to_string()),
         text,
         html,
+        signer: None,
     })
 }
 

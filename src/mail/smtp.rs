@@ -305,7 +305,7 @@ impl MailConnection {
             Transport::Files(directory) => {
                 let (directory, name) = (directory.clone(), file_name(mail));
                 // Whoever opens the file shall be able to read it.
-                let bytes = mail.bytes(false);
+                let bytes = mail.bytes(false).map_err(|error| SendError::Transient(error.to_string()))?;
                 let temporary = format!(".{}.tmp", mail.entry_id);
                 blocking(move || write_file(&directory, &temporary, &name, &bytes)).await
             }
@@ -434,7 +434,7 @@ impl SmtpServer {
     /// the same for all mails, so a server that does not like it likes none.
     async fn begin(&self, connection: &mut AsyncSmtpConnection, mail: &Composed) -> Result<Vec<u8>, SendError> {
         let takes_8bit = connection.server_info().supports_feature(Extension::EightBitMime);
-        let content = mail.bytes(takes_8bit);
+        let content = mail.bytes(takes_8bit).map_err(|error| SendError::Transient(self.sentence("signing", error)))?;
         let mut options = Vec::new();
         if mail.needs_smtputf8() {
             options.push(MailParameter::SmtpUtfEight);

@@ -1,18 +1,23 @@
-//! Mails reach their readers: in a form that every server takes, together with the others about
+//! Mails reach their readers: in a form that every server takes, signed where that is wanted, together with the others about
 //! the same subscription, and not cut off for their size.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bson::Document;
+use mail_auth::DkimResult;
 use mail_parser::{MessageParser, MimeHeaders};
 use offramp::domain::event::EffectIds;
-use offramp::domain::notification::conversation_id;
+use offramp::domain::notification::{Notification, conversation_id};
 use offramp::mail::samples::Sample;
 use offramp::mail::{Composed, Rendered, compose};
+use offramp::tls::Tls as ClientTls;
 use serde_json::{Value, json};
 
 use crate::cli::succeeds;
-use crate::mail::{LOCALES, built_in, bytes, check_form, composed, date, every_sample, origin, sample, sender, to};
+use crate::mail::{
+    LOCALES, built_in, bytes, check_form, composed, connection, date, every_sample, origin, sample, sender, to,
+};
+use crate::support::dkim::{Dns, ED25519, RSA_PKCS1, RSA_PKCS8, signer};
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
 use crate::support::smtp::{Action, SmtpSink, Step, Taken, Tls};
 use crate::support::worker::{Worker, bare};
@@ -75,6 +80,9 @@ async fn bodies_are_encoded_as_the_server_takes_them() {
         assert_eq!(parsed.body_text(0).unwrap(), format!("{text}\r\n"));
         assert_eq!(parsed.body_html(0).unwrap(), format!("{html}\r\n"));
     }
+    // Who passes a signed mail on must not have to encode it anew.
+    let (taken, parameters) = sent(&saying("Hé", "<p>Hé").signed_by(Some(signer(ED25519))), KNOWS_8BITMIME).await;
+    assert_eq!((encodings(&taken.bytes), parameters.as_str()), (quoted.map(str::to_owned), ""));
 }
 
 #[tokio::test]
@@ -165,7 +173,7 @@ fn no_mail_is_cut_off() {
     let mut largest = (0, String::new());
     for locale in LOCALES {
         for Sample { variant, notification } in every_sample(locale) {
-            let mail = composed(&notification);
+            let mail = composed(&notification).signed_by(Some(signer(RSA_PKCS8)));
             let size = bytes(&mail).len();
             let what = format!("{locale} {} {:?} {variant}", notification.template, notification.recipient);
             assert!(size < SHOWN_BYTES_MAX, "{what}: {size}");
@@ -191,6 +199,117 @@ fn nothing_is_tracked_and_nobody_is_asked_to_unsubscribe() {
     }
 }
 
+// ---- signatures ----
+
+/// Signs, and has a receiver look at it.
+async fn verified(pem: &str, notification: &Notification) -> Vec<DkimResult> {
+    let signer = signer(pem);
+    let mail = bytes(&composed(notification).signed_by(Some(signer.clone())));
+    Dns::of(&signer).verify(&mail).await
+}
+
+#[tokio::test]
+async fn signatures_hold_for_every_mail() {
+    let signers = [RSA_PKCS1, RSA_PKCS8, ED25519].map(signer);
+    let sink = SmtpSink::start().await;
+    let mut connection = to(&sink);
+    for locale in LOCALES {
+        for (index, Sample { notification, variant }) in every_sample(locale).enumerate() {
+            let signer = &signers[index % signers.len()];
+            let mail = composed(&notification).signed_by(Some(signer.clone()));
+            connection.send(&mail).await.unwrap();
+            let taken = sink.drain().remove(0).bytes;
+            check_form(&taken, false);
+            let what = format!("{locale} {} {variant}", notification.template);
+            assert_eq!(Dns::of(signer).verify(&taken).await, [DkimResult::Pass], "{what}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn signatures_hold_whatever_people_are_called() {
+    let long = "word ".repeat(40);
+    for name in ["Gym\r\n Bcc: x", "a  b\t c", "é".repeat(100).as_str(), "\"x\" <y@z>", "", &long] {
+        let mut notification = sample();
+        notification.facts.organization.name = name.to_owned();
+        notification.facts.participant = Some(name.to_owned());
+        notification.facts.failure_message = Some(format!("{name}  \n\n.\n From \t\n\n"));
+        notification.to.name = Some(name.to_owned());
+        notification.reply_to.name = Some(name.to_owned());
+        for pem in [RSA_PKCS8, ED25519] {
+            assert_eq!(verified(pem, &notification).await, [DkimResult::Pass], "{name:?}");
+        }
+    }
+    // Left out, and signed as left out.
+    let mut notification = sample();
+    notification.reply_to.email = "nobody".to_owned();
+    assert_eq!(verified(RSA_PKCS8, &notification).await, [DkimResult::Pass]);
+    // In UTF-8.
+    notification.to.email = "zoé@example.com".to_owned();
+    assert_eq!(verified(RSA_PKCS8, &notification).await, [DkimResult::Pass]);
+}
+
+#[tokio::test]
+async fn signatures_survive_what_servers_do_and_nothing_else() {
+    for pem in [RSA_PKCS8, ED25519] {
+        let signer = signer(pem);
+        let dns = Dns::of(&signer);
+        let mail = composed(&sample()).signed_by(Some(signer.clone()));
+        let mail = String::from_utf8(bytes(&mail)).unwrap();
+        let holds = async |mail: String| dns.verify(mail.as_bytes()).await == [DkimResult::Pass];
+        assert!(holds(mail.clone()).await);
+        let (headers, body) = mail.split_once("\r\n\r\n").unwrap();
+
+        // Folded otherwise, with other white space, an empty line more, and headers of the servers' own.
+        assert!(holds(format!("Received: from here\r\n{mail}\r\n")).await);
+        assert!(holds(mail.replacen("\r\nSubject: ", "\r\nSUBJECT:\r\n  ", 1)).await);
+        assert!(holds(mail.replacen("X-Offramp-Template:", "X-Other:", 1)).await);
+
+        for name in [
+            "From",
+            "Reply-To",
+            "To",
+            "Subject",
+            "Date",
+            "Message-ID",
+            "In-Reply-To",
+            "References",
+            "Auto-Submitted",
+            "Content-Language",
+            "MIME-Version",
+            "Content-Type",
+        ] {
+            let line = format!("\r\n{name}: ");
+            assert!(headers.contains(&line), "{name}");
+            assert!(!holds(mail.replacen(&line, &format!("{line}x"), 1)).await, "{name} changed");
+        }
+        // Programs differ in which of two they show.
+        for name in ["From", "Reply-To", "To", "Subject", "Cc"] {
+            assert!(!holds(format!("{name}: other@example.org\r\n{mail}")).await, "{name} put before");
+            assert!(!holds(format!("{headers}\r\n{name}: other@example.org\r\n\r\n{body}")).await, "{name} added");
+        }
+        assert!(!holds(format!("{headers}\r\n\r\n{}", body.replacen("49,99", "94,99", 1))).await, "the body changed");
+        assert!(!holds(format!("{mail}more")).await, "something added to the body");
+    }
+    // The key of another.
+    let mail = bytes(&composed(&sample()).signed_by(Some(signer(RSA_PKCS8))));
+    let other = Dns::new("s1._domainkey.example.com", &signer(ED25519).dns_record());
+    assert_ne!(other.verify(&mail).await, [DkimResult::Pass]);
+}
+
+#[tokio::test]
+async fn files_are_signed_and_readable_by_everybody() {
+    let directory = tempfile::tempdir().unwrap();
+    let signer = signer(RSA_PKCS8);
+    let mut files = connection(&format!("file://{}", directory.path().display()), &ClientTls::default());
+    files.send(&composed(&sample()).signed_by(Some(signer.clone()))).await.unwrap();
+    let file = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap().path();
+    let mail = std::fs::read(file).unwrap();
+    check_form(&mail, false);
+    assert_eq!(encodings(&mail), ["7bit", "quoted-printable", "quoted-printable"]);
+    assert_eq!(Dns::of(&signer).verify(&mail).await, [DkimResult::Pass]);
+}
+
 // ---- conversations ----
 
 #[test]
@@ -211,6 +330,7 @@ fn ids(mail: &[u8]) -> (String, [String; 3]) {
     (key, ["Message-ID", "References", "In-Reply-To"].map(header))
 }
 
+/// Also: the worker signs, with what is in its settings.
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_and_simulation_give_a_mail_the_same_ids() {
     let failure = |id: &str, subscription: &str| {
@@ -237,13 +357,20 @@ async fn worker_and_simulation_give_a_mail_the_same_ids() {
     populate(&world).await;
     world.collection("subscriptions").insert_one(subscription("sub-2", "org", "acc")).await.unwrap();
     let sink = SmtpSink::start().await;
-    let worker = Worker::start(&world, &sink.url()).await;
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), RSA_PKCS1).unwrap();
+    let settings = [("OFFRAMP_DKIM_KEY_FILE", key.path().to_str().unwrap()), ("OFFRAMP_DKIM_SELECTOR", "s1")];
+    let worker = Worker::start_with(&world, &sink.url(), &settings).await;
     for command in &commands {
         world.command(command).await;
     }
     crate::support::eventually("seven mails", || async { (sink.mails().len() == 7).then_some(()) }).await;
     assert!(worker.stop().await.success());
     let sent = sink.mails();
+    let dns = Dns::new("s1._domainkey.offramp.example", &signer(RSA_PKCS8).dns_record());
+    for mail in &sent {
+        assert_eq!(dns.verify(&mail.bytes).await, [DkimResult::Pass]);
+    }
     // Two mails of this template go to each: by their message ids too, then.
     let of_worker: BTreeSet<_> = sent.iter().map(|mail| ids(&mail.bytes)).collect();
     let conversations: BTreeMap<&String, usize> =

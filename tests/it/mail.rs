@@ -58,7 +58,7 @@ pub fn origin() -> Origin {
 
 /// As it is written for a server that knows nothing.
 pub fn bytes(mail: &Composed) -> Vec<u8> {
-    mail.bytes(false)
+    mail.bytes(false).unwrap()
 }
 
 pub fn deadlines() -> Deadlines {
@@ -687,7 +687,7 @@ async fn connections_are_encrypted_as_the_settings_say() {
         connection.send(&mail).await.unwrap();
         assert_eq!(sink.connections(), 1);
         assert!(sink.mails().iter().all(|taken| taken.encrypted == encrypted), "{scheme} {option}");
-        assert_eq!(sink.mails()[0].bytes, mail.bytes(true));
+        assert_eq!(sink.mails()[0].bytes, mail.bytes(true).unwrap());
     }
 
     for (tls, scheme, option, settings, why) in [

@@ -1,6 +1,7 @@
 //! What every integration test needs: real servers under names of its own, worker processes, and waiting for conditions.
 #![allow(dead_code, reason = "two programs share this, and neither needs all of it")]
 
+pub mod dkim;
 pub mod proxy;
 pub mod rabbit;
 pub mod samples;
