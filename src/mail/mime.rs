@@ -1,6 +1,7 @@
 //! The body of a mail: a text and the same in HTML, in lines that every server takes (RFC 2045, RFC 2046).
 //!
-//! Written here and not by lettre's builder or the crate `quoted_printable`, which take longer for this than a whole mail may.
+//! Written here and not by lettre's builder or the crate `quoted_printable`, which take longer for this than a whole mail may
+//! (`benches/mail.rs` measures it).
 
 use uuid::Uuid;
 
