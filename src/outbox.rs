@@ -17,7 +17,8 @@ use uuid::Uuid;
 use crate::broker::{Outgoing, Publisher, Topology};
 use crate::clock;
 use crate::domain::notification::Notification;
-use crate::mail::message::{Sender, compose};
+use crate::mail::dkim::DkimSigner;
+use crate::mail::message::{Composed, Origin, Sender, compose};
 use crate::mail::smtp::{MailConnection, SendError, Transport};
 use crate::mail::templates::Templates;
 use crate::pauses::Pauses;
@@ -101,6 +102,8 @@ pub struct Writer {
     pub templates: Templates,
     /// The address that mails come from.
     pub sender: Sender,
+    /// Who signs them.
+    pub signer: Option<Arc<DkimSigner>>,
 }
 
 impl Writer {
@@ -108,18 +111,22 @@ impl Writer {
     ///
     /// # Errors
     /// A sentence, when no later try can help: an address that is none, a template that does not go with the facts.
-    pub fn write(
-        &self,
-        entry_id: &str,
-        mail: &MailDocument,
-        at: DateTime<Utc>,
-    ) -> Result<(crate::mail::message::Composed, String), String> {
-        let id = Uuid::parse_str(entry_id).map_err(|error| format!("the entry's id is not a UUID: {error}"))?;
+    pub fn write(&self, origin: Origin, mail: &MailDocument, at: DateTime<Utc>) -> Result<Composed, String> {
         let notification = Notification::from(mail.clone());
         let rendered = self.templates.render(&notification).map_err(|error| error.to_string())?;
-        let composed = compose(&self.sender, id, &notification, &rendered, at).map_err(|error| error.to_string())?;
-        Ok((composed, rendered.language))
+        let composed = compose(&self.sender, origin, &notification, rendered, at).map_err(|error| error.to_string())?;
+        Ok(composed.signed_by(self.signer.clone()))
     }
+}
+
+/// What the ids of an entry's mail are made of.
+///
+/// # Errors
+/// A sentence, when the entry's id is none of ours.
+pub fn origin(leased: &Leased) -> Result<Origin, String> {
+    let entry_id =
+        Uuid::parse_str(&leased.entry.id).map_err(|error| format!("the entry's id is not a UUID: {error}"))?;
+    Ok(Origin { entry_id, conversation_id: leased.conversation_id() })
 }
 
 /// Sends entries until the [`Outbox`] is closed.
@@ -227,8 +234,8 @@ impl Postman {
     /// Sends one mail; also tells whether the server seems to be away.
     async fn send(&mut self, leased: &Leased, mail: &MailDocument) -> (Fate, bool) {
         let at = clock::now();
-        let (composed, locale) = match self.writer.write(&leased.entry.id, mail, at) {
-            Ok(written) => written,
+        let composed = match origin(leased).and_then(|origin| self.writer.write(origin, mail, at)) {
+            Ok(composed) => composed,
             Err(error) => {
                 tracing::error!(entry = leased.entry.id, template = %mail.template, %error, "a mail cannot be written; it is kept for an operator");
                 return (Fate::Refused { at, error }, false);
@@ -248,7 +255,7 @@ impl Postman {
                     template: mail.template.to_string(),
                     to: mail.to.email.clone(),
                     role: mail.role.as_str().to_owned(),
-                    locale,
+                    locale: composed.language,
                     sent_at: clock::now().into(),
                     message_id: composed.message_id,
                 };

@@ -1,5 +1,7 @@
 //! `offramp run`: the worker.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use clap::Args;
 use offramp::broker::{Broker, Topology};
@@ -21,17 +23,18 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Settings { broker, database, mail, tls, sender, worker, http: health } = arguments.settings;
+    let Settings { broker, database, mail, tls, sender, dkim, worker, http: health } = arguments.settings;
     let tls = tls.tls();
     let templates = load_templates(&sender)?;
     let transport = Transport::new(&mail.smtp_url, &tls, Deadlines::default())
         .map_err(|error| WrongConfiguration(error.to_string()))?;
+    let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
     let parts = Parts {
         broker: Broker::with_tls(broker.amqp_url, "offramp", tls.clone()),
         topology: Topology::new(broker.prefix),
         mongodb_url: database.mongodb_url,
         tls,
-        writer: Writer { templates, sender: sender.mail_from },
+        writer: Writer { templates, sender: sender.mail_from, signer },
         transport,
         mail_connections: mail.mail_connections,
         pace: worker,

@@ -8,7 +8,7 @@ use offramp::mail::Templates;
 
 use crate::devtools::Browser;
 use crate::spam::SpamFilter;
-use crate::support::mails::{composed_at, every_mail};
+use crate::support::mails::{bytes_at, every_mail};
 use crate::{Audited, audit};
 
 /// What SpamAssassin takes for spam by agreement.
@@ -44,7 +44,7 @@ pub async fn prove(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path
     "control".clone_into(&mut mail.name);
     TEXT.clone_into(&mut mail.rendered.text);
     HTML.clone_into(&mut mail.rendered.html);
-    mail.composed = composed_at(Utc::now(), &mail.notification, &mail.rendered);
+    mail.bytes = bytes_at(Utc::now(), &mail.notification, &mail.rendered);
     let Audited { findings, .. } = audit(filter, browser, axe, out, mail).await;
     let is_found = |beginning: &str| findings.iter().any(|finding| finding.starts_with(beginning));
     for wrong in WRONG {

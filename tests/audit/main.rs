@@ -116,8 +116,8 @@ async fn main() -> ExitCode {
 async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, mail: Mail) -> Audited {
     let folder = out.join(&mail.name);
     let looked = look::look(browser, axe, &mail, &folder).await;
-    fs::write(folder.join("mail.eml"), &mail.composed.bytes).unwrap();
-    let verdict = filter.judge(&mail.composed.bytes);
+    fs::write(folder.join("mail.eml"), &mail.bytes).unwrap();
+    let verdict = filter.judge(&mail.bytes);
 
     let mut findings = mail.findings();
     findings.extend(looked.findings.iter().cloned());
@@ -138,7 +138,7 @@ fn print(audited: &[Audited], preview: &[String]) {
     let mut rules: BTreeMap<String, usize> = BTreeMap::new();
     let (mut findings, mut doubts) = (Sentences::default(), Sentences::default());
     for Audited { mail, looked, verdict, findings: found } in audited {
-        let bytes = mail.composed.bytes.len();
+        let bytes = mail.bytes.len();
         println!("{:<60} {bytes:>7} {:>6.2} {:>9}", mail.name, verdict.score, found.len());
         for (rule, points) in &verdict.rules {
             *rules.entry(format!("{rule} {points}")).or_default() += 1;
@@ -152,7 +152,7 @@ fn print(audited: &[Audited], preview: &[String]) {
     if audited.is_empty() {
         return;
     }
-    let bytes = audited.iter().map(|audited| audited.mail.composed.bytes.len()).max().unwrap_or_default();
+    let bytes = audited.iter().map(|audited| audited.mail.bytes.len()).max().unwrap_or_default();
     let score = audited.iter().map(|audited| audited.verdict.score).fold(f64::NEG_INFINITY, f64::max);
     println!("\n{} mails, {bytes} bytes at most, {score:.2} points at most", audited.len());
     println!("\nRules of SpamAssassin that hit");

@@ -12,7 +12,7 @@ use mail_parser::{Address, MessageParser, MimeHeaders, PartType};
 use offramp::domain::notification::{Notification, Recipient, Template};
 use offramp::mail::samples::{Sample, samples};
 use offramp::mail::{
-    Composed, Deadlines, MailConnection, MailUrl, Rendered, SendError, Sender, Templates, Transport, compose,
+    Composed, Deadlines, MailConnection, MailUrl, Origin, Rendered, SendError, Sender, Templates, Transport, compose,
 };
 use offramp::tls::Tls as ClientTls;
 use uuid::Uuid;
@@ -20,9 +20,9 @@ use uuid::Uuid;
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::tls::ThrowAwayCa;
 
-const LOCALES: [&str; 3] = ["fr-CA", "en-CA", "es-MX"];
+pub const LOCALES: [&str; 3] = ["fr-CA", "en-CA", "es-MX"];
 
-fn built_in() -> &'static Templates {
+pub fn built_in() -> &'static Templates {
     static BUILT_IN: LazyLock<Templates> = LazyLock::new(|| Templates::load(None).unwrap());
     &BUILT_IN
 }
@@ -31,37 +31,46 @@ fn mails() -> impl Iterator<Item = (Template, Recipient)> {
     Template::ALL.into_iter().flat_map(|template| template.recipients().iter().map(move |&to| (template, to)))
 }
 
-fn every_sample(locale: &'static str) -> impl Iterator<Item = Sample> {
+pub fn every_sample(locale: &'static str) -> impl Iterator<Item = Sample> {
     mails().flat_map(move |(template, recipient)| samples(template, recipient, locale))
 }
 
-fn sample() -> Notification {
+pub fn sample() -> Notification {
     samples(Template::PaymentFailed, Recipient::AccountManager, "fr-CA").remove(1).notification
 }
 
-fn sender() -> Sender {
+pub fn sender() -> Sender {
     Sender::parse("Offramp <no-reply@mail.example.com>").unwrap()
 }
 
-fn date() -> DateTime<Utc> {
+pub fn date() -> DateTime<Utc> {
     "2026-06-14T12:00:00Z".parse().unwrap()
 }
 
-fn composed(notification: &Notification) -> Composed {
+pub fn composed(notification: &Notification) -> Composed {
     let rendered = built_in().render(notification).unwrap();
-    compose(&sender(), Uuid::from_u128(42), notification, &rendered, date()).unwrap()
+    compose(&sender(), origin(), notification, rendered, date()).unwrap()
 }
 
-fn deadlines() -> Deadlines {
+pub fn origin() -> Origin {
+    Origin { entry_id: Uuid::from_u128(42), conversation_id: Uuid::from_u128(7) }
+}
+
+/// As it is written for a server that knows nothing.
+pub fn bytes(mail: &Composed) -> Vec<u8> {
+    mail.bytes(false).unwrap()
+}
+
+pub fn deadlines() -> Deadlines {
     let short = Duration::from_millis(300);
     Deadlines { connect: short, command: short, content: short, quit: short }
 }
 
-fn connection(url: &str, tls: &ClientTls) -> MailConnection {
+pub fn connection(url: &str, tls: &ClientTls) -> MailConnection {
     MailConnection::new(Arc::new(Transport::new(&MailUrl::parse(url).unwrap(), tls, deadlines()).unwrap()))
 }
 
-fn to(sink: &SmtpSink) -> MailConnection {
+pub fn to(sink: &SmtpSink) -> MailConnection {
     connection(&sink.url(), &ClientTls::default())
 }
 
@@ -317,7 +326,14 @@ fn copy(from: &Path, to: &Path) {
 
 #[tokio::test]
 async fn a_mail_arrives_with_every_header_and_both_parts() {
-    let sink = SmtpSink::start().await;
+    for features in ["250-sink\r\n250 8BITMIME", "250 sink"] {
+        arrives_with_every_header_and_both_parts(features).await;
+    }
+}
+
+async fn arrives_with_every_header_and_both_parts(features: &'static str) {
+    let script = move |at, _| if at == Step::Ehlo { Action::Answer(features) } else { Action::Ok };
+    let sink = SmtpSink::scripted(Tls::No, script).await;
     let mut connection = to(&sink);
     for locale in LOCALES {
         for Sample { notification, .. } in every_sample(locale) {
@@ -336,7 +352,7 @@ async fn a_mail_arrives_with_every_header_and_both_parts() {
             (taken.from.as_str(), &taken.to),
             ("no-reply@mail.example.com", &vec![notification.to.email.clone()])
         );
-        check_form(&taken.bytes);
+        check_form(&taken.bytes, features.contains("8BITMIME"));
         let mail = MessageParser::default().parse(&taken.bytes).unwrap();
         assert_eq!(mail.subject(), Some(rendered.subject.as_str()));
         assert_eq!(
@@ -352,6 +368,8 @@ async fn a_mail_arrives_with_every_header_and_both_parts() {
             ("X-Auto-Response-Suppress", "All"),
             ("Content-Language", notification.locale.as_str()),
             ("X-Offramp-Template", notification.template.as_str()),
+            ("In-Reply-To", "<00000000-0000-0000-0000-000000000007@mail.example.com>"),
+            ("References", "<00000000-0000-0000-0000-000000000007@mail.example.com>"),
             ("MIME-Version", "1.0"),
         ] {
             assert_eq!(mail.header_raw(header).map(str::trim), Some(value), "{header}");
@@ -372,13 +390,24 @@ async fn a_mail_arrives_with_every_header_and_both_parts() {
     }
 }
 
-/// ASCII, CRLF, lines of at most 998 bytes (RFC 5322 §2.1.1).
+/// CRLF; lines of at most 998 bytes (RFC 5322 §2.1.1); headers in ASCII and, wherever there is a space to break them at, of
+/// at most 78; the rest in ASCII where that is wanted.
 #[track_caller]
-fn check_form(bytes: &[u8]) {
+pub fn check_form(bytes: &[u8], takes_8bit: bool) {
     let text = std::str::from_utf8(bytes).unwrap();
-    assert!(text.is_ascii());
-    for line in text.split_terminator("\r\n") {
+    let (headers, body) = text.split_once("\r\n\r\n").unwrap();
+    assert!(headers.is_ascii() && (takes_8bit || body.is_ascii()), "{text}");
+    for line in text.split("\r\n") {
         assert!(line.len() <= 998 && !line.contains(['\r', '\n', '\0']), "{line:?}");
+    }
+    for line in headers.split("\r\n") {
+        let words = if line.starts_with(' ') { line.trim_start() } else { line.split_once(": ").unwrap().1 };
+        assert!(line.len() <= 78 || !words.contains(' '), "{line:?}");
+        assert!(!line.trim().is_empty(), "a line with nothing in it: {headers}");
+    }
+    // RFC 2047: an encoded word has at most 75 characters.
+    for word in headers.split_ascii_whitespace().filter(|word| word.starts_with("=?")) {
+        assert!(word.len() <= 75, "{word}");
     }
 }
 
@@ -403,7 +432,7 @@ fn hostile_names_change_nothing_but_the_name() {
     ];
     let long = "x".repeat(5_000);
     let long_words = "é ".repeat(5_000);
-    let expected: BTreeSet<String> = header_names(&composed(&sample()).bytes);
+    let expected: BTreeSet<String> = header_names(&bytes(&composed(&sample())));
     for name in names.into_iter().chain([long.as_str(), long_words.as_str()]) {
         let mut notification = sample();
         notification.facts.organization.name = name.to_owned();
@@ -417,10 +446,10 @@ fn hostile_names_change_nothing_but_the_name() {
             notification.template = template;
             notification.recipient = Recipient::OrganizationContact;
             notification.facts.requested_on = notification.facts.next_attempt_on;
-            let mail = composed(&notification);
-            check_form(&mail.bytes);
-            assert_eq!(header_names(&mail.bytes), expected, "{name:?}");
-            let parsed = MessageParser::default().parse(&mail.bytes).unwrap();
+            let mail = bytes(&composed(&notification));
+            check_form(&mail, false);
+            assert_eq!(header_names(&mail), expected, "{name:?}");
+            let parsed = MessageParser::default().parse(&mail).unwrap();
             assert_eq!(one(parsed.from()).1, "no-reply@mail.example.com", "{name:?}");
             assert_eq!(one(parsed.to()).1, notification.to.email, "{name:?}");
             assert_eq!(one(parsed.reply_to()).1, notification.reply_to.email, "{name:?}");
@@ -446,8 +475,8 @@ fn names_that_are_merely_unusual_arrive_as_they_are() {
     {
         let mut notification = sample();
         notification.facts.organization.name = name.to_owned();
-        let mail = composed(&notification);
-        let parsed = MessageParser::default().parse(&mail.bytes).unwrap();
+        let mail = bytes(&composed(&notification));
+        let parsed = MessageParser::default().parse(&mail).unwrap();
         assert_eq!(one(parsed.from()).0, name);
     }
 }
@@ -469,13 +498,16 @@ fn an_address_that_is_none_is_named() {
     ] {
         let mut notification = sample();
         notification.to.email = email.to_owned();
-        let error = compose(&sender(), Uuid::nil(), &notification, &rendered, date()).unwrap_err();
+        let error = compose(&sender(), origin(), &notification, rendered.clone(), date()).unwrap_err();
         assert_eq!(error.which, "recipient's", "{email}");
         assert!(!error.to_string().contains(['\r', '\n']), "{error}");
         let mut notification = sample();
         notification.reply_to.email = email.to_owned();
-        let without = compose(&sender(), Uuid::nil(), &notification, &rendered, date()).unwrap();
-        assert!(!String::from_utf8_lossy(&without.bytes).contains("Reply-To:"), "it is left out, and the mail goes on");
+        let without = compose(&sender(), origin(), &notification, rendered.clone(), date()).unwrap();
+        assert!(
+            !String::from_utf8_lossy(&bytes(&without)).contains("\r\nReply-To:"),
+            "it is left out, and the mail goes on"
+        );
         assert!(Sender::parse(email).is_err() || email.starts_with("Marie"), "{email}");
     }
 }
@@ -491,7 +523,7 @@ fn a_domain_beyond_ascii_is_written_in_ascii() {
 
 #[test]
 fn the_same_entry_makes_the_same_mail() {
-    assert_eq!(composed(&sample()).bytes, composed(&sample()).bytes);
+    assert_eq!(bytes(&composed(&sample())), bytes(&composed(&sample())));
 }
 
 // ---- SMTP ----
@@ -635,7 +667,7 @@ async fn connections_are_encrypted_as_the_settings_say() {
         connection.send(&mail).await.unwrap();
         assert_eq!(sink.connections(), 1);
         assert!(sink.mails().iter().all(|taken| taken.encrypted == encrypted), "{scheme} {option}");
-        assert_eq!(sink.mails()[0].bytes, mail.bytes.iter().copied().chain(*b"\r\n").collect::<Vec<_>>());
+        assert_eq!(sink.mails()[0].bytes, mail.bytes(true).unwrap());
     }
 
     for (tls, scheme, option, settings, why) in [
@@ -751,7 +783,7 @@ async fn mails_become_files_that_are_whole_and_safely_named() {
         fs::read_dir(&mails).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     let name = "2026-06-14T120000Z-payment-failed-marie.tremblay_example.com-00000000-0000-0000-0000-00000000002a.eml";
     assert_eq!(names, [name]);
-    assert_eq!(fs::read(mails.join(name)).unwrap(), mail.bytes);
+    assert_eq!(fs::read(mails.join(name)).unwrap(), bytes(&mail));
     connection.quit().await;
 
     fs::remove_dir_all(&mails).unwrap();

@@ -5,6 +5,7 @@
 mod answers;
 mod broker;
 mod cli;
+mod deliverability;
 mod every_mail;
 mod hostile;
 mod mail;

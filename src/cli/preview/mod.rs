@@ -13,13 +13,15 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use offramp::config::{MailSettings, SenderSettings, TlsSettings};
+use offramp::config::{DkimSettings, MailSettings, SenderSettings, TlsSettings};
 use offramp::http;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use gallery::Gallery;
 use pages::Pages;
+
+use super::WrongConfiguration;
 
 /// Look at every mail in a browser while you write it: on a phone, on a desk, in the dark, as text; and send it to
 /// yourself
@@ -40,13 +42,16 @@ pub struct Arguments {
 
     #[command(flatten)]
     tls: TlsSettings,
+    #[command(flatten)]
+    dkim: DkimSettings,
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Arguments { addr, sender, mail, tls } = arguments;
+    let Arguments { addr, sender, mail, tls, dkim } = arguments;
+    let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
     let stop = stop_signal()?;
     let gallery = Arc::new(Gallery::open(sender.templates).await?);
-    let pages = Pages::new(Arc::clone(&gallery), sender.mail_from, mail.smtp_url, tls.tls(), stop.clone());
+    let pages = Pages::new(Arc::clone(&gallery), sender.mail_from, signer, mail.smtp_url, tls.tls(), stop.clone());
     let listener = http::bind(addr).await.with_context(|| format!("--addr: {addr} cannot be had"))?;
     let address = listener.local_addr()?;
 

@@ -20,9 +20,11 @@ use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
 use offramp::clock;
 use offramp::domain::notification::{Mailbox, Notification, Recipient, Template};
+use offramp::mail::message::Origin;
 use offramp::mail::samples::samples;
 use offramp::mail::{
-    AddressError, Composed, Deadlines, MailConnection, MailUrl, Rendered, Sender, Templates, Transport, compose,
+    AddressError, Composed, Deadlines, DkimSigner, MailConnection, MailUrl, Rendered, Sender, Templates, Transport,
+    compose,
 };
 use offramp::tls::Tls;
 use serde::{Deserialize, Serialize};
@@ -59,14 +61,22 @@ const MAIL_POLICY: &str = "default-src 'none'; img-src 'self' http: https: data:
 pub struct Pages {
     gallery: Arc<Gallery>,
     sender: Sender,
+    signer: Option<Arc<DkimSigner>>,
     smtp_url: MailUrl,
     tls: Tls,
     stop: CancellationToken,
 }
 
 impl Pages {
-    pub fn new(gallery: Arc<Gallery>, sender: Sender, smtp_url: MailUrl, tls: Tls, stop: CancellationToken) -> Self {
-        Self { gallery, sender, smtp_url, tls, stop }
+    pub fn new(
+        gallery: Arc<Gallery>,
+        sender: Sender,
+        signer: Option<Arc<DkimSigner>>,
+        smtp_url: MailUrl,
+        tls: Tls,
+        stop: CancellationToken,
+    ) -> Self {
+        Self { gallery, sender, signer, smtp_url, tls, stop }
     }
 
     pub fn router(self) -> Router {
@@ -97,14 +107,17 @@ impl Pages {
         Ok((notification, rendered))
     }
 
-    fn compose(&self, notification: &Notification, rendered: &Rendered) -> Result<Composed, AddressError> {
-        compose(&self.sender, Uuid::new_v4(), notification, rendered, clock::now())
+    fn compose(&self, notification: &Notification, rendered: Rendered) -> Result<Composed, AddressError> {
+        let origin = Origin { entry_id: Uuid::new_v4(), conversation_id: Uuid::new_v4() };
+        let composed = compose(&self.sender, origin, notification, rendered, clock::now())?;
+        Ok(composed.signed_by(self.signer.clone()))
     }
 
     /// The mail as it would leave, in bytes.
     fn source(&self, named: &Named) -> Result<Vec<u8>, Refusal> {
         let (notification, rendered) = self.find(named)?;
-        Ok(self.compose(&notification, &rendered)?.bytes)
+        let bytes = self.compose(&notification, rendered)?.bytes(false);
+        bytes.map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
     }
 
     /// Sends a mail, and gives the server's answer.
@@ -331,7 +344,7 @@ async fn send(
 ) -> Result<Response, Refusal> {
     let (mut notification, rendered) = app.find(&named)?;
     notification.to = Mailbox { name: None, email: to };
-    let composed = match app.compose(&notification, &rendered) {
+    let composed = match app.compose(&notification, rendered) {
         Ok(composed) => composed,
         Err(error) => {
             let sent = Sent { sent: false, answer: error.to_string() };

@@ -2,8 +2,9 @@
 
 use chrono::{DateTime, Utc};
 use offramp::domain::notification::{Notification, Recipient, Template};
+use offramp::mail::message::Origin;
 use offramp::mail::samples::samples;
-use offramp::mail::{Composed, Rendered, Sender, Templates, compose};
+use offramp::mail::{Rendered, Sender, Templates, compose};
 use url::Url;
 use uuid::Uuid;
 
@@ -16,7 +17,8 @@ pub struct Mail {
     pub name: String,
     pub notification: Notification,
     pub rendered: Rendered,
-    pub composed: Composed,
+    /// As it leaves for a server that takes nothing but ASCII: its longest form.
+    pub bytes: Vec<u8>,
 }
 
 /// Who reads a language: somebody whose money the samples speak of, where there is such a region.
@@ -43,8 +45,8 @@ pub fn every_mail(templates: &Templates, date: DateTime<Utc>) -> Vec<Mail> {
             for sample in samples(template, recipient, locale) {
                 let name = format!("{locale}/{template}.{}/{}", recipient.as_str(), sample.variant);
                 let rendered = templates.render(&sample.notification).unwrap();
-                let composed = composed_at(date, &sample.notification, &rendered);
-                mails.push(Mail { name, notification: sample.notification, rendered, composed });
+                let bytes = bytes_at(date, &sample.notification, &rendered);
+                mails.push(Mail { name, notification: sample.notification, rendered, bytes });
             }
         }
     }
@@ -52,9 +54,10 @@ pub fn every_mail(templates: &Templates, date: DateTime<Utc>) -> Vec<Mail> {
 }
 
 /// A mail as it leaves.
-pub fn composed_at(date: DateTime<Utc>, notification: &Notification, rendered: &Rendered) -> Composed {
+pub fn bytes_at(date: DateTime<Utc>, notification: &Notification, rendered: &Rendered) -> Vec<u8> {
     let sender = Sender::parse("Offramp <no-reply@mail.example.com>").unwrap();
-    compose(&sender, Uuid::new_v4(), notification, rendered, date).unwrap()
+    let origin = Origin { entry_id: Uuid::new_v4(), conversation_id: Uuid::new_v4() };
+    compose(&sender, origin, notification, rendered.clone(), date).unwrap().bytes(false).unwrap()
 }
 
 /// Gmail cuts off what is longer, and a link in what is cut off is lost.
@@ -81,7 +84,7 @@ impl Mail {
                 findings.push(format!("the {part} part has a template in it"));
             }
         }
-        if self.composed.bytes.len() > BYTES_MAX {
+        if self.bytes.len() > BYTES_MAX {
             findings.push(format!("it is longer than {BYTES_MAX} bytes"));
         }
         findings.extend(self.links(&html));

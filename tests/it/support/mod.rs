@@ -1,6 +1,7 @@
 //! What every integration test needs: real servers under names of its own, worker processes, and waiting for conditions.
 #![allow(dead_code, reason = "several programs share this, and none needs all of it")]
 
+pub mod dkim;
 pub mod facts;
 pub mod html;
 pub mod mails;
