@@ -18,7 +18,7 @@ use lapin::types::{LongString, ShortString};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::time::{sleep, timeout};
 
-use super::guard::{self, Guarded};
+use super::guard::{self, Guarded, InHand};
 use super::url::{BrokerUrl, BrokerUrls};
 use crate::tls::{Tls, explain as explain_tls};
 
@@ -126,7 +126,8 @@ impl Broker {
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
             .with_client_property(ShortString::from("version"), LongString::from(env!("CARGO_PKG_VERSION")));
         // lapin asks for a stream from its own thread, and without a deadline: it gets the one that is open already.
-        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(Guarded::new(stream))));
+        let in_hand = Arc::new(InHand::default());
+        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(Guarded::new(stream, in_hand.clone()))));
         let connecting = Connection::connector(
             url.for_handshake(HEARTBEAT_SECONDS),
             guard::runtime(),
@@ -143,7 +144,7 @@ impl Broker {
                 denied: code(&error).is_some_and(is_denied),
                 why: explain_tls(&explain(&error), url.is_tls()),
             })?;
-        Ok(Link { connection, socket })
+        Ok(Link { connection, socket, in_hand })
     }
 }
 
@@ -169,6 +170,7 @@ impl Failure {
 pub struct Link {
     connection: Connection,
     socket: Socket,
+    in_hand: Arc<InHand>,
 }
 
 impl Link {
@@ -209,6 +211,11 @@ impl Link {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.connection.status().connected()
+    }
+
+    /// What was delivered over it and is not out of our hands yet.
+    pub(super) fn in_hand(&self) -> &InHand {
+        &self.in_hand
     }
 
     /// Whether the broker has stopped reading what publishers send (out of memory or disk).
