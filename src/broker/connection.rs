@@ -102,6 +102,9 @@ impl Broker {
     }
 
     async fn connect_to(&self, url: &BrokerUrl, purpose: &str) -> Result<Link, Failure> {
+        // Made first: reading the system's authorities takes a while, and the broker gives a handshake 5 s.
+        let tls = url.is_tls().then(|| self.0.tls.client_config()).transpose();
+        let connector = tls.map_err(|error| Failure::of(error.to_string()))?.map(RustlsConnector::from);
         let dialling = async {
             let addresses: Vec<_> = tokio::net::lookup_host((url.host(), url.port())).await?.collect();
             let stream = AsyncTcpStream::connect(&Tokio::current(), addresses).await?;
@@ -111,11 +114,10 @@ impl Broker {
             // Acks are small frames: without this, each waits for the answer to the one before.
             tcp.get_ref().set_nodelay(true)?;
             let socket = Socket(tcp.get_ref().as_fd().try_clone_to_owned()?.into());
-            if !url.is_tls() {
-                return Ok((stream, socket));
+            match &connector {
+                Some(connector) => Ok((stream.into_rustls(connector, url.host()).await?, socket)),
+                None => Ok((stream, socket)),
             }
-            let connector = RustlsConnector::from(self.0.tls.client_config().map_err(io::Error::other)?);
-            Ok((stream.into_rustls(&connector, url.host()).await?, socket))
         };
         let (stream, socket) = timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling)
             .await
