@@ -75,7 +75,12 @@ pub async fn run(
     let unhealthy = CancellationToken::new();
     let health = tokio::spawn(http::serve(http, readiness.clone(), metrics, unhealthy.clone()));
     let result = match shutdown.run_until_cancelled(prepare(&parts, &readiness)).await {
-        Some(Ok(database_ready)) => Worker::start(parts, &readiness, database_ready).stop_after(shutdown).await,
+        Some(Ok((broker_ready, database_ready))) => {
+            let worker = Worker::start(parts, &readiness, database_ready);
+            // Each lane answers for its own connection now. Not earlier: without any, the worker would look ready.
+            broker_ready.retire();
+            worker.stop_after(shutdown).await
+        }
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
@@ -85,7 +90,7 @@ pub async fn run(
 }
 
 /// Declares what must be there, waiting for servers that are away.
-async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, RunError> {
+async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(ReadyHandle, ReadyHandle), RunError> {
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
     let mut pauses = Pauses::between(START_EVERY);
@@ -100,8 +105,7 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, Ru
         }
         tokio::time::sleep(pauses.next_pause()).await;
     }
-    // From here on each lane answers for its own connection.
-    broker_ready.retire();
+    broker_ready.not_ready("starting");
     loop {
         match parts.store.create_indexes().await {
             Ok(()) => break,
@@ -114,7 +118,7 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, Ru
         tokio::time::sleep(pauses.next_pause()).await;
     }
     database_ready.ready();
-    Ok(database_ready)
+    Ok((broker_ready, database_ready))
 }
 
 /// A worker that runs.
