@@ -18,7 +18,7 @@ use lapin::types::{LongString, ShortString};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::time::{sleep, timeout};
 
-use super::guard::{self, Guarded};
+use super::guard::{self, Guarded, InHand};
 use super::url::{BrokerUrl, BrokerUrls};
 use crate::tls::{Tls, explain as explain_tls};
 
@@ -102,6 +102,9 @@ impl Broker {
     }
 
     async fn connect_to(&self, url: &BrokerUrl, purpose: &str) -> Result<Link, Failure> {
+        // Made first: reading the system's authorities takes a while, and the broker gives a handshake 5 s.
+        let tls = url.is_tls().then(|| self.0.tls.client_config()).transpose();
+        let connector = tls.map_err(|error| Failure::of(error.to_string()))?.map(RustlsConnector::from);
         let dialling = async {
             let stream = dial(tokio::net::lookup_host((url.host(), url.port())).await?.collect()).await?;
             let AsyncTcpStream::Plain(tcp) = &stream else {
@@ -110,11 +113,10 @@ impl Broker {
             // Acks are small frames: without this, each waits for the answer to the one before.
             tcp.get_ref().set_nodelay(true)?;
             let socket = Socket(tcp.get_ref().as_fd().try_clone_to_owned()?.into());
-            if !url.is_tls() {
-                return Ok((stream, socket));
+            match &connector {
+                Some(connector) => Ok((stream.into_rustls(connector, url.host()).await?, socket)),
+                None => Ok((stream, socket)),
             }
-            let connector = RustlsConnector::from(self.0.tls.client_config().map_err(io::Error::other)?);
-            Ok((stream.into_rustls(&connector, url.host()).await?, socket))
         };
         let (stream, socket) = timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling)
             .await
@@ -125,7 +127,8 @@ impl Broker {
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
             .with_client_property(ShortString::from("version"), LongString::from(env!("CARGO_PKG_VERSION")));
         // lapin asks for a stream from its own thread, and without a deadline: it gets the one that is open already.
-        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(Guarded::new(stream))));
+        let in_hand = Arc::new(InHand::default());
+        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(Guarded::new(stream, in_hand.clone()))));
         let connecting = Connection::connector(
             url.for_handshake(HEARTBEAT_SECONDS),
             guard::runtime(),
@@ -142,7 +145,7 @@ impl Broker {
                 denied: code(&error).is_some_and(is_denied),
                 why: explain_tls(&explain(&error), url.is_tls()),
             })?;
-        Ok(Link { connection, socket })
+        Ok(Link { connection, socket, in_hand })
     }
 }
 
@@ -183,6 +186,7 @@ impl Failure {
 pub struct Link {
     connection: Connection,
     socket: Socket,
+    in_hand: Arc<InHand>,
 }
 
 impl Link {
@@ -223,6 +227,11 @@ impl Link {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.connection.status().connected()
+    }
+
+    /// What was delivered over it and is not out of our hands yet.
+    pub(super) fn in_hand(&self) -> &InHand {
+        &self.in_hand
     }
 
     /// Whether the broker has stopped reading what publishers send (out of memory or disk).

@@ -64,7 +64,8 @@ struct Open {
     window: u16,
 }
 
-/// What is delivered on a channel. It is fused: lapin's own must not be asked again after its end, or it waits for ever.
+/// What is delivered on a channel. It is fused: lapin's own must not be asked again after its end, or it waits for
+/// ever.
 type Deliveries = Pin<Box<dyn Stream<Item = lapin::Result<Received>> + Send + Sync>>;
 
 /// A channel with a consumer on it. Deliveries can only be acknowledged on the one they came over.
@@ -84,6 +85,11 @@ impl Session {
 
     fn doubt(&self) {
         self.doubtful.store(true, Ordering::Release);
+    }
+
+    /// The delivery with this tag, and all before it, take no room here any more.
+    fn forget(&self, tag: u64) {
+        self.link.in_hand().forget(tag);
     }
 }
 
@@ -159,12 +165,12 @@ impl Consumer {
 
     /// The batch that begins with `first`; an error when the channel is gone, so that nothing of it could be acknowledged.
     ///
-    /// When a process ends, each message that was sent ahead to it comes back, and counts as returned once more. A message
-    /// that ends every process that takes it would so drag hundreds of others to the broker's delivery limit, where all
-    /// become dead letters. Therefore each consumer begins with one message at a time. While the messages that come first
-    /// have come back often, the window doubles, and no more are sent ahead than were settled since then, and one: whatever
-    /// ends the process, it has then settled half of what came before the culprit, which is soon the first, and alone. At the
-    /// first message that has not come back often, the window opens.
+    /// When a process ends, each message that was sent ahead to it comes back, and counts as returned once more. A
+    /// message that ends every process that takes it would so drag hundreds of others to the broker's delivery limit,
+    /// where all become dead letters. Therefore each consumer begins with one message at a time. While the messages
+    /// that come first have come back often, the window doubles, and no more are sent ahead than were settled since
+    /// then, and one: whatever ends the process, it has then settled half of what came before the culprit, which is
+    /// soon the first, and alone. At the first message that has not come back often, the window opens.
     ///
     /// Lanes of one process are in the same boat: a message of another lane could come back as often, if the culprit were
     /// always the faster. So one that comes first and has come back more often still is held for a moment, not the same
@@ -183,7 +189,7 @@ impl Consumer {
         }
         let is_narrow = open.window < self.prefetch;
         let batch = open.collect(first, max, is_narrow).await.ok_or_else(|| GONE.to_owned())?;
-        if is_narrow {
+        if is_narrow && !open.session.link.in_hand().is_full() {
             // While it is narrow, a batch takes all of it: it never exceeds `max`.
             let doubled = open.window.saturating_mul(2);
             let step = if usize::from(doubled) <= max { doubled.min(self.prefetch) } else { self.prefetch };
@@ -216,8 +222,19 @@ impl Consumer {
     /// Tells the broker to deliver no more. On failure there is nothing left to do: the connection is about to be closed.
     async fn cancel(&mut self) {
         if let Some(open) = self.open.take() {
-            let cancelling = open.session.channel.basic_cancel(open.tag, BasicCancelOptions::default());
-            if let Err(error) = ask("cancel a consumer", cancelling).await {
+            let Open { session, tag, mut stream, .. } = open;
+            let cancelling = session.channel.basic_cancel(tag, BasicCancelOptions::default());
+            // The answer may be behind deliveries that are not read while there is too much in hand.
+            let throwing_away = async {
+                while let Some(delivered) = stream.next().await {
+                    session.forget(delivered.map_or(0, |delivery| delivery.delivery_tag));
+                }
+            };
+            let cancelled = tokio::select! {
+                cancelled = ask("cancel a consumer", cancelling) => cancelled,
+                () = throwing_away => Ok(()),
+            };
+            if let Err(error) = cancelled {
                 tracing::debug!(queue = self.queue, %error, "consumer not cancelled");
             }
         }
@@ -245,14 +262,15 @@ impl Consumer {
         }
     }
 
+    /// Always over a new connection: what a channel had sent that was thrown away would count as being in our hands for
+    /// as long as its connection lives.
     async fn try_open(&mut self) -> Result<Open, TopologyError> {
-        let link = if let Some(link) = self.link.take().filter(|link| link.is_live()) {
-            link
-        } else {
-            let link = Arc::new(self.broker.connect(&self.queue).await?);
-            count_connection(&self.queue);
-            link
-        };
+        if let Some(link) = self.link.take() {
+            link.cut();
+        }
+        let link = Arc::new(self.broker.connect(&self.queue).await?);
+        link.in_hand().bound();
+        count_connection(&self.queue);
         let opened = match self.consume(&link).await {
             Err(error) if error.code() == Some(NOT_FOUND) => {
                 self.topology.declare_on(&link).await?;
@@ -291,10 +309,10 @@ async fn consume(
 }
 
 impl Open {
-    /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged, and what it had not handed
-    /// over yet comes first. What the broker is about to send to a consumer that is cancelled goes back to the queue, and
-    /// *counts as returned*: tried with RabbitMQ 3.10. So this is for when nothing is under way: as many are in our hands as
-    /// may be sent ahead, or nothing more came for a while.
+    /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged, and what it had not
+    /// handed over yet comes first. What the broker is about to send to a consumer that is cancelled goes back to the
+    /// queue, and *counts as returned*: tried with RabbitMQ 3.10. So this is for when nothing is under way: as many are
+    /// in our hands as may be sent ahead, or nothing more came for a while.
     async fn widen(&mut self, queue: &str, window: u16) -> Result<(), BrokerError> {
         let Session { link, channel, .. } = &*self.session;
         let cancelling = channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
@@ -349,8 +367,8 @@ impl fmt::Debug for Consumer {
     }
 }
 
-/// Deliveries taken together, in the queue's order, and settled together. Dropped unsettled, its channel is thrown away
-/// with the next batch, and the broker delivers all of it again.
+/// Deliveries taken together, in the queue's order, and settled together. Dropped unsettled, its connection is thrown
+/// away with the next batch, and the broker delivers all of it again.
 #[derive(Debug)]
 pub struct Batch {
     /// What was delivered; at least one.
@@ -436,6 +454,7 @@ impl Drop for Receipt {
         if !self.settled {
             self.session.doubt();
         }
+        self.session.forget(self.last_tag);
     }
 }
 

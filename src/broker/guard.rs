@@ -9,10 +9,20 @@
 //! So a guard stands between the connection and `lapin`, behind TLS. It follows the frames, and changes them in place, without changing any length: what is nested too deep becomes a byte array of the same bytes, and text that is
 //! not UTF-8 gets a `?` for each byte beyond ASCII. All else passes untouched. What it does not understand passes as well:
 //! it is a filter for messages that would do harm, not a second parser.
+//!
+//! And it bounds memory. AMQP limits how many messages are sent ahead, not how large they are, and `lapin` takes
+//! whatever comes. So on a consumer's connection the guard counts what was delivered and is not out of our hands yet;
+//! at [`IN_HAND_BYTES_MAX`] it reads no further than to the next delivery, until something is settled. Whole messages
+//! pass only, so there may be one more than that, of whatever size. Meanwhile heartbeats are not read either: when that
+//! takes longer (`lapin` bears it for 20 s, RabbitMQ for not much longer), the connection is lost, and all of it comes
+//! again.
 
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -21,6 +31,7 @@ use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
 use futures_util::Stream;
 use futures_util::io::{AsyncRead, AsyncWrite, IoSlice};
+use futures_util::task::AtomicWaker;
 use lapin::AsyncTcpStream;
 
 /// How deep header fields may be nested: far beyond what anybody means, far from what a stack takes.
@@ -29,6 +40,11 @@ const DEPTH_MAX: usize = 64;
 const READ_BYTES: usize = 64 * 1024;
 /// The largest frame that is looked at, in bytes: RabbitMQ's have 128 KiB unless configured otherwise.
 const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How much of what was delivered on a consumer's connection may be in our hands, in bytes, before no more is read:
+/// more than the commands of any usual batch.
+const IN_HAND_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How much more a header field weighs in memory than on its way, at most: an array of nothings has a byte for each.
+const HEADER_WEIGHT: usize = 32;
 
 /// Type, channel and length of a frame, before its payload.
 const FRAME_START_BYTES: usize = 7;
@@ -38,6 +54,8 @@ const FRAME_END_BYTES: usize = 1;
 const METHOD: u8 = 1;
 /// The type of a frame with a message's properties.
 const CONTENT_HEADER: u8 = 2;
+/// Class and method of a delivery.
+const DELIVER: [u8; 4] = [0, 60, 0, 60];
 
 /// Tokio, with connections that are guarded.
 pub(super) type GuardedRuntime = Runtime<RuntimeParts<Tokio, GuardedTcp>>;
@@ -76,12 +94,55 @@ impl Reactor for GuardedTcp {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async move { Ok(Guarded::new(AsyncTcpStream::Plain(connecting.await?))) }
+        async move { Ok(Guarded::new(AsyncTcpStream::Plain(connecting.await?), Arc::default())) }
     }
 }
 
 /// A connection to the broker, in clear or with TLS.
 pub(super) type Connection = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+
+/// What was delivered over a connection and is not out of our hands yet. Counted from [`InHand::bound`] on.
+#[derive(Default)]
+pub(super) struct InHand {
+    /// Delivery tags, and what each message weighs in bytes, in order.
+    messages: Mutex<VecDeque<(u64, usize)>>,
+    is_bounded: AtomicBool,
+    /// Who reads, while there is too much to read on.
+    reader: AtomicWaker,
+}
+
+impl InHand {
+    /// From now on, no more is read than may be in hand. For a connection with one channel that consumes, whose owner
+    /// says of each delivery when it is to [forget](Self::forget) it.
+    pub(super) fn bound(&self) {
+        self.is_bounded.store(true, Ordering::Release);
+    }
+
+    /// This delivery and all before it are out of our hands.
+    pub(super) fn forget(&self, tag: u64) {
+        let mut messages = self.messages();
+        while messages.front().is_some_and(|(first, _)| *first <= tag) {
+            messages.pop_front();
+        }
+        drop(messages);
+        self.reader.wake();
+    }
+
+    /// Whether no further delivery is read now.
+    pub(super) fn is_full(&self) -> bool {
+        self.messages().iter().map(|(_, bytes)| bytes).sum::<usize>() >= IN_HAND_BYTES_MAX
+    }
+
+    fn delivered(&self, tag: u64, bytes: usize) {
+        if self.is_bounded.load(Ordering::Acquire) {
+            self.messages().push_back((tag, bytes.min(IN_HAND_BYTES_MAX)));
+        }
+    }
+
+    fn messages(&self) -> MutexGuard<'_, VecDeque<(u64, usize)>> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A connection that is guarded on its way in.
 pub(super) struct Guarded<S> {
@@ -92,15 +153,30 @@ pub(super) struct Guarded<S> {
     checked: usize,
     /// How much of the frame at `checked` is still to come, and passes unseen.
     passing: usize,
+    in_hand: Arc<InHand>,
+    /// The delivery whose content comes next.
+    delivered: Option<u64>,
+    /// The next frame is a delivery, and there is too much in hand.
+    is_held: bool,
 }
 
 impl<S> Guarded<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self { stream, buffer: Vec::new(), handed_on: 0, checked: 0, passing: 0 }
+    pub(super) fn new(stream: S, in_hand: Arc<InHand>) -> Self {
+        Self {
+            stream,
+            buffer: Vec::new(),
+            handed_on: 0,
+            checked: 0,
+            passing: 0,
+            in_hand,
+            delivered: None,
+            is_held: false,
+        }
     }
 
-    /// Checks as many frames as there are, and leaves alone the one that is not there yet.
+    /// Checks as many frames as there are, and leaves alone the one that is not there yet, or not to be handed on yet.
     fn check(&mut self) {
+        self.is_held = false;
         loop {
             let rest = &mut self.buffer[self.checked..];
             let pass = self.passing.min(rest.len());
@@ -114,8 +190,19 @@ impl<S> Guarded<S> {
                 if rest.len() < frame_bytes {
                     return;
                 }
+                let payload = &mut rest[FRAME_START_BYTES..][..payload_bytes];
+                if kind == METHOD {
+                    self.delivered = delivery_tag(payload);
+                    if self.delivered.is_some() && self.in_hand.is_full() {
+                        self.is_held = true;
+                        return;
+                    }
+                } else if let Some(tag) = self.delivered.take() {
+                    let bytes = body_bytes(payload).saturating_add(HEADER_WEIGHT * payload_bytes);
+                    self.in_hand.delivered(tag, bytes);
+                }
                 // Where it is not understood, it is as it was: lapin says what it thinks of it.
-                let fields = Fields(&mut rest[FRAME_START_BYTES..][..payload_bytes]);
+                let fields = Fields(payload);
                 let _ = if kind == METHOD { fields.method() } else { fields.content_header() };
             }
             self.passing = frame_bytes;
@@ -129,10 +216,18 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
         while this.handed_on == this.checked {
             this.buffer.drain(..this.checked);
             (this.handed_on, this.checked) = (0, 0);
-            let held = this.buffer.len();
-            this.buffer.resize(held + READ_BYTES, 0);
-            let read = Pin::new(&mut this.stream).poll_read(context, &mut this.buffer[held..]);
-            this.buffer.truncate(held + if let Poll::Ready(Ok(count)) = read { count } else { 0 });
+            if this.is_held {
+                this.in_hand.reader.register(context.waker());
+                this.check();
+                if this.is_held && this.checked == 0 {
+                    return Poll::Pending;
+                }
+                continue;
+            }
+            let rest = this.buffer.len();
+            this.buffer.resize(rest + READ_BYTES, 0);
+            let read = Pin::new(&mut this.stream).poll_read(context, &mut this.buffer[rest..]);
+            this.buffer.truncate(rest + if let Poll::Ready(Ok(count)) = read { count } else { 0 });
             if ready!(read)? == 0 {
                 // The end; half a frame is of no use to anybody.
                 return Poll::Ready(Ok(0));
@@ -167,6 +262,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_close(context)
     }
+}
+
+/// Which delivery a method is; `None` when it is something else.
+fn delivery_tag(method: &[u8]) -> Option<u64> {
+    let arguments = method.strip_prefix(&DELIVER)?;
+    let (&consumer_tag_bytes, rest) = arguments.split_first()?;
+    Some(u64::from_be_bytes(*rest.get(usize::from(consumer_tag_bytes)..)?.first_chunk()?))
+}
+
+/// How large the body is, by its content header: behind class and weight.
+fn body_bytes(content_header: &[u8]) -> usize {
+    let size = content_header.get(4..).and_then(|rest| rest.first_chunk());
+    size.map_or(0, |bytes| usize::try_from(u64::from_be_bytes(*bytes)).unwrap_or(usize::MAX))
 }
 
 /// What is left of a frame, changed in place as it is read. `None` where the bytes are not what they should be.
@@ -278,6 +386,7 @@ impl<'a> Fields<'a> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
     use futures_util::io::{AsyncReadExt, Cursor};
 
     use super::*;
@@ -321,7 +430,8 @@ mod tests {
             }
         }
         let mut out = Vec::new();
-        Guarded::new(Pieces(Cursor::new(bytes.to_vec()), piece)).read_to_end(&mut out).await.unwrap();
+        let pieces = Pieces(Cursor::new(bytes.to_vec()), piece);
+        Guarded::new(pieces, Arc::default()).read_to_end(&mut out).await.unwrap();
         out
     }
 
@@ -369,6 +479,58 @@ mod tests {
             assert_eq!(key(&out), b"k?\xce", "{out:?}");
             assert_eq!(guarded(&method(start, b"ok"), 5).await.len(), out.len());
         }
+    }
+
+    /// A delivery whose content header claims a body of so many bytes, with a small one.
+    fn delivery(tag: u8, body_bytes: usize) -> Vec<u8> {
+        let deliver = [&DELIVER[..], b"\x03tag\0\0\0\0\0\0\0", &[tag], b"\0\x01x\x01k"].concat();
+        let size = u64::try_from(body_bytes).unwrap().to_be_bytes();
+        let header = [&[0, 60, 0, 0], &size[..], &[0, 0]].concat();
+        [frame(METHOD, &deliver), frame(CONTENT_HEADER, &header), frame(3, b"body")].concat()
+    }
+
+    /// What can be read at once, and whether that is all there is.
+    fn read_now(guarded: &mut Guarded<impl AsyncRead + Unpin>) -> (Vec<u8>, bool) {
+        let mut out = Vec::new();
+        loop {
+            let mut some = [0; 1_000];
+            match guarded.read(&mut some).now_or_never() {
+                Some(count) if count.as_ref().unwrap() > &0 => out.extend(&some[..count.unwrap()]),
+                end => return (out, end.is_some()),
+            }
+        }
+    }
+
+    #[test]
+    fn no_delivery_is_read_while_there_is_too_much_in_hand() {
+        let half = IN_HAND_BYTES_MAX / 2;
+        let deliveries = [delivery(1, half), delivery(2, half), delivery(3, usize::MAX), delivery(4, 0), frame(8, b"")];
+        let in_hand = Arc::new(InHand::default());
+        in_hand.bound();
+        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), in_hand.clone());
+        assert_eq!(read_now(&mut guarded), (deliveries[..2].concat(), false));
+        assert_eq!(read_now(&mut guarded), (vec![], false));
+        in_hand.forget(1);
+        assert_eq!(read_now(&mut guarded), (deliveries[2].clone(), false), "one more, of whatever size");
+        in_hand.forget(2);
+        assert_eq!(read_now(&mut guarded), (vec![], false));
+        in_hand.forget(3);
+        assert_eq!(read_now(&mut guarded), (deliveries[3..].concat(), true));
+
+        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), Arc::default());
+        assert_eq!(read_now(&mut guarded), (deliveries.concat(), true), "who does not consume has no bound");
+    }
+
+    #[test]
+    fn headers_weigh_what_they_may_take_in_memory() {
+        let mut heavy = delivery(1, 0);
+        let header_start = heavy.len() - frame(CONTENT_HEADER, &[0; 14]).len() - frame(3, b"body").len();
+        heavy.splice(header_start.., header(b"t", &[b"\x01nA\0\x08\0\0", &vec![b'V'; 1 << 19][..]].concat()));
+        let deliveries = [heavy, delivery(2, 0)];
+        let in_hand = Arc::new(InHand::default());
+        in_hand.bound();
+        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), in_hand);
+        assert_eq!(read_now(&mut guarded), (deliveries[0].clone(), false));
     }
 
     #[tokio::test]

@@ -2,9 +2,10 @@
 //! names `lapin`.
 //!
 //! Reading order: [`topology`] — every name once, and how the objects are declared; [`connection`] — addresses, one
-//! connection with its deadlines; `guard` — what comes in, made harmless for `lapin`; [`consumer`] — a lane's supply of deliveries, in batches, rebuilt after any loss;
-//! [`delivery`] — what came in, and its copies for retry queues and dead letters; [`publisher`] — what goes out,
-//! confirmed; [`health`] — what `/readyz` says about the lanes; [`dead_letters`] — what operators do with what was given up.
+//! connection with its deadlines; `guard` — what comes in, made harmless for `lapin`, and not too much of it at once;
+//! [`consumer`] — a lane's supply of deliveries, in batches, rebuilt after any loss; [`delivery`] — what came in, and
+//! its copies for retry queues and dead letters; [`publisher`] — what goes out, confirmed; [`health`] — what `/readyz`
+//! says about the lanes; [`dead_letters`] — what operators do with what was given up.
 //!
 //! Two rules keep every message: a delivery is acknowledged only after its effects are stored, or after its copy was
 //! *confirmed*; and a channel in doubt is thrown away, which makes the broker deliver again whatever it still holds.

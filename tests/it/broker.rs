@@ -806,6 +806,37 @@ async fn on_shutdown_the_batch_in_hand_is_acknowledged_and_the_rest_goes_back() 
 }
 
 #[tokio::test]
+async fn a_consumer_with_its_hands_full_reads_on_when_it_settles_and_stops_at_once() {
+    Rabbit::declared(async |rabbit| {
+        const MESSAGES: usize = 16;
+        let body = "x".repeat(4 * 1024 * 1024);
+        rabbit.commands([body.as_str(); MESSAGES]).await;
+        let mut consumer = consumer(rabbit, &lane());
+        let shutdown = CancellationToken::new();
+        let mut settled = 0;
+        // All are sent ahead, and it reads no more than some of them.
+        let batch = timeout(SOON, consumer.next_batch(1, &shutdown)).await.unwrap().unwrap();
+        eventually("all are sent ahead", async || rabbit.count(&rabbit.queue()).await == 0).await;
+        batch.ack().await.unwrap();
+        settled += 1;
+        while settled < MESSAGES / 2 {
+            let batch = timeout(SOON, consumer.next_batch(2, &shutdown)).await.unwrap().unwrap();
+            assert!(batch.deliveries.iter().all(|delivery| !delivery.redelivered && delivery.body == body.as_bytes()));
+            settled += batch.deliveries.len();
+            batch.ack().await.unwrap();
+        }
+        shutdown.cancel();
+        let began = Instant::now();
+        assert!(consumer.next_batch(2, &shutdown).await.is_none());
+        consumer.close().await;
+        assert!(began.elapsed() < Duration::from_secs(5), "the broker's answer was not read");
+        let rest = u32::try_from(MESSAGES - settled).unwrap();
+        eventually("the rest is back", async || rabbit.count(&rabbit.queue()).await == rest).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_empty_queue_ends_at_once_on_shutdown() {
     Rabbit::declared(async |rabbit| {
         let health = lane();

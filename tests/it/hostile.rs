@@ -14,6 +14,7 @@ use serde_json::json;
 mod command;
 
 use crate::cli::run;
+use crate::support::proxy::Proxy;
 use crate::support::samples::{account, organization, subscription};
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::{Worker, bare};
@@ -102,6 +103,53 @@ fn no_depth_length_or_number_upsets_the_parser() {
         command::check(&vec![0xff; size]);
         command::check(&vec![b' '; size]);
     }
+}
+
+// --------------------------------------------------------------------------------------------------------- memory ---
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_any_size_become_dead_letters_and_memory_stays_bounded() {
+    const MESSAGES: u8 = 100;
+    const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+    const MEMORY_BYTES_MAX: u64 = 250 * 1024 * 1024;
+    let world = World::new("memory").await;
+    let sink = SmtpSink::start().await;
+    world.collection("organizations").insert_one(organization("org")).await.unwrap();
+    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_MONGODB_URL", &mongodb_url)]).await;
+
+    // The lane cannot settle this command, and all that follows may be sent ahead.
+    line.stall();
+    world.command(&samples::cancellation("c", "sub")).await;
+    let body = |number| vec![number; MESSAGE_BYTES];
+    for number in 0..MESSAGES {
+        world.publish("subscription.cancellation", &body(number)).await;
+    }
+    // It has its hands full and does not read on; so it does not hear the broker either, and at last loses its
+    // connection.
+    eventually("a lane that lost its connection", || async {
+        worker.readyz().await.filter(|answer| answer.contains("its channel is gone"))
+    })
+    .await;
+    assert_eq!(worker.settled().await, 0);
+
+    line.resume();
+    let mut left: BTreeSet<u8> = (0..MESSAGES).collect();
+    while !left.is_empty() {
+        let dead = world.dead_letter().await;
+        assert_eq!(dead.header("offramp-reason"), "too_large");
+        assert!(left.remove(&dead.body[0]) && dead.body == body(dead.body[0]), "{}", dead.body[0]);
+    }
+    world.outboxes_empty().await;
+    assert_eq!(sink.mails().len(), 1);
+    let peak = worker.peak_memory();
+    println!("{} MiB at most", peak / 1024 / 1024);
+    assert!(peak < MEMORY_BYTES_MAX, "{peak}");
+    assert!(worker.stop().await.success());
+    world.remove().await;
 }
 
 // ---------------------------------------------------------------------------------------------------------- mails ---

@@ -119,6 +119,14 @@ impl Worker {
         get(self.port, "/readyz").await
     }
 
+    /// The most memory that it has had resident so far, in bytes.
+    #[cfg(target_os = "linux")]
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+    }
+
     /// Kills it without warning.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
