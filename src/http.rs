@@ -93,7 +93,7 @@ impl ReadyHandle {
         *locked(&self.state) = Ok(());
     }
 
-    /// It cannot, for this reason, of which [`REASON_CHARS_MAX`] characters are told.
+    /// It cannot, for this reason, of which `REASON_CHARS_MAX` characters are told.
     pub fn not_ready(&self, reason: &str) {
         *locked(&self.state) = Err(reason.chars().take(REASON_CHARS_MAX).collect());
     }
@@ -134,7 +134,7 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Answers on `listener` until `stop`, then finishes the answers in hand, for [`GOODBYE_PATIENCE`].
+/// Answers on `listener` until `stop`, then finishes the answers in hand, for `GOODBYE_PATIENCE`.
 pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: PrometheusHandle, stop: CancellationToken) {
     let upkeep = tokio::spawn(keep_up(metrics.clone(), stop.clone()));
     let service = TowerToHyperService::new(router(readiness, metrics));

@@ -1,13 +1,13 @@
 //! The words of the mails: templates loaded, checked and tried out at start, then filled in, mail after mail.
 //!
 //! One folder per language holds one file per mail and recipient, `payment-failed.account_manager.md`, and partials, whose
-//! names begin with `_`. Both parts of a mail are made of this one file: [`markup`] tells how it is written. Beside the
+//! names begin with `_`. Both parts of a mail are made of this one file: `markup` tells how it is written. Beside the
 //! folders stands the design, for all languages: MJML, compiled to HTML once, here. The files in `templates/` are
 //! compiled in; those of `OFFRAMP_TEMPLATES` replace them one by one and may add languages. A folder with a region
 //! (`fr-CA`) holds only what differs from its language's.
 //!
 //! What mails say is data and is never read as a template. Templates know `{{name}}`, `{{#if}}`, `{{#unless}}` and
-//! `{{> partial}}`; names are checked where they stand, also in branches that no try-out takes ([`lint`]).
+//! `{{> partial}}`; names are checked where they stand, also in branches that no try-out takes (`lint`).
 
 mod lint;
 mod loader;
