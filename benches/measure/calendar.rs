@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use tokio::time::sleep;
 
 use crate::Bench;
-use crate::process::{Moment, Usage, watch};
+use crate::process::{Moment, watch};
 use crate::stage::{self, stage};
 use crate::support::worker::{Worker, get};
 use crate::support::world::World;
@@ -50,7 +50,7 @@ pub async fn midnight(bench: &Bench) {
         sleep(LOOK_EVERY).await;
     }
     let told = begun.at.elapsed();
-    let usage = Usage::of(worker.id());
+    let end = Moment::of(worker.id());
     let changed = world.collection("subscriptions").count_documents(doc! { "status": "cancelled" }).await.unwrap();
     assert_eq!(changed, count as u64);
 
@@ -58,7 +58,7 @@ pub async fn midnight(bench: &Bench) {
         &format!("{} subscriptions end at midnight", whole(number(count))),
         &["seconds", "each second", "CPU each", "at most"],
     );
-    let cpu = begun.cpu_until(&usage).as_secs_f64() * 1e6 / number(count);
+    let cpu = begun.cpu_until(&end).as_secs_f64() * 1e6 / number(count);
     for (name, took) in [("ended, events queued", ended), ("all events published and marked", told)] {
         let seconds = took.as_secs_f64();
         row(
@@ -67,7 +67,7 @@ pub async fn midnight(bench: &Bench) {
                 format!("{seconds:.1} s"),
                 whole(number(count) / seconds),
                 format!("{} µs", whole(cpu)),
-                format!("{} MB", whole(usage.peak)),
+                format!("{} MB", whole(end.usage.peak)),
             ],
         );
     }
@@ -116,7 +116,7 @@ pub async fn cards(bench: &Bench) {
             sleep(LOOK_EVERY).await;
         }
         let took = begun.at.elapsed();
-        let cpu = begun.cpu_until(&Usage::of(worker.id()));
+        let cpu = begun.cpu_until(&Moment::of(worker.id()));
         if told {
             while bench.sink.count() - mails_before < 2 * due {
                 assert!(begun.at.elapsed() < PATIENCE, "the mails do not arrive");
@@ -149,7 +149,7 @@ async fn note_searches(world: &World) {
     let notes = doc! { "create": "system.profile", "capped": true, "size": NOTES_BYTES_MAX };
     database.run_command(notes).await.unwrap();
     let filter = doc! { "$or": [{ "op": "remove" }, { "ns": format!("{}.accounts", world.prefix) }] };
-    database.run_command(doc! { "profile": 1, "slowms": -1, "filter": filter }).await.unwrap();
+    database.run_command(doc! { "profile": 1, "filter": filter }).await.unwrap();
 }
 
 /// What the searches for cards have read.

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use crate::Bench;
 use crate::floors::{self, Floor};
-use crate::process::{Line, Moment, Usage, watch};
+use crate::process::{Line, Moment, watch};
 use crate::stage::{self, stage};
 use crate::support::proxy::Proxy;
 use crate::support::worker::Worker;
@@ -36,6 +36,7 @@ struct Measured {
     took: Duration,
     /// Of all processes together, from the first message on.
     cpu: Duration,
+    servers: [Option<Duration>; 3],
     /// Of the largest of them, in MB.
     resident: f64,
     peak: f64,
@@ -47,21 +48,22 @@ impl Measured {
     }
 
     /// Microseconds on a processor for each message.
-    fn cpu_each(&self) -> f64 {
-        self.cpu.as_secs_f64() * 1e6 / number(self.messages)
+    fn each(&self, cpu: Duration) -> f64 {
+        cpu.as_secs_f64() * 1e6 / number(self.messages)
     }
 
-    fn cells(&self) -> [String; 4] {
-        [
-            format!("{}/s", whole(self.rate())),
-            format!("{} µs", whole(self.cpu_each())),
-            format!("{} MB", whole(self.resident)),
-            format!("{} MB", whole(self.peak)),
-        ]
+    fn cells(&self) -> Vec<String> {
+        let each =
+            |cpu: Option<Duration>| cpu.map_or_else(|| "?".to_owned(), |cpu| format!("{} µs", whole(self.each(cpu))));
+        let mut cells = vec![format!("{}/s", whole(self.rate())), each(Some(self.cpu))];
+        cells.extend(self.servers.map(each));
+        cells.extend([self.resident, self.peak].map(|size| format!("{} MB", whole(size))));
+        cells
     }
 }
 
-const COLUMNS: [&str; 4] = ["messages", "CPU each", "resident", "at most"];
+/// The figures of a measurement: time on a processor is for each message.
+const COLUMNS: [&str; 7] = ["messages", "own CPU", "MongoDB's", "RabbitMQ's", "sink's", "resident", "at most"];
 
 /// What is different about a document, by its index.
 type Change<'a> = dyn Fn(usize, &mut Document) + 'a;
@@ -151,27 +153,31 @@ impl<'a> Job<'a> {
         if until == messages {
             progress.settled(&world, &workers, messages).await;
         }
-        let measured = ended(&begun, workers.iter().map(Worker::id), until);
+        let measured = ended(&begun, &workers, until);
+        for worker in workers {
+            assert!(worker.stop().await.success());
+        }
         if until == messages {
             check(&world, self.kind, documents).await;
         }
-        drop(workers);
         world.remove().await;
         measured
     }
 }
 
-/// What processes have done and used since they began.
-fn ended(begun: &[Moment], processes: impl Iterator<Item = u32>, messages: usize) -> Measured {
-    let first = begun.iter().map(|begun| begun.at).min().unwrap();
-    let mut measured = Measured { messages, took: first.elapsed(), cpu: Duration::ZERO, resident: 0.0, peak: 0.0 };
-    for (begun, process) in begun.iter().zip(processes) {
-        let usage = Usage::of(process);
-        measured.cpu += begun.cpu_until(&usage);
-        measured.resident = measured.resident.max(usage.resident);
-        measured.peak = measured.peak.max(usage.peak);
+/// What workers have done and used since the first of them began.
+fn ended(begun: &[Moment], workers: &[Worker], messages: usize) -> Measured {
+    let first = begun.iter().min_by_key(|begun| begun.at).unwrap();
+    let ends: Vec<Moment> = workers.iter().map(|worker| Moment::of(worker.id())).collect();
+    let most = |size: fn(&Moment) -> f64| ends.iter().map(size).fold(0.0, f64::max);
+    Measured {
+        messages,
+        took: ends[0].at - first.at,
+        cpu: begun.iter().zip(&ends).map(|(begun, end)| begun.cpu_until(end)).sum(),
+        servers: first.servers_until(&ends[0]),
+        resident: most(|end| end.usage.resident),
+        peak: most(|end| end.usage.peak),
     }
-    measured
 }
 
 /// Waits for something to become so much, and fails when nothing happens any more.
@@ -269,7 +275,8 @@ async fn floor(bench: &Bench, floor: Floor, count: usize) -> Measured {
     Measured {
         messages: count,
         took: done.at - begun.at,
-        cpu: begun.cpu_until(&done.usage),
+        cpu: begun.cpu_until(&done),
+        servers: begun.servers_until(&done),
         resident: done.usage.resident,
         peak: done.usage.peak,
     }
@@ -291,7 +298,7 @@ pub async fn throughput(bench: &Bench) {
             row(kind.name(), measured.cells());
         }
         goal("job ÷ bare pipeline", &format!("{:.2}", job.rate() / pipeline.rate()), "at least 0.85");
-        goal("own CPU of the job", &format!("{} µs", whole(job.cpu_each())), "at most 110 µs");
+        goal("own CPU of the job", &format!("{} µs", whole(job.each(job.cpu))), "at most 110 µs");
     }
 }
 

@@ -38,18 +38,40 @@ impl Usage {
     }
 }
 
-/// The moment in which a process said something, and what it had used by then.
-#[derive(Debug)]
+/// A moment, and what a process, and those that it makes work, had used by then.
+#[derive(Clone, Copy, Debug)]
 pub struct Moment {
     pub at: Instant,
     pub usage: Usage,
+    /// Time on a processor of `MongoDB`, RabbitMQ and the mail server, which is this process; none of a server that is no
+    /// process of this system's.
+    pub servers: [Option<Duration>; 3],
 }
 
 impl Moment {
-    /// Time on a processor from this moment to a later one.
-    pub fn cpu_until(&self, later: &Usage) -> Duration {
-        later.cpu.saturating_sub(self.usage.cpu)
+    /// Now.
+    pub fn of(process: u32) -> Self {
+        let servers = ["mongodb", "rabbitmq"].map(|name| server(name).map(|process| Usage::of(process).cpu));
+        let mail_server = Some(Usage::of(std::process::id()).cpu);
+        Self { at: Instant::now(), usage: Usage::of(process), servers: [servers[0], servers[1], mail_server] }
     }
+
+    /// Time on a processor from this moment to a later one.
+    pub fn cpu_until(&self, later: &Self) -> Duration {
+        later.usage.cpu.saturating_sub(self.usage.cpu)
+    }
+
+    /// The same of each server.
+    pub fn servers_until(&self, later: &Self) -> [Option<Duration>; 3] {
+        std::array::from_fn(|index| Some(later.servers[index]?.saturating_sub(self.servers[index]?)))
+    }
+}
+
+/// The process of a server, where `scripts/services` has started it as one.
+fn server(name: &str) -> Option<u32> {
+    let directory = std::env::var_os("OFFRAMP_SERVICES_DIR")?;
+    let process = fs::read_to_string(Path::new(&directory).join("run").join(name).with_extension("pid")).ok()?;
+    process.split_whitespace().next()?.parse().ok()
 }
 
 /// A line that is waited for.
@@ -74,7 +96,7 @@ pub fn watch<const LINES: usize>(
             for (is_it, tell) in &mut waiting {
                 if let Some(tell) = tell.take_if(|_| is_it(&line)) {
                     // Who does not listen any more has failed already.
-                    drop(tell.send(Moment { at: Instant::now(), usage: Usage::of(process) }));
+                    let _ = tell.send(Moment::of(process));
                 }
             }
             writeln!(log, "{line}").unwrap();

@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 /// How wide the names are, and each figure, in characters.
-const NAME_WIDTH: usize = 42;
-const CELL_WIDTH: usize = 12;
+const NAME_WIDTH: usize = 40;
+const CELL_WIDTH: usize = 11;
 
 /// A line of text.
 pub fn line(text: &str) {
