@@ -41,6 +41,7 @@ pub async fn midnight(bench: &Bench) {
         });
     })
     .await;
+    stage::quiet(&world).await;
     let (worker, begun) = start(bench, &world, "midnight").await;
     counted(&worker, r#"offramp_swept_total{what="lapse"}"#, count).await;
     let ended = begun.at.elapsed();
@@ -100,6 +101,7 @@ pub async fn cards(bench: &Bench) {
     };
     stage::add_accounts(&world, 0..count, with_card).await;
     stage::add_subscriptions(&world, 0..due, |_, _| {}).await;
+    stage::quiet(&world).await;
 
     head(
         &format!("Cards: {} of {} accounts are due", whole(number(due)), whole(number(count))),

@@ -82,6 +82,7 @@ pub async fn measure(bench: &Bench) {
         };
         stage::add_clients(&world, case.first..case.first + case.count, change).await;
     }
+    stage::quiet(&world).await;
     let commits = Commits::default();
     let watching = tokio::spawn(watch_commits(world.database.clone(), Arc::clone(&commits)));
     bench.sink.watch();

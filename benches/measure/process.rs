@@ -43,8 +43,8 @@ impl Usage {
 pub struct Moment {
     pub at: Instant,
     pub usage: Usage,
-    /// Time on a processor of `MongoDB`, RabbitMQ and the mail server, which is this process; none of a server that is no
-    /// process of this system's.
+    /// Time on a processor of `MongoDB`, RabbitMQ and the mail server, which is this process; none of a server that is
+    /// no process of this system's.
     pub servers: [Option<Duration>; 3],
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use bson::Document;
+use bson::{Document, doc};
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use offramp::broker::{Broker, Topology};
@@ -112,6 +112,11 @@ async fn insert(world: &World, collection: &str, mut documents: impl Iterator<It
         }
         collection.insert_many(some).ordered(false).await.unwrap();
     }
+}
+
+/// Has the database write down all that it has in memory, so that it does not do so while something is measured.
+pub async fn quiet(world: &World) {
+    world.database.client().database("admin").run_command(doc! { "fsync": 1 }).await.unwrap();
 }
 
 /// A command of each type, about the subscription or account of this index.
