@@ -47,6 +47,12 @@ bench: cargo ## measure a release build on servers of its own (WHAT=latency that
 	@$(bench_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
 	cargo bench --locked --profile $(PROFILE) --bench measure -- $(WHAT) $(addprefix --n ,$(N)) --logs .services/bench/log
 
+ONLY ?=
+
+.PHONY: mail-audit
+mail-audit: cargo ## look at every mail with Chromium, axe-core and SpamAssassin (ONLY=fr-CA/payment: only these)
+	@scripts/mail-audit $(addprefix --only ,$(ONLY))
+
 # libFuzzer's instrumentation exists in nightly compilers only; RUSTC_BOOTSTRAP=1 makes a stable one take it.
 .PHONY: fuzz
 fuzz: cargo ## feed the command parser what a fuzzer thinks of, for SECONDS=300

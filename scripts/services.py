@@ -101,7 +101,7 @@ def ask_mongodb(port, tls):
                 config["version"] = current["version"] + 1
                 client.admin.command("replSetReconfig", config, force=True)
         except OperationFailure as error:
-            if error.code != 94:  # NotYetInitialized
+            if error.code not in (94, 13):  # NotYetInitialized; Unauthorized: there are no users yet who could ask
                 raise
             client.admin.command("replSetInitiate", config)
         raise ConnectionError("the replica set has no primary yet")

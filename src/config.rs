@@ -18,11 +18,12 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use crate::broker::{BrokerUrls, InvalidBrokerUrl};
+use crate::mail::dkim::{DkimKey, DkimSigner, parse_domain, parse_selector};
 use crate::mail::{MailUrl, Sender};
 use crate::tls::{Authorities, Identity, Tls};
 
-use secret::MongodbUrl;
-use source::setting;
+pub use secret::MongodbUrl;
+use source::{secret_setting, setting};
 
 pub use source::from_environment;
 
@@ -44,6 +45,9 @@ pub struct Settings {
     /// What mails look like.
     #[command(flatten)]
     pub sender: SenderSettings,
+    /// Signatures under mails.
+    #[command(flatten)]
+    pub dkim: DkimSettings,
     /// The worker's pace.
     #[command(flatten)]
     pub worker: WorkerSettings,
@@ -180,6 +184,70 @@ pub struct SenderSettings {
         value_parser = setting(directory)
     )]
     pub templates: Option<PathBuf>,
+}
+
+/// Signatures under mails.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "DKIM signatures under mails")]
+pub struct DkimSettings {
+    /// Private key in PEM form: RSA of 2048 to 4096 bits, or Ed25519 [default: none, and mails are not signed]
+    #[arg(
+        long,
+        env = "OFFRAMP_DKIM_KEY",
+        hide_env_values = true,
+        value_name = "KEY",
+        allow_hyphen_values = true,
+        value_parser = secret_setting(DkimKey::parse)
+    )]
+    pub dkim_key: Option<DkimKey>,
+
+    /// Name of the key: its public half is in the DNS at SELECTOR._domainkey.DOMAIN, as `offramp check` says it
+    #[arg(
+        long,
+        env = "OFFRAMP_DKIM_SELECTOR",
+        hide_env_values = true,
+        value_name = "SELECTOR",
+        value_parser = setting(parse_selector)
+    )]
+    pub dkim_selector: Option<String>,
+
+    /// Domain that vouches for mails [default: that of OFFRAMP_MAIL_FROM]
+    #[arg(
+        long,
+        env = "OFFRAMP_DKIM_DOMAIN",
+        hide_env_values = true,
+        value_name = "DOMAIN",
+        value_parser = setting(parse_domain)
+    )]
+    pub dkim_domain: Option<String>,
+}
+
+impl DkimSettings {
+    /// Who signs mails from `sender`, if anybody.
+    ///
+    /// # Errors
+    /// A sentence, when one of the settings lacks another.
+    pub fn signer(&self, sender: &Sender) -> Result<Option<DkimSigner>, String> {
+        let Some(key) = &self.dkim_key else {
+            let lonely = [
+                ("OFFRAMP_DKIM_SELECTOR", self.dkim_selector.is_some()),
+                ("OFFRAMP_DKIM_DOMAIN", self.dkim_domain.is_some()),
+            ];
+            return match lonely.into_iter().find(|(_, is_set)| *is_set) {
+                Some((name, _)) => Err(format!("{name} is set, and OFFRAMP_DKIM_KEY is not: no mail would be signed")),
+                None => Ok(None),
+            };
+        };
+        let selector = self.dkim_selector.clone().ok_or(
+            "OFFRAMP_DKIM_KEY is set, and OFFRAMP_DKIM_SELECTOR is not: under which name is the public key in the DNS?",
+        )?;
+        let domain = match &self.dkim_domain {
+            Some(domain) => domain.clone(),
+            None => parse_domain(sender.domain())
+                .map_err(|why| format!("OFFRAMP_MAIL_FROM cannot be signed for by its own domain: {why}"))?,
+        };
+        Ok(Some(DkimSigner::new(key.clone(), selector, domain)))
+    }
 }
 
 /// The worker's pace.

@@ -80,6 +80,10 @@ impl Engine {
     /// # Errors
     /// [`Interrupted`] when the program stops, or the database stays away.
     pub async fn run(&self, tasks: &[&Task], shutdown: &CancellationToken) -> Result<Vec<Settled>, Interrupted> {
+        if tasks.is_empty() {
+            // Nobody is asked, so nothing is known.
+            return Ok(Vec::new());
+        }
         let hold_until = Instant::now() + self.hold;
         let mut pauses = Pauses::between(RETRY_EVERY);
         loop {
@@ -103,8 +107,16 @@ impl Engine {
         }
     }
 
-    /// Tells that the database answers.
-    pub fn answered(&self) {
+    /// Looks whether the database takes writes, wherever decisions are written, and tells.
+    pub async fn look(&self) {
+        match self.store.check_writes().await {
+            Ok(()) => self.answered(),
+            Err(error) => self.report(&error.to_string()),
+        }
+    }
+
+    /// Tells that the database answers: something was written, or found written, on a majority of its servers.
+    fn answered(&self) {
         self.ready.ready();
     }
 
@@ -132,6 +144,31 @@ impl Engine {
         tokio::select! {
             () = waiting => Ok(()),
             () = shutdown.cancelled() => Err(Interrupted::Stopping),
+        }
+    }
+
+    /// Waits until it seems that tasks can be decided: not only does the database answer, the documents that they need can be
+    /// read, and those that they change be written. For tasks that were given up because they could not.
+    ///
+    /// # Errors
+    /// [`Interrupted::Stopping`].
+    pub async fn wait_for_documents(&self, tasks: &[Task], shutdown: &CancellationToken) -> Result<(), Interrupted> {
+        let documents: HashSet<_> = tasks.iter().map(document).collect();
+        let mut pauses = Pauses::between(RETRY_EVERY);
+        loop {
+            self.wait_for_database(shutdown).await?;
+            let rehearsed = async {
+                self.store.load(&need(tasks.iter())).await?;
+                self.store.rehearse(&documents).await
+            };
+            match rehearsed.await {
+                Err(StoreError::Unavailable(error)) => self.report(&error),
+                Ok(()) | Err(StoreError::Refused(_)) => return Ok(()),
+            }
+            tokio::select! {
+                () = sleep(pauses.next_pause()) => {}
+                () = shutdown.cancelled() => return Err(Interrupted::Stopping),
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,13 +16,27 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+/// How long whoever asks may take for a request's headers, and say nothing between two requests.
+const HEADERS_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the answers in hand may take when the worker stops.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait when no connection can be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 /// How often the recorder tidies up what its histograms hold.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The longest reason that `/readyz` gives, in characters: some list every address that was tried.
+const REASON_CHARS_MAX: usize = 1_000;
 
 /// The buckets of every histogram of seconds.
 const SECONDS_BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -78,9 +93,9 @@ impl ReadyHandle {
         *locked(&self.state) = Ok(());
     }
 
-    /// It cannot, for this reason.
-    pub fn not_ready(&self, reason: impl Into<String>) {
-        *locked(&self.state) = Err(reason.into());
+    /// It cannot, for this reason, of which [`REASON_CHARS_MAX`] characters are told.
+    pub fn not_ready(&self, reason: &str) {
+        *locked(&self.state) = Err(reason.chars().take(REASON_CHARS_MAX).collect());
     }
 
     /// Others answer for it from now on.
@@ -119,20 +134,37 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Answers on `listener` until `stop`, then finishes the answers in hand.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(
-    listener: TcpListener,
-    readiness: Readiness,
-    metrics: PrometheusHandle,
-    stop: CancellationToken,
-) -> io::Result<()> {
+/// Answers on `listener` until `stop`, then finishes the answers in hand, for [`GOODBYE_PATIENCE`].
+pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: PrometheusHandle, stop: CancellationToken) {
     let upkeep = tokio::spawn(keep_up(metrics.clone(), stop.clone()));
-    let served = axum::serve(listener, router(readiness, metrics)).with_graceful_shutdown(stop.cancelled_owned()).await;
+    let service = TowerToHyperService::new(router(readiness, metrics));
+    let mut connections = JoinSet::new();
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        match accepted {
+            Ok((stream, _)) => drop(connections.spawn(answer(stream, service.clone(), stop.clone()))),
+            Err(error) => {
+                // Most likely too many files are open, which passes.
+                tracing::warn!(%error, "a connection for health and metrics could not be accepted");
+                stop.run_until_cancelled(sleep(ACCEPT_PAUSE)).await;
+            }
+        }
+        while connections.try_join_next().is_some() {}
+    }
+    // Those that are not done then end with the set.
+    drop(timeout(GOODBYE_PATIENCE, async { while connections.join_next().await.is_some() {} }).await);
     upkeep.abort();
-    served
+}
+
+/// Answers what is asked on one connection.
+async fn answer(stream: TcpStream, service: TowerToHyperService<Router>, stop: CancellationToken) {
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEADERS_PATIENCE);
+    let mut connection = pin!(server.serve_connection(TokioIo::new(stream), service));
+    if stop.run_until_cancelled(connection.as_mut()).await.is_none() {
+        connection.as_mut().graceful_shutdown();
+        // Whoever asks and breaks off is no news.
+        drop(connection.await);
+    }
 }
 
 async fn keep_up(metrics: PrometheusHandle, stop: CancellationToken) {
@@ -171,12 +203,15 @@ async fn render(State(metrics): State<PrometheusHandle>) -> Response {
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
 
     use super::*;
 
+    async fn connect(address: SocketAddr) -> TcpStream {
+        TcpStream::connect(address).await.unwrap()
+    }
+
     async fn get(address: SocketAddr, path: &str) -> String {
-        let mut stream = TcpStream::connect(address).await.unwrap();
+        let mut stream = connect(address).await;
         let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
@@ -206,13 +241,31 @@ mod tests {
         assert_eq!(body["components"]["mongodb"], serde_json::json!({ "ready": false, "reason": "no primary" }));
         assert_eq!(body["components"]["lane payment.failure"], serde_json::json!({ "ready": true }));
 
+        database.not_ready(&"long ".repeat(1_000));
+        assert_eq!(readiness.states()["mongodb"].as_ref().unwrap_err().len(), REASON_CHARS_MAX);
         database.ready();
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
         drop(lane);
         assert_eq!(readiness.states()["lane payment.failure"], Err("stopped".to_owned()));
 
         assert!(get(address, "/metrics").await.contains("offramp_things_total 3"));
+        // One that has asked half a question, and one that asks nothing more, hold up nobody.
+        let (mut half, mut idle) = (connect(address).await, connect(address).await);
+        half.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        idle.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        idle.read_u8().await.unwrap();
         stop.cancel();
-        server.await.unwrap().unwrap();
+        timeout(5 * GOODBYE_PATIENCE, server).await.expect("it waits for whoever asks nothing").unwrap();
+    }
+
+    #[tokio::test]
+    async fn who_never_asks_is_not_heard_for_ever() {
+        let handle = PrometheusBuilder::new().build_recorder().handle();
+        let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let mut half = connect(listener.local_addr().unwrap()).await;
+        tokio::spawn(serve(listener, Readiness::default(), handle, CancellationToken::new()));
+        half.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        timeout(3 * HEADERS_PATIENCE, half.read_to_end(&mut answer)).await.expect("it still waits").unwrap();
     }
 }

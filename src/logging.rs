@@ -1,5 +1,6 @@
 //! Logs: to standard error, for people or as JSON.
 
+use std::borrow::Cow;
 use std::io::{self, IsTerminal};
 
 use tracing::{Level, Metadata};
@@ -15,7 +16,7 @@ use crate::config::{LogFormat, LogSettings};
 /// # Errors
 /// When logging was started before, or the filter cannot be read.
 pub fn init(settings: &LogSettings, default: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let filter = EnvFilter::builder().parse(settings.log.as_deref().unwrap_or(default))?;
+    let filter = EnvFilter::builder().parse(without_lapin(settings.log.as_deref().unwrap_or(default)))?;
     let logs = registry().with(filter).with(filter_fn(tells_no_secret));
     let lines = fmt::layer().with_writer(io::stderr);
     match settings.log_format {
@@ -28,8 +29,32 @@ pub fn init(settings: &LogSettings, default: &str) -> Result<(), Box<dyn std::er
     Ok(())
 }
 
+/// A filter that says nothing of `lapin` leaves it out: to `lapin` every object that is missing, and every connection that
+/// is lost, is an error, and what matters of that is logged by us.
+fn without_lapin(filter: &str) -> Cow<'_, str> {
+    if filter.contains("lapin") || filter.trim().is_empty() {
+        filter.into()
+    } else {
+        format!("{filter},lapin=off").into()
+    }
+}
+
 /// Whether something may be logged, whatever the filter says: at its lowest level `lapin` logs every frame, and one of them
 /// has the password.
 fn tells_no_secret(metadata: &Metadata<'_>) -> bool {
     !(metadata.target().starts_with("lapin") && *metadata.level() == Level::TRACE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lapin_is_heard_only_where_it_is_asked_for() {
+        assert_eq!(without_lapin("debug"), "debug,lapin=off");
+        assert_eq!(without_lapin("offramp=debug,lapin=warn"), "offramp=debug,lapin=warn");
+        for filter in ["info", "off", "offramp=debug", ""] {
+            EnvFilter::builder().parse(without_lapin(filter)).unwrap();
+        }
+    }
 }

@@ -12,8 +12,22 @@ use offramp::config::from_environment;
 
 use cli::{Cli, WrongConfiguration};
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("offramp: no threads to work with: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(run());
+    // Whatever is still under way in the background ends with the process. If it ended with the runtime, the driver of
+    // MongoDB would take it amiss, and print a backtrace.
+    std::mem::forget(runtime);
+    code
+}
+
+async fn run() -> ExitCode {
     let command = from_environment(Cli::command(), &|name| std::env::var_os(name));
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,

@@ -17,7 +17,8 @@ use uuid::Uuid;
 use crate::broker::{Outgoing, Publisher, Topology};
 use crate::clock;
 use crate::domain::notification::Notification;
-use crate::mail::message::{Sender, compose};
+use crate::mail::dkim::DkimSigner;
+use crate::mail::message::{Composed, Origin, Sender, compose};
 use crate::mail::smtp::{MailConnection, SendError, Transport};
 use crate::mail::templates::Templates;
 use crate::pauses::Pauses;
@@ -42,8 +43,10 @@ const IDLE_MAX: Duration = Duration::from_secs(20);
 /// How long to wait before a server that is away is tried again: from the first to the longest. A random part up to the
 /// same length is added.
 const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
-/// How long an entry that could not leave is put off: the first time, and at most, in seconds.
-const PUT_OFF_SECONDS: (i64, i64) = (5, 15 * 60);
+/// How long a mail that could not leave is put off: the first time, and at most, in seconds.
+const MAIL_PUT_OFF_SECONDS: (i64, i64) = (5, 15 * 60);
+/// The same for an event. There is one broker, which is back for all of them at once, and takes thousands a second.
+const EVENT_PUT_OFF_SECONDS: (i64, i64) = (2, 8);
 
 /// Where committed changes leave their entries.
 #[derive(Clone, Debug)]
@@ -99,6 +102,8 @@ pub struct Writer {
     pub templates: Templates,
     /// The address that mails come from.
     pub sender: Sender,
+    /// Who signs them.
+    pub signer: Option<Arc<DkimSigner>>,
 }
 
 impl Writer {
@@ -106,18 +111,22 @@ impl Writer {
     ///
     /// # Errors
     /// A sentence, when no later try can help: an address that is none, a template that does not go with the facts.
-    pub fn write(
-        &self,
-        entry_id: &str,
-        mail: &MailDocument,
-        at: DateTime<Utc>,
-    ) -> Result<(crate::mail::message::Composed, String), String> {
-        let id = Uuid::parse_str(entry_id).map_err(|error| format!("the entry's id is not a UUID: {error}"))?;
+    pub fn write(&self, origin: Origin, mail: &MailDocument, at: DateTime<Utc>) -> Result<Composed, String> {
         let notification = Notification::from(mail.clone());
         let rendered = self.templates.render(&notification).map_err(|error| error.to_string())?;
-        let composed = compose(&self.sender, id, &notification, &rendered, at).map_err(|error| error.to_string())?;
-        Ok((composed, rendered.language))
+        let composed = compose(&self.sender, origin, &notification, rendered, at).map_err(|error| error.to_string())?;
+        Ok(composed.signed_by(self.signer.clone()))
     }
+}
+
+/// What the ids of an entry's mail are made of.
+///
+/// # Errors
+/// A sentence, when the entry's id is none of ours.
+pub fn origin(leased: &Leased) -> Result<Origin, String> {
+    let entry_id =
+        Uuid::parse_str(&leased.entry.id).map_err(|error| format!("the entry's id is not a UUID: {error}"))?;
+    Ok(Origin { entry_id, conversation_id: leased.conversation_id() })
 }
 
 /// Sends entries until the [`Outbox`] is closed.
@@ -225,8 +234,8 @@ impl Postman {
     /// Sends one mail; also tells whether the server seems to be away.
     async fn send(&mut self, leased: &Leased, mail: &MailDocument) -> (Fate, bool) {
         let at = clock::now();
-        let (composed, locale) = match self.writer.write(&leased.entry.id, mail, at) {
-            Ok(written) => written,
+        let composed = match origin(leased).and_then(|origin| self.writer.write(origin, mail, at)) {
+            Ok(composed) => composed,
             Err(error) => {
                 tracing::error!(entry = leased.entry.id, template = %mail.template, %error, "a mail cannot be written; it is kept for an operator");
                 return (Fate::Refused { at, error }, false);
@@ -235,15 +244,18 @@ impl Postman {
         let sent = timeout(self.reserve, self.connection.send(&composed))
             .await
             .unwrap_or_else(|_| Err(SendError::Unavailable("took too long".to_owned())));
-        let put_off = |error: String| Fate::PutOff { until: put_off_until(clock::now(), leased.entry.attempts), error };
+        let put_off = |error: String| Fate::PutOff {
+            until: put_off_until(clock::now(), leased.entry.attempts, MAIL_PUT_OFF_SECONDS),
+            error,
+        };
         match sent {
-            Ok(()) => {
+            Ok(_) => {
                 let sent = SentDocument {
                     id: leased.entry.id.clone(),
                     template: mail.template.to_string(),
                     to: mail.to.email.clone(),
                     role: mail.role.as_str().to_owned(),
-                    locale,
+                    locale: composed.language,
                     sent_at: clock::now().into(),
                     message_id: composed.message_id,
                 };
@@ -285,7 +297,7 @@ async fn publish_events(
             let fate = match result {
                 Ok(()) => Fate::Published,
                 Err(error) => {
-                    let until = put_off_until(clock::now(), leased.entry.attempts);
+                    let until = put_off_until(clock::now(), leased.entry.attempts, EVENT_PUT_OFF_SECONDS);
                     Fate::PutOff { until, error: error.to_string() }
                 }
             };
@@ -347,8 +359,7 @@ fn mark_of(leased: Leased, fate: Fate) -> Mark {
 }
 
 /// When an entry that was tried in vain `attempts` times before may be tried again: later each time, and not all at once.
-fn put_off_until(now: DateTime<Utc>, attempts: i32) -> DateTime<Utc> {
-    let (first, longest) = PUT_OFF_SECONDS;
+fn put_off_until(now: DateTime<Utc>, attempts: i32, (first, longest): (i64, i64)) -> DateTime<Utc> {
     let seconds = first.saturating_mul(1 << attempts.clamp(0, 20)).min(longest);
     let jitter = TimeDelta::milliseconds(i64::try_from(Uuid::new_v4().as_u128() % 1000).unwrap_or(0) * seconds / 4);
     now + TimeDelta::seconds(seconds) + jitter

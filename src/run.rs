@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, Consumer, LaneHealth, LaneState, Publisher, Topology, TopologyError};
-use crate::config::WorkerSettings;
+use crate::config::{MongodbUrl, WorkerSettings};
 use crate::domain::command::CommandType;
 use crate::engine::Engine;
 use crate::http::{self, Readiness, ReadyHandle};
@@ -19,6 +19,7 @@ use crate::outbox::{Dispatcher, Outbox, Writer, outbox};
 use crate::pauses::Pauses;
 use crate::store::{Store, StoreError};
 use crate::sweeper::Sweeper;
+use crate::tls::Tls;
 use crate::worker::Lane;
 
 /// How many messages the broker sends ahead, in batches: the next batch waits in memory while one is worked on.
@@ -35,7 +36,9 @@ pub struct Parts {
     /// Names of its objects.
     pub topology: Topology,
     /// MongoDB.
-    pub store: Store,
+    pub mongodb_url: MongodbUrl,
+    /// Whom we trust there, and who we are.
+    pub tls: Tls,
     /// Writes mails.
     pub writer: Writer,
     /// Sends them.
@@ -75,26 +78,40 @@ pub async fn run(
     let unhealthy = CancellationToken::new();
     let health = tokio::spawn(http::serve(http, readiness.clone(), metrics, unhealthy.clone()));
     let result = match shutdown.run_until_cancelled(prepare(&parts, &readiness)).await {
-        Some(Ok(database_ready)) => Worker::start(parts, &readiness, database_ready).stop_after(shutdown).await,
+        Some(Ok((store, ready))) => Worker::start(parts, store, &readiness, ready).stop_after(shutdown).await,
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
     unhealthy.cancel();
+    // It ends within a second or so, whoever is still connected.
     drop(health.await);
     result
 }
 
 /// Declares what must be there, waiting for servers that are away.
-async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, RunError> {
+async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHandle), RunError> {
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
     let mut pauses = Pauses::between(START_EVERY);
+    let database_is_away = |error: &str| {
+        tracing::warn!(error, "MongoDB is away; trying again");
+        database_ready.not_ready(error);
+    };
+    // Before anything is waited for, so that a mistake in the settings is known at once.
+    let store = loop {
+        match Store::open(parts.mongodb_url.connection_string(), &parts.tls).await {
+            Ok(store) => break store,
+            Err(StoreError::Unavailable(error)) => database_is_away(&error),
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(pauses.next_pause()).await;
+    };
     loop {
         match parts.topology.declare(&parts.broker).await {
             Ok(_) => break,
             Err(TopologyError::Broker(error)) => {
                 tracing::warn!(%error, "RabbitMQ is away; trying again");
-                broker_ready.not_ready(error.to_string());
+                broker_ready.not_ready(&error.to_string());
             }
             Err(error) => return Err(error.into()),
         }
@@ -103,22 +120,20 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<ReadyHandle, Ru
     // From here on each lane answers for its own connection.
     broker_ready.retire();
     loop {
-        match parts.store.create_indexes().await {
+        match store.create_indexes().await {
             Ok(()) => break,
-            Err(StoreError::Unavailable(error)) => {
-                tracing::warn!(%error, "MongoDB is away; trying again");
-                database_ready.not_ready(error);
-            }
+            Err(StoreError::Unavailable(error)) => database_is_away(&error),
             Err(error) => return Err(error.into()),
         }
         tokio::time::sleep(pauses.next_pause()).await;
     }
-    database_ready.ready();
-    Ok(database_ready)
+    Ok((store, database_ready))
 }
 
 /// A worker that runs.
 struct Worker {
+    /// Says that it works, until it begins to stop: before anything of it does.
+    working: ReadyHandle,
     stop: CancellationToken,
     /// Lanes and sweeper: what makes new work.
     makers: JoinSet<()>,
@@ -129,8 +144,8 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(parts: Parts, readiness: &Readiness, database_ready: ReadyHandle) -> Self {
-        let Parts { broker, topology, store, writer, transport, mail_connections, pace } = parts;
+    fn start(parts: Parts, store: Store, readiness: &Readiness, database_ready: ReadyHandle) -> Self {
+        let Parts { broker, topology, writer, transport, mail_connections, pace, .. } = parts;
         let publisher = Publisher::declaring(broker.clone(), topology.clone());
         let watched = publisher.clone();
         readiness.watch("publisher", move || watched.status());
@@ -177,8 +192,10 @@ impl Worker {
             batch_max: pace.batch_max,
         };
         makers.spawn(sweeper.run(stop.clone()));
+        let working = readiness.component("worker");
+        working.ready();
         tracing::info!(prefix = topology.command_exchange(), "working");
-        Self { stop, makers, outbox, dispatcher, publisher, shutdown_within: pace.shutdown }
+        Self { working, stop, makers, outbox, dispatcher, publisher, shutdown_within: pace.shutdown }
     }
 
     /// Waits for `shutdown`, then stops: no more messages are taken, the batches in hand are finished and acked, the mails in
@@ -198,6 +215,7 @@ impl Worker {
             }
         };
         tracing::info!("stopping: finishing what is in hand");
+        self.working.not_ready("stopping");
         self.stop.cancel();
         let finishing = async {
             while self.makers.join_next().await.is_some() {}

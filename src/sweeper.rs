@@ -87,7 +87,8 @@ impl Sweeper {
     ) {
         loop {
             match sweep().await {
-                Ok(()) => self.engine.answered(),
+                // It may only have read.
+                Ok(()) => self.engine.look().await,
                 Err(Cut::Stopped) => return,
                 Err(Cut::Store(StoreError::Unavailable(error))) => self.engine.report(&error),
                 Err(Cut::Store(error)) => tracing::warn!(%error, "a sweep was cut short; the next one goes on"),

@@ -7,8 +7,10 @@
 use std::time::Duration;
 
 use metrics::{counter, histogram};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::delivery::RETURNS_MAX;
 use crate::broker::{Batch, Consumer, Delivery, Outgoing, PublishError, Publisher, RetryDelay, Topology};
 use crate::clock;
 use crate::domain::command::{Command, CommandBody, CommandType, InvalidCommand};
@@ -25,6 +27,14 @@ const RETRIES_MAX: u32 = 5;
 /// How long to wait before a copy that the broker did not take is published again: from the first to the longest,
 /// see [`Pauses`].
 const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
+
+/// How long the queues that senders want their answers in may take to confirm them, all together.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long to wait, at least, before a lane that gave its messages back takes some again: from the first to the longest,
+/// when it gives them back each time. See [`Pauses`].
+const RESUME_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+/// How often a message may have come back before a lane that cannot decide it gives back a copy instead.
+const RETURNS_WORN: u64 = RETURNS_MAX / 2;
 
 /// One work queue and what it takes to work it off.
 #[derive(Debug)]
@@ -61,24 +71,47 @@ enum Disposition {
 impl Lane {
     /// Works until `shutdown`; then finishes the batch in hand.
     pub async fn run(mut self, shutdown: CancellationToken) {
+        let mut pauses = Pauses::between(RESUME_EVERY);
         while let Some(batch) = self.consumer.next_batch(self.batch_max, &shutdown).await {
             match self.process(&batch, &shutdown).await {
                 Ok(()) => {
+                    pauses = Pauses::between(RESUME_EVERY);
                     if let Err(lost) = batch.ack().await {
                         tracing::warn!(lane = %self.kind, %lost, "the batch is done but could not be acked; it comes again, without effect");
                     }
                 }
                 Err(Interrupted::Stopping) => batch.release().await,
                 Err(interrupted @ Interrupted::Away(_)) => {
-                    drop(batch);
+                    let tasks: Vec<Task> = batch.deliveries.iter().filter_map(|delivery| read(delivery).ok()).collect();
+                    self.give_back(batch, &shutdown).await;
                     self.consumer.suspend(&interrupted.to_string()).await;
-                    if self.engine.wait_for_database(&shutdown).await.is_err() {
+                    let waiting = async {
+                        tokio::time::sleep(pauses.next_pause()).await;
+                        self.engine.wait_for_documents(&tasks, &shutdown).await
+                    };
+                    if !matches!(shutdown.run_until_cancelled(waiting).await, Some(Ok(()))) {
                         break;
                     }
                 }
             }
         }
         self.consumer.close().await;
+    }
+
+    /// Gives back a batch that cannot be decided now. The broker counts it, and a message that has come back often is taken
+    /// for one that ends processes. So before that, copies go back, which nothing is counted of yet.
+    async fn give_back(&self, batch: Batch, shutdown: &CancellationToken) {
+        if batch.deliveries.iter().all(|delivery| delivery.delivery_count < RETURNS_WORN) {
+            return;
+        }
+        let queue = self.topology.work_queue(self.kind);
+        let copies = batch.deliveries.iter().map(|delivery| delivery.fresh_copy(&queue)).collect();
+        // What is not copied or not acked comes again as it was.
+        if self.publish(copies, &batch, shutdown).await.is_ok()
+            && let Err(lost) = batch.ack().await
+        {
+            tracing::debug!(lane = %self.kind, %lost, "copied, and not acked");
+        }
     }
 
     async fn process(&self, batch: &Batch, shutdown: &CancellationToken) -> Result<(), Interrupted> {
@@ -96,7 +129,10 @@ impl Lane {
             self.count(&disposition);
             outgoing.extend(self.messages(delivery, parsed.as_ref().ok(), disposition));
         }
-        self.publish(outgoing, batch, shutdown).await
+        let (answers, outgoing) = outgoing.into_iter().partition(is_answer);
+        self.publish(outgoing, batch, shutdown).await?;
+        self.answer(answers).await;
+        Ok(())
     }
 
     /// The messages that a disposition entails.
@@ -152,10 +188,8 @@ impl Lane {
             let results = self.publisher.publish_all(&outgoing).await;
             let mut newest = None;
             let mut results = results.into_iter();
-            outgoing.retain(|message| match results.next() {
+            outgoing.retain(|_| match results.next() {
                 Some(Ok(())) => false,
-                // The queue for the answer is the sender's own affair: full or gone, it must not hold up the lane.
-                Some(Err(PublishError::Refused(_) | PublishError::Unroutable)) if is_reply(message) => false,
                 Some(Err(error)) => {
                     newest = Some(error);
                     true
@@ -179,6 +213,21 @@ impl Lane {
         Ok(())
     }
 
+    /// Publishes the answers to `reply_to`, once, when all else is confirmed. The queue for the answer is the sender's own
+    /// affair: full, gone or silent, it must not hold up the lane.
+    async fn answer(&self, answers: Vec<Outgoing>) {
+        if answers.is_empty() {
+            return;
+        }
+        let Ok(results) = timeout(ANSWER_PATIENCE, self.publisher.publish_all(&answers)).await else {
+            tracing::warn!(lane = %self.kind, answers = answers.len(), "some answers to reply_to were not confirmed; they are not repeated");
+            return;
+        };
+        for error in results.into_iter().filter_map(Result::err) {
+            tracing::warn!(lane = %self.kind, %error, "an answer to reply_to was not delivered; it is not repeated");
+        }
+    }
+
     fn count(&self, disposition: &Disposition) {
         let outcome = match disposition {
             Disposition::Done => "done",
@@ -200,7 +249,7 @@ fn read(delivery: &Delivery) -> Result<Task, Disposition> {
 }
 
 /// Whether it is an answer to `reply_to`: of what a lane publishes, all else is an event, or mandatory.
-fn is_reply(message: &Outgoing) -> bool {
+fn is_answer(message: &Outgoing) -> bool {
     message.exchange.is_empty() && !message.mandatory
 }
 

@@ -23,7 +23,7 @@ use offramp::clock;
 use offramp::domain::command::{Command, CommandType};
 use offramp::domain::fold::{Task, Verdict};
 use offramp::mail::{Sender, Templates};
-use offramp::outbox::Writer;
+use offramp::outbox::{Writer, origin};
 use offramp::store::outbox::{Content, Lease};
 use offramp::store::{Need, Store, commit};
 use offramp::tls::Tls;
@@ -314,29 +314,33 @@ impl Constants {
         assert_eq!(world.fold(&Task::Command(command), now), Verdict::Applied);
         let lease = Lease { holder: Uuid::new_v4(), until: now + chrono::TimeDelta::minutes(3) };
         let update = commit::updates(&world, &lease, "offramp", now).unwrap().remove(0);
+        let Bson::Document(change) = update.update.clone() else { panic!("an update of operators") };
 
         let writer = Writer {
             templates: Templates::load(None).unwrap(),
             sender: Sender::parse("no-reply@offramp.example").unwrap(),
+            signer: None,
         };
         let (mut mail, mut event) = (None, None);
-        for entry in &update.entries {
-            match &entry.content {
+        for leased in update.into_leased() {
+            match &leased.entry.content {
                 Content::Mail(content) => {
-                    mail = Some((entry.id.clone(), writer.write(&entry.id, content, now).unwrap().0));
+                    mail = Some(writer.write(origin(&leased).unwrap(), content, now).unwrap());
                 }
-                Content::Event(content) => event = Some((entry.id.clone(), content)),
+                Content::Event(content) => event = Some(content.clone()),
             }
         }
-        let ((mail_id, mail), (event_id, event)) = (mail.unwrap(), event.unwrap());
+        let (mail, event) = (mail.unwrap(), event.unwrap());
+        let mail_id = mail.entry_id.to_string();
         let sent = doc! {
             "id": &mail_id, "template": mail.template.to_string(), "to": mail.to(), "role": "account_manager",
-            "locale": "en-CA", "sent_at": bson::DateTime::from(now), "message_id": &mail.message_id,
+            "locale": &mail.language, "sent_at": bson::DateTime::from(now), "message_id": &mail.message_id,
         };
-        let mut bytes = mail.bytes;
+        // As the sink takes it.
+        let mut bytes = mail.bytes(true).unwrap();
         bytes.extend_from_slice(b"\r\n.\r\n");
         let raw = |document: Document| RawDocumentBuf::try_from(&document).unwrap();
-        let Bson::Document(change) = update.update else { panic!("an update of operators") };
+        let event_id = event.id.clone();
         Self {
             database: store.database().clone(),
             prefix: orders.floor_prefix.clone(),
@@ -349,8 +353,8 @@ impl Constants {
             }),
             mark_event: raw(doc! { "$pull": { "outbox": { "id": &event_id } }, "$inc": { "version": 1_i64 } }),
             mail: bytes,
-            event: serde_json::to_vec(event).unwrap(),
-            event_type: event.kind.clone(),
+            event: serde_json::to_vec(&event).unwrap(),
+            event_type: event.kind,
             mail_id,
             event_id,
         }

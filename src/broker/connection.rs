@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -103,8 +103,7 @@ impl Broker {
 
     async fn connect_to(&self, url: &BrokerUrl, purpose: &str) -> Result<Link, Failure> {
         let dialling = async {
-            let addresses: Vec<_> = tokio::net::lookup_host((url.host(), url.port())).await?.collect();
-            let stream = AsyncTcpStream::connect(&Tokio::current(), addresses).await?;
+            let stream = dial(tokio::net::lookup_host((url.host(), url.port())).await?.collect()).await?;
             let AsyncTcpStream::Plain(tcp) = &stream else {
                 return Err(io::Error::other("a fresh TCP stream is not plain"));
             };
@@ -145,6 +144,21 @@ impl Broker {
             })?;
         Ok(Link { connection, socket })
     }
+}
+
+/// Opens TCP to the first of a host's addresses that answers. Each has its share of the time: a silent one leaves some to
+/// the next.
+async fn dial(addresses: Vec<SocketAddr>) -> io::Result<guard::Connection> {
+    let share = Duration::from_secs(DIAL_SECONDS_MAX) / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX);
+    let mut newest = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    for address in addresses {
+        match timeout(share, AsyncTcpStream::connect(&Tokio::current(), vec![address])).await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => newest = error,
+            Err(_) => newest = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
+        }
+    }
+    Err(newest)
 }
 
 impl fmt::Debug for Broker {
@@ -329,4 +343,28 @@ pub(super) fn explain(error: &lapin::Error) -> String {
 /// Counts a connection made: more than one for each purpose means that one was lost.
 pub(super) fn count_connection(purpose: &str) {
     metrics::counter!("offramp_broker_connections_total", "purpose" => purpose.to_owned()).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn of_several_addresses_a_silent_one_does_not_hide_the_next() {
+        // Room for one that is not accepted; whoever comes then gets no answer.
+        let silent = TcpSocket::new_v4().unwrap();
+        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let silent = silent.listen(0).unwrap();
+        let address = silent.local_addr().unwrap();
+        let _waiting = TcpStream::connect(address).await.unwrap();
+        let alone = timeout(2 * Duration::from_secs(DIAL_SECONDS_MAX), dial(vec![address])).await.unwrap();
+        assert!(alone.err().unwrap().to_string().contains("does not answer"));
+
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let dialling = dial(vec![address, other.local_addr().unwrap()]);
+        timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling).await.unwrap().unwrap();
+    }
 }

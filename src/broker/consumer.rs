@@ -5,17 +5,17 @@
 //! not acknowledged by then comes again, from the broker.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::stream::Fuse;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Acker, Channel};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, ask, count_connection, explain};
@@ -32,8 +32,8 @@ const ACK_SECONDS_MAX: u64 = 5;
 const SUSPICIOUS_RETURNS: u64 = 5;
 /// How often a suspect must have come back to be held for a moment.
 const SUSPENSE_RETURNS: u64 = 2 * SUSPICIOUS_RETURNS;
-/// How long to wait for the next of a few messages that are sent ahead. See [`Consumer::begin`].
-const SENT_AHEAD_PATIENCE: Duration = Duration::from_millis(20);
+/// How long to wait for as many messages as may be sent ahead, while these are few. See [`Open::widen`].
+const SENT_AHEAD_PATIENCE: Duration = Duration::from_millis(100);
 /// How long to hold a suspect that comes first, at most, in milliseconds. See [`Consumer::begin`].
 const SUSPENSE_MILLISECONDS_MAX: u64 = 500;
 /// What a lane says of a channel that ended without a word.
@@ -58,11 +58,14 @@ pub struct Consumer {
 /// A consumer that the broker knows.
 struct Open {
     session: Arc<Session>,
-    // lapin's stream must not be asked again after its end: it would wait for ever.
-    stream: Fuse<lapin::Consumer>,
+    tag: ShortString,
+    stream: Deliveries,
     /// How many messages are sent ahead. See [`Consumer::begin`].
     window: u16,
 }
+
+/// What is delivered on a channel. It is fused: lapin's own must not be asked again after its end, or it waits for ever.
+type Deliveries = Pin<Box<dyn Stream<Item = lapin::Result<Received>> + Send + Sync>>;
 
 /// A channel with a consumer on it. Deliveries can only be acknowledged on the one they came over.
 pub(super) struct Session {
@@ -159,9 +162,9 @@ impl Consumer {
     /// When a process ends, each message that was sent ahead to it comes back, and counts as returned once more. A message
     /// that ends every process that takes it would so drag hundreds of others to the broker's delivery limit, where all
     /// become dead letters. Therefore each consumer begins with one message at a time. While the messages that come first
-    /// have come back often, no more are sent ahead than were settled since then, and one: whatever ends the process, it has
-    /// then settled half of what came before the culprit, which is soon the first, and alone. At the first message that has
-    /// not come back often, the window opens.
+    /// have come back often, the window doubles, and no more are sent ahead than were settled since then, and one: whatever
+    /// ends the process, it has then settled half of what came before the culprit, which is soon the first, and alone. At the
+    /// first message that has not come back often, the window opens.
     ///
     /// Lanes of one process are in the same boat: a message of another lane could come back as often, if the culprit were
     /// always the faster. So one that comes first and has come back more often still is held for a moment, not the same
@@ -170,20 +173,24 @@ impl Consumer {
         let Some(open) = self.open.as_mut() else { return Err(GONE.to_owned()) };
         let settled = open.session.settled.load(Ordering::Acquire);
         let returns = delivery_count(&first.properties);
-        let mut trusted = self.prefetch;
-        if returns >= SUSPICIOUS_RETURNS {
+        let is_suspect = returns >= SUSPICIOUS_RETURNS;
+        if is_suspect {
             let message_id = first.properties.message_id().as_ref().map(ShortString::as_str);
             tracing::warn!(queue = self.queue, message_id, returns, "a message has come back often");
             if settled == 0 && returns >= SUSPENSE_RETURNS {
                 sleep(Duration::from_millis(fastrand::u64(..=SUSPENSE_MILLISECONDS_MAX))).await;
             }
-            trusted = u16::try_from(settled + 1).unwrap_or(u16::MAX).min(self.prefetch);
         }
         let is_narrow = open.window < self.prefetch;
         let batch = open.collect(first, max, is_narrow).await.ok_or_else(|| GONE.to_owned())?;
-        let step = open.window.saturating_mul(2).min(self.prefetch);
-        if is_narrow && trusted >= step && batch.deliveries.len() == usize::from(open.window) {
-            open.widen(&self.queue, trusted).await.map_err(|error| error.to_string())?;
+        if is_narrow {
+            // While it is narrow, a batch takes all of it: it never exceeds `max`.
+            let doubled = open.window.saturating_mul(2);
+            let step = if usize::from(doubled) <= max { doubled.min(self.prefetch) } else { self.prefetch };
+            let wider = if is_suspect { step } else { self.prefetch };
+            if !is_suspect || settled + 1 >= u64::from(wider) {
+                open.widen(&self.queue, wider).await.map_err(|error| error.to_string())?;
+            }
         }
         Ok(batch)
     }
@@ -209,8 +216,7 @@ impl Consumer {
     /// Tells the broker to deliver no more. On failure there is nothing left to do: the connection is about to be closed.
     async fn cancel(&mut self) {
         if let Some(open) = self.open.take() {
-            let tag = open.stream.get_ref().tag();
-            let cancelling = open.session.channel.basic_cancel(tag, BasicCancelOptions::default());
+            let cancelling = open.session.channel.basic_cancel(open.tag, BasicCancelOptions::default());
             if let Err(error) = ask("cancel a consumer", cancelling).await {
                 tracing::debug!(queue = self.queue, %error, "consumer not cancelled");
             }
@@ -262,10 +268,10 @@ impl Consumer {
 
     async fn consume(&self, link: &Arc<Link>) -> Result<Open, BrokerError> {
         let channel = link.channel().await?;
-        let stream = consume(link, &channel, &self.queue, 1).await?;
+        let (tag, stream) = consume(link, &channel, &self.queue, 1).await?;
         let session =
             Session { channel, link: link.clone(), doubtful: AtomicBool::new(false), settled: AtomicU64::new(0) };
-        Ok(Open { session: Arc::new(session), stream, window: 1 })
+        Ok(Open { session: Arc::new(session), tag, stream, window: 1 })
     }
 }
 
@@ -275,37 +281,41 @@ async fn consume(
     channel: &Channel,
     queue: &str,
     prefetch: u16,
-) -> Result<Fuse<lapin::Consumer>, BrokerError> {
+) -> Result<(ShortString, Deliveries), BrokerError> {
     link.ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let queue = ShortString::try_new(queue).unwrap_or_default();
     let (tag, none) = (ShortString::default(), FieldTable::default());
     let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
-    Ok(link.ask("deliver from the queue", consuming).await?.fuse())
+    let consumer = link.ask("deliver from the queue", consuming).await?;
+    Ok((consumer.tag(), Box::pin(consumer.fuse())))
 }
 
 impl Open {
-    /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged. Only while as many are in
-    /// our hands as may be sent ahead: what is on its way to a consumer that is cancelled might come to nobody as long as the
-    /// channel lives.
+    /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged, and what it had not handed
+    /// over yet comes first. What the broker is about to send to a consumer that is cancelled goes back to the queue, and
+    /// *counts as returned*: tried with RabbitMQ 3.10. So this is for when nothing is under way: as many are in our hands as
+    /// may be sent ahead, or nothing more came for a while.
     async fn widen(&mut self, queue: &str, window: u16) -> Result<(), BrokerError> {
         let Session { link, channel, .. } = &*self.session;
-        let tag = self.stream.get_ref().tag();
-        link.ask("cancel a consumer", channel.basic_cancel(tag, BasicCancelOptions::default())).await?;
-        self.stream = consume(link, channel, queue, window).await?;
-        self.window = window;
+        let cancelling = channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
+        link.ask("cancel a consumer", cancelling).await?;
+        let (tag, stream) = consume(link, channel, queue, window).await?;
+        let before = std::mem::replace(&mut self.stream, Box::pin(stream::empty()));
+        (self.tag, self.stream, self.window) = (tag, Box::pin(before.chain(stream)), window);
         Ok(())
     }
 
     /// The batch that begins with `first`; `None` when the channel is gone, so that nothing of it could be acknowledged.
-    /// `patiently`: what is sent ahead is waited for, for a moment.
+    /// `patiently`: as many as may be sent ahead are waited for, for a moment.
     async fn collect(&mut self, first: Received, max: usize, patiently: bool) -> Option<Batch> {
         let first_tag = first.delivery_tag;
         let mut acker = first.acker.clone();
         let mut last_tag = first_tag;
         let mut deliveries = vec![Delivery::from(first)];
+        let patience_end = Instant::now() + SENT_AHEAD_PATIENCE;
         while deliveries.len() < max {
             let next = if patiently && deliveries.len() < usize::from(self.window) {
-                timeout(SENT_AHEAD_PATIENCE, self.stream.next()).await.ok()
+                timeout_at(patience_end, self.stream.next()).await.ok()
             } else {
                 self.stream.next().now_or_never()
             };

@@ -28,7 +28,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use super::connection::{Broker, BrokerError, Link, ask};
+use super::connection::{Broker, BrokerError, Link};
 use super::delivery::{DIED_AT_HEADER, Delivery, ERROR_HEADER, Outgoing, QUEUE_HEADER, REASON_HEADER, text};
 use super::publisher::{PublishError, Publisher};
 use super::topology::Topology;
@@ -40,6 +40,8 @@ const WINDOW: u16 = 100;
 const SILENCE: Duration = Duration::from_secs(2);
 /// How long another operator's command is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the number of letters must have stood still, where some were removed, before it is believed.
+const STILL: Duration = Duration::from_millis(500);
 /// How long to wait until what was held can be seen in the queue again.
 const RETURN_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the broker gets to take acks before the channel closes, so that it seldom forgets one.
@@ -50,8 +52,8 @@ const REMOVALS_MAX: usize = 10;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Larger bodies are not searched for the command's names: they are no commands.
 const PARSED_BYTES_MAX: usize = 1024 * 1024;
-/// How much of the hash of a letter makes its handle, in hexadecimal digits: with 100,000 letters the chance that any two
-/// share one is 1 in 200.
+/// How much of a letter's id makes its handle, in hexadecimal digits: with 100,000 letters the chance that any two share one
+/// is 1 in 200. So it is for people only.
 const HANDLE_DIGITS: usize = 10;
 
 const ACCESS_REFUSED: u16 = 403;
@@ -106,7 +108,7 @@ impl DeadLetters {
     /// When the broker does not answer.
     pub async fn scan(&self) -> Result<Scan<'_>, DeadLettersError> {
         let channel = self.link.channel().await?;
-        ask("limit deliveries", channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
+        self.link.ask("limit deliveries", channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
         let total = u64::from(self.count().await?);
         Ok(Scan {
             letters: self,
@@ -131,11 +133,11 @@ impl DeadLetters {
         let channel = self.link.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declaring = channel.queue_declare(short(&self.queue), options, FieldTable::default());
-        let queue = ask("count the dead letters", declaring).await.map_err(|error| match error.code() {
+        let queue = self.link.ask("count the dead letters", declaring).await.map_err(|error| match error.code() {
             Some(NOT_FOUND) => DeadLettersError::Missing(self.queue.clone()),
             _ => error.into(),
         })?;
-        ask("close a channel", channel.close(200, ShortString::from("OK"))).await?;
+        self.link.ask("close a channel", channel.close(200, ShortString::from("OK"))).await?;
         Ok(queue.message_count())
     }
 
@@ -149,7 +151,7 @@ impl DeadLetters {
         loop {
             let channel = self.link.channel().await?;
             let declaring = channel.queue_declare(short(&name), options, arguments.clone());
-            match ask("lock the dead letters", declaring).await {
+            match self.link.ask("lock the dead letters", declaring).await {
                 Ok(_) => return Ok(()),
                 Err(error) if error.code() == Some(RESOURCE_LOCKED) => {
                     if Instant::now() >= end {
@@ -186,8 +188,8 @@ pub struct Scan<'a> {
     /// How many there were at the beginning. What comes later is left for later: a letter that was sent back and failed
     /// again would otherwise come round for ever.
     total: u64,
-    /// How many letters of each handle were removed: one, but for letters that are the same in everything.
-    removed: HashMap<String, u64>,
+    /// How many letters of each id were removed: one, but for letters that are the same in everything.
+    removed: HashMap<Uuid, u64>,
 }
 
 /// A letter that this walk holds. Dropping it leaves it where it is.
@@ -226,7 +228,7 @@ impl Scan<'_> {
             // Somebody else may have taken some. Only the broker knows.
             Err(_) => {
                 let getting = self.channel.basic_get(short(&self.letters.queue), BasicGetOptions::default());
-                match ask("look for further dead letters", getting).await? {
+                match self.letters.link.ask("look for further dead letters", getting).await? {
                     Some(got) => got.delivery,
                     None => return Ok(None),
                 }
@@ -271,17 +273,18 @@ impl Scan<'_> {
         }
         for held in letters {
             // One by one: those between them stay.
-            match held.acker.ack(BasicAckOptions { multiple: false }).await {
+            let acking = held.acker.ack(BasicAckOptions { multiple: false });
+            match self.letters.link.ask("take an ack", acking).await {
                 Ok(true) => {
                     self.held -= 1;
-                    *self.removed.entry(held.letter.handle).or_default() += 1;
+                    *self.removed.entry(held.letter.id).or_default() += 1;
                 }
                 Ok(false) => return Err(DeadLettersError::Lost("the channel is gone".to_owned())),
-                Err(error) => return Err(lost(&error)),
+                Err(error) => return Err(DeadLettersError::Lost(error.to_string())),
             }
         }
         // The broker answers in order: with this answer, it has read every ack.
-        ask("take acks", self.channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
+        self.letters.link.ask("take acks", self.channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
         Ok(())
     }
 
@@ -300,9 +303,9 @@ impl Scan<'_> {
             let mut scan = letters.scan().await?;
             while let Some(held) = scan.next().await? {
                 // One that was never delivered before is another one, whatever it looks like.
-                let came_back = held.delivery.redelivered && removed.contains_key(&held.letter.handle);
+                let came_back = held.delivery.redelivered && removed.contains_key(&held.letter.id);
                 if came_back {
-                    take_one(&mut removed, &held.letter.handle);
+                    take_one(&mut removed, held.letter.id);
                     scan.remove(vec![held]).await?;
                 }
             }
@@ -312,17 +315,23 @@ impl Scan<'_> {
     }
 
     /// Ends the channel. Returns what was removed and may have come back; nothing when that cannot be.
-    async fn give_back(self) -> Result<HashMap<String, u64>, DeadLettersError> {
+    async fn give_back(self) -> Result<HashMap<Uuid, u64>, DeadLettersError> {
         let Self { letters, channel, streams, held, removed, .. } = self;
         if !removed.is_empty() {
             sleep(ACK_PAUSE).await;
         }
-        ask("close a channel", channel.close(200, ShortString::from("OK"))).await?;
+        letters.link.ask("close a channel", channel.close(200, ShortString::from("OK"))).await?;
         drop(streams);
         let end = Instant::now() + RETURN_PATIENCE;
+        let mut stands = (0, Instant::now());
         loop {
             let count = u64::from(letters.count().await?);
-            if count >= held || Instant::now() >= end {
+            if count != stands.0 {
+                stands = (count, Instant::now());
+            }
+            // What was removed, and comes back, comes back as the rest does: not at once.
+            let is_still = removed.is_empty() || stands.1.elapsed() >= STILL;
+            if count >= held && is_still || Instant::now() >= end {
                 return Ok(if count > held { removed } else { HashMap::new() });
             }
             sleep(LOOK_EVERY).await;
@@ -334,17 +343,17 @@ impl Scan<'_> {
         // The broker gives back what few consumers hold in the order of their tags, so a short queue keeps its order.
         let tag = ShortString::try_new(format!("{:06}", self.credit / u64::from(WINDOW))).unwrap_or_default();
         let consuming = self.channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
-        self.streams.push(ask("deliver from the queue", consuming).await?);
+        self.streams.push(self.letters.link.ask("deliver from the queue", consuming).await?);
         self.credit += u64::from(WINDOW);
         Ok(())
     }
 }
 
-fn take_one(counts: &mut HashMap<String, u64>, handle: &str) {
-    if let Some(count) = counts.get_mut(handle) {
+fn take_one(counts: &mut HashMap<Uuid, u64>, id: Uuid) {
+    if let Some(count) = counts.get_mut(&id) {
         *count -= 1;
         if *count == 0 {
-            counts.remove(handle);
+            counts.remove(&id);
         }
     }
 }
@@ -352,7 +361,9 @@ fn take_one(counts: &mut HashMap<String, u64>, handle: &str) {
 /// What there is to know about a dead letter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Letter {
-    /// A name that an operator can type: the same for as long as the letter lies there.
+    /// Made of all that tells it from others: the same for as long as the letter lies there.
+    pub id: Uuid,
+    /// The beginning of its id, which an operator can type.
     pub handle: String,
     /// Why it is here, as a word: one of contract §7, or the broker's own, such as `delivery_limit`.
     pub reason: String,
@@ -399,9 +410,10 @@ impl Letter {
         let message_id = delivery.properties.message_id().as_ref().map(ToString::to_string);
         let stamp = died_at.map(|at| at.timestamp_millis()).unwrap_or_default();
         let rest = format!("{message_id:?} {reason} {queue:?} {stamp}");
-        let hash = Uuid::new_v5(&Uuid::new_v5(&Uuid::NAMESPACE_OID, &delivery.body), rest.as_bytes());
+        let id = Uuid::new_v5(&Uuid::new_v5(&Uuid::NAMESPACE_OID, &delivery.body), rest.as_bytes());
         Self {
-            handle: hash.simple().to_string().chars().take(HANDLE_DIGITS).collect(),
+            id,
+            handle: id.simple().to_string().chars().take(HANDLE_DIGITS).collect(),
             trouble: names.leave_out_of(&error),
             reason,
             error,

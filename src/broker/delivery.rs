@@ -52,7 +52,8 @@ pub struct Delivery {
     pub attempt: u32,
     /// Whether the broker has delivered it before, so its effects may be stored already.
     pub redelivered: bool,
-    /// How often the broker took it back unacknowledged (a process ended, a connection was lost), where it says so (quorum queues do, from the second delivery on).
+    /// How often the broker took it back unacknowledged (a process ended, a connection was lost), where it says so: quorum
+    /// queues do.
     pub delivery_count: u64,
     /// Where the sender wants the answer: a queue's name, for the default exchange.
     pub reply_to: Option<String>,
@@ -98,6 +99,15 @@ impl Delivery {
         let attempt = AMQPValue::LongInt(i32::try_from(self.attempt.saturating_add(1)).unwrap_or(i32::MAX));
         let properties = copied(&self.properties, &[(ATTEMPT_HEADER, attempt)]);
         self.copy(topology.retry_exchange(delay), queue.to_owned(), properties)
+    }
+
+    /// The copy that goes to the end of its work queue `queue`, with the same attempt, and as if it had never come back. For
+    /// what was in hand through no fault of its own whenever something else was away. Acknowledge the original only once this
+    /// copy is confirmed.
+    #[must_use]
+    pub fn fresh_copy(&self, queue: &str) -> Outgoing {
+        let attempt = AMQPValue::LongInt(i32::try_from(self.attempt).unwrap_or(i32::MAX));
+        self.copy(String::new(), queue.to_owned(), copied(&self.properties, &[(ATTEMPT_HEADER, attempt)]))
     }
 
     /// The copy for the dead letters, with the headers of contract §7: `reason` is one of its words, `error` a sentence

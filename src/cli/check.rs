@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write, stdout};
 use anyhow::bail;
 use clap::Args;
 use offramp::broker::{Broker, Topology, TopologyError};
-use offramp::config::{BrokerSettings, DatabaseSettings, MailSettings, SenderSettings, Settings};
+use offramp::config::{BrokerSettings, DatabaseSettings, DkimSettings, MailSettings, SenderSettings, Settings};
 use offramp::mail::{Deadlines, Templates, Transport};
 use offramp::store::Store;
 use offramp::tls::Tls;
@@ -38,7 +38,7 @@ struct Finding {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Settings { broker, database, mail, tls, sender, .. } = arguments.settings;
+    let Settings { broker, database, mail, tls, sender, dkim, .. } = arguments.settings;
     let tls = tls.tls();
     // What was parsed is right; what is missing or wrong has been said by then.
     let settings = Finding {
@@ -53,9 +53,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         is_configuration: true,
     };
     let templates = templates(&sender);
+    let signatures = signatures(&dkim, &sender);
     let (broker, database, mail) =
         tokio::join!(rabbitmq(broker, &tls), mongodb(database, &tls), mail_server(mail, &tls));
-    let findings = [settings, templates, broker, database, mail];
+    let findings: Vec<Finding> =
+        [settings, templates].into_iter().chain(signatures).chain([broker, database, mail]).collect();
 
     print(&findings, arguments.json)?;
     let failed: Vec<&Finding> = findings.iter().filter(|finding| !finding.ok).collect();
@@ -105,6 +107,37 @@ fn templates(sender: &SenderSettings) -> Finding {
         Err(problems) => (false, problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
     };
     Finding { check: "templates", ok, detail, is_configuration: true }
+}
+
+/// What receivers of mails must find in the DNS, where mails are signed. It is not looked for: this machine may see another
+/// DNS than they do.
+fn signatures(settings: &DkimSettings, sender: &SenderSettings) -> Option<Finding> {
+    let result = match settings.signer(&sender.mail_from) {
+        Ok(None) => return None,
+        Ok(Some(signer)) => {
+            let mut lines = vec![
+                format!("mails are signed for {}; receivers look for this TXT record", signer.domain()),
+                format!("{}  {}", signer.dns_name(), signer.dns_record()),
+            ];
+            if !is_aligned(sender.mail_from.domain(), signer.domain()) {
+                lines.push(format!(
+                    "DMARC asks for a signature of {}, the domain of OFFRAMP_MAIL_FROM",
+                    sender.mail_from.domain()
+                ));
+            }
+            Ok(lines.join("\n"))
+        }
+        Err(error) => Err(error),
+    };
+    Some(Finding { is_configuration: true, ..connection("DKIM", result) })
+}
+
+/// Whether one domain is the other, or in it.
+fn is_aligned(from: &str, signing: &str) -> bool {
+    let is_in =
+        |inner: &str, outer: &str| inner.strip_suffix(outer).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    let (from, signing) = (from.to_ascii_lowercase(), signing.to_ascii_lowercase());
+    is_in(&from, &signing) || is_in(&signing, &from)
 }
 
 async fn rabbitmq(settings: BrokerSettings, tls: &Tls) -> Finding {

@@ -10,6 +10,7 @@ use offramp::broker::{Broker, DeadLetters, Held, Letter, PublishError, Publisher
 use offramp::clock;
 use offramp::config::{BrokerSettings, TlsSettings};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::WrongConfiguration;
 use super::progress::progress;
@@ -541,7 +542,7 @@ impl Discard {
             }
         }
         // The letters that were counted, and no others.
-        let mut agreed = groups.handles;
+        let mut agreed = groups.ids;
         let mut dropped = 0;
         let mut scan = desk.letters.scan().await?;
         let mut batch = Vec::new();
@@ -549,7 +550,7 @@ impl Discard {
             let next = scan.next().await?;
             let is_last = next.is_none();
             if let Some(held) = next
-                && let Some(left) = agreed.get_mut(&held.letter.handle).filter(|left| **left > 0)
+                && let Some(left) = agreed.get_mut(&held.letter.id).filter(|left| **left > 0)
             {
                 *left -= 1;
                 batch.push(held);
@@ -653,8 +654,8 @@ struct Group {
 struct Groups {
     /// By reason and trouble.
     by_trouble: BTreeMap<(String, String), Group>,
-    /// How many letters of each handle are meant: one, but for letters that are the same in everything.
-    handles: HashMap<String, u64>,
+    /// How many letters of each id are meant: one, but for letters that are the same in everything.
+    ids: HashMap<Uuid, u64>,
     meant: u64,
     /// How many of them cannot be sent back.
     homeless: u64,
@@ -670,7 +671,7 @@ impl Groups {
         }
         self.meant += 1;
         self.homeless += u64::from(letter.home.is_none());
-        *self.handles.entry(letter.handle.clone()).or_default() += 1;
+        *self.ids.entry(letter.id).or_default() += 1;
         let key = (letter.reason.clone(), letter.trouble.clone());
         let group = self.by_trouble.entry(key).or_insert_with(|| Group {
             count: 0,

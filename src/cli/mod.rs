@@ -6,6 +6,7 @@ mod import;
 mod init;
 mod input;
 mod outbox;
+mod preview;
 mod progress;
 mod publish;
 mod run;
@@ -49,6 +50,7 @@ enum Command {
     Show(show::Arguments),
     DeadLetters(dead_letters::Arguments),
     Outbox(outbox::Arguments),
+    Preview(preview::Arguments),
     Schemas(schemas::Arguments),
 }
 
@@ -60,8 +62,7 @@ pub struct WrongConfiguration(pub String);
 impl Cli {
     /// Does what was asked.
     pub async fn run(self) -> anyhow::Result<()> {
-        // Every broker object that is missing is an error to lapin; what matters is logged here.
-        let default_filter = if matches!(self.command, Command::Run(_)) { "info,lapin=off" } else { "warn,lapin=off" };
+        let default_filter = if matches!(self.command, Command::Run(_)) { "info" } else { "warn" };
         logging::init(&self.log, default_filter).map_err(|error| WrongConfiguration(error.to_string()))?;
         match self.command {
             Command::Run(arguments) => run::run(*arguments).await,
@@ -73,6 +74,7 @@ impl Cli {
             Command::Show(arguments) => show::run(arguments).await,
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Outbox(arguments) => outbox::run(arguments).await,
+            Command::Preview(arguments) => preview::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

@@ -1,5 +1,7 @@
 //! `offramp run`: the worker.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use clap::Args;
 use offramp::broker::{Broker, Topology};
@@ -8,7 +10,6 @@ use offramp::http;
 use offramp::mail::{Deadlines, Transport};
 use offramp::outbox::Writer;
 use offramp::run::{Parts, run as work};
-use offramp::store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -22,16 +23,18 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Settings { broker, database, mail, tls, sender, worker, http: health } = arguments.settings;
+    let Settings { broker, database, mail, tls, sender, dkim, worker, http: health } = arguments.settings;
     let tls = tls.tls();
     let templates = load_templates(&sender)?;
     let transport = Transport::new(&mail.smtp_url, &tls, Deadlines::default())
         .map_err(|error| WrongConfiguration(error.to_string()))?;
+    let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
     let parts = Parts {
         broker: Broker::with_tls(broker.amqp_url, "offramp", tls.clone()),
         topology: Topology::new(broker.prefix),
-        store: Store::open(database.mongodb_url.connection_string(), &tls).await?,
-        writer: Writer { templates, sender: sender.mail_from },
+        mongodb_url: database.mongodb_url,
+        tls,
+        writer: Writer { templates, sender: sender.mail_from, signer },
         transport,
         mail_connections: mail.mail_connections,
         pace: worker,

@@ -18,7 +18,9 @@ use offramp::domain::notification::Notification;
 use offramp::jsonl::{ForCollection, Found, Line};
 use offramp::mail::smtp::MailConnection;
 use offramp::mail::{Sender, Templates, Transport, compose};
-use offramp::store::outbox::{Content, Lease, MailDocument, OutboxEntry, entries};
+use offramp::outbox::origin;
+use offramp::store::Collection;
+use offramp::store::outbox::{Content, Lease, Leased, MailDocument, OutboxEntry, entries};
 use offramp::worker::rejection_event;
 use serde::Serialize;
 use uuid::Uuid;
@@ -217,10 +219,10 @@ impl Simulation {
         let changed = verdict == Verdict::Applied;
         answer.judge(&command, verdict, self.now);
         let entries = if changed { self.newest_entries(&command) } else { Vec::new() };
-        for entry in entries {
-            match entry.content {
-                Content::Mail(mail) => answer.mails.push(self.mail(&entry.id, &mail).await?),
-                Content::Event(event) => answer.events.push(event),
+        for leased in entries {
+            match &leased.entry.content {
+                Content::Mail(mail) => answer.mails.push(self.mail(&leased, mail).await?),
+                Content::Event(event) => answer.events.push(event.clone()),
             }
         }
         if let CommandBody::Subscription(data) = &command.body
@@ -237,23 +239,28 @@ impl Simulation {
     }
 
     /// The outbox entries of the change that was made last to the command's document.
-    fn newest_entries(&self, command: &Command) -> Vec<OutboxEntry> {
+    fn newest_entries(&self, command: &Command) -> Vec<Leased> {
         let lease = Lease { holder: Uuid::nil(), until: self.now };
-        let entries_of = |world: &World| match &command.body {
+        let (collection, document_id, entries) = match &command.body {
             CommandBody::Subscription(data) => {
-                let added = world.subscription_draft(data.subscription_id())?.added.last()?;
-                Some(entries(added, &lease, SOURCE, self.now))
+                let id = data.subscription_id();
+                let added = self.world.subscription_draft(id).and_then(|draft| draft.added.last());
+                let entries = added.map(|added| entries(added, &lease, SOURCE, self.now));
+                (Collection::Subscriptions, id.as_str(), entries)
             }
             CommandBody::CardExpiry(data) => {
-                let added = world.account_draft(&data.account_id)?.added.last()?;
-                Some(entries(added, &lease, SOURCE, self.now))
+                let id = &data.account_id;
+                let added = self.world.account_draft(id).and_then(|draft| draft.added.last());
+                let entries = added.map(|added| entries(added, &lease, SOURCE, self.now));
+                (Collection::Accounts, id.as_str(), entries)
             }
         };
-        entries_of(&self.world).unwrap_or_default()
+        let leased = |entry: OutboxEntry| Leased { collection, document_id: document_id.to_owned(), entry };
+        entries.unwrap_or_default().into_iter().map(leased).collect()
     }
 
     /// Puts a mail in words, and into the directory where there is one.
-    async fn mail(&mut self, id: &str, mail: &MailDocument) -> anyhow::Result<Mail> {
+    async fn mail(&mut self, leased: &Leased, mail: &MailDocument) -> anyhow::Result<Mail> {
         let mut shown = Mail {
             template: mail.template.as_str(),
             role: mail.role.as_str(),
@@ -269,7 +276,8 @@ impl Simulation {
         };
         shown.locale.clone_from(&rendered.language);
         shown.subject = Some(rendered.subject.clone());
-        match compose(&self.sender, Uuid::parse_str(id)?, &notification, &rendered, self.now) {
+        let origin = origin(leased).map_err(anyhow::Error::msg)?;
+        match compose(&self.sender, origin, &notification, rendered, self.now) {
             Ok(composed) => {
                 if let Some(directory) = &mut self.directory {
                     directory.send(&composed).await.context("--mail-dir")?;

@@ -4,6 +4,8 @@ use std::fmt;
 
 use mongodb::options::ConnectionString;
 
+use super::source::PEM;
+
 /// Said with every bad address: it is the usual reason.
 const ENCODE: &str = "special characters in a user name or password are written percent-encoded, such as %40 for @";
 
@@ -67,9 +69,12 @@ fn user_info(text: &str) -> Option<&str> {
 }
 
 /// A setting's value as it may be shown, well-formed or not: where it is an address with a user name and password, these
-/// are `***`, and so are the values of parameters behind a `?`.
+/// are `***`, and so are the values of parameters behind a `?`. Nothing is shown of what may be a key.
 #[must_use]
 pub fn redact(text: &str) -> String {
+    if text.contains(PEM) {
+        return "***".to_owned();
+    }
     let Some((scheme, rest)) = text.split_once("://") else {
         // Perhaps an address without its scheme; an e-mail address has no password.
         return match text.rsplit_once('@') {

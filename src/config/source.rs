@@ -17,10 +17,19 @@ const UNAVAILABLE: char = '\0';
 /// Parses a setting's value. A bad one is answered with a sentence that names the setting and its value (without
 /// what is secret in it), and says why it is bad and what would be right.
 #[derive(Clone)]
-pub(super) struct Setting<T>(fn(&str) -> Result<T, String>);
+pub(super) struct Setting<T> {
+    parse: fn(&str) -> Result<T, String>,
+    /// Whether all of its value is secret, and not only a password in it.
+    is_secret: bool,
+}
 
 pub(super) fn setting<T>(parse: fn(&str) -> Result<T, String>) -> Setting<T> {
-    Setting(parse)
+    Setting { parse, is_secret: false }
+}
+
+/// A setting whose value is not shown, not even a wrong one.
+pub(super) fn secret_setting<T>(parse: fn(&str) -> Result<T, String>) -> Setting<T> {
+    Setting { parse, is_secret: true }
 }
 
 impl<T: Clone + Send + Sync + 'static> TypedValueParser for Setting<T> {
@@ -29,15 +38,18 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Setting<T> {
     fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<T, Error> {
         let fail = |why: &str| {
             let name = arg.map(name_of).unwrap_or_default();
-            let value = redact(&value.to_string_lossy());
-            let message = format!("{name} cannot be \"{value}\": {why}");
+            let message = if self.is_secret {
+                format!("{name} cannot be what it is set to: {why}")
+            } else {
+                format!("{name} cannot be \"{}\": {why}", redact(&value.to_string_lossy()))
+            };
             Error::raw(ErrorKind::ValueValidation, with_newline(message)).with_cmd(command)
         };
         let text = value.to_str().ok_or_else(|| fail("it is not UTF-8 text"))?;
         if let Some(message) = text.strip_prefix(UNAVAILABLE) {
             return Err(Error::raw(ErrorKind::ValueValidation, with_newline(message.to_owned())).with_cmd(command));
         }
-        (self.0)(text).map_err(|why| fail(&why))
+        (self.parse)(text).map_err(|why| fail(&why))
     }
 }
 
@@ -95,6 +107,9 @@ fn arg_from_environment(arg: Arg, variable: &dyn Fn(&OsStr) -> Option<OsString>)
     }
 }
 
+/// What a key or certificate in PEM form has in it. Only such a value has more than one line.
+pub(super) const PEM: &str = "-----BEGIN ";
+
 /// The content of a file without its last line break, which editors and `echo` add.
 fn read(path: &Path) -> Result<String, String> {
     let mut text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
@@ -102,7 +117,8 @@ fn read(path: &Path) -> Result<String, String> {
     if text.is_empty() {
         return Err("the file is empty".to_owned());
     }
-    if text.contains(char::is_control) {
+    let is_pem = text.contains(PEM);
+    if text.contains(|c: char| c.is_control() && !(is_pem && matches!(c, '\r' | '\n'))) {
         return Err("the file must hold one line of text, the value alone".to_owned());
     }
     Ok(text)

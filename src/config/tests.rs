@@ -72,6 +72,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.sender.mail_from.email(), "no-reply@localhost");
     assert_eq!(settings.sender.templates, None);
     assert!(settings.tls.tls_ca.is_none() && settings.tls.tls_certificate.is_none());
+    assert!(settings.dkim.signer(&settings.sender.mail_from).unwrap().is_none());
     assert_eq!(settings.worker.source, "offramp");
     assert_eq!(settings.worker.batch_max, 256);
     assert_eq!(settings.worker.sweep, Duration::from_secs(60));
@@ -97,7 +98,7 @@ fn every_setting_is_a_variable_and_a_flag_of_the_same_name() {
         assert!(arg.get_help().is_some() && arg.get_help_heading().is_some(), "{name}");
         names.push(name);
     }
-    assert_eq!(names.len(), 18, "{names:?}");
+    assert_eq!(names.len(), 21, "{names:?}");
 }
 
 #[test]
@@ -120,6 +121,14 @@ fn a_setting_may_come_from_a_file() {
     let help = command(&variables).try_get_matches_from(["offramp", "run", "--help"]).unwrap_err().to_string();
     assert!(help.contains("[env: OFFRAMP_MONGODB_URL]"), "{help}");
     assert!(!help.contains("s3cret"), "{help}");
+
+    let signing = |key: &str| {
+        let variables = [("OFFRAMP_DKIM_KEY_FILE", key)];
+        let settings = settings(&["--dkim-selector", "s1", "--mail-from", "no-reply@example.com"], &variables);
+        settings.dkim.signer(&settings.sender.mail_from).unwrap().unwrap().dns_name()
+    };
+    assert_eq!(signing(&file("key", RSA_KEY)), "s1._domainkey.example.com", "a key has many lines");
+    assert_eq!(signing(&file("key", &RSA_KEY.replace('\n', "\r\n"))), "s1._domainkey.example.com");
 
     let level = file("level", "debug\n");
     assert_eq!(parse(&["run"], &[("OFFRAMP_LOG_FILE", &level)]).unwrap().log.log.as_deref(), Some("debug"));
@@ -246,6 +255,67 @@ fn a_bad_address_keeps_its_password() {
     }
 }
 
+const RSA_KEY: &str = include_str!("../../tests/it/support/dkim/rsa.pkcs8.pem");
+const ED25519_KEY: &str = include_str!("../../tests/it/support/dkim/ed25519.pem");
+
+#[test]
+fn mails_are_signed_by_a_key_under_a_name_for_a_domain() {
+    let signer = |arguments: &[&str]| {
+        let settings = settings(arguments, &[]);
+        settings.dkim.signer(&settings.sender.mail_from).map(|signer| signer.unwrap().dns_name())
+    };
+    let from = |sender: &'static str, more: &[&'static str]| {
+        signer(&[&["--dkim-key", ED25519_KEY, "--mail-from", sender], more].concat())
+    };
+    let with = |more: &[&'static str]| from("no-reply@mail.example.com", more);
+    assert_eq!(with(&["--dkim-selector", "s1"]).as_deref(), Ok("s1._domainkey.mail.example.com"));
+    let chosen = with(&["--dkim-selector", "s1", "--dkim-domain", "Example.com"]);
+    assert_eq!(chosen.as_deref(), Ok("s1._domainkey.example.com"));
+
+    assert_eq!(
+        with(&[]).unwrap_err(),
+        "OFFRAMP_DKIM_KEY is set, and OFFRAMP_DKIM_SELECTOR is not: under which name is the public key in the DNS?"
+    );
+    assert_eq!(
+        from("no-reply@[192.0.2.1]", &["--dkim-selector", "s1"]).unwrap_err(),
+        "OFFRAMP_MAIL_FROM cannot be signed for by its own domain: it is not the name of a domain, such as example.com"
+    );
+    for (arguments, name) in [
+        (&["--dkim-selector", "s1"], "OFFRAMP_DKIM_SELECTOR"),
+        (&["--dkim-domain", "example.com"], "OFFRAMP_DKIM_DOMAIN"),
+    ] {
+        let error = signer(arguments).unwrap_err();
+        assert_eq!(error, format!("{name} is set, and OFFRAMP_DKIM_KEY is not: no mail would be signed"));
+    }
+}
+
+#[test]
+fn a_bad_key_is_refused_without_showing_it_wherever_it_was_put() {
+    let bare: String = RSA_KEY.lines().filter(|line| !line.starts_with('-')).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), RSA_KEY.replace("MII", "AAA")).unwrap();
+    let path = file.path().to_str().unwrap();
+    for (arguments, variables, says) in [
+        (
+            vec!["--dkim-key", bare.as_str()],
+            vec![],
+            "OFFRAMP_DKIM_KEY (--dkim-key) cannot be what it is set to: it is not a private key in PEM form",
+        ),
+        (
+            vec![],
+            vec![("OFFRAMP_DKIM_KEY_FILE", path)],
+            "OFFRAMP_DKIM_KEY (--dkim-key) cannot be what it is set to: it is neither an RSA key of 2048 to 4096 bits nor",
+        ),
+        (vec![], vec![("OFFRAMP_PREFIX_FILE", path)], "OFFRAMP_PREFIX (--prefix) cannot be \"***\": a prefix has"),
+    ] {
+        let error = parse(&[&["run"][..], &arguments].concat(), &variables).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let error = error.to_string();
+        assert!(error.contains(says), "{error}");
+        assert!(!RSA_KEY.lines().skip(1).any(|line| !line.starts_with('-') && error.contains(&line[4..])), "{error}");
+    }
+}
+
 #[test]
 fn settings_can_be_logged() {
     let arguments = [
@@ -255,6 +325,8 @@ fn settings_can_be_logged() {
         "mongodb://app:s3cret@db-1,db-2/shop?replicaSet=s3cret",
         "--smtp-url",
         "smtps://app:s3cret@mail",
+        "--dkim-key",
+        RSA_KEY,
     ];
     let settings = settings(&arguments, &[]);
     let text = format!("{settings:?} {} {}", settings.database.mongodb_url, settings.mail.smtp_url);
@@ -262,4 +334,5 @@ fn settings_can_be_logged() {
     assert!(text.contains("BrokerUrls(amqps://app@rabbit:5671/shop)"), "{text}");
     assert!(text.contains("mongodb://***@db-1,db-2/shop?***"), "{text}");
     assert!(text.contains("smtps://***@mail"), "{text}");
+    assert!(text.contains("DkimKey(rsa)"), "{text}");
 }

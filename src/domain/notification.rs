@@ -7,10 +7,12 @@ use std::fmt;
 use chrono::NaiveDate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::account::Account;
 use super::billing::{YearMonth, iso_date};
 use super::command::Amount;
+use super::event::EffectIds;
 use super::organization::Organization;
 use super::subscription::{Details, Subscription};
 
@@ -335,6 +337,13 @@ pub fn notify(
             }
         }
     }
+}
+
+/// The conversation of all mails about one document, the same for ever: `collection` is `subscriptions` or `accounts`,
+/// `document` its `_id`.
+#[must_use]
+pub fn conversation_id(collection: &str, document: &str) -> Uuid {
+    EffectIds::of(&[collection, document]).id("conversation")
 }
 
 #[cfg(test)]

@@ -1,17 +1,21 @@
-//! A rendered mail as the bytes that a mail server takes: addresses checked, headers of the contract (§5), MIME.
+//! A rendered mail as the bytes that a mail server takes: addresses checked, headers of the contract (§5), MIME, and a
+//! signature where one is wanted.
 //!
 //! Names come from documents that other systems write, so nothing is assumed of them: what would end a header line, hide
 //! what follows, or make a header endless is taken out before a header is built.
 
 use std::fmt;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use lettre::Address;
 use lettre::address::Envelope;
-use lettre::message::header::{Header, HeaderName, HeaderValue};
-use lettre::message::{Mailbox as HeaderMailbox, MultiPart, MultiPartKind, SinglePart};
-use lettre::{Address, Message};
+use lettre::message::header::{self, HeaderName, HeaderValue, Headers};
+use lettre::message::{Mailbox as HeaderMailbox, Mailboxes};
 use uuid::Uuid;
 
+use super::dkim::{DkimSigner, SigningError};
+use super::mime::{Alternative, Encoding};
 use super::templates::Rendered;
 use crate::domain::notification::{Mailbox, Notification, Template};
 
@@ -60,6 +64,17 @@ impl Sender {
     pub fn email(&self) -> &str {
         self.address.as_ref()
     }
+
+    /// The part of the address after the `@`, in ASCII.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// A message id: `<0190…@example.com>`.
+    fn id(&self, id: Uuid) -> String {
+        format!("<{id}@{}>", self.domain)
+    }
 }
 
 /// The address, without the name.
@@ -69,21 +84,36 @@ impl fmt::Display for Sender {
     }
 }
 
-/// A mail that is ready to leave.
+/// What the ids of a mail are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The outbox entry that it comes from.
+    pub entry_id: Uuid,
+    /// The conversation that it belongs to: see [`conversation_id`](crate::domain::notification::conversation_id).
+    pub conversation_id: Uuid,
+}
+
+/// A mail that is ready to leave, once it is known how its body has to be encoded.
 #[derive(Clone, Debug)]
 pub struct Composed {
     /// The outbox entry that it comes from.
     pub entry_id: Uuid,
     /// Which mail it is.
     pub template: Template,
+    /// The language that it is written in: its `Content-Language`.
+    pub language: String,
     /// When it was composed: its `Date`.
     pub date: DateTime<Utc>,
     /// From which address to which one, as the SMTP dialogue says it.
     pub envelope: Envelope,
     /// With its angle brackets: `<0190…@example.com>`. The same for every try to send the entry.
     pub message_id: String,
-    /// The whole mail, with CRLF line ends; in ASCII unless an address is not.
-    pub bytes: Vec<u8>,
+    /// Every header but the signature and those that say how the body is encoded, in lines that end in CRLF. In ASCII unless
+    /// an address is not.
+    headers: String,
+    text: String,
+    html: String,
+    signer: Option<Arc<DkimSigner>>,
 }
 
 impl Composed {
@@ -96,22 +126,57 @@ impl Composed {
     /// Whether a server must know SMTPUTF8 (RFC 6531) to take it. Only an address can bring that about.
     #[must_use]
     pub fn needs_smtputf8(&self) -> bool {
-        !self.bytes.is_ascii()
+        !self.headers.is_ascii()
+    }
+
+    /// The same mail, to be signed by `signer` when it leaves.
+    #[must_use]
+    pub fn signed_by(self, signer: Option<Arc<DkimSigner>>) -> Self {
+        Self { signer, ..self }
+    }
+
+    /// The whole mail, with CRLF line ends. In ASCII, unless it is for somebody who takes 8-bit bodies or an address is not.
+    ///
+    /// A signed mail is in ASCII for everybody: who passes it on to a server that does not take 8 bits would have to encode
+    /// it anew, and the signature would not hold any more.
+    ///
+    /// # Errors
+    /// When it cannot be signed.
+    pub fn bytes(&self, takes_8bit: bool) -> Result<Vec<u8>, SigningError> {
+        let body = Alternative::new(&self.text, &self.html, self.entry_id);
+        let encoding = if takes_8bit && self.signer.is_none() && body.fits_as_it_is() {
+            Encoding::AsItIs
+        } else {
+            Encoding::QuotedPrintable
+        };
+        let mut mail = Vec::with_capacity(self.headers.len() + body.size_hint(encoding));
+        mail.extend_from_slice(self.headers.as_bytes());
+        body.write_headers(encoding, &mut mail);
+        let headers_end = mail.len();
+        mail.extend_from_slice(b"\r\n");
+        body.write(encoding, &mut mail);
+        if let Some(signer) = &self.signer {
+            let (headers, body) = mail.split_at(headers_end);
+            let signature = signer.sign(headers, &body[2..], self.date)?;
+            mail.splice(0..0, signature.into_bytes());
+        }
+        Ok(mail)
     }
 }
 
-/// Puts the mail of the outbox entry `entry_id` together.
+/// Puts the mail of an outbox entry together.
 ///
-/// The same entry gives the same `Message-ID` and MIME boundary every time, so a mail sent twice can be recognised.
+/// The same entry gives the same `Message-ID` and MIME boundary every time, so a mail sent twice can be recognised. Mails of
+/// the same conversation refer to the same id, which is that of no mail, so mail programs show them together.
 ///
 /// # Errors
 /// When the recipient's address cannot be used. No later try can help. (An address for answers that cannot be used is left
 /// out.)
 pub fn compose(
     sender: &Sender,
-    entry_id: Uuid,
+    origin: Origin,
     notification: &Notification,
-    rendered: &Rendered,
+    rendered: Rendered,
     date: DateTime<Utc>,
 ) -> Result<Composed, AddressError> {
     let to = header_mailbox("recipient's", &notification.to)?;
@@ -119,40 +184,90 @@ pub fn compose(
     let reply_to = header_mailbox("reply-to", &notification.reply_to).ok();
     let from_name = display_name(&notification.facts.organization.name).or_else(|| sender.name.clone());
     let from = HeaderMailbox::new(from_name, sender.address.clone());
+    // Fails only without a recipient.
+    let envelope = Envelope::new(Some(sender.address.clone()), vec![to.email.clone()]).map_err(|cause| {
+        AddressError { which: "recipient's", address: printable(&notification.to.email), cause: cause.to_string() }
+    })?;
 
-    let message_id = format!("<{entry_id}@{}>", sender.domain);
-    let recipient = to.email.clone();
-    let mut headers = Message::builder();
+    let Rendered { subject, text, html, language } = rendered;
+    let template = notification.template;
+    let message_id = sender.id(origin.entry_id);
+    let conversation = sender.id(origin.conversation_id);
+    let mut headers = Headers::with_capacity(HEADERS_MAX);
+    headers.set(header::From::from(Mailboxes::from(from)));
     if let Some(reply_to) = reply_to {
-        headers = headers.reply_to(reply_to);
+        headers.set(header::ReplyTo::from(Mailboxes::from(reply_to)));
     }
-    let headers = headers
-        .from(from)
-        .to(to)
-        .subject(header_text(&rendered.subject))
-        .date(date.into())
-        .message_id(Some(message_id.clone()))
-        .header(AutoSubmitted)
-        .header(XAutoResponseSuppress)
-        .header(ContentLanguage(rendered.language.clone()))
-        .header(XOfframpTemplate(notification.template));
-    let body = MultiPart::builder()
-        .kind(MultiPartKind::Alternative)
-        .boundary(format!("=_{}", entry_id.simple()))
-        .singlepart(SinglePart::plain(rendered.text.clone()))
-        .singlepart(SinglePart::html(rendered.html.clone()));
+    headers.set(header::To::from(Mailboxes::from(to)));
+    headers.set(header::Subject::from(header_text(&subject)));
+    headers.set(header::Date::new(date.into()));
+    headers.set(header::MessageId::from(message_id.clone()));
+    headers.set(header::InReplyTo::from(conversation.clone()));
+    headers.set(header::References::from(conversation));
+    // RFC 3834: no one answers a mail of a machine with a mail of a machine. The second says the same to Exchange.
+    headers.insert_raw(plain("Auto-Submitted", "auto-generated"));
+    headers.insert_raw(plain("X-Auto-Response-Suppress", "All"));
+    // RFC 3282.
+    headers.insert_raw(plain("Content-Language", &language));
+    // For filters and for tests.
+    headers.insert_raw(plain("X-Offramp-Template", template.as_str()));
+    Ok(Composed {
+        entry_id: origin.entry_id,
+        template,
+        language,
+        date,
+        envelope,
+        message_id,
+        headers: folded(headers.to_string()),
+        text,
+        html,
+        signer: None,
+    })
+}
 
-    // With a sender and a recipient at hand neither of these two can fail; should a library think otherwise, it is about
-    // the addresses.
-    let unusable = |cause: String| AddressError {
-        which: "recipient's",
-        address: printable(notification.to.email.as_str()),
-        cause,
+/// How many headers [`compose`] writes.
+const HEADERS_MAX: usize = 12;
+
+fn plain(name: &'static str, value: &str) -> HeaderValue {
+    HeaderValue::new(HeaderName::new_from_ascii_str(name), value.to_owned())
+}
+
+/// The longest line of headers where there is a space to break it at, in bytes (RFC 5322 §2.1.1).
+const HEADER_LINE_BYTES_MAX: usize = 78;
+
+/// Folds what lettre leaves on a line that is too long: a long name and the address behind it.
+fn folded(headers: String) -> String {
+    if headers.split("\r\n").all(|line| line.len() <= HEADER_LINE_BYTES_MAX) {
+        return headers;
+    }
+    let mut folded = String::with_capacity(headers.len() + 32);
+    for mut line in headers.split_terminator("\r\n") {
+        while let Some(at) = break_of(line) {
+            let (now, later) = line.split_at(at);
+            folded.push_str(now);
+            folded.push_str("\r\n");
+            line = later;
+        }
+        folded.push_str(line);
+        folded.push_str("\r\n");
+    }
+    folded
+}
+
+/// Before which space to break a line of a header that is too long: the last that leaves it short enough, else the first.
+fn break_of(line: &str) -> Option<usize> {
+    if line.len() <= HEADER_LINE_BYTES_MAX {
+        return None;
+    }
+    // Neither in front of what a line says nor behind it.
+    let value = match line.find(": ") {
+        Some(colon) if !line.starts_with(' ') => colon + 1,
+        _ => line.len() - line.trim_start().len(),
     };
-    let envelope =
-        Envelope::new(Some(sender.address.clone()), vec![recipient]).map_err(|error| unusable(error.to_string()))?;
-    let message = headers.envelope(envelope.clone()).multipart(body).map_err(|error| unusable(error.to_string()))?;
-    Ok(Composed { entry_id, template: notification.template, date, envelope, message_id, bytes: message.formatted() })
+    let spaces = line.char_indices().filter(|&(at, c)| c == ' ' && at > value && !line[at..].trim_start().is_empty());
+    let mut spaces = spaces.map(|(at, _)| at);
+    let first = spaces.next()?;
+    Some(spaces.take_while(|&at| at <= HEADER_LINE_BYTES_MAX).last().unwrap_or(first))
 }
 
 fn header_mailbox(which: &'static str, mailbox: &Mailbox) -> Result<HeaderMailbox, AddressError> {
@@ -230,39 +345,4 @@ pub(super) fn shorten(text: &str, chars_max: usize) -> String {
 /// Text from outside as an error sentence can carry it.
 fn printable(text: &str) -> String {
     shorten(&single_line(text), 254)
-}
-
-/// Declares a header of fixed name whose value is computed from what it holds.
-macro_rules! headers {
-    ($($(#[$doc:meta])* $header:ident $(($($field:ty),+))?, $name:literal, |$this:ident| $value:expr;)*) => {$(
-        $(#[$doc])*
-        #[derive(Clone)]
-        struct $header $(($($field),+))?;
-
-        impl Header for $header {
-            fn name() -> HeaderName {
-                HeaderName::new_from_ascii_str($name)
-            }
-
-            fn parse(_: &str) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-                Err("this header is only ever written".into())
-            }
-
-            fn display(&self) -> HeaderValue {
-                let $this = self;
-                HeaderValue::new(Self::name(), $value)
-            }
-        }
-    )*};
-}
-
-headers! {
-    /// RFC 3834: no one answers a mail of a machine with a mail of a machine.
-    AutoSubmitted, "Auto-Submitted", |_this| "auto-generated".to_owned();
-    /// The same for Exchange.
-    XAutoResponseSuppress, "X-Auto-Response-Suppress", |_this| "All".to_owned();
-    /// RFC 3282: the language that the mail is written in.
-    ContentLanguage(String), "Content-Language", |this| this.0.clone();
-    /// Which mail it is, for filters and for tests.
-    XOfframpTemplate(Template), "X-Offramp-Template", |this| this.0.to_string();
 }

@@ -296,15 +296,19 @@ impl MailConnection {
         Self { transport, idle: None }
     }
 
-    /// Sends one mail, to its one recipient.
+    /// Sends one mail, to its one recipient. Gives the words with which it was taken, or the file that it is in.
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn send(&mut self, mail: &Composed) -> Result<(), SendError> {
+    pub async fn send(&mut self, mail: &Composed) -> Result<String, SendError> {
         match &*self.transport {
             Transport::Files(directory) => {
-                let (directory, mail) = (directory.clone(), mail.clone());
-                blocking(move || write_file(&directory, &mail)).await
+                let (directory, name) = (directory.clone(), file_name(mail));
+                // Whoever opens the file shall be able to read it.
+                let bytes = mail.bytes(false).map_err(|error| SendError::Transient(error.to_string()))?;
+                let temporary = format!(".{}.tmp", mail.entry_id);
+                let file = directory.join(&name).display().to_string();
+                blocking(move || write_file(&directory, &temporary, &name, &bytes)).await.map(|()| file)
             }
             Transport::Smtp(server) => {
                 let (mut connection, fresh) = match self.idle.take() {
@@ -316,20 +320,20 @@ impl MailConnection {
                     let why = "an address has letters beyond ASCII before the @, and the server takes none such (no SMTPUTF8)";
                     return Err(SendError::Permanent(why.to_owned()));
                 }
-                match server.begin(&mut connection, mail).await {
-                    Ok(()) => {}
+                let content = match server.begin(&mut connection, mail).await {
+                    Ok(content) => content,
                     // Servers close connections that are idle or have carried many mails. That shows with the first
                     // command, before anything was sent of this mail, so it may start over.
                     Err(SendError::Unavailable(_)) if !fresh => {
                         drop(connection);
                         connection = server.connect().await?;
-                        server.begin(&mut connection, mail).await?;
+                        server.begin(&mut connection, mail).await?
                     }
                     Err(error) => return Err(error),
-                }
-                let result = server.transfer(&mut connection, mail).await;
+                };
+                let result = server.transfer(&mut connection, mail, &content).await;
                 let usable = match &result {
-                    Ok(()) => true,
+                    Ok(_) => true,
                     Err(SendError::Permanent(_) | SendError::Transient(_)) => server.reset(&mut connection).await,
                     Err(SendError::Unavailable(_)) => false,
                 };
@@ -427,20 +431,30 @@ impl SmtpServer {
         Ok(Session { stream, greeting })
     }
 
-    /// Announces a mail. Every failure is the server's trouble: the sender is the same for all mails, so a server that
-    /// does not like it likes none.
-    async fn begin(&self, connection: &mut AsyncSmtpConnection, mail: &Composed) -> Result<(), SendError> {
-        let options = if mail.needs_smtputf8() {
-            vec![MailParameter::SmtpUtfEight, MailParameter::Body(MailBodyParameter::EightBitMime)]
-        } else {
-            vec![]
-        };
+    /// Encodes a mail as this connection takes it, and announces it. Every refusal is the server's trouble: the sender is
+    /// the same for all mails, so a server that does not like it likes none.
+    async fn begin(&self, connection: &mut AsyncSmtpConnection, mail: &Composed) -> Result<Vec<u8>, SendError> {
+        let takes_8bit = connection.server_info().supports_feature(Extension::EightBitMime);
+        let content = mail.bytes(takes_8bit).map_err(|error| SendError::Transient(self.sentence("signing", error)))?;
+        let mut options = Vec::new();
+        if mail.needs_smtputf8() {
+            options.push(MailParameter::SmtpUtfEight);
+        }
+        if !content.is_ascii() {
+            options.push(MailParameter::Body(MailBodyParameter::EightBitMime));
+        }
         let command = Mail::new(mail.envelope.from().cloned(), options);
-        self.within("MAIL", self.deadlines.command, connection.command(command)).await.map(drop)
+        self.within("MAIL", self.deadlines.command, connection.command(command)).await?;
+        Ok(content)
     }
 
-    /// Names the recipient and sends the content.
-    async fn transfer(&self, connection: &mut AsyncSmtpConnection, mail: &Composed) -> Result<(), SendError> {
+    /// Names the recipient and sends the content. Gives the answer to it.
+    async fn transfer(
+        &self,
+        connection: &mut AsyncSmtpConnection,
+        mail: &Composed,
+        content: &[u8],
+    ) -> Result<String, SendError> {
         let limit = self.deadlines.command;
         for address in mail.envelope.to() {
             self.verdict("RCPT", limit, connection.command(Rcpt::new(address.clone(), vec![]))).await?;
@@ -449,11 +463,14 @@ impl SmtpServer {
         if !ready.has_code(354) {
             return Err(self.unavailable("DATA", format!("answered {} in place of 354", u16::from(ready.code()))));
         }
-        let accepted = self.verdict("content", self.deadlines.content, connection.message(&mail.bytes)).await?;
+        // The line end before the dot that ends the mail is its own last one.
+        let content = content.strip_suffix(b"\r\n").unwrap_or(content);
+        let accepted = self.verdict("content", self.deadlines.content, connection.message(content)).await?;
         if !accepted.has_code(250) {
             return Err(self.unavailable("content", format!("answered {} in place of 250", u16::from(accepted.code()))));
         }
-        Ok(())
+        let words: Vec<&str> = accepted.message().collect();
+        Ok(shorten(&single_line(&format!("250 {}", words.join(" "))), ERROR_CHARS_MAX))
     }
 
     /// Makes a connection ready for the next mail after a refused one. Tells whether that worked.
@@ -605,13 +622,13 @@ async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Res
     result.map_err(|error| SendError::Unavailable(format!("mail directory: {error}")))
 }
 
-/// Writes the mail under its own name, whole or not at all, and waits until it is on the disk: only then it is sent.
-fn write_file(directory: &Path, mail: &Composed) -> io::Result<()> {
-    let temporary = directory.join(format!(".{}.tmp", mail.entry_id));
+/// Writes a mail under its own name, whole or not at all, and waits until it is on the disk: only then it is sent.
+fn write_file(directory: &Path, temporary: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = directory.join(temporary);
     let mut file = File::create(&temporary)?;
-    file.write_all(&mail.bytes)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&temporary, directory.join(file_name(mail)))?;
+    fs::rename(&temporary, directory.join(name))?;
     File::open(directory)?.sync_all()
 }
 

@@ -51,7 +51,9 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<Stri
         let (name, email) = (single_line(&organization.name), single_line(&organization.email));
         put_always(&mut view, "name", if name.is_empty() { email.clone() } else { name });
         put_always(&mut view, "email", email);
-        put(&mut view, "color", organization.color.clone().filter(|color| is_css_color(color)));
+        let color = organization.color.as_deref().and_then(color).unwrap_or(PLAIN);
+        put_always(&mut view, "color", hex(color));
+        put_always(&mut view, "text_on_color", hex(legible_on(color)));
         put(&mut view, "logo_url", organization.logo_url.as_deref().and_then(web_address));
         Value::Object(view)
     });
@@ -123,12 +125,36 @@ fn paragraphs(text: &str) -> String {
     kept
 }
 
-/// Whether it is `#rgb`, `#rrggbb` or a colour's name: nothing else gets into a style.
-fn is_css_color(text: &str) -> bool {
-    match text.strip_prefix('#') {
-        Some(digits) => matches!(digits.len(), 3 | 6) && digits.bytes().all(|byte| byte.is_ascii_hexdigit()),
-        None => (3..=24).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphabetic()),
-    }
+/// A colour's red, green and blue.
+type Rgb = [u8; 3];
+
+/// The colour of organizations that have none.
+const PLAIN: Rgb = [0x33, 0x47, 0x5b];
+
+/// What CSS takes for a colour, without what shines through. Nothing else gets into a style.
+fn color(text: &str) -> Option<Rgb> {
+    const COLOR_BYTES_MAX: usize = 64;
+    let text = text.trim();
+    let color = csscolorparser::parse(text).ok().filter(|_| text.len() <= COLOR_BYTES_MAX)?;
+    let [red, green, blue, _] = color.to_rgba8();
+    Some([red, green, blue])
+}
+
+fn hex([red, green, blue]: Rgb) -> String {
+    format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
+/// White or black, whichever can be read better on `color`. One of them always has more than the contrast of 4.5 to 1 that
+/// WCAG 2 (1.4.3) asks for.
+fn legible_on(color: Rgb) -> Rgb {
+    let [red, green, blue] = color.map(|value| {
+        let value = f32::from(value) / 255.0;
+        if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+    });
+    let luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    let on_white = 1.05 / (luminance + 0.05);
+    let on_black = (luminance + 0.05) / 0.05;
+    if on_white >= on_black { [255; 3] } else { [0; 3] }
 }
 
 /// A link that leads to the web and nowhere else.
@@ -149,17 +175,25 @@ mod tests {
     }
 
     #[test]
-    fn only_colours_and_web_addresses_get_into_html() {
-        for (text, expected) in [
-            ("#0a7d4f", true),
-            ("#FFF", true),
-            ("teal", true),
-            ("#12345", false),
-            ("red;background:url(x)", false),
-            ("", false),
-        ] {
-            assert_eq!(is_css_color(text), expected, "{text}");
+    fn a_colour_comes_with_one_that_can_be_read_on_it() {
+        #[track_caller]
+        fn check(text: &str, expected: Option<(&str, &str)>) {
+            let found = color(text).map(|color| (hex(color), hex(legible_on(color))));
+            assert_eq!(found.as_ref().map(|(color, on)| (color.as_str(), on.as_str())), expected, "{text}");
         }
+        check("#0a7d4f", Some(("#0a7d4f", "#ffffff")));
+        check("#FFF", Some(("#ffffff", "#000000")));
+        check("gold", Some(("#ffd700", "#000000")));
+        check("rgb(0 0 139)", Some(("#00008b", "#ffffff")));
+        check("#777", Some(("#777777", "#000000")));
+        check("#12345", None);
+        check("red;background:url(x)", None);
+        check("", None);
+        check(&" ".repeat(100), None);
+    }
+
+    #[test]
+    fn only_web_addresses_become_links() {
         assert_eq!(
             web_address("https://example.com/a?b=c&d=\"e\"").as_deref(),
             Some("https://example.com/a?b=c&d=%22e%22")

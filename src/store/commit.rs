@@ -212,10 +212,45 @@ impl Store {
     /// # Errors
     /// When the server does not answer.
     pub async fn wait_for_majority(&self) -> Result<(), StoreError> {
-        // A write that finds nothing waits, as any other, for the newest change that its server knows.
-        let nothing = doc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } };
-        self.update_many(Collection::Subscriptions, vec![nothing]).await.map(drop)
+        self.update_many(Collection::Subscriptions, vec![nothing()]).await.map(drop)
     }
+
+    /// Finds out whether a majority of the servers takes writes to the collections that decisions are written to.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn check_writes(&self) -> Result<(), StoreError> {
+        for collection in [Collection::Subscriptions, Collection::Accounts] {
+            self.update_many(collection, vec![nothing()]).await?;
+        }
+        Ok(())
+    }
+
+    /// Finds out whether these documents can be written, and changes none of them.
+    ///
+    /// # Errors
+    /// When the server does not answer, or does not take the write.
+    pub async fn rehearse(&self, documents: &HashSet<(Collection, String)>) -> Result<(), StoreError> {
+        for collection in Collection::ALL {
+            let nothing = documents
+                .iter()
+                .filter(|(of, _)| *of == collection)
+                // Each by its id, so that a router asks the shard that has it; with no version at all, so that none is found.
+                .map(
+                    |(_, id)| doc! { "q": { "_id": id, "version": { "$in": [] } }, "u": { "$set": { "version": 0 } } },
+                );
+            let nothing: Vec<Document> = nothing.collect();
+            if !nothing.is_empty() {
+                self.update_many(collection, nothing).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A write that finds nothing. It waits, as any other, for the newest change that its server knows.
+fn nothing() -> Document {
+    doc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } }
 }
 
 /// The code of a value that does not go with the update, such as `$push` to a field that is no list.

@@ -19,9 +19,10 @@ use std::time::Duration;
 
 use bson::{Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
-use mongodb::error::ErrorKind;
+use mongodb::error::{CommandError, ErrorKind};
 use mongodb::options::{ClientOptions, ReadPreference, SelectionCriteria};
 use mongodb::{Client, Database};
+use tokio::time::timeout;
 
 use crate::domain::fold::{Loaded, World};
 use crate::domain::text::{AccountId, OrganizationId, SubscriptionId};
@@ -95,13 +96,17 @@ pub struct Store {
 }
 
 impl Store {
-    /// Connects lazily: the first operation finds out whether a server answers. `tls` holds for what the URL leaves open,
-    /// and where the URL asks for TLS.
+    /// Connects lazily: the first operation finds out whether a server answers. Only where the servers are is asked at once,
+    /// when the URL is a `mongodb+srv`. `tls` holds for what the URL leaves open, and where the URL asks for TLS.
     ///
     /// # Errors
-    /// When the URL is not one, or names no database, or a file that cannot be used.
+    /// [`StoreError::Unavailable`] when it cannot be found out where the servers are; [`StoreError::Refused`] when the URL is
+    /// not one, or names no database, or a file that cannot be used.
     pub async fn open(url: &str, tls: &Tls) -> Result<Self, StoreError> {
-        let mut options = ClientOptions::parse(url).await.map_err(|error| StoreError::Refused(error.to_string()))?;
+        let mut options = timeout(CONNECT_DEADLINE, ClientOptions::parse(url).into_future())
+            .await
+            .map_err(|_| StoreError::Unavailable(format!("DNS: no answer within {} s", CONNECT_DEADLINE.as_secs())))?
+            .map_err(|error| classify(&error))?;
         tls.fill_in(&mut options);
         options.app_name.get_or_insert_with(|| "offramp".to_owned());
         options.server_selection_timeout.get_or_insert(SERVER_SELECTION_DEADLINE);
@@ -113,7 +118,7 @@ impl Store {
             .ok_or_else(|| StoreError::Refused("the URL names no database (mongodb://HOST/DATABASE)".to_owned()))?;
         // Decisions are made on what is read, so reads see the primary, whatever the URL says.
         options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
-        let client = Client::with_options(options).map_err(|error| StoreError::Refused(error.to_string()))?;
+        let client = Client::with_options(options).map_err(|error| StoreError::Refused(error.kind.to_string()))?;
         Ok(Self { database: client.database(&name) })
     }
 
@@ -258,21 +263,29 @@ fn id<T: for<'a> TryFrom<&'a str>>(raw: &RawDocumentBuf) -> Option<T> {
 async fn within_deadline<T: Send + 'static>(
     operation: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
 ) -> Result<T, StoreError> {
-    match tokio::time::timeout(OPERATION_DEADLINE, tokio::spawn(operation)).await {
+    match timeout(OPERATION_DEADLINE, tokio::spawn(operation)).await {
         Ok(Ok(result)) => result.map_err(|error| classify(&error)),
         Ok(Err(join)) => Err(StoreError::Unavailable(format!("the operation was aborted: {join}"))),
         Err(_) => Err(StoreError::Unavailable(format!("no answer within {} s", OPERATION_DEADLINE.as_secs()))),
     }
 }
 
-/// The driver's words, without the lists of labels and of what is not there that it puts behind each error.
+/// The driver's words, without the lists of labels, the server's reply, and what is not there, that it puts behind each
+/// error.
 fn plain(error: &str) -> String {
-    let mut parts = error.split(", labels: {");
-    let mut text = parts.next().unwrap_or_default().to_owned();
-    for part in parts {
-        text.push_str(part.split_once('}').map_or("", |(_, rest)| rest));
-    }
+    let text = without(error, ", labels: {", '}');
+    let text = without(&text, ", server response: Some(", ')');
     text.replace(", source: None", "").replace(", server response: None", "")
+}
+
+/// A text without what is between `begin` and `end`, and these two, wherever that is.
+fn without(text: &str, begin: &str, end: char) -> String {
+    let mut parts = text.split(begin);
+    let mut kept = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        kept.push_str(part.split_once(end).map_or("", |(_, rest)| rest));
+    }
+    kept
 }
 
 /// Whether the same operation could succeed later.
@@ -282,12 +295,29 @@ fn classify(error: &mongodb::error::Error) -> StoreError {
     /// is too large.
     const REFUSALS: [i32; 8] = [2, 9, 14, 85, 86, 121, 10334, 17419];
     match error.kind.as_ref() {
-        ErrorKind::Command(command) if REFUSALS.contains(&command.code) => StoreError::Refused(command.to_string()),
-        ErrorKind::Bson(_) | ErrorKind::InvalidArgument { .. } => StoreError::Refused(error.to_string()),
+        ErrorKind::Command(command) if REFUSALS.contains(&command.code) => StoreError::Refused(told(command)),
+        ErrorKind::Command(command) => StoreError::Unavailable(told(command)),
+        // Has the server's words in it, too.
+        ErrorKind::Write(_) => StoreError::Unavailable("it did not take a write".to_owned()),
+        kind @ (ErrorKind::Bson(_) | ErrorKind::InvalidArgument { .. }) => StoreError::Refused(kind.to_string()),
         kind => {
             let is_handshake = matches!(kind, ErrorKind::ServerSelection { .. });
-            StoreError::Unavailable(explain(&plain(&error.to_string()), is_handshake))
+            // The kind alone: the error as a whole has the server's reply in it.
+            StoreError::Unavailable(explain(&plain(&kind.to_string()), is_handshake))
         }
+    }
+}
+
+/// What may be told of a server's refusal. Not its own words, but for an index: they may quote the whole command ("not
+/// authorized to execute command …"), with everything that is to be written about somebody.
+fn told(refusal: &CommandError) -> String {
+    /// Index options conflict, index key specs conflict.
+    const OF_INDEXES: [i32; 2] = [85, 86];
+    let CommandError { code, code_name, message, .. } = refusal;
+    match code {
+        13 => format!("the user of OFFRAMP_MONGODB_URL lacks a right ({code_name}, code {code})"),
+        _ if OF_INDEXES.contains(code) => format!("{message} ({code_name}, code {code})"),
+        _ => format!("{code_name}, code {code}"),
     }
 }
 
@@ -300,6 +330,29 @@ mod tests {
         let error = "Kind: No servers. Error: Kind: I/O error: refused, labels: {\"A\", \"B\"}, source: None, server response: \
                      None } ] }, labels: {}, source: None, server response: None";
         assert_eq!(plain(error), "Kind: No servers. Error: Kind: I/O error: refused } ] }");
+        let error =
+            "Error: Kind: away, labels: {}, source: None, server response: Some(RawDocumentBuf { data: \"16\" }) }";
+        assert_eq!(plain(error), "Error: Kind: away }");
         assert_eq!(plain("as it is"), "as it is");
+    }
+
+    #[track_caller]
+    fn check(code: i32, code_name: &str, message: &str, expected: &StoreError) {
+        let refusal = serde_json::json!({ "code": code, "codeName": code_name, "errmsg": message });
+        let refusal: CommandError = serde_json::from_value(refusal).unwrap();
+        assert_eq!(&classify(&ErrorKind::Command(refusal).into()), expected);
+    }
+
+    #[test]
+    fn of_what_the_server_says_nothing_is_told_that_may_quote_a_document() {
+        let quoting = "not authorized on offramp to execute command { update: \"accounts\", updates: [ { q: { _id: \"acc\" }, \
+                       u: { $push: { outbox: { $each: [ { mail: { to: { email: \"ada@example.org\" } } } ] } } } } ] }";
+        let lacks = "the user of OFFRAMP_MONGODB_URL lacks a right (Unauthorized, code 13)";
+        check(13, "Unauthorized", quoting, &StoreError::Unavailable(lacks.to_owned()));
+        check(166, "NotOnView", quoting, &StoreError::Unavailable("NotOnView, code 166".to_owned()));
+        check(2, "BadValue", quoting, &StoreError::Refused("BadValue, code 2".to_owned()));
+        let index = "Index already exists with a different name: due";
+        let conflict = format!("{index} (IndexOptionsConflict, code 85)");
+        check(85, "IndexOptionsConflict", index, &StoreError::Refused(conflict));
     }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::domain::event::{CloudEvent, Event};
 use crate::domain::fold::Added;
-use crate::domain::notification::{Facts, Mailbox, Notification, Recipient, Template};
+use crate::domain::notification::{Facts, Mailbox, Notification, Recipient, Template, conversation_id};
 
 use super::Collection;
 use super::documents::ExtendedJsonDate;
@@ -105,6 +105,14 @@ pub struct Leased {
     pub document_id: String,
     /// The entry.
     pub entry: OutboxEntry,
+}
+
+impl Leased {
+    /// The conversation that its mail belongs to: that of all mails about its document.
+    #[must_use]
+    pub fn conversation_id(&self) -> Uuid {
+        conversation_id(self.collection.as_str(), &self.document_id)
+    }
 }
 
 /// The right to send entries until an instant.

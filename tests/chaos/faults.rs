@@ -16,6 +16,8 @@ use crate::support::proxy::Proxy;
 const FREEZE: Duration = Duration::from_secs(10);
 /// From the end of one fault, when everything runs again, to the next.
 const BREATHER: Duration = Duration::from_millis(1_500);
+/// How long after a server's return the lanes may still stand.
+pub const PAUSE_WANTED: Duration = Duration::from_secs(5);
 /// How long to wait for the lanes before the pause counts as this long.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
@@ -99,10 +101,12 @@ impl MailFault {
     }
 }
 
-/// How a fault went: how often, and the longest time from its end until everything ran again.
+/// How a fault went: how often, how often lanes ran again too late, and the longest time from its end until they did, or
+/// until a mail left.
 #[derive(Clone, Copy, Default)]
 pub struct Account {
     pub times: u32,
+    pub late: u32,
     pub longest_pause: Duration,
 }
 
@@ -156,7 +160,7 @@ impl Chaos {
                     self.database_away.lock().unwrap().push((began, back));
                 }
                 let (pause, last) = self.fleet.lanes_run(back, PAUSE_MAX).await;
-                self.note(fault.name(), back - began, pause, last);
+                self.note(fault.name(), back - began, pause, last, pause > PAUSE_WANTED);
                 sleep(BREATHER).await;
             }
         }
@@ -208,7 +212,8 @@ impl Chaos {
                 while self.observer.newest_mail().is_none_or(|at| at < back) && back.elapsed() < PAUSE_MAX {
                     sleep(Duration::from_millis(50)).await;
                 }
-                self.note(fault.name(), lasted, back.elapsed(), "mails");
+                // Mails are put off for longer than that on purpose; lanes do not wait for them.
+                self.note(fault.name(), lasted, back.elapsed(), "mails", false);
             }
         }
     }
@@ -229,12 +234,14 @@ impl Chaos {
     }
 
     /// `last` is what ran last again.
-    fn note(&self, name: &'static str, lasted: Duration, pause: Duration, last: &str) {
+    fn note(&self, name: &'static str, lasted: Duration, pause: Duration, last: &str, is_late: bool) {
         let (lasted, seconds) = (lasted.as_secs_f64(), pause.as_secs_f64());
-        say!("{name:<38} lasted {lasted:4.1} s, pause after it {seconds:4.1} s ({last})");
+        let late = if is_late { ", late" } else { "" };
+        say!("{name:<38} lasted {lasted:4.1} s, pause after it {seconds:4.1} s ({last}{late})");
         let mut accounts = self.accounts.lock().unwrap();
         let account = accounts.entry(name).or_default();
         account.times += 1;
+        account.late += u32::from(is_late);
         account.longest_pause = account.longest_pause.max(pause);
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::support::eventually;
 use crate::support::proxy::Proxy;
@@ -26,6 +26,8 @@ pub const LEASE_SECONDS: u64 = 20;
 const KILL_JITTER_MILLISECONDS: u64 = 400;
 /// How often the workers are asked how far they are.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long one of them may take to answer: those that do must not be heard late because of it.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What the workers' mail servers do with mails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub struct Fleet {
     /// Workers that ended though nobody killed them.
     pub ended: Mutex<Vec<String>>,
     progress: Mutex<HashMap<&'static str, Instant>>,
+    /// Held while nobody is killed.
+    truce: tokio::sync::Mutex<()>,
 }
 
 impl Fleet {
@@ -83,6 +87,7 @@ impl Fleet {
             kills: Mutex::default(),
             ended: Mutex::default(),
             progress: Mutex::default(),
+            truce: tokio::sync::Mutex::default(),
         };
         let workers = (0..WORKERS).map(|number| fleet.spawn(number)).collect();
         *fleet.workers.lock().unwrap() = workers;
@@ -108,11 +113,13 @@ impl Fleet {
         }
     }
 
-    /// Kills one worker after the other, each time another takes its place, for ever.
+    /// Kills one worker after the other, each time another takes its place, for ever; but none while it is
+    /// measured how soon lanes run again.
     pub async fn keep_killing(self: Arc<Self>, mut rng: Rng) {
         loop {
             let pause = 1_000 - KILL_JITTER_MILLISECONDS + rng.u64(..2 * KILL_JITTER_MILLISECONDS);
             sleep(Duration::from_millis(pause)).await;
+            let _no_truce = self.truce.lock().await;
             let number = rng.usize(..WORKERS);
             let mut workers = self.workers.lock().unwrap();
             let worker = &mut workers[number];
@@ -138,7 +145,7 @@ impl Fleet {
             let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(Worker::port).collect();
             let mut answers = JoinSet::new();
             for port in ports {
-                answers.spawn(async move { (port, settled(port).await) });
+                answers.spawn(async move { (port, timeout(LOOK_PATIENCE, settled(port)).await.unwrap_or_default()) });
             }
             while let Some(answer) = answers.join_next().await {
                 let (port, settled) = answer.unwrap();
@@ -153,8 +160,10 @@ impl Fleet {
     }
 
     /// Waits until every lane has settled a message after `moment`, for at most `patience`; how long that took, and which
-    /// lane was the last.
+    /// lane was the last. Nobody is killed meanwhile: lanes must run again without a restart, so none may help or hinder
+    /// them.
     pub async fn lanes_run(&self, moment: Instant, patience: Duration) -> (Duration, &'static str) {
+        let _truce = self.truce.lock().await;
         loop {
             let progress = self.progress.lock().unwrap().clone();
             let pause = |lane| progress.get(lane).and_then(|at: &Instant| at.checked_duration_since(moment));

@@ -11,7 +11,7 @@ use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
 use offramp::clock;
 use offramp::mail::Templates;
-use offramp::mail::message::Sender;
+use offramp::mail::message::{Origin, Sender};
 use offramp::outbox::Writer;
 use offramp::store::outbox::Content;
 use serde_json::Value;
@@ -55,7 +55,8 @@ struct Arrived {
 
 impl Observer {
     pub fn new(plan: Arc<Plan>, sender: &str) -> Self {
-        let writer = Writer { templates: Templates::load(None).unwrap(), sender: Sender::parse(sender).unwrap() };
+        let writer =
+            Writer { templates: Templates::load(None).unwrap(), sender: Sender::parse(sender).unwrap(), signer: None };
         let seen = plan.commands.iter().map(|_| watch::Sender::new(false)).collect();
         Self(Arc::new(Inner { plan, writer, seen, arrived: Mutex::default() }))
     }
@@ -152,8 +153,9 @@ impl Observer {
             return self.unexpected_because(format!("a mail that nothing entails: {text}"));
         };
         if let Content::Mail(expected) = &effect.content {
-            let (expected, _) = self.0.writer.write(&id.to_string(), expected, clock::now()).unwrap();
-            let bytes = String::from_utf8_lossy(&expected.bytes);
+            let origin = Origin { entry_id: id, conversation_id: effect.conversation_id };
+            let expected = self.0.writer.write(origin, expected, clock::now()).unwrap();
+            let bytes = String::from_utf8(expected.bytes(true).unwrap()).unwrap();
             let difference = lines(&text).zip(lines(&bytes)).find(|(found, expected)| found != expected);
             if let Some((found, expected)) = difference {
                 self.unexpected_because(format!("mail {id} says {found:?} instead of {expected:?}"));

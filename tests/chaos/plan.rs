@@ -16,6 +16,7 @@ use offramp::clock;
 use offramp::domain::account::Account;
 use offramp::domain::command::{Command, CommandBody};
 use offramp::domain::fold::{Task, Verdict, World};
+use offramp::domain::notification::conversation_id;
 use offramp::domain::organization::Organization;
 use offramp::domain::subscription::Subscription;
 use offramp::store::documents::{AccountDocument, OrganizationDocument, SubscriptionDocument, read};
@@ -69,6 +70,8 @@ pub struct Planned {
 pub struct Effect {
     /// The command that causes it.
     pub command: usize,
+    /// The conversation that it belongs to, if it is a mail.
+    pub conversation_id: Uuid,
     pub content: Content,
 }
 
@@ -185,9 +188,13 @@ impl Plan {
             }
             Verdict::Missing(missing) => unreachable!("a story lacks its {missing:?}"),
         };
+        let conversation_id = match &command.body {
+            CommandBody::Subscription(data) => conversation_id("subscriptions", data.subscription_id().as_str()),
+            CommandBody::CardExpiry(data) => conversation_id("accounts", data.account_id.as_str()),
+        };
         for (id, content) in contents {
             planned.effects.push(id);
-            let earlier = self.effects.insert(id, Effect { command: index, content });
+            let earlier = self.effects.insert(id, Effect { command: index, conversation_id, content });
             assert!(earlier.is_none(), "two effects have the same id");
         }
         planned

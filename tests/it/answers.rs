@@ -6,6 +6,8 @@ use lapin::types::FieldTable;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
+use crate::support::proxy::{LOST, Proxy};
+use crate::support::rabbit::amqp_url;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
 use crate::support::smtp::SmtpSink;
 use crate::support::worker::Worker;
@@ -373,5 +375,28 @@ async fn answers_to_our_own_queues_are_not_sent() {
         assert!(world.take(queue).await.is_none(), "{queue}");
     }
     assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_never_confirmed_holds_nobody_up() {
+    let world = World::new("silent").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let events = world.watch_events().await;
+    let (_line, amqp_url) = Proxy::in_front_of(&amqp_url()).await;
+    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_AMQP_URL", &amqp_url)]).await;
+
+    let refused = with(cancellation("c-1", "sub"), "organization_id", json!("elsewhere")).to_string();
+    let properties = BasicProperties::default().with_reply_to(format!("{LOST}{}", world.prefix).into());
+    world.publish_with("subscription.cancellation", refused.as_bytes(), properties).await;
+    world.command(&cancellation("c-2", "sub")).await;
+
+    events.next(&world, is_rejection_of("c-1")).await;
+    status_becomes(&world, "sub", "cancellation_scheduled").await;
+    let answer = worker.readyz().await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "what becomes of an answer is not the worker's trouble: {answer}");
+    assert!(worker.stop().await.success());
+    assert!(world.take("cancellation").await.is_none(), "both are acknowledged");
     world.remove().await;
 }

@@ -684,21 +684,27 @@ async fn a_message_that_ends_each_process_that_takes_it_becomes_a_dead_letter_al
     .await;
 }
 
+/// Has what waits in the work queue come back so often.
+async fn come_back(rabbit: &Rabbit, times: u64) {
+    let queue = rabbit.queue();
+    let waiting = rabbit.count(&queue).await;
+    for _ in 0..times {
+        let mut newest = None;
+        for _ in 0..waiting {
+            let message = rabbit.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap();
+            newest = Some(message.expect("the message came back"));
+        }
+        newest.unwrap().nack(BasicNackOptions { requeue: true, multiple: true }).await.unwrap();
+        eventually("they are back", async || rabbit.count(&queue).await == waiting).await;
+    }
+}
+
 #[tokio::test]
 async fn messages_that_came_back_often_are_soon_taken_in_batches_again() {
     Rabbit::declared(async |rabbit| {
         let texts: Vec<String> = (0..500).map(|index| index.to_string()).collect();
         rabbit.commands(texts.iter().map(String::as_str)).await;
-        for _ in 0..6 {
-            let mut newest = None;
-            for _ in &texts {
-                let options = BasicGetOptions::default();
-                let message = rabbit.channel.basic_get(rabbit.queue().as_str().into(), options).await.unwrap();
-                newest = Some(message.expect("the message came back"));
-            }
-            newest.unwrap().nack(BasicNackOptions { requeue: true, multiple: true }).await.unwrap();
-            eventually("they are back", async || rabbit.count(&rabbit.queue()).await == 500).await;
-        }
+        come_back(rabbit, 6).await;
 
         let mut consumer = consumer(rabbit, &lane());
         // Each of them once; RabbitMQ gives them back in no order.
@@ -711,9 +717,70 @@ async fn messages_that_came_back_often_are_soon_taken_in_batches_again() {
             }
             batch.ack().await.unwrap();
         }
-        assert_eq!(sizes[0], 1);
-        assert!(sizes.iter().any(|size| *size > 16), "{sizes:?}");
+        assert_eq!(sizes[..3], [1, 1, 2]);
+        assert!(sizes.iter().any(|size| *size >= 64), "{sizes:?}");
         consumer.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn after_messages_that_came_back_often_a_quiet_queue_is_soon_consumed_as_ever() {
+    Rabbit::declared(async |rabbit| {
+        rabbit.commands(["one", "two", "three"]).await;
+        come_back(rabbit, 6).await;
+        let mut consumer = consumer(rabbit, &lane());
+        for _ in 0..2 {
+            next(&mut consumer).await.ack().await.unwrap();
+        }
+        // Two would be sent ahead now, and there is one.
+        next(&mut consumer).await.ack().await.unwrap();
+        rabbit.commands(["fresh"]).await;
+        let batch = next(&mut consumer).await;
+        assert_eq!(bodies(&batch), ["fresh"]);
+        batch.ack().await.unwrap();
+
+        let texts: Vec<String> = (0..100).map(|index| index.to_string()).collect();
+        rabbit.commands(texts.iter().map(String::as_str)).await;
+        // All are sent ahead, with none settled.
+        let batch = consumer.next_batch(1, &CancellationToken::new()).await.unwrap();
+        eventually("all are sent ahead", async || rabbit.count(&rabbit.queue()).await == 0).await;
+        batch.ack().await.unwrap();
+        consumer.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_there_already_is_not_forgotten_when_more_is_sent_ahead() {
+    Rabbit::declared(async |rabbit| {
+        rabbit.commands(["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"]).await;
+        come_back(rabbit, 6).await;
+        let texts: Vec<String> = (100..150).map(|index| index.to_string()).collect();
+        rabbit.commands(texts.iter().map(String::as_str)).await;
+        let mut consumer = consumer(rabbit, &lane());
+        let mut seen = Vec::new();
+        // Eight are sent ahead in the end.
+        for size in [1, 1, 2, 2, 4, 4] {
+            let batch = next(&mut consumer).await;
+            assert_eq!(batch.deliveries.len(), size);
+            seen.extend(bodies(&batch).into_iter().map(str::to_owned));
+            batch.ack().await.unwrap();
+        }
+        // One of the eight is taken, and has the window opened.
+        let mut max = 1;
+        while seen.len() < 11 + texts.len() {
+            let batch = timeout(SOON, consumer.next_batch(max, &CancellationToken::new())).await.unwrap().unwrap();
+            assert!(batch.deliveries.iter().all(|delivery| delivery.delivery_count <= 1));
+            seen.extend(bodies(&batch).into_iter().map(str::to_owned));
+            batch.ack().await.unwrap();
+            max = 100;
+        }
+        seen.sort();
+        seen.dedup();
+        assert_eq!(seen.len(), 11 + texts.len());
+        consumer.close().await;
+        assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
     })
     .await;
 }

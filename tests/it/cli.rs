@@ -312,6 +312,27 @@ async fn check_says_what_is_wrong_and_changes_nothing() {
     let unreachable = "amqp://app:s3cret@127.0.0.1:1";
     let ran = fails(&mut check(), &["check", "--amqp-url", unreachable], "", 1, "not as it should be: RabbitMQ");
     assert!(ran.stdout.contains("127.0.0.1:1") && !ran.stdout.contains("s3cret"), "{}", ran.stdout);
+    let key = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(key.path(), crate::support::dkim::ED25519).unwrap();
+    let signing = || {
+        let mut command = check();
+        command.env("OFFRAMP_DKIM_KEY_FILE", key.path());
+        command
+    };
+    let ran = succeeds(&mut signing(), &["check", "--dkim-selector", "s1"], "");
+    let record = "s1._domainkey.offramp.example  v=DKIM1; k=ed25519; p=VXfLKMz+y0zkqspuFSbUuyNKiRjJIP8IfvTUdyEbTfk=";
+    assert!(ran.stdout.contains("✓ DKIM") && ran.stdout.contains(record), "{}", ran.stdout);
+    assert!(!ran.stdout.contains("DMARC"), "{}", ran.stdout);
+    let elsewhere = ["check", "--dkim-selector", "s1", "--dkim-domain", "example.com"];
+    let ran = succeeds(&mut signing(), &elsewhere, "");
+    assert!(ran.stdout.contains("DMARC asks for a signature of offramp.example"), "{}", ran.stdout);
+    let ran = fails(&mut signing(), &["check"], "", 2, "not as it should be: DKIM");
+    assert!(ran.stdout.contains("OFFRAMP_DKIM_SELECTOR is not"), "{}", ran.stdout);
+    fails(&mut signing(), &["run"], "", 2, "OFFRAMP_DKIM_SELECTOR is not");
+    std::fs::write(key.path(), "s3cret").unwrap();
+    let ran =
+        fails(&mut signing(), &["run"], "", 2, "OFFRAMP_DKIM_KEY (--dkim-key) cannot be what it is set to: it is");
+    assert!(!ran.stderr.contains("s3cret"), "{}", ran.stderr);
     let unreachable = "mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=200";
     fails(&mut check(), &["check", "--mongodb-url", unreachable], "", 1, "not as it should be: MongoDB");
     fails(

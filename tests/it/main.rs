@@ -5,11 +5,14 @@
 mod answers;
 mod broker;
 mod cli;
+mod deliverability;
+mod every_mail;
 mod hostile;
 mod mail;
 mod model;
 mod operators;
 mod outages;
+mod preview;
 mod shutdown;
 mod story;
 mod support;

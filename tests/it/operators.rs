@@ -11,12 +11,12 @@ use bson::doc;
 use chrono::Utc;
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
-use lapin::types::FieldTable;
-use offramp::broker::{Broker, Delivery, Publisher, Topology};
+use lapin::types::{AMQPValue, FieldTable};
+use offramp::broker::{Broker, DeadLetters, Delivery, Publisher, Topology};
 use serde_json::{Value, json};
 
 use crate::support::eventually;
-use crate::support::rabbit::amqp_url;
+use crate::support::rabbit::{Rabbit, amqp_url};
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::{Worker, offramp};
@@ -445,6 +445,37 @@ async fn operators_wait_for_one_another() {
     held.close().await;
     assert!(output(&world, &["dead-letters", "replay", "--all"]).starts_with("sent back 1 dead letter:"));
     world.remove().await;
+}
+
+#[tokio::test]
+async fn letters_that_share_a_handle_are_not_taken_for_each_other() {
+    Rabbit::declared(async |rabbit| {
+        let queue = rabbit.topology.dead_letter_queue();
+        let bury = async |body: &str| {
+            let mut headers = FieldTable::default();
+            headers.insert("offramp-reason".into(), AMQPValue::LongString("invalid".into()));
+            let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
+            rabbit.publish("", &queue, body.as_bytes(), properties).await;
+        };
+        let (goes, stays, comes) = (r#"{"n": 488854}"#, r#"{"n": 968711}"#, r#"{"n": 1}"#);
+        bury(goes).await;
+        bury(stays).await;
+        let letters = DeadLetters::open(&rabbit.broker(), &rabbit.topology).await.unwrap();
+        let mut scan = letters.scan().await.unwrap();
+        let (one, other) = (scan.next().await.unwrap().unwrap(), scan.next().await.unwrap().unwrap());
+        assert_eq!(one.letter.handle, other.letter.handle);
+        let (one, other) = if one.body() == goes.as_bytes() { (one, other) } else { (other, one) };
+        scan.remove(vec![one]).await.unwrap();
+        drop(other);
+        // One more than expected: it is looked for what came back though it was removed.
+        bury(comes).await;
+        scan.finish().await.unwrap();
+        letters.close().await;
+        let mut left = [rabbit.await_message(&queue).await.data, rabbit.await_message(&queue).await.data];
+        left.sort();
+        assert_eq!(left, [comes.as_bytes(), stays.as_bytes()]);
+    })
+    .await;
 }
 
 // ---------------------------------------------------------------------------------------------------------- outbox ---

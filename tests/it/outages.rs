@@ -1,12 +1,20 @@
 //! Servers that are away: nobody's failure, so nothing is counted, nothing is lost, and work goes on by itself.
 
-use bson::doc;
-use lapin::options::QueueDeclareOptions;
-use lapin::types::FieldTable;
+use std::io::Read;
+use std::process::Stdio;
+
+use bson::{Document, doc};
+use lapin::message::BasicGetMessage;
+use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use mongodb::Client;
+use offramp::broker::delivery::RETURNS_MAX;
+use serde_json::{Value, json};
 
 use crate::support::eventually;
+use crate::support::private::PrivateServers;
 use crate::support::proxy::Proxy;
-use crate::support::samples::{account, cancellation, organization, subscription};
+use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
 use crate::support::smtp::SmtpSink;
 use crate::support::worker::Worker;
 use crate::support::world::World;
@@ -40,6 +48,12 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     assert_eq!(worker.settled().await, 0);
     // A lane with nothing in hand goes on consuming, and holds what comes.
     assert_eq!(waiting(&world, "card-expiry").await, (0, 1));
+    // What needs no database says nothing about it.
+    world.publish("card.expiry", b"nonsense").await;
+    world.dead_letter().await;
+    let answer = worker.readyz().await.unwrap();
+    let components: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(components["components"]["mongodb"]["ready"], false, "{answer}");
 
     line.resume();
     eventually("every command to be applied", || async {
@@ -54,13 +68,146 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     })
     .await;
     assert_eq!(sink.mails().len(), SUBSCRIPTIONS);
-    assert_eq!(worker.settled().await, SUBSCRIPTIONS as u64);
+    assert_eq!(worker.settled().await, SUBSCRIPTIONS as u64 + 1);
     assert!(world.take("dead-letters").await.is_none());
     for delay in ["5s", "30s", "2m", "10m", "1h"] {
         assert!(world.take(&format!("retry.{delay}")).await.is_none(), "no attempt is counted");
     }
     assert!(worker.stop().await.success());
     world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_waits_until_it_can_find_out_where_the_database_is() {
+    let world = World::new("nowhere").await;
+    let nowhere = [("OFFRAMP_MONGODB_URL", "mongodb+srv://worker:pass@nowhere.invalid/offramp")];
+    let mut worker = Worker::spawn(&world, "smtp://127.0.0.1:1", &nowhere, Stdio::null());
+    let answer = eventually("a worker that says what it waits for", || async {
+        worker.readyz().await.filter(|answer| answer.contains("DNS"))
+    })
+    .await;
+    assert!(worker.ended().is_none());
+    assert!(answer.starts_with("HTTP/1.1 503") && !answer.contains("pass"), "{answer}");
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_nothing_of_anybody() {
+    let directory = tempfile::tempdir().unwrap();
+    let secret = directory.path().join("secret");
+    std::fs::write(&secret, "ofThisTestAlone1").unwrap();
+    let servers = PrivateServers::start(&["mongodb"], vec![("OFFRAMP_SERVICES_USERS", secret)]);
+    let url = |user: &str| {
+        let port = servers.port("mongodb");
+        format!("mongodb://{user}127.0.0.1:{port}/admin?directConnection=true&authSource=admin")
+    };
+    let run = async |client: &Client, command: Document| {
+        client.database("admin").run_command(command).await.unwrap();
+    };
+    // Whoever comes first may make an administrator.
+    let anybody = Client::with_uri_str(url("")).await.unwrap();
+    run(&anybody, doc! { "createUser": "root", "pwd": "root", "roles": ["root"] }).await;
+    let world = World::at("rights", &url("root:root@")).await;
+    let root = world.database.client();
+    let may = |collection: &str, actions: &[&str]| {
+        doc! { "resource": { "db": world.database.name(), "collection": collection }, "actions": actions }
+    };
+    let rights = [
+        may("subscriptions", &["find", "createIndex", "update", "remove"]),
+        may("accounts", &["find", "createIndex"]),
+        may("organizations", &["find", "createIndex"]),
+    ];
+    run(root, doc! { "createRole": "worker", "privileges": &rights[..], "roles": [] }).await;
+    run(root, doc! { "createUser": "worker", "pwd": "worker", "roles": ["worker"] }).await;
+    populate(&world).await;
+
+    let limited = world.mongodb_url.replace("root:root", "worker:worker");
+    let settings = [("OFFRAMP_MONGODB_URL", limited.as_str()), ("OFFRAMP_HOLD_SECONDS", "1")];
+    let sink = SmtpSink::start().await;
+    let mut worker = Worker::spawn(&world, &sink.url(), &settings, Stdio::piped());
+    let mut stderr = worker.take_log();
+    let log = tokio::task::spawn_blocking(move || {
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).map(|_| log)
+    });
+    // It cannot write all that it must be able to: that is known before anything is to be written.
+    eventually("a worker that is not ready", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("Unauthorized"))
+    })
+    .await;
+    eventually("a lane", || async { (waiting(&world, "card-expiry").await == (0, 1)).then_some(()) }).await;
+    world.command(&card_expiry("card")).await;
+    let queue = format!("{}.card-expiry", world.prefix);
+    eventually("a lane that consumes no more", || async {
+        (waiting(&world, "card-expiry").await == (1, 0)).then_some(())
+    })
+    .await;
+
+    // The other lanes go on, and meanwhile this one does not take the message again and again.
+    for attempt in 1..=40 {
+        world.command(&payment_failure(&format!("p-{attempt}"), attempt)).await;
+        eventually("a recorded failure", || async {
+            let recorded = doc! { "payment_failures.attempt": attempt };
+            world.collection("subscriptions").find_one(recorded).await.unwrap()
+        })
+        .await;
+    }
+    assert_eq!(worker.connections("card-expiry").await, 1);
+    let answer = worker.readyz().await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("lacks a right (Unauthorized"), "{answer}");
+
+    // Let it have come back as often as a few more outages would make it: the next lane gives a copy back instead.
+    for _ in 0..RETURNS_MAX / 2 {
+        let message = eventually("the message", || get(&world, &queue)).await;
+        message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
+    }
+    let next = Worker::spawn(&world, &sink.url(), &settings, Stdio::null());
+    eventually("another lane that has given up", || async {
+        next.readyz().await.filter(|answer| answer.contains("MongoDB is away: "))
+    })
+    .await;
+    let message = eventually("a copy", || get(&world, &queue)).await;
+    let headers = message.properties.headers().clone().unwrap_or_default();
+    assert_eq!(headers.inner().get("offramp-attempt").and_then(AMQPValue::as_long_int), Some(0), "{headers:?}");
+    // It may have been sent ahead once more before the lane had closed.
+    let returns = headers.inner().get("x-delivery-count").and_then(AMQPValue::as_long_long_int);
+    assert!(returns.unwrap_or(0) <= 1, "{headers:?}");
+    message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
+
+    let rights = [may("accounts", &["update"])];
+    run(root, doc! { "grantPrivilegesToRole": "worker", "privileges": &rights[..] }).await;
+    eventually("a noted card", || async {
+        world.collection("accounts").find_one(doc! { "card_notices.card_id": "card" }).await.unwrap()
+    })
+    .await;
+    for worker in [worker, next] {
+        let worker = worker.ready().await;
+        assert!(worker.stop().await.success());
+    }
+    assert!(world.take("dead-letters").await.is_none());
+    let log = log.await.unwrap().unwrap();
+    assert!(log.contains("Unauthorized") && !log.contains("home.example"), "{log}");
+    assert!(!answer.contains("home.example"), "{answer}");
+    world.remove().await;
+}
+
+async fn get(world: &World, queue: &str) -> Option<BasicGetMessage> {
+    world.channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap()
+}
+
+fn card_expiry(id: &str) -> Value {
+    let card = json!({ "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" });
+    command(id, "card.expiry", json!({ "organization_id": "org", "account_id": "acc", "card": card }))
+}
+
+fn payment_failure(id: &str, attempt: i32) -> Value {
+    let data = json!({
+        "organization_id": "org", "subscription_id": "sub", "invoice_id": "inv-5", "attempt": attempt,
+        "amount": { "value": "49.99", "currency": "CAD" }, "card": { "brand": "Visa", "last4": "4242" },
+    });
+    command(id, "payment.failure", data)
 }
 
 /// How many messages wait in a queue, and how many consumers it has.

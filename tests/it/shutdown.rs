@@ -1,11 +1,15 @@
 //! Stopping and dying: SIGTERM under load finishes what is in hand and exits 0; a worker that is killed loses nothing.
 
+use std::time::{Duration, Instant};
+
 use bson::doc;
 use mail_parser::MessageParser;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::support::eventually;
 use crate::support::samples::{account, cancellation, organization, subscription};
-use crate::support::smtp::SmtpSink;
+use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::Worker;
 use crate::support::world::World;
 
@@ -73,6 +77,35 @@ async fn sigterm_under_load_finishes_what_is_in_hand() {
     let twice = check_all_done(&world, &sink).await;
     assert_eq!(twice, 0);
     assert!(next.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_says_at_once_that_it_stops_and_waits_for_nobody_for_ever() {
+    let world = World::new("stalled").await;
+    let sink =
+        SmtpSink::scripted(Tls::No, |step, _| if step == Step::Content { Action::Stall } else { Action::Ok }).await;
+    populate(&world).await;
+    let mut worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_SHUTDOWN_SECONDS", "4")]).await;
+    world.command(&cancellation("c-0", "sub-0")).await;
+    eventually("a decision", || async { (scheduled(&world).await == 1).then_some(()) }).await;
+    // Somebody asks for its health, and never finishes the question.
+    let mut half = TcpStream::connect(("127.0.0.1", worker.port())).await.unwrap();
+    half.write_all(b"GET /readyz HTTP/1.1\r\n").await.unwrap();
+
+    worker.terminate();
+    eventually("a worker that says that it stops", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("\"stopping\""))
+    })
+    .await;
+    let begin = Instant::now();
+    let status = eventually("the end of the worker", || {
+        let ended = worker.ended();
+        async move { ended }
+    })
+    .await;
+    assert!(status.success() && begin.elapsed() < Duration::from_secs(30), "{status} after {:?}", begin.elapsed());
+    drop(half);
     world.remove().await;
 }
 

@@ -17,6 +17,9 @@ const CONNECTION_CLOSE: &[u8] = b"\x01\0\0\0\0\0\x1c\0\x0a\0\x32\x01\x40\x11CONN
 /// On its way to the broker, a proxy turns this into bytes that are not UTF-8: what lapin can send becomes what it cannot read.
 pub const NOT_UTF8: &str = "@not-utf-8@";
 
+/// On its way to the broker, what is sent together with this is lost: it is a message that is never confirmed.
+pub const LOST: &str = "@lost@";
+
 /// The name of a header with a byte array, which a proxy turns into an array of the same bytes on its way to the broker: so
 /// lapin can send what it could not put in words without overflowing its stack.
 pub const NESTED: &str = "@nested@";
@@ -180,6 +183,9 @@ async fn pass(
         let marked = buffer[..count].windows(NOT_UTF8.len()).position(|bytes| bytes == NOT_UTF8.as_bytes());
         if let Some(at) = marked {
             buffer[at..at + NOT_UTF8.len()].fill(0xff);
+        }
+        if !to_client && buffer[..count].windows(LOST.len()).any(|bytes| bytes == LOST.as_bytes()) {
+            continue;
         }
         let marked = buffer[..count].windows(NESTED.len()).position(|bytes| bytes == NESTED.as_bytes());
         if let Some(kind) = marked.filter(|_| !to_client).and_then(|at| buffer[..count].get_mut(at + NESTED.len())) {

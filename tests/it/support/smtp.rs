@@ -193,7 +193,7 @@ impl Session {
                 "EHLO" => {
                     let offer = matches!(self.tls, Tls::Upgrade(_)) && !self.encrypted;
                     let answer = if offer {
-                        "250-sink\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN"
+                        "250-sink\r\n250-8BITMIME\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN"
                     } else {
                         "250-sink\r\n250-8BITMIME\r\n250 AUTH PLAIN LOGIN"
                     };

@@ -1,7 +1,6 @@
 //! A certificate authority that lives as long as a test, and servers of the test's own that demand its certificates.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use offramp::tls::{Authorities, Identity, Tls};
@@ -9,6 +8,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair,
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+
+use super::private::PrivateServers;
 
 /// A certificate authority, and a server certificate and a client certificate of it.
 pub struct ThrowAwayCa {
@@ -75,43 +76,22 @@ impl ThrowAwayCa {
     }
 }
 
-/// Servers of a test's own, besides the shared ones: they are `localhost`, and let in only clients that have a certificate
-/// of an authority. They run without Docker, so on Linux only, and end with this value.
+/// Servers of a test's own: they are `localhost`, and let in only clients that have a certificate of an authority.
 pub struct TlsServers<'a> {
-    ca: &'a ThrowAwayCa,
-    directory: tempfile::TempDir,
+    /// Its files must be there for as long as they run.
+    _ca: &'a ThrowAwayCa,
+    servers: PrivateServers,
 }
 
 impl<'a> TlsServers<'a> {
     /// Starts `rabbitmq`, `mongodb` or both.
     pub fn start(ca: &'a ThrowAwayCa, names: &[&str]) -> Self {
-        let servers = Self { ca, directory: tempfile::tempdir().unwrap() };
-        for name in names {
-            assert!(servers.services(&["start", name]), "no {name} with TLS");
-        }
-        servers
+        let environment = vec![("OFFRAMP_SERVICES_TLS", ca.directory.path().to_owned())];
+        Self { _ca: ca, servers: PrivateServers::start(names, environment) }
     }
 
     /// Where one of them listens.
     pub fn port(&self, name: &str) -> u16 {
-        let file = self.directory.path().join(format!("run/{name}.port"));
-        std::fs::read_to_string(file).unwrap().trim().parse().unwrap()
-    }
-
-    fn services(&self, arguments: &[&str]) -> bool {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
-        // What the shared servers have unpacked, if anything, need not be fetched again.
-        let shared = std::env::var("OFFRAMP_SERVICES_DIR").map_or(repository.join(".services"), Into::into);
-        let tools = std::env::var("OFFRAMP_SERVICES_TOOLS").map_or(shared.join("tools"), Into::into);
-        let mut command = Command::new(repository.join("scripts/services"));
-        command.args(arguments).env_remove("OFFRAMP_SERVICES_MODE").env("OFFRAMP_SERVICES_TOOLS", tools);
-        command.env("OFFRAMP_SERVICES_TLS", self.ca.directory.path());
-        command.env("OFFRAMP_SERVICES_DIR", self.directory.path()).status().unwrap().success()
-    }
-}
-
-impl Drop for TlsServers<'_> {
-    fn drop(&mut self) {
-        self.services(&["down"]);
+        self.servers.port(name)
     }
 }

@@ -110,6 +110,15 @@ impl Worker {
             .sum()
     }
 
+    /// How many connections to the broker it has opened to consume this queue.
+    pub async fn connections(&self, queue: &str) -> u64 {
+        let metrics = get(self.port, "/metrics").await.unwrap_or_default();
+        let is_this = |line: &&str| {
+            line.starts_with("offramp_broker_connections_total{") && line.contains(&format!(".{queue}\"}}"))
+        };
+        metrics.lines().filter(is_this).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    }
+
     /// What `/readyz` answers.
     pub async fn readyz(&self) -> Option<String> {
         get(self.port, "/readyz").await
@@ -121,10 +130,15 @@ impl Worker {
         self.child.wait().unwrap();
     }
 
-    /// Asks it to stop, and waits until it has.
-    pub async fn stop(mut self) -> ExitStatus {
+    /// Asks it to stop.
+    pub fn terminate(&self) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    }
+
+    /// Asks it to stop, and waits until it has.
+    pub async fn stop(mut self) -> ExitStatus {
+        self.terminate();
         eventually("the end of the worker", || {
             let status = self.child.try_wait().unwrap();
             async move { status }

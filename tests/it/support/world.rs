@@ -30,10 +30,14 @@ pub struct World {
 impl World {
     /// A world with nothing in it.
     pub async fn new(test: &str) -> Self {
+        Self::at(test, &setting("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp")).await
+    }
+
+    /// The same in the MongoDB of a URL.
+    pub async fn at(test: &str, mongodb_url: &str) -> Self {
         let id = Uuid::new_v4().simple().to_string();
         let name = format!("t-{test}-{}", &id[..8]);
-        let base = setting("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp");
-        let mongodb_url = with_database(&base, &name);
+        let mongodb_url = with_database(mongodb_url, &name);
         let client = mongodb::Client::with_uri_str(&mongodb_url).await.expect("OFFRAMP_MONGODB_URL");
         let database = client.database(&name);
         database.run_command(doc! { "ping": 1 }).await.expect("MongoDB does not answer; run `make services-up`");

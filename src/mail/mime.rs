@@ -1,0 +1,166 @@
+//! The body of a mail: a text and the same in HTML, in lines that every server takes (RFC 2045, RFC 2046).
+//!
+//! Written here and not by lettre's builder or the crate `quoted_printable`, which take longer for this than a whole mail may
+//! (`benches/mail.rs` measures it).
+
+use uuid::Uuid;
+
+/// The longest line that SMTP carries, in bytes, without its end (RFC 5321 §4.5.3.1.6).
+const LINE_BYTES_MAX: usize = 998;
+
+/// The most characters in a line of quoted-printable, without the `=` of a soft line break.
+const QUOTED_LINE_MAX: usize = 75;
+
+/// How a line between two parts begins. There is a `=` in it, so no line of quoted-printable begins so.
+const BOUNDARY_LINE: &str = "--=_";
+
+/// What is written around the two parts, in bytes, roughly.
+const FRAME_BYTES: usize = 512;
+
+/// How both parts are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    /// In UTF-8, for servers that know 8BITMIME.
+    AsItIs,
+    /// In ASCII, for everybody.
+    QuotedPrintable,
+}
+
+/// A text, and the same in HTML: `multipart/alternative`.
+#[derive(Clone, Debug)]
+pub(super) struct Alternative<'a> {
+    text: &'a str,
+    html: &'a str,
+    /// What stands between the parts, with two dashes before it.
+    boundary: String,
+}
+
+impl<'a> Alternative<'a> {
+    /// The same `id` makes the same bytes.
+    pub fn new(text: &'a str, html: &'a str, id: Uuid) -> Self {
+        Self { text, html, boundary: format!("=_{}", id.simple()) }
+    }
+
+    /// Whether both parts can be sent as they are: no line is too long, nothing in them could be taken for the end of a part,
+    /// and there is nothing that no line may have in it.
+    pub fn fits_as_it_is(&self) -> bool {
+        [self.text, self.html].into_iter().all(|part| {
+            part.lines().all(|line| line.len() <= LINE_BYTES_MAX && !line.contains('\r'))
+                && !part.contains('\0')
+                && !part.contains(BOUNDARY_LINE)
+        })
+    }
+
+    /// How many bytes it will take, roughly.
+    pub fn size_hint(&self, encoding: Encoding) -> usize {
+        let bytes = self.text.len() + self.html.len();
+        FRAME_BYTES
+            + match encoding {
+                Encoding::AsItIs => bytes + bytes / 16,
+                Encoding::QuotedPrintable => bytes + bytes / 4,
+            }
+    }
+
+    /// The headers that say what follows, without the empty line that ends all headers.
+    pub fn write_headers(&self, encoding: Encoding, mail: &mut Vec<u8>) {
+        put(
+            mail,
+            &["MIME-Version: 1.0\r\nContent-Type: multipart/alternative;\r\n boundary=\"", &self.boundary, "\"\r\n"],
+        );
+        // It must be said of the whole as soon as it is true of a part; else "7bit" goes without saying.
+        if [self.text, self.html].map(|part| transfer_encoding(encoding, part)).contains(&"8bit") {
+            put(mail, &["Content-Transfer-Encoding: 8bit\r\n"]);
+        }
+    }
+
+    /// Everything after the empty line.
+    pub fn write(&self, encoding: Encoding, mail: &mut Vec<u8>) {
+        for (kind, part) in [("plain", self.text), ("html", self.html)] {
+            put(mail, &["--", &self.boundary, "\r\nContent-Type: text/", kind, "; charset=utf-8\r\n"]);
+            put(mail, &["Content-Transfer-Encoding: ", transfer_encoding(encoding, part), "\r\n\r\n"]);
+            for line in part.lines() {
+                match encoding {
+                    Encoding::AsItIs => mail.extend_from_slice(line.as_bytes()),
+                    Encoding::QuotedPrintable => quote(line.as_bytes(), mail),
+                }
+                mail.extend_from_slice(b"\r\n");
+            }
+            // This line end is the boundary's.
+            mail.extend_from_slice(b"\r\n");
+        }
+        put(mail, &["--", &self.boundary, "--\r\n"]);
+    }
+}
+
+fn put(mail: &mut Vec<u8>, pieces: &[&str]) {
+    for piece in pieces {
+        mail.extend_from_slice(piece.as_bytes());
+    }
+}
+
+fn transfer_encoding(encoding: Encoding, part: &str) -> &'static str {
+    match encoding {
+        Encoding::QuotedPrintable => "quoted-printable",
+        Encoding::AsItIs if part.is_ascii() => "7bit",
+        Encoding::AsItIs => "8bit",
+    }
+}
+
+/// Writes a line in quoted-printable (RFC 2045 §6.7), without its end.
+///
+/// A `.` and a `From ` where a line of the mail begins are encoded, too: SMTP doubles the one, and mailboxes in files mark
+/// the other, and not everybody undoes that.
+fn quote(line: &[u8], mail: &mut Vec<u8>) {
+    let mut rest = line;
+    let mut room = QUOTED_LINE_MAX;
+    while let Some((&byte, after)) = rest.split_first() {
+        let is_first = room == QUOTED_LINE_MAX;
+        let is_unsafe = match byte {
+            b' ' | b'\t' => after.is_empty(),
+            b'.' => is_first,
+            b'F' => is_first && after.starts_with(b"rom "),
+            _ => !is_literal(byte),
+        };
+        // Most of a mail may stand as it is. Not up to the end: a space may not be the last. (A fold, and not `all`: the
+        // compiler does all of a chunk at once then.)
+        if let Some((chunk, after)) = rest.split_first_chunk::<CHUNK>()
+            && !is_unsafe
+            && room >= CHUNK
+            && !after.is_empty()
+            && chunk.iter().fold(true, |literal, &byte| literal & is_literal(byte))
+        {
+            mail.extend_from_slice(chunk);
+            room -= CHUNK;
+            rest = after;
+            continue;
+        }
+        let needed = if is_unsafe { 3 } else { 1 };
+        if room < needed {
+            mail.extend_from_slice(b"=\r\n");
+            room = QUOTED_LINE_MAX;
+            continue;
+        }
+        if is_unsafe {
+            mail.extend_from_slice(&[b'=', hexadecimal(byte >> 4), hexadecimal(byte & 15)]);
+        } else {
+            mail.push(byte);
+        }
+        room -= needed;
+        rest = after;
+    }
+}
+
+/// How many bytes are looked at together.
+const CHUNK: usize = 16;
+
+/// Whether a byte may stand as it is, wherever.
+fn is_literal(byte: u8) -> bool {
+    matches!(byte, b' '..=b'<' | b'>'..=b'~')
+}
+
+fn hexadecimal(digit: u8) -> u8 {
+    if digit < 10 { b'0' + digit } else { b'A' + digit - 10 }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,151 @@
+use mail_parser::{MessageParser, MimeHeaders, PartType};
+use proptest::prelude::*;
+
+use super::*;
+
+#[track_caller]
+fn check_quoted(line: &str, expected: &str) {
+    let mut quoted = Vec::new();
+    quote(line.as_bytes(), &mut quoted);
+    assert_eq!(String::from_utf8(quoted).unwrap(), expected, "{line:?}");
+}
+
+#[test]
+fn quoted_printable() {
+    check_quoted("", "");
+    check_quoted("Hello = \"world\"", "Hello =3D \"world\"");
+    check_quoted("49,99\u{a0}$ à Québec", "49,99=C2=A0$ =C3=A0 Qu=C3=A9bec");
+    check_quoted("a\tb", "a\tb");
+    check_quoted("a\u{0}\r\u{7f}b", "a=00=0D=7Fb");
+    // No white space at the end of a line: some servers take it away.
+    check_quoted("a  ", "a =20");
+    check_quoted("\t", "=09");
+    // Nothing that means something to a server or a mailbox at its beginning.
+    check_quoted("..", "=2E.");
+    check_quoted("From here", "=46rom here");
+    check_quoted("Fromage", "Fromage");
+}
+
+#[test]
+fn long_lines_are_broken_softly() {
+    let a = |count| "a".repeat(count);
+    check_quoted(&a(75), &a(75));
+    check_quoted(&a(76), &format!("{}=\r\na", a(75)));
+    check_quoted(&a(160), &format!("{}=\r\n{}=\r\n{}", a(75), a(75), a(10)));
+    check_quoted(&format!("{}é", a(70)), &format!("{}=C3=\r\n=A9", a(70)));
+    check_quoted(&format!("{}é", a(69)), &format!("{}=C3=A9", a(69)));
+    // What a soft line break puts at the beginning of a line is as dangerous there.
+    check_quoted(&format!("{}.b", a(75)), &format!("{}=\r\n=2Eb", a(75)));
+    check_quoted(&format!("{}From b", a(75)), &format!("{}=\r\n=46rom b", a(75)));
+    check_quoted(&format!("{} ", a(75)), &format!("{}=\r\n=20", a(75)));
+    check_quoted(&format!("{} b", a(74)), &format!("{} =\r\nb", a(74)));
+}
+
+fn write(text: &str, html: &str, encoding: Encoding) -> String {
+    let body = Alternative::new(text, html, Uuid::from_u128(42));
+    let mut mail = Vec::new();
+    body.write_headers(encoding, &mut mail);
+    mail.extend_from_slice(b"\r\n");
+    body.write(encoding, &mut mail);
+    String::from_utf8(mail).unwrap()
+}
+
+#[test]
+fn a_whole_body() {
+    let expected = "\
+MIME-Version: 1.0
+Content-Type: multipart/alternative;
+ boundary=\"=_0000000000000000000000000000002a\"
+Content-Transfer-Encoding: 8bit
+
+--=_0000000000000000000000000000002a
+Content-Type: text/plain; charset=utf-8
+Content-Transfer-Encoding: 7bit
+
+Hello
+
+--=_0000000000000000000000000000002a
+Content-Type: text/html; charset=utf-8
+Content-Transfer-Encoding: 8bit
+
+<p>Héllo</p>
+
+--=_0000000000000000000000000000002a--
+";
+    assert_eq!(write("Hello\n", "<p>Héllo</p>", Encoding::AsItIs), expected.replace('\n', "\r\n"));
+    let quoted = expected
+        .replace("Content-Transfer-Encoding: 8bit\n\n--", "\n--")
+        .replace("7bit", "quoted-printable")
+        .replace("8bit", "quoted-printable")
+        .replace('é', "=C3=A9");
+    assert_eq!(write("Hello\n", "<p>Héllo</p>", Encoding::QuotedPrintable), quoted.replace('\n', "\r\n"));
+}
+
+#[test]
+fn what_a_server_might_not_take_or_a_reader_mistake_is_not_sent_as_it_is() {
+    #[track_caller]
+    fn check(text: &str, fits: bool) {
+        assert_eq!(Alternative::new(text, "<p>", Uuid::nil()).fits_as_it_is(), fits);
+        assert_eq!(Alternative::new("text", text, Uuid::nil()).fits_as_it_is(), fits);
+    }
+    check("", true);
+    check("Café\r\n.\r\nFrom x\n", true);
+    check(&"é".repeat(499), true);
+    check(&format!("{}\n{}", "é".repeat(499), "e".repeat(998)), true);
+    check(&format!("x\n{}e", "é".repeat(499)), false);
+    check("a\rb", false);
+    check("a\0b", false);
+    check("Hello\n--=_00000000000000000000000000000000--\n", false);
+}
+
+/// Lines, and characters that are special somewhere in MIME or SMTP.
+fn any_text() -> impl Strategy<Value = String> {
+    let special = prop::sample::select(vec![
+        "\n",
+        "\n.",
+        "\n..\n",
+        " \n",
+        "\t",
+        "=",
+        "=20",
+        "=\n",
+        "\nFrom ",
+        "é",
+        "🏊🏽‍♀️",
+        "\u{a0}",
+        "\n--=_",
+        "\0",
+        "\r",
+    ]);
+    let piece = prop_oneof![special.prop_map(str::to_owned), "[ -~]{0,100}", "\\PC{0,30}"];
+    prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn what_is_written_can_be_read_again(text in any_text(), html in any_text()) {
+        let lines = |part: &str| part.lines().flat_map(|line| [line, "\n"]).collect::<String>();
+        let as_it_is = Alternative::new(&text, &html, Uuid::nil()).fits_as_it_is();
+        for encoding in [Encoding::AsItIs, Encoding::QuotedPrintable] {
+            if encoding == Encoding::AsItIs && !as_it_is {
+                continue;
+            }
+            let mail = write(&text, &html, encoding);
+            for line in mail.split_terminator("\r\n") {
+                prop_assert!(!line.contains(['\r', '\n', '\0']), "{line:?}");
+                if encoding == Encoding::QuotedPrintable {
+                    prop_assert!(line.len() <= 76 && line.is_ascii() && !line.ends_with([' ', '\t']), "{line:?}");
+                    prop_assert!(!line.starts_with('.') && !line.starts_with("From "), "{line:?}");
+                } else {
+                    prop_assert!(line.len() <= 998, "{line:?}");
+                }
+            }
+            let parsed = MessageParser::default().parse(mail.as_bytes()).unwrap();
+            let [_, plain, page] = parsed.parts.as_slice() else { panic!("{} parts", parsed.parts.len()) };
+            let (PartType::Text(plain_text), PartType::Html(page_text)) = (&plain.body, &page.body) else { panic!("kinds") };
+            prop_assert_eq!(plain_text.replace("\r\n", "\n"), lines(&text));
+            prop_assert_eq!(page_text.replace("\r\n", "\n"), lines(&html));
+            prop_assert_eq!(plain.content_transfer_encoding().is_some(), true);
+        }
+    }
+}

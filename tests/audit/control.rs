@@ -1,0 +1,57 @@
+//! What finds nothing proves nothing: a mail that is wrong in every way, and each of them has to be found.
+
+use std::fs;
+use std::path::Path;
+
+use chrono::Utc;
+use offramp::mail::Templates;
+
+use crate::devtools::Browser;
+use crate::spam::SpamFilter;
+use crate::support::mails::{bytes_at, every_mail};
+use crate::{Audited, audit};
+
+/// What SpamAssassin takes for spam by agreement.
+const TEXT: &str = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X";
+
+/// Too wide for a phone and for paper, not for anything else; hard to read in the dark, not in the light; and it
+/// tracks.
+const HTML: &str = "<!doctype html><html lang=en><title>x</title><meta name=viewport content=width=device-width><style>
+    @media (prefers-color-scheme: dark) { p { background: #000; color: #222 } }
+    @media print { p { width: 900px !important } }
+    </style><body><p style='width: 330px'>Some words, and an <img src=https://pictures.invalid/dot.png></p>";
+
+/// How findings about it begin.
+const WRONG: [&str; 10] = [
+    "the text part does not say Participant",
+    "the HTML part does not say Participant",
+    "nobody who looks at it sees Participant",
+    "it fetches https://pictures.invalid/dot.png",
+    "asks for https://pictures.invalid/dot.png",
+    "at 320 px: wider than the window",
+    "on paper: wider than the window",
+    "axe, light: image-alt",
+    "axe, dark: color-contrast",
+    "SpamAssassin gives it more than 0.5 points",
+];
+
+/// How none begins.
+const RIGHT: [&str; 3] = ["at 600 px", "at 1280 px", "axe, light: color-contrast"];
+
+/// Audits it.
+pub async fn prove(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, templates: &Templates) {
+    let mut mail = every_mail(templates, Utc::now()).remove(0);
+    "control".clone_into(&mut mail.name);
+    TEXT.clone_into(&mut mail.rendered.text);
+    HTML.clone_into(&mut mail.rendered.html);
+    mail.bytes = bytes_at(Utc::now(), &mail.notification, &mail.rendered);
+    let Audited { findings, .. } = audit(filter, browser, axe, out, mail).await;
+    let is_found = |beginning: &str| findings.iter().any(|finding| finding.starts_with(beginning));
+    for wrong in WRONG {
+        assert!(is_found(wrong), "the audit does not find: {wrong}. It finds\n{findings:#?}");
+    }
+    for right in RIGHT {
+        assert!(!is_found(right), "the audit finds what is not wrong: {right}\n{findings:#?}");
+    }
+    fs::remove_dir_all(out.join("control")).unwrap();
+}

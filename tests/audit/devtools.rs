@@ -1,0 +1,311 @@
+//! Headless Chromium over its DevTools protocol, as far as the audit needs it.
+//!
+//! The protocol is JSON with a zero byte after each message, over two pipes: no port that others could reach, and none
+//! of the crates whose code, generated from the whole protocol, takes longer to compile than everything else here.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::sync::{broadcast, oneshot};
+use tokio::time::timeout;
+
+use crate::support::eventually;
+
+/// How long any one thing may take, on a slow and busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many events a page may be behind with those who watch it.
+const EVENTS_MAX: usize = 1024;
+
+/// Alone: no sandbox (root has none), nothing fetched, nothing left of earlier runs.
+const FLAGS: [&str; 12] = [
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--force-color-profile=srgb",
+];
+
+/// A running browser; ended when dropped.
+pub struct Browser {
+    link: Arc<Link>,
+    child: Child,
+    _profile: TempDir,
+}
+
+/// The two pipes, and who waits for what comes out of them.
+struct Link {
+    to: Mutex<ChildStdin>,
+    next_id: AtomicU64,
+    answers: Mutex<HashMap<u64, oneshot::Sender<Value>>>,
+    /// By session.
+    events: Mutex<HashMap<String, broadcast::Sender<Value>>>,
+}
+
+impl Browser {
+    /// Starts it; what it complains of goes to the file `log`.
+    pub async fn start(executable: &Path, log: &Path) -> Self {
+        let profile = tempfile::tempdir().unwrap();
+        // It reads from descriptor 3 and writes to 4. The shell makes those of the pipes that it was given.
+        let mut child = Command::new("sh")
+            .args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null"])
+            .arg(executable)
+            .args(FLAGS)
+            .arg(format!("--user-data-dir={}", profile.path().display()))
+            .arg("about:blank")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(File::create(log).unwrap())
+            .spawn()
+            .unwrap();
+        let link = Arc::new(Link {
+            to: Mutex::new(child.stdin.take().unwrap()),
+            next_id: AtomicU64::new(1),
+            answers: Mutex::default(),
+            events: Mutex::default(),
+        });
+        let from = child.stdout.take().unwrap();
+        std::thread::spawn({
+            let link = Arc::clone(&link);
+            move || link.read(from)
+        });
+        let browser = Self { link, child, _profile: profile };
+        let version = browser.link.call(None, "Browser.getVersion", json!({})).await;
+        println!("{}", version["product"].as_str().unwrap());
+        browser
+    }
+
+    /// An empty page.
+    pub async fn page(&self) -> Page {
+        let target = self.link.call(None, "Target.createTarget", json!({ "url": "about:blank" })).await;
+        let target = target["targetId"].as_str().unwrap().to_owned();
+        let attached =
+            self.link.call(None, "Target.attachToTarget", json!({ "targetId": target, "flatten": true })).await;
+        let session = attached["sessionId"].as_str().unwrap().to_owned();
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        self.link.events.lock().unwrap().insert(session.clone(), events);
+        let page = Page { link: Arc::clone(&self.link), session, target };
+        page.call("Page.enable", json!({})).await;
+        page.call("Runtime.enable", json!({})).await;
+        page
+    }
+
+    /// Keeps what is downloaded from now on, under its own name.
+    pub async fn keep_downloads_in(&self, folder: &Path) {
+        let params = json!({ "behavior": "allow", "downloadPath": folder });
+        self.link.call(None, "Browser.setDownloadBehavior", params).await;
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+impl Link {
+    fn read(&self, from: ChildStdout) {
+        for message in BufReader::new(from).split(0).map_while(Result::ok) {
+            let message: Value = serde_json::from_slice(&message).unwrap();
+            if let Some(id) = message["id"].as_u64() {
+                if let Some(waiting) = self.answers.lock().unwrap().remove(&id) {
+                    drop(waiting.send(message));
+                }
+            } else if let Some(events) = self.events.lock().unwrap().get(message["sessionId"].as_str().unwrap_or("")) {
+                drop(events.send(message));
+            }
+        }
+        // Who still waits learns that the browser is gone.
+        self.answers.lock().unwrap().clear();
+    }
+
+    async fn call(&self, session: Option<&str>, method: &str, params: Value) -> Value {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (answer, answered) = oneshot::channel();
+        self.answers.lock().unwrap().insert(id, answer);
+        let mut message = json!({ "id": id, "method": method, "params": params });
+        if let Some(session) = session {
+            message["sessionId"] = session.into();
+        }
+        let mut bytes = serde_json::to_vec(&message).unwrap();
+        bytes.push(0);
+        self.to.lock().unwrap().write_all(&bytes).expect("Chromium has ended; see chromium.log");
+        let mut answer = timeout(PATIENCE, answered)
+            .await
+            .unwrap_or_else(|_| panic!("{method}: no answer from Chromium within {PATIENCE:?}"))
+            .unwrap_or_else(|_| panic!("{method}: Chromium has ended; see chromium.log"));
+        assert!(answer["error"].is_null(), "{method}: {}", answer["error"]);
+        answer["result"].take()
+    }
+}
+
+/// A page: a tab without a window.
+#[derive(Clone)]
+pub struct Page {
+    link: Arc<Link>,
+    session: String,
+    target: String,
+}
+
+/// What a page is given that asks for something.
+pub enum Answer {
+    /// This, of this media type.
+    Content(&'static str, Vec<u8>),
+    /// An error, as if there were no network.
+    Nothing,
+}
+
+impl Page {
+    /// Calls a method of the protocol.
+    pub async fn call(&self, method: &str, params: Value) -> Value {
+        self.link.call(Some(&self.session), method, params).await
+    }
+
+    /// What happens from now on.
+    fn events(&self) -> broadcast::Receiver<Value> {
+        self.link.events.lock().unwrap()[&self.session].subscribe()
+    }
+
+    /// Goes to an address, and waits until everything there is loaded.
+    pub async fn open(&self, url: &str) {
+        let mut events = self.events();
+        let gone = self.call("Page.navigate", json!({ "url": url })).await;
+        assert!(gone["errorText"].is_null(), "{url}: {}", gone["errorText"]);
+        self.wait(&mut events, "Page.loadEventFired").await;
+    }
+
+    async fn wait(&self, events: &mut broadcast::Receiver<Value>, method: &str) {
+        let waiting = async { while events.recv().await.unwrap()["method"] != method {} };
+        timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{method}: waited {PATIENCE:?} in vain"));
+    }
+
+    /// Answers whatever the page asks for from now on; nothing reaches the network.
+    pub async fn answer_requests(&self, answer: impl Fn(&str) -> Answer + Send + Sync + 'static) {
+        let mut events = self.events();
+        self.call("Fetch.enable", json!({ "patterns": [{ "urlPattern": "*" }] })).await;
+        let page = self.clone();
+        tokio::spawn(async move {
+            while let Ok(mut event) = events.recv().await {
+                if event["method"] != "Fetch.requestPaused" {
+                    continue;
+                }
+                let id = event["params"]["requestId"].take();
+                match answer(event["params"]["request"]["url"].as_str().unwrap()) {
+                    Answer::Content(media_type, bytes) => {
+                        let headers = json!([{ "name": "Content-Type", "value": media_type }]);
+                        let body = BASE64.encode(bytes);
+                        let params =
+                            json!({ "requestId": id, "responseCode": 200, "responseHeaders": headers, "body": body });
+                        page.call("Fetch.fulfillRequest", params).await;
+                    }
+                    Answer::Nothing => {
+                        let params = json!({ "requestId": id, "errorReason": "InternetDisconnected" });
+                        page.call("Fetch.failRequest", params).await;
+                    }
+                }
+            }
+        });
+    }
+
+    /// What an expression of JavaScript comes to; promises are awaited.
+    pub async fn evaluate(&self, expression: &str) -> Value {
+        let params = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
+        let mut answer = self.call("Runtime.evaluate", params).await;
+        assert!(answer["exceptionDetails"].is_null(), "{expression:.200}: {}", answer["exceptionDetails"]);
+        answer["result"]["value"].take()
+    }
+
+    /// Waits until an expression is true.
+    pub async fn until(&self, expression: &str) {
+        eventually(expression, || async { (self.evaluate(expression).await == true).then_some(()) }).await;
+    }
+
+    /// Clicks into the middle of an element, as with a mouse.
+    pub async fn click(&self, selector: &str) {
+        let middle = self
+            .evaluate(&format!(
+                "(() => {{
+                    const element = document.querySelector(`{selector}`);
+                    element.scrollIntoView({{ block: 'center' }});
+                    const box = element.getBoundingClientRect();
+                    return [box.x + box.width / 2, box.y + box.height / 2];
+                }})()"
+            ))
+            .await;
+        for kind in ["mousePressed", "mouseReleased"] {
+            let click = json!({ "type": kind, "x": middle[0], "y": middle[1], "button": "left", "clickCount": 1 });
+            self.call("Input.dispatchMouseEvent", click).await;
+        }
+    }
+
+    /// Types into what has the focus.
+    pub async fn insert(&self, text: &str) {
+        self.call("Input.insertText", json!({ "text": text })).await;
+    }
+
+    /// The size of the window in CSS pixels, `scale` real pixels each; `mobile` as a phone shows pages.
+    pub async fn resize(&self, width: u32, height: u32, scale: u32, mobile: bool) {
+        let size = json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile });
+        self.call("Emulation.setDeviceMetricsOverride", size).await;
+    }
+
+    /// What the reader's system prefers, and whether the page is on a screen or on paper.
+    pub async fn emulate(&self, scheme: Scheme, medium: &str) {
+        let features = json!([{ "name": "prefers-color-scheme", "value": scheme.as_str() }]);
+        self.call("Emulation.setEmulatedMedia", json!({ "media": medium, "features": features })).await;
+    }
+
+    /// The page from top to bottom as a PNG.
+    pub async fn screenshot(&self) -> Vec<u8> {
+        let shot = self.call("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": true })).await;
+        BASE64.decode(shot["data"].as_str().unwrap()).unwrap()
+    }
+
+    /// The page on paper.
+    pub async fn pdf(&self) -> Vec<u8> {
+        let pdf = self.call("Page.printToPDF", json!({ "printBackground": true })).await;
+        BASE64.decode(pdf["data"].as_str().unwrap()).unwrap()
+    }
+
+    /// Closes it.
+    pub async fn close(self) {
+        self.link.call(None, "Target.closeTarget", json!({ "targetId": self.target })).await;
+        self.link.events.lock().unwrap().remove(&self.session);
+    }
+}
+
+/// Light or dark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    Light,
+    Dark,
+}
+
+impl Scheme {
+    pub const ALL: [Self; 2] = [Self::Light, Self::Dark];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Light => "light",
+            Self::Dark => "dark",
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What Chromium makes of a mail: is it accessible, how wide is it, and what does it look like?
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+use crate::devtools::{Answer, Browser, Page, Scheme};
+use crate::support::mails::Mail;
+
+/// Where mails are read. There is no such host; the browser never asks for it.
+const URL: &str = "https://mail.invalid/";
+
+/// What the browser itself asks for, whatever it shows.
+const FAVICON: &str = "https://mail.invalid/favicon.ico";
+
+/// The smallest phone, and how high its window is.
+pub const PHONE: (u32, u32) = (320, 640);
+/// Where a mail program on a desk shows a mail.
+pub const DESKTOP: (u32, u32) = (680, 600);
+/// At how many CSS pixels nothing may be wider than the window, and whether that is a phone's.
+const WIDTHS: [(u32, bool); 3] = [(320, true), (600, true), (1280, false)];
+/// What is left of letter paper, the narrower of the two in width of text, between margins of 1 cm.
+const PAPER_WIDTH: u32 = 739;
+
+/// Rules of axe that are about web sites, and why they make no sense for mails.
+const RULES_OFF: [(&str, &str); 0] = [];
+
+/// Draws in place of every logo: the samples' is nowhere.
+const LOGO: &str = "<svg xmlns='http://www.w3.org/2000/svg' width='240' height='96'>\
+    <rect width='240' height='96' rx='12' fill='#ffffff'/>\
+    <text x='120' y='62' font-size='40' font-family='sans-serif' fill='#20242a' text-anchor='middle'>Logo</text></svg>";
+
+/// What was found.
+pub struct Looked {
+    /// What is wrong, a sentence each.
+    pub findings: Vec<String>,
+    /// Where axe cannot tell.
+    pub doubts: Vec<String>,
+    /// The text that a reader sees.
+    pub text: String,
+    /// The pictures, in the order of [`SHOTS`].
+    pub shots: Vec<PathBuf>,
+}
+
+/// The pictures that are taken of every mail.
+pub const SHOTS: [(&str, (u32, u32), Scheme); 4] = [
+    ("phone-light", PHONE, Scheme::Light),
+    ("phone-dark", PHONE, Scheme::Dark),
+    ("desktop-light", DESKTOP, Scheme::Light),
+    ("desktop-dark", DESKTOP, Scheme::Dark),
+];
+
+/// Looks at one mail, and leaves pictures of it in `folder`.
+pub async fn look(browser: &Browser, axe: &str, mail: &Mail, folder: &Path) -> Looked {
+    let page = browser.page().await;
+    let asked_for = Arc::new(Mutex::new(Vec::new()));
+    page.answer_requests({
+        let html = mail.rendered.html.clone();
+        let logo = mail.notification.facts.organization.logo_url.clone();
+        let asked_for = Arc::clone(&asked_for);
+        move |url| {
+            if url == URL {
+                Answer::Content("text/html; charset=utf-8", html.clone().into_bytes())
+            } else if logo.as_deref() == Some(url) {
+                Answer::Content("image/svg+xml", LOGO.into())
+            } else if url == FAVICON {
+                Answer::Nothing
+            } else {
+                asked_for.lock().unwrap().push(url.to_owned());
+                Answer::Nothing
+            }
+        }
+    })
+    .await;
+    page.open(URL).await;
+    let mut findings = Vec::new();
+    let mut doubts = Vec::new();
+
+    for (width, mobile) in WIDTHS {
+        page.resize(width, 800, 1, mobile).await;
+        findings.extend(wider_than(&page, width).await.map(|what| format!("at {width} px: {what}")));
+    }
+    page.resize(PAPER_WIDTH, 800, 1, false).await;
+    page.emulate(Scheme::Light, "print").await;
+    findings.extend(wider_than(&page, PAPER_WIDTH).await.map(|what| format!("on paper: {what}")));
+
+    fs::create_dir_all(folder).unwrap();
+    fs::write(folder.join("paper.pdf"), page.pdf().await).unwrap();
+    let mut shots = Vec::new();
+    for (name, (width, height), scheme) in SHOTS {
+        page.emulate(scheme, "screen").await;
+        let on_phone = width == PHONE.0;
+        page.resize(width, height, if on_phone { 2 } else { 1 }, on_phone).await;
+        let shot = folder.join(format!("{name}.png"));
+        fs::write(&shot, page.screenshot().await).unwrap();
+        shots.push(shot);
+    }
+
+    page.evaluate(axe).await;
+    page.resize(PHONE.0, PHONE.1, 1, true).await;
+    for scheme in Scheme::ALL {
+        page.emulate(scheme, "screen").await;
+        let off: Vec<String> = RULES_OFF.iter().map(|(rule, _)| format!("'{rule}': {{ enabled: false }}")).collect();
+        let results = page
+            .evaluate(&format!(
+                "axe.run(document, {{ resultTypes: ['violations', 'incomplete'], rules: {{ {} }} }})",
+                off.join(", ")
+            ))
+            .await;
+        assert!(!results["passes"].as_array().unwrap().is_empty(), "axe has looked at nothing");
+        findings.extend(told(&results["violations"], scheme));
+        doubts.extend(told(&results["incomplete"], scheme));
+    }
+    let text = page.evaluate("document.body.innerText").await.as_str().unwrap().to_owned();
+    page.close().await;
+    findings.extend(asked_for.lock().unwrap().iter().map(|url| format!("asks for {url}")));
+    Looked { findings, doubts, text, shots }
+}
+
+/// What is wider than the window, if anything is: a reader would have to scroll, or would not see it at all.
+async fn wider_than(page: &Page, width: u32) -> Option<String> {
+    let found = page
+        .evaluate(&format!(
+            "(() => {{
+                const wide = [...document.body.querySelectorAll('*')].filter((element) => {{
+                    const box = element.getBoundingClientRect();
+                    return box.width > 0 && box.height > 0 && (box.right > {width} + 0.5 || box.left < -0.5);
+                }});
+                const page = document.documentElement.scrollWidth;
+                const names = wide.slice(-1).map((element) => element.outerHTML.slice(0, 120));
+                return page > {width} || wide.length ? `wider than the window\\n${{page}} px; ${{names.join()}}` : '';
+            }})()"
+        ))
+        .await;
+    Some(found.as_str().unwrap().to_owned()).filter(|what| !what.is_empty())
+}
+
+/// axe's results, a sentence each.
+pub fn told(results: &Value, scheme: Scheme) -> Vec<String> {
+    let mut told = Vec::new();
+    for rule in results.as_array().unwrap() {
+        for node in rule["nodes"].as_array().unwrap() {
+            let checks: Vec<&str> = ["any", "all", "none"]
+                .iter()
+                .flat_map(|kind| node[kind].as_array().into_iter().flatten())
+                .filter_map(|check| check["message"].as_str())
+                .collect();
+            told.push(format!(
+                "axe, {}: {} ({})\n{} {}",
+                scheme.as_str(),
+                rule["id"].as_str().unwrap(),
+                rule["help"].as_str().unwrap(),
+                node["html"].as_str().unwrap_or_default().chars().take(160).collect::<String>().replace('\n', " "),
+                checks.join("; ").replace('\n', " ")
+            ));
+        }
+    }
+    told
+}

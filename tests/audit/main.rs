@@ -1,0 +1,188 @@
+//! `make mail-audit`: would we be glad to get these mails?
+//!
+//! Every sample mail in every language is judged by SpamAssassin, shown in a real Chromium, on a phone and on a desk,
+//! light and dark and on paper, and looked at by axe-core; every fact must be in both parts, and no link may lead
+//! nowhere. Then the page of `offramp preview` is used as a person would. Pictures of everything stay under
+//! `target/mail-audit`, for people to look at.
+//!
+//! Reading order: [`control`] — what must be found; [`look`] — one mail in Chromium; [`spam`] — one mail in
+//! SpamAssassin; `support::mails` — what is wrong with one and needs neither, which `cargo test` looks at, too;
+//! [`preview`]; [`sheets`] — many pictures in one; [`devtools`] — how Chromium is spoken to.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use chrono::Utc;
+use clap::Parser;
+use futures_util::{FutureExt, StreamExt};
+use offramp::mail::Templates;
+
+mod control;
+mod devtools;
+mod look;
+mod preview;
+mod sheets;
+mod spam;
+#[path = "../it/support/mod.rs"]
+mod support;
+
+use devtools::Browser;
+use look::Looked;
+use spam::{SCORE_MAX, SpamFilter, Verdict};
+use support::facts::missing_from;
+use support::mails::{Mail, every_mail};
+
+/// How many mails are looked at side by side.
+const SIDE_BY_SIDE: usize = 3;
+
+/// Would we be glad to get these mails? Run it with `make mail-audit`.
+#[derive(Parser)]
+struct Arguments {
+    /// axe-core, the file axe.min.js; without it nothing is done
+    #[arg(long)]
+    axe: Option<PathBuf>,
+    /// The browser
+    #[arg(long, default_value = "chromium")]
+    chromium: PathBuf,
+    /// The server of SpamAssassin
+    #[arg(long, default_value = "spamd")]
+    spamd: PathBuf,
+    /// Where the pictures go
+    #[arg(long, default_value = "target/mail-audit")]
+    out: PathBuf,
+    /// Only mails whose name has this in it, such as fr-CA/payment-failed; `preview` is the preview's page alone
+    #[arg(long)]
+    only: Option<String>,
+    /// What `cargo test` passes on; it does not matter here
+    #[arg(hide = true, allow_hyphen_values = true, trailing_var_arg = true)]
+    _ignored: Vec<String>,
+}
+
+/// All that was found out about a mail.
+struct Audited {
+    mail: Mail,
+    looked: Looked,
+    verdict: Verdict,
+    findings: Vec<String>,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let Some(axe) = &arguments.axe else {
+        println!("audit: not run, because it needs Chromium and more; `make mail-audit` looks for them");
+        return ExitCode::SUCCESS;
+    };
+    let began = Instant::now();
+    let axe = fs::read_to_string(axe).unwrap();
+    let templates = Templates::load(None).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let mut mails = every_mail(&templates, Utc::now());
+    mails.retain(|mail| arguments.only.as_ref().is_none_or(|only| mail.name.contains(only)));
+    let with_preview = arguments.only.as_deref().is_none_or(|only| only == "preview");
+    assert!(with_preview || !mails.is_empty(), "there is no such mail");
+    drop(fs::remove_dir_all(&arguments.out));
+    fs::create_dir_all(&arguments.out).unwrap();
+    let out = arguments.out.canonicalize().unwrap();
+
+    let filter = SpamFilter::start(&arguments.spamd, &out.join("spamd.log")).await;
+    let browser = Browser::start(&arguments.chromium, &out.join("chromium.log")).await;
+    control::prove(&filter, &browser, &axe, &out, &templates).await;
+    let (filter_here, browser_here, axe_here, out_here) = (&filter, &browser, axe.as_str(), out.as_path());
+    let audited: Vec<Audited> = futures_util::stream::iter(mails)
+        .map(|mail| audit(filter_here, browser_here, axe_here, out_here, mail))
+        .buffered(SIDE_BY_SIDE)
+        .collect()
+        .await;
+    sheets::make(&browser, &audited, &out).await;
+    let mut preview = vec![];
+    if with_preview {
+        let driven = AssertUnwindSafe(preview::drive(&browser, &axe, &out.join("preview"))).catch_unwind().await;
+        preview = driven.unwrap_or_else(|_| vec!["it is not as it should be, see above".to_owned()]);
+    }
+
+    print(&audited, &preview);
+    let failed =
+        audited.iter().filter(|audited| !audited.findings.is_empty()).count() + usize::from(!preview.is_empty());
+    println!("\nPictures and mails: {} ({:.0} s)", out.join("index.html").display(), began.elapsed().as_secs_f64());
+    println!("mail-audit: {} passed, {failed} failed", audited.len() + usize::from(with_preview) - failed);
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, mail: Mail) -> Audited {
+    let folder = out.join(&mail.name);
+    let looked = look::look(browser, axe, &mail, &folder).await;
+    fs::write(folder.join("mail.eml"), &mail.bytes).unwrap();
+    let verdict = filter.judge(&mail.bytes);
+
+    let mut findings = mail.findings();
+    findings.extend(looked.findings.iter().cloned());
+    let unseen = missing_from(&looked.text, &mail.notification).into_iter();
+    findings.extend(unseen.map(|fact| format!("nobody who looks at it sees {fact}")));
+    if verdict.score > SCORE_MAX {
+        let rules: Vec<String> = verdict.rules.iter().map(|(rule, points)| format!("{rule} {points}")).collect();
+        findings.push(format!("SpamAssassin gives it more than {SCORE_MAX} points\n{}", rules.join(", ")));
+    }
+    Audited { mail, looked, verdict, findings }
+}
+
+/// A line a mail; then what was found, each thing once.
+fn print(audited: &[Audited], preview: &[String]) {
+    if !audited.is_empty() {
+        println!("\n{:<60} {:>7} {:>6} {:>9}", "mail", "bytes", "spam", "findings");
+    }
+    let mut rules: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut findings, mut doubts) = (Sentences::default(), Sentences::default());
+    for Audited { mail, looked, verdict, findings: found } in audited {
+        let bytes = mail.bytes.len();
+        println!("{:<60} {bytes:>7} {:>6.2} {:>9}", mail.name, verdict.score, found.len());
+        for (rule, points) in &verdict.rules {
+            *rules.entry(format!("{rule} {points}")).or_default() += 1;
+        }
+        findings.add(found, &mail.name);
+        doubts.add(&looked.doubts, &mail.name);
+    }
+    findings.add(preview, "the page of the preview");
+    doubts.print("Where axe is in doubt");
+    findings.print("Findings");
+    if audited.is_empty() {
+        return;
+    }
+    let bytes = audited.iter().map(|audited| audited.mail.bytes.len()).max().unwrap_or_default();
+    let score = audited.iter().map(|audited| audited.verdict.score).fold(f64::NEG_INFINITY, f64::max);
+    println!("\n{} mails, {bytes} bytes at most, {score:.2} points at most", audited.len());
+    println!("\nRules of SpamAssassin that hit");
+    for (rule, count) in rules {
+        println!("  {rule}: {count} mails");
+    }
+}
+
+/// Sentences that are said of several mails: the first line of each, with the rest of it as it is said first, and of
+/// whom.
+#[derive(Default)]
+struct Sentences<'a>(BTreeMap<&'a str, (&'a str, Vec<&'a str>)>);
+
+impl<'a> Sentences<'a> {
+    fn add(&mut self, sentences: &'a [String], name: &'a str) {
+        for sentence in sentences {
+            let (what, example) = sentence.split_once('\n').unwrap_or((sentence, ""));
+            self.0.entry(what).or_insert((example, vec![])).1.push(name);
+        }
+    }
+
+    fn print(&self, title: &str) {
+        if !self.0.is_empty() {
+            println!("\n{title}");
+        }
+        for (what, (example, names)) in &self.0 {
+            println!("  {what}: {} times, first in {}", names.len(), names[0]);
+            if !example.is_empty() {
+                println!("      {example}");
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The page of `offramp preview`, used as a person would: what is on it, what its switches do, what it says when a
+//! template is saved, broken and mended, what it keeps and what it sends.
+
+use std::fs;
+use std::path::Path;
+
+use mail_parser::MessageParser;
+use serde_json::json;
+
+use crate::devtools::{Browser, Page, Scheme};
+use crate::look::told;
+use crate::support::eventually;
+use crate::support::preview::{MAIL, Preview, write_words};
+use crate::support::smtp::{Action, SmtpSink, Step, Tls};
+
+/// The window, in CSS pixels.
+const DESK: (u32, u32) = (1400, 900);
+
+/// Uses the page, and leaves pictures of it in `out`. Gives what axe finds; whatever else is not as it should be ends
+/// it.
+#[allow(clippy::too_many_lines, reason = "a story is told from its beginning to its end")]
+pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
+    fs::create_dir_all(out).unwrap();
+    let templates = tempfile::tempdir().unwrap();
+    let sink = SmtpSink::scripted(Tls::No, |at, nth| match (at, nth) {
+        (Step::Rcpt, 2) => Action::Answer("550 5.1.1 nobody of that name here"),
+        (Step::Content, _) => Action::Answer("250 2.0.0 Ok: queued as 4F2A"),
+        _ => Action::Ok,
+    })
+    .await;
+    let preview =
+        Preview::start(&[("OFFRAMP_TEMPLATES", templates.path().to_str().unwrap()), ("OFFRAMP_SMTP_URL", &sink.url())]);
+    let page = browser.page().await;
+    page.resize(DESK.0, DESK.1, 1, false).await;
+    page.emulate(Scheme::Light, "screen").await;
+    let shoot = async |name: &str| fs::write(out.join(format!("{name}.png")), page.screenshot().await).unwrap();
+
+    // Opens, and shows a mail in both widths.
+    page.open(&format!("http://{}/", preview.address)).await;
+    page.until(SETTLED).await;
+    let list = page.evaluate("document.querySelectorAll('nav a').length").await.as_u64().unwrap();
+    assert!(list > 24, "{list} mails are listed");
+    assert_eq!(page.evaluate(WIDTHS).await, json!([320, 680]));
+    shoot("first-look").await;
+
+    // Another mail, in another language.
+    page.click(&format!("nav a[href$='/{MAIL}/full']")).await;
+    choose(&page, "locale", "fr-CA").await;
+    page.until(SETTLED).await;
+    page.until(&text_says("Bonjour")).await;
+    page.until(&frame_says("Bonjour")).await;
+    assert_eq!(page.evaluate("location.hash").await, format!("#/fr-CA/{MAIL}/full"));
+    assert_eq!(page.evaluate("document.querySelector('nav [aria-current]').textContent").await, "full");
+    let headers = page.evaluate("document.getElementById('headers').textContent").await;
+    assert!(headers.as_str().unwrap().contains("X-Offramp-Template: request-declined"), "{headers}");
+    choose(&page, "locale", "es-MX").await;
+    page.until(&text_says("Hola")).await;
+    choose(&page, "locale", "fr-CA").await;
+    page.until(&text_says("Bonjour")).await;
+
+    // Dark and light, whatever the system prefers; and the widths.
+    for preferred in Scheme::ALL {
+        page.emulate(preferred, "screen").await;
+        page.until(SETTLED).await;
+        let light = page.evaluate(BRIGHTNESS).await.as_f64().unwrap();
+        page.click("label:has(#dark)").await;
+        page.until(SETTLED).await;
+        let dark = page.evaluate(BRIGHTNESS).await.as_f64().unwrap();
+        assert!(dark < 100.0 && light > 200.0, "the mail is {light} bright in the light and {dark} in the dark");
+        shoot(&format!("dark-mail-{}-system", preferred.as_str())).await;
+        page.click("label:has(#dark)").await;
+        page.until(SETTLED).await;
+        shoot(&format!("light-mail-{}-system", preferred.as_str())).await;
+    }
+    page.emulate(Scheme::Light, "screen").await;
+    for width in [320, 375, 680] {
+        page.click(&format!("label:has([value='{width}'])")).await;
+        page.until(SETTLED).await;
+        assert_eq!(page.evaluate(WIDTHS).await, json!([width]));
+    }
+    page.click("label:has([value='320 680'])").await;
+
+    // A file is saved, broken and mended.
+    write_words(templates.path(), "\nTout neuf\u{a0}!\n");
+    page.until(&text_says("Tout neuf")).await;
+    page.until(&frame_says("Tout neuf")).await;
+    page.until(SETTLED).await;
+    shoot("saved").await;
+    write_words(templates.path(), "\nTout cassé {{plan_name}}\n");
+    page.until("!document.getElementById('problems').hidden").await;
+    let problem = page.evaluate("document.getElementById('problems').innerText").await.as_str().unwrap().to_owned();
+    assert!(problem.contains(&format!("fr/{MAIL}")) && problem.contains("plan_name"), "{problem}");
+    let text = page.evaluate("document.getElementById('text').textContent").await;
+    assert!(text.as_str().unwrap().contains("Tout neuf"), "the last good words stay: {text}");
+    shoot("broken").await;
+    write_words(templates.path(), "\nMieux.\n");
+    page.until("document.getElementById('problems').hidden").await;
+    page.until(&text_says("Mieux")).await;
+
+    // Kept as a file.
+    let downloads = tempfile::tempdir().unwrap();
+    browser.keep_downloads_in(downloads.path()).await;
+    page.click("#eml").await;
+    let kept = downloads.path().join(format!("fr-CA.{MAIL}.full.eml"));
+    let eml =
+        eventually("the download", || async { fs::read(&kept).ok().filter(|bytes| bytes.ends_with(b"\r\n")) }).await;
+    let parsed = MessageParser::default().parse(&eml).unwrap();
+    assert_eq!(page.evaluate("document.getElementById('subject').textContent").await, parsed.subject().unwrap());
+
+    // Sent, and refused.
+    page.click("#to").await;
+    page.insert("moi@example.org").await;
+    page.click("#send button").await;
+    page.until("document.getElementById('answer').textContent.includes('250 2.0.0 Ok: queued as 4F2A')").await;
+    shoot("sent").await;
+    page.click("#send button").await;
+    page.until("document.getElementById('answer').textContent.includes('nobody of that name here')").await;
+    assert_eq!(page.evaluate("document.getElementById('answer').className").await, "bad");
+    shoot("refused").await;
+    assert!(sink.commands().contains(&"RCPT TO:<moi@example.org>".to_owned()), "{:?}", sink.commands());
+
+    // On a phone, and for everybody.
+    let mut findings = Vec::new();
+    page.evaluate(axe).await;
+    for (width, height) in [DESK, (375, 800)] {
+        page.resize(width, height, 1, width < 600).await;
+        for scheme in Scheme::ALL {
+            page.emulate(scheme, "screen").await;
+            page.until(SETTLED).await;
+            let wide = page.evaluate("document.documentElement.scrollWidth").await.as_u64().unwrap();
+            if wide > u64::from(width) {
+                findings.push(format!("the page is {wide} px wide in a window of {width} px"));
+            }
+            shoot(&format!("{width}-{}", scheme.as_str())).await;
+            // The mails in its frames are looked at by themselves.
+            let results = page.evaluate("axe.run(document, { iframes: false })").await;
+            findings.extend(told(&results["violations"], scheme));
+        }
+    }
+
+    // Says so when the program has ended.
+    assert_eq!(preview.interrupt().await.code(), Some(0));
+    page.until("document.getElementById('state').textContent.startsWith('No connection')").await;
+    page.close().await;
+    findings
+}
+
+/// Everything that is asked for is there.
+const SETTLED: &str = "(() => {
+    const frames = [...document.querySelectorAll('iframe')];
+    return frames.length > 0 && document.getElementById('text').textContent !== '' && frames.every((frame) =>
+        frame.contentDocument?.readyState === 'complete'
+        && frame.contentDocument.URL.endsWith(frame.getAttribute('src'))
+        && frame.contentDocument.body?.childElementCount > 0);
+})()";
+
+/// Whether the first frame shows this.
+fn frame_says(words: &str) -> String {
+    format!("document.querySelector('iframe')?.contentDocument?.body?.innerText.includes('{words}')")
+}
+
+/// Whether the text part has this in it.
+fn text_says(words: &str) -> String {
+    format!("document.getElementById('text').textContent.includes('{words}')")
+}
+
+/// How wide the mails think their windows are.
+const WIDTHS: &str = "[...document.querySelectorAll('iframe')].map((frame) => frame.contentWindow.innerWidth)";
+
+/// How bright the mail's background is, from 0 to 255: that of the first thing in it which has one.
+const BRIGHTNESS: &str = "(() => {
+    const { contentDocument, contentWindow } = document.querySelector('iframe');
+    const colors = [...contentDocument.querySelectorAll('body, body *')]
+        .map((element) => contentWindow.getComputedStyle(element).backgroundColor.match(/[\\d.]+/g).map(Number))
+        .filter(([, , , alpha = 1]) => alpha > 0);
+    return (colors[0][0] + colors[0][1] + colors[0][2]) / 3;
+})()";
+
+async fn choose(page: &Page, select: &str, value: &str) {
+    page.evaluate(&format!(
+        "(() => {{
+            const select = document.getElementById('{select}');
+            select.value = '{value}';
+            select.dispatchEvent(new Event('change', {{ bubbles: true }}));
+        }})()"
+    ))
+    .await;
+}

@@ -1,0 +1,94 @@
+//! What holds of every mail in every language. (`make mail-audit` goes on from here, with a browser and a spam filter.)
+
+use chrono::Utc;
+use offramp::domain::notification::Notification;
+use offramp::mail::Templates;
+
+use crate::support::html::Html;
+use crate::support::mails::{Mail, every_mail};
+
+fn templates() -> Templates {
+    Templates::load(None).unwrap_or_else(|problems| panic!("{problems:#?}"))
+}
+
+#[test]
+fn both_parts_say_everything_and_fetch_nothing() {
+    let mails = every_mail(&templates(), Utc::now());
+    assert!(mails.len() >= 3 * 24, "{} mails", mails.len());
+    let findings: Vec<String> = mails
+        .iter()
+        .flat_map(|mail| mail.findings().into_iter().map(|finding| format!("{}: {finding}", mail.name)))
+        .collect();
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+/// Facts that are words, and nothing that could be looked for.
+#[test]
+fn both_parts_tell_yes_from_no() {
+    let templates = templates();
+    let mut told = 0;
+    for Mail { name, notification, rendered, .. } in every_mail(&templates, Utc::now()) {
+        let mut opposite: Notification = notification.clone();
+        if let Some(refund) = &mut opposite.facts.refund {
+            *refund = !*refund;
+        } else if let Some(card) = opposite.facts.card.as_mut().filter(|card| card.expires.is_some()) {
+            card.expired = !card.expired;
+        } else {
+            continue;
+        }
+        let other = templates.render(&opposite).unwrap();
+        assert_ne!(rendered.text, other.text, "{name}");
+        assert_ne!(Html::parse(&rendered.html).text, Html::parse(&other.html).text, "{name}");
+        told += 1;
+    }
+    assert!(told >= 3 * 5, "{told}");
+}
+
+#[test]
+fn what_is_wrong_with_a_mail_is_found() {
+    #[track_caller]
+    fn check(change: impl Fn(&mut Mail), finding: &str) {
+        let mut mails = every_mail(&templates(), Utc::now());
+        let mail = mails.iter_mut().find(|mail| mail.name == "fr-CA/payment-failed.organization_contact/full").unwrap();
+        change(mail);
+        let findings = mail.findings();
+        assert!(findings.iter().any(|found| found.contains(finding)), "{finding}: {findings:#?}");
+    }
+    let body = |html: &str| {
+        let html = html.to_owned();
+        move |mail: &mut Mail| mail.rendered.html = mail.rendered.html.replace("</body>", &format!("{html}</body>"))
+    };
+    check(
+        |mail| mail.rendered.text = mail.rendered.text.replace("30 juin", "31 juin"),
+        "the text part does not say EndsOn",
+    );
+    check(
+        |mail| mail.rendered.html = mail.rendered.html.replace("4242", "4243"),
+        "the HTML part does not say CardLast4",
+    );
+    check(
+        |mail| mail.rendered.html = "<div style='display: none'>49,99\u{a0}$</div>".to_owned(),
+        "the HTML part does not say Amount (49,99 $)",
+    );
+    check(
+        |mail| {
+            mail.rendered.html =
+                mail.rendered.html.replace("href=\"https://admin.example.com/", "href=\"https://example.com/");
+        },
+        "no link leads to https://admin.example.com/subscriptions/sub-0042",
+    );
+    check(body("<a href='subscriptions'>x</a>"), "a link leads nowhere: subscriptions");
+    check(body("<a href='javascript:alert(1)'>x</a>"), "a link leads nowhere: javascript:alert(1)");
+    check(body("<img src='https://t.example/1.gif' alt='x'>"), "it fetches https://t.example/1.gif");
+    check(body("<img src='https://boreal.example/logo.png' width=1 alt='x'>"), "an image is too small to be seen");
+    check(
+        body("<!--[if mso]><v:fill src='https://t.example/2.gif'/><![endif]-->"),
+        "it fetches https://t.example/2.gif",
+    );
+    check(body("<table background='https://t.example/3.gif'></table>"), "it fetches https://t.example/3.gif");
+    check(body("<p style='background: url(//t.example)'>"), "a style fetches something");
+    check(body("<style>@import 'x.css';</style>"), "a style sheet fetches something");
+    check(body("<script>x</script>"), "it has an element script");
+    check(body("<p onclick='x'>"), "it runs onclick");
+    check(|mail| mail.bytes.resize(100_001, b'x'), "it is longer than 100000 bytes");
+}

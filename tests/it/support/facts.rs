@@ -1,0 +1,122 @@
+//! What each mail has to say, whatever its templates look like: the contract's (§5), a second time, as a table.
+
+use chrono::NaiveDate;
+use offramp::domain::notification::{Facts, Notification, Recipient, Template};
+use offramp::mail::locale::{Formats, parse_tag};
+
+/// Something that a mail says, if it has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact {
+    Organization,
+    /// Where an answer by other means than a reply would go.
+    OrganizationAddress,
+    Manager,
+    Participant,
+    Plan,
+    Actor,
+    EndsOn,
+    PreviousEndsOn,
+    FinalBillingOn,
+    NextBillingOn,
+    RemovedOn,
+    RequestedOn,
+    Reason,
+    Note,
+    Invoice,
+    Amount,
+    CardBrand,
+    CardLast4,
+    CardExpires,
+    Attempt,
+    FailureMessage,
+    NextAttemptOn,
+}
+
+/// The facts of a mail.
+#[allow(clippy::enum_glob_use, reason = "the table is read, not written")]
+pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
+    use Fact::*;
+    let about: &[Fact] = match template {
+        Template::CancelledByAdmin | Template::CancelledByClient => {
+            &[Participant, Plan, EndsOn, PreviousEndsOn, FinalBillingOn, RequestedOn, Reason]
+        }
+        Template::RemovedByAdmin => &[Participant, Plan, RemovedOn, Invoice, Reason],
+        Template::CancellationRequested => &[Participant, Plan, RequestedOn, NextBillingOn, Reason],
+        Template::RequestAccepted => &[Participant, Plan, RequestedOn, EndsOn, FinalBillingOn, Reason, Note],
+        Template::RequestDeclined => &[Participant, Plan, RequestedOn, NextBillingOn, Reason, Note],
+        Template::PaymentFailed => &[
+            Participant,
+            Plan,
+            Invoice,
+            Amount,
+            CardBrand,
+            CardLast4,
+            Attempt,
+            FailureMessage,
+            NextAttemptOn,
+            EndsOn,
+            FinalBillingOn,
+        ],
+        Template::CardExpiring => &[CardBrand, CardLast4, CardExpires],
+    };
+    // The organization is told who its client is. (That a link leads to the subscription is looked at with the links.)
+    let people: &[Fact] = match recipient {
+        Recipient::OrganizationContact => &[Manager],
+        Recipient::AccountManager => &[Organization, OrganizationAddress, Manager],
+    };
+    // Nobody is told by name what they have done themselves.
+    let did_it_themselves = recipient == Recipient::AccountManager
+        && matches!(template, Template::CancelledByClient | Template::CancellationRequested);
+    let actor: &[Fact] = if did_it_themselves { &[] } else { &[Actor] };
+    [about, people, actor].concat()
+}
+
+impl Fact {
+    /// What a reader of this mail reads of it; none where the mail does not have it.
+    pub fn written(self, notification: &Notification) -> Option<String> {
+        let Facts { organization, manager, card, .. } = &notification.facts;
+        let facts = &notification.facts;
+        let formats = Formats::new(&parse_tag(&notification.locale).unwrap());
+        let day = |date: Option<NaiveDate>| date.map(|date| formats.date(date));
+        match self {
+            Self::Organization => Some(organization.name.clone()),
+            Self::OrganizationAddress => Some(organization.email.clone()),
+            Self::Manager => manager.name.clone(),
+            Self::Participant => facts.participant.clone(),
+            Self::Plan => facts.plan.clone(),
+            Self::Actor => facts.actor.clone(),
+            Self::EndsOn => day(facts.ends_on),
+            Self::PreviousEndsOn => day(facts.previous_ends_on),
+            Self::FinalBillingOn => day(facts.final_billing_on),
+            Self::NextBillingOn => day(facts.next_billing_on),
+            Self::RemovedOn => day(facts.removed_on),
+            Self::RequestedOn => day(facts.requested_on),
+            Self::Reason => facts.reason.clone(),
+            Self::Note => facts.note.clone(),
+            Self::Invoice => facts.invoice_id.clone(),
+            Self::Amount => facts.amount.as_ref().map(|amount| formats.money(amount)),
+            Self::CardBrand => card.as_ref().map(|card| card.brand.clone()),
+            Self::CardLast4 => card.as_ref().map(|card| card.last4.clone()),
+            Self::CardExpires => card.as_ref().and_then(|card| card.expires).map(|month| formats.month(month)),
+            Self::Attempt => facts.attempt.map(|attempt| attempt.to_string()),
+            Self::FailureMessage => facts.failure_message.clone(),
+            Self::NextAttemptOn => day(facts.next_attempt_on),
+        }
+    }
+}
+
+/// What a mail has to say and this text of it does not.
+pub fn missing_from(text: &str, notification: &Notification) -> Vec<String> {
+    let text = words(text);
+    facts_of(notification.template, notification.recipient)
+        .into_iter()
+        .filter_map(|fact| Some((fact, fact.written(notification)?)))
+        .filter(|(_, written)| !text.contains(&words(written)))
+        .map(|(fact, written)| format!("{fact:?} ({})", words(&written)))
+        .collect()
+}
+
+/// A text in one line with ordinary spaces, the lines and spaces of a design left out of account.
+fn words(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

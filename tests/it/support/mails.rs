@@ -1,0 +1,153 @@
+//! Every mail that there can be: each sample in each language, as it leaves; and what none of them may lack or have.
+
+use chrono::{DateTime, Utc};
+use offramp::domain::notification::{Notification, Recipient, Template};
+use offramp::mail::message::Origin;
+use offramp::mail::samples::samples;
+use offramp::mail::{Rendered, Sender, Templates, compose};
+use url::Url;
+use uuid::Uuid;
+
+use super::facts::missing_from;
+use super::html::Html;
+
+/// A mail, from its facts to its bytes.
+pub struct Mail {
+    /// `fr-CA/payment-failed.account_manager/full`
+    pub name: String,
+    pub notification: Notification,
+    pub rendered: Rendered,
+    /// As it leaves for a server that takes nothing but ASCII: its longest form.
+    pub bytes: Vec<u8>,
+}
+
+/// Who reads a language: somebody whose money the samples speak of, where there is such a region.
+pub fn reader(language: &str) -> &str {
+    match language {
+        "en" => "en-CA",
+        "es" => "es-MX",
+        "fr" => "fr-CA",
+        other => other,
+    }
+}
+
+/// Each template with each recipient.
+pub fn templates_and_recipients() -> impl Iterator<Item = (Template, Recipient)> {
+    Template::ALL.into_iter().flat_map(|template| template.recipients().iter().map(move |&to| (template, to)))
+}
+
+/// Each sample in each language that there are words in.
+pub fn every_mail(templates: &Templates, date: DateTime<Utc>) -> Vec<Mail> {
+    let mut mails = Vec::new();
+    for language in templates.locales() {
+        let locale = reader(&language);
+        for (template, recipient) in templates_and_recipients() {
+            for sample in samples(template, recipient, locale) {
+                let name = format!("{locale}/{template}.{}/{}", recipient.as_str(), sample.variant);
+                let rendered = templates.render(&sample.notification).unwrap();
+                let bytes = bytes_at(date, &sample.notification, &rendered);
+                mails.push(Mail { name, notification: sample.notification, rendered, bytes });
+            }
+        }
+    }
+    mails
+}
+
+/// A mail as it leaves.
+pub fn bytes_at(date: DateTime<Utc>, notification: &Notification, rendered: &Rendered) -> Vec<u8> {
+    let sender = Sender::parse("Offramp <no-reply@mail.example.com>").unwrap();
+    let origin = Origin { entry_id: Uuid::new_v4(), conversation_id: Uuid::new_v4() };
+    compose(&sender, origin, notification, rendered.clone(), date).unwrap().bytes(false).unwrap()
+}
+
+/// Gmail cuts off what is longer, and a link in what is cut off is lost.
+const BYTES_MAX: usize = 100_000;
+
+/// What a mail must not have in it: it works in no mail program, or on the reader rather than for them.
+const BANNED: [&str; 13] = [
+    "applet", "audio", "base", "embed", "form", "iframe", "input", "link", "object", "script", "svg", "video",
+    "v:image",
+];
+
+/// Attributes by which a program fetches something as soon as it shows the mail.
+const FETCHING: [&str; 8] = ["background", "data", "lowsrc", "poster", "src", "srcset", "xlink:href", "action"];
+
+impl Mail {
+    /// What is wrong with a mail and can be seen without a browser, a sentence each.
+    pub fn findings(&self) -> Vec<String> {
+        let mut findings = Vec::new();
+        let html = Html::parse(&self.rendered.html);
+        for (part, text) in [("text", &self.rendered.text), ("HTML", &html.text)] {
+            let missing = missing_from(text, &self.notification);
+            findings.extend(missing.into_iter().map(|fact| format!("the {part} part does not say {fact}")));
+            if text.contains("{{") || text.contains("}}") {
+                findings.push(format!("the {part} part has a template in it"));
+            }
+        }
+        if self.bytes.len() > BYTES_MAX {
+            findings.push(format!("it is longer than {BYTES_MAX} bytes"));
+        }
+        findings.extend(self.links(&html));
+        findings.extend(self.fetched(&html));
+        findings
+    }
+
+    /// Links lead somewhere, and the organization's to the subscription.
+    fn links(&self, html: &Html) -> Vec<String> {
+        let mut findings = Vec::new();
+        let links: Vec<&str> = html.elements.iter().filter_map(|element| element.attribute("href")).collect();
+        let in_text = self.rendered.text.split_whitespace().filter(|word| word.contains("://"));
+        for link in links.iter().copied().chain(in_text) {
+            let url = Url::parse(link);
+            if !url.as_ref().is_ok_and(|url| match url.scheme() {
+                "http" | "https" => url.host_str().is_some_and(|host| host.contains('.')),
+                "mailto" => url.path().contains('@'),
+                _ => false,
+            }) {
+                findings.push(format!("a link leads nowhere: {link}"));
+            }
+        }
+        if let Some(url) = &self.notification.facts.admin_url
+            && !(links.contains(&url.as_str()) && self.rendered.text.contains(url.as_str()))
+        {
+            findings.push(format!("no link leads to {url} in one of the parts"));
+        }
+        findings
+    }
+
+    /// Nothing is fetched but the organization's logo, and nothing runs.
+    fn fetched(&self, html: &Html) -> Vec<String> {
+        let mut findings = Vec::new();
+        let logo = self.notification.facts.organization.logo_url.as_deref();
+        for element in &html.elements {
+            if BANNED.contains(&element.name.as_str()) || element.attribute("http-equiv") == Some("refresh") {
+                findings.push(format!("it has an element {}", element.name));
+            }
+            for (name, value) in &element.attributes {
+                let is_logo = element.name == "img" && name == "src" && Some(value.as_str()) == logo;
+                if FETCHING.contains(&name.as_str()) && !is_logo {
+                    findings.push(format!("it fetches {value}"));
+                }
+                if name.starts_with("on") || value.trim_start().to_ascii_lowercase().starts_with("javascript:") {
+                    findings.push(format!("it runs {name}=\"{value}\""));
+                }
+                if name == "style" && value.contains("url(") {
+                    findings.push(format!("a style fetches something: {value}"));
+                }
+            }
+            if element.name == "img" {
+                let dot = |name| element.attribute(name).is_some_and(|size| matches!(size, "0" | "1" | "0px" | "1px"));
+                if dot("width") || dot("height") {
+                    findings.push("an image is too small to be seen".to_owned());
+                }
+                if element.attribute("alt").is_none_or(str::is_empty) {
+                    findings.push("an image has no words in its place".to_owned());
+                }
+            }
+        }
+        if html.styles.contains("url(") || html.styles.contains("@import") {
+            findings.push("a style sheet fetches something".to_owned());
+        }
+        findings
+    }
+}
