@@ -35,6 +35,18 @@ chaos: cargo ## break everything for SECONDS=300, then look for what was lost or
 	@$(chaos_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
 	cargo test --locked --profile $(PROFILE) --test chaos -- --seconds $(SECONDS) $(addprefix --seed ,$(SEED)) --logs .services/chaos/log
 
+# The servers of `make bench`, so that nothing else makes them work while it measures.
+bench_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/bench OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools \
+	COMPOSE_PROJECT_NAME=offramp-bench RABBITMQ_PORT=5872 RABBITMQ_ADMIN_PORT=15872 MONGODB_PORT=27217 SMTP_PORT=1225 \
+	MAILPIT_PORT=8225 &&
+WHAT ?=
+N ?=
+
+.PHONY: bench
+bench: cargo ## measure a release build on servers of its own (WHAT=latency that alone; N=500 nothing larger)
+	@$(bench_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
+	cargo bench --locked --profile $(PROFILE) --bench measure -- $(WHAT) $(addprefix --n ,$(N)) --logs .services/bench/log
+
 ONLY ?=
 
 .PHONY: mail-audit

@@ -1,6 +1,8 @@
-//! A TCP proxy that cuts and stalls connections, or closes them in the broker's name.
+//! A TCP proxy that cuts, stalls and slows connections, or closes them in the broker's name.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use offramp::broker::Broker;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -43,6 +45,8 @@ struct Weather {
     cuts: u32,
     /// Clients are told to close when it changes.
     closes: u32,
+    /// How late an answer begins.
+    late: Duration,
 }
 
 impl Proxy {
@@ -57,22 +61,28 @@ impl Proxy {
         let target = (host.to_owned(), port);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (weather, seen) = watch::channel(Weather { mute: false, deaf: false, cuts: 0, closes: 0 });
+        let fair = Weather { mute: false, deaf: false, cuts: 0, closes: 0, late: Duration::ZERO };
+        let (weather, seen) = watch::channel(fair);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (target, seen) = (target.clone(), seen.clone());
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(target).await else { return };
+                    // It holds nothing back by itself.
+                    if client.set_nodelay(true).and(server.set_nodelay(true)).is_err() {
+                        return;
+                    }
                     let (client_in, client_out) = client.into_split();
                     let (server_in, server_out) = server.into_split();
                     let mut until = seen.clone();
                     let cuts = until.borrow().cuts;
+                    let asked = AtomicBool::new(false);
                     tokio::select! {
                         // A cut comes first: what was held back by then is lost, even when all passes again at once.
                         biased;
                         _ = until.wait_for(|weather| weather.cuts != cuts) => {}
-                        () = pass(client_in, server_out, seen.clone(), false) => {}
-                        () = pass(server_in, client_out, seen, true) => {}
+                        () = pass(client_in, server_out, seen.clone(), false, &asked) => {}
+                        () = pass(server_in, client_out, seen, true, &asked) => {}
                     }
                 });
             }
@@ -134,17 +144,24 @@ impl Proxy {
         self.hold(false, false);
     }
 
+    /// From now on each answer comes so much later. Only for clients that ask one thing at a time over a connection.
+    pub fn delay_answers(&self, late: Duration) {
+        self.weather.send_modify(|weather| weather.late = late);
+    }
+
     fn hold(&self, mute: bool, deaf: bool) {
         self.weather.send_modify(|weather| (weather.mute, weather.deaf) = (mute, deaf));
     }
 }
 
-/// Passes bytes on, until either side ends or, where the client is at the far end, it is told to close.
+/// Passes bytes on, until either side ends or, where the client is at the far end, it is told to close. `asked`:
+/// whether the client has said something since the server did.
 async fn pass(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
     mut seen: watch::Receiver<Weather>,
     to_client: bool,
+    asked: &AtomicBool,
 ) {
     let mut buffer = [0; 16 * 1024];
     let closes = seen.borrow().closes;
@@ -173,6 +190,14 @@ async fn pass(
         let marked = buffer[..count].windows(NESTED.len()).position(|bytes| bytes == NESTED.as_bytes());
         if let Some(kind) = marked.filter(|_| !to_client).and_then(|at| buffer[..count].get_mut(at + NESTED.len())) {
             *kind = b'A';
+        }
+        if !to_client {
+            asked.store(true, Ordering::Relaxed);
+        } else if asked.swap(false, Ordering::Relaxed) {
+            let late = seen.borrow().late;
+            if !late.is_zero() {
+                tokio::time::sleep(late).await;
+            }
         }
         let passes = |weather: &Weather| !if to_client { weather.mute } else { weather.deaf };
         if seen.wait_for(passes).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {

@@ -85,6 +85,11 @@ impl Worker {
         self.port
     }
 
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// What it logs, where that is piped.
     pub fn take_log(&mut self) -> ChildStderr {
         self.child.stderr.take().unwrap()

@@ -1,0 +1,204 @@
+//! What time does, with no message: subscriptions that end at the same midnight, and notices about cards.
+
+use std::collections::BTreeSet;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use bson::{Document, doc};
+use chrono::{Months, TimeDelta, Utc};
+use futures_util::TryStreamExt;
+use tokio::time::sleep;
+
+use crate::Bench;
+use crate::process::{Moment, watch};
+use crate::stage::{self, stage};
+use crate::support::worker::{Worker, get};
+use crate::support::world::World;
+use crate::table::{goal, head, number, row, whole};
+
+/// How often to look how far the worker is.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long to wait for an end.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Of how many accounts one has a card that is about to expire.
+const ACCOUNTS_EACH_DUE: usize = 100;
+/// How long before a card expires its holder is told, in days. This month is never further away.
+const NOTICE_DAYS: u32 = 31;
+/// How large the database's own notes of what it does may become, in bytes.
+const NOTES_BYTES_MAX: i64 = 64 * 1024 * 1024;
+
+/// 100,000 subscriptions whose last day is over.
+pub async fn midnight(bench: &Bench) {
+    let count = bench.count(100_000);
+    say!("midnight: {count} subscriptions");
+    let world = stage("midnight").await;
+    stage::add_organizations(&world, |_| {}).await;
+    let ends_at = Utc::now() - TimeDelta::hours(1);
+    stage::add_clients(&world, 0..count, |_, document| {
+        document.extend(doc! {
+            "status": "cancellation_scheduled", "ends_on": ends_at.date_naive().to_string(),
+            "ends_at": bson::DateTime::from(ends_at), "final_billing_on": "2020-01-15",
+        });
+    })
+    .await;
+    stage::quiet(&world).await;
+    let (worker, begun) = start(bench, &world, "midnight").await;
+    counted(&worker, r#"offramp_swept_total{what="lapse"}"#, count).await;
+    let ended = begun.at.elapsed();
+    counted(&worker, r#"offramp_events_total{outcome="published"}"#, count).await;
+    let waiting = doc! { "outbox.due": { "$gt": bson::DateTime::MIN } };
+    while world.collection("subscriptions").find_one(waiting.clone()).await.unwrap().is_some() {
+        sleep(LOOK_EVERY).await;
+    }
+    let told = begun.at.elapsed();
+    let end = Moment::of(worker.id());
+    let changed = world.collection("subscriptions").count_documents(doc! { "status": "cancelled" }).await.unwrap();
+    assert_eq!(changed, count as u64);
+
+    head(
+        &format!("{} subscriptions end at midnight", whole(number(count))),
+        &["seconds", "each second", "CPU each", "at most"],
+    );
+    let cpu = begun.cpu_until(&end).as_secs_f64() * 1e6 / number(count);
+    for (name, took) in [("ended, events queued", ended), ("all events published and marked", told)] {
+        let seconds = took.as_secs_f64();
+        row(
+            name,
+            [
+                format!("{seconds:.1} s"),
+                whole(number(count) / seconds),
+                format!("{} µs", whole(cpu)),
+                format!("{} MB", whole(end.usage.peak)),
+            ],
+        );
+    }
+    goal("ended, events queued", &format!("{:.1} s", ended.as_secs_f64()), "at most 15 s");
+    drop(worker);
+    world.remove().await;
+}
+
+/// A million accounts, one in a hundred with a card that is about to expire. What was read for it, the database tells
+/// itself: its profiler notes every search for cards, with the plan that was taken and how many documents were looked
+/// at.
+pub async fn cards(bench: &Bench) {
+    let count = bench.count(1_000_000);
+    let due = count.div_ceil(ACCOUNTS_EACH_DUE);
+    say!("cards: {count} accounts, {due} of them due");
+    let world = stage("cards").await;
+    stage::add_organizations(&world, |organization| {
+        organization.extend(doc! { "card_notice_days": [NOTICE_DAYS], "timezone": "UTC" });
+    })
+    .await;
+    let today = Utc::now().date_naive();
+    let month = |months: usize| {
+        let months = Months::new(u32::try_from(months).unwrap());
+        (today + months).format("%Y-%m").to_string()
+    };
+    let with_card = |index: usize, account: &mut Document| {
+        // Those that are not due expire in one of the months from the third on.
+        let expires = month(if index < due { 0 } else { 3 + index % 36 });
+        account.insert("cards", [doc! { "id": "card-1", "brand": "Visa", "last4": "4242", "expires": expires }]);
+    };
+    stage::add_accounts(&world, 0..count, with_card).await;
+    stage::add_subscriptions(&world, 0..due, |_, _| {}).await;
+    stage::quiet(&world).await;
+
+    head(
+        &format!("Cards: {} of {} accounts are due", whole(number(due)), whole(number(count))),
+        &["seconds", "keys read", "accounts", "CPU"],
+    );
+    for (name, told) in [("every notice given", true), ("again, when none is due", false)] {
+        note_searches(&world).await;
+        let mails_before = bench.sink.count();
+        let (worker, begun) = start(bench, &world, "cards").await;
+        // The last thing that a sweep looks for are tombstones.
+        let looked = doc! { "op": "remove" };
+        while world.collection("system.profile").find_one(looked.clone()).await.unwrap().is_none() {
+            assert!(begun.at.elapsed() < PATIENCE, "the sweep does not end");
+            sleep(LOOK_EVERY).await;
+        }
+        let took = begun.at.elapsed();
+        let cpu = begun.cpu_until(&Moment::of(worker.id()));
+        if told {
+            while bench.sink.count() - mails_before < 2 * due {
+                assert!(begun.at.elapsed() < PATIENCE, "the mails do not arrive");
+                sleep(LOOK_EVERY).await;
+            }
+        }
+        assert!(worker.stop().await.success());
+        assert_eq!(bench.sink.count() - mails_before, if told { 2 * due } else { 0 });
+        let searches = searches(&world).await;
+        row(
+            name,
+            [
+                format!("{:.1} s", took.as_secs_f64()),
+                whole(number(searches.keys)),
+                whole(number(searches.documents)),
+                format!("{:.1} s", cpu.as_secs_f64()),
+            ],
+        );
+        row(&format!("  by {}", searches.plans.iter().map(String::as_str).collect::<Vec<_>>().join(", ")), []);
+    }
+    goal("accounts to be read", &whole(number(due)), "only those that are due");
+    world.remove().await;
+}
+
+/// Has the database note the searches for cards, and the deletion of tombstones, from now on.
+async fn note_searches(world: &World) {
+    let database = &world.database;
+    database.run_command(doc! { "profile": 0 }).await.unwrap();
+    world.collection("system.profile").drop().await.unwrap();
+    let notes = doc! { "create": "system.profile", "capped": true, "size": NOTES_BYTES_MAX };
+    database.run_command(notes).await.unwrap();
+    let filter = doc! { "$or": [{ "op": "remove" }, { "ns": format!("{}.accounts", world.prefix) }] };
+    database.run_command(doc! { "profile": 1, "filter": filter }).await.unwrap();
+}
+
+/// What the searches for cards have read.
+#[derive(Default)]
+struct Searches {
+    keys: usize,
+    documents: usize,
+    plans: BTreeSet<String>,
+}
+
+async fn searches(world: &World) -> Searches {
+    world.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    // Their filter begins with the organization; the answer may come in several parts.
+    let filter = doc! { "$or": [
+        { "command.filter.organization_id": { "$exists": true } },
+        { "originatingCommand.filter.organization_id": { "$exists": true } },
+    ] };
+    let mut notes = world.collection("system.profile").find(filter).await.unwrap();
+    let mut searches = Searches::default();
+    while let Some(note) = notes.try_next().await.unwrap() {
+        let count = |name: &str| usize::try_from(note.get_i32(name).unwrap_or(0)).unwrap();
+        searches.keys += count("keysExamined");
+        searches.documents += count("docsExamined");
+        searches.plans.extend(note.get_str("planSummary").ok().map(str::to_owned));
+    }
+    searches
+}
+
+/// Starts a worker; its work begins when it says so.
+async fn start(bench: &Bench, world: &World, name: &str) -> (Worker, Moment) {
+    let mut worker = Worker::spawn(world, &bench.sink.url(), &[("OFFRAMP_SWEEP_SECONDS", "3600")], Stdio::piped());
+    let log = bench.logs.join(format!("{name}.log"));
+    let works = |line: &str| line.contains("working");
+    let [begins] = watch(worker.take_log(), worker.id(), &log, [Box::new(works)]);
+    (worker, begins.await.expect("a worker that works"))
+}
+
+/// Waits until a counter of the worker's is so high.
+async fn counted(worker: &Worker, counter: &str, wanted: usize) {
+    let begin = Instant::now();
+    loop {
+        let metrics = get(worker.port(), "/metrics").await.unwrap_or_default();
+        let count = metrics.lines().find_map(|line| line.strip_prefix(counter)?.trim().parse::<usize>().ok());
+        if count.unwrap_or(0) >= wanted {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{counter} is {count:?}");
+        sleep(LOOK_EVERY).await;
+    }
+}

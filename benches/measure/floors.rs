@@ -1,0 +1,483 @@
+//! The floors: the same operations of the same servers, with as little around them as can be. Each is a process of its
+//! own, as the worker is: this program once more, with `--floor`.
+//!
+//! The bare pipeline does all that the worker does for cancellations with a month: the same batches, the same finds,
+//! the same guarded update on a majority, mail and event kept in the document, sent, and marked in bulk. But it reads
+//! no message and no document, decides nothing and renders nothing: all that it writes was made once, by the worker's
+//! own code, for the first of the subscriptions.
+
+use std::io::Read;
+use std::net::SocketAddr;
+
+use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
+use clap::ValueEnum;
+use futures_util::{FutureExt, StreamExt, TryStreamExt};
+use lapin::options::{
+    BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+};
+use lapin::types::FieldTable;
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
+use mongodb::Database;
+use offramp::broker::Topology;
+use offramp::clock;
+use offramp::domain::command::{Command, CommandType};
+use offramp::domain::fold::{Task, Verdict};
+use offramp::mail::{Sender, Templates};
+use offramp::outbox::{Writer, origin};
+use offramp::store::outbox::{Content, Lease};
+use offramp::store::{Need, Store, commit};
+use offramp::tls::Tls;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::stage::{self, subscription_id};
+use crate::support::rabbit::amqp_url;
+
+/// What a floor says when its work begins, and when it is done.
+pub const BEGINS: &str = "begins";
+pub const DONE: &str = "done";
+
+/// The worker's own numbers: `OFFRAMP_BATCH_MAX`, `OFFRAMP_MAIL_CONNECTIONS`, and those in `run.rs` and `outbox.rs`.
+pub const BATCH_MAX: usize = 256;
+const CONNECTIONS: usize = 8;
+const PREFETCH_BATCHES: usize = 2;
+const QUEUE_MAX: usize = 4096;
+const BULK_MAX: usize = 512;
+const UNMARKED_MAX: usize = 128;
+
+/// What is measured without the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Floor {
+    /// Messages are taken and acked.
+    Consume,
+    /// Documents are found and updated.
+    Database,
+    /// Mails are sent.
+    Smtp,
+    /// All of it.
+    Pipeline,
+}
+
+impl Floor {
+    pub const ALL: [Self; 4] = [Self::Consume, Self::Database, Self::Smtp, Self::Pipeline];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Consume => "floor: consume and ack",
+            Self::Database => "floor: $in finds and update",
+            Self::Smtp => "floor: SMTP",
+            Self::Pipeline => "bare pipeline",
+        }
+    }
+
+    /// Whether messages must wait for it.
+    pub fn takes_messages(self) -> bool {
+        matches!(self, Self::Consume | Self::Pipeline)
+    }
+
+    /// Whether it needs documents.
+    pub fn takes_documents(self) -> bool {
+        self != Self::Consume
+    }
+
+    /// Whether mails arrive.
+    pub fn sends_mails(self) -> bool {
+        matches!(self, Self::Smtp | Self::Pipeline)
+    }
+}
+
+/// What a floor's process is told; nobody else needs these.
+#[derive(clap::Args)]
+pub struct Orders {
+    #[arg(long, hide = true, value_enum)]
+    pub floor: Option<Floor>,
+    #[arg(long, hide = true, default_value_t = 0)]
+    pub floor_count: usize,
+    #[arg(long, hide = true, default_value = "")]
+    pub floor_prefix: String,
+    #[arg(long, hide = true, default_value = "")]
+    pub floor_mongodb_url: String,
+    #[arg(long, hide = true, default_value = "127.0.0.1:1025")]
+    pub floor_sink: SocketAddr,
+}
+
+/// Runs a floor, and then waits until its input ends, so that whoever started it can look at what it has used.
+pub async fn run(floor: Floor, orders: &Orders) {
+    match floor {
+        Floor::Consume => consume(orders).await,
+        Floor::Database => database(orders).await,
+        Floor::Smtp => smtp(orders).await,
+        Floor::Pipeline => pipeline(orders).await,
+    }
+    eprintln!("{DONE}");
+    drop(std::io::stdin().read_to_end(&mut Vec::new()));
+}
+
+async fn consume(orders: &Orders) {
+    let (_connection, mut messages) = Messages::open(orders).await;
+    eprintln!("{BEGINS}");
+    let mut taken = 0;
+    while taken < orders.floor_count {
+        let batch = messages.next_batch().await;
+        taken += batch.ids.len();
+        batch.ack().await;
+    }
+}
+
+async fn database(orders: &Orders) {
+    let constants = Constants::make(orders).await;
+    let ids: Vec<String> = (0..orders.floor_count).map(subscription_id).collect();
+    eprintln!("{BEGINS}");
+    for ids in ids.chunks(BATCH_MAX) {
+        constants.find(ids).await;
+        constants.update(ids).await;
+    }
+}
+
+async fn smtp(orders: &Orders) {
+    let constants = Constants::make(orders).await;
+    let mail: &'static [u8] = constants.mail.leak();
+    let mut left = orders.floor_count;
+    let mut senders = JoinSet::new();
+    eprintln!("{BEGINS}");
+    for nth in 0..CONNECTIONS {
+        let share = left / (CONNECTIONS - nth);
+        left -= share;
+        let sink = orders.floor_sink;
+        senders.spawn(async move {
+            let mut line = Line::open(sink).await;
+            for _ in 0..share {
+                line.send(mail).await;
+            }
+        });
+    }
+    while let Some(sender) = senders.join_next().await {
+        sender.unwrap();
+    }
+}
+
+/// Mails and events go their own ways from the lane, as in the worker, and come together again where they are marked.
+async fn pipeline(orders: &Orders) {
+    let constants: &'static Constants = Box::leak(Box::new(Constants::make(orders).await));
+    let (connection, mut messages) = Messages::open(orders).await;
+    let events_channel = connection.create_channel().await.unwrap();
+    events_channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+
+    let (mails_in, mails) = async_channel::bounded::<String>(QUEUE_MAX);
+    let (events_in, events) = async_channel::bounded::<String>(QUEUE_MAX);
+    let (settle, settled) = async_channel::bounded::<Mark>(UNMARKED_MAX);
+    let mut tasks = JoinSet::new();
+    for _ in 0..CONNECTIONS {
+        let (mails, settle, sink) = (mails.clone(), settle.clone(), orders.floor_sink);
+        tasks.spawn(async move {
+            let mut line = None;
+            while let Ok(id) = mails.recv().await {
+                if line.is_none() {
+                    line = Some(Line::open(sink).await);
+                }
+                line.as_mut().unwrap().send(&constants.mail).await;
+                settle.send(Mark { id, of: Sent::Mail }).await.unwrap();
+            }
+        });
+    }
+    tasks.spawn(async move {
+        while let Some(bulk) = take_bulk(&events).await {
+            constants.publish(&events_channel, bulk.len()).await;
+            for id in bulk {
+                settle.send(Mark { id, of: Sent::Event }).await.unwrap();
+            }
+        }
+    });
+    tasks.spawn(async move {
+        while let Some(bulk) = take_bulk(&settled).await {
+            constants.mark(&bulk).await;
+        }
+    });
+
+    eprintln!("{BEGINS}");
+    let mut taken = 0;
+    while taken < orders.floor_count {
+        let batch = messages.next_batch().await;
+        constants.find(&batch.ids).await;
+        constants.update(&batch.ids).await;
+        for id in &batch.ids {
+            events_in.send(id.clone()).await.unwrap();
+        }
+        for id in &batch.ids {
+            mails_in.send(id.clone()).await.unwrap();
+        }
+        taken += batch.ids.len();
+        batch.ack().await;
+    }
+    drop((mails_in, events_in, mails));
+    while let Some(task) = tasks.join_next().await {
+        task.unwrap();
+    }
+}
+
+/// The work queue, from the client that the worker uses too.
+struct Messages {
+    consumer: Consumer,
+}
+
+/// Messages taken together, by the ids of their documents.
+struct Batch {
+    ids: Vec<String>,
+    last: lapin::Acker,
+}
+
+impl Messages {
+    async fn open(orders: &Orders) -> (Connection, Self) {
+        let connection = Connection::connect(&amqp_url(), ConnectionProperties::default()).await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let prefetch = u16::try_from(BATCH_MAX * PREFETCH_BATCHES).unwrap();
+        channel.basic_qos(prefetch, BasicQosOptions::default()).await.unwrap();
+        let queue = Topology::new(&orders.floor_prefix).work_queue(CommandType::Cancellation);
+        let consuming = channel.basic_consume(
+            queue.as_str().into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let consumer = consuming.await.unwrap();
+        (connection, Self { consumer })
+    }
+
+    async fn next_batch(&mut self) -> Batch {
+        let first = self.consumer.next().await.unwrap().unwrap();
+        let mut batch = Batch { ids: vec![id_of(&first)], last: first.acker.clone() };
+        while batch.ids.len() < BATCH_MAX
+            && let Some(next) = self.consumer.next().now_or_never()
+        {
+            let next = next.unwrap().unwrap();
+            batch.ids.push(id_of(&next));
+            batch.last = next.acker;
+        }
+        batch
+    }
+}
+
+impl Batch {
+    async fn ack(self) {
+        self.last.ack(BasicAckOptions { multiple: true }).await.unwrap();
+    }
+}
+
+fn id_of(message: &lapin::message::Delivery) -> String {
+    message.properties.message_id().as_ref().unwrap().to_string()
+}
+
+/// What is marked, in the document of this id.
+struct Mark {
+    id: String,
+    of: Sent,
+}
+
+#[derive(Clone, Copy)]
+enum Sent {
+    Mail,
+    Event,
+}
+
+/// All that is sent and written, made once.
+struct Constants {
+    database: Database,
+    prefix: String,
+    organizations: Vec<String>,
+    /// The `u` of the update of a subscription.
+    update: RawDocumentBuf,
+    /// The ids of the mail and the event in it.
+    mail_id: String,
+    event_id: String,
+    mail: Vec<u8>,
+    event: Vec<u8>,
+    event_type: String,
+    /// The `u` that mark the mail, and the event.
+    mark_mail: RawDocumentBuf,
+    mark_event: RawDocumentBuf,
+}
+
+impl Constants {
+    async fn make(orders: &Orders) -> Self {
+        let store = Store::open(&orders.floor_mongodb_url, &Tls::default()).await.unwrap();
+        let body = stage::command_of(CommandType::Cancellation, 0).to_string();
+        let command = Command::parse(body.as_bytes()).unwrap();
+        let need = Need {
+            subscriptions: [subscription_id(0).as_str().try_into().unwrap()].into(),
+            organizations: [command.organization_id().clone()].into(),
+            ..Need::default()
+        };
+        let mut world = store.load(&need).await.unwrap();
+        let now = clock::now();
+        assert_eq!(world.fold(&Task::Command(command), now), Verdict::Applied);
+        let lease = Lease { holder: Uuid::new_v4(), until: now + chrono::TimeDelta::minutes(3) };
+        let update = commit::updates(&world, &lease, "offramp", now).unwrap().remove(0);
+        let Bson::Document(change) = update.update.clone() else { panic!("an update of operators") };
+
+        let writer = Writer {
+            templates: Templates::load(None).unwrap(),
+            sender: Sender::parse("no-reply@offramp.example").unwrap(),
+            signer: None,
+        };
+        let (mut mail, mut event) = (None, None);
+        for leased in update.into_leased() {
+            match &leased.entry.content {
+                Content::Mail(content) => {
+                    mail = Some(writer.write(origin(&leased).unwrap(), content, now).unwrap());
+                }
+                Content::Event(content) => event = Some(content.clone()),
+            }
+        }
+        let (mail, event) = (mail.unwrap(), event.unwrap());
+        let mail_id = mail.entry_id.to_string();
+        let sent = doc! {
+            "id": &mail_id, "template": mail.template.to_string(), "to": mail.to(), "role": "account_manager",
+            "locale": &mail.language, "sent_at": bson::DateTime::from(now), "message_id": &mail.message_id,
+        };
+        // As the sink takes it.
+        let mut bytes = mail.bytes(true).unwrap();
+        bytes.extend_from_slice(b"\r\n.\r\n");
+        let raw = |document: Document| RawDocumentBuf::try_from(&document).unwrap();
+        let event_id = event.id.clone();
+        Self {
+            database: store.database().clone(),
+            prefix: orders.floor_prefix.clone(),
+            organizations: stage::organization_ids().collect(),
+            update: raw(change),
+            mark_mail: raw(doc! {
+                "$pull": { "outbox": { "id": &mail_id } },
+                "$push": { "notifications": sent },
+                "$inc": { "version": 1_i64 },
+            }),
+            mark_event: raw(doc! { "$pull": { "outbox": { "id": &event_id } }, "$inc": { "version": 1_i64 } }),
+            mail: bytes,
+            event: serde_json::to_vec(&event).unwrap(),
+            event_type: event.kind,
+            mail_id,
+            event_id,
+        }
+    }
+
+    /// Finds the documents of a batch, as `Store::load` does: subscriptions and organizations, then accounts.
+    async fn find(&self, ids: &[String]) {
+        let lists = doc! { "history": 0, "notifications": 0, "payment_failures": 0, "outbox": 0 };
+        let organizations = &self.organizations[..self.organizations.len().min(ids.len())];
+        tokio::join!(
+            self.find_in("subscriptions", ids, lists.clone()),
+            self.find_in("organizations", organizations, doc! {}),
+        );
+        let accounts: Vec<String> = ids.iter().map(|id| stage::account_behind(id)).collect();
+        self.find_in("accounts", &accounts, lists).await;
+    }
+
+    async fn find_in(&self, collection: &str, ids: &[String], projection: Document) {
+        let collection = self.database.collection::<RawDocumentBuf>(collection);
+        let finding = collection.find(doc! { "_id": { "$in": ids } }).projection(projection);
+        let found: Vec<RawDocumentBuf> = finding.await.unwrap().try_collect().await.unwrap();
+        assert_eq!(found.len(), ids.len());
+    }
+
+    /// Writes the documents of a batch, as `Store::commit` does.
+    async fn update(&self, ids: &[String]) {
+        let statements = ids.iter().map(|id| {
+            rawdoc! { "q": { "_id": id.as_str(), "version": bson::RawBson::Null }, "u": self.update.clone() }
+        });
+        self.write(statements, ids.len()).await;
+    }
+
+    /// Marks what has left, as `Store::settle` does.
+    async fn mark(&self, marks: &[Mark]) {
+        let statements = marks.iter().map(|mark| {
+            let (entry, update) = match mark.of {
+                Sent::Mail => (self.mail_id.as_str(), self.mark_mail.clone()),
+                Sent::Event => (self.event_id.as_str(), self.mark_event.clone()),
+            };
+            let find = rawdoc! { "_id": mark.id.as_str(), "outbox.id": entry, "status": { "$ne": "removed" } };
+            rawdoc! { "q": find, "u": update }
+        });
+        self.write(statements, marks.len()).await;
+    }
+
+    async fn write(&self, statements: impl Iterator<Item = RawDocumentBuf>, count: usize) {
+        let mut updates = RawArrayBuf::new();
+        statements.for_each(|statement| updates.push(statement));
+        let command = rawdoc! {
+            "update": "subscriptions", "updates": updates, "ordered": false, "writeConcern": { "w": "majority" },
+        };
+        let reply = self.database.run_raw_command(command).await.unwrap();
+        assert_eq!(reply.get_i32("n").ok(), i32::try_from(count).ok(), "{reply}");
+    }
+
+    /// Publishes events, and waits for their confirms.
+    async fn publish(&self, channel: &Channel, count: usize) {
+        let exchange = format!("{}.events", self.prefix);
+        let mut confirms = Vec::with_capacity(count);
+        for _ in 0..count {
+            let properties = BasicProperties::default()
+                .with_delivery_mode(2)
+                .with_content_type("application/cloudevents+json".into())
+                .with_message_id(self.event_id.as_str().into());
+            let (exchange, key) = (exchange.as_str().into(), self.event_type.as_str().into());
+            let publishing =
+                channel.basic_publish(exchange, key, BasicPublishOptions::default(), &self.event, properties);
+            confirms.push(publishing.await.unwrap());
+        }
+        for confirm in confirms {
+            stage::confirmed(confirm).await;
+        }
+    }
+}
+
+async fn take_bulk<T>(queue: &async_channel::Receiver<T>) -> Option<Vec<T>> {
+    let mut bulk = vec![queue.recv().await.ok()?];
+    while bulk.len() < BULK_MAX
+        && let Ok(item) = queue.try_recv()
+    {
+        bulk.push(item);
+    }
+    Some(bulk)
+}
+
+/// A connection to the mail server, without a delay for small pieces.
+struct Line {
+    stream: BufReader<TcpStream>,
+    answer: Vec<u8>,
+}
+
+impl Line {
+    async fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        let mut line = Self { stream: BufReader::new(stream), answer: Vec::new() };
+        line.hear().await;
+        line.say(b"EHLO bench\r\n").await;
+        line
+    }
+
+    /// Sends a mail that ends with its dot: with the questions that the worker asks, one after the other.
+    async fn send(&mut self, mail: &[u8]) {
+        self.say(b"MAIL FROM:<no-reply@offramp.example>\r\n").await;
+        self.say(b"RCPT TO:<a-0000000@home.example>\r\n").await;
+        self.say(b"DATA\r\n").await;
+        self.say(mail).await;
+    }
+
+    async fn say(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+        self.hear().await;
+    }
+
+    /// Reads an answer, with all its lines.
+    async fn hear(&mut self) {
+        loop {
+            self.answer.clear();
+            self.stream.read_until(b'\n', &mut self.answer).await.unwrap();
+            assert!(matches!(self.answer.first(), Some(b'2' | b'3')), "{}", String::from_utf8_lossy(&self.answer));
+            if self.answer.get(3) != Some(&b'-') {
+                return;
+            }
+        }
+    }
+}

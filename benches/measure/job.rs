@@ -1,0 +1,391 @@
+//! The whole job for messages that wait: from the first one taken until everything is settled, which is when all
+//! documents are committed, all mails accepted by the mail server, all events published, all of them marked, all
+//! messages acked.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use bson::{Document, doc};
+use offramp::domain::command::CommandType;
+use tokio::time::sleep;
+
+use crate::Bench;
+use crate::floors::{self, Floor};
+use crate::process::{Line, Moment, watch};
+use crate::stage::{self, stage};
+use crate::support::proxy::Proxy;
+use crate::support::worker::Worker;
+use crate::support::world::World;
+use crate::table::{goal, head, number, row, whole};
+
+/// How often to look whether everything is settled.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How long nothing may happen before a measurement has failed.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How often job and bare pipeline are measured for the headline, in turns; what counts is the middle one.
+const ROUNDS: usize = 3;
+/// How late the slow database answers, and how many messages its workers take at once: so few that they wait for it, and
+/// not for the processors of this machine, which they share with everything else.
+const LATE: Duration = Duration::from_millis(5);
+const BATCH_MAX_WHEN_LATE: usize = 8;
+/// How many messages are worked off while a million wait.
+const BACKLOG_SHARE: usize = 50_000;
+
+/// What came out.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    messages: usize,
+    took: Duration,
+    /// Of all processes together, from the first message on.
+    cpu: Duration,
+    servers: [Option<Duration>; 3],
+    /// Of the largest of them, in MB.
+    resident: f64,
+    peak: f64,
+}
+
+impl Measured {
+    fn rate(&self) -> f64 {
+        number(self.messages) / self.took.as_secs_f64()
+    }
+
+    /// Microseconds on a processor for each message.
+    fn each(&self, cpu: Duration) -> f64 {
+        cpu.as_secs_f64() * 1e6 / number(self.messages)
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let each =
+            |cpu: Option<Duration>| cpu.map_or_else(|| "?".to_owned(), |cpu| format!("{} µs", whole(self.each(cpu))));
+        let mut cells = vec![format!("{}/s", whole(self.rate())), each(Some(self.cpu))];
+        cells.extend(self.servers.map(each));
+        cells.extend([self.resident, self.peak].map(|size| format!("{} MB", whole(size))));
+        cells
+    }
+}
+
+/// The figures of a measurement: time on a processor is for each message.
+const COLUMNS: [&str; 7] = ["messages", "own CPU", "MongoDB's", "RabbitMQ's", "sink's", "resident", "at most"];
+
+/// What is different about a document, by its index.
+type Change<'a> = dyn Fn(usize, &mut Document) + 'a;
+
+/// One measurement of the job.
+struct Job<'a> {
+    name: &'a str,
+    kind: CommandType,
+    /// How many messages wait.
+    messages: usize,
+    /// How many documents they are about.
+    documents: usize,
+    /// How many of them are worked off before the measurement ends.
+    until: usize,
+    /// How many mails each entails.
+    mails_each: usize,
+    workers: usize,
+    settings: Vec<(&'a str, String)>,
+    slow_database: bool,
+    change: Box<Change<'a>>,
+}
+
+impl<'a> Job<'a> {
+    /// Cancellations with a month, each of another subscription.
+    fn cancellations(name: &'a str, messages: usize) -> Self {
+        Self {
+            name,
+            kind: CommandType::Cancellation,
+            messages,
+            documents: messages,
+            until: messages,
+            mails_each: 1,
+            workers: 1,
+            settings: vec![("OFFRAMP_SWEEP_SECONDS", "60".to_owned())],
+            slow_database: false,
+            change: Box::new(|_, _| {}),
+        }
+    }
+
+    fn with(mut self, setting: &'a str, value: &impl ToString) -> Self {
+        self.settings.push((setting, value.to_string()));
+        self
+    }
+
+    async fn measure(self, bench: &Bench) -> Measured {
+        let Self { name, messages, documents, until, .. } = self;
+        say!("{name}: {messages} messages about {documents} documents");
+        let world = stage(name).await;
+        stage::add_organizations(&world, |_| {}).await;
+        stage::add_clients(&world, 0..documents, &self.change).await;
+        let commands = (0..messages).map(|index| {
+            let mut command = stage::command_of(self.kind, index % documents);
+            command["id"] = format!("c-{index:07}").into();
+            command
+        });
+        stage::publish(&world, commands).await;
+        stage::quiet(&world).await;
+
+        let mut settings = self.settings;
+        let _database_line;
+        if self.slow_database {
+            let (proxy, url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+            proxy.delay_answers(LATE);
+            settings.push(("OFFRAMP_MONGODB_URL", url));
+            _database_line = proxy;
+        }
+        let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let mails_before = bench.sink.count();
+        let queue = stage::work_queue(&world, self.kind);
+        let mut workers = Vec::new();
+        let mut beginnings = Vec::new();
+        for number in 0..self.workers {
+            let mut worker = Worker::spawn(&world, &bench.sink.url(), &settings, Stdio::piped());
+            let (says, queue) = (worker.take_log(), queue.clone());
+            let log = bench.logs.join(format!("{name}-{number}.log"));
+            let consumes = move |line: &str| line.contains("consuming") && line.contains(&queue);
+            let [begins] = watch(says, worker.id(), &log, [Box::new(consumes)]);
+            beginnings.push(begins);
+            workers.push(worker);
+        }
+        let mut begun = Vec::new();
+        for beginning in beginnings {
+            begun.push(beginning.await.expect("a worker that consumes"));
+        }
+
+        let mut progress = Progress::begin();
+        progress.until(|| bench.sink.count() - mails_before, until * self.mails_each).await;
+        if until == messages {
+            progress.settled(&world, &workers, messages).await;
+        }
+        let measured = ended(&begun, &workers, until);
+        for worker in workers {
+            assert!(worker.stop().await.success());
+        }
+        if until == messages {
+            check(&world, self.kind, documents).await;
+        }
+        world.remove().await;
+        measured
+    }
+}
+
+/// What workers have done and used since the first of them began.
+fn ended(begun: &[Moment], workers: &[Worker], messages: usize) -> Measured {
+    let first = begun.iter().min_by_key(|begun| begun.at).unwrap();
+    let ends: Vec<Moment> = workers.iter().map(|worker| Moment::of(worker.id())).collect();
+    let most = |size: fn(&Moment) -> f64| ends.iter().map(size).fold(0.0, f64::max);
+    Measured {
+        messages,
+        took: ends[0].at - first.at,
+        cpu: begun.iter().zip(&ends).map(|(begun, end)| begun.cpu_until(end)).sum(),
+        servers: first.servers_until(&ends[0]),
+        resident: most(|end| end.usage.resident),
+        peak: most(|end| end.usage.peak),
+    }
+}
+
+/// Waits for something to become so much, and fails when nothing happens any more.
+struct Progress {
+    newest: Instant,
+    seen: usize,
+}
+
+impl Progress {
+    fn begin() -> Self {
+        Self { newest: Instant::now(), seen: 0 }
+    }
+
+    fn see(&mut self, count: usize) {
+        if count != self.seen {
+            (self.seen, self.newest) = (count, Instant::now());
+        }
+        assert!(self.newest.elapsed() < SILENCE_MAX, "nothing happens any more at {count}");
+    }
+
+    async fn until(&mut self, count: impl Fn() -> usize, wanted: usize) {
+        while count() < wanted {
+            self.see(count());
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Waits until nothing waits in any outbox, and all messages are settled.
+    async fn settled(&mut self, world: &World, workers: &[Worker], messages: usize) {
+        // The index of what is due: that is every entry, and nothing else.
+        let waiting = doc! { "outbox.due": { "$gt": bson::DateTime::MIN } };
+        while world.collection("subscriptions").find_one(waiting.clone()).await.unwrap().is_some() {
+            self.see(0);
+            sleep(LOOK_EVERY).await;
+        }
+        loop {
+            let mut settled = 0;
+            for worker in workers {
+                settled += worker.settled().await;
+            }
+            if settled >= messages as u64 {
+                return;
+            }
+            self.see(usize::try_from(settled).unwrap());
+            sleep(LOOK_EVERY).await;
+        }
+    }
+}
+
+/// That what was measured was the job.
+async fn check(world: &World, kind: CommandType, documents: usize) {
+    let mut done = doc! { "applied.0": { "$exists": true }, "notifications.0": { "$exists": true } };
+    if kind == CommandType::Cancellation {
+        done.insert("status", "cancellation_scheduled");
+    }
+    let done = world.collection("subscriptions").count_documents(done).await.unwrap();
+    assert_eq!(done, documents as u64, "subscriptions that were changed");
+}
+
+/// A floor, with so many documents, messages or mails.
+async fn floor(bench: &Bench, floor: Floor, count: usize) -> Measured {
+    say!("{}: {count}", floor.name());
+    let world = stage("floor").await;
+    if floor.takes_documents() {
+        stage::add_organizations(&world, |_| {}).await;
+        stage::add_clients(&world, 0..count, |_, _| {}).await;
+    }
+    if floor.takes_messages() {
+        let commands = (0..count).map(|index| stage::command_of(CommandType::Cancellation, index));
+        stage::publish(&world, commands).await;
+    }
+    stage::quiet(&world).await;
+    let mails_before = bench.sink.count();
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args(["--floor", clap::ValueEnum::to_possible_value(&floor).unwrap().get_name()])
+        .args(["--floor-count", &count.to_string()])
+        .args(["--floor-prefix", &world.prefix])
+        .args(["--floor-mongodb-url", &world.mongodb_url])
+        .args(["--floor-sink", &bench.sink.address.to_string()])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let says = process.stderr.take().unwrap();
+    let log = bench.logs.join("floor.log");
+    let lines: [Line; 2] = [Box::new(|line| line == floors::BEGINS), Box::new(|line| line == floors::DONE)];
+    let [begins, done] = watch(says, process.id(), &log, lines);
+    let begun = begins.await.expect("a floor that begins");
+    let done = done.await.expect("a floor that ends well");
+    if floor.sends_mails() {
+        assert_eq!(bench.sink.count() - mails_before, count);
+    }
+    drop(process.stdin.take());
+    assert!(process.wait().unwrap().success());
+    world.remove().await;
+    Measured {
+        messages: count,
+        took: done.at - begun.at,
+        cpu: begun.cpu_until(&done),
+        servers: begun.servers_until(&done),
+        resident: done.usage.resident,
+        peak: done.usage.peak,
+    }
+}
+
+/// The job for 20,000 and for 100,000 cancellations, and the floors.
+pub async fn throughput(bench: &Bench) {
+    for count in bench.counts([20_000, 100_000]) {
+        head(&format!("{} cancellations that wait", whole(number(count))), &COLUMNS);
+        let (mut jobs, mut bare) = (Vec::new(), Vec::new());
+        for _ in 0..if count > 20_000 { 1 } else { ROUNDS } {
+            jobs.push(Job::cancellations("job", count).measure(bench).await);
+            bare.push(floor(bench, Floor::Pipeline, count).await);
+        }
+        let (job, pipeline) = (middle(jobs), middle(bare));
+        row("job", job.cells());
+        for kind in Floor::ALL {
+            let measured = if kind == Floor::Pipeline { pipeline } else { floor(bench, kind, count).await };
+            row(kind.name(), measured.cells());
+        }
+        goal("job ÷ bare pipeline", &format!("{:.2}", job.rate() / pipeline.rate()), "at least 0.85");
+        goal("own CPU of the job", &format!("{} µs", whole(job.each(job.cpu))), "at most 110 µs");
+    }
+}
+
+/// The one of middling speed.
+fn middle(mut measured: Vec<Measured>) -> Measured {
+    measured.sort_by(|one, other| one.rate().total_cmp(&other.rate()));
+    measured[measured.len() / 2]
+}
+
+/// One, two and four processes whose database answers late.
+pub async fn scale(bench: &Bench) {
+    let count = bench.count(5_000);
+    head(&format!("Database {} ms late, batches of {BATCH_MAX_WHEN_LATE}", LATE.as_millis()), &COLUMNS);
+    let mut alone = None;
+    for (workers, name, target) in
+        [(1, "1 process", ""), (2, "2 processes", "at least 1.9"), (4, "4 processes", "at least 3.5")]
+    {
+        let job = Job { workers, slow_database: true, ..Job::cancellations("scale", count) };
+        let measured = job.with("OFFRAMP_BATCH_MAX", &BATCH_MAX_WHEN_LATE).measure(bench).await;
+        row(name, measured.cells());
+        let alone = *alone.get_or_insert(measured.rate());
+        if workers > 1 {
+            goal(&format!("  {name} ÷ 1"), &format!("{:.2}", measured.rate() / alone), target);
+        }
+    }
+}
+
+/// All commands on one subscription.
+pub async fn hot_spot(bench: &Bench) {
+    let count = bench.count(1_000);
+    head("Failed payments of one subscription", &COLUMNS);
+    let job =
+        Job { kind: CommandType::PaymentFailure, documents: 1, mails_each: 2, ..Job::cancellations("hot-spot", count) };
+    row(&format!("{} commands, two mails each", whole(number(count))), job.measure(bench).await.cells());
+}
+
+/// Documents whose history is long.
+pub async fn history(bench: &Bench) {
+    let count = bench.count(2_000);
+    head("Cancellations, by entries of the history", &COLUMNS);
+    let mut short = None;
+    for entries in [1, 100, 1_000] {
+        let entry = doc! {
+            "at": bson::DateTime::now(), "from": "active", "to": "active",
+            "command": { "source": "tests", "id": "c-0000000", "type": "payment.failure" },
+            "actor": { "role": "admin", "id": "staff-17", "name": "Paul" },
+        };
+        let job = Job {
+            change: Box::new(move |_, document| drop(document.insert("history", vec![entry.clone(); entries]))),
+            ..Job::cancellations("history", count)
+        };
+        let measured = job.measure(bench).await;
+        row(&whole(number(entries)), measured.cells());
+        let short = *short.get_or_insert(measured.rate());
+        if entries == 1_000 {
+            goal("1,000 entries ÷ 1", &format!("{:.2}", measured.rate() / short), "at least 0.8");
+        }
+    }
+}
+
+/// Other sizes of batches.
+pub async fn batches(bench: &Bench) {
+    head("Cancellations, by OFFRAMP_BATCH_MAX", &COLUMNS);
+    for size in [1, 16, 64, 256, 1_000] {
+        let count = bench.count(if size == 1 { 4_000 } else { 20_000 });
+        let measured = Job::cancellations("batches", count).with("OFFRAMP_BATCH_MAX", &size).measure(bench).await;
+        row(&whole(number(size)), measured.cells());
+    }
+}
+
+/// Memory, by how much waits.
+pub async fn backlog(bench: &Bench) {
+    head("Cancellations, by messages that wait", &COLUMNS);
+    for waiting in bench.counts([10_000, 100_000, 1_000_000]) {
+        let until = waiting.min(BACKLOG_SHARE);
+        let job = Job {
+            until,
+            // A few more than are worked off: what comes after them is not.
+            documents: waiting.min(2 * BACKLOG_SHARE),
+            ..Job::cancellations("backlog", waiting)
+        };
+        let measured = job.measure(bench).await;
+        row(&format!("{}, {} of them worked off", whole(number(waiting)), whole(number(until))), measured.cells());
+        goal("  resident at most", &format!("{} MB", whole(measured.peak)), "at most 80 MB, flat");
+    }
+}

@@ -1,0 +1,186 @@
+//! `make bench`: how fast is the worker, and how much of that is its own doing?
+//!
+//! Every figure is of worker processes, built as people run them, on real servers. Beside the job stand, in the same
+//! run, the floors: what the same servers take for the same operations when nothing is decided and nothing is rendered.
+//! On a machine that does other things at the same time figures are worth little; the ratios still tell something.
+//!
+//! Reading order: [`job`] — messages that wait, from the first one taken to the last mail marked; [`floors`] — the same
+//! without us; [`latency`] — messages that come one by one; [`calendar`] — what time does. Around them: [`stage`] —
+//! what there is before the worker starts; [`process`] — processes and what they use; [`sink`] — the mail server;
+//! [`table`].
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a measurement that cannot go on has failed"
+)]
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Instant;
+
+use bson::doc;
+use clap::{Parser, ValueEnum};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// When the run began.
+static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Tells how the run goes, with the time since its beginning; not a part of the table.
+macro_rules! say {
+    ($($words:tt)*) => { eprintln!("{:6.1} s  {}", crate::BEGIN.elapsed().as_secs_f64(), format_args!($($words)*)) };
+}
+
+mod calendar;
+mod floors;
+mod job;
+mod latency;
+mod process;
+mod sink;
+mod stage;
+#[path = "../../tests/it/support/mod.rs"]
+mod support;
+mod table;
+
+use sink::Sink;
+use support::rabbit::amqp_url;
+use support::setting;
+
+/// How fast is the worker, and how much of that is its own doing? Run it with `make bench`.
+#[derive(Parser)]
+struct Arguments {
+    /// What to measure; everything where nothing is named
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// No count is larger than this: for a run that only shows that everything works
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    n: Option<u64>,
+    /// Where the workers' logs go
+    #[arg(long, default_value = "target/bench")]
+    logs: PathBuf,
+    #[command(flatten)]
+    floor: floors::Orders,
+    /// What `cargo bench` passes on
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// The whole job for messages that wait, and the floors
+    Throughput,
+    /// Messages that come at a steady pace
+    Latency,
+    /// Subscriptions that end at the same midnight
+    Midnight,
+    /// Notices about cards, among a million accounts
+    Cards,
+    /// Several processes and a slow database
+    Scale,
+    /// Many commands on one subscription
+    HotSpot,
+    /// Documents that have been through much
+    History,
+    /// Batches of other sizes
+    Batches,
+    /// Memory, however much waits
+    Backlog,
+}
+
+/// What every measurement works with.
+struct Bench {
+    sink: Sink,
+    logs: PathBuf,
+    n: Option<usize>,
+}
+
+impl Bench {
+    /// `usual`, but no more than `--n`.
+    fn count(&self, usual: usize) -> usize {
+        self.n.map_or(usual, |n| usual.min(n))
+    }
+
+    /// The same for several counts; equal ones are there once.
+    fn counts<const LENGTH: usize>(&self, usual: [usize; LENGTH]) -> Vec<usize> {
+        let mut counts = usual.map(|usual| self.count(usual)).to_vec();
+        counts.dedup();
+        counts
+    }
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    match arguments.floor.floor {
+        Some(floor) => runtime.block_on(floors::run(floor, &arguments.floor)),
+        None => runtime.block_on(measure(arguments)),
+    }
+}
+
+async fn measure(arguments: Arguments) {
+    LazyLock::force(&BEGIN);
+    std::fs::create_dir_all(&arguments.logs).unwrap();
+    let n = arguments.n.map(|n| usize::try_from(n).unwrap());
+    let bench = Bench { sink: Sink::start(), logs: arguments.logs, n };
+    let is_wanted = |part: Part| arguments.parts.is_empty() || arguments.parts.contains(&part);
+
+    table::line(&machine());
+    table::line(&servers().await);
+    for part in Part::value_variants().iter().copied().filter(|part| is_wanted(*part)) {
+        match part {
+            Part::Throughput => job::throughput(&bench).await,
+            Part::Latency => latency::measure(&bench).await,
+            Part::Midnight => calendar::midnight(&bench).await,
+            Part::Cards => calendar::cards(&bench).await,
+            Part::Scale => job::scale(&bench).await,
+            Part::HotSpot => job::hot_spot(&bench).await,
+            Part::History => job::history(&bench).await,
+            Part::Batches => job::batches(&bench).await,
+            Part::Backlog => job::backlog(&bench).await,
+        }
+    }
+    say!("done");
+}
+
+/// The machine, and how the program was built.
+fn machine() -> String {
+    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model =
+        processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, model)| model);
+    let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let build = if cfg!(debug_assertions) { "a DEBUG build: its figures mean nothing" } else { "a release build" };
+    format!("{cores} cores, {}; offramp {}, {build}", model.unwrap_or("of some kind"), env!("CARGO_PKG_VERSION"))
+}
+
+/// The servers' versions.
+async fn servers() -> String {
+    let client = mongodb::Client::with_uri_str(setting("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp"));
+    let build = client.await.expect("OFFRAMP_MONGODB_URL").database("admin").run_command(doc! { "buildInfo": 1 }).await;
+    let build = build.expect("MongoDB does not answer; `make bench` starts it");
+    let broker = broker_version().await;
+    format!(
+        "MongoDB {}, RabbitMQ {}, and a mail server of the bench's own, all on this machine",
+        build.get_str("version").unwrap_or("?"),
+        broker.as_deref().unwrap_or("?")
+    )
+}
+
+/// The version that the broker tells whoever connects, among its properties: a name, `S` for text, a length, the text.
+async fn broker_version() -> Option<String> {
+    let url = url::Url::parse(&amqp_url()).unwrap();
+    let stream = TcpStream::connect((url.host_str()?, url.port().unwrap_or(5672))).await;
+    let mut stream = stream.expect("RabbitMQ does not answer; `make bench` starts it");
+    stream.write_all(b"AMQP\0\0\x09\x01").await.ok()?;
+    let mut start = Vec::new();
+    while stream.read_buf(&mut start).await.ok()? > 0 {
+        const NAME: &[u8] = b"\x07versionS";
+        let Some(at) = start.windows(NAME.len()).position(|bytes| bytes == NAME) else { continue };
+        let Some((length, text)) = start[at + NAME.len()..].split_first_chunk::<4>() else { continue };
+        if let Some(text) = text.get(..u32::from_be_bytes(*length) as usize) {
+            return Some(String::from_utf8_lossy(text).into_owned());
+        }
+    }
+    None
+}

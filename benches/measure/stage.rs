@@ -1,0 +1,177 @@
+//! What there is before a worker starts: documents in the database, and messages in the queues, confirmed.
+
+use std::collections::VecDeque;
+
+use bson::{Document, doc};
+use lapin::options::BasicPublishOptions;
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use offramp::broker::{Broker, Topology};
+use offramp::domain::command::CommandType;
+use offramp::store::Store;
+use offramp::tls::Tls;
+use serde_json::{Value, json};
+
+use crate::support::rabbit::amqp_url;
+use crate::support::samples::{self, command};
+use crate::support::world::World;
+
+/// How many organizations share everything.
+const ORGANIZATIONS: usize = 50;
+/// How many documents one command writes.
+const INSERT_MAX: usize = 1_000;
+/// How many messages may wait for their confirms.
+const UNCONFIRMED_MAX: usize = 2_000;
+
+/// Names under which everything is ready for a worker to start: exchanges, queues, indexes.
+pub async fn stage(name: &str) -> World {
+    let world = World::new(&format!("bench-{name}")).await;
+    let broker = Broker::new(amqp_url().parse().unwrap(), "bench");
+    Topology::new(&world.prefix).declare(&broker).await.unwrap();
+    Store::open(&world.mongodb_url, &Tls::default()).await.unwrap().create_indexes().await.unwrap();
+    world
+}
+
+/// The work queue of a type.
+pub fn work_queue(world: &World, kind: CommandType) -> String {
+    Topology::new(&world.prefix).work_queue(kind)
+}
+
+pub fn subscription_id(index: usize) -> String {
+    format!("s-{index:07}")
+}
+
+pub fn account_id(index: usize) -> String {
+    format!("a-{index:07}")
+}
+
+/// The account that pays a subscription.
+pub fn account_behind(subscription_id: &str) -> String {
+    subscription_id.replace("s-", "a-")
+}
+
+/// All organizations.
+pub fn organization_ids() -> impl Iterator<Item = String> {
+    (0..ORGANIZATIONS).map(organization_id)
+}
+
+fn organization_id(index: usize) -> String {
+    format!("o-{:02}", index % ORGANIZATIONS)
+}
+
+/// All organizations, each changed as `change` has it.
+pub async fn add_organizations(world: &World, change: impl Fn(&mut Document)) {
+    let organizations = organization_ids().map(|id| {
+        let mut organization = samples::organization(&id);
+        change(&mut organization);
+        organization
+    });
+    insert(world, "organizations", organizations).await;
+}
+
+/// Accounts with a live subscription each, the latter changed as `change` has it.
+pub async fn add_clients(
+    world: &World,
+    indexes: impl Iterator<Item = usize> + Clone,
+    change: impl Fn(usize, &mut Document),
+) {
+    add_accounts(world, indexes.clone(), |_, _| {}).await;
+    add_subscriptions(world, indexes, change).await;
+}
+
+/// Live subscriptions, changed as `change` has it.
+pub async fn add_subscriptions(
+    world: &World,
+    indexes: impl Iterator<Item = usize>,
+    change: impl Fn(usize, &mut Document),
+) {
+    let subscriptions = indexes.map(|index| {
+        let (id, account) = (subscription_id(index), account_id(index));
+        let mut document = samples::subscription(&id, &organization_id(index), &account);
+        change(index, &mut document);
+        document
+    });
+    insert(world, "subscriptions", subscriptions).await;
+}
+
+/// Accounts, changed as `change` has it.
+pub async fn add_accounts(world: &World, indexes: impl Iterator<Item = usize>, change: impl Fn(usize, &mut Document)) {
+    let accounts = indexes.map(|index| {
+        let mut account = samples::account(&account_id(index), &organization_id(index));
+        change(index, &mut account);
+        account
+    });
+    insert(world, "accounts", accounts).await;
+}
+
+async fn insert(world: &World, collection: &str, mut documents: impl Iterator<Item = Document>) {
+    let collection = world.collection(collection);
+    loop {
+        let some: Vec<Document> = documents.by_ref().take(INSERT_MAX).collect();
+        if some.is_empty() {
+            return;
+        }
+        collection.insert_many(some).ordered(false).await.unwrap();
+    }
+}
+
+/// Has the database write down all that it has in memory, so that it does not do so while something is measured.
+pub async fn quiet(world: &World) {
+    world.database.client().database("admin").run_command(doc! { "fsync": 1 }).await.unwrap();
+}
+
+/// A command of each type, about the subscription or account of this index.
+pub fn command_of(kind: CommandType, index: usize) -> Value {
+    let data = |more: Value| {
+        let mut data = json!({ "organization_id": organization_id(index), "subscription_id": subscription_id(index) });
+        data.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        data
+    };
+    let admin = json!({ "role": "admin", "id": "staff-17", "name": "Paul" });
+    let client = json!({ "role": "client", "account_id": account_id(index), "name": "Ada Roy" });
+    let data = match kind {
+        CommandType::Cancellation => data(json!({ "actor": admin, "via": "purchases", "month": "2199-08" })),
+        CommandType::CancellationRequest => data(json!({ "actor": client, "reason": "We are moving away." })),
+        CommandType::CancellationConfirmation => data(json!({ "actor": admin, "decision": "accept" })),
+        CommandType::PaymentFailure => data(json!({
+            "invoice_id": "inv-5", "amount": { "value": "49.99", "currency": "CAD" },
+            "card": { "brand": "Visa", "last4": "4242" }, "attempt": 1, "failure_message": "Card declined",
+            "next_attempt_on": "2199-06-05",
+        })),
+        CommandType::CardExpiry => json!({
+            "organization_id": organization_id(index), "account_id": account_id(index),
+            "card": { "id": "card-1", "brand": "Visa", "last4": "4242", "expires": "2199-06" },
+        }),
+    };
+    command(&format!("c-{index:07}"), kind.as_str(), data)
+}
+
+/// Publishes commands, and waits until the broker has confirmed them all.
+pub async fn publish(world: &World, commands: impl Iterator<Item = Value>) {
+    let mut unconfirmed = VecDeque::new();
+    for command in commands {
+        unconfirmed.push_back(send(&world.channel, &world.prefix, &command).await);
+        if unconfirmed.len() == UNCONFIRMED_MAX {
+            confirmed(unconfirmed.pop_front().unwrap()).await;
+        }
+    }
+    for confirm in unconfirmed {
+        confirmed(confirm).await;
+    }
+}
+
+/// Publishes one command as upstream systems do: persistent, and to be routed.
+pub async fn send(channel: &Channel, exchange: &str, command: &Value) -> PublisherConfirm {
+    let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+    let kind = command["type"].as_str().unwrap();
+    // The floors take the id of the document from here: they read no bodies.
+    let id = command["data"]["subscription_id"].as_str().unwrap_or_default();
+    let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into());
+    let body = command.to_string();
+    channel.basic_publish(exchange.into(), kind.into(), options, body.as_bytes(), properties).await.unwrap()
+}
+
+/// Waits for a confirm.
+pub async fn confirmed(confirm: PublisherConfirm) {
+    let confirmation = confirm.await.unwrap();
+    assert!(matches!(confirmation, Confirmation::Ack(None)), "{confirmation:?}");
+}
