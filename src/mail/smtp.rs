@@ -362,14 +362,14 @@ impl SmtpServer {
         // A mail is written in two pieces. Without this, the second waits until the server has acknowledged the first,
         // which takes it 40 ms.
         tcp.set_nodelay(true).map_err(|error| self.unavailable("connecting", error))?;
-        let stream: Box<dyn AsyncTokioStream> = match self.encryption {
-            Encryption::Implicit => Box::new(self.encrypt(tcp, &[]).await?),
+        let (stream, first_words): (Box<dyn AsyncTokioStream>, _) = match self.encryption {
+            Encryption::Implicit => (Box::new(self.encrypt(tcp, &[]).await?), FIRST_WORDS_OVER_TLS),
             Encryption::Required | Encryption::WhereOffered => self.start_tls(tcp).await?,
-            Encryption::Never => Box::new(tcp),
+            Encryption::Never => (Box::new(tcp), "greeting"),
         };
         let mut connection = self
             .within(
-                "greeting",
+                first_words,
                 self.deadlines.command,
                 AsyncSmtpConnection::connect_with_transport(stream, &self.hello),
             )
@@ -385,11 +385,12 @@ impl SmtpServer {
         Ok(connection)
     }
 
-    /// Upgrades a fresh connection with STARTTLS as far as the settings and the server want it.
+    /// Upgrades a fresh connection with STARTTLS as far as the settings and the server want it. Returns it with the name of
+    /// the next step.
     ///
     /// lettre can do this too, but it reads through a buffer that outlives the upgrade: an answer that somebody on the way
     /// slipped in before it would count as the server's own. Here anything beyond the one answer is refused.
-    async fn start_tls(&self, tcp: TcpStream) -> Result<Box<dyn AsyncTokioStream>, SendError> {
+    async fn start_tls(&self, tcp: TcpStream) -> Result<(Box<dyn AsyncTokioStream>, &'static str), SendError> {
         let limit = self.deadlines.command;
         let mut tcp = BufReader::new(tcp);
         self.within("greeting", limit, expect(&mut tcp, 220)).await?;
@@ -407,7 +408,7 @@ impl SmtpServer {
                 let why = "the server does not offer it, and a password is not sent in the clear (?tls=none would)";
                 return Err(self.unavailable("STARTTLS", why));
             }
-            return Ok(Box::new(Session { stream: tcp.into_inner(), greeting: GREETED }));
+            return Ok((Box::new(Session { stream: tcp.into_inner(), greeting: GREETED }), "EHLO"));
         }
         self.within("STARTTLS", limit, async {
             tcp.write_all(b"STARTTLS\r\n").await?;
@@ -417,7 +418,7 @@ impl SmtpServer {
         if !tcp.buffer().is_empty() {
             return Err(self.unavailable("STARTTLS", "there is more than the server's answer, sent before encryption"));
         }
-        Ok(Box::new(self.encrypt(tcp.into_inner(), GREETED).await?))
+        Ok((Box::new(self.encrypt(tcp.into_inner(), GREETED).await?), FIRST_WORDS_OVER_TLS))
     }
 
     async fn encrypt(
@@ -425,9 +426,9 @@ impl SmtpServer {
         tcp: TcpStream,
         greeting: &'static [u8],
     ) -> Result<Session<TlsStream<TcpStream>>, SendError> {
-        let name = ServerName::try_from(self.host.clone()).map_err(|error| self.unavailable("TLS", error))?;
+        let name = ServerName::try_from(self.host.clone()).map_err(|error| self.unavailable(HANDSHAKE, error))?;
         let handshake = self.connector.connect(name, tcp);
-        let stream = self.within("TLS", self.deadlines.command, handshake).await?;
+        let stream = self.within(HANDSHAKE, self.deadlines.command, handshake).await?;
         Ok(Session { stream, greeting })
     }
 
@@ -528,10 +529,16 @@ impl SmtpServer {
     /// `mail.example.com:25: RCPT: …`, of bounded length whatever the server says.
     fn sentence(&self, step: &str, error: impl fmt::Display) -> String {
         let error = shorten(&single_line(&error.to_string()), ERROR_CHARS_MAX);
-        let error = explain(&error, self.encryption == Encryption::Implicit);
+        let error = explain(&error, [HANDSHAKE, FIRST_WORDS_OVER_TLS].contains(&step));
         format!("{}:{}: {step}: {error}", self.host, self.port)
     }
 }
+
+/// The step in which connections become encrypted.
+const HANDSHAKE: &str = "TLS";
+
+/// The step after it: a server that wants another certificate of us says so only now, or hangs up.
+const FIRST_WORDS_OVER_TLS: &str = "first words over TLS";
 
 /// The longest part of a server's words that is passed on, in characters.
 const ERROR_CHARS_MAX: usize = 400;

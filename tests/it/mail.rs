@@ -688,6 +688,26 @@ async fn connections_are_encrypted_as_the_settings_say() {
 }
 
 #[tokio::test]
+async fn who_is_hung_up_on_after_the_handshake_is_told_that_it_may_be_the_certificate() {
+    let ca = ThrowAwayCa::new();
+    let trusting = ca.client(false);
+    // Over STARTTLS, the first EHLO is in the clear.
+    for (tls, scheme, hangs_up_at, says_so) in [
+        (Tls::Upgrade(ca.server_config(false)), "smtp", (Step::Ehlo, 2), true),
+        (Tls::Implicit(ca.server_config(false)), "smtps", (Step::Greeting, 1), true),
+        (Tls::Upgrade(ca.server_config(false)), "smtp", (Step::Ehlo, 1), false),
+        (Tls::Upgrade(ca.server_config(false)), "smtp", (Step::Rcpt, 1), false),
+        (Tls::Implicit(ca.server_config(false)), "smtps", (Step::Rcpt, 1), false),
+    ] {
+        let script = move |at, nth| if (at, nth) == hangs_up_at { Action::Drop } else { Action::Ok };
+        let sink = SmtpSink::scripted(tls, script).await;
+        let url = localhost(&sink, scheme, "", "");
+        let error = connection(&url, &trusting).send(&composed(&sample())).await.unwrap_err();
+        assert_eq!(error.to_string().contains("OFFRAMP_TLS_CERTIFICATE"), says_so, "{hangs_up_at:?}: {error}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_slipped_in_before_encryption_is_refused() {
     let ca = ThrowAwayCa::new();
     let trusting = ca.client(false);
