@@ -24,7 +24,7 @@ use crate::mail::templates::Templates;
 use crate::pauses::Pauses;
 use crate::store::documents::SentDocument;
 use crate::store::leases::{Fate, Mark};
-use crate::store::outbox::{Content, Leased, MailDocument};
+use crate::store::outbox::{Content, Leased};
 use crate::store::{Store, StoreError};
 
 /// How many mails, and how many events, wait in memory. More wait in the database.
@@ -111,10 +111,9 @@ impl Writer {
     ///
     /// # Errors
     /// A sentence, when no later try can help: an address that is none, a template that does not go with the facts.
-    pub fn write(&self, origin: Origin, mail: &MailDocument, at: DateTime<Utc>) -> Result<Composed, String> {
-        let notification = Notification::from(mail.clone());
-        let rendered = self.templates.render(&notification).map_err(|error| error.to_string())?;
-        let composed = compose(&self.sender, origin, &notification, rendered, at).map_err(|error| error.to_string())?;
+    pub fn write(&self, origin: Origin, mail: &Notification, at: DateTime<Utc>) -> Result<Composed, String> {
+        let rendered = self.templates.render(mail).map_err(|error| error.to_string())?;
+        let composed = compose(&self.sender, origin, mail, rendered, at).map_err(|error| error.to_string())?;
         Ok(composed.signed_by(self.signer.clone()))
     }
 }
@@ -232,7 +231,7 @@ impl Postman {
     }
 
     /// Sends one mail; also tells whether the server seems to be away.
-    async fn send(&mut self, leased: &Leased, mail: &MailDocument) -> (Fate, bool) {
+    async fn send(&mut self, leased: &Leased, mail: &Notification) -> (Fate, bool) {
         let at = clock::now();
         let composed = match origin(leased).and_then(|origin| self.writer.write(origin, mail, at)) {
             Ok(composed) => composed,
@@ -254,7 +253,7 @@ impl Postman {
                     id: leased.entry.id.clone(),
                     template: mail.template.to_string(),
                     to: mail.to.email.clone(),
-                    role: mail.role.as_str().to_owned(),
+                    role: mail.recipient.as_str().to_owned(),
                     locale: composed.language,
                     sent_at: clock::now().into(),
                     message_id: composed.message_id,
@@ -365,7 +364,7 @@ fn put_off_until(now: DateTime<Utc>, attempts: i32, (first, longest): (i64, i64)
     now + TimeDelta::seconds(seconds) + jitter
 }
 
-fn count(mail: &MailDocument, fate: &Fate) {
+fn count(mail: &Notification, fate: &Fate) {
     let outcome = match fate {
         Fate::Sent(_) => "sent",
         Fate::Refused { .. } => "refused",

@@ -6,10 +6,11 @@
 //! no message and no document, decides nothing and renders nothing: all that it writes was made once, by the worker's
 //! own code, for the first of the subscriptions.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::net::SocketAddr;
 
-use bson::{Bson, Document, RawArrayBuf, RawDocumentBuf, doc, rawdoc};
+use bson::{RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
 use clap::ValueEnum;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use lapin::options::{
@@ -24,8 +25,9 @@ use offramp::domain::command::{Command, CommandType};
 use offramp::domain::fold::{Task, Verdict};
 use offramp::mail::{Sender, Templates};
 use offramp::outbox::{Writer, origin};
+use offramp::store::documents::decisive;
 use offramp::store::outbox::{Content, Lease};
-use offramp::store::{Need, Store, commit};
+use offramp::store::{Collection, Need, Store, commit};
 use offramp::tls::Tls;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -294,9 +296,8 @@ struct Constants {
     mail: Vec<u8>,
     event: Vec<u8>,
     event_type: String,
-    /// The `u` that mark the mail, and the event.
-    mark_mail: RawDocumentBuf,
-    mark_event: RawDocumentBuf,
+    /// What is recorded of the mail.
+    sent: RawDocumentBuf,
 }
 
 impl Constants {
@@ -314,7 +315,7 @@ impl Constants {
         assert_eq!(world.fold(&Task::Command(command), now), Verdict::Applied);
         let lease = Lease { holder: Uuid::new_v4(), until: now + chrono::TimeDelta::minutes(3) };
         let update = commit::updates(&world, &lease, "offramp", now).unwrap().remove(0);
-        let Bson::Document(change) = update.update.clone() else { panic!("an update of operators") };
+        let RawBson::Document(change) = update.update.clone() else { panic!("an update of operators") };
 
         let writer = Writer {
             templates: Templates::load(None).unwrap(),
@@ -332,26 +333,20 @@ impl Constants {
         }
         let (mail, event) = (mail.unwrap(), event.unwrap());
         let mail_id = mail.entry_id.to_string();
-        let sent = doc! {
-            "id": &mail_id, "template": mail.template.to_string(), "to": mail.to(), "role": "account_manager",
-            "locale": &mail.language, "sent_at": bson::DateTime::from(now), "message_id": &mail.message_id,
+        let sent = rawdoc! {
+            "id": mail_id.as_str(), "template": mail.template.as_str(), "to": mail.to(), "role": "account_manager",
+            "locale": mail.language.as_str(), "sent_at": bson::DateTime::from(now), "message_id": mail.message_id.as_str(),
         };
         // As the sink takes it.
         let mut bytes = mail.bytes(true).unwrap();
         bytes.extend_from_slice(b"\r\n.\r\n");
-        let raw = |document: Document| RawDocumentBuf::try_from(&document).unwrap();
         let event_id = event.id.clone();
         Self {
             database: store.database().clone(),
             prefix: orders.floor_prefix.clone(),
             organizations: stage::organization_ids().collect(),
-            update: raw(change),
-            mark_mail: raw(doc! {
-                "$pull": { "outbox": { "id": &mail_id } },
-                "$push": { "notifications": sent },
-                "$inc": { "version": 1_i64 },
-            }),
-            mark_event: raw(doc! { "$pull": { "outbox": { "id": &event_id } }, "$inc": { "version": 1_i64 } }),
+            update: change,
+            sent,
             mail: bytes,
             event: serde_json::to_vec(&event).unwrap(),
             event_type: event.kind,
@@ -362,19 +357,19 @@ impl Constants {
 
     /// Finds the documents of a batch, as `Store::load` does: subscriptions and organizations, then accounts.
     async fn find(&self, ids: &[String]) {
-        let lists = doc! { "history": 0, "notifications": 0, "payment_failures": 0, "outbox": 0 };
         let organizations = &self.organizations[..self.organizations.len().min(ids.len())];
         tokio::join!(
-            self.find_in("subscriptions", ids, lists.clone()),
-            self.find_in("organizations", organizations, doc! {}),
+            self.find_in(Collection::Subscriptions, ids),
+            self.find_in(Collection::Organizations, organizations),
         );
         let accounts: Vec<String> = ids.iter().map(|id| stage::account_behind(id)).collect();
-        self.find_in("accounts", &accounts, lists).await;
+        self.find_in(Collection::Accounts, &accounts).await;
     }
 
-    async fn find_in(&self, collection: &str, ids: &[String], projection: Document) {
-        let collection = self.database.collection::<RawDocumentBuf>(collection);
-        let finding = collection.find(doc! { "_id": { "$in": ids } }).projection(projection);
+    async fn find_in(&self, collection: Collection, ids: &[String]) {
+        let documents = self.database.collection::<RawDocumentBuf>(collection.as_str());
+        let finding = documents.find(doc! { "_id": { "$in": ids } }).projection(decisive(collection));
+        let finding = finding.batch_size(u32::try_from(ids.len()).unwrap() + 1);
         let found: Vec<RawDocumentBuf> = finding.await.unwrap().try_collect().await.unwrap();
         assert_eq!(found.len(), ids.len());
     }
@@ -387,17 +382,44 @@ impl Constants {
         self.write(statements, ids.len()).await;
     }
 
-    /// Marks what has left, as `Store::settle` does.
+    /// Marks what has left, as `Store::settle` does: both of a document at once, and all lone events at once.
     async fn mark(&self, marks: &[Mark]) {
-        let statements = marks.iter().map(|mark| {
-            let (entry, update) = match mark.of {
-                Sent::Mail => (self.mail_id.as_str(), self.mark_mail.clone()),
-                Sent::Event => (self.event_id.as_str(), self.mark_event.clone()),
-            };
-            let find = rawdoc! { "_id": mark.id.as_str(), "outbox.id": entry, "status": { "$ne": "removed" } };
-            rawdoc! { "q": find, "u": update }
-        });
-        self.write(statements, marks.len()).await;
+        let mut documents: HashMap<&str, (bool, bool)> = HashMap::new();
+        for mark in marks {
+            let (mail, event) = documents.entry(&mark.id).or_default();
+            match mark.of {
+                Sent::Mail => *mail = true,
+                Sent::Event => *event = true,
+            }
+        }
+        let mut statements = Vec::new();
+        let mut lone = RawArrayBuf::new();
+        let mut lone_ids = RawArrayBuf::new();
+        for (id, (mail, event)) in &documents {
+            if !mail {
+                lone.push(*id);
+                lone_ids.push(self.event_id.as_str());
+                continue;
+            }
+            let entries = [Some(self.mail_id.as_str()), event.then_some(self.event_id.as_str())];
+            let entries: RawArrayBuf = entries.into_iter().flatten().collect();
+            statements.push(rawdoc! {
+                "q": { "_id": *id, "outbox.id": { "$all": entries.clone() }, "status": { "$ne": "removed" } },
+                "u": {
+                    "$pull": { "outbox": { "id": { "$in": entries } } },
+                    "$push": { "notifications": { "$each": [self.sent.clone()] } },
+                    "$inc": { "version": 1_i64 },
+                },
+            });
+        }
+        if !lone.is_empty() {
+            statements.push(rawdoc! {
+                "q": { "_id": { "$in": lone }, "outbox.id": { "$in": lone_ids.clone() }, "status": { "$ne": "removed" } },
+                "u": { "$pull": { "outbox": { "id": { "$in": lone_ids } } }, "$inc": { "version": 1_i64 } },
+                "multi": true,
+            });
+        }
+        self.write(statements.into_iter(), documents.len()).await;
     }
 
     async fn write(&self, statements: impl Iterator<Item = RawDocumentBuf>, count: usize) {
@@ -456,11 +478,12 @@ impl Line {
         line
     }
 
-    /// Sends a mail that ends with its dot: with the questions that the worker asks, one after the other.
+    /// Sends a mail that ends with its dot: with the commands that the worker gives, all before the mail at once.
     async fn send(&mut self, mail: &[u8]) {
-        self.say(b"MAIL FROM:<no-reply@offramp.example>\r\n").await;
-        self.say(b"RCPT TO:<a-0000000@home.example>\r\n").await;
-        self.say(b"DATA\r\n").await;
+        self.say(b"MAIL FROM:<no-reply@offramp.example> BODY=8BITMIME\r\nRCPT TO:<a-0000000@home.example>\r\nDATA\r\n")
+            .await;
+        self.hear().await;
+        self.hear().await;
         self.say(mail).await;
     }
 

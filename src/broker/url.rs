@@ -6,6 +6,11 @@ use std::str::FromStr;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 use url::Url;
 
+/// The largest frame, in bytes, where the URL sets none: RabbitMQ's own default. lapin keeps two buffers of 32 of these for
+/// each connection. Told before it connects, it takes them from the system untouched, so that they become resident as they
+/// are used; told by the broker, it fills them with zeros.
+const FRAME_BYTES_MAX: u32 = 128 * 1024;
+
 /// Where the broker answers: one or several URLs, separated by commas, tried in turn.
 ///
 /// `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST?heartbeat=SECONDS`. Everything but the host has a default: `guest:guest`,
@@ -133,6 +138,7 @@ impl BrokerUrl {
     pub(super) fn for_handshake(&self, heartbeat_seconds: u16) -> AMQPUri {
         let mut uri = self.0.clone();
         uri.query.heartbeat.get_or_insert(heartbeat_seconds);
+        uri.query.frame_max.get_or_insert(FRAME_BYTES_MAX);
         uri
     }
 }

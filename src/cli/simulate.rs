@@ -20,7 +20,7 @@ use offramp::mail::smtp::MailConnection;
 use offramp::mail::{Sender, Templates, Transport, compose};
 use offramp::outbox::origin;
 use offramp::store::Collection;
-use offramp::store::outbox::{Content, Lease, Leased, MailDocument, OutboxEntry, entries};
+use offramp::store::outbox::{Content, Lease, Leased, OutboxEntry, entries};
 use offramp::worker::rejection_event;
 use serde::Serialize;
 use uuid::Uuid;
@@ -260,24 +260,23 @@ impl Simulation {
     }
 
     /// Puts a mail in words, and into the directory where there is one.
-    async fn mail(&mut self, leased: &Leased, mail: &MailDocument) -> anyhow::Result<Mail> {
+    async fn mail(&mut self, leased: &Leased, mail: &Notification) -> anyhow::Result<Mail> {
         let mut shown = Mail {
             template: mail.template.as_str(),
-            role: mail.role.as_str(),
+            role: mail.recipient.as_str(),
             to: mail.to.email.clone(),
             locale: mail.locale.clone(),
             subject: None,
             error: None,
         };
-        let notification = Notification::from(mail.clone());
-        let rendered = match self.templates.render(&notification) {
+        let rendered = match self.templates.render(mail) {
             Ok(rendered) => rendered,
             Err(error) => return Ok(Mail { error: Some(error.to_string()), ..shown }),
         };
         shown.locale.clone_from(&rendered.language);
         shown.subject = Some(rendered.subject.clone());
         let origin = origin(leased).map_err(anyhow::Error::msg)?;
-        match compose(&self.sender, origin, &notification, rendered, self.now) {
+        match compose(&self.sender, origin, mail, rendered, self.now) {
             Ok(composed) => {
                 if let Some(directory) = &mut self.directory {
                     directory.send(&composed).await.context("--mail-dir")?;

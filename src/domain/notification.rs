@@ -131,11 +131,13 @@ pub struct Brand {
 }
 
 /// A mail to one person, with all that it says.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Mail")]
 pub struct Notification {
     /// Which mail.
     pub template: Template,
     /// Which of its versions.
+    #[serde(rename = "role")]
     pub recipient: Recipient,
     /// The address that it goes to.
     pub to: Mailbox,

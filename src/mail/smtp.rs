@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
 use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
-use lettre::transport::smtp::commands::{Data, Mail, Rcpt, Rset};
+use lettre::transport::smtp::commands::{Data, Ehlo, Mail, Rcpt, Rset};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
 use lettre::transport::smtp::response::Response;
 use rustls::pki_types::ServerName;
@@ -278,14 +278,22 @@ impl Transport {
 pub struct MailConnection {
     transport: Arc<Transport>,
     /// Taken out for as long as a mail is under way, and put back when it is clear what the server has understood.
-    idle: Option<IdleConnection>,
+    idle: Option<Open>,
 }
 
-struct IdleConnection(AsyncSmtpConnection);
+/// A connection over which mails can be sent.
+struct Open {
+    smtp: AsyncSmtpConnection,
+    /// Whether the server takes several commands at once (RFC 2920).
+    pipelines: bool,
+    /// Whether it may still say something that was asked for a mail that is done with. Then nothing that it says next can
+    /// be trusted.
+    lags: bool,
+}
 
-impl fmt::Debug for IdleConnection {
+impl fmt::Debug for Open {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("IdleConnection")
+        f.debug_struct("Open").field("pipelines", &self.pipelines).finish_non_exhaustive()
     }
 }
 
@@ -312,11 +320,11 @@ impl MailConnection {
             }
             Transport::Smtp(server) => {
                 let (mut connection, fresh) = match self.idle.take() {
-                    Some(IdleConnection(connection)) => (connection, false),
+                    Some(connection) => (connection, false),
                     None => (server.connect().await?, true),
                 };
-                if mail.needs_smtputf8() && !connection.server_info().supports_feature(Extension::SmtpUtfEight) {
-                    self.idle = Some(IdleConnection(connection));
+                if mail.needs_smtputf8() && !connection.smtp.server_info().supports_feature(Extension::SmtpUtfEight) {
+                    self.idle = Some(connection);
                     let why = "an address has letters beyond ASCII before the @, and the server takes none such (no SMTPUTF8)";
                     return Err(SendError::Permanent(why.to_owned()));
                 }
@@ -331,14 +339,14 @@ impl MailConnection {
                     }
                     Err(error) => return Err(error),
                 };
-                let result = server.transfer(&mut connection, mail, &content).await;
+                let result = server.transfer(&mut connection, mail, content).await;
                 let usable = match &result {
                     Ok(_) => true,
                     Err(SendError::Permanent(_) | SendError::Transient(_)) => server.reset(&mut connection).await,
                     Err(SendError::Unavailable(_)) => false,
                 };
                 if usable {
-                    self.idle = Some(IdleConnection(connection));
+                    self.idle = Some(connection);
                 }
                 result
             }
@@ -347,7 +355,7 @@ impl MailConnection {
 
     /// Says goodbye to the server. A next mail connects anew.
     pub async fn quit(&mut self) {
-        if let (Transport::Smtp(server), Some(IdleConnection(connection))) = (&*self.transport, self.idle.take()) {
+        if let (Transport::Smtp(server), Some(connection)) = (&*self.transport, self.idle.take()) {
             server.quit(connection).await;
         }
     }
@@ -355,19 +363,18 @@ impl MailConnection {
 
 impl SmtpServer {
     /// Opens a connection up to the point where mails can be sent. Every failure is the server's trouble.
-    async fn connect(&self) -> Result<AsyncSmtpConnection, SendError> {
+    async fn connect(&self) -> Result<Open, SendError> {
         let tcp = self
             .within("connecting", self.deadlines.connect, TcpStream::connect((self.host.as_str(), self.port)))
             .await?;
-        // A mail is written in two pieces. Without this, the second waits until the server has acknowledged the first,
-        // which takes it 40 ms.
+        // Without this, what is said in two pieces waits until the server has acknowledged the first, which takes it 40 ms.
         tcp.set_nodelay(true).map_err(|error| self.unavailable("connecting", error))?;
-        let (stream, first_words): (Box<dyn AsyncTokioStream>, _) = match self.encryption {
-            Encryption::Implicit => (Box::new(self.encrypt(tcp, &[]).await?), FIRST_WORDS_OVER_TLS),
+        let (stream, first_words, offers): (Box<dyn AsyncTokioStream>, _, _) = match self.encryption {
+            Encryption::Implicit => (Box::new(self.encrypt(tcp, &[]).await?), FIRST_WORDS_OVER_TLS, None),
             Encryption::Required | Encryption::WhereOffered => self.start_tls(tcp).await?,
-            Encryption::Never => (Box::new(tcp), "greeting"),
+            Encryption::Never => (Box::new(tcp), "greeting", None),
         };
-        let mut connection = self
+        let mut smtp = self
             .within(
                 first_words,
                 self.deadlines.command,
@@ -375,32 +382,40 @@ impl SmtpServer {
             )
             .await?;
         if let Some(login) = &self.login {
-            self.within(
-                "logging in",
-                self.deadlines.command,
-                connection.auth(&[Mechanism::Plain, Mechanism::Login], login),
-            )
-            .await?;
+            self.within("logging in", self.deadlines.command, smtp.auth(&[Mechanism::Plain, Mechanism::Login], login))
+                .await?;
         }
-        Ok(connection)
+        // lettre does not tell of everything that the server offers.
+        let offers = match offers {
+            Some(offers) => offers,
+            None => {
+                let hello = smtp.command(Ehlo::new(self.hello.clone()));
+                let answer = self.within("EHLO", self.deadlines.command, hello).await?;
+                answer.message().map(str::to_owned).collect()
+            }
+        };
+        Ok(Open { smtp, pipelines: has(&offers, "PIPELINING"), lags: false })
     }
 
     /// Upgrades a fresh connection with STARTTLS as far as the settings and the server want it. Returns it with the name of
-    /// the next step.
+    /// the next step, and what the server offers where that is known already.
     ///
     /// lettre can do this too, but it reads through a buffer that outlives the upgrade: an answer that somebody on the way
     /// slipped in before it would count as the server's own. Here anything beyond the one answer is refused.
-    async fn start_tls(&self, tcp: TcpStream) -> Result<(Box<dyn AsyncTokioStream>, &'static str), SendError> {
+    async fn start_tls(
+        &self,
+        tcp: TcpStream,
+    ) -> Result<(Box<dyn AsyncTokioStream>, &'static str, Option<Vec<String>>), SendError> {
         let limit = self.deadlines.command;
         let mut tcp = BufReader::new(tcp);
         self.within("greeting", limit, expect(&mut tcp, 220)).await?;
         let hello = format!("EHLO {}\r\n", self.hello);
-        let offers = self.within("EHLO", limit, async {
+        let saying_hello = self.within("EHLO", limit, async {
             tcp.write_all(hello.as_bytes()).await?;
             expect(&mut tcp, 250).await
         });
-        let offered = offers.await?.iter().any(|line| line.trim().eq_ignore_ascii_case("STARTTLS"));
-        if !offered {
+        let offers = saying_hello.await?;
+        if !has(&offers, "STARTTLS") {
             if self.encryption == Encryption::Required {
                 return Err(self.unavailable("STARTTLS", "the server does not offer it, and ?tls=required asks for it"));
             }
@@ -408,7 +423,7 @@ impl SmtpServer {
                 let why = "the server does not offer it, and a password is not sent in the clear (?tls=none would)";
                 return Err(self.unavailable("STARTTLS", why));
             }
-            return Ok((Box::new(Session { stream: tcp.into_inner(), greeting: GREETED }), "EHLO"));
+            return Ok((Box::new(Session { stream: tcp.into_inner(), greeting: GREETED }), "EHLO", Some(offers)));
         }
         self.within("STARTTLS", limit, async {
             tcp.write_all(b"STARTTLS\r\n").await?;
@@ -418,7 +433,7 @@ impl SmtpServer {
         if !tcp.buffer().is_empty() {
             return Err(self.unavailable("STARTTLS", "there is more than the server's answer, sent before encryption"));
         }
-        Ok((Box::new(self.encrypt(tcp.into_inner(), GREETED).await?), FIRST_WORDS_OVER_TLS))
+        Ok((Box::new(self.encrypt(tcp.into_inner(), GREETED).await?), FIRST_WORDS_OVER_TLS, None))
     }
 
     async fn encrypt(
@@ -434,8 +449,10 @@ impl SmtpServer {
 
     /// Encodes a mail as this connection takes it, and announces it. Every refusal is the server's trouble: the sender is
     /// the same for all mails, so a server that does not like it likes none.
-    async fn begin(&self, connection: &mut AsyncSmtpConnection, mail: &Composed) -> Result<Vec<u8>, SendError> {
-        let takes_8bit = connection.server_info().supports_feature(Extension::EightBitMime);
+    ///
+    /// A server that takes several commands at once is told the recipient, too, and that the content comes next.
+    async fn begin(&self, open: &mut Open, mail: &Composed) -> Result<Vec<u8>, SendError> {
+        let takes_8bit = open.smtp.server_info().supports_feature(Extension::EightBitMime);
         let content = mail.bytes(takes_8bit).map_err(|error| SendError::Transient(self.sentence("signing", error)))?;
         let mut options = Vec::new();
         if mail.needs_smtputf8() {
@@ -444,29 +461,31 @@ impl SmtpServer {
         if !content.is_ascii() {
             options.push(MailParameter::Body(MailBodyParameter::EightBitMime));
         }
-        let command = Mail::new(mail.envelope.from().cloned(), options);
-        self.within("MAIL", self.deadlines.command, connection.command(command)).await?;
+        let mut commands = Mail::new(mail.envelope.from().cloned(), options).to_string();
+        if open.pipelines {
+            commands.extend([recipient(mail), Data.to_string()]);
+        }
+        self.within("MAIL", self.deadlines.command, open.smtp.command(commands)).await?;
         Ok(content)
     }
 
     /// Names the recipient and sends the content. Gives the answer to it.
-    async fn transfer(
-        &self,
-        connection: &mut AsyncSmtpConnection,
-        mail: &Composed,
-        content: &[u8],
-    ) -> Result<String, SendError> {
+    async fn transfer(&self, open: &mut Open, mail: &Composed, content: Vec<u8>) -> Result<String, SendError> {
         let limit = self.deadlines.command;
-        for address in mail.envelope.to() {
-            self.verdict("RCPT", limit, connection.command(Rcpt::new(address.clone(), vec![]))).await?;
-        }
-        let ready = self.verdict("DATA", limit, connection.command(Data)).await?;
+        let ready = if open.pipelines {
+            if let Err(error) = self.verdict("RCPT", limit, open.smtp.read_response()).await {
+                open.lags = !self.take_back(&mut open.smtp).await;
+                return Err(error);
+            }
+            self.verdict("DATA", limit, open.smtp.read_response()).await?
+        } else {
+            self.verdict("RCPT", limit, open.smtp.command(recipient(mail))).await?;
+            self.verdict("DATA", limit, open.smtp.command(Data)).await?
+        };
         if !ready.has_code(354) {
             return Err(self.unavailable("DATA", format!("answered {} in place of 354", u16::from(ready.code()))));
         }
-        // The line end before the dot that ends the mail is its own last one.
-        let content = content.strip_suffix(b"\r\n").unwrap_or(content);
-        let accepted = self.verdict("content", self.deadlines.content, connection.message(content)).await?;
+        let accepted = self.verdict("content", self.deadlines.content, open.smtp.command(closed(content))).await?;
         if !accepted.has_code(250) {
             return Err(self.unavailable("content", format!("answered {} in place of 250", u16::from(accepted.code()))));
         }
@@ -474,14 +493,29 @@ impl SmtpServer {
         Ok(shorten(&single_line(&format!("250 {}", words.join(" "))), ERROR_CHARS_MAX))
     }
 
-    /// Makes a connection ready for the next mail after a refused one. Tells whether that worked.
-    async fn reset(&self, connection: &mut AsyncSmtpConnection) -> bool {
-        self.within("RSET", self.deadlines.command, connection.command(Rset)).await.is_ok()
+    /// Hears the answer to the DATA that a server was told together with a recipient that it has refused. One that goes on
+    /// all the same gets nothing (RFC 2920 §3.1). Tells whether everything is answered now.
+    async fn take_back(&self, smtp: &mut AsyncSmtpConnection) -> bool {
+        let has_answered = |answer: Result<Response, lettre::transport::smtp::Error>| {
+            answer.map_or_else(|error| error.status().is_some(), |_| true)
+        };
+        let hearing = async {
+            match smtp.read_response().await {
+                Ok(_) => has_answered(smtp.command(".\r\n").await),
+                refused => has_answered(refused),
+            }
+        };
+        tokio::time::timeout(self.deadlines.command, hearing).await.unwrap_or(false)
     }
 
-    async fn quit(&self, mut connection: AsyncSmtpConnection) {
+    /// Makes a connection ready for the next mail after a refused one. Tells whether that worked.
+    async fn reset(&self, open: &mut Open) -> bool {
+        !open.lags && self.within("RSET", self.deadlines.command, open.smtp.command(Rset)).await.is_ok()
+    }
+
+    async fn quit(&self, mut connection: Open) {
         // Nothing depends on the answer: the connection is closed either way.
-        let _ = tokio::time::timeout(self.deadlines.quit, connection.quit()).await;
+        let _ = tokio::time::timeout(self.deadlines.quit, connection.smtp.quit()).await;
     }
 
     /// Waits for a step that concerns this one mail, and tells a refusal of the mail from trouble of the server.
@@ -540,6 +574,21 @@ const HANDSHAKE: &str = "TLS";
 /// The step after it: a server that wants another certificate of us says so only now, or hangs up.
 const FIRST_WORDS_OVER_TLS: &str = "first words over TLS";
 
+/// The command that names the one recipient.
+fn recipient(mail: &Composed) -> String {
+    mail.envelope.to().iter().map(|address| Rcpt::new(address.clone(), vec![]).to_string()).collect()
+}
+
+/// A mail with the dot that ends it, in one piece: lettre's own way is to send the dot by itself, which costs a packet and
+/// wakes the server once more. Dots at the beginning of lines are doubled (RFC 5321 §4.5.2).
+fn closed(content: Vec<u8>) -> String {
+    let content =
+        String::from_utf8(content).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    let mut content = if content.contains("\n.") { content.replace("\n.", "\n..") } else { content };
+    content.push_str(if content.ends_with("\r\n") { ".\r\n" } else { "\r\n.\r\n" });
+    content
+}
+
 /// The longest part of a server's words that is passed on, in characters.
 const ERROR_CHARS_MAX: usize = 400;
 
@@ -570,6 +619,11 @@ async fn expect(stream: &mut BufReader<TcpStream>, code: u16) -> io::Result<Vec<
             return Ok(lines);
         }
     }
+}
+
+/// Whether a server offers an extension of SMTP.
+fn has(offers: &[String], extension: &str) -> bool {
+    offers.iter().any(|line| line.trim().eq_ignore_ascii_case(extension))
 }
 
 /// What a client reads first on a session whose real greeting was read before it was encrypted.

@@ -2,8 +2,9 @@
 
 use std::collections::HashSet;
 
-use bson::{Bson, Document, doc};
-use chrono::{DateTime, Utc};
+use bson::raw::{CStr, cstr};
+use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
+use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 
 use crate::domain::account::Account;
@@ -23,8 +24,17 @@ const PAYMENT_FAILURES_MAX: i32 = 20;
 /// How many card notices a document keeps.
 const CARD_NOTICES_MAX: i32 = 200;
 /// The fields that stay when a subscription is removed (contract §4).
-const TOMBSTONE_FIELDS: [&str; 9] =
-    ["_id", "organization_id", "account_id", "status", "ended_on", "version", "history", "applied", "outbox"];
+const TOMBSTONE_FIELDS: [&CStr; 9] = [
+    cstr!("_id"),
+    cstr!("organization_id"),
+    cstr!("account_id"),
+    cstr!("status"),
+    cstr!("ended_on"),
+    cstr!("version"),
+    cstr!("history"),
+    cstr!("applied"),
+    cstr!("outbox"),
+];
 
 /// An update of one document, provided that it still has the version that was read.
 #[derive(Debug)]
@@ -36,9 +46,9 @@ pub struct GuardedUpdate {
     /// The version that was read; absent: the document had none.
     pub version: Option<i64>,
     /// The statement's `u`: update operators, or a pipeline.
-    pub update: Bson,
+    pub update: RawBson,
     /// The statement's `arrayFilters`.
-    pub array_filters: Option<Vec<Document>>,
+    pub array_filters: Option<RawArrayBuf>,
     /// What it entails, under the lease whose `holder` tells afterwards whether the update is ours. (One that entails
     /// nothing cannot be told: it counts as lost in doubt, and is found done when it is tried again.)
     pub entries: Vec<OutboxEntry>,
@@ -65,12 +75,13 @@ impl GuardedUpdate {
         entries.into_iter().map(|entry| Leased { collection, document_id: id.clone(), entry }).collect()
     }
 
-    fn statement(&self) -> Document {
+    fn statement(&self) -> RawDocumentBuf {
         // Null finds a version that is null and one that is missing.
-        let version = self.version.map_or(Bson::Null, Bson::Int64);
-        let mut statement = doc! { "q": { "_id": &self.id, "version": version }, "u": &self.update };
+        let version = self.version.map_or(RawBson::Null, RawBson::Int64);
+        let mut statement = rawdoc! { "q": { "_id": self.id.as_str(), "version": version } };
+        statement.append(cstr!("u"), self.update.as_raw_bson_ref());
         if let Some(filters) = &self.array_filters {
-            statement.insert("arrayFilters", filters.clone());
+            statement.append(cstr!("arrayFilters"), filters.as_ref());
         }
         statement
     }
@@ -120,7 +131,7 @@ impl Store {
         indexes: &[usize],
         results: &mut [Committed],
     ) -> Result<(), StoreError> {
-        let statements = indexes.iter().map(|&index| updates[index].statement()).collect();
+        let statements = indexes.iter().map(|&index| updates[index].statement());
         let reply = match self.update_many(collection, statements).await {
             Ok(reply) => reply,
             // The command as a whole was refused (too large, not BSON): one by one, so that one cannot spoil the others.
@@ -181,12 +192,12 @@ impl Store {
     pub(super) async fn update_many(
         &self,
         collection: Collection,
-        statements: Vec<Document>,
+        statements: impl IntoIterator<Item = RawDocumentBuf>,
     ) -> Result<Updated, StoreError> {
         let reply = self
-            .command(doc! {
+            .raw_command(rawdoc! {
                 "update": collection.as_str(),
-                "updates": statements,
+                "updates": RawArrayBuf::from_iter(statements),
                 "ordered": false,
                 "writeConcern": { "w": "majority" },
             })
@@ -212,7 +223,7 @@ impl Store {
     /// # Errors
     /// When the server does not answer.
     pub async fn wait_for_majority(&self) -> Result<(), StoreError> {
-        self.update_many(Collection::Subscriptions, vec![nothing()]).await.map(drop)
+        self.update_many(Collection::Subscriptions, [nothing()]).await.map(drop)
     }
 
     /// Finds out whether a majority of the servers takes writes to the collections that decisions are written to.
@@ -221,7 +232,7 @@ impl Store {
     /// When it does not.
     pub async fn check_writes(&self) -> Result<(), StoreError> {
         for collection in [Collection::Subscriptions, Collection::Accounts] {
-            self.update_many(collection, vec![nothing()]).await?;
+            self.update_many(collection, [nothing()]).await?;
         }
         Ok(())
     }
@@ -236,10 +247,10 @@ impl Store {
                 .iter()
                 .filter(|(of, _)| *of == collection)
                 // Each by its id, so that a router asks the shard that has it; with no version at all, so that none is found.
-                .map(
-                    |(_, id)| doc! { "q": { "_id": id, "version": { "$in": [] } }, "u": { "$set": { "version": 0 } } },
-                );
-            let nothing: Vec<Document> = nothing.collect();
+                .map(|(_, id)| {
+                    rawdoc! { "q": { "_id": id.as_str(), "version": { "$in": [] } }, "u": { "$set": { "version": 0 } } }
+                });
+            let nothing: Vec<RawDocumentBuf> = nothing.collect();
             if !nothing.is_empty() {
                 self.update_many(collection, nothing).await?;
             }
@@ -249,8 +260,8 @@ impl Store {
 }
 
 /// A write that finds nothing. It waits, as any other, for the newest change that its server knows.
-fn nothing() -> Document {
-    doc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } }
+fn nothing() -> RawDocumentBuf {
+    rawdoc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } }
 }
 
 /// The code of a value that does not go with the update, such as `$push` to a field that is no list.
@@ -339,70 +350,73 @@ fn set_changed(
     details: &Details,
     lists: &Lists<'_>,
     failures: &[PaymentFailureDocument],
-) -> Result<Bson, StoreError> {
-    let mut set = doc! { "version": next(before.version) };
-    let mut unset = Document::new();
+) -> Result<RawBson, StoreError> {
+    let mut set = rawdoc! { "version": next(before.version) };
+    let mut unset = RawDocumentBuf::new();
     let old = before.details.as_ref();
 
     if before.status != after.status {
-        set.insert("status", after.status.as_str());
+        set.append(cstr!("status"), after.status.as_str());
     }
     if before.ended_on != after.ended_on {
-        set.insert("ended_on", after.ended_on.map(|day| day.to_string()));
+        set.append(cstr!("ended_on"), day(after.ended_on));
     }
     if let Some(end) = details.end.filter(|_| old.and_then(|old| old.end) != details.end) {
-        set.insert("ends_on", end.ends_on.to_string());
-        set.insert("ends_at", bson::DateTime::from(end.ends_at));
-        set.insert("final_billing_on", end.final_billing_on.map(|day| day.to_string()));
+        set.append(cstr!("ends_on"), end.ends_on.to_string());
+        set.append(cstr!("ends_at"), bson::DateTime::from(end.ends_at));
+        set.append(cstr!("final_billing_on"), day(end.final_billing_on));
     }
     if let Some(request) =
         details.request.as_ref().filter(|_| old.and_then(|old| old.request.as_ref()) != details.request.as_ref())
     {
-        set.insert("cancellation_request", bson(&RequestDocument::from(request))?);
+        set.append(cstr!("cancellation_request"), raw(&RequestDocument::from(request))?);
     }
     if let Some(record) = details
         .cancellation
         .as_ref()
         .filter(|_| old.and_then(|old| old.cancellation.as_ref()) != details.cancellation.as_ref())
     {
-        set.insert("cancellation", bson(&CancellationDocument::from(record))?);
+        set.append(cstr!("cancellation"), raw(&CancellationDocument::from(record))?);
     }
     if old.is_some_and(|old| old.activities != details.activities) {
-        set.insert("activities", bson(&details.activities)?);
+        set.append(cstr!("activities"), raw_array(&details.activities)?);
     }
     if details.billing.next_on.is_none() && old.is_some_and(|old| old.billing.next_on.is_some()) {
-        unset.insert("billing.next_on", "");
+        unset.append(cstr!("billing.next_on"), "");
     }
 
-    let mut push = Document::new();
-    insert_each(&mut push, "history", &lists.history, None)?;
-    insert_each(&mut push, "payment_failures", failures, Some(PAYMENT_FAILURES_MAX))?;
-    insert_each(&mut push, "applied", &lists.applied, Some(APPLIED_MAX))?;
-    insert_each(&mut push, "outbox", lists.entries, None)?;
-    let mut update = doc! { "$set": set, "$push": push };
+    let mut push = RawDocumentBuf::new();
+    append_each(&mut push, cstr!("history"), &lists.history, None)?;
+    append_each(&mut push, cstr!("payment_failures"), failures, Some(PAYMENT_FAILURES_MAX))?;
+    append_each(&mut push, cstr!("applied"), &lists.applied, Some(APPLIED_MAX))?;
+    append_each(&mut push, cstr!("outbox"), lists.entries, None)?;
+    let mut update = rawdoc! { "$set": set, "$push": push };
     if !unset.is_empty() {
-        update.insert("$unset", unset);
+        update.append(cstr!("$unset"), unset);
     }
     Ok(update.into())
 }
 
 /// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal.
-fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<Bson, StoreError> {
-    let keep: Document = TOMBSTONE_FIELDS.iter().map(|field| ((*field).to_owned(), Bson::Int32(1))).collect();
-    let append = |field: &str, added: Bson| {
+fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreError> {
+    let mut keep = RawDocumentBuf::new();
+    for field in TOMBSTONE_FIELDS {
+        keep.append(field, 1);
+    }
+    let append = |field: &str, added: RawArrayBuf| {
         let field = format!("${field}");
-        doc! { "$concatArrays": [{ "$ifNull": [field, []] }, { "$literal": added }] }
+        rawdoc! { "$concatArrays": [{ "$ifNull": [field, []] }, { "$literal": added }] }
     };
-    let applied = append("applied", bson(&lists.applied)?);
-    let set = doc! {
+    let applied = append("applied", raw_array(&lists.applied)?);
+    let set = rawdoc! {
         "status": Status::Removed.as_str(),
-        "ended_on": after.ended_on.map(|day| day.to_string()),
+        "ended_on": day(after.ended_on),
         "version": next(after.version),
-        "history": append("history", bson(&lists.history)?),
+        "history": append("history", raw_array(&lists.history)?),
         "applied": { "$slice": [applied, -APPLIED_MAX] },
-        "outbox": append("outbox", bson(lists.entries)?),
+        "outbox": append("outbox", raw_array(lists.entries)?),
     };
-    Ok(vec![doc! { "$project": keep }, doc! { "$set": set }].into())
+    Ok(RawArrayBuf::from_iter([rawdoc! { "$project": keep }, rawdoc! { "$set": set }]).into())
 }
 
 fn update_account(
@@ -416,15 +430,15 @@ fn update_account(
         draft.added.iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect();
     let notices: Vec<CardNoticeDocument> =
         draft.added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
-    let mut push = Document::new();
-    insert_each(&mut push, "card_notices", &notices, Some(CARD_NOTICES_MAX))?;
-    insert_each(&mut push, "applied", &applied(&draft.added, now), Some(APPLIED_MAX))?;
-    insert_each(&mut push, "outbox", &entries, None)?;
+    let mut push = RawDocumentBuf::new();
+    append_each(&mut push, cstr!("card_notices"), &notices, Some(CARD_NOTICES_MAX))?;
+    append_each(&mut push, cstr!("applied"), &applied(&draft.added, now), Some(APPLIED_MAX))?;
+    append_each(&mut push, cstr!("outbox"), &entries, None)?;
     Ok(GuardedUpdate {
         collection: Collection::Accounts,
         id: account.id.to_string(),
         version: account.version,
-        update: doc! { "$set": { "version": next(account.version) }, "$push": push }.into(),
+        update: rawdoc! { "$set": { "version": next(account.version) }, "$push": push }.into(),
         array_filters: None,
         entries,
     })
@@ -448,20 +462,34 @@ pub(super) fn next(version: Option<i64>) -> i64 {
 }
 
 /// Adds `{field: {$each: items, $slice: -newest}}` where there are items.
-fn insert_each<T: Serialize>(
-    push: &mut Document,
-    field: &str,
+fn append_each<T: Serialize>(
+    push: &mut RawDocumentBuf,
+    field: &CStr,
     items: &[T],
     newest: Option<i32>,
 ) -> Result<(), StoreError> {
     if !items.is_empty() {
-        let mut each = doc! { "$each": bson(items)? };
+        let mut each = rawdoc! { "$each": raw_array(items)? };
         if let Some(newest) = newest {
-            each.insert("$slice", -newest);
+            each.append(cstr!("$slice"), -newest);
         }
-        push.insert(field, each);
+        push.append(field, each);
     }
     Ok(())
+}
+
+/// `"2026-06-15"`, or null.
+fn day(day: Option<NaiveDate>) -> RawBson {
+    day.map_or(RawBson::Null, |day| day.to_string().into())
+}
+
+fn raw_array<T: Serialize>(items: &[T]) -> Result<RawArrayBuf, StoreError> {
+    items.iter().map(raw).collect()
+}
+
+/// A value as it is sent: written once, and from there on only copied.
+pub(super) fn raw<T: Serialize>(value: &T) -> Result<RawDocumentBuf, StoreError> {
+    bson::serialize_to_raw_document_buf(value).map_err(|error| StoreError::Refused(format!("not BSON: {error}")))
 }
 
 pub(super) fn bson<T: Serialize + ?Sized>(value: &T) -> Result<Bson, StoreError> {

@@ -2,6 +2,7 @@
 
 use bson::{Bson, Document, doc};
 
+use super::commit::raw;
 use super::{Collection, Store, StoreError};
 
 /// How many documents one command writes at most.
@@ -14,8 +15,8 @@ impl Store {
     /// # Errors
     /// When the server does not answer, or refuses a document; the others may be written then.
     pub async fn upsert(&self, collection: Collection, documents: &[Document]) -> Result<(), StoreError> {
-        let statements = documents.iter().map(upsert_statement).collect();
-        let updated = self.update_many(collection, statements).await?;
+        let statements: Result<Vec<_>, _> = documents.iter().map(|document| raw(&upsert_statement(document))).collect();
+        let updated = self.update_many(collection, statements?).await?;
         match updated.refused.first() {
             None => Ok(()),
             Some(refusal) => {

@@ -1,11 +1,13 @@
 //! The outbox as its dispatcher sees it: claim what is due, mark what has left, put off what could not, keep what was
 //! refused.
 
-use bson::{Bson, DateTime as Instant, Document, RawArrayBuf, RawBsonRef, RawDocumentBuf, doc};
+use std::collections::HashMap;
+
+use bson::{Bson, DateTime as Instant, Document, RawArrayBuf, RawBsonRef, RawDocumentBuf, doc, rawdoc};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 
-use super::commit::{Committed, GuardedUpdate, bson, next};
+use super::commit::{Committed, GuardedUpdate, bson, next, raw};
 use super::documents::{SentDocument, integer};
 use super::outbox::{Lease, Leased, OutboxEntry};
 use super::{Collection, Store, StoreError};
@@ -46,6 +48,13 @@ pub enum Fate {
         /// Why.
         error: String,
     },
+}
+
+impl Fate {
+    /// Whether the entry is out, so that nothing more is to be done about it.
+    fn has_left(&self) -> bool {
+        matches!(self, Self::Sent(_) | Self::Published)
+    }
 }
 
 /// What a claim reads of a document.
@@ -116,24 +125,56 @@ impl Store {
     /// When the server does not answer: the same again is then safe.
     pub async fn settle(&self, marks: &[Mark]) -> Result<(), StoreError> {
         for collection in [Collection::Subscriptions, Collection::Accounts] {
-            let of_collection: Vec<&Mark> = marks.iter().filter(|mark| mark.collection == collection).collect();
-            if of_collection.is_empty() {
-                continue;
+            let (left, mut others): (Vec<&Mark>, Vec<&Mark>) =
+                marks.iter().filter(|mark| mark.collection == collection).partition(|mark| mark.fate.has_left());
+            if !self.settle_together(collection, &left).await? {
+                others.extend(left);
             }
-            let statements = |keeps| of_collection.iter().map(|mark| statement(mark, keeps)).collect::<Result<_, _>>();
-            let updated = self.update_many(collection, statements(Keeps::Notifications)?).await?;
-            for refusal in &updated.refused {
-                let entry = of_collection.get(refusal.position).map(|mark| mark.entry_id.as_str());
-                tracing::error!(
-                    entry,
-                    error = refusal.message,
-                    "an outbox entry could not be marked; it will be sent again"
-                );
-            }
-            if updated.matched < of_collection.len() && collection == Collection::Subscriptions {
-                // Some of them may be in tombstones.
-                self.update_many(collection, statements(Keeps::Nothing)?).await?;
-            }
+            self.settle_each(collection, &others).await?;
+        }
+        Ok(())
+    }
+
+    /// Marks what has left, everything of a document at once. Tells whether everything was found where it should be; if
+    /// not, nothing is known of any.
+    async fn settle_together(&self, collection: Collection, left: &[&Mark]) -> Result<bool, StoreError> {
+        if left.is_empty() {
+            return Ok(true);
+        }
+        let mut documents: HashMap<&str, Vec<&Mark>> = HashMap::new();
+        for mark in left {
+            documents.entry(mark.document_id.as_str()).or_default().push(mark);
+        }
+        let (with_mails, events_only): (Vec<_>, Vec<_>) =
+            documents.iter().partition(|(_, marks)| marks.iter().any(|mark| matches!(mark.fate, Fate::Sent(_))));
+        let mut statements = Vec::with_capacity(with_mails.len() + 1);
+        for (id, marks) in with_mails {
+            statements.push(left_of_document(id, marks)?);
+        }
+        if !events_only.is_empty() {
+            statements.push(published(&events_only));
+        }
+        let updated = self.update_many(collection, statements).await?;
+        Ok(updated.refused.is_empty() && updated.matched == documents.len())
+    }
+
+    async fn settle_each(&self, collection: Collection, marks: &[&Mark]) -> Result<(), StoreError> {
+        if marks.is_empty() {
+            return Ok(());
+        }
+        let statements = |keeps| marks.iter().map(|mark| statement(mark, keeps)).collect::<Result<Vec<_>, _>>();
+        let updated = self.update_many(collection, statements(Keeps::Notifications)?).await?;
+        for refusal in &updated.refused {
+            let entry = marks.get(refusal.position).map(|mark| mark.entry_id.as_str());
+            tracing::error!(
+                entry,
+                error = refusal.message,
+                "an outbox entry could not be marked; it will be sent again"
+            );
+        }
+        if updated.matched < marks.len() && collection == Collection::Subscriptions {
+            // Some of them may be in tombstones.
+            self.update_many(collection, statements(Keeps::Nothing)?).await?;
         }
         Ok(())
     }
@@ -174,17 +215,18 @@ fn claim_update(
         entry.due = Some(lease.until.into());
         entry.holder = lease.holder.to_string();
     }
+    let due = rawdoc! { "due.due": { "$lte": now } };
     Ok(GuardedUpdate {
         collection,
         id: document.id,
         version: document.version,
-        update: doc! { "$set": {
+        update: rawdoc! { "$set": {
             "outbox.$[due].due": Instant::from(lease.until),
             "outbox.$[due].holder": lease.holder.to_string(),
             "version": next(document.version),
         } }
         .into(),
-        array_filters: Some(vec![doc! { "due.due": { "$lte": now } }]),
+        array_filters: Some(RawArrayBuf::from_iter([due])),
         entries,
     })
 }
@@ -198,8 +240,39 @@ enum Keeps {
     Nothing,
 }
 
+/// The statement for what has left of one document, mails among it. It finds the document only where all of it is there,
+/// so that nothing is recorded twice.
+fn left_of_document(id: &str, marks: &[&Mark]) -> Result<RawDocumentBuf, StoreError> {
+    let ids: RawArrayBuf = marks.iter().map(|mark| mark.entry_id.as_str()).collect();
+    let sent = marks.iter().filter_map(|mark| match &mark.fate {
+        Fate::Sent(sent) => Some(raw(sent)),
+        _ => None,
+    });
+    let sent: RawArrayBuf = sent.collect::<Result<_, _>>()?;
+    Ok(rawdoc! {
+        "q": { "_id": id, "outbox.id": { "$all": ids.clone() }, "status": { "$ne": "removed" } },
+        "u": {
+            "$pull": { "outbox": { "id": { "$in": ids } } },
+            "$push": { "notifications": { "$each": sent } },
+            "$inc": { "version": 1_i64 },
+        },
+    })
+}
+
+/// The statement for events that have left, of many documents, in which nothing is recorded of them.
+fn published(documents: &[(&&str, &Vec<&Mark>)]) -> RawDocumentBuf {
+    let ids: RawArrayBuf = documents.iter().map(|(id, _)| **id).collect();
+    let entry_ids: RawArrayBuf =
+        documents.iter().flat_map(|(_, marks)| marks.iter().map(|mark| mark.entry_id.as_str())).collect();
+    rawdoc! {
+        "q": { "_id": { "$in": ids }, "outbox.id": { "$in": entry_ids.clone() }, "status": { "$ne": "removed" } },
+        "u": { "$pull": { "outbox": { "id": { "$in": entry_ids } } }, "$inc": { "version": 1_i64 } },
+        "multi": true,
+    }
+}
+
 /// The statement that finds the entry in its document, so that marking twice marks once.
-fn statement(mark: &Mark, keeps: Keeps) -> Result<Document, StoreError> {
+fn statement(mark: &Mark, keeps: Keeps) -> Result<RawDocumentBuf, StoreError> {
     let id = mark.entry_id.as_str();
     let mut find = doc! { "_id": &mark.document_id, "outbox.id": id };
     match keeps {
@@ -230,7 +303,7 @@ fn statement(mark: &Mark, keeps: Keeps) -> Result<Document, StoreError> {
         }
     };
     update.insert("$inc", increments);
-    if matches!(mark.fate, Fate::PutOff { .. } | Fate::Refused { .. }) {
+    if !mark.fate.has_left() {
         find.insert("outbox", doc! { "$elemMatch": &ours });
         filters.push(doc! { "entry.id": id, "entry.holder": &mark.holder });
     }
@@ -238,5 +311,5 @@ fn statement(mark: &Mark, keeps: Keeps) -> Result<Document, StoreError> {
     if !filters.is_empty() {
         statement.insert("arrayFilters", filters);
     }
-    Ok(statement)
+    raw(&statement)
 }

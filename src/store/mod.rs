@@ -190,7 +190,7 @@ impl Store {
         Ok(world)
     }
 
-    /// The documents with these ids, without the lists that only grow.
+    /// The documents with these ids, as far as they are decided on.
     async fn find_by_id(
         &self,
         collection: Collection,
@@ -200,16 +200,11 @@ impl Store {
         if ids.is_empty() {
             return Ok(Vec::new());
         }
-        let projection = match collection {
-            Collection::Organizations => doc! {},
-            Collection::Accounts | Collection::Subscriptions => {
-                doc! { "history": 0, "notifications": 0, "payment_failures": 0, "outbox": 0 }
-            }
-        };
-        self.find(collection, doc! { "_id": { "$in": ids } }, projection, None).await
+        let documents_max = i64::try_from(ids.len()).ok();
+        self.find(collection, doc! { "_id": { "$in": ids } }, documents::decisive(collection), documents_max).await
     }
 
-    /// Finds documents and reads them all; `limit` bounds what is not bounded by the filter.
+    /// Finds documents and reads them all: at most `limit`, which come in one answer where they fit.
     async fn find(
         &self,
         collection: Collection,
@@ -221,7 +216,8 @@ impl Store {
         within_deadline(async move {
             let mut find = collection.find(filter).projection(projection);
             if let Some(limit) = limit {
-                find = find.limit(limit);
+                // Without the second, a server answers with 101 documents, and is asked for the others.
+                find = find.limit(limit).batch_size(u32::try_from(limit).unwrap_or(u32::MAX));
             }
             find.await?.try_collect().await
         })
@@ -232,6 +228,12 @@ impl Store {
     async fn command(&self, command: Document) -> Result<Document, StoreError> {
         let database = self.database.clone();
         within_deadline(async move { database.run_command(command).await }).await
+    }
+
+    /// The same for one that was put together as it is sent.
+    async fn raw_command(&self, command: RawDocumentBuf) -> Result<Document, StoreError> {
+        let database = self.database.clone();
+        within_deadline(async move { database.run_raw_command(command).await }).await
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::domain::event::{CloudEvent, Event};
 use crate::domain::fold::Added;
-use crate::domain::notification::{Facts, Mailbox, Notification, Recipient, Template, conversation_id};
+use crate::domain::notification::{Notification, conversation_id};
 
 use super::Collection;
 use super::documents::ExtendedJsonDate;
@@ -48,52 +48,9 @@ pub struct OutboxEntry {
 #[allow(clippy::large_enum_variant, reason = "most entries are mails")]
 pub enum Content {
     /// To a person.
-    Mail(MailDocument),
+    Mail(Notification),
     /// To other systems.
     Event(CloudEvent),
-}
-
-/// A mail, with all that it says.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct MailDocument {
-    /// Which mail.
-    pub template: Template,
-    /// Which of its versions.
-    pub role: Recipient,
-    /// The address that it goes to.
-    pub to: Mailbox,
-    /// Who gets an answer.
-    pub reply_to: Mailbox,
-    /// The reader's language.
-    pub locale: String,
-    /// What it says.
-    pub facts: Facts,
-}
-
-impl From<&Notification> for MailDocument {
-    fn from(mail: &Notification) -> Self {
-        Self {
-            template: mail.template,
-            role: mail.recipient,
-            to: mail.to.clone(),
-            reply_to: mail.reply_to.clone(),
-            locale: mail.locale.clone(),
-            facts: mail.facts.clone(),
-        }
-    }
-}
-
-impl From<MailDocument> for Notification {
-    fn from(mail: MailDocument) -> Self {
-        Self {
-            template: mail.template,
-            recipient: mail.role,
-            to: mail.to,
-            reply_to: mail.reply_to,
-            locale: mail.locale,
-            facts: mail.facts,
-        }
-    }
 }
 
 /// An entry that this process holds until its lease runs out.
@@ -135,7 +92,7 @@ pub fn entries<R>(added: &Added<R>, lease: &Lease, source: &str, at: DateTime<Ut
         failed_at: None,
         content,
     };
-    let mails = added.notifications.iter().map(|mail| entry(added.mail_id(mail), Content::Mail(mail.into())));
+    let mails = added.notifications.iter().map(|mail| entry(added.mail_id(mail), Content::Mail(mail.clone())));
     let events = added.events.iter().filter_map(|event| {
         let id = added.event_id(event);
         let causation = added.command.as_ref().map(|command| command.key.id.to_string());

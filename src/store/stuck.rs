@@ -4,7 +4,7 @@
 //! Both are found with an index (`offramp_failed`, `offramp_outbox`) that holds nothing but such documents, so to look costs
 //! as much as there is to see.
 
-use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc};
+use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc, rawdoc};
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use mongodb::Cursor;
@@ -105,7 +105,7 @@ impl Store {
     pub async fn retry(&self, refused: &[Stuck], now: DateTime<Utc>) -> Result<usize, StoreError> {
         let mut made_due = 0;
         for collection in [Collection::Subscriptions, Collection::Accounts] {
-            let statements: Vec<Document> = refused
+            let statements: Vec<RawDocumentBuf> = refused
                 .iter()
                 .filter(|entry| entry.collection == collection)
                 .map(|entry| retry_statement(entry, now.into()))
@@ -125,17 +125,18 @@ impl Store {
 
 /// Finds the entry only where it is still refused. With the new `version`, a worker that has read the document before
 /// reads it again.
-fn retry_statement(entry: &Stuck, now: Instant) -> Document {
-    let refused = doc! { "$exists": true };
-    doc! {
-        "q": { "_id": &entry.document_id, "outbox": { "$elemMatch": { "id": &entry.entry_id, "failed_at": refused.clone() } } },
+fn retry_statement(entry: &Stuck, now: Instant) -> RawDocumentBuf {
+    let refused = rawdoc! { "$exists": true };
+    let (document_id, entry_id) = (entry.document_id.as_str(), entry.entry_id.as_str());
+    rawdoc! {
+        "q": { "_id": document_id, "outbox": { "$elemMatch": { "id": entry_id, "failed_at": refused.clone() } } },
         "u": {
             "$unset": { "outbox.$[entry].failed_at": "" },
             // Nobody's: a worker that still wants to mark it as refused has nothing to say about it any more.
             "$set": { "outbox.$[entry].due": now, "outbox.$[entry].holder": "" },
             "$inc": { "version": 1_i64 },
         },
-        "arrayFilters": [{ "entry.id": &entry.entry_id, "entry.failed_at": refused }],
+        "arrayFilters": [{ "entry.id": entry_id, "entry.failed_at": refused }],
     }
 }
 

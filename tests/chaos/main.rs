@@ -47,8 +47,10 @@ use upstream::Upstream;
 
 /// How many commands a second, besides the pulse. With the 300 seconds of `make chaos` more than 20,000 in all.
 const COMMANDS_PER_SECOND: u64 = 65;
-/// How long nothing may arrive before whatever is missing counts as lost: longer than any lease or usual retry.
+/// How long nothing may arrive, and nothing be due, before whatever is missing counts as lost: longer than any lease.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
+/// How long to wait for mails that had bad luck often and are put off: longer than any is.
+const PUT_OFF_MAX: Duration = Duration::from_secs(20 * 60);
 /// The address that mails come from, as the workers of tests have it.
 const SENDER: &str = "no-reply@offramp.example";
 
@@ -69,8 +71,15 @@ struct Arguments {
     _ignored: Vec<String>,
 }
 
-#[tokio::main]
-async fn main() -> ExitCode {
+fn main() -> ExitCode {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let code = runtime.block_on(run());
+    // If the driver's tasks ended with the runtime, some would panic.
+    std::mem::forget(runtime);
+    code
+}
+
+async fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let Some(seconds) = arguments.seconds else {
         println!("chaos: not run, because it needs servers of its own; `make chaos` has them");
@@ -150,20 +159,15 @@ async fn tell_how_it_goes(plan: Arc<Plan>, observer: Observer) {
 /// Waits until everything is published, everything has arrived, and nothing waits anywhere; or until nothing happens any
 /// more.
 async fn settle(plan: &Plan, observer: &Observer, world: &World, publishing: &JoinHandle<()>) {
-    let (mut effects, mut newest) = (0, Instant::now());
+    let begin = Instant::now();
+    let (mut effects, mut newest) = (0, begin);
     loop {
-        let waiting = async {
-            let mut waiting = 0;
-            for collection in ["subscriptions", "accounts"] {
-                let filter = doc! { "outbox.0": { "$exists": true } };
-                waiting += world.collection(collection).count_documents(filter).await.unwrap();
-            }
-            waiting
+        let put_off = match waiting(world).await {
+            Waiting::Nothing if publishing.is_finished() && observer.effects() == plan.effects.len() => return,
+            Waiting::PutOff => begin.elapsed() < PUT_OFF_MAX,
+            Waiting::Nothing | Waiting::Due => false,
         };
-        if publishing.is_finished() && observer.effects() == plan.effects.len() && waiting.await == 0 {
-            return;
-        }
-        if observer.effects() > effects {
+        if observer.effects() > effects || put_off {
             (effects, newest) = (observer.effects(), Instant::now());
         }
         if newest.elapsed() > SILENCE_MAX {
@@ -173,4 +177,28 @@ async fn settle(plan: &Plan, observer: &Observer, world: &World, publishing: &Jo
         }
         sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// What is in the outboxes.
+enum Waiting {
+    Nothing,
+    /// Something that should leave.
+    Due,
+    /// Something that could not leave before, and whose time has not come.
+    PutOff,
+}
+
+async fn waiting(world: &World) -> Waiting {
+    let put_off = doc! { "due": { "$gt": bson::DateTime::now() }, "attempts": { "$gt": 0 } };
+    let mut waiting = Waiting::Nothing;
+    for collection in ["subscriptions", "accounts"] {
+        let count = async |filter| world.collection(collection).count_documents(filter).await.unwrap();
+        if count(doc! { "outbox": { "$elemMatch": put_off.clone() } }).await > 0 {
+            return Waiting::PutOff;
+        }
+        if count(doc! { "outbox.0": { "$exists": true } }).await > 0 {
+            waiting = Waiting::Due;
+        }
+    }
+    waiting
 }

@@ -532,6 +532,19 @@ async fn send(sink: &SmtpSink) -> Result<String, SendError> {
     to(sink).send(&composed(&sample())).await
 }
 
+/// What a server says to EHLO that takes one command at a time.
+const ONE_BY_ONE: &str = "250-sink\r\n250 8BITMIME";
+
+/// A server that does `action` when it is at `step` for the nth time that `nth` wants; with and without pipelining.
+async fn both(step: Step, nth: impl Fn(usize) -> bool + Copy + Send + Sync + 'static, action: Action) -> [SmtpSink; 2] {
+    let script = move |at, time| if at == step && nth(time) { action } else { Action::Ok };
+    let slow = move |at, time| match script(at, time) {
+        Action::Ok if at == Step::Ehlo => Action::Answer(ONE_BY_ONE),
+        action => action,
+    };
+    [SmtpSink::scripted(Tls::No, script).await, SmtpSink::scripted(Tls::No, slow).await]
+}
+
 #[tokio::test]
 async fn a_refusal_of_the_mail_is_the_mails_and_the_connection_goes_on() {
     type Case = (Step, &'static str, fn(&SendError) -> bool);
@@ -544,15 +557,48 @@ async fn a_refusal_of_the_mail_is_the_mails_and_the_connection_goes_on() {
         (Step::Content, "452 full", |error| matches!(error, SendError::Transient(_))),
     ];
     for (step, answer, expected) in cases {
-        let script = move |at, nth| if at == step && nth == 1 { Action::Answer(answer) } else { Action::Ok };
+        for sink in both(step, |nth| nth == 1, Action::Answer(answer)).await {
+            let mut connection = to(&sink);
+            let error = connection.send(&composed(&sample())).await.unwrap_err();
+            assert!(expected(&error), "{step:?} {answer}: {error:?}");
+            assert!(error.to_string().contains(&answer[4..]), "{error}");
+            connection.send(&composed(&sample())).await.unwrap();
+            assert_eq!((sink.mails().len(), sink.connections()), (1, 1), "{step:?} {answer}");
+            assert_eq!(sink.commands().iter().filter(|command| *command == "RSET").count(), 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_waits_for_a_mail_whose_recipient_it_refused_gets_none() {
+    let script = |at, nth| match (at, nth) {
+        (Step::Rcpt, 1) => Action::Answer("550 no such user"),
+        (Step::Data, 1) => Action::Answer("354 go on"),
+        _ => Action::Ok,
+    };
+    let sink = SmtpSink::scripted(Tls::No, script).await;
+    let mut connection = to(&sink);
+    let error = connection.send(&composed(&sample())).await.unwrap_err();
+    assert!(matches!(error, SendError::Permanent(_)), "{error:?}");
+    connection.send(&composed(&sample())).await.unwrap();
+    assert_eq!((sink.mails().len(), sink.connections()), (1, 1));
+    assert!(sink.mails()[0].bytes.starts_with(b"From: "));
+}
+
+#[tokio::test]
+async fn a_refusal_of_the_recipient_stands_when_the_server_says_no_more() {
+    for action in [Action::Stall, Action::Drop] {
+        let script = move |at, nth| match (at, nth) {
+            (Step::Rcpt, 1) => Action::Answer("550 no such user"),
+            (Step::Data, 1) => action,
+            _ => Action::Ok,
+        };
         let sink = SmtpSink::scripted(Tls::No, script).await;
         let mut connection = to(&sink);
         let error = connection.send(&composed(&sample())).await.unwrap_err();
-        assert!(expected(&error), "{step:?} {answer}: {error:?}");
-        assert!(error.to_string().contains(&answer[4..]), "{error}");
+        assert!(matches!(error, SendError::Permanent(_)), "{error:?}");
         connection.send(&composed(&sample())).await.unwrap();
-        assert_eq!((sink.mails().len(), sink.connections()), (1, 1), "{step:?} {answer}");
-        assert_eq!(sink.commands().iter().filter(|command| *command == "RSET").count(), 1);
+        assert_eq!((sink.mails().len(), sink.connections()), (1, 2), "{action:?}");
     }
 }
 
@@ -579,13 +625,14 @@ async fn trouble_of_the_server_is_not_the_mails() {
         (Step::Content, Action::Stall),
         (Step::Content, Action::Drop),
     ] {
-        let sink = SmtpSink::scripted(Tls::No, move |at, _| if at == step { action } else { Action::Ok }).await;
-        let started = Instant::now();
-        let error = send(&sink).await.unwrap_err();
-        assert!(matches!(error, SendError::Unavailable(_)), "{step:?} {action:?}: {error:?}");
-        assert!(error.to_string().contains(&sink.address.to_string()), "{error}");
-        assert!(started.elapsed() < Duration::from_secs(2), "{step:?} {action:?}");
-        assert_eq!(sink.mails().len(), 0, "{step:?} {action:?}");
+        for sink in both(step, |_| true, action).await {
+            let started = Instant::now();
+            let error = send(&sink).await.unwrap_err();
+            assert!(matches!(error, SendError::Unavailable(_)), "{step:?} {action:?}: {error:?}");
+            assert!(error.to_string().contains(&sink.address.to_string()), "{error}");
+            assert!(started.elapsed() < Duration::from_secs(2), "{step:?} {action:?}");
+            assert_eq!(sink.mails().len(), 0, "{step:?} {action:?}");
+        }
     }
     let error = connection("smtp://127.0.0.1:1", &ClientTls::default()).send(&composed(&sample())).await.unwrap_err();
     assert!(matches!(error, SendError::Unavailable(_)), "{error:?}");
@@ -594,38 +641,37 @@ async fn trouble_of_the_server_is_not_the_mails() {
 #[tokio::test]
 async fn after_any_doubt_the_next_mail_takes_a_new_connection() {
     for action in [Action::Stall, Action::Drop, Action::Answer("251 maybe")] {
-        let script = move |at, nth| if at == Step::Content && nth == 1 { action } else { Action::Ok };
-        let sink = SmtpSink::scripted(Tls::No, script).await;
-        let mut connection = to(&sink);
-        connection.send(&composed(&sample())).await.unwrap_err();
-        connection.send(&composed(&sample())).await.unwrap();
-        assert_eq!((sink.mails().len(), sink.connections()), (1, 2), "{action:?}");
+        for sink in both(Step::Content, |nth| nth == 1, action).await {
+            let mut connection = to(&sink);
+            connection.send(&composed(&sample())).await.unwrap_err();
+            connection.send(&composed(&sample())).await.unwrap();
+            assert_eq!((sink.mails().len(), sink.connections()), (1, 2), "{action:?}");
+        }
     }
 }
 
 #[tokio::test]
 async fn a_send_that_is_given_up_leaves_no_answer_for_the_next() {
-    let script = |at, nth| if at == Step::Rcpt && nth == 2 { Action::Stall } else { Action::Ok };
-    let sink = SmtpSink::scripted(Tls::No, script).await;
-    let mut connection = to(&sink);
-    connection.send(&composed(&sample())).await.unwrap();
-    let given_up = tokio::time::timeout(Duration::from_millis(100), connection.send(&composed(&sample()))).await;
-    assert!(given_up.is_err());
-    connection.send(&composed(&sample())).await.unwrap();
-    assert_eq!((sink.mails().len(), sink.connections()), (2, 2));
+    for sink in both(Step::Rcpt, |nth| nth == 2, Action::Stall).await {
+        let mut connection = to(&sink);
+        connection.send(&composed(&sample())).await.unwrap();
+        let given_up = tokio::time::timeout(Duration::from_millis(100), connection.send(&composed(&sample()))).await;
+        assert!(given_up.is_err());
+        connection.send(&composed(&sample())).await.unwrap();
+        assert_eq!((sink.mails().len(), sink.connections()), (2, 2));
+    }
 }
 
 #[tokio::test]
 async fn a_connection_that_the_server_closed_is_replaced_without_a_word() {
     for action in [Action::Answer("421 idle too long"), Action::Drop] {
-        let sink =
-            SmtpSink::scripted(Tls::No, move |at, nth| if at == Step::Mail && nth == 2 { action } else { Action::Ok })
-                .await;
-        let mut connection = to(&sink);
-        for _ in 0..3 {
-            connection.send(&composed(&sample())).await.unwrap();
+        for sink in both(Step::Mail, |nth| nth == 2, action).await {
+            let mut connection = to(&sink);
+            for _ in 0..3 {
+                connection.send(&composed(&sample())).await.unwrap();
+            }
+            assert_eq!((sink.mails().len(), sink.connections()), (3, 2), "{action:?}");
         }
-        assert_eq!((sink.mails().len(), sink.connections()), (3, 2), "{action:?}");
     }
 }
 

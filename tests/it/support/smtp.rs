@@ -193,9 +193,9 @@ impl Session {
                 "EHLO" => {
                     let offer = matches!(self.tls, Tls::Upgrade(_)) && !self.encrypted;
                     let answer = if offer {
-                        "250-sink\r\n250-8BITMIME\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN"
+                        "250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN"
                     } else {
-                        "250-sink\r\n250-8BITMIME\r\n250 AUTH PLAIN LOGIN"
+                        "250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 AUTH PLAIN LOGIN"
                     };
                     self.answer(&mut wire, Step::Ehlo, answer).await?;
                 }
@@ -210,9 +210,9 @@ impl Session {
                     self.answer(&mut wire, Step::Auth, "235 welcome").await?;
                 }
                 "MAIL" => {
+                    to.clear();
                     if self.answer(&mut wire, Step::Mail, "250 ok").await? {
                         from = address(&line);
-                        to.clear();
                     }
                 }
                 "RCPT" => {
@@ -221,8 +221,15 @@ impl Session {
                     }
                 }
                 "DATA" => {
-                    if self.answer(&mut wire, Step::Data, "354 go on").await? {
+                    let usual = if to.is_empty() { "503 for whom?" } else { "354 go on" };
+                    let (action, text) = self.decide(Step::Data, usual);
+                    Self::act(&mut wire, action, text).await?;
+                    if text.starts_with("354") {
                         let bytes = content(&mut wire).await?;
+                        if to.is_empty() {
+                            wire.write_all(b"554 for whom?\r\n").await?;
+                            continue;
+                        }
                         let (action, text) = self.decide(Step::Content, "250 taken");
                         if matches!(action, Action::Ok | Action::TakeAndDrop) {
                             let (from, to, encrypted) = (from.clone(), to.clone(), self.encrypted);
