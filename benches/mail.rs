@@ -12,6 +12,10 @@ use offramp::mail::samples::samples;
 use offramp::mail::{Composed, DkimKey, DkimSigner, Origin, Rendered, Sender, Templates, compose};
 use uuid::Uuid;
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     divan::main();
 }

@@ -186,7 +186,7 @@ impl Engine {
             }
 
             let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-            let updates = commit::updates(&world, &lease, &self.source, now)?;
+            let updates = commit::updates(world, &lease, &self.source, now)?;
             let committed = self.store.commit(&updates).await?;
 
             let mut lost = HashSet::new();

@@ -314,7 +314,7 @@ impl Constants {
         let now = clock::now();
         assert_eq!(world.fold(&Task::Command(command), now), Verdict::Applied);
         let lease = Lease { holder: Uuid::new_v4(), until: now + chrono::TimeDelta::minutes(3) };
-        let update = commit::updates(&world, &lease, "offramp", now).unwrap().remove(0);
+        let update = commit::updates(world, &lease, "offramp", now).unwrap().remove(0);
         let RawBson::Document(change) = update.update.clone() else { panic!("an update of operators") };
 
         let writer = Writer {

@@ -244,13 +244,13 @@ impl Simulation {
         let (collection, document_id, entries) = match &command.body {
             CommandBody::Subscription(data) => {
                 let id = data.subscription_id();
-                let added = self.world.subscription_draft(id).and_then(|draft| draft.added.last());
+                let added = self.world.subscription_draft(id).and_then(|draft| draft.added.last().cloned());
                 let entries = added.map(|added| entries(added, &lease, SOURCE, self.now));
                 (Collection::Subscriptions, id.as_str(), entries)
             }
             CommandBody::CardExpiry(data) => {
                 let id = &data.account_id;
-                let added = self.world.account_draft(id).and_then(|draft| draft.added.last());
+                let added = self.world.account_draft(id).and_then(|draft| draft.added.last().cloned());
                 let entries = added.map(|added| entries(added, &lease, SOURCE, self.now));
                 (Collection::Accounts, id.as_str(), entries)
             }

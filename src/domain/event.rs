@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::command::CommandRef;
 use super::decide::{Rejection, RejectionReason};
+use super::notification::Notification;
 use super::subscription::{By, Named, Via};
 use super::text::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
 
@@ -214,10 +215,22 @@ impl EffectIds {
         Self(Uuid::new_v5(&Self::NAMESPACE, &name))
     }
 
-    /// The id of one effect: a template with its recipient, or an event's type.
+    /// The id of one effect, by its name.
     #[must_use]
     pub fn id(&self, effect: &str) -> Uuid {
         Uuid::new_v5(&self.0, effect.as_bytes())
+    }
+
+    /// The id of one of its mails: there is one per template and recipient.
+    #[must_use]
+    pub fn of_mail(&self, mail: &Notification) -> Uuid {
+        self.id(&format!("{}/{}", mail.template, mail.recipient.as_str()))
+    }
+
+    /// The id of one of its events: there is one per type.
+    #[must_use]
+    pub fn of_event(&self, event: &Event) -> Uuid {
+        self.id(event.kind())
     }
 }
 

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use uuid::Uuid;
 
 use super::account::{Account, CardNotice};
 use super::command::{CardExpiry, Command, CommandBody, CommandKey, CommandRef, SubscriptionCommand};
@@ -82,6 +81,17 @@ pub enum Loaded<T> {
 /// A document and all that the batch does to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Draft<T, R> {
+    /// As it was loaded, once anything has happened to it.
+    before: Option<T>,
+    /// As it will be.
+    pub after: T,
+    /// What is added to its lists, oldest first.
+    pub added: Vec<R>,
+}
+
+/// A document that the batch has changed, to be written.
+#[derive(Debug)]
+pub struct Changed<T, R> {
     /// As it was loaded.
     pub before: T,
     /// As it will be.
@@ -118,16 +128,37 @@ pub struct SubscriptionRecord {
 pub type SubscriptionDraft = Draft<Subscription, Added<SubscriptionRecord>>;
 /// An account and what the batch does to it.
 pub type AccountDraft = Draft<Account, Added<Option<CardNotice>>>;
+/// A subscription to be written.
+pub type ChangedSubscription = Changed<Subscription, Added<SubscriptionRecord>>;
+/// An account to be written.
+pub type ChangedAccount = Changed<Account, Added<Option<CardNotice>>>;
 
 impl<T: Clone, R> Draft<T, R> {
     fn new(document: T) -> Self {
-        Self { after: document.clone(), before: document, added: Vec::new() }
+        Self { before: None, after: document, added: Vec::new() }
+    }
+
+    /// As it was loaded.
+    #[must_use]
+    pub fn before(&self) -> &T {
+        self.before.as_ref().unwrap_or(&self.after)
+    }
+
+    /// It as it is so far, to be changed.
+    fn change(&mut self) -> &mut T {
+        self.before.get_or_insert_with(|| self.after.clone());
+        &mut self.after
     }
 
     /// Whether anything happened to it.
     #[must_use]
     pub fn is_changed(&self) -> bool {
-        !self.added.is_empty()
+        self.before.is_some()
+    }
+
+    fn into_changed(self) -> Option<Changed<T, R>> {
+        let Self { before, after, added } = self;
+        before.map(|before| Changed { before, after, added })
     }
 }
 
@@ -140,6 +171,16 @@ pub struct World {
 }
 
 impl World {
+    /// One with room for so many subscriptions and accounts.
+    #[must_use]
+    pub fn with_room(subscriptions: usize, accounts: usize) -> Self {
+        Self {
+            subscriptions: HashMap::with_capacity(subscriptions),
+            accounts: HashMap::with_capacity(accounts),
+            organizations: HashMap::new(),
+        }
+    }
+
     /// Adds a subscription.
     pub fn add_subscription(&mut self, id: SubscriptionId, loaded: Loaded<Subscription>) {
         self.subscriptions.insert(id, loaded.map(Draft::new));
@@ -171,6 +212,12 @@ impl World {
     #[must_use]
     pub fn account_draft(&self, id: &AccountId) -> Option<&AccountDraft> {
         self.accounts.get(id).and_then(Loaded::read)
+    }
+
+    /// The subscriptions and the accounts that changed.
+    #[must_use]
+    pub fn into_changed(self) -> (Vec<ChangedSubscription>, Vec<ChangedAccount>) {
+        (into_changed(self.subscriptions), into_changed(self.accounts))
     }
 
     /// The subscriptions that changed.
@@ -229,7 +276,7 @@ impl World {
             }
             Ok(Outcome::Unchanged) => {
                 let record = SubscriptionRecord { history: None, payment_failure: None };
-                draft.after.applied.push(command.reference.key.clone());
+                draft.change().applied.push(command.reference.key.clone());
                 draft.added.push(Added::nothing(command, record, id.as_str()));
                 Ok(Verdict::Unchanged)
             }
@@ -265,7 +312,7 @@ impl World {
                 Ok(Verdict::Applied)
             }
             Outcome::Unchanged => {
-                draft.after.applied.push(command.reference.key.clone());
+                draft.change().applied.push(command.reference.key.clone());
                 draft.added.push(Added::nothing(command, None, id.as_str()));
                 Ok(Verdict::Unchanged)
             }
@@ -300,6 +347,14 @@ impl World {
         give(draft, given, None, ids);
         Ok(Verdict::Applied)
     }
+}
+
+fn into_changed<K, T: Clone, R>(documents: HashMap<K, Loaded<Draft<T, R>>>) -> Vec<Changed<T, R>> {
+    let changed = documents.into_values().filter_map(|loaded| match loaded {
+        Loaded::Read(draft) => draft.into_changed(),
+        Loaded::Corrupt { .. } => None,
+    });
+    changed.collect()
 }
 
 impl<T> Loaded<T> {
@@ -365,7 +420,8 @@ fn was_applied(applied: &[CommandKey], key: &CommandKey) -> bool {
 }
 
 fn apply(draft: &mut SubscriptionDraft, change: Change, command: Option<CommandRef>, ids: EffectIds) {
-    draft.after = change.subscription;
+    let earlier = std::mem::replace(&mut draft.after, change.subscription);
+    draft.before.get_or_insert(earlier);
     draft.after.applied.extend(command.as_ref().map(|command| command.key.clone()));
     draft.added.push(Added {
         command,
@@ -377,8 +433,9 @@ fn apply(draft: &mut SubscriptionDraft, change: Change, command: Option<CommandR
 }
 
 fn give(draft: &mut AccountDraft, given: NoticeGiven, command: Option<CommandRef>, ids: EffectIds) {
-    draft.after.card_notices.push(given.notice.clone());
-    draft.after.applied.extend(command.as_ref().map(|command| command.key.clone()));
+    let account = draft.change();
+    account.card_notices.push(given.notice.clone());
+    account.applied.extend(command.as_ref().map(|command| command.key.clone()));
     draft.added.push(Added {
         command,
         record: Some(given.notice),
@@ -399,18 +456,6 @@ impl<R> Added<R> {
             notifications: vec![],
             events: vec![],
         }
-    }
-
-    /// The id of one of its mails.
-    #[must_use]
-    pub fn mail_id(&self, mail: &Notification) -> Uuid {
-        self.ids.id(&format!("{}/{}", mail.template, mail.recipient.as_str()))
-    }
-
-    /// The id of one of its events.
-    #[must_use]
-    pub fn event_id(&self, event: &Event) -> Uuid {
-        self.ids.id(event.kind())
     }
 }
 

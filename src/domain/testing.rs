@@ -220,8 +220,8 @@ pub(crate) fn is_only_remembered(draft: &SubscriptionDraft) -> bool {
         subscription.applied.clear();
         subscription
     };
-    forgotten(draft.before.clone()) == forgotten(draft.after.clone())
-        && draft.after.applied.len() == draft.before.applied.len() + 1
+    forgotten(draft.before().clone()) == forgotten(draft.after.clone())
+        && draft.after.applied.len() == draft.before().applied.len() + 1
         && draft.added.iter().all(|added| {
             added.record.history.is_none()
                 && added.record.payment_failure.is_none()
@@ -232,13 +232,13 @@ pub(crate) fn is_only_remembered(draft: &SubscriptionDraft) -> bool {
 
 fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
     let after = &draft.after;
-    lines.push(format!("{} → {}", draft.before.status.as_str(), after.status.as_str()));
+    lines.push(format!("{} → {}", draft.before().status.as_str(), after.status.as_str()));
     if let Some(ended_on) = after.ended_on {
         lines.push(format!("ended on {ended_on}"));
     }
     let known =
         |details: &Option<Details>| details.clone().map(|details| (details.end, details.cancellation, details.request));
-    let (before, now) = (known(&draft.before.details), known(&after.details));
+    let (before, now) = (known(&draft.before().details), known(&after.details));
     match (before, now) {
         (Some(before), Some((end, cancellation, request))) => {
             if let Some(end) = end.filter(|_| end != before.0) {
@@ -270,10 +270,10 @@ fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
         (None, _) => {}
     }
     if let Some(details) = &after.details {
-        if draft.before.details.as_ref().is_some_and(|before| before.billing.next_on != details.billing.next_on) {
+        if draft.before().details.as_ref().is_some_and(|before| before.billing.next_on != details.billing.next_on) {
             lines.push(format!("next invoice: {:?}", details.billing.next_on));
         }
-        if draft.before.details.as_ref().is_some_and(|before| before.activities != details.activities) {
+        if draft.before().details.as_ref().is_some_and(|before| before.activities != details.activities) {
             lines.push(format!("activities: {}", to_json(&details.activities)));
         }
     }

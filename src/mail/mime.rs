@@ -3,6 +3,9 @@
 //! Written here and not by lettre's builder or the crate `quoted_printable`, which take longer for this than a whole mail may
 //! (`benches/mail.rs` measures it).
 
+use std::{iter, mem};
+
+use memchr::{memchr, memchr2_iter};
 use uuid::Uuid;
 
 /// The longest line that SMTP carries, in bytes, without its end (RFC 5321 §4.5.3.1.6).
@@ -45,9 +48,9 @@ impl<'a> Alternative<'a> {
     /// and there is nothing that no line may have in it.
     pub fn fits_as_it_is(&self) -> bool {
         [self.text, self.html].into_iter().all(|part| {
-            part.lines().all(|line| line.len() <= LINE_BYTES_MAX && !line.contains('\r'))
-                && !part.contains('\0')
-                && !part.contains(BOUNDARY_LINE)
+            let bytes = part.as_bytes();
+            memchr2_iter(b'\r', b'\0', bytes).all(|at| bytes[at..].starts_with(b"\r\n"))
+                && lines(part).all(|line| line.len() <= LINE_BYTES_MAX && !line.starts_with(BOUNDARY_LINE.as_bytes()))
         })
     }
 
@@ -78,10 +81,10 @@ impl<'a> Alternative<'a> {
         for (kind, part) in [("plain", self.text), ("html", self.html)] {
             put(mail, &["--", &self.boundary, "\r\nContent-Type: text/", kind, "; charset=utf-8\r\n"]);
             put(mail, &["Content-Transfer-Encoding: ", transfer_encoding(encoding, part), "\r\n\r\n"]);
-            for line in part.lines() {
+            for line in lines(part) {
                 match encoding {
-                    Encoding::AsItIs => mail.extend_from_slice(line.as_bytes()),
-                    Encoding::QuotedPrintable => quote(line.as_bytes(), mail),
+                    Encoding::AsItIs => mail.extend_from_slice(line),
+                    Encoding::QuotedPrintable => quote(line, mail),
                 }
                 mail.extend_from_slice(b"\r\n");
             }
@@ -90,6 +93,20 @@ impl<'a> Alternative<'a> {
         }
         put(mail, &["--", &self.boundary, "--\r\n"]);
     }
+}
+
+/// The lines of a text, without their ends: as `str::lines` has them, several times as fast.
+fn lines(text: &str) -> impl Iterator<Item = &[u8]> {
+    let mut rest = text.as_bytes();
+    iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let Some(end) = memchr(b'\n', rest) else { return Some(mem::take(&mut rest)) };
+        let line = &rest[..end];
+        rest = &rest[end + 1..];
+        Some(line.strip_suffix(b"\r").unwrap_or(line))
+    })
 }
 
 fn put(mail: &mut Vec<u8>, pieces: &[&str]) {

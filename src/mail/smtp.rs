@@ -18,6 +18,7 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
 use lettre::transport::smtp::commands::{Data, Ehlo, Mail, Rcpt, Rset};
 use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
 use lettre::transport::smtp::response::Response;
+use memchr::memmem;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::net::TcpStream;
@@ -386,13 +387,12 @@ impl SmtpServer {
                 .await?;
         }
         // lettre does not tell of everything that the server offers.
-        let offers = match offers {
-            Some(offers) => offers,
-            None => {
-                let hello = smtp.command(Ehlo::new(self.hello.clone()));
-                let answer = self.within("EHLO", self.deadlines.command, hello).await?;
-                answer.message().map(str::to_owned).collect()
-            }
+        let offers = if let Some(offers) = offers {
+            offers
+        } else {
+            let hello = smtp.command(Ehlo::new(self.hello.clone()));
+            let answer = self.within("EHLO", self.deadlines.command, hello).await?;
+            answer.message().map(str::to_owned).collect()
         };
         Ok(Open { smtp, pipelines: has(&offers, "PIPELINING"), lags: false })
     }
@@ -582,9 +582,10 @@ fn recipient(mail: &Composed) -> String {
 /// A mail with the dot that ends it, in one piece: lettre's own way is to send the dot by itself, which costs a packet and
 /// wakes the server once more. Dots at the beginning of lines are doubled (RFC 5321 §4.5.2).
 fn closed(content: Vec<u8>) -> String {
+    let begins_with_dot = memmem::find(&content, b"\n.").is_some();
     let content =
         String::from_utf8(content).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-    let mut content = if content.contains("\n.") { content.replace("\n.", "\n..") } else { content };
+    let mut content = if begins_with_dot { content.replace("\n.", "\n..") } else { content };
     content.push_str(if content.ends_with("\r\n") { ".\r\n" } else { "\r\n.\r\n" });
     content
 }

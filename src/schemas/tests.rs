@@ -272,8 +272,10 @@ fn events_caused() -> BTreeMap<String, Value> {
     let mut drafts: Vec<_> = world.changed_subscriptions().collect();
     drafts.sort_by_key(|draft| &draft.after.id);
     let mut events: BTreeMap<String, Value> = BTreeMap::new();
-    for entry in
-        drafts.into_iter().flat_map(|draft| &draft.added).flat_map(|added| entries(added, &lease, "offramp", now))
+    for entry in drafts
+        .into_iter()
+        .flat_map(|draft| draft.added.clone())
+        .flat_map(|added| entries(added, &lease, "offramp", now))
     {
         if let Content::Event(event) = entry.content {
             events.entry(event.kind.clone()).or_insert(serde_json::to_value(&event).unwrap());

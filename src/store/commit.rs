@@ -7,8 +7,7 @@ use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 
-use crate::domain::account::Account;
-use crate::domain::fold::{AccountDraft, Added, SubscriptionDraft, World};
+use crate::domain::fold::{Added, Changed, ChangedAccount, ChangedSubscription, World};
 use crate::domain::subscription::{Details, Status, Subscription};
 
 use super::documents::{
@@ -96,13 +95,14 @@ impl GuardedUpdate {
 /// # Errors
 /// When a change cannot be written as BSON, which would be a mistake in the types.
 pub fn updates(
-    world: &World,
+    world: World,
     lease: &Lease,
     source: &str,
     now: DateTime<Utc>,
 ) -> Result<Vec<GuardedUpdate>, StoreError> {
-    let subscriptions = world.changed_subscriptions().map(|draft| update_subscription(draft, lease, source, now));
-    let accounts = world.changed_accounts().map(|draft| update_account(draft, lease, source, now));
+    let (subscriptions, accounts) = world.into_changed();
+    let subscriptions = subscriptions.into_iter().map(|changed| update_subscription(changed, lease, source, now));
+    let accounts = accounts.into_iter().map(|changed| update_account(changed, lease, source, now));
     subscriptions.chain(accounts).collect()
 }
 
@@ -306,25 +306,21 @@ fn number(value: Option<&Bson>) -> Option<usize> {
 }
 
 fn update_subscription(
-    draft: &SubscriptionDraft,
+    changed: ChangedSubscription,
     lease: &Lease,
     source: &str,
     now: DateTime<Utc>,
 ) -> Result<GuardedUpdate, StoreError> {
-    let (before, after) = (&draft.before, &draft.after);
-    let entries: Vec<OutboxEntry> =
-        draft.added.iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect();
-    let history: Vec<HistoryDocument> =
-        draft.added.iter().filter_map(|added| added.record.history.as_ref()).map(Into::into).collect();
-    let lists = Lists { history, applied: applied(&draft.added, now), entries: &entries };
-
+    let Changed { before, after, added } = changed;
+    let history = added.iter().filter_map(|added| added.record.history.as_ref()).map(Into::into).collect();
+    let failures: Vec<PaymentFailureDocument> =
+        added.iter().filter_map(|added| added.record.payment_failure.as_ref()).map(Into::into).collect();
+    let applied = applied(&added, now);
+    let entries = entries(added, lease, source, now);
+    let lists = Lists { history, applied, entries: &entries };
     let update = match &after.details {
-        Some(details) => {
-            let failures: Vec<PaymentFailureDocument> =
-                draft.added.iter().filter_map(|added| added.record.payment_failure.as_ref()).map(Into::into).collect();
-            set_changed(before, after, details, &lists, &failures)?
-        }
-        None => tombstone(after, &lists)?,
+        Some(details) => set_changed(&before, &after, details, &lists, &failures)?,
+        None => tombstone(&after, &lists)?,
     };
     Ok(GuardedUpdate {
         collection: Collection::Subscriptions,
@@ -420,19 +416,19 @@ fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreEr
 }
 
 fn update_account(
-    draft: &AccountDraft,
+    changed: ChangedAccount,
     lease: &Lease,
     source: &str,
     now: DateTime<Utc>,
 ) -> Result<GuardedUpdate, StoreError> {
-    let account: &Account = &draft.before;
-    let entries: Vec<OutboxEntry> =
-        draft.added.iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect();
+    let Changed { before: account, added, .. } = changed;
     let notices: Vec<CardNoticeDocument> =
-        draft.added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
+        added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
+    let applied = applied(&added, now);
+    let entries = entries(added, lease, source, now);
     let mut push = RawDocumentBuf::new();
     append_each(&mut push, cstr!("card_notices"), &notices, Some(CARD_NOTICES_MAX))?;
-    append_each(&mut push, cstr!("applied"), &applied(&draft.added, now), Some(APPLIED_MAX))?;
+    append_each(&mut push, cstr!("applied"), &applied, Some(APPLIED_MAX))?;
     append_each(&mut push, cstr!("outbox"), &entries, None)?;
     Ok(GuardedUpdate {
         collection: Collection::Accounts,
@@ -442,6 +438,10 @@ fn update_account(
         array_filters: None,
         entries,
     })
+}
+
+fn entries<R>(added: Vec<Added<R>>, lease: &Lease, source: &str, now: DateTime<Utc>) -> Vec<OutboxEntry> {
+    added.into_iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect()
 }
 
 fn applied<R>(added: &[Added<R>], now: DateTime<Utc>) -> Vec<AppliedDocument> {

@@ -157,8 +157,8 @@ impl Store {
             self.find_by_id(Collection::Accounts, need.accounts.iter().map(AccountId::as_str)),
             self.find_by_id(Collection::Organizations, need.organizations.iter().map(OrganizationId::as_str)),
         )?;
-        let mut world = World::default();
-        let mut accounts_behind = HashSet::new();
+        let mut world = World::with_room(subscriptions.len(), subscriptions.len() + accounts.len());
+        let mut accounts_behind = HashSet::with_capacity(subscriptions.len());
         let mut organizations_behind = HashSet::new();
 
         for raw in &subscriptions {

@@ -82,7 +82,7 @@ pub struct Lease {
 }
 
 /// The entries of one change, under `lease`.
-pub fn entries<R>(added: &Added<R>, lease: &Lease, source: &str, at: DateTime<Utc>) -> Vec<OutboxEntry> {
+pub fn entries<R>(added: Added<R>, lease: &Lease, source: &str, at: DateTime<Utc>) -> Vec<OutboxEntry> {
     let entry = |id: Uuid, content: Content| OutboxEntry {
         id: id.to_string(),
         due: Some(lease.until.into()),
@@ -92,10 +92,11 @@ pub fn entries<R>(added: &Added<R>, lease: &Lease, source: &str, at: DateTime<Ut
         failed_at: None,
         content,
     };
-    let mails = added.notifications.iter().map(|mail| entry(added.mail_id(mail), Content::Mail(mail.clone())));
-    let events = added.events.iter().filter_map(|event| {
-        let id = added.event_id(event);
-        let causation = added.command.as_ref().map(|command| command.key.id.to_string());
+    let Added { command, ids, notifications, events, record: _ } = added;
+    let mails = notifications.into_iter().map(|mail| entry(ids.of_mail(&mail), Content::Mail(mail)));
+    let events = events.iter().filter_map(|event| {
+        let id = ids.of_event(event);
+        let causation = command.as_ref().map(|command| command.key.id.to_string());
         Some(entry(id, Content::Event(cloud_event(event, id, causation, source, at)?)))
     });
     mails.chain(events).collect()

@@ -206,11 +206,11 @@ impl Plan {
         let entries: Vec<OutboxEntry> = match &command.body {
             CommandBody::Subscription(data) => {
                 let draft = self.world.subscription_draft(data.subscription_id()).unwrap();
-                entries(draft.added.last().unwrap(), &lease, SOURCE, now)
+                entries(draft.added.last().unwrap().clone(), &lease, SOURCE, now)
             }
             CommandBody::CardExpiry(data) => {
                 let draft = self.world.account_draft(&data.account_id).unwrap();
-                entries(draft.added.last().unwrap(), &lease, SOURCE, now)
+                entries(draft.added.last().unwrap().clone(), &lease, SOURCE, now)
             }
         };
         entries.into_iter().map(|entry| (entry.id.parse().unwrap(), entry.content)).collect()

@@ -222,7 +222,10 @@ impl Judge<'_> {
         let (history, failures) = (document.history.clone(), document.payment_failures.clone());
         self.notifications(
             &document.notifications,
-            draft.added.iter().flat_map(|added| added.notifications.iter().map(|mail| added.mail_id(mail).to_string())),
+            draft
+                .added
+                .iter()
+                .flat_map(|added| added.notifications.iter().map(|mail| added.ids.of_mail(mail).to_string())),
             expected.status == Status::Removed,
         );
         self.outbox(document.outbox.len());
@@ -282,7 +285,10 @@ impl Judge<'_> {
         let document: AccountDocument = bson::deserialize_from_slice(raw.as_bytes()).unwrap();
         self.notifications(
             &document.notifications,
-            draft.added.iter().flat_map(|added| added.notifications.iter().map(|mail| added.mail_id(mail).to_string())),
+            draft
+                .added
+                .iter()
+                .flat_map(|added| added.notifications.iter().map(|mail| added.ids.of_mail(mail).to_string())),
             false,
         );
         self.outbox(document.outbox.len());

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
+use uuid::Uuid;
 
 use super::*;
 use crate::domain::billing::{BillingDay, BillingMode, YearMonth};
@@ -65,7 +66,7 @@ fn the_second_sees_what_the_first_did() {
     let world = check(&scene(Status::Active), &commands, &expected);
     let drafts: Vec<_> = world.changed_subscriptions().collect();
     let [draft] = drafts[..] else { panic!("one document, one draft") };
-    assert_eq!(draft.before, scene(Status::Active).subscription);
+    assert_eq!(*draft.before(), scene(Status::Active).subscription);
     let applied: Vec<_> = draft.after.applied.iter().map(|key| key.id.as_str()).collect();
     assert_eq!(applied, ["1", "2", "3", "4", "6", "8", "9"], "what was refused is not remembered");
     let told: Vec<_> = draft.added.iter().map(|added| added.command.as_ref().unwrap().key.id.as_str()).collect();
@@ -97,8 +98,8 @@ fn ids_of_effects() {
         let told =
             scene(Status::Active).with(|scene| scene.organization.notify_client_of_own_actions = true).tell(command);
         let added = told.subscription.unwrap().added.swap_remove(0);
-        let mails: Vec<_> = added.notifications.iter().map(|mail| added.mail_id(mail)).collect();
-        mails.into_iter().chain(added.events.iter().map(|event| added.event_id(event))).collect()
+        let mails: Vec<_> = added.notifications.iter().map(|mail| added.ids.of_mail(mail)).collect();
+        mails.into_iter().chain(added.events.iter().map(|event| added.ids.of_event(event))).collect()
     };
     let mut all = [ids(&account()), ids(&named(account(), "cmd-2")), ids(&named(request(), "cmd-3"))].concat();
     assert_eq!(ids(&account()), all[..3]);
@@ -114,13 +115,13 @@ fn ids_of_effects() {
 fn ids_of_what_time_does() {
     let ended = scene(Status::CancellationScheduled).with(|scene| scene.now = instant("2026-09-01T00:00:00Z")).lapse();
     let added = ended.subscription.unwrap().added.swap_remove(0);
-    assert_eq!(added.event_id(&added.events[0]).to_string(), "96eaa273-06e8-51b9-9f3e-d6803a46e065");
+    assert_eq!(added.ids.of_event(&added.events[0]).to_string(), "96eaa273-06e8-51b9-9f3e-d6803a46e065");
 
     let CommandBody::CardExpiry(data) = card_expiry("2026-06").body else { unreachable!() };
     let task = Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap());
     let told = scene(Status::Active).with(|scene| scene.account.cards = vec![data.card]).fold(&task);
     let added = told.account.unwrap().added.swap_remove(0);
-    assert_eq!(added.mail_id(&added.notifications[0]).to_string(), "8c2c0166-7a1e-5ac6-9ae6-cd8151f2c283");
+    assert_eq!(added.ids.of_mail(&added.notifications[0]).to_string(), "8c2c0166-7a1e-5ac6-9ae6-cd8151f2c283");
 }
 
 /// One subscription's tasks do nothing to another's.

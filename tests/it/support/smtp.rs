@@ -103,6 +103,8 @@ impl SmtpSink {
             async move {
                 let mut sessions = tokio::task::JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
+                    // Its answers leave at once, as those of real servers do, even to commands that came together.
+                    stream.set_nodelay(true).unwrap();
                     log.lock().unwrap().connections += 1;
                     let session = Session {
                         script: Arc::clone(&script),
