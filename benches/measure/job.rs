@@ -27,7 +27,7 @@ const ROUNDS: usize = 3;
 /// How late the slow database answers, and how many messages its workers take at once: so few that they wait for it, and
 /// not for the processors of this machine, which they share with everything else.
 const LATE: Duration = Duration::from_millis(5);
-const BATCH_MAX_WHEN_LATE: usize = 8;
+const BATCH_MAX_WHEN_LATE: usize = 2;
 /// How many messages are worked off while a million wait.
 const BACKLOG_SHARE: usize = 50_000;
 
@@ -314,7 +314,7 @@ fn middle(mut measured: Vec<Measured>) -> Measured {
 
 /// One, two and four processes whose database answers late.
 pub async fn scale(bench: &Bench) {
-    let count = bench.count(5_000);
+    let count = bench.count(2_000);
     head(&format!("Database {} ms late, batches of {BATCH_MAX_WHEN_LATE}", LATE.as_millis()), &COLUMNS);
     let mut alone = None;
     for (workers, name, target) in
