@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use super::input::Input;
 use super::table::table;
-use super::{WrongConfiguration, load_templates};
+use super::{WrongConfiguration, load_templates, words};
 
 /// Show what commands would do to documents: the rules alone, no server, nothing sent
 #[derive(Args, Debug)]
@@ -151,8 +151,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if !arguments.json {
         print(&answers)?;
         if let Some(path) = &arguments.mail_dir {
-            let mails: usize = answers.iter().map(|answer| answer.mails.len()).sum();
-            writeln!(stdout().lock(), "{mails} mails are in {}", path.display())?;
+            let mails = answers.iter().map(|answer| answer.mails.len() as u64).sum();
+            writeln!(stdout().lock(), "{} written to {}", words::count(mails, "mail"), path.display())?;
         }
     }
     Ok(())
@@ -397,8 +397,8 @@ fn print(answers: &[Answer]) -> anyhow::Result<()> {
     let (rejected, dead) = (count("rejected"), count("dead_letter"));
     writeln!(
         out,
-        "{} commands: {applied} applied, {unchanged} unchanged, {rejected} rejected, {dead} to the dead letters",
-        answers.len()
+        "{}: {applied} applied, {unchanged} unchanged, {rejected} rejected, {dead} to the dead letters",
+        words::count(answers.len() as u64, "command")
     )?;
     Ok(())
 }
