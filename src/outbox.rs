@@ -27,8 +27,11 @@ use crate::store::leases::{Fate, Mark};
 use crate::store::outbox::{Content, Leased};
 use crate::store::{Store, StoreError};
 
-/// How many mails, and how many events, wait in memory: what two full batches entail. More wait in the database.
-const QUEUE_MAX: usize = 512;
+/// How many mails, and how many events, wait in memory. What there is no room for waits for its lease to run out, so this is
+/// what a mail server of a usual speed takes in less than that.
+const QUEUE_MAX: usize = 4096;
+/// With how many mails, or events, in memory no further ones are claimed. Much fewer: a document may have many.
+const CLAIMED_MAX: usize = 512;
 /// How long a lane waits for room in the queues, so that it does not run far ahead of a mail server that works.
 const OFFER_PATIENCE: Duration = Duration::from_secs(1);
 /// How many events are published, and how many entries are marked, at once.
@@ -82,7 +85,7 @@ impl Outbox {
     /// everything that waits here does when this process is killed.
     #[must_use]
     pub fn room(&self) -> usize {
-        let room = |queue: &async_channel::Sender<Leased>| QUEUE_MAX.saturating_sub(queue.len());
+        let room = |queue: &async_channel::Sender<Leased>| CLAIMED_MAX.saturating_sub(queue.len());
         room(&self.mails).min(room(&self.events))
     }
 

@@ -704,3 +704,22 @@ fn file_name(mail: &Composed) -> String {
     let to: String = mail.to().chars().map(safe).take(60).collect();
     format!("{}-{}-{to}-{}.eml", mail.date.format("%Y-%m-%dT%H%M%SZ"), mail.template, mail.entry_id)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dots_at_the_beginnings_of_lines_are_doubled_and_the_last_one_ends_the_mail() {
+        #[track_caller]
+        fn check(content: &str, expected: &str) {
+            assert_eq!(closed(content.as_bytes()), expected);
+        }
+        check("To: a\r\n\r\nHello.\r\n", "To: a\r\n\r\nHello.\r\n.\r\n");
+        check("a\r\n.\r\nb\r\n", "a\r\n..\r\nb\r\n.\r\n");
+        check("a\r\n.b\r\n..c\r\n.\r\n", "a\r\n..b\r\n...c\r\n..\r\n.\r\n");
+        check("a\n.\n.b", "a\n..\n..b\r\n.\r\n");
+        check("é\r\n.é", "é\r\n..é\r\n.\r\n");
+        check("", "\r\n.\r\n");
+    }
+}
