@@ -5,7 +5,7 @@
 
 use std::{iter, mem};
 
-use memchr::{memchr, memchr2_iter};
+use memchr::{memchr, memchr2_iter, memmem, memrchr};
 use uuid::Uuid;
 
 /// The longest line that SMTP carries, in bytes, without its end (RFC 5321 §4.5.3.1.6).
@@ -14,8 +14,9 @@ const LINE_BYTES_MAX: usize = 998;
 /// The most characters in a line of quoted-printable, without the `=` of a soft line break.
 const QUOTED_LINE_MAX: usize = 75;
 
-/// How a line between two parts begins. There is a `=` in it, so no line of quoted-printable begins so.
-const BOUNDARY_LINE: &str = "--=_";
+/// How a line between two parts begins, after the end of the one before. There is a `=` in it, so no line of quoted-printable
+/// begins so.
+const BOUNDARY_LINE: &[u8] = b"\n--=_";
 
 /// What is written around the two parts, in bytes, roughly.
 const FRAME_BYTES: usize = 512;
@@ -47,10 +48,11 @@ impl<'a> Alternative<'a> {
     /// Whether both parts can be sent as they are: no line is too long, nothing in them could be taken for the end of a part,
     /// and there is nothing that no line may have in it.
     pub fn fits_as_it_is(&self) -> bool {
-        [self.text, self.html].into_iter().all(|part| {
-            let bytes = part.as_bytes();
-            memchr2_iter(b'\r', b'\0', bytes).all(|at| bytes[at..].starts_with(b"\r\n"))
-                && lines(part).all(|line| line.len() <= LINE_BYTES_MAX && !line.starts_with(BOUNDARY_LINE.as_bytes()))
+        [self.text, self.html].map(str::as_bytes).into_iter().all(|part| {
+            lines_are_short(part)
+                && !part.starts_with(&BOUNDARY_LINE[1..])
+                && memmem::find(part, BOUNDARY_LINE).is_none()
+                && memchr2_iter(b'\r', b'\0', part).all(|at| part[at..].starts_with(b"\r\n"))
         })
     }
 
@@ -107,6 +109,19 @@ fn lines(text: &str) -> impl Iterator<Item = &[u8]> {
         rest = &rest[end + 1..];
         Some(line.strip_suffix(b"\r").unwrap_or(line))
     })
+}
+
+/// Whether no line is too long for SMTP.
+fn lines_are_short(part: &[u8]) -> bool {
+    let mut rest = part;
+    while rest.len() > LINE_BYTES_MAX {
+        // From the last end of a line within reach: whatever lines are before it are shorter still.
+        match memrchr(b'\n', &rest[..=LINE_BYTES_MAX]) {
+            Some(end) => rest = &rest[end + 1..],
+            None => return false,
+        }
+    }
+    true
 }
 
 fn put(mail: &mut Vec<u8>, pieces: &[&str]) {

@@ -34,6 +34,13 @@ const FALLBACK: &str = "en";
 /// The longest subject, in characters. Mail programs show half of it.
 const SUBJECT_CHARS_MAX: usize = 150;
 
+/// How long a subject, a plain part and an HTML part are, in bytes, as a rule.
+const SUBJECT_BYTES: usize = 128;
+/// See [`SUBJECT_BYTES`].
+const TEXT_BYTES: usize = 2 * 1024;
+/// See [`SUBJECT_BYTES`].
+const HTML_BYTES: usize = 16 * 1024;
+
 /// How many different locale texts of documents are remembered, with what they mean. There are some hundred real ones; what
 /// a document holds beyond that is worked out anew for each mail.
 const READERS_MAX: usize = 512;
@@ -169,13 +176,13 @@ impl Templates {
 
         let facts = view(&notification.facts, &reader.formats, &reader.language);
         let mut context = Context::from(Value::Object(facts));
-        let subject = set.text.render_with_context(&names.subject, &context).map_err(|error| (Part::Text, error))?;
+        let subject = fill(&set.text, &names.subject, &context, SUBJECT_BYTES).map_err(|error| (Part::Text, error))?;
         let subject = shorten(&single_line(&subject), SUBJECT_CHARS_MAX);
         if let Value::Object(facts) = context.data_mut() {
             facts.insert(SUBJECT.to_owned(), Value::String(subject.clone()));
         }
-        let text = set.text.render_with_context(&names.body, &context).map_err(|error| (Part::Text, error))?;
-        let html = set.html.render_with_context(&names.body, &context).map_err(|error| (Part::Html, error))?;
+        let text = fill(&set.text, &names.body, &context, TEXT_BYTES).map_err(|error| (Part::Text, error))?;
+        let html = fill(&set.html, &names.body, &context, HTML_BYTES).map_err(|error| (Part::Html, error))?;
         Ok(Rendered { subject, text: tidy(&text), html, language: reader.language.clone() })
     }
 
@@ -204,6 +211,18 @@ impl Templates {
         let tag = wanted.filter(|_| found.is_some()).unwrap_or_else(|| self.sets[set].locale.clone());
         Reader { set, language: tag.to_string(), formats: Formats::new(&tag) }
     }
+}
+
+/// Fills in a template that takes about `bytes` then. (The engine by itself takes 8 KB for each, and copies what is longer.)
+fn fill(
+    templates: &Handlebars<'static>,
+    name: &str,
+    context: &Context,
+    bytes: usize,
+) -> Result<String, handlebars::RenderError> {
+    let mut filled = Vec::with_capacity(bytes);
+    templates.render_with_context_to_write(name, context, &mut filled)?;
+    String::from_utf8(filled).map_err(|error| handlebars::RenderErrorReason::from(error).into())
 }
 
 /// A tag and what it is a kind of: `zh-Hant-TW`, `zh-Hant`, `zh`.
@@ -241,6 +260,9 @@ fn tidy(text: &str) -> String {
 /// Escapes what means something in HTML text or a quoted attribute. Apostrophes mean nothing in either (attributes are
 /// quoted with `"`), and are left as they are: not every program that shows a preview of a mail understands `&#39;`.
 fn escape_html(text: &str) -> String {
+    if !text.bytes().any(|byte| matches!(byte, b'&' | b'<' | b'>' | b'"')) {
+        return text.to_owned();
+    }
     let mut escaped = String::with_capacity(text.len() + text.len() / 8);
     for c in text.chars() {
         match c {

@@ -92,10 +92,15 @@ fn what_a_server_might_not_take_or_a_reader_mistake_is_not_sent_as_it_is() {
     check("Café\r\n.\r\nFrom x\n", true);
     check(&"é".repeat(499), true);
     check(&format!("{}\n{}", "é".repeat(499), "e".repeat(998)), true);
+    check(&format!("{}\nx", "e".repeat(998)), true);
+    check(&"short\n".repeat(1000), true);
     check(&format!("x\n{}e", "é".repeat(499)), false);
+    check(&format!("{}\nx", "e".repeat(999)), false);
     check("a\rb", false);
     check("a\0b", false);
     check("Hello\n--=_00000000000000000000000000000000--\n", false);
+    check("--=_0\n", false);
+    check("Hello --=_0\n", true);
 }
 
 /// Lines, and characters that are special somewhere in MIME or SMTP.
