@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use chrono::Days;
+use futures_util::future::join_all;
 use metrics::counter;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -22,6 +23,9 @@ use crate::store::outbox::Lease;
 use crate::store::sweep::Ids;
 use crate::store::{Collection, Store, StoreError};
 
+/// How many batches are decided at once. The database goes through one batch on one processor, and time has all its work to
+/// do at midnight.
+const BATCHES_AT_ONCE: usize = 2;
 /// How often to look for outbox entries whose time has come, at least.
 const CLAIM_EVERY: Duration = Duration::from_secs(2);
 /// From how many documents entries are claimed at once.
@@ -44,7 +48,7 @@ pub struct Sweeper {
     pub every: Duration,
     /// How long claimed entries belong to this process.
     pub lease: Duration,
-    /// How many tasks are decided at once.
+    /// How many tasks are decided together.
     pub batch_max: usize,
 }
 
@@ -124,7 +128,8 @@ impl Sweeper {
 
     async fn lapse(&self, mut ids: Ids, shutdown: &CancellationToken) -> Result<(), Cut> {
         loop {
-            let tasks: Vec<Task> = ids.next(self.batch_max).await?.into_iter().map(Task::Lapse).collect();
+            let ids = ids.next(self.batch_max * BATCHES_AT_ONCE).await?;
+            let tasks: Vec<Task> = ids.into_iter().map(Task::Lapse).collect();
             if tasks.is_empty() {
                 return Ok(());
             }
@@ -136,7 +141,7 @@ impl Sweeper {
         for (expires, kind) in notices_due(organization) {
             let mut after = None;
             loop {
-                let page_max = i64::try_from(self.batch_max).unwrap_or(i64::MAX);
+                let page_max = i64::try_from(self.batch_max * BATCHES_AT_ONCE).unwrap_or(i64::MAX);
                 let page =
                     self.store.cards_without_notice(&organization.id, expires, kind, after.as_ref(), page_max).await?;
                 let tasks: Vec<Task> =
@@ -153,7 +158,13 @@ impl Sweeper {
         Ok(())
     }
 
+    /// Decides tasks, in batches, some of them at once. Each is brought to its end, whatever becomes of the others.
     async fn decide(&self, what: &'static str, tasks: &[Task], shutdown: &CancellationToken) -> Result<(), Cut> {
+        let batches = tasks.chunks(self.batch_max).map(|batch| self.decide_batch(what, batch, shutdown));
+        join_all(batches).await.into_iter().collect()
+    }
+
+    async fn decide_batch(&self, what: &'static str, tasks: &[Task], shutdown: &CancellationToken) -> Result<(), Cut> {
         let tasks: Vec<&Task> = tasks.iter().collect();
         for (task, settled) in tasks.iter().zip(self.engine.run(&tasks, shutdown).await?) {
             match settled {
