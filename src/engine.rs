@@ -207,7 +207,7 @@ impl Engine {
                     }
                 }
             }
-            self.outbox.offer(leased).await;
+            self.store.give_back(&self.outbox.offer(leased).await).await;
             for &index in &pending {
                 if let Some(spoilt) = spoilt.get(&document(tasks[index])) {
                     settled[index] = spoilt.clone();

@@ -1,8 +1,9 @@
 //! The dispatcher: sends what committed changes entail, and marks it done.
 //!
 //! Nothing is sent except from the outbox entries in the documents. A commit hands its entries over in memory, under a lease;
-//! whatever this process does not get done before the lease runs out, any worker claims again ([`crate::sweeper`]). So the
-//! queues here may be bounded, and may be lost, without losing a mail or an event.
+//! whatever this process does not get done before the lease runs out, any worker claims again ([`crate::sweeper`]), and what
+//! it has no room for it gives back at once. So the queues here are bounded, and may be lost, without losing a mail or an
+//! event.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use crate::broker::{Outgoing, Publisher, Topology};
@@ -27,11 +28,8 @@ use crate::store::leases::{Fate, Mark};
 use crate::store::outbox::{Content, Leased};
 use crate::store::{Store, StoreError};
 
-/// How many mails, and how many events, wait in memory. What there is no room for waits for its lease to run out, so this is
-/// what a mail server of a usual speed takes in less than that.
-const QUEUE_MAX: usize = 4096;
-/// With how many mails, or events, in memory no further ones are claimed. Much fewer: a document may have many.
-const CLAIMED_MAX: usize = 512;
+/// How many mails, and how many events, wait in memory: what two full batches entail. More wait in the database.
+const QUEUE_MAX: usize = 512;
 /// How long a lane waits for room in the queues, so that it does not run far ahead of a mail server that works.
 const OFFER_PATIENCE: Duration = Duration::from_secs(1);
 /// How many events are published, and how many entries are marked, at once.
@@ -58,34 +56,39 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Hands entries over. Those for which there is no room stay in the database until their lease runs out.
-    pub async fn offer(&self, entries: Vec<Leased>) {
+    /// Hands entries over, and gives back those for which there is no room, for whoever has some: see [`Store::give_back`].
+    #[must_use]
+    pub async fn offer(&self, entries: Vec<Leased>) -> Vec<Mark> {
         // Events first: they do not wait for a mail server.
         let (events, mails): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|leased| matches!(leased.entry.content, Content::Event(_)));
-        let offering = async {
-            for leased in events.into_iter().chain(mails) {
-                let (queue, may_wait) = match &leased.entry.content {
-                    Content::Mail(_) => (&self.mails, !self.mail_server_is_away.load(Ordering::Relaxed)),
-                    Content::Event(_) => (&self.events, true),
-                };
-                if may_wait {
-                    // Fails only when the dispatcher is gone.
-                    drop(queue.send(leased).await);
-                } else {
-                    drop(queue.try_send(leased));
-                }
+        let patience = Instant::now() + OFFER_PATIENCE;
+        let mut no_room = Vec::new();
+        for leased in events.into_iter().chain(mails) {
+            let (queue, may_wait) = match &leased.entry.content {
+                Content::Mail(_) => (&self.mails, !self.mail_server_is_away.load(Ordering::Relaxed)),
+                Content::Event(_) => (&self.events, true),
+            };
+            let Err(full) = queue.try_send(leased) else { continue };
+            let leased = full.into_inner();
+            let given_back = Mark {
+                collection: leased.collection,
+                document_id: leased.document_id.clone(),
+                entry_id: leased.entry.id.clone(),
+                holder: leased.entry.holder.clone(),
+                fate: Fate::GivenBack,
+            };
+            if !may_wait || !matches!(timeout_at(patience, queue.send(leased)).await, Ok(Ok(()))) {
+                no_room.push(given_back);
             }
-        };
-        // On a timeout the rest is dropped: it is in the database.
-        drop(timeout(OFFER_PATIENCE, offering).await);
+        }
+        no_room
     }
 
-    /// How many entries to claim now: as many as will soon leave. What waits here for longer waits for its lease again, and
-    /// everything that waits here does when this process is killed.
+    /// How many entries to claim now: as many as there is room for.
     #[must_use]
     pub fn room(&self) -> usize {
-        let room = |queue: &async_channel::Sender<Leased>| CLAIMED_MAX.saturating_sub(queue.len());
+        let room = |queue: &async_channel::Sender<Leased>| QUEUE_MAX.saturating_sub(queue.len());
         room(&self.mails).min(room(&self.events))
     }
 
@@ -369,7 +372,7 @@ fn count(mail: &Notification, fate: &Fate) {
     let outcome = match fate {
         Fate::Sent(_) => "sent",
         Fate::Refused { .. } => "refused",
-        Fate::PutOff { .. } | Fate::Published => "put_off",
+        Fate::PutOff { .. } | Fate::GivenBack | Fate::Published => "put_off",
     };
     counter!("offramp_mails_total", "template" => mail.template.as_str(), "outcome" => outcome).increment(1);
 }

@@ -203,7 +203,7 @@ impl Sweeper {
             let claimed = self.store.claim(collection, limit, &passing_over, &lease, now).await?;
             counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
             passing_over.extend(claimed.unclaimable);
-            self.outbox.offer(claimed.entries).await;
+            self.store.give_back(&self.outbox.offer(claimed.entries).await).await;
             if claimed.found && passing_over.len() <= PASSED_OVER_MAX {
                 collections.push_back((collection, passing_over));
             }

@@ -34,6 +34,8 @@ pub enum Fate {
     Sent(SentDocument),
     /// The broker has confirmed the event.
     Published,
+    /// Not by this process, which has no room for it: whoever has some may take it at once.
+    GivenBack,
     /// Not now.
     PutOff {
         /// When it may be tried again.
@@ -133,6 +135,13 @@ impl Store {
             self.settle_each(collection, &others).await?;
         }
         Ok(())
+    }
+
+    /// Gives entries back before their lease runs out. Should that fail, the lease still does.
+    pub async fn give_back(&self, entries: &[Mark]) {
+        if let Err(error) = self.settle(entries).await {
+            tracing::warn!(%error, entries = entries.len(), "there is no room for what was committed; it waits for its lease");
+        }
     }
 
     /// Marks what has left, everything of a document at once. Tells whether everything was found where it should be; if
@@ -290,6 +299,7 @@ fn statement(mark: &Mark, keeps: Keeps) -> Result<RawDocumentBuf, StoreError> {
         (Fate::Sent(_) | Fate::Published, Keeps::Nothing) => {
             doc! { "$pull": pull, "$set": { "applied.$[].settled_at": Instant::now() } }
         }
+        (Fate::GivenBack, _) => doc! { "$set": { "outbox.$[entry].due": Instant::now() } },
         (Fate::PutOff { until, error }, _) => {
             increments.insert("outbox.$[entry].attempts", 1);
             doc! { "$set": { "outbox.$[entry].due": Instant::from(*until), "outbox.$[entry].error": error } }

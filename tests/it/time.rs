@@ -1,5 +1,8 @@
 //! What time does (contract §4, "As time passes"): dates, cards, and leases that ran out. Any number of workers may look.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bson::{Document, doc};
 use chrono::{Datelike, Days, TimeDelta, Utc};
 use mail_parser::MessageParser;
@@ -7,7 +10,7 @@ use serde_json::json;
 
 use crate::support::eventually;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
-use crate::support::smtp::SmtpSink;
+use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::Worker;
 use crate::support::world::World;
 
@@ -171,5 +174,40 @@ async fn what_a_dead_worker_left_is_sent_by_another() {
     assert_eq!(format!("<{}>", mail.message_id().unwrap()), message_id);
     assert!(mail.body_text(0).unwrap().contains("June 14, 2199"));
     assert!(second.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_has_no_room_for_does_not_wait_for_its_lease() {
+    // More than the 512 mails that a worker holds in memory.
+    const COUNT: usize = 800;
+    let world = World::new("room").await;
+    let is_back = Arc::new(AtomicBool::new(false));
+    let sink = SmtpSink::scripted(Tls::No, {
+        let is_back = Arc::clone(&is_back);
+        move |step, _| match step {
+            Step::Greeting if !is_back.load(Ordering::Relaxed) => Action::Answer("421 Try again later"),
+            _ => Action::Ok,
+        }
+    })
+    .await;
+    populate(&world).await;
+    let subscriptions = world.collection("subscriptions");
+    let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
+    subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
+    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_LEASE_SECONDS", "600")]).await;
+    for id in &ids {
+        world.command(&cancellation(&format!("c-{id}"), id)).await;
+    }
+    eventually("every cancellation to be written", || async {
+        let scheduled = doc! { "status": "cancellation_scheduled" };
+        (subscriptions.count_documents(scheduled).await.unwrap() == COUNT as u64).then_some(())
+    })
+    .await;
+
+    is_back.store(true, Ordering::Relaxed);
+    world.outboxes_empty().await;
+    assert_eq!(sink.mails().len(), COUNT);
+    assert!(worker.stop().await.success());
     world.remove().await;
 }
