@@ -160,7 +160,7 @@ pub(super) fn every_fact() -> Facts {
         invoice_id: text("x"),
         refund: Some(true),
         amount: amount("49.99", "CAD"),
-        card: Some(CardFacts { expires: Some(YearMonth::of(day(2026, 6, 1))), ..card(false) }),
+        card: Some(CardFacts { expires: Some(YearMonth::of(day(2026, 6, 1))), ..card(true) }),
         attempt: Some(1),
         failure_message: text("x"),
         next_attempt_on: date(2026, 6, 14),

@@ -12,21 +12,21 @@
 mod lint;
 mod loader;
 mod markup;
+mod pieces;
 
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use handlebars::{Context, Handlebars};
 use icu::locale::LanguageIdentifier;
-use serde_json::Value;
 
 use self::loader::Loader;
+use self::pieces::{Name, Piece, fill};
 use super::locale::{Formats, parse_tag};
 use super::message::{shorten, single_line};
-use super::view::{SUBJECT, view};
-use crate::domain::notification::{Notification, Recipient, Template};
+use super::view::{SUBJECT, Shown, view};
+use crate::domain::notification::{Facts, Notification, Recipient, Template};
 
 /// The language that everybody gets whose own there is not.
 const FALLBACK: &str = "en";
@@ -106,19 +106,15 @@ pub struct Templates {
 #[derive(Debug)]
 struct Set {
     locale: LanguageIdentifier,
-    /// Nothing is escaped here: subjects and plain parts.
-    text: Handlebars<'static>,
-    /// Everything is escaped here.
-    html: Handlebars<'static>,
-    /// The names in both, put together once.
-    names: HashMap<(Template, Recipient), Names>,
+    mails: HashMap<(Template, Recipient), Mail>,
 }
 
-/// The names of one mail's three templates.
+/// The templates of one mail.
 #[derive(Debug)]
-struct Names {
-    subject: String,
-    body: String,
+struct Mail {
+    subject: Vec<Piece>,
+    text: Vec<Piece>,
+    html: Vec<Piece>,
 }
 
 /// What a locale text of a document comes down to.
@@ -156,34 +152,18 @@ impl Templates {
     /// When the mail lacks a fact that its template needs.
     pub fn render(&self, notification: &Notification) -> Result<Rendered, RenderError> {
         let reader = self.reader(&notification.locale);
-        self.render_for(&reader, notification).map_err(|(_, error)| RenderError {
+        let error = |cause| RenderError {
             template: notification.template,
             recipient: notification.recipient.as_str(),
             language: reader.language.clone(),
-            cause: error.reason().to_string(),
-        })
+            cause,
+        };
+        let mail = self.mail(&reader, notification).ok_or_else(|| error("there are no words for it".to_owned()))?;
+        mail.fill(&reader, &notification.facts).map_err(|Name { name, .. }| error(format!("it has no `{name}`")))
     }
 
-    fn render_for(
-        &self,
-        reader: &Reader,
-        notification: &Notification,
-    ) -> Result<Rendered, (Part, handlebars::RenderError)> {
-        let set = &self.sets[reader.set];
-        let missing = || handlebars::RenderErrorReason::TemplateNotFound(notification.template.to_string()).into();
-        let names =
-            set.names.get(&(notification.template, notification.recipient)).ok_or_else(|| (Part::Text, missing()))?;
-
-        let facts = view(&notification.facts, &reader.formats, &reader.language);
-        let mut context = Context::from(Value::Object(facts));
-        let subject = fill(&set.text, &names.subject, &context, SUBJECT_BYTES).map_err(|error| (Part::Text, error))?;
-        let subject = shorten(&single_line(&subject), SUBJECT_CHARS_MAX);
-        if let Value::Object(facts) = context.data_mut() {
-            facts.insert(SUBJECT.to_owned(), Value::String(subject.clone()));
-        }
-        let text = fill(&set.text, &names.body, &context, TEXT_BYTES).map_err(|error| (Part::Text, error))?;
-        let html = fill(&set.html, &names.body, &context, HTML_BYTES).map_err(|error| (Part::Html, error))?;
-        Ok(Rendered { subject, text: tidy(&text), html, language: reader.language.clone() })
+    fn mail(&self, reader: &Reader, notification: &Notification) -> Option<&Mail> {
+        self.sets[reader.set].mails.get(&(notification.template, notification.recipient))
     }
 
     fn reader(&self, locale: &str) -> Arc<Reader> {
@@ -213,16 +193,20 @@ impl Templates {
     }
 }
 
-/// Fills in a template that takes about `bytes` then. (The engine by itself takes 8 KB for each, and copies what is longer.)
-fn fill(
-    templates: &Handlebars<'static>,
-    name: &str,
-    context: &Context,
-    bytes: usize,
-) -> Result<String, handlebars::RenderError> {
-    let mut filled = Vec::with_capacity(bytes);
-    templates.render_with_context_to_write(name, context, &mut filled)?;
-    String::from_utf8(filled).map_err(|error| handlebars::RenderErrorReason::from(error).into())
+impl Mail {
+    /// Puts facts in the words of this mail. The error is a name that they have no words for.
+    fn fill(&self, reader: &Reader, facts: &Facts) -> Result<Rendered, &Name> {
+        let mut facts = view(facts, &reader.formats, &reader.language);
+        let mut subject = String::with_capacity(SUBJECT_BYTES);
+        fill(&self.subject, &facts, String::push_str, &mut subject)?;
+        let subject = shorten(&single_line(&subject), SUBJECT_CHARS_MAX);
+        facts.insert(SUBJECT, Shown::Words(subject.clone()));
+        let mut text = String::with_capacity(TEXT_BYTES);
+        fill(&self.text, &facts, String::push_str, &mut text)?;
+        let mut html = String::with_capacity(HTML_BYTES);
+        fill(&self.html, &facts, push_escaped, &mut html)?;
+        Ok(Rendered { subject, text: tidy(&text), html, language: reader.language.clone() })
+    }
 }
 
 /// A tag and what it is a kind of: `zh-Hant-TW`, `zh-Hant`, `zh`.
@@ -260,27 +244,25 @@ fn tidy(text: &str) -> String {
 /// Escapes what means something in HTML text or a quoted attribute. Apostrophes mean nothing in either (attributes are
 /// quoted with `"`), and are left as they are: not every program that shows a preview of a mail understands `&#39;`.
 fn escape_html(text: &str) -> String {
-    if !text.bytes().any(|byte| matches!(byte, b'&' | b'<' | b'>' | b'"')) {
-        return text.to_owned();
-    }
-    let mut escaped = String::with_capacity(text.len() + text.len() / 8);
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            _ => escaped.push(c),
-        }
-    }
+    let mut escaped = String::with_capacity(text.len());
+    push_escaped(&mut escaped, text);
     escaped
 }
 
-/// The two parts of a mail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Text,
-    Html,
+/// See [`escape_html`].
+fn push_escaped(escaped: &mut String, text: &str) {
+    let mut rest = text;
+    while let Some(at) = rest.find(['&', '<', '>', '"']) {
+        escaped.push_str(&rest[..at]);
+        escaped.push_str(match rest.as_bytes()[at] {
+            b'&' => "&amp;",
+            b'<' => "&lt;",
+            b'>' => "&gt;",
+            _ => "&quot;",
+        });
+        rest = &rest[at + 1..];
+    }
+    escaped.push_str(rest);
 }
 
 /// `payment-failed.account_manager`

@@ -2,8 +2,9 @@
 //! already fit to be shown. A fact that a mail does not have is not there at all, so that a template that does not ask
 //! first is found out.
 
+use std::collections::HashMap;
+
 use chrono::NaiveDate;
-use serde_json::{Map, Value};
 
 use super::locale::Formats;
 use super::message::{is_direction_override, single_line};
@@ -14,8 +15,33 @@ pub(super) const LANGUAGE: &str = "language";
 /// See [`LANGUAGE`].
 pub(super) const SUBJECT: &str = "subject";
 
-/// What templates read. `language` is the tag of the mail's language.
-pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<String, Value> {
+/// What templates read: what there is to show, by name.
+pub(super) type View = HashMap<&'static str, Shown>;
+
+/// What stands for a name in templates.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// Words to be written.
+    Words(String),
+    /// No words, only that it is so, or that it has parts to show (`card` has `card.brand`): for conditions.
+    Yes,
+}
+
+impl Shown {
+    /// Whether a condition that asks for it is met.
+    pub(super) fn is_there(&self) -> bool {
+        match self {
+            Self::Words(words) => !words.is_empty(),
+            Self::Yes => true,
+        }
+    }
+}
+
+/// How many names a mail may have at most, about: so many that the table of them need not grow.
+const NAMES: usize = 48;
+
+/// Puts facts as templates read them. `language` is the tag of the mail's language.
+pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> View {
     // Taken apart field by field, so that a fact added later cannot be forgotten here.
     let Facts {
         organization,
@@ -44,25 +70,19 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<Stri
     let line = |text: &Option<String>| text.as_deref().map(single_line);
     let prose = |text: &Option<String>| text.as_deref().map(paragraphs);
 
-    let mut view = Map::new();
+    let mut view = View::with_capacity(NAMES);
     put_always(&mut view, LANGUAGE, language.to_owned());
-    view.insert("organization".to_owned(), {
-        let mut view = Map::new();
-        let (name, email) = (single_line(&organization.name), single_line(&organization.email));
-        put_always(&mut view, "name", if name.is_empty() { email.clone() } else { name });
-        put_always(&mut view, "email", email);
-        let color = organization.color.as_deref().and_then(color).unwrap_or(PLAIN);
-        put_always(&mut view, "color", hex(color));
-        put_always(&mut view, "text_on_color", hex(legible_on(color)));
-        put(&mut view, "logo_url", organization.logo_url.as_deref().and_then(web_address));
-        Value::Object(view)
-    });
-    view.insert("manager".to_owned(), {
-        let mut view = Map::new();
-        put(&mut view, "name", line(&manager.name));
-        put_always(&mut view, "email", single_line(&manager.email));
-        Value::Object(view)
-    });
+    put_yes(&mut view, "organization", true);
+    let (name, email) = (single_line(&organization.name), single_line(&organization.email));
+    put_always(&mut view, "organization.name", if name.is_empty() { email.clone() } else { name });
+    put_always(&mut view, "organization.email", email);
+    let color = organization.color.as_deref().and_then(color).unwrap_or(PLAIN);
+    put_always(&mut view, "organization.color", hex(color));
+    put_always(&mut view, "organization.text_on_color", hex(legible_on(color)));
+    put(&mut view, "organization.logo_url", organization.logo_url.as_deref().and_then(web_address));
+    put_yes(&mut view, "manager", true);
+    put(&mut view, "manager.name", line(&manager.name));
+    put_always(&mut view, "manager.email", single_line(&manager.email));
     put(&mut view, "participant", line(participant));
     put(&mut view, "plan", line(plan));
     put(&mut view, "actor", line(actor));
@@ -75,17 +95,14 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<Stri
     put(&mut view, "reason", prose(reason));
     put(&mut view, "note", prose(note));
     put(&mut view, "invoice_id", line(invoice_id));
-    if let Some(refund) = refund {
-        view.insert("refund".to_owned(), Value::Bool(*refund));
-    }
+    put_yes(&mut view, "refund", *refund == Some(true));
     put(&mut view, "amount", amount.as_ref().map(|amount| formats.money(amount)));
     if let Some(card) = card {
-        let mut card_view = Map::new();
-        put_always(&mut card_view, "brand", single_line(&card.brand));
-        put_always(&mut card_view, "last4", single_line(&card.last4));
-        put(&mut card_view, "expires", card.expires.map(|month| formats.month(month)));
-        card_view.insert("expired".to_owned(), Value::Bool(card.expired));
-        view.insert("card".to_owned(), Value::Object(card_view));
+        put_yes(&mut view, "card", true);
+        put_always(&mut view, "card.brand", single_line(&card.brand));
+        put_always(&mut view, "card.last4", single_line(&card.last4));
+        put(&mut view, "card.expires", card.expires.map(|month| formats.month(month)));
+        put_yes(&mut view, "card.expired", card.expired);
     }
     put(&mut view, "attempt", attempt.map(|attempt| attempt.to_string()));
     put(&mut view, "failure_message", prose(failure_message));
@@ -95,14 +112,21 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> Map<Stri
 }
 
 /// Adds what every mail has, so that templates need not ask for it.
-fn put_always(view: &mut Map<String, Value>, name: &str, text: String) {
-    view.insert(name.to_owned(), Value::String(text));
+fn put_always(view: &mut View, name: &'static str, text: String) {
+    view.insert(name, Shown::Words(text));
 }
 
 /// Adds what there is to show: empty text is nothing.
-fn put(view: &mut Map<String, Value>, name: &str, text: Option<String>) {
+fn put(view: &mut View, name: &'static str, text: Option<String>) {
     if let Some(text) = text.filter(|text| !text.is_empty()) {
         put_always(view, name, text);
+    }
+}
+
+/// Adds what can only be asked for, if it is so.
+fn put_yes(view: &mut View, name: &'static str, is_so: bool) {
+    if is_so {
+        view.insert(name, Shown::Yes);
     }
 }
 

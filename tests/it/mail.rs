@@ -215,6 +215,15 @@ fn every_mistake_in_a_template_is_found_by_file_and_line() {
         "Subject: x\n\n{{lookup card note}}",
         ":3: there is no helper `lookup`; only {{#if …}} and {{#unless …}} can be used",
     );
+    check_problem(mail, "Subject: x\n\n{{#if note includeZero=true}}x{{/if}}", ":3: {{#if …}} asks for one name");
+    check_problem(
+        mail,
+        "Subject: x\n\n{{#if refund}}{{refund}}{{/if}}\n",
+        ":3: `refund` is so or not, and has no words: ask for it with {{#if refund}}",
+    );
+    let misplaced = "`{{> facts}}` stands in a sentence; a partial has a line of its own, below the subject";
+    check_problem(mail, "Subject: {{> facts}}\n\nx\n", &format!(":1: {misplaced}"));
+    check_problem(mail, "Subject: x\n\nx\n\ny {{> facts}}\n", &format!(":5: {misplaced}"));
     check_problem(mail, "Bonjour\n", ":1: begins with a line `Subject: …`");
     check_problem(
         mail,
@@ -247,12 +256,16 @@ fn every_mistake_in_a_template_is_found_by_file_and_line() {
 
 #[test]
 fn a_mistake_in_the_design_is_found() {
-    check_problem("_notice.mjml", "<mj-text>\n{{colour}}</mj-text>", ":2: unknown name `colour`");
+    check_problem("_notice.mjml", "<mj-text>\n{{colour}}{{> content}}</mj-text>", ":2: unknown name `colour`");
     check_problem(
-        "_notice.mjml",
-        "<mj-text>{{> contents}}</mj-text>",
-        ":1: there is no place {{> contents}}; there are {{> content}}, {{> label}}, {{> address}}, {{> footer}} and \
-         {{> preview}}",
+        "_button.mjml",
+        "<mj-button href=\"{{> address}}\">\n{{> contents}}{{> content}}</mj-button>",
+        ":2: there is no place {{> contents}} in _button.mjml, but {{> address}}, {{> content}}",
+    );
+    check_problem(
+        "_fact.mjml",
+        "<tr><td>{{> content}}</td></tr>",
+        ": the place {{> label}} is missing, so mails would lack what belongs there",
     );
     let broken = problems(&[("_notice.mjml", "<mj-text>{{> content}}")]);
     assert!(broken[0].starts_with("_layout.mjml: the design is no MJML: "), "{broken:?}");

@@ -5,14 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 
-use handlebars::Handlebars;
 use handlebars::template::{Template as Parsed, TemplateElement};
 use mrml::prelude::render::RenderOptions;
 
 use super::lint::KnownNames;
 use super::markup::{self, ADDRESS, Block, CONTENT, Design, LABEL};
-use super::{Names, Part, Set, TemplateProblem, Templates, ancestry, escape_html, mail_name, mails};
-use crate::domain::notification::Recipient;
+use super::pieces::{Name, Piece, Position, partial_in, pieces};
+use super::{Mail, Set, TemplateProblem, Templates, ancestry, escape_html, mail_name, mails};
+use crate::domain::notification::{Recipient, Template};
 use crate::mail::locale::parse_tag;
 use crate::mail::message::single_line;
 use crate::mail::samples::samples;
@@ -24,6 +24,11 @@ const PARTIAL_DEPTH_MAX: usize = 8;
 const LAYOUT: &str = "_layout.mjml";
 const FOOTER: &str = "{{> footer}}";
 const PREVIEW: &str = "{{> preview}}";
+
+/// The pieces of the design that have places of their own.
+const BUTTON: &str = "_button.mjml";
+/// See [`BUTTON`].
+const FACT: &str = "_fact.mjml";
 
 /// How paragraphs below the mail look.
 const SMALL_PRINT: &str = "_small-print.mjml";
@@ -84,12 +89,13 @@ enum Content {
 }
 
 struct Words {
-    subject: Option<Parsed>,
+    /// In mails.
+    subject: Option<Vec<Piece>>,
     /// What lists of mails show beside the subject; perhaps nothing.
     preview: String,
     blocks: Vec<Block>,
-    /// The blocks as plain text. Each element knows its line and the number of its file (in the place of its column).
-    text: Parsed,
+    /// The blocks as plain text.
+    text: Vec<Piece>,
 }
 
 impl Loader {
@@ -176,7 +182,7 @@ impl Loader {
     fn add(&mut self, place: Place, path: String, text: &str) {
         let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
         let content = match place.1.rsplit_once('.') {
-            Some((_, "mjml")) => self.design(&path, text).map(Content::Design),
+            Some((_, "mjml")) => self.design(&path, &place.1, text).map(Content::Design),
             _ => self.words(&path, &text, !place.1.starts_with('_')).map(Content::Words),
         };
         if let Some(content) = content {
@@ -185,33 +191,36 @@ impl Loader {
         }
     }
 
-    fn design(&mut self, path: &str, text: String) -> Option<String> {
+    fn design(&mut self, path: &str, name: &str, text: String) -> Option<String> {
         let parsed = self.parse(path, &text, 0)?;
+        let places = places(name);
         for (element, at) in parsed.elements.iter().zip(&parsed.mapping) {
             if let TemplateElement::PartialExpression(partial) = element {
                 let place = format!("{{{{> {}}}}}", partial.name.as_name().unwrap_or_default());
-                if ![CONTENT, LABEL, ADDRESS, FOOTER, PREVIEW].contains(&place.as_str()) || !text.contains(&place) {
-                    let message = format!(
-                        "there is no place {place}; there are {CONTENT}, {LABEL}, {ADDRESS}, {FOOTER} and {PREVIEW}"
-                    );
+                if !places.contains(&place.as_str()) || !text.contains(&place) {
+                    let message = format!("there is no place {place} in {name}, but {}", places.join(", "));
                     self.problem(path, Some(at.0), message);
                 }
             }
+        }
+        for place in places.iter().filter(|place| !text.contains(**place)) {
+            self.problem(path, None, format!("the place {place} is missing, so mails would lack what belongs there"));
         }
         Some(text)
     }
 
     fn words(&mut self, path: &str, text: &str, is_mail: bool) -> Option<Words> {
+        let file = self.files.len();
         let (mut subject, mut preview, mut body, mut lines_before) = (None, String::new(), text, 0);
         if is_mail {
             let Some((first, rest)) = text.strip_prefix("Subject:").and_then(|rest| rest.split_once('\n')) else {
                 self.problem(path, Some(1), "begins with a line `Subject: …`");
                 return None;
             };
-            subject = Some(self.parse(path, first.trim(), 0)?);
+            subject = Some(self.sentence(path, first.trim(), 1)?);
             (body, lines_before) = (rest, 1);
             if let Some((second, rest)) = body.strip_prefix("Preview:").and_then(|rest| rest.split_once('\n')) {
-                self.parse(path, second.trim(), 1)?;
+                self.sentence(path, second.trim(), 2)?;
                 (preview, body, lines_before) = (second.trim().to_owned(), rest, 2);
             }
             if !body.starts_with('\n') {
@@ -230,29 +239,37 @@ impl Loader {
             }
         };
         let (text, lines) = markup::to_text(&blocks);
-        let mut text = match Parsed::compile(&text) {
-            Ok(text) => text,
-            Err(error) => {
-                let line = error.pos().and_then(|(line, _)| lines.get(line.saturating_sub(1)).copied());
-                self.problem(path, line, single_line(&error.reason().to_string()));
-                return None;
+        let line_of = |line: usize| lines.get(line.saturating_sub(1)).copied();
+        match Parsed::compile(&text) {
+            Ok(parsed) => {
+                let text = pieces(&parsed, &|line| line_of(line).map(|line| Position { file, line }));
+                Some(Words { subject, preview, blocks, text })
             }
-        };
-        let file = self.files.len();
-        if let Some(subject) = &mut subject {
-            locate(subject, &|_| 1, file);
+            Err(error) => {
+                let line = error.pos().and_then(|(line, _)| line_of(line));
+                self.problem(path, line, single_line(&error.reason().to_string()));
+                None
+            }
         }
-        locate(&mut text, &|line| lines.get(line.saturating_sub(1)).copied().unwrap_or_default(), file);
-        Some(Words { subject, preview, blocks, text })
+    }
+
+    /// Parses one line, which has no partials.
+    fn sentence(&mut self, path: &str, text: &str, line: usize) -> Option<Vec<Piece>> {
+        let parsed = self.parse(path, text, line - 1)?;
+        let position = Position { file: self.files.len(), line };
+        let pieces = pieces(&parsed, &|_| Some(position));
+        if let Some(name) = partial_in(&pieces) {
+            self.problem(path, Some(line), markup::misplaced_partial(name));
+        }
+        Some(pieces)
     }
 
     /// Parses a text that begins `lines_before` lines into its file, and checks what is in it.
     fn parse(&mut self, path: &str, text: &str, lines_before: usize) -> Option<Parsed> {
         match Parsed::compile(text) {
-            Ok(mut parsed) => {
-                locate(&mut parsed, &|line| line + lines_before, 0);
+            Ok(parsed) => {
                 let mut found = Vec::new();
-                self.known_names.lint(&parsed, &mut found);
+                self.known_names.lint(&parsed, &|line| line + lines_before, &mut found);
                 for (line, message) in found {
                     self.problem(path, Some(line), message);
                 }
@@ -263,6 +280,14 @@ impl Loader {
                 self.problem(path, line, single_line(&error.reason().to_string()));
                 None
             }
+        }
+    }
+
+    /// A position as people read it. What has none has come into the page of the HTML part.
+    fn place(&self, position: Option<Position>) -> (String, Option<usize>) {
+        match position {
+            Some(Position { file, line }) => (self.files[file].path.clone(), Some(line)),
+            None => (LAYOUT.to_owned(), None),
         }
     }
 
@@ -294,45 +319,17 @@ impl Loader {
             .map(Some)
             .chain([None])
             .collect();
-        let mut set = Set { locale: tag, text: registry(), html: registry(), names: HashMap::new() };
-        set.text.register_escape_fn(handlebars::no_escape);
-        set.html.register_escape_fn(escape_html);
-
         let mut files = Files { loader: self, folders: &folders, used, problems: vec![] };
         let style = files.style();
+        let mut mails_of_set = HashMap::new();
         for (template, recipient) in mails() {
-            let body = mail_name(template, recipient);
-            let names = Names { subject: format!("{body}.subject"), body };
-            let Some(index) = files.find(&format!("{}.md", names.body)) else {
-                let file = format!("{locale}/{}.md", names.body);
-                files.problem(file, None, "missing: without it this mail could not be sent in this language");
-                continue;
-            };
-            let Some(footer) = files.find(&footer_name(recipient)) else {
-                files.problem(format!("{locale}/{}", footer_name(recipient)), None, "missing: every mail ends with it");
-                continue;
-            };
-            let Content::Words(words) = &files.loader.files[index].content else { continue };
-            if let Some(subject) = &words.subject {
-                set.text.register_template(&names.subject, subject.clone());
+            if let Some(mail) = files.mail(locale, style.as_ref(), template, recipient) {
+                mails_of_set.insert((template, recipient), mail);
             }
-            let mut text = files.expand(&words.text, 0);
-            if let Content::Words(footer) = &files.loader.files[footer].content {
-                let mut footer = files.expand(&footer.text, 0);
-                text.elements.append(&mut footer.elements);
-                text.mapping.append(&mut footer.mapping);
-            }
-            set.text.register_template(&names.body, text);
-            if let Some(style) = &style
-                && let Some(page) = files.page(style, words, footer)
-            {
-                set.html.register_template(&names.body, page);
-            }
-            set.names.insert((template, recipient), names);
         }
         let problems = files.problems;
         self.problems.extend(problems);
-        Some(set)
+        Some(Set { locale: tag, mails: mails_of_set })
     }
 
     /// Puts every made-up mail in words. What is wrong with a template that parses shows here, not on a customer.
@@ -341,20 +338,15 @@ impl Loader {
             let reader = templates.new_reader(locale);
             for (template, recipient) in mails() {
                 for sample in samples(template, recipient, locale) {
-                    let Err((part, error)) = templates.render_for(&reader, &sample.notification) else { continue };
+                    let Some(Err(Name { name, position })) = templates
+                        .mail(&reader, &sample.notification)
+                        .map(|mail| mail.fill(&reader, &sample.notification.facts))
+                    else {
+                        continue;
+                    };
                     let mail = mail_name(template, recipient);
-                    let file = match (part, error.column_no.and_then(|file| self.files.get(file))) {
-                        (Part::Text, Some(file)) => file.path.clone(),
-                        (Part::Text, None) => format!("{locale}/{mail}.md"),
-                        (Part::Html, _) => LAYOUT.to_owned(),
-                    };
-                    let cause = match error.reason() {
-                        handlebars::RenderErrorReason::MissingVariable(Some(name)) => {
-                            format!("`{name}` is not always there: put it inside {{{{#if {name}}}}}…{{{{/if}}}}")
-                        }
-                        reason => reason.to_string(),
-                    };
-                    let line = error.line_no.filter(|_| part == Part::Text);
+                    let (file, line) = self.place(*position);
+                    let cause = format!("`{name}` is not always there: put it inside {{{{#if {name}}}}}…{{{{/if}}}}");
                     self.problem(file, line, format!("{cause} (found with {mail}, {})", sample.variant));
                 }
             }
@@ -367,11 +359,14 @@ fn footer_name(recipient: Recipient) -> String {
     format!("_footer.{}.md", recipient.as_str())
 }
 
-/// An engine in which a name that is not there is an error, and only the helpers that the checks know exist.
-fn registry() -> Handlebars<'static> {
-    let mut registry = Handlebars::new();
-    registry.set_strict_mode(true);
-    registry
+/// The places that a file of the design has for what mails say.
+fn places(name: &str) -> &'static [&'static str] {
+    match name {
+        LAYOUT => &[PREVIEW, CONTENT, FOOTER],
+        BUTTON => &[ADDRESS, CONTENT],
+        FACT => &[LABEL, CONTENT],
+        _ => &[CONTENT],
+    }
 }
 
 /// How the mails of a locale look.
@@ -414,12 +409,34 @@ impl<'a> Files<'a> {
             headline: part("_headline.mjml")?,
             paragraph: part("_paragraph.mjml")?,
             notice: part("_notice.mjml")?,
-            button: part("_button.mjml")?,
+            button: part(BUTTON)?,
             facts: part("_facts.mjml")?,
-            fact: part("_fact.mjml")?,
+            fact: part(FACT)?,
         };
         let footer = Design { paragraph: part(SMALL_PRINT)?, ..body.clone() };
         Some(Style { layout: part(LAYOUT)?, body, footer })
+    }
+
+    /// The templates of one mail. What is missing is told.
+    fn mail(&mut self, locale: &str, style: Option<&Style>, template: Template, recipient: Recipient) -> Option<Mail> {
+        let mut words = |name: String, why_missing: &str| {
+            let Some(index) = self.find(&name) else {
+                self.problem(format!("{locale}/{name}"), None, why_missing);
+                return None;
+            };
+            match &self.loader.files[index].content {
+                Content::Words(words) => Some(words),
+                Content::Design(_) => None,
+            }
+        };
+        let body = words(
+            format!("{}.md", mail_name(template, recipient)),
+            "missing: without it this mail could not be sent in this language",
+        )?;
+        let footer = words(footer_name(recipient), "missing: every mail ends with it")?;
+        let mut text = self.expand(&body.text, 0);
+        text.extend(self.expand(&footer.text, 0));
+        Some(Mail { subject: body.subject.clone()?, text, html: self.page(style?, body, footer)? })
     }
 
     fn partial(&mut self, name: &str) -> Option<&'a Words> {
@@ -430,12 +447,11 @@ impl<'a> Files<'a> {
         }
     }
 
-    fn expand(&mut self, parsed: &'a Parsed, depth: usize) -> Parsed {
-        let mut expanded = Parsed::default();
-        for (element, at) in parsed.elements.iter().zip(&parsed.mapping) {
-            match element {
-                TemplateElement::PartialExpression(partial) => {
-                    let name = partial.name.as_name().unwrap_or_default();
+    fn expand(&mut self, pieces: &'a [Piece], depth: usize) -> Vec<Piece> {
+        let mut expanded = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            match piece {
+                Piece::Partial(Name { name, position }) => {
                     let found = self.partial(name);
                     let message = if found.is_none() {
                         format!("there is no partial `{name}`: the file _{name}.md is missing")
@@ -443,27 +459,18 @@ impl<'a> Files<'a> {
                         format!("the partial `{name}` contains itself, or stands {PARTIAL_DEPTH_MAX} partials deep")
                     };
                     if let Some(partial) = found.filter(|_| depth < PARTIAL_DEPTH_MAX) {
-                        let mut inner = self.expand(&partial.text, depth + 1);
-                        expanded.elements.append(&mut inner.elements);
-                        expanded.mapping.append(&mut inner.mapping);
+                        expanded.extend(self.expand(&partial.text, depth + 1));
                     } else {
-                        let file = self.loader.files.get(at.1).map(|file| file.path.clone()).unwrap_or_default();
-                        self.problem(file, Some(at.0), message);
+                        let (file, line) = self.loader.place(*position);
+                        self.problem(file, line, message);
                     }
                 }
-                TemplateElement::HelperBlock(block) => {
-                    let met = block.template.as_ref().map(|inner| self.expand(inner, depth));
-                    let unmet = block.inverse.as_ref().map(|inner| self.expand(inner, depth));
-                    let mut block = block.clone();
-                    block.template = met;
-                    block.inverse = unmet;
-                    expanded.elements.push(TemplateElement::HelperBlock(block));
-                    expanded.mapping.push(at.clone());
-                }
-                other => {
-                    expanded.elements.push(other.clone());
-                    expanded.mapping.push(at.clone());
-                }
+                Piece::Condition { name, met, unmet } => expanded.push(Piece::Condition {
+                    name: name.clone(),
+                    met: self.expand(met, depth),
+                    unmet: self.expand(unmet, depth),
+                }),
+                Piece::Text(_) | Piece::Fact(_) => expanded.push(piece.clone()),
             }
         }
         expanded
@@ -478,12 +485,9 @@ impl<'a> Files<'a> {
     }
 
     /// The template of the HTML part: the page with the mail in it, compiled from MJML.
-    fn page(&mut self, style: &Style, words: &'a Words, footer: usize) -> Option<Parsed> {
+    fn page(&mut self, style: &Style, words: &'a Words, footer: &'a Words) -> Option<Vec<Piece>> {
         let content = self.mjml(&words.blocks, &style.body, 0);
-        let footer = match &self.loader.files[footer].content {
-            Content::Words(footer) => self.mjml(&footer.blocks, &style.footer, 0),
-            Content::Design(_) => return None,
-        };
+        let footer = self.mjml(&footer.blocks, &style.footer, 0);
         let mjml = style
             .layout
             .replace(PREVIEW, &escape_html(&words.preview))
@@ -493,7 +497,7 @@ impl<'a> Files<'a> {
             Parsed::compile(&html).map_err(|error| format!("the page made of it is no template: {}", error.reason()))
         });
         match compiled {
-            Ok(page) => Some(page),
+            Ok(page) => Some(pieces(&page, &|_| None)),
             Err(message) => {
                 self.problem(LAYOUT.to_owned(), None, single_line(&message));
                 None
@@ -518,19 +522,4 @@ fn compile_mjml(mjml: &str) -> Result<String, String> {
         .iter()
         .fold(html, |html, tag| html.replace(tag, &format!("\n{tag}")));
     Ok(broken)
-}
-
-/// Writes into every element's position its line in the file and, in the place of the column, the number of the file.
-fn locate(parsed: &mut Parsed, line: &dyn Fn(usize) -> usize, file: usize) {
-    for (element, at) in parsed.elements.iter_mut().zip(&mut parsed.mapping) {
-        if let TemplateElement::HelperBlock(block) = element {
-            for inner in [&mut block.template, &mut block.inverse].into_iter().flatten() {
-                // The parser gives `{{else if}}` no position: it stands where its block does.
-                inner.mapping.resize(inner.elements.len(), at.clone());
-                locate(inner, line, file);
-            }
-        }
-        at.0 = line(at.0);
-        at.1 = file;
-    }
 }

@@ -11,6 +11,7 @@ use handlebars::template::Template as Parsed;
 use pulldown_cmark::{Event, HeadingLevel, Parser, Tag, TagEnd};
 
 use super::escape_html;
+use super::pieces::{partial_in, pieces};
 
 /// A part of a body: what stands between empty lines, or between the tags of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,6 +138,11 @@ fn parse_condition(lines: &mut Lines<'_>, begins: usize) -> Result<Kind, Mistake
     Err((begins, misplaced("{{#if …}}")))
 }
 
+/// What to say of a partial in a sentence.
+pub(super) fn misplaced_partial(name: &str) -> String {
+    format!("`{{{{> {name}}}}}` stands in a sentence; a partial has a line of its own, below the subject")
+}
+
 fn misplaced(tag: &str) -> String {
     format!("`{}` stands on a line of its own, so the tags that belong to it must do so, too", tag.trim())
 }
@@ -252,7 +258,10 @@ fn inlines(
             Event::End(_) => {
                 let text = flatten(&found);
                 return match Parsed::compile(&text) {
-                    Ok(_) => Ok(found),
+                    Ok(parsed) => match partial_in(&pieces(&parsed, &|_| None)) {
+                        None => Ok(found),
+                        Some(name) => Err((begins, misplaced_partial(name))),
+                    },
                     Err(_) => Err((
                         begins,
                         format!(
@@ -531,6 +540,8 @@ mod tests {
         check("a {{#if b}}c\n\nd{{/if}}\n", 1, "in the sentence where it begins");
         check("**a {{#if b}}c** d{{/if}}\n", 1, "in the sentence where it begins");
         check("{{#if b}}\nc d{{/if}}\n", 2, "in the sentence where it begins");
+        check("a\n\nb {{> c}} d\n", 3, "`{{> c}}` stands in a sentence");
+        check("- **a:** {{#if b}}{{> c}}{{/if}}\n", 1, "`{{> c}}` stands in a sentence");
         check("{{#if b}}\nc\n", 1, "on a line of its own");
         check("c\n{{/if}}\n", 2, "on a line of its own");
         check("c {{#if b}} d\n{{/if}}\n", 1, "in the sentence where it begins");
