@@ -145,27 +145,27 @@ fn transfer_encoding(encoding: Encoding, part: &str) -> &'static str {
 fn quote(line: &[u8], mail: &mut Vec<u8>) {
     let mut rest = line;
     let mut room = QUOTED_LINE_MAX;
-    while let Some((&byte, after)) = rest.split_first() {
+    while let Some((&first, after_first)) = rest.split_first() {
         let is_first = room == QUOTED_LINE_MAX;
-        let is_unsafe = match byte {
-            b' ' | b'\t' => after.is_empty(),
-            b'.' => is_first,
-            b'F' => is_first && after.starts_with(b"rom "),
-            _ => !is_literal(byte),
-        };
-        // Most of a mail may stand as it is. Not up to the end: a space may not be the last. (A fold, and not `all`: the
-        // compiler does all of a chunk at once then.)
-        if let Some((chunk, after)) = rest.split_first_chunk::<CHUNK>()
-            && !is_unsafe
-            && room >= CHUNK
-            && !after.is_empty()
-            && chunk.iter().fold(true, |literal, &byte| literal & is_literal(byte))
-        {
-            mail.extend_from_slice(chunk);
-            room -= CHUNK;
-            rest = after;
+        if is_first && (first == b'.' || rest.starts_with(b"From ")) {
+            put_encoded(first, mail);
+            room -= 3;
+            rest = after_first;
             continue;
         }
+        // Most of a mail may stand as it is. A space may not be the last.
+        let mut run = literals(&rest[..rest.len().min(room)]);
+        if run == rest.len() && rest.ends_with(b" ") {
+            run -= 1;
+        }
+        mail.extend_from_slice(&rest[..run]);
+        room -= run;
+        rest = &rest[run..];
+        let Some((&byte, after)) = rest.split_first() else { break };
+        let is_unsafe = match byte {
+            b' ' | b'\t' => after.is_empty(),
+            _ => !is_literal(byte),
+        };
         let needed = if is_unsafe { 3 } else { 1 };
         if room < needed {
             mail.extend_from_slice(b"=\r\n");
@@ -173,7 +173,7 @@ fn quote(line: &[u8], mail: &mut Vec<u8>) {
             continue;
         }
         if is_unsafe {
-            mail.extend_from_slice(&[b'=', hexadecimal(byte >> 4), hexadecimal(byte & 15)]);
+            put_encoded(byte, mail);
         } else {
             mail.push(byte);
         }
@@ -182,8 +182,18 @@ fn quote(line: &[u8], mail: &mut Vec<u8>) {
     }
 }
 
-/// How many bytes are looked at together.
-const CHUNK: usize = 16;
+fn put_encoded(byte: u8, mail: &mut Vec<u8>) {
+    mail.extend_from_slice(&[b'=', hexadecimal(byte >> 4), hexadecimal(byte & 15)]);
+}
+
+/// How many bytes at the beginning may stand as they are. (A fold, and not `all`: the compiler does all of a chunk at once
+/// then.)
+fn literals(bytes: &[u8]) -> usize {
+    const CHUNK: usize = 16;
+    let is_plain = |chunk: &&[u8]| chunk.iter().fold(true, |literal, &byte| literal & is_literal(byte));
+    let plain = CHUNK * bytes.chunks_exact(CHUNK).take_while(is_plain).count();
+    plain + bytes[plain..].iter().take_while(|&&byte| is_literal(byte)).count()
+}
 
 /// Whether a byte may stand as it is, wherever.
 fn is_literal(byte: u8) -> bool {
