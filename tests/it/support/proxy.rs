@@ -102,8 +102,11 @@ impl Proxy {
     /// The same for MongoDB.
     pub async fn in_front_of_mongodb(url: &str) -> (Self, String) {
         let (proxy, url) = Self::in_front_of(url).await;
+        let mut url = url::Url::parse(&url).unwrap();
+        let options: Vec<_> = url.query_pairs().into_owned().filter(|(name, _)| name != "replicaSet").collect();
         // Otherwise the driver asks the replica set where it is, and goes there.
-        (proxy, url.replace("replicaSet=rs0", "directConnection=true"))
+        url.query_pairs_mut().clear().extend_pairs(options).append_pair("directConnection", "true");
+        (proxy, url.into())
     }
 
     /// The broker, seen through this proxy.
