@@ -1,3 +1,5 @@
+//! Settings as command lines and the environment give them.
+
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -1,3 +1,5 @@
+//! Authorities and certificates, right and wrong, from files.
+
 use std::fs;
 
 use rcgen::{CertificateParams, KeyPair};

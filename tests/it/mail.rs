@@ -193,7 +193,15 @@ fn every_mistake_in_a_template_is_found_by_file_and_line() {
     check_problem(mail, "Subject: {{plan_name}}\n\nx\n", ":1: unknown name `plan_name`");
     check_problem(mail, "Subject: x\nPreview: {{plan_name}}\n\nx\n", ":2: unknown name `plan_name`");
     check_problem(mail, "Subject: x\n\nx\n{{#if\u{20}paticipant}}\nx\n{{/if}}\n", ":4: unknown name `paticipant`");
-    check_problem(mail, "Subject: x\n\n[x]({{url}})\n", ":3: unknown name `url`");
+    check_problem(mail, "Subject: x\n\n[x](https://a.example/{{url}})\n", ":3: unknown name `url`");
+    check_problem(
+        mail,
+        "Subject: x\n\n{{#if note}}\n[x]({{note}})\n{{/if}}\n",
+        ":4: the link leads to `{{note}}`, which is no address of the web",
+    );
+    check_problem(mail, "Subject: {{#if subject}}x{{/if}}\n\nx\n", ":1: unknown name `subject`");
+    check_problem(mail, "Subject: x\n\nx\n\\{{#if colour}}\n", ":4: `\\{{` cannot be used");
+    check_problem(mail, "Subject: x\n\n{{{{if note}}}}\n{{{{/if}}}}\n", ":3: `{{{{` cannot be used");
     let chain = "Subject: x\n\n{{#if note}}\n{{else if nots}}\n{{else}}\n{{nota}}\n{{/if}}\n";
     assert_eq!(
         problems(&[(mail, chain)]),
@@ -247,6 +255,12 @@ fn every_mistake_in_a_template_is_found_by_file_and_line() {
         ":5: `note` is not always there: put it inside {{#if note}}…{{/if}} (found with \
          request-declined.account_manager, minimal)",
     );
+    check_problem(
+        mail,
+        "Subject: x\nPreview: {{note}}\n\n# y\n",
+        ":2: `note` is not always there: put it inside {{#if note}}…{{/if}} (found with \
+         request-declined.account_manager, minimal)",
+    );
     check_problem("fr/_unused.md", "x", ": not used: no mail of this language has it, and no partial in one");
     assert_eq!(problems(&[("français/_x.md", "x")]), ["français: not a language tag such as `pt` or `fr-CA`"]);
     assert!(problems(&[(mail, "Subject: x\n\n{{#if note}}\nx\n")])[0].starts_with(&format!("{mail}:")), "unclosed");
@@ -263,9 +277,21 @@ fn a_mistake_in_the_design_is_found() {
         ":2: there is no place {{> contents}} in _button.mjml, but {{> address}}, {{> content}}",
     );
     check_problem(
-        "_fact.mjml",
-        "<tr><td>{{> content}}</td></tr>",
-        ": the place {{> label}} is missing, so mails would lack what belongs there",
+        "_paragraph.mjml",
+        "<mj-text>{{#if note}}{{#unless reason}}\n{{> contents}}{{/unless}}{{/if}}{{> content}}</mj-text>",
+        ":2: there is no place {{> contents}} in _paragraph.mjml, but {{> content}}",
+    );
+    for label in ["", "{{!-- {{> label}} --}}"] {
+        check_problem(
+            "_fact.mjml",
+            &format!("<tr>{label}<td>{{{{> content}}}}</td></tr>"),
+            ": the place {{> label}} is missing, so mails would lack what belongs there",
+        );
+    }
+    check_problem(
+        "_headline.mjml",
+        "<mj-text>\n{{>content}}</mj-text>",
+        ":2: the place is written {{> content}}, with this one space",
     );
     let broken = problems(&[("_notice.mjml", "<mj-text>{{> content}}")]);
     assert!(broken[0].starts_with("_layout.mjml: the design is no MJML: "), "{broken:?}");
@@ -321,6 +347,16 @@ fn a_language_is_added_by_copying_a_folder() {
     assert!(rendered.text.contains("18 de junho de 2026"), "{}", rendered.text);
 
     fs::remove_file(directory.path().join("pt/card-expiring.account_manager.md")).unwrap();
+    // A file that cannot be used is not missing, and nobody knows what it would use.
+    let mail = directory.path().join("pt/card-expiring.organization_contact.md");
+    let text = fs::read_to_string(&mail).unwrap();
+    fs::write(&mail, text.replace("# ", "## ")).unwrap();
+    fs::write(directory.path().join("pt/_extra.md"), "x").unwrap();
+    let problems = Templates::load(Some(directory.path())).unwrap_err();
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    fs::write(&mail, text).unwrap();
+    fs::remove_file(directory.path().join("pt/_extra.md")).unwrap();
+
     let problems = Templates::load(Some(directory.path())).unwrap_err();
     let expected =
         "pt/card-expiring.account_manager.md: missing: without it this mail could not be sent in this language";

@@ -1,3 +1,5 @@
+//! Keys of every form; signatures themselves are held against another verifier in `tests/it`.
+
 use super::*;
 
 const RSA_PKCS1: &str = include_str!("../../../tests/it/support/dkim/rsa.pkcs1.pem");

@@ -1,3 +1,5 @@
+//! What is written, read back by another project's parser.
+
 use mail_parser::{MessageParser, MimeHeaders, PartType};
 use proptest::prelude::*;
 

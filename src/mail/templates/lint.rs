@@ -21,15 +21,23 @@ pub(super) struct KnownNames {
 }
 
 impl KnownNames {
-    pub(super) fn new() -> Self {
+    /// The names that subjects may have in them.
+    pub(super) fn in_subjects() -> Self {
         let locale = parse_tag(FALLBACK).unwrap_or(LanguageIdentifier::UNKNOWN);
-        let mut names = Self { words: BTreeSet::from([SUBJECT]), questions: BTreeSet::new() };
+        let mut names = Self { words: BTreeSet::new(), questions: BTreeSet::new() };
         for (name, shown) in view(&every_fact(), &Formats::new(&locale), FALLBACK) {
             match shown {
                 Shown::Words(_) => names.words.insert(name),
                 Shown::Yes => names.questions.insert(name),
             };
         }
+        names
+    }
+
+    /// The names that everything else may have in it.
+    pub(super) fn below_subjects() -> Self {
+        let mut names = Self::in_subjects();
+        names.words.insert(SUBJECT);
         names
     }
 

@@ -5,12 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::RwLock;
 
-use handlebars::template::{Template as Parsed, TemplateElement};
+use handlebars::template::Template as Parsed;
 use mrml::prelude::render::RenderOptions;
 
 use super::lint::KnownNames;
 use super::markup::{self, ADDRESS, Block, CONTENT, Design, LABEL};
-use super::pieces::{Name, Piece, Position, partial_in, pieces};
+use super::pieces::{Name, Piece, Position, partials_in, pieces, replace_partials};
 use super::{Mail, Set, TemplateProblem, Templates, ancestry, escape_html, mail_name, mails};
 use crate::domain::notification::{Recipient, Template};
 use crate::mail::locale::parse_tag;
@@ -68,11 +68,19 @@ type Place = (Option<String>, String);
 
 /// Files read so far, and what is wrong with them.
 pub(super) struct Loader {
-    known_names: KnownNames,
+    names_in_subjects: KnownNames,
+    names: KnownNames,
     files: Vec<SourceFile>,
     /// Which of the files stands at a place: the last one read.
     places: BTreeMap<Place, usize>,
     problems: BTreeSet<TemplateProblem>,
+}
+
+/// A part of a file.
+#[derive(Clone, Copy)]
+enum Part {
+    Subject,
+    Rest,
 }
 
 struct SourceFile {
@@ -86,13 +94,15 @@ enum Content {
     Words(Words),
     /// `.mjml`: how it looks.
     Design(String),
+    /// What is wrong with it has been told.
+    Unusable,
 }
 
 struct Words {
     /// In mails.
     subject: Option<Vec<Piece>>,
-    /// What lists of mails show beside the subject; perhaps nothing.
-    preview: String,
+    /// What lists of mails show beside the subject, in HTML; perhaps nothing.
+    preview: Vec<Piece>,
     blocks: Vec<Block>,
     /// The blocks as plain text.
     text: Vec<Piece>,
@@ -100,7 +110,13 @@ struct Words {
 
 impl Loader {
     pub(super) fn new() -> Self {
-        Self { known_names: KnownNames::new(), files: vec![], places: BTreeMap::new(), problems: BTreeSet::new() }
+        Self {
+            names_in_subjects: KnownNames::in_subjects(),
+            names: KnownNames::below_subjects(),
+            files: vec![],
+            places: BTreeMap::new(),
+            problems: BTreeSet::new(),
+        }
     }
 
     fn problem(&mut self, file: impl Into<String>, line: Option<usize>, message: impl Into<String>) {
@@ -174,7 +190,10 @@ impl Loader {
             .and_then(|bytes| String::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_owned()))
         {
             Ok(text) => self.add((locale, name), shown, &text),
-            Err(error) => self.problem(shown, None, format!("cannot be read: {error}")),
+            Err(error) => {
+                self.problem(shown.clone(), None, format!("cannot be read: {error}"));
+                self.put((locale, name), shown, None);
+            }
         }
     }
 
@@ -185,25 +204,32 @@ impl Loader {
             Some((_, "mjml")) => self.design(&path, &place.1, text).map(Content::Design),
             _ => self.words(&path, &text, !place.1.starts_with('_')).map(Content::Words),
         };
-        if let Some(content) = content {
-            self.files.push(SourceFile { path, content });
-            self.places.insert(place, self.files.len() - 1);
-        }
+        self.put(place, path, content);
+    }
+
+    fn put(&mut self, place: Place, path: String, content: Option<Content>) {
+        self.files.push(SourceFile { path, content: content.unwrap_or(Content::Unusable) });
+        self.places.insert(place, self.files.len() - 1);
     }
 
     fn design(&mut self, path: &str, name: &str, text: String) -> Option<String> {
-        let parsed = self.parse(path, &text, 0)?;
+        let parsed = self.parse(path, &text, 0, Part::Rest)?;
         let places = places(name);
-        for (element, at) in parsed.elements.iter().zip(&parsed.mapping) {
-            if let TemplateElement::PartialExpression(partial) = element {
-                let place = format!("{{{{> {}}}}}", partial.name.as_name().unwrap_or_default());
-                if !places.contains(&place.as_str()) || !text.contains(&place) {
-                    let message = format!("there is no place {place} in {name}, but {}", places.join(", "));
-                    self.problem(path, Some(at.0), message);
-                }
+        let file = self.files.len();
+        let pieces = pieces(&parsed, &|line| Some(Position { file, line }));
+        let found: Vec<(String, Option<usize>)> = partials_in(&pieces)
+            .into_iter()
+            .map(|Name { name, position }| (format!("{{{{> {name}}}}}"), position.map(|position| position.line)))
+            .collect();
+        for (place, line) in &found {
+            if !places.contains(&place.as_str()) {
+                let message = format!("there is no place {place} in {name}, but {}", places.join(", "));
+                self.problem(path, *line, message);
+            } else if found.iter().filter(|(other, _)| other == place).count() > text.matches(place).count() {
+                self.problem(path, *line, format!("the place is written {place}, with this one space"));
             }
         }
-        for place in places.iter().filter(|place| !text.contains(**place)) {
+        for place in places.iter().filter(|place| !found.iter().any(|(found, _)| found == *place)) {
             self.problem(path, None, format!("the place {place} is missing, so mails would lack what belongs there"));
         }
         Some(text)
@@ -211,17 +237,19 @@ impl Loader {
 
     fn words(&mut self, path: &str, text: &str, is_mail: bool) -> Option<Words> {
         let file = self.files.len();
-        let (mut subject, mut preview, mut body, mut lines_before) = (None, String::new(), text, 0);
+        let (mut subject, mut preview, mut body, mut lines_before) = (None, vec![], text, 0);
         if is_mail {
             let Some((first, rest)) = text.strip_prefix("Subject:").and_then(|rest| rest.split_once('\n')) else {
                 self.problem(path, Some(1), "begins with a line `Subject: …`");
                 return None;
             };
-            subject = Some(self.sentence(path, first.trim(), 1)?);
+            subject = Some(self.sentence(path, first.trim(), 1, Part::Subject)?);
             (body, lines_before) = (rest, 1);
             if let Some((second, rest)) = body.strip_prefix("Preview:").and_then(|rest| rest.split_once('\n')) {
-                self.sentence(path, second.trim(), 2)?;
-                (preview, body, lines_before) = (second.trim().to_owned(), rest, 2);
+                self.sentence(path, second.trim(), 2, Part::Rest)?;
+                // Tags have nothing in them that HTML escapes.
+                preview = self.sentence(path, &escape_html(second.trim()), 2, Part::Rest)?;
+                (body, lines_before) = (rest, 2);
             }
             if !body.starts_with('\n') {
                 let message =
@@ -230,7 +258,7 @@ impl Loader {
                 return None;
             }
         }
-        self.parse(path, body, lines_before)?;
+        self.parse(path, body, lines_before, Part::Rest)?;
         let blocks = match markup::parse(body, lines_before) {
             Ok(blocks) => blocks,
             Err((line, message)) => {
@@ -254,22 +282,35 @@ impl Loader {
     }
 
     /// Parses one line, which has no partials.
-    fn sentence(&mut self, path: &str, text: &str, line: usize) -> Option<Vec<Piece>> {
-        let parsed = self.parse(path, text, line - 1)?;
+    fn sentence(&mut self, path: &str, text: &str, line: usize, part: Part) -> Option<Vec<Piece>> {
+        let parsed = self.parse(path, text, line - 1, part)?;
         let position = Position { file: self.files.len(), line };
         let pieces = pieces(&parsed, &|_| Some(position));
-        if let Some(name) = partial_in(&pieces) {
-            self.problem(path, Some(line), markup::misplaced_partial(name));
+        if let Some(partial) = partials_in(&pieces).first() {
+            self.problem(path, Some(line), markup::misplaced_partial(&partial.name));
+            return None;
         }
         Some(pieces)
     }
 
     /// Parses a text that begins `lines_before` lines into its file, and checks what is in it.
-    fn parse(&mut self, path: &str, text: &str, lines_before: usize) -> Option<Parsed> {
+    fn parse(&mut self, path: &str, text: &str, lines_before: usize, part: Part) -> Option<Parsed> {
+        // Handlebars would show what follows as it is written, and Markdown, which reads it next, makes a tag of it.
+        for escape in ["\\{{", "{{{{"] {
+            if let Some((before, _)) = text.split_once(escape) {
+                let line = before.matches('\n').count() + 1 + lines_before;
+                self.problem(path, Some(line), format!("`{escape}` cannot be used"));
+                return None;
+            }
+        }
         match Parsed::compile(text) {
             Ok(parsed) => {
                 let mut found = Vec::new();
-                self.known_names.lint(&parsed, &|line| line + lines_before, &mut found);
+                let names = match part {
+                    Part::Subject => &self.names_in_subjects,
+                    Part::Rest => &self.names,
+                };
+                names.lint(&parsed, &|line| line + lines_before, &mut found);
                 for (line, message) in found {
                     self.problem(path, Some(line), message);
                 }
@@ -296,8 +337,10 @@ impl Loader {
         let locales: BTreeSet<String> = self.places.keys().filter_map(|(locale, _)| locale.clone()).collect();
         let mut used = BTreeSet::new();
         let sets: Vec<Set> = locales.iter().filter_map(|locale| self.build_set(locale, &locales, &mut used)).collect();
+        // What a file that cannot be used would use is not known.
+        let all_usable = self.files.iter().all(|file| !matches!(file.content, Content::Unusable));
         for index in self.places.values().copied().collect::<Vec<_>>() {
-            if !used.contains(&index) {
+            if all_usable && !used.contains(&index) {
                 let path = self.files[index].path.clone();
                 self.problem(path, None, "not used: no mail of this language has it, and no partial in one");
             }
@@ -376,8 +419,7 @@ struct Style {
     footer: Design,
 }
 
-/// The files of one locale. Partials are put in their places once, here: the engine would copy all facts at each of them, for
-/// each mail.
+/// The files of one locale. Partials are put in their places once, here, and not for each mail.
 struct Files<'a> {
     loader: &'a Loader,
     folders: &'a [Option<String>],
@@ -403,7 +445,7 @@ impl<'a> Files<'a> {
     fn style(&mut self) -> Option<Style> {
         let mut part = |name: &str| match &self.loader.files[self.find(name)?].content {
             Content::Design(design) => Some(design.clone()),
-            Content::Words(_) => None,
+            Content::Words(_) | Content::Unusable => None,
         };
         let body = Design {
             headline: part("_headline.mjml")?,
@@ -426,7 +468,7 @@ impl<'a> Files<'a> {
             };
             match &self.loader.files[index].content {
                 Content::Words(words) => Some(words),
-                Content::Design(_) => None,
+                Content::Design(_) | Content::Unusable => None,
             }
         };
         let body = words(
@@ -436,50 +478,38 @@ impl<'a> Files<'a> {
         let footer = words(footer_name(recipient), "missing: every mail ends with it")?;
         let mut text = self.expand(&body.text, 0);
         text.extend(self.expand(&footer.text, 0));
+        // Without a design, the reason has been told.
         Some(Mail { subject: body.subject.clone()?, text, html: self.page(style?, body, footer)? })
     }
 
-    fn partial(&mut self, name: &str) -> Option<&'a Words> {
-        let index = self.find(&format!("_{name}.md"))?;
-        match &self.loader.files[index].content {
-            Content::Words(words) => Some(words),
-            Content::Design(_) => None,
-        }
+    fn partial(&mut self, name: &str) -> Option<&'a Content> {
+        self.find(&format!("_{name}.md")).map(|index| &self.loader.files[index].content)
     }
 
-    fn expand(&mut self, pieces: &'a [Piece], depth: usize) -> Vec<Piece> {
-        let mut expanded = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            match piece {
-                Piece::Partial(Name { name, position }) => {
-                    let found = self.partial(name);
-                    let message = if found.is_none() {
-                        format!("there is no partial `{name}`: the file _{name}.md is missing")
-                    } else {
-                        format!("the partial `{name}` contains itself, or stands {PARTIAL_DEPTH_MAX} partials deep")
-                    };
-                    if let Some(partial) = found.filter(|_| depth < PARTIAL_DEPTH_MAX) {
-                        expanded.extend(self.expand(&partial.text, depth + 1));
-                    } else {
-                        let (file, line) = self.loader.place(*position);
-                        self.problem(file, line, message);
-                    }
+    fn expand(&mut self, pieces: &[Piece], depth: usize) -> Vec<Piece> {
+        replace_partials(pieces, &mut |Name { name, position }| {
+            let message = match self.partial(name) {
+                Some(Content::Words(partial)) if depth < PARTIAL_DEPTH_MAX => {
+                    return self.expand(&partial.text, depth + 1);
                 }
-                Piece::Condition { name, met, unmet } => expanded.push(Piece::Condition {
-                    name: name.clone(),
-                    met: self.expand(met, depth),
-                    unmet: self.expand(unmet, depth),
-                }),
-                Piece::Text(_) | Piece::Fact(_) => expanded.push(piece.clone()),
-            }
-        }
-        expanded
+                Some(Content::Words(_)) => {
+                    format!("the partial `{name}` contains itself, or stands {PARTIAL_DEPTH_MAX} partials deep")
+                }
+                Some(Content::Unusable) => return vec![],
+                Some(Content::Design(_)) | None => {
+                    format!("there is no partial `{name}`: the file _{name}.md is missing")
+                }
+            };
+            let (file, line) = self.loader.place(*position);
+            self.problem(file, line, message);
+            vec![]
+        })
     }
 
     /// Blocks in the design's MJML. What is wrong with partials, [`Self::expand`] has told.
     fn mjml(&mut self, blocks: &'a [Block], design: &Design, depth: usize) -> String {
         markup::to_mjml(blocks, design, &mut |name| match self.partial(name) {
-            Some(partial) if depth < PARTIAL_DEPTH_MAX => self.mjml(&partial.blocks, design, depth + 1),
+            Some(Content::Words(partial)) if depth < PARTIAL_DEPTH_MAX => self.mjml(&partial.blocks, design, depth + 1),
             _ => String::new(),
         })
     }
@@ -488,16 +518,13 @@ impl<'a> Files<'a> {
     fn page(&mut self, style: &Style, words: &'a Words, footer: &'a Words) -> Option<Vec<Piece>> {
         let content = self.mjml(&words.blocks, &style.body, 0);
         let footer = self.mjml(&footer.blocks, &style.footer, 0);
-        let mjml = style
-            .layout
-            .replace(PREVIEW, &escape_html(&words.preview))
-            .replace(FOOTER, &footer)
-            .replace(CONTENT, &content);
+        let mjml = style.layout.replace(FOOTER, &footer).replace(CONTENT, &content);
         let compiled = compile_mjml(&mjml).and_then(|html| {
             Parsed::compile(&html).map_err(|error| format!("the page made of it is no template: {}", error.reason()))
         });
         match compiled {
-            Ok(page) => Some(pieces(&page, &|_| None)),
+            // The place of the preview is the one that is left.
+            Ok(page) => Some(replace_partials(&pieces(&page, &|_| None), &mut |_| words.preview.clone())),
             Err(message) => {
                 self.problem(LAYOUT.to_owned(), None, single_line(&message));
                 None

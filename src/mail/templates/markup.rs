@@ -11,7 +11,7 @@ use handlebars::template::Template as Parsed;
 use pulldown_cmark::{Event, HeadingLevel, Parser, Tag, TagEnd};
 
 use super::escape_html;
-use super::pieces::{partial_in, pieces};
+use super::pieces::{partials_in, pieces};
 
 /// A part of a body: what stands between empty lines, or between the tags of a condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +67,9 @@ pub(super) struct Link {
 
 /// What is wrong with a file, and in which line.
 pub(super) type Mistake = (usize, String);
+
+/// The one fact that is an address. What else a fact says, somebody wrote, and it could lead anywhere.
+const PAGE: &str = "{{admin_url}}";
 
 const WHAT_THERE_IS: &str = "there are paragraphs, `# headline`, `> notice`, `- **label:** fact`, `**bold**` and \
                              `[label](address)`, and nothing else";
@@ -175,19 +178,31 @@ fn lone_tag(line: &str) -> Option<LoneTag> {
 
 type Events<'a> = Peekable<pulldown_cmark::OffsetIter<'a, pulldown_cmark::DefaultBrokenLinkCallback>>;
 
+/// What is read, and where in its file it begins.
+struct Source<'a> {
+    markdown: &'a str,
+    first_line: usize,
+}
+
+impl Source<'_> {
+    fn line(&self, at: &Range<usize>) -> usize {
+        self.first_line + self.markdown[..at.start].matches('\n').count()
+    }
+}
+
 /// Reads lines without tags of their own.
 fn parse_markdown(markdown: &str, first_line: usize, blocks: &mut Vec<Block>) -> Result<(), Mistake> {
-    let line_of = |at: &Range<usize>| first_line + markdown[..at.start].matches('\n').count();
+    let source = Source { markdown, first_line };
     let mut events = Parser::new(markdown).into_offset_iter().peekable();
     while let Some((event, at)) = events.next() {
-        let line = line_of(&at);
+        let line = source.line(&at);
         let unknown = || (line, WHAT_THERE_IS.to_owned());
         let kind = match event {
             Event::Start(Tag::Heading { level: HeadingLevel::H1, .. }) => {
-                Kind::Headline(inlines(&mut events, line, &line_of)?)
+                Kind::Headline(inlines(&mut events, line, &source)?)
             }
             Event::Start(Tag::Paragraph) => {
-                let sentences = inlines(&mut events, line, &line_of)?;
+                let sentences = inlines(&mut events, line, &source)?;
                 match sentences.as_slice() {
                     [Inline::Link(button)] => Kind::Button(button.clone()),
                     _ => Kind::Paragraph(sentences),
@@ -195,7 +210,7 @@ fn parse_markdown(markdown: &str, first_line: usize, blocks: &mut Vec<Block>) ->
             }
             Event::Start(Tag::BlockQuote(_)) => {
                 let Some((Event::Start(Tag::Paragraph), _)) = events.next() else { return Err(unknown()) };
-                let sentences = inlines(&mut events, line, &line_of)?;
+                let sentences = inlines(&mut events, line, &source)?;
                 let Some((Event::End(TagEnd::BlockQuote(_)), _)) = events.next() else {
                     return Err((line, "a notice has one paragraph".to_owned()));
                 };
@@ -205,7 +220,7 @@ fn parse_markdown(markdown: &str, first_line: usize, blocks: &mut Vec<Block>) ->
             Event::Start(Tag::Item) => {
                 // With empty lines between them, items hold paragraphs.
                 let is_loose = events.next_if(|(event, _)| *event == Event::Start(Tag::Paragraph)).is_some();
-                let item = inlines(&mut events, line, &line_of)?;
+                let item = inlines(&mut events, line, &source)?;
                 if is_loose && !matches!(events.next(), Some((Event::End(TagEnd::Item), _))) {
                     return Err(unknown());
                 }
@@ -235,45 +250,51 @@ fn fact(item: Vec<Inline>, line: usize) -> Result<Kind, Mistake> {
 
 /// Sentences up to the end of what has begun. Each part of them is a whole template: else, where a condition is not met,
 /// its end would be missing.
-fn inlines(
-    events: &mut Events<'_>,
-    begins: usize,
-    line_of: &impl Fn(&Range<usize>) -> usize,
-) -> Result<Vec<Inline>, Mistake> {
+fn inlines(events: &mut Events<'_>, begins: usize, source: &Source<'_>) -> Result<Vec<Inline>, Mistake> {
     let mut found: Vec<Inline> = Vec::new();
     while let Some((event, at)) = events.next() {
-        let line = line_of(&at);
+        let line = source.line(&at);
         match event {
             Event::Text(text) => add_text(&mut found, &text),
             Event::SoftBreak => add_text(&mut found, " "),
             Event::HardBreak => found.push(Inline::LineBreak),
-            Event::Start(Tag::Strong) => found.push(Inline::Strong(inlines(events, line, line_of)?)),
+            Event::Start(Tag::Strong) => found.push(Inline::Strong(inlines(events, line, source)?)),
             Event::Start(Tag::Link { dest_url, .. }) => {
                 let url = dest_url.to_string();
-                if !["http://", "https://", "mailto:", "{{"].iter().any(|start| url.starts_with(start)) {
+                if url != PAGE && !["http://", "https://", "mailto:"].iter().any(|start| url.starts_with(start)) {
                     return Err((line, format!("the link leads to `{url}`, which is no address of the web")));
                 }
-                found.push(Inline::Link(Link { label: inlines(events, line, line_of)?, url }));
+                found.push(Inline::Link(Link { label: inlines(events, line, source)?, url }));
             }
             Event::End(_) => {
-                let text = flatten(&found);
-                return match Parsed::compile(&text) {
-                    Ok(parsed) => match partial_in(&pieces(&parsed, &|_| None)) {
-                        None => Ok(found),
-                        Some(name) => Err((begins, misplaced_partial(name))),
-                    },
-                    Err(_) => Err((
-                        begins,
-                        format!(
-                            "a condition ends in the sentence where it begins, or has lines for its tags alone: `{text}`"
-                        ),
-                    )),
+                return match mistake_in(&flatten(&found), &source.markdown[at]) {
+                    None => Ok(found),
+                    Some(message) => Err((begins, message)),
                 };
             }
             _ => return Err((line, WHAT_THERE_IS.to_owned())),
         }
     }
     Ok(found)
+}
+
+/// What is wrong with a sentence as Markdown has read it.
+fn mistake_in(sentence: &str, markdown: &str) -> Option<String> {
+    let Ok(parsed) = Parsed::compile(sentence) else {
+        return Some(format!(
+            "a condition ends in the sentence where it begins, or has lines for its tags alone: `{sentence}`"
+        ));
+    };
+    if let Some(partial) = partials_in(&pieces(&parsed, &|_| None)).first() {
+        return Some(misplaced_partial(&partial.name));
+    }
+    let tags = |text: &str| text.matches("{{").count();
+    if tags(sentence) > tags(markdown) {
+        return Some(format!("Markdown makes a tag of it that was none: `{sentence}`"));
+    }
+    sentence
+        .contains("](")
+        .then(|| format!("a link is written `[label](address)`, the address without spaces: `{sentence}`"))
 }
 
 fn add_text(found: &mut Vec<Inline>, more: &str) {
@@ -536,6 +557,10 @@ mod tests {
         check("- a\n", 1, "label in bold");
         check("[a](javascript:b)\n", 1, "no address of the web");
         check("x\n[a](/b)\n", 2, "no address of the web");
+        check("x\n\n[a]({{note}})\n", 3, "no address of the web");
+        check("[a](https://b.example/c d)\n", 1, "the address without spaces");
+        check("a &#123;{b}}\n", 1, "makes a tag of it");
+        check("a\n\nb {**{c}**}\n", 3, "makes a tag of it");
         check("> a\n>\n> b\n", 1, "one paragraph");
         check("a {{#if b}}c\n\nd{{/if}}\n", 1, "in the sentence where it begins");
         check("**a {{#if b}}c** d{{/if}}\n", 1, "in the sentence where it begins");
