@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::net::SocketAddr;
 
+use bson::raw::cstr;
 use bson::{RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
 use clap::ValueEnum;
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
@@ -290,6 +291,8 @@ struct Constants {
     organizations: Vec<String>,
     /// The `u` of the update of a subscription.
     update: RawDocumentBuf,
+    /// What its `q` asks of the audit trail, if anything.
+    history_length: Option<u32>,
     /// The ids of the mail and the event in it.
     mail_id: String,
     event_id: String,
@@ -315,6 +318,7 @@ impl Constants {
         assert_eq!(world.fold(&Task::Command(command), now), Verdict::Applied);
         let lease = Lease { holder: Uuid::new_v4(), until: now + chrono::TimeDelta::minutes(3) };
         let update = commit::updates(world, &lease, "offramp", now).unwrap().remove(0);
+        let history_length = update.history_length;
         let RawBson::Document(change) = update.update.clone() else { panic!("an update of operators") };
 
         let writer = Writer {
@@ -346,6 +350,7 @@ impl Constants {
             prefix: orders.floor_prefix.clone(),
             organizations: stage::organization_ids().collect(),
             update: change,
+            history_length,
             sent,
             mail: bytes,
             event: serde_json::to_vec(&event).unwrap(),
@@ -377,7 +382,11 @@ impl Constants {
     /// Writes the documents of a batch, as `Store::commit` does.
     async fn update(&self, ids: &[String]) {
         let statements = ids.iter().map(|id| {
-            rawdoc! { "q": { "_id": id.as_str(), "version": bson::RawBson::Null }, "u": self.update.clone() }
+            let mut find = rawdoc! { "_id": id.as_str(), "version": RawBson::Null };
+            if let Some(length) = self.history_length {
+                find.append(cstr!("history"), rawdoc! { "$size": i64::from(length) });
+            }
+            rawdoc! { "q": find, "u": self.update.clone() }
         });
         self.write(statements, ids.len()).await;
     }

@@ -62,6 +62,8 @@ pub struct Subscription {
     pub version: Option<i64>,
     /// Where it stands.
     pub status: Status,
+    /// How many entries its audit trail has; absent where it has none yet.
+    pub history_length: Option<u32>,
     /// The newest commands that were applied, oldest first.
     pub applied: Vec<CommandKey>,
     /// Everything else; gone once it is removed.

@@ -109,6 +109,7 @@ pub(crate) fn scene(status: Status) -> Scene {
         account_id: account.id.clone(),
         version: Some(1),
         status,
+        history_length: None,
         applied: vec![],
         details: (status != Status::Removed).then_some(details),
         ended_on: is_over.then(|| date("2026-04-14")),

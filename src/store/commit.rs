@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use bson::raw::{CStr, cstr};
+use bson::raw::{CStr, CString, cstr};
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
@@ -44,6 +44,8 @@ pub struct GuardedUpdate {
     pub id: String,
     /// The version that was read; absent: the document had none.
     pub version: Option<i64>,
+    /// How many entries its `history` must still have, where new ones are set by their places.
+    pub history_length: Option<u32>,
     /// The statement's `u`: update operators, or a pipeline.
     pub update: RawBson,
     /// The statement's `arrayFilters`.
@@ -77,7 +79,11 @@ impl GuardedUpdate {
     fn statement(&self) -> RawDocumentBuf {
         // Null finds a version that is null and one that is missing.
         let version = self.version.map_or(RawBson::Null, RawBson::Int64);
-        let mut statement = rawdoc! { "q": { "_id": self.id.as_str(), "version": version } };
+        let mut find = rawdoc! { "_id": self.id.as_str(), "version": version };
+        if let Some(length) = self.history_length {
+            find.append(cstr!("history"), rawdoc! { "$size": i64::from(length) });
+        }
+        let mut statement = rawdoc! { "q": find };
         statement.append(cstr!("u"), self.update.as_raw_bson_ref());
         if let Some(filters) = &self.array_filters {
             statement.append(cstr!("arrayFilters"), filters.as_ref());
@@ -318,14 +324,18 @@ fn update_subscription(
     let applied = applied(&added, now);
     let entries = entries(added, lease, source, now);
     let lists = Lists { history, applied, entries: &entries };
+    // To append to a long list takes the server many times as long as to set its next place. In an empty one, or where there
+    // is none, a place would be a field of that name.
+    let history_length = before.history_length.filter(|length| *length > 0 && after.details.is_some());
     let update = match &after.details {
-        Some(details) => set_changed(&before, &after, details, &lists, &failures)?,
+        Some(details) => set_changed(&before, &after, details, &lists, history_length, &failures)?,
         None => tombstone(&after, &lists)?,
     };
     Ok(GuardedUpdate {
         collection: Collection::Subscriptions,
         id: after.id.to_string(),
         version: before.version,
+        history_length,
         update,
         array_filters: None,
         entries,
@@ -345,6 +355,7 @@ fn set_changed(
     after: &Subscription,
     details: &Details,
     lists: &Lists<'_>,
+    history_length: Option<u32>,
     failures: &[PaymentFailureDocument],
 ) -> Result<RawBson, StoreError> {
     let mut set = rawdoc! { "version": next(before.version) };
@@ -382,7 +393,14 @@ fn set_changed(
     }
 
     let mut push = RawDocumentBuf::new();
-    append_each(&mut push, cstr!("history"), &lists.history, None)?;
+    match history_length {
+        Some(length) => {
+            for (place, entry) in (length..).zip(&lists.history) {
+                set.append(CString::try_from(format!("history.{place}")).map_err(not_bson)?, raw(entry)?);
+            }
+        }
+        None => append_each(&mut push, cstr!("history"), &lists.history, None)?,
+    }
     append_each(&mut push, cstr!("payment_failures"), failures, Some(PAYMENT_FAILURES_MAX))?;
     append_each(&mut push, cstr!("applied"), &lists.applied, Some(APPLIED_MAX))?;
     append_each(&mut push, cstr!("outbox"), lists.entries, None)?;
@@ -434,6 +452,7 @@ fn update_account(
         collection: Collection::Accounts,
         id: account.id.to_string(),
         version: account.version,
+        history_length: None,
         update: rawdoc! { "$set": { "version": next(account.version) }, "$push": push }.into(),
         array_filters: None,
         entries,
@@ -489,9 +508,13 @@ fn raw_array<T: Serialize>(items: &[T]) -> Result<RawArrayBuf, StoreError> {
 
 /// A value as it is sent: written once, and from there on only copied.
 pub(super) fn raw<T: Serialize>(value: &T) -> Result<RawDocumentBuf, StoreError> {
-    bson::serialize_to_raw_document_buf(value).map_err(|error| StoreError::Refused(format!("not BSON: {error}")))
+    bson::serialize_to_raw_document_buf(value).map_err(not_bson)
 }
 
 pub(super) fn bson<T: Serialize + ?Sized>(value: &T) -> Result<Bson, StoreError> {
-    bson::serialize_to_bson(value).map_err(|error| StoreError::Refused(format!("not BSON: {error}")))
+    bson::serialize_to_bson(value).map_err(not_bson)
+}
+
+fn not_bson(error: bson::error::Error) -> StoreError {
+    StoreError::Refused(format!("not BSON: {error}"))
 }

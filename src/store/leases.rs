@@ -229,6 +229,7 @@ fn claim_update(
         collection,
         id: document.id,
         version: document.version,
+        history_length: None,
         update: rawdoc! { "$set": {
             "outbox.$[due].due": Instant::from(lease.until),
             "outbox.$[due].holder": lease.holder.to_string(),

@@ -3,6 +3,12 @@
 use bson::{Document, doc};
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
+use offramp::domain::command::Command;
+use offramp::domain::fold::{Task, Verdict};
+use offramp::store::commit::{self, Committed};
+use offramp::store::outbox::Lease;
+use offramp::store::{Need, Store};
+use offramp::tls::Tls;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
@@ -247,6 +253,82 @@ async fn removed_means_that_only_a_tombstone_is_left() {
     .await;
     assert!(world.document("subscriptions", "younger").await.is_some());
     assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_trail_grows_at_its_end() {
+    let world = World::new("history").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let entries: Vec<Document> = (0..9).map(|number| doc! { "number": number }).collect();
+    let trails = [("missing", None), ("empty", Some(vec![])), ("long", Some(entries.clone()))];
+    for (id, entries) in &trails {
+        let mut document = subscription(id, "org", "acc");
+        if let Some(entries) = entries {
+            document.insert("history", entries.clone());
+        }
+        world.collection("subscriptions").insert_one(document).await.unwrap();
+    }
+    // Both wait together: a batch that adds two entries passes from places of one digit to places of two.
+    assert!(Worker::start(&world, &sink.url()).await.stop().await.success());
+    for (id, _) in &trails {
+        world.command(&with(cancellation(&format!("later-{id}"), id), "month", json!("2199-08"))).await;
+        world.command(&with(cancellation(&format!("sooner-{id}"), id), "month", json!("2199-07"))).await;
+    }
+    let worker = Worker::start(&world, &sink.url()).await;
+    for (id, before) in &trails {
+        let before = before.clone().unwrap_or_default();
+        let history = eventually(&format!("both entries of {id}"), || async {
+            let history = world.document("subscriptions", id).await?.get_array("history").ok()?.clone();
+            (history.len() == before.len() + 2).then_some(history)
+        })
+        .await;
+        let history: Vec<&Document> = history.iter().map(|entry| entry.as_document().unwrap()).collect();
+        assert_eq!(history[..before.len()], before.iter().collect::<Vec<_>>(), "{id}");
+        let added: Vec<_> = history[before.len()..]
+            .iter()
+            .map(|entry| entry.get_document("command").unwrap().get_str("id").unwrap())
+            .collect();
+        assert_eq!(added, [format!("later-{id}"), format!("sooner-{id}")]);
+    }
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// Somebody who adds to the audit trail without a word in `version`, between our reading and our writing, is not overwritten.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_else_adds_to_the_audit_trail_stays() {
+    let world = World::new("trail").await;
+    populate(&world).await;
+    let subscriptions = world.collection("subscriptions");
+    let push = |number: i32| doc! { "$push": { "history": { "number": number } } };
+    subscriptions.update_one(doc! { "_id": "sub" }, push(0)).await.unwrap();
+
+    let store = Store::open(&world.mongodb_url, &Tls::default()).await.unwrap();
+    let command = Command::parse(cancellation("ours", "sub").to_string().as_bytes()).unwrap();
+    let need = Need {
+        subscriptions: ["sub".try_into().unwrap()].into(),
+        organizations: ["org".try_into().unwrap()].into(),
+        ..Need::default()
+    };
+    let now = chrono::Utc::now();
+    let lease = Lease { holder: uuid::Uuid::new_v4(), until: now };
+    let decide = async || {
+        let mut read = store.load(&need).await.unwrap();
+        assert_eq!(read.fold(&Task::Command(command.clone()), now), Verdict::Applied);
+        commit::updates(read, &lease, "tests", now).unwrap()
+    };
+    let too_late = decide().await;
+    subscriptions.update_one(doc! { "_id": "sub" }, push(1)).await.unwrap();
+    assert_eq!(store.commit(&too_late).await.unwrap(), [Committed::Lost]);
+    assert_eq!(store.commit(&decide().await).await.unwrap(), [Committed::Written]);
+
+    let document = world.document("subscriptions", "sub").await.unwrap();
+    let history: Vec<_> =
+        document.get_array("history").unwrap().iter().map(|entry| entry.as_document().unwrap()).collect();
+    assert_eq!(history.iter().map(|entry| entry.get_i32("number").ok()).collect::<Vec<_>>(), [Some(0), Some(1), None]);
+    assert_eq!(history[2].get_document("command").unwrap().get_str("id").unwrap(), "ours");
     world.remove().await;
 }
 
