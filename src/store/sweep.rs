@@ -26,9 +26,21 @@ pub(super) fn indexes() -> [(Collection, Vec<Document>); 2] {
         (
             Collection::Subscriptions,
             vec![
-                doc! { "name": "offramp_ends_at", "key": { "status": 1, "ends_at": 1 } },
-                doc! { "name": "offramp_expires_on", "key": { "status": 1, "expires_on": 1 } },
-                doc! { "name": "offramp_account", "key": { "account_id": 1, "status": 1 } },
+                // Most subscriptions are in none of these three, so that a change of their status costs no index anything.
+                doc! {
+                    "name": "offramp_scheduled", "key": { "ends_at": 1 },
+                    "partialFilterExpression": { "status": "cancellation_scheduled" },
+                },
+                doc! {
+                    "name": "offramp_expiring", "key": { "status": 1, "expires_on": 1 },
+                    "partialFilterExpression": { "expires_on": { "$gt": "" } },
+                },
+                doc! {
+                    "name": "offramp_removed", "key": { "ended_on": 1 },
+                    "partialFilterExpression": { "status": "removed" },
+                },
+                // Without the status, which changes: an account has few subscriptions.
+                doc! { "name": "offramp_of_account", "key": { "account_id": 1 } },
                 doc! { "name": "offramp_outbox", "key": { "outbox.due": 1 }, "sparse": true },
                 doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true },
             ],
