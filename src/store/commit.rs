@@ -396,7 +396,10 @@ fn set_changed(
     match history_length {
         Some(length) => {
             for (place, entry) in (length..).zip(&lists.history) {
-                set.append(CString::try_from(format!("history.{place}")).map_err(not_bson)?, raw(entry)?);
+                set.append(
+                    CString::try_from(format!("history.{place}")).map_err(|error| not_bson(&error))?,
+                    raw(entry)?,
+                );
             }
         }
         None => append_each(&mut push, cstr!("history"), &lists.history, None)?,
@@ -508,13 +511,13 @@ fn raw_array<T: Serialize>(items: &[T]) -> Result<RawArrayBuf, StoreError> {
 
 /// A value as it is sent: written once, and from there on only copied.
 pub(super) fn raw<T: Serialize>(value: &T) -> Result<RawDocumentBuf, StoreError> {
-    bson::serialize_to_raw_document_buf(value).map_err(not_bson)
+    bson::serialize_to_raw_document_buf(value).map_err(|error| not_bson(&error))
 }
 
 pub(super) fn bson<T: Serialize + ?Sized>(value: &T) -> Result<Bson, StoreError> {
-    bson::serialize_to_bson(value).map_err(not_bson)
+    bson::serialize_to_bson(value).map_err(|error| not_bson(&error))
 }
 
-fn not_bson(error: bson::error::Error) -> StoreError {
+fn not_bson(error: &bson::error::Error) -> StoreError {
     StoreError::Refused(format!("not BSON: {error}"))
 }
