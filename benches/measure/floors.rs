@@ -46,7 +46,7 @@ pub const DONE: &str = "done";
 pub const BATCH_MAX: usize = 256;
 const CONNECTIONS: usize = 8;
 const PREFETCH_BATCHES: usize = 2;
-const QUEUE_MAX: usize = 4096;
+const QUEUE_MAX: usize = 512;
 const BULK_MAX: usize = 512;
 const UNMARKED_MAX: usize = 128;
 
