@@ -31,8 +31,10 @@ pub(super) fn indexes() -> [(Collection, Vec<Document>); 2] {
                     "name": "offramp_scheduled", "key": { "ends_at": 1 },
                     "partialFilterExpression": { "status": "cancellation_scheduled" },
                 },
+                // With the id, since earlier versions made an index of the first two, whole, and MongoDB takes none beside it
+                // that differs by its filter alone before 5.0.
                 doc! {
-                    "name": "offramp_expiring", "key": { "status": 1, "expires_on": 1 },
+                    "name": "offramp_expiring", "key": { "status": 1, "expires_on": 1, "_id": 1 },
                     "partialFilterExpression": { "expires_on": { "$gt": "" } },
                 },
                 doc! {
