@@ -485,7 +485,7 @@ impl SmtpServer {
         if !ready.has_code(354) {
             return Err(self.unavailable("DATA", format!("answered {} in place of 354", u16::from(ready.code()))));
         }
-        let accepted = self.verdict("content", self.deadlines.content, open.smtp.command(closed(&content))).await?;
+        let accepted = self.verdict("content", self.deadlines.content, open.smtp.command(closed(content))).await?;
         if !accepted.has_code(250) {
             return Err(self.unavailable("content", format!("answered {} in place of 250", u16::from(accepted.code()))));
         }
@@ -581,17 +581,23 @@ fn recipient(mail: &Composed) -> String {
 
 /// A mail with the dot that ends it, in one piece: lettre's own way is to send the dot by itself, which costs a packet and
 /// wakes the server once more. Dots at the beginning of lines are doubled (RFC 5321 §4.5.2).
-fn closed(content: &[u8]) -> String {
-    let mut closed = Vec::with_capacity(content.len() + content.len() / 64 + 5);
+fn closed(content: Vec<u8>) -> String {
+    let mut closed = if memmem::find(&content, b"\n.").is_some() { double_dots(&content) } else { content };
+    closed.extend_from_slice(if closed.ends_with(b"\r\n") { b".\r\n" } else { b"\r\n.\r\n" });
+    String::from_utf8(closed).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// The dots at the beginnings of lines.
+fn double_dots(content: &[u8]) -> Vec<u8> {
+    let mut doubled = Vec::with_capacity(content.len() + content.len() / 64 + 5);
     let mut copied = 0;
     for at in memmem::find_iter(content, b"\n.") {
-        closed.extend_from_slice(&content[copied..=at]);
-        closed.push(b'.');
+        doubled.extend_from_slice(&content[copied..=at]);
+        doubled.push(b'.');
         copied = at + 1;
     }
-    closed.extend_from_slice(&content[copied..]);
-    closed.extend_from_slice(if content.ends_with(b"\r\n") { b".\r\n" } else { b"\r\n.\r\n" });
-    String::from_utf8(closed).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    doubled.extend_from_slice(&content[copied..]);
+    doubled
 }
 
 /// The longest part of a server's words that is passed on, in characters.
@@ -713,7 +719,7 @@ mod tests {
     fn dots_at_the_beginnings_of_lines_are_doubled_and_the_last_one_ends_the_mail() {
         #[track_caller]
         fn check(content: &str, expected: &str) {
-            assert_eq!(closed(content.as_bytes()), expected);
+            assert_eq!(closed(content.as_bytes().to_vec()), expected);
         }
         check("To: a\r\n\r\nHello.\r\n", "To: a\r\n\r\nHello.\r\n.\r\n");
         check("a\r\n.\r\nb\r\n", "a\r\n..\r\nb\r\n.\r\n");

@@ -105,6 +105,7 @@ fn html_parts_are_documents_that_say_the_same() {
             assert!(!html.contains("&#"), "{what}: {html}");
             assert!(html.len() < 100_000, "{what}");
             assert!(html.lines().all(|line| line.len() < 998), "{what}: lines too long for mail servers");
+            assert!(!html.contains("\n."), "{what}: a dot that SMTP has to double");
             // Every word of the text is in the page, but the link's address.
             let page = strip_tags(&html);
             for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with("https://")) {

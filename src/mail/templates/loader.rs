@@ -533,7 +533,7 @@ impl<'a> Files<'a> {
     }
 }
 
-/// MJML in HTML, in lines short enough for every mail server to take as they are.
+/// MJML in HTML, in lines that every mail server takes as they are: short, and none begins with a dot.
 fn compile_mjml(mjml: &str) -> Result<String, String> {
     let parsed = mrml::parse(mjml).map_err(|error| format!("the design is no MJML: {error}"))?;
     if let Some(warning) = parsed.warnings.first() {
@@ -548,5 +548,6 @@ fn compile_mjml(mjml: &str) -> Result<String, String> {
     let broken = ["<table", "<tbody", "<tr", "<td", "<th", "<div", "<style", "<body", "<!--[if"]
         .iter()
         .fold(html, |html, tag| html.replace(tag, &format!("\n{tag}")));
-    Ok(broken)
+    // In style sheets.
+    Ok(broken.replace("\n.", "\n ."))
 }
