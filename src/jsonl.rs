@@ -6,6 +6,7 @@ use bson::{Document, RawDocumentBuf};
 use serde::Deserialize;
 
 use crate::domain::account::Account;
+use crate::domain::field::Malformed;
 use crate::domain::fold::{Loaded, World};
 use crate::domain::organization::Organization;
 use crate::domain::subscription::Subscription;
@@ -158,15 +159,23 @@ impl ForCollection {
 }
 
 impl Found {
-    /// Why the worker could not work with the document.
+    /// What keeps the worker from deciding some or all that there may be to decide about the document.
     #[must_use]
-    pub fn error(&self) -> Option<&str> {
-        match self {
+    pub fn error(&self) -> Option<String> {
+        let faults = match self {
             Self::Organization(Loaded::Corrupt { error, .. })
             | Self::Account(Loaded::Corrupt { error, .. })
-            | Self::Subscription(Loaded::Corrupt { error, .. }) => Some(error),
-            _ => None,
-        }
+            | Self::Subscription(Loaded::Corrupt { error, .. }) => return Some(error.clone()),
+            Self::Organization(Loaded::Read(organization)) => organization.faults(),
+            Self::Account(Loaded::Read(account)) => account.faults(),
+            Self::Subscription(Loaded::Read(subscription)) => {
+                if let Err(Malformed(missing)) = subscription.require_next_invoice() {
+                    return Some(missing);
+                }
+                subscription.faults()
+            }
+        };
+        faults.first().map(ToString::to_string)
     }
 }
 

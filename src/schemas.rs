@@ -7,6 +7,7 @@ use schemars::transform::{Transform, transform_subschemas};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use crate::domain::billing::YearMonth;
 use crate::domain::command::{
     Cancellation, CancellationConfirmation, CancellationRequest, CardExpiry, CommandKey, CommandType, PaymentFailure,
 };
@@ -117,6 +118,9 @@ fn command(kind: CommandType) -> SchemaFile {
             (CardExpiry::json_schema(&mut generator), "A saved card is about to expire, or has expired.")
         }
     };
+    let mut data = data.to_value();
+    let mut definitions = generator.take_definitions(true);
+    std::iter::once(&mut data).chain(definitions.values_mut()).for_each(strict);
     // The key's own schema, so that the lengths are stated once.
     let key = CommandKey::json_schema(&mut generator).to_value();
     let part = |name: &str, description: &str| {
@@ -129,16 +133,40 @@ fn command(kind: CommandType) -> SchemaFile {
         "required": ["specversion", "id", "source", "type", "time", "data"],
         "properties": {
             "specversion": { "const": "1.0", "description": "CloudEvents 1.0, structured mode." },
-            "id": part("id", "Names the command together with `source`, for ever: the same pair again changes nothing."),
+            "id": part("id", "Identifies the command together with `source`: a repeat changes nothing, as long as the pair is among the newest 200 that its document applied."),
             "source": part("source", "The system that sends it."),
             "type": { "const": kind.as_str(), "description": "Also the routing key." },
             "time": { "type": "string", "format": "date-time", "description": "When it happened in that system." },
-            "data": data.to_value(),
+            "data": data,
         },
-        "$defs": generator.take_definitions(true),
+        "$defs": definitions,
     });
     SchemaFile::new("commands", kind.as_str(), title, object(envelope))
 }
+
+/// In a command an unknown field is an error, and every date and month lies in the years of commands.
+fn strict(schema: &mut Value) {
+    const YEAR: &str = "2([0-8][0-9]{2}|9[0-8][0-9]|99[0-8])";
+    match schema {
+        Value::Object(map) => {
+            if map.contains_key("properties") && map.get("type").is_some_and(|kind| kind == "object") {
+                map.insert("additionalProperties".to_owned(), json!(false));
+            }
+            if map.get("format").is_some_and(|format| format == "date") {
+                map.insert("pattern".to_owned(), json!(format!("^{YEAR}-{MONTH_AND_DAY}$")));
+            }
+            if let Some(pattern) = map.get_mut("pattern").filter(|pattern| *pattern == YearMonth::PATTERN) {
+                *pattern = json!(format!("^{YEAR}-(0[1-9]|1[0-2])$"));
+            }
+            map.values_mut().for_each(strict);
+        }
+        Value::Array(items) => items.iter_mut().for_each(strict),
+        _ => {}
+    }
+}
+
+/// A month and a day, as a regular expression.
+const MONTH_AND_DAY: &str = "(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])";
 
 fn event<D: JsonSchema>(kind: &'static str, title: &'static str) -> SchemaFile {
     let mut generator = generator(Contract::Serialize);
@@ -237,12 +265,11 @@ fn object(value: Value) -> Schema {
 /// States dates as a pattern too, because many validators leave `format` alone; drops the formats of numbers, which only
 /// Rust knows and of which strict validators complain.
 fn for_everyone(schema: &mut Schema) {
-    const DATE: &str = "^(19|2[0-9])[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$";
     match schema.get("format").and_then(Value::as_str) {
-        Some("date") => {
-            schema.insert("pattern".to_owned(), json!(DATE));
+        Some("date") if !schema.as_object().is_some_and(|map| map.contains_key("pattern")) => {
+            schema.insert("pattern".to_owned(), json!(format!("^(19|[2-9][0-9])[0-9]{{2}}-{MONTH_AND_DAY}$")));
         }
-        Some("date-time" | "uuid") | None => {}
+        Some("date" | "date-time" | "uuid") | None => {}
         Some(_) => {
             schema.remove("format");
         }

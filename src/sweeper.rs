@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::clock;
 use crate::domain::account::NoticeKind;
 use crate::domain::billing::YearMonth;
+use crate::domain::field::Field;
 use crate::domain::fold::{Loaded, Task, Verdict};
 use crate::domain::organization::Organization;
 use crate::engine::{Engine, Interrupted, Settled};
@@ -138,7 +139,7 @@ impl Sweeper {
     }
 
     async fn give_card_notices(&self, organization: &Organization, shutdown: &CancellationToken) -> Result<(), Cut> {
-        for (expires, kind) in notices_due(organization) {
+        for (expires, kind) in notices_due(organization).unwrap_or_default() {
             let mut after = None;
             loop {
                 let page_max = i64::try_from(self.batch_max * BATCHES_AT_ONCE).unwrap_or(i64::MAX);
@@ -213,12 +214,13 @@ impl Sweeper {
 }
 
 /// The expiry months that are within a lead time of the organization today, each with the notice that is due.
-fn notices_due(organization: &Organization) -> BTreeSet<(YearMonth, NoticeKind)> {
-    let today = organization.date_at(clock::now());
-    let Some(longest) = organization.card_notice_days.iter().copied().max() else { return BTreeSet::new() };
-    let Some(last_day) = today.checked_add_days(Days::new(longest.into())) else { return BTreeSet::new() };
-    std::iter::successors(Some(YearMonth::of(today)), |month| Some(month.next()))
+fn notices_due(organization: &Organization) -> Field<BTreeSet<(YearMonth, NoticeKind)>> {
+    let today = organization.date_at(clock::now())?;
+    let lead_days = organization.card_notice_days.clone()?;
+    let Some(longest) = lead_days.iter().copied().max() else { return Ok(BTreeSet::new()) };
+    let Some(last_day) = today.checked_add_days(Days::new(longest.into())) else { return Ok(BTreeSet::new()) };
+    Ok(std::iter::successors(Some(YearMonth::of(today)), |month| Some(month.next()))
         .take_while(|month| month.last_day() <= last_day)
-        .map(|month| (month, NoticeKind::due(month, today, &organization.card_notice_days)))
-        .collect()
+        .map(|month| (month, NoticeKind::due(month, today, &lead_days)))
+        .collect())
 }

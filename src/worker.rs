@@ -123,7 +123,10 @@ impl Lane {
         let mut outgoing = Vec::new();
         for (delivery, parsed) in batch.deliveries.iter().zip(&parsed) {
             let disposition = match parsed {
-                Ok(_) => settled.next().map_or(Disposition::Done, |settled| dispose(settled, delivery.attempt)),
+                Ok(_) => {
+                    let unanswered = || Settled::Failed("the engine gave no answer".to_owned());
+                    dispose(settled.next().unwrap_or_else(unanswered), delivery.attempt)
+                }
                 Err(disposition) => disposition.clone(),
             };
             self.count(&disposition);
@@ -266,11 +269,11 @@ fn dispose(settled: Settled, attempt: u32) -> Disposition {
         }
         Settled::Decided(Verdict::Missing(missing)) => again(WAITS_MAX).map_or_else(
             || {
-                let (reason, what) = match missing {
-                    Missing::Organization => ("missing_organization", "organization"),
-                    Missing::Account => ("missing_account", "account"),
+                let reason = match missing {
+                    Missing::Organization { .. } => "missing_organization",
+                    Missing::Account { .. } => "missing_account",
                 };
-                Disposition::DeadLetter { reason, error: format!("The {what} behind the document does not exist.") }
+                Disposition::DeadLetter { reason, error: missing.to_string() }
             },
             Disposition::Retry,
         ),
@@ -371,9 +374,10 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_waited_for_and_then_an_operators_affair() {
-        for (missing, reason) in
-            [(Missing::Organization, "missing_organization"), (Missing::Account, "missing_account")]
-        {
+        let by = || "subscriptions sub-1".to_owned();
+        let organization = Missing::Organization { organization_id: "org-1".try_into().unwrap(), by: by() };
+        let account = Missing::Account { account_id: "acc-1".try_into().unwrap(), by: by() };
+        for (missing, reason) in [(organization, "missing_organization"), (account, "missing_account")] {
             let settled = Settled::Decided(Verdict::Missing(missing));
             let Disposition::DeadLetter { error, .. } = dispose(settled.clone(), 3) else { panic!() };
             let end = Disposition::DeadLetter { reason, error };

@@ -146,7 +146,7 @@ impl Subscription {
     fn billing(&self) -> Billing {
         #[allow(clippy::expect_used, reason = "the days are written in `Cast::on`")]
         let day = BillingDay::try_from(i64::from(self.day)).expect("a day of the month");
-        Billing { mode: self.mode, day, next_on: None, last_invoice_id: None }
+        Billing { mode: self.mode, day }
     }
 
     fn document(&self) -> Value {

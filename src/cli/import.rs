@@ -86,7 +86,7 @@ fn check(input: &Input, force: bool) -> anyhow::Result<u64> {
         total += 1;
         let mistake = match ForCollection::parse(&line) {
             Ok(document) => {
-                let Some(error) = document.found().error().map(str::to_owned) else { continue };
+                let Some(error) = document.found().error() else { continue };
                 corrupt += 1;
                 format!("line {}: {error}", line.number)
             }

@@ -14,7 +14,7 @@ use offramp::domain::fold::Loaded;
 use offramp::domain::organization::Organization;
 use offramp::domain::subscription::{Named, Status, Subscription};
 use offramp::store::documents::{
-    self, AccountDocument, HistoryDocument, OrganizationDocument, PaymentFailureDocument, SentDocument,
+    self, AccountDocument, HistoryDocument, OrganizationDocument, PaymentFailureDocument, SentDocument, Stored,
     SubscriptionDocument,
 };
 use offramp::store::outbox::{Content, OutboxEntry};
@@ -82,7 +82,7 @@ struct Party {
 #[derive(Debug, Serialize)]
 struct PendingRequest {
     requested_at: DateTime<Utc>,
-    actor: Actor,
+    actor: Option<Actor>,
     reason: Option<String>,
 }
 
@@ -148,69 +148,66 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<View> {
-    let document: SubscriptionDocument = bson::deserialize_from_slice(raw.as_bytes())
-        .map_err(|_| anyhow::anyhow!(corruption(raw).unwrap_or_default()))
-        .context("the worker cannot read this document, and so it cannot be shown")?;
-    let organization_id = document.organization_id.to_string();
+    const UNREADABLE: &str = "the worker cannot read this document, and so it cannot be shown";
+    let subscription = match documents::read::<SubscriptionDocument, Subscription>("subscriptions", raw) {
+        Loaded::Read(subscription) => subscription,
+        Loaded::Corrupt { error, .. } => return Err(anyhow::anyhow!(error).context(UNREADABLE)),
+    };
+    let document: SubscriptionDocument = bson::deserialize_from_slice(raw.as_bytes()).context(UNREADABLE)?;
+    let organization_id = subscription.organization_id.to_string();
     let organization = store.document(Collection::Organizations, &organization_id).await?.and_then(|raw| {
         read(&documents::read::<OrganizationDocument, Organization>(Collection::Organizations.as_str(), &raw))
     });
-    let account_id = document.account_id.to_string();
+    let account_id = subscription.account_id.to_string();
     let account = store
         .document(Collection::Accounts, &account_id)
         .await?
         .and_then(|raw| read(&documents::read::<AccountDocument, Account>(Collection::Accounts.as_str(), &raw)));
-    let problem = corruption(raw)
+    let problem = (subscription.require_next_invoice().err().map(|malformed| malformed.to_string()))
+        .or_else(|| subscription.faults().first().map(ToString::to_string))
         .or_else(|| organization.is_none().then(|| format!("organization {organization_id} is missing or unreadable")))
         .or_else(|| account.is_none().then(|| format!("account {account_id} is missing or unreadable")));
-    let natural_end_on = match documents::read::<SubscriptionDocument, Subscription>("subscriptions", raw) {
-        Loaded::Read(Subscription { details: Some(details), .. }) => {
-            details.expires_on.map(|expires_on| details.billing.natural_end(expires_on))
-        }
-        _ => None,
-    };
-
-    let timezone = organization.as_ref().map_or(Tz::UTC, |organization| organization.timezone);
-    let pending_request =
-        document.cancellation_request.filter(|request| request.decision.is_none()).map(|request| PendingRequest {
-            requested_at: request.requested_at.to_chrono(),
+    let details = subscription.details.as_ref();
+    let expires_on = details.and_then(|details| details.expires_on.clone().ok()?);
+    let billing = details.and_then(|details| details.billing.clone().ok());
+    let pending_request = details
+        .and_then(|details| details.request.clone().ok()?)
+        .filter(|request| request.closed.is_none())
+        .map(|request| PendingRequest {
+            requested_at: request.requested_at,
             actor: request.actor,
             reason: request.reason.map(|reason| reason.to_string()),
         });
-    let mut timeline: Vec<Happened> = document.history.into_iter().map(Happened::from).collect();
-    timeline.extend(document.payment_failures.into_iter().map(Happened::from));
-    timeline.extend(document.notifications.into_iter().map(Happened::from));
+    let end = details.and_then(|details| details.end.clone().ok()?);
+    let timezone = organization.as_ref().and_then(|it| it.timezone.clone().ok()).unwrap_or(Tz::UTC);
+    let named = |field: &str| raw.get(field).ok().flatten().and_then(|value| Stored::<Named>::from(value).ok());
+
+    let mut timeline: Vec<Happened> = document.history.into_iter().filter_map(Stored::ok).map(Happened::from).collect();
+    timeline.extend(document.payment_failures.into_iter().filter_map(Stored::ok).map(Happened::from));
+    timeline.extend(document.notifications.into_iter().filter_map(Stored::ok).map(Happened::from));
     // Stable: what happened in the same instant stays in its order, changes first.
     timeline.sort_by_key(|happened| happened.at);
     Ok(View {
         id: id.to_owned(),
-        organization: Party { id: organization_id, name: organization.map(|organization| organization.name) },
-        account: Party { id: account_id, name: account.and_then(|account| account.manager.name) },
-        participant: document.participant,
-        plan: document.plan,
-        status: document.status.unwrap_or_default(),
-        next_billing_on: document.billing.and_then(|billing| billing.next_on),
-        expires_on: document.expires_on,
-        natural_end_on,
-        ends_on: document.ends_on,
-        ends_at: document.ends_at.map(bson::DateTime::to_chrono),
-        final_billing_on: document.final_billing_on,
-        ended_on: document.ended_on,
+        organization: Party { id: organization_id, name: organization.and_then(|it| it.name.ok()) },
+        account: Party { id: account_id, name: account.and_then(|it| it.manager.ok()?.name) },
+        participant: named("participant"),
+        plan: named("plan"),
+        status: subscription.status,
+        next_billing_on: details.and_then(|details| details.next_on.clone().ok()?),
+        expires_on,
+        natural_end_on: expires_on.zip(billing).map(|(expires_on, billing)| billing.natural_end(expires_on)),
+        ends_on: end.map(|end| end.ends_on),
+        ends_at: end.map(|end| end.ends_at),
+        final_billing_on: end.and_then(|end| end.final_billing_on),
+        ended_on: subscription.ended_on,
         pending_request,
-        activities: document.activities.unwrap_or_default(),
+        activities: details.and_then(|details| details.activities.clone().ok()).unwrap_or_default(),
         timeline,
-        outbox: document.outbox.into_iter().map(Waiting::from).collect(),
+        outbox: document.outbox.into_iter().filter_map(Stored::ok).map(Waiting::from).collect(),
         problem,
         timezone,
     })
-}
-
-/// Why the worker could not work with the subscription.
-fn corruption(raw: &RawDocumentBuf) -> Option<String> {
-    match documents::read::<SubscriptionDocument, Subscription>(Collection::Subscriptions.as_str(), raw) {
-        Loaded::Corrupt { error, .. } => Some(error),
-        Loaded::Read(_) => None,
-    }
 }
 
 fn read<T: Clone>(loaded: &Loaded<T>) -> Option<T> {
@@ -222,7 +219,7 @@ fn read<T: Clone>(loaded: &Loaded<T>) -> Option<T> {
 
 impl From<HistoryDocument> for Happened {
     fn from(entry: HistoryDocument) -> Self {
-        let HistoryDocument { at, command, actor, from, to, ends_on } = entry;
+        let HistoryDocument { at, command, actor, from, to, ends_on, .. } = entry;
         Self { at: at.to_chrono(), what: What::Change { from, to, ends_on, actor, command } }
     }
 }
@@ -275,7 +272,8 @@ fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
         (!view.activities.is_empty()).then(|| view.activities.iter().map(named).collect::<Vec<_>>().join(", "));
     let request = view.pending_request.as_ref().map(|request| {
         let reason = request.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-        format!("since {}, {}{reason}", view.clock(request.requested_at), who(&request.actor))
+        let actor = request.actor.as_ref().map(|actor| format!(", {}", who(actor))).unwrap_or_default();
+        format!("since {}{actor}{reason}", view.clock(request.requested_at))
     });
     let expires = view.expires_on.map(|expires_on| match view.natural_end_on {
         Some(end) => format!("{expires_on}, so the last day of access is {end} at the latest"),

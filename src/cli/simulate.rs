@@ -169,7 +169,7 @@ fn read_world(input: &Input) -> anyhow::Result<(World, Option<Tz>)> {
             eprintln!("offramp: {}: line {}: {error}", input.name(), line.number);
         }
         if let (None, Found::Organization(Loaded::Read(organization))) = (timezone, &found) {
-            timezone = Some(organization.timezone);
+            timezone = organization.timezone.clone().ok();
         }
         document.add_to(&mut world);
     }
@@ -230,7 +230,7 @@ impl Simulation {
             // Who may not know the subscription is not told where it stands.
             && subscription.organization_id == *data.organization_id()
         {
-            let end = subscription.details.as_ref().and_then(|details| details.end);
+            let end = subscription.details.as_ref().and_then(|details| details.end.clone().ok()?);
             answer.status = Some(subscription.status.as_str());
             answer.ends_on = end.map(|end| end.ends_on);
             answer.final_billing_on = end.and_then(|end| end.final_billing_on);
@@ -333,14 +333,14 @@ impl Answer {
                 self.detail = Some(rejection.detail);
             }
             Verdict::Missing(missing) => {
-                let (reason, what) = match missing {
-                    Missing::Organization => ("missing_organization", "organization"),
-                    Missing::Account => ("missing_account", "account"),
+                let reason = match missing {
+                    Missing::Organization { .. } => "missing_organization",
+                    Missing::Account { .. } => "missing_account",
                 };
                 self.outcome = "dead_letter";
                 self.reason = Some(reason);
                 self.waits = true;
-                self.detail = Some(format!("The {what} behind the document is not among the documents."));
+                self.detail = Some(missing.to_string());
             }
             Verdict::Corrupt(error) => {
                 self.outcome = "dead_letter";

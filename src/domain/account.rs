@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Months, NaiveDate, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::billing::YearMonth;
 use super::command::{Card, CommandKey};
+use super::field::{Field, Malformed, fault};
 use super::notification::Mailbox;
 use super::text::{AccountId, CardId, OrganizationId};
 
@@ -19,17 +20,17 @@ pub struct Account {
     /// The organization that it belongs to.
     pub organization_id: OrganizationId,
     /// The account manager.
-    pub manager: Mailbox,
+    pub manager: Field<Mailbox>,
     /// The account manager's language, a BCP 47 tag.
     pub manager_locale: Option<String>,
     /// The saved cards.
-    pub cards: Vec<Card>,
+    pub cards: Vec<Field<Card>>,
     /// The document's version; absent in one that no one has changed yet.
     pub version: Option<i64>,
     /// The newest commands that were applied.
     pub applied: Vec<CommandKey>,
-    /// The newest notices that were given.
-    pub card_notices: Vec<CardNotice>,
+    /// The notices that were given and are not yet forgotten.
+    pub card_notices: Field<Vec<CardNotice>>,
 }
 
 /// A notice that was given: one per card, expiry month and kind.
@@ -45,7 +46,34 @@ pub struct CardNotice {
     pub at: DateTime<Utc>,
 }
 
+impl Account {
+    /// The fields that cannot be read.
+    #[must_use]
+    pub fn faults(&self) -> Vec<&Malformed> {
+        let own = [fault(&self.manager), fault(&self.card_notices)];
+        own.into_iter().chain(self.cards.iter().map(fault)).flatten().collect()
+    }
+}
+
+/// How many notices an account remembers. One that has as many gets no further ones until some are forgotten: it would otherwise
+/// get the forgotten ones again.
+pub const CARD_NOTICES_MAX: usize = 1_000;
+/// How many months after a card's expiry month its notices are forgotten. No notice but the one about its expiry can come up again.
+const NOTICE_MEMORY_MONTHS: u32 = 2;
+/// How many months after it was given the notice that a card has expired is forgotten.
+const EXPIRED_NOTICE_MEMORY_MONTHS: u32 = 13;
+
 impl CardNotice {
+    /// Whether it need not be remembered on this day.
+    #[must_use]
+    pub fn is_forgotten(&self, today: NaiveDate) -> bool {
+        let (since, months) = match self.kind {
+            NoticeKind::Expired => (self.at.date_naive(), EXPIRED_NOTICE_MEMORY_MONTHS),
+            NoticeKind::Early | NoticeKind::Days(_) => (self.expires.last_day(), NOTICE_MEMORY_MONTHS),
+        };
+        since.checked_add_months(Months::new(months)).is_some_and(|until| until < today)
+    }
+
     /// Whether both are the same notice, whenever they were given.
     #[must_use]
     pub fn repeats(&self, other: &Self) -> bool {

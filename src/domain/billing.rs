@@ -9,11 +9,9 @@ use chrono_tz::{GapInfo, Tz};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::text::InvoiceId;
-
-/// The years that a date or a month from outside may have. Far from the ends of the calendar, so that no sum of dates
-/// and months in the rules can leave it.
-pub const YEARS: std::ops::RangeInclusive<i32> = 1900..=2999;
+/// The years of the dates that other systems write into documents. 9999-12-31 is a common way to say "never". Computed dates
+/// may lie a month outside, so what the worker wrote itself is read back in any year of four digits.
+pub const DOCUMENT_YEARS: std::ops::RangeInclusive<i32> = 1900..=9999;
 
 /// A calendar month, written `"2026-06"`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +20,9 @@ pub struct YearMonth {
 }
 
 impl YearMonth {
+    /// How it is written, as a regular expression.
+    pub const PATTERN: &str = "^[0-9]{4}-(0[1-9]|1[0-2])$";
+
     /// The month in which `date` lies.
     #[must_use]
     pub fn of(date: NaiveDate) -> Self {
@@ -104,7 +105,7 @@ impl JsonSchema for YearMonth {
     }
 }
 
-/// Reads a date written exactly as `"2026-06-15"`, of the years 1900 to 2999.
+/// Reads a date written exactly as `"2026-06-15"`, in any year of four digits.
 ///
 /// # Errors
 /// A sentence that quotes the text when it is anything else.
@@ -116,7 +117,6 @@ pub fn parse_date(text: &str) -> Result<NaiveDate, String> {
     (text.len() == 10 && digits_and_dashes)
         .then(|| NaiveDate::from_str(text).ok())
         .flatten()
-        .filter(|date| YEARS.contains(&date.year()))
         .ok_or_else(|| format!("`{}` is not a date such as \"2026-06-15\"", shorten(text)))
 }
 
@@ -203,21 +203,17 @@ impl TryFrom<i64> for BillingDay {
 pub struct End {
     /// The last day of access, inclusive, in the organization's calendar.
     pub ends_on: NaiveDate,
-    /// The date of the last invoice.
+    /// The date of the last invoice by the calendar, whether or not it was ever made.
     pub final_billing_on: NaiveDate,
 }
 
-/// How and when a subscription is billed (`subscriptions.billing`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// On which days a subscription is billed (`subscriptions.billing`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Billing {
     /// Whose day it is: the purchase's or the organization's.
     pub mode: BillingMode,
     /// The billing day, never clamped.
     pub day: BillingDay,
-    /// The first invoice not yet generated. Every live subscription has one.
-    pub next_on: Option<NaiveDate>,
-    /// The newest invoice: the only one from which a subscription bought by mistake can be removed.
-    pub last_invoice_id: Option<InvoiceId>,
 }
 
 impl Billing {

@@ -10,13 +10,17 @@ use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
-use super::billing::{YearMonth, iso_date};
+use super::billing::{YearMonth, parse_date};
 use super::text::{
     AccountId, AdminId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, PersonName, SubscriptionId, Text,
 };
 
 /// The largest command, in bytes.
 pub const COMMAND_BYTES_MAX: usize = 256 * 1024;
+
+/// The years in which every date, month and instant of a command lies (contract §2). Some systems send the year 1 for a time
+/// that nobody has set. The upper end leaves room below the largest date that other systems use as "never".
+pub const COMMAND_YEARS: std::ops::RangeInclusive<i32> = 2000..=2998;
 
 /// The longest sentence about what is wrong with a message, in characters. It travels in a header, and a message may
 /// give as the name of a field whatever it likes.
@@ -306,18 +310,44 @@ enum SpecVersion {
 /// Reads a time, to the millisecond: a database keeps no more, and what is read back must be what was decided with.
 fn rfc3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DateTime<Utc>, D::Error> {
     let text = Cow::<str>::deserialize(deserializer)?;
-    DateTime::parse_from_rfc3339(&text)
+    let time = DateTime::parse_from_rfc3339(&text)
         .ok()
         .and_then(|time| DateTime::from_timestamp_millis(time.timestamp_millis()))
-        // In another offset the first and the last hours of RFC 3339 are in years that it cannot write.
-        .filter(|time| (0..=9999).contains(&time.year()))
-        .ok_or_else(|| de::Error::custom("not a time of RFC 3339 such as \"2026-06-15T10:00:00Z\""))
+        .ok_or_else(|| de::Error::custom("not a time of RFC 3339 such as \"2026-06-15T10:00:00Z\""))?;
+    within_years(time.year(), time)
+}
+
+/// `#[serde(deserialize_with = "date")]`: a date such as `"2026-06-15"`, of [`COMMAND_YEARS`]; or absent.
+fn date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NaiveDate>, D::Error> {
+    let Some(text) = Option::<Cow<str>>::deserialize(deserializer)? else { return Ok(None) };
+    let date = parse_date(&text).map_err(de::Error::custom)?;
+    within_years(date.year(), Some(date))
+}
+
+/// `#[serde(deserialize_with = "month")]`: a month such as `"2026-06"`, of [`COMMAND_YEARS`].
+fn month<'de, D: Deserializer<'de>>(deserializer: D) -> Result<YearMonth, D::Error> {
+    let month = YearMonth::deserialize(deserializer)?;
+    within_years(month.first_day().year(), month)
+}
+
+/// The same for a month that may be absent.
+fn month_option<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<YearMonth>, D::Error> {
+    let Some(month) = Option::<YearMonth>::deserialize(deserializer)? else { return Ok(None) };
+    within_years(month.first_day().year(), Some(month))
+}
+
+fn within_years<T, E: de::Error>(year: i32, value: T) -> Result<T, E> {
+    if COMMAND_YEARS.contains(&year) {
+        Ok(value)
+    } else {
+        let (first, last) = (COMMAND_YEARS.start(), COMMAND_YEARS.end());
+        Err(E::custom(format!("the year {year:04} is outside {first} to {last}; is it a date that was never set?")))
+    }
 }
 
 /// Who acts: someone of the organization, or the client from their own account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(tag = "role", rename_all = "lowercase", try_from = "ActorFields", deny_unknown_fields)]
-#[schemars(!try_from)]
+#[serde(tag = "role", rename_all = "lowercase")]
 pub enum Actor {
     /// Works for the organization.
     Admin {
@@ -337,7 +367,7 @@ pub enum Actor {
     },
 }
 
-/// [`Actor`] as it is read: flat, so that an error can name the field.
+/// [`Actor`] as a command has it: flat, so that an error can name the field, and without unknown fields.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ActorFields {
@@ -346,6 +376,11 @@ struct ActorFields {
     id: Option<AdminId>,
     account_id: Option<AccountId>,
     name: Option<PersonName>,
+}
+
+/// `#[serde(deserialize_with = "actor")]`
+fn actor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Actor, D::Error> {
+    Actor::try_from(object::<_, ActorFields>(deserializer)?).map_err(de::Error::custom)
 }
 
 #[derive(Deserialize)]
@@ -411,11 +446,12 @@ pub enum CancellationVia {
 struct CancellationFields {
     organization_id: OrganizationId,
     subscription_id: SubscriptionId,
-    #[serde(deserialize_with = "object")]
+    #[serde(deserialize_with = "actor")]
     actor: Actor,
     #[serde(deserialize_with = "name")]
     via: ViaName,
     reason: Option<FreeText>,
+    #[serde(default, deserialize_with = "month_option")]
     month: Option<YearMonth>,
     invoice_id: Option<InvoiceId>,
     refund: Option<bool>,
@@ -508,7 +544,7 @@ pub struct CancellationRequest {
     /// What the client wants cancelled.
     pub subscription_id: SubscriptionId,
     /// Who asks.
-    #[serde(deserialize_with = "object")]
+    #[serde(deserialize_with = "actor")]
     pub actor: Actor,
     /// In their words.
     pub reason: Option<FreeText>,
@@ -556,14 +592,13 @@ struct ConfirmationFields {
     /// The subscription whose request is decided.
     subscription_id: SubscriptionId,
     /// Who decides.
-    #[serde(deserialize_with = "object")]
+    #[serde(deserialize_with = "actor")]
     actor: Actor,
     /// The answer.
     #[serde(deserialize_with = "name")]
     decision: DecisionName,
     /// The date of the last invoice (accept only).
-    #[serde(default, with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
+    #[serde(default, deserialize_with = "date")]
     final_billing_date: Option<NaiveDate>,
     /// What the administrator says about it.
     note: Option<FreeText>,
@@ -619,10 +654,10 @@ pub struct PaymentFailure {
     /// The invoice that is not paid.
     pub invoice_id: InvoiceId,
     /// What is due.
-    #[serde(deserialize_with = "object")]
+    #[serde(deserialize_with = "amount")]
     pub amount: Amount,
     /// The card that was refused.
-    #[serde(deserialize_with = "object")]
+    #[serde(deserialize_with = "payment_card")]
     pub card: PaymentCard,
     /// Which try it was, from 1.
     pub attempt: Attempt,
@@ -632,8 +667,7 @@ pub struct PaymentFailure {
     #[schemars(with = "Option<String>")]
     pub failure_message: Option<FreeText>,
     /// The day of the next try; absent: there is none.
-    #[serde(default, with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
+    #[serde(default, deserialize_with = "date")]
     pub next_attempt_on: Option<NaiveDate>,
 }
 
@@ -643,12 +677,23 @@ fn cut<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<FreeText>, D
 
 /// Money.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Amount {
     /// Decimal, with a point: `"49.99"`.
     pub value: Decimal,
     /// ISO 4217, three capitals: `"CAD"`.
     pub currency: Currency,
+}
+
+/// `#[serde(deserialize_with = "amount")]`: an [`Amount`] without unknown fields.
+fn amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Fields {
+        value: Decimal,
+        currency: Currency,
+    }
+    let Fields { value, currency } = object(deserializer)?;
+    Ok(Amount { value, currency })
 }
 
 /// Declares a text that has been checked against a form.
@@ -749,12 +794,23 @@ impl<'de> Deserialize<'de> for Attempt {
 
 /// A card as a payment shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct PaymentCard {
     /// `"Visa"`
     pub brand: CardBrand,
     /// `"4242"`
     pub last4: Last4,
+}
+
+/// `#[serde(deserialize_with = "payment_card")]`: a [`PaymentCard`] without unknown fields.
+fn payment_card<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PaymentCard, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Fields {
+        brand: CardBrand,
+        last4: Last4,
+    }
+    let Fields { brand, last4 } = object(deserializer)?;
+    Ok(PaymentCard { brand, last4 })
 }
 
 /// `card.expiry`
@@ -771,7 +827,7 @@ pub struct CardExpiry {
 }
 
 /// A saved card.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Card {
     /// Its id in the payment system.
@@ -781,6 +837,7 @@ pub struct Card {
     /// `"4242"`
     pub last4: Last4,
     /// The month to whose end it is valid.
+    #[serde(deserialize_with = "month")]
     pub expires: YearMonth,
 }
 

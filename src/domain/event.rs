@@ -85,8 +85,9 @@ pub struct CancellationScheduled {
     #[serde(with = "instant")]
     #[schemars(with = "DateTime<Utc>")]
     pub ends_at: DateTime<Utc>,
-    /// The date of the last invoice.
-    pub final_billing_on: NaiveDate,
+    /// The date of the last invoice; absent where there has never been one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub final_billing_on: Option<NaiveDate>,
     /// The last day of access announced before, where it was moved earlier.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub previous_ends_on: Option<NaiveDate>,

@@ -10,12 +10,14 @@ use chrono::{DateTime, Utc};
 use super::account::{Account, CardNotice};
 use super::command::{CardExpiry, Command, CommandBody, CommandKey, CommandRef, SubscriptionCommand};
 use super::decide::{
-    Change, Context, NoticeGiven, Outcome, Rejection, RejectionReason, decide, decide_card_expiry, lapse, notice_due,
+    Change, Context, NoticeGiven, Obstacle, Outcome, Rejection, RejectionReason, decide, decide_card_expiry, end,
+    expire, notice_due,
 };
 use super::event::{EffectIds, Event};
+use super::field::Malformed;
 use super::notification::Notification;
 use super::organization::Organization;
-use super::subscription::{HistoryEntry, PaymentFailureRecord, Subscription};
+use super::subscription::{HistoryEntry, PaymentFailureRecord, Status, Subscription};
 use super::text::{AccountId, CardId, OrganizationId, SubscriptionId};
 
 /// What there is to decide.
@@ -41,7 +43,7 @@ pub enum Verdict {
     Rejected(Rejected),
     /// Something behind the document is missing, so nothing can be decided.
     Missing(Missing),
-    /// The document, or one behind it, cannot be read. The sentence says which, where and why.
+    /// A field that the decision needs cannot be read, or contradicts another. The sentence says which, where and why.
     Corrupt(String),
 }
 
@@ -55,12 +57,24 @@ pub struct Rejected {
 }
 
 /// What is missing behind a document that was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
     /// The organization.
-    Organization,
+    #[error("organizations {organization_id}: there is no such organization, though {by} names it")]
+    Organization {
+        /// The organization's id.
+        organization_id: OrganizationId,
+        /// The document that names it: `subscriptions sub-1`.
+        by: String,
+    },
     /// The account.
-    Account,
+    #[error("accounts {account_id}: there is no such account, though {by} names it")]
+    Account {
+        /// The account's id.
+        account_id: AccountId,
+        /// The document that names it: `subscriptions sub-1`.
+        by: String,
+    },
 }
 
 /// A document as it was found.
@@ -205,13 +219,13 @@ impl World {
     /// A subscription and what the tasks that were folded did to it.
     #[must_use]
     pub fn subscription_draft(&self, id: &SubscriptionId) -> Option<&SubscriptionDraft> {
-        self.subscriptions.get(id).and_then(Loaded::read)
+        self.subscriptions.get(id)?.read().ok()
     }
 
     /// An account and what the tasks that were folded did to it.
     #[must_use]
     pub fn account_draft(&self, id: &AccountId) -> Option<&AccountDraft> {
-        self.accounts.get(id).and_then(Loaded::read)
+        self.accounts.get(id)?.read().ok()
     }
 
     /// The subscriptions and the accounts that changed.
@@ -222,12 +236,12 @@ impl World {
 
     /// The subscriptions that changed.
     pub fn changed_subscriptions(&self) -> impl Iterator<Item = &SubscriptionDraft> {
-        self.subscriptions.values().filter_map(Loaded::read).filter(|draft| draft.is_changed())
+        self.subscriptions.values().filter_map(|loaded| loaded.read().ok()).filter(|draft| draft.is_changed())
     }
 
     /// The accounts that changed.
     pub fn changed_accounts(&self) -> impl Iterator<Item = &AccountDraft> {
-        self.accounts.values().filter_map(Loaded::read).filter(|draft| draft.is_changed())
+        self.accounts.values().filter_map(|loaded| loaded.read().ok()).filter(|draft| draft.is_changed())
     }
 
     /// Decides one task on the newest state.
@@ -265,8 +279,18 @@ impl World {
             return Ok(Verdict::Unchanged);
         }
         let account_id = draft.after.account_id.clone();
-        let organization = require(&self.organizations, data.organization_id(), Missing::Organization)?;
-        let account = require(&self.accounts, &account_id, Missing::Account)?;
+        let by = || format!("subscriptions {id}");
+        let organization = require_organization(&self.organizations, data.organization_id(), by)?;
+        let account = match self.accounts.get(&account_id) {
+            Some(account) => account.read()?,
+            None => return Err(Verdict::Missing(Missing::Account { account_id, by: by() })),
+        };
+        if account.after.organization_id != draft.after.organization_id {
+            let sentence =
+                format!("subscriptions {id}: account_id: the account {account_id} is another organization's");
+            return Err(Verdict::Corrupt(sentence));
+        }
+        draft.after.require_next_invoice()?;
         let context = Context { now, organization, account: &account.after };
         match decide(&draft.after, &command.reference, command.time, data, &context) {
             Ok(Outcome::Applied(change)) => {
@@ -280,7 +304,8 @@ impl World {
                 draft.added.push(Added::nothing(command, record, id.as_str()));
                 Ok(Verdict::Unchanged)
             }
-            Err(rejection) => Err(refuse(rejection, Some(account_id))),
+            Err(Obstacle::Rejected(rejection)) => Err(refuse(rejection, Some(account_id))),
+            Err(Obstacle::Malformed(malformed)) => Err(malformed.into()),
         }
     }
 
@@ -303,12 +328,13 @@ impl World {
         if was_applied(&draft.after.applied, &command.reference.key) {
             return Ok(Verdict::Unchanged);
         }
-        let organization = require(&self.organizations, &data.organization_id, Missing::Organization)?;
+        let by = || format!("accounts {id}");
+        let organization = require_organization(&self.organizations, &data.organization_id, by)?;
         let context = Context { now, organization, account: &draft.after };
-        match decide_card_expiry(&draft.after, &data.card, &context) {
+        match decide_card_expiry(&draft.after, &data.card, &context)? {
             Outcome::Applied(given) => {
                 let ids = EffectIds::of_command(&command.reference, id.as_str());
-                give(draft, given, Some(command.reference.clone()), ids);
+                give(draft, given, Some(command.reference.clone()), ids, now);
                 Ok(Verdict::Applied)
             }
             Outcome::Unchanged => {
@@ -322,8 +348,16 @@ impl World {
     fn lapse(&mut self, id: &SubscriptionId, now: DateTime<Utc>) -> Result<Verdict, Verdict> {
         let Some(loaded) = self.subscriptions.get_mut(id) else { return Ok(Verdict::Unchanged) };
         let draft = loaded.require()?;
-        let organization = require(&self.organizations, &draft.after.organization_id, Missing::Organization)?;
-        let Some(change) = lapse(&draft.after, organization, now) else { return Ok(Verdict::Unchanged) };
+        let change = match draft.after.status {
+            Status::CancellationScheduled => end(&draft.after, now)?,
+            Status::Active | Status::CancellationRequested => {
+                let by = || format!("subscriptions {id}");
+                let organization = require_organization(&self.organizations, &draft.after.organization_id, by)?;
+                expire(&draft.after, organization, now)?
+            }
+            Status::Cancelled | Status::Expired | Status::Removed => None,
+        };
+        let Some(change) = change else { return Ok(Verdict::Unchanged) };
         let ended_on = change.subscription.ended_on.map(|day| day.to_string()).unwrap_or_default();
         let ids = EffectIds::of(&["ended", id.as_str(), &ended_on]);
         apply(draft, change, None, ids);
@@ -333,18 +367,23 @@ impl World {
     fn card_notice(&mut self, id: &AccountId, card_id: &CardId, now: DateTime<Utc>) -> Result<Verdict, Verdict> {
         let Some(loaded) = self.accounts.get_mut(id) else { return Ok(Verdict::Unchanged) };
         let draft = loaded.require()?;
-        let organization = require(&self.organizations, &draft.after.organization_id, Missing::Organization)?;
-        let Some(card) = draft.after.cards.iter().find(|card| card.id == *card_id) else {
-            return Ok(Verdict::Unchanged);
+        let by = || format!("accounts {id}");
+        let organization = require_organization(&self.organizations, &draft.after.organization_id, by)?;
+        let readable = draft.after.cards.iter().flatten().find(|card| card.id == *card_id);
+        let card = match (readable, draft.after.cards.iter().find_map(|card| card.as_ref().err())) {
+            (Some(card), _) => card,
+            // It may be the one.
+            (None, Some(malformed)) => return Err(malformed.clone().into()),
+            (None, None) => return Ok(Verdict::Unchanged),
         };
         let context = Context { now, organization, account: &draft.after };
-        let Some(given) = notice_due(&draft.after, card, &context) else {
+        let Some(given) = notice_due(&draft.after, card, &context)? else {
             return Ok(Verdict::Unchanged);
         };
         let expires = card.expires.to_string();
         let kind = given.notice.kind.to_string();
         let ids = EffectIds::of(&["card-notice", id.as_str(), card_id.as_str(), &expires, &kind]);
-        give(draft, given, None, ids);
+        give(draft, given, None, ids, now);
         Ok(Verdict::Applied)
     }
 }
@@ -365,10 +404,10 @@ impl<T> Loaded<T> {
         }
     }
 
-    fn read(&self) -> Option<&T> {
+    fn read(&self) -> Result<&T, Verdict> {
         match self {
-            Self::Read(document) => Some(document),
-            Self::Corrupt { .. } => None,
+            Self::Read(document) => Ok(document),
+            Self::Corrupt { error, .. } => Err(Verdict::Corrupt(error.clone())),
         }
     }
 
@@ -377,6 +416,12 @@ impl<T> Loaded<T> {
             Self::Read(document) => Ok(document),
             Self::Corrupt { error, .. } => Err(Verdict::Corrupt(error.clone())),
         }
+    }
+}
+
+impl From<Malformed> for Verdict {
+    fn from(Malformed(sentence): Malformed) -> Self {
+        Self::Corrupt(sentence)
     }
 }
 
@@ -398,16 +443,15 @@ fn readable<'a, T>(
     loaded.require()
 }
 
-/// A document behind the one that a task is about.
-fn require<'a, K: Eq + std::hash::Hash, T>(
-    documents: &'a HashMap<K, Loaded<T>>,
-    id: &K,
-    missing: Missing,
-) -> Result<&'a T, Verdict> {
-    match documents.get(id) {
-        Some(Loaded::Read(document)) => Ok(document),
-        Some(Loaded::Corrupt { error, .. }) => Err(Verdict::Corrupt(error.clone())),
-        None => Err(Verdict::Missing(missing)),
+/// The organization behind the document `by`.
+fn require_organization<'a>(
+    organizations: &'a HashMap<OrganizationId, Loaded<Organization>>,
+    id: &OrganizationId,
+    by: impl FnOnce() -> String,
+) -> Result<&'a Organization, Verdict> {
+    match organizations.get(id) {
+        Some(loaded) => loaded.read(),
+        None => Err(Verdict::Missing(Missing::Organization { organization_id: id.clone(), by: by() })),
     }
 }
 
@@ -432,9 +476,13 @@ fn apply(draft: &mut SubscriptionDraft, change: Change, command: Option<CommandR
     });
 }
 
-fn give(draft: &mut AccountDraft, given: NoticeGiven, command: Option<CommandRef>, ids: EffectIds) {
+fn give(draft: &mut AccountDraft, given: NoticeGiven, command: Option<CommandRef>, ids: EffectIds, now: DateTime<Utc>) {
     let account = draft.change();
-    account.card_notices.push(given.notice.clone());
+    // Readable, or there would be no notice.
+    if let Ok(notices) = &mut account.card_notices {
+        notices.retain(|notice| !notice.is_forgotten(now.date_naive()));
+        notices.push(given.notice.clone());
+    }
     account.applied.extend(command.as_ref().map(|command| command.key.clone()));
     draft.added.push(Added {
         command,

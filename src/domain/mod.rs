@@ -3,8 +3,8 @@
 //! Nothing here does I/O, reads a clock, draws a random number, logs or awaits; so nothing here can fail for a reason
 //! other than the rules. Dates are values: text becomes a date, a month or an id at the edge and is never text again.
 //!
-//! Reading order: [`billing`] (the calendar), [`command`] (what may be asked), [`subscription`] and [`account`] (what is
-//! known), [`decide`] (one command on one document), [`fold`] (many commands, in order, on the newest state),
+//! Reading order: [`billing`] (the calendar), [`command`] (what may be asked), [`field`] (what documents say), [`subscription`]
+//! and [`account`] (what is known), [`decide`] (one command on one document), [`fold`] (many commands, in order, on the newest state),
 //! [`notification`] and [`event`] (what is told to whom).
 
 pub mod account;
@@ -12,6 +12,7 @@ pub mod billing;
 pub mod command;
 pub mod decide;
 pub mod event;
+pub mod field;
 pub mod fold;
 pub mod notification;
 pub mod organization;

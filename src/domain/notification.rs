@@ -13,8 +13,10 @@ use super::account::Account;
 use super::billing::{YearMonth, iso_date};
 use super::command::Amount;
 use super::event::EffectIds;
+use super::field::Field;
 use super::organization::Organization;
 use super::subscription::{Details, Subscription};
+use super::text::cut;
 
 /// The eight mails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -252,18 +254,41 @@ pub struct CardFacts {
     pub expired: bool,
 }
 
+/// How many characters of a name, or an address, an email carries.
+const NAME_CHARS_MAX: usize = 1_000;
+/// How long an address of the web may be, in bytes. A longer one is left out.
+const URL_BYTES_MAX: usize = 2_048;
+
+fn name(name: &str) -> String {
+    cut(name.to_owned(), NAME_CHARS_MAX)
+}
+
+/// A mailbox of a document, no longer than an email carries.
+fn mailbox(mailbox: &Mailbox) -> Mailbox {
+    Mailbox { name: mailbox.name.as_deref().map(name), email: name(&mailbox.email) }
+}
+
+/// An address of the web, if it is one that an email can link to.
+fn web_address(text: &str) -> Option<String> {
+    let scheme = text.trim_start().split(':').next().unwrap_or_default();
+    let is_one = scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http");
+    (is_one && text.len() <= URL_BYTES_MAX).then(|| text.to_owned())
+}
+
 impl Facts {
-    /// The facts of every mail of this organization to or about this account.
-    #[must_use]
-    pub fn new(organization: &Organization, account: &Account) -> Self {
-        Self {
+    /// The facts of every email of this organization to or about this account.
+    ///
+    /// # Errors
+    /// When a field that emails need cannot be read.
+    pub fn new(organization: &Organization, account: &Account) -> Field<Self> {
+        Ok(Self {
             organization: OrganizationFacts {
-                name: organization.name.clone(),
-                email: organization.contact.email.clone(),
-                color: organization.brand.color.clone(),
-                logo_url: organization.brand.logo_url.clone(),
+                name: name(organization.name.as_ref().map_err(Clone::clone)?),
+                email: name(&organization.contact.as_ref().map_err(Clone::clone)?.email),
+                color: organization.brand.color.as_deref().map(name),
+                logo_url: organization.brand.logo_url.as_deref().and_then(web_address),
             },
-            manager: account.manager.clone(),
+            manager: mailbox(account.manager.as_ref().map_err(Clone::clone)?),
             participant: None,
             plan: None,
             actor: None,
@@ -283,44 +308,49 @@ impl Facts {
             failure_message: None,
             next_attempt_on: None,
             admin_url: None,
-        }
+        })
     }
 
-    /// The facts of every mail about this subscription.
-    #[must_use]
+    /// The facts of every email about this subscription.
+    ///
+    /// # Errors
+    /// When a field that emails need cannot be read.
     pub fn about(
         organization: &Organization,
         account: &Account,
         subscription: &Subscription,
         details: &Details,
-    ) -> Self {
-        Self {
-            participant: Some(details.participant.name.clone()),
-            plan: Some(details.plan.name.clone()),
-            admin_url: organization.admin_url_of(&subscription.id),
-            ..Self::new(organization, account)
-        }
+    ) -> Field<Self> {
+        Ok(Self {
+            participant: Some(name(details.participant.as_ref().map_err(Clone::clone)?)),
+            plan: Some(name(details.plan.as_ref().map_err(Clone::clone)?)),
+            admin_url: organization.admin_url_of(&subscription.id).as_deref().and_then(web_address),
+            ..Self::new(organization, account)?
+        })
     }
 }
 
 /// Writes `template` to `recipient`: each gets it in their language, answers go to the other party, and the
 /// administrators' page is for administrators.
-#[must_use]
+///
+/// # Errors
+/// When a field that emails need cannot be read.
 pub fn notify(
     template: Template,
     recipient: Recipient,
     organization: &Organization,
     account: &Account,
     facts: &Facts,
-) -> Notification {
-    let (contact, manager) = (&organization.contact, &account.manager);
+) -> Field<Notification> {
+    let contact = mailbox(organization.contact.as_ref().map_err(Clone::clone)?);
+    let manager = mailbox(account.manager.as_ref().map_err(Clone::clone)?);
     let mut facts = facts.clone();
-    match recipient {
+    Ok(match recipient {
         Recipient::OrganizationContact => Notification {
             template,
             recipient,
-            to: contact.clone(),
-            reply_to: manager.clone(),
+            to: contact,
+            reply_to: manager,
             locale: organization.locale.clone(),
             facts,
         },
@@ -329,16 +359,16 @@ pub fn notify(
             Notification {
                 template,
                 recipient,
-                to: manager.clone(),
+                to: manager,
                 reply_to: Mailbox {
-                    name: contact.name.clone().or_else(|| Some(organization.name.clone())),
-                    email: contact.email.clone(),
+                    name: contact.name.or_else(|| Some(facts.organization.name.clone())),
+                    email: contact.email,
                 },
                 locale: account.manager_locale.clone().unwrap_or_else(|| organization.locale.clone()),
                 facts,
             }
         }
-    }
+    })
 }
 
 /// The conversation of all mails about one document, the same for ever: `collection` is `subscriptions` or `accounts`,
@@ -372,7 +402,7 @@ mod tests {
         assert_eq!(manager.to, mailbox(Some("Marie Roy"), "marie@example.org"));
         assert_eq!(manager.reply_to, mailbox(Some("Accueil"), "accueil@laurier.example"));
 
-        let nameless = scene(Status::Active).with(|scene| scene.organization.contact.name = None);
+        let nameless = scene(Status::Active).with(|scene| scene.organization.contact.as_mut().unwrap().name = None);
         let [contact, manager] = mails(&nameless);
         assert_eq!(contact.to, mailbox(None, "accueil@laurier.example"));
         assert_eq!(manager.reply_to, mailbox(Some("Club Laurier"), "accueil@laurier.example"));
@@ -412,7 +442,8 @@ mod tests {
     fn who_gets_which_mail() {
         #[track_caller]
         fn check(status: Status, command: &crate::domain::command::Command, template: Template, expected: &[&str]) {
-            let told = scene(status).with(|scene| scene.organization.notify_client_of_own_actions = true).tell(command);
+            let told =
+                scene(status).with(|scene| scene.organization.notify_client_of_own_actions = Ok(true)).tell(command);
             let added = match (told.subscription, told.account) {
                 (Some(draft), _) => draft.added[0].notifications.clone(),
                 (_, Some(draft)) => draft.added[0].notifications.clone(),

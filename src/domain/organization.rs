@@ -3,6 +3,7 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 
+use super::field::{Field, Malformed, fault};
 use super::notification::{Brand, Mailbox};
 use super::text::{OrganizationId, SubscriptionId};
 
@@ -23,19 +24,20 @@ pub struct Organization {
     /// `_id`
     pub id: OrganizationId,
     /// Its name, which is also the sender's name of its mails.
-    pub name: String,
-    /// The language of its mails, and of its clients' where they have none: a BCP 47 tag such as `fr-CA`.
+    pub name: Field<String>,
+    /// The language of its emails, and of its clients' where they have none: a BCP 47 tag such as `fr-CA`. Empty: none can be
+    /// read.
     pub locale: String,
     /// Whose midnight ends a day.
-    pub timezone: Tz,
+    pub timezone: Field<Tz>,
     /// Its main contact.
-    pub contact: Mailbox,
+    pub contact: Field<Mailbox>,
     /// What clients may do.
-    pub client_cancellation: ClientCancellation,
+    pub client_cancellation: Field<ClientCancellation>,
     /// Whether clients get a mail about what they did themselves.
-    pub notify_client_of_own_actions: bool,
+    pub notify_client_of_own_actions: Field<bool>,
     /// How many days before a card expires its holder is told, e.g. 30 and 5.
-    pub card_notice_days: Vec<u32>,
+    pub card_notice_days: Field<Vec<u32>>,
     /// Where administrators see a subscription, with `{subscription_id}`.
     pub admin_url: Option<String>,
     /// How its mails look.
@@ -43,10 +45,21 @@ pub struct Organization {
 }
 
 impl Organization {
-    /// The date at `now` in the organization's time zone.
+    /// The fields that cannot be read.
     #[must_use]
-    pub fn date_at(&self, now: DateTime<Utc>) -> NaiveDate {
-        now.with_timezone(&self.timezone).date_naive()
+    pub fn faults(&self) -> Vec<&Malformed> {
+        let who = [fault(&self.name), fault(&self.contact)];
+        let settings = [fault(&self.client_cancellation), fault(&self.notify_client_of_own_actions)];
+        let calendar = [fault(&self.timezone), fault(&self.card_notice_days)];
+        who.into_iter().chain(settings).chain(calendar).flatten().collect()
+    }
+
+    /// The date at `now` in the organization's time zone.
+    ///
+    /// # Errors
+    /// When the time zone cannot be read.
+    pub fn date_at(&self, now: DateTime<Utc>) -> Field<NaiveDate> {
+        Ok(now.with_timezone(&self.timezone.clone()?).date_naive())
     }
 
     /// The page on which an administrator sees the subscription.
@@ -65,10 +78,10 @@ mod tests {
     #[test]
     fn the_date_is_the_organizations() {
         let mut organization = scene(Status::Active).organization;
-        assert_eq!(organization.date_at(instant("2026-06-15T03:59:59Z")), date("2026-06-14"));
-        assert_eq!(organization.date_at(instant("2026-06-15T04:00:00Z")), date("2026-06-15"));
-        organization.timezone = chrono_tz::Pacific::Kiritimati;
-        assert_eq!(organization.date_at(instant("2026-06-14T10:00:00Z")), date("2026-06-15"));
+        assert_eq!(organization.date_at(instant("2026-06-15T03:59:59Z")), Ok(date("2026-06-14")));
+        assert_eq!(organization.date_at(instant("2026-06-15T04:00:00Z")), Ok(date("2026-06-15")));
+        organization.timezone = Ok(chrono_tz::Pacific::Kiritimati);
+        assert_eq!(organization.date_at(instant("2026-06-14T10:00:00Z")), Ok(date("2026-06-15")));
     }
 
     #[test]

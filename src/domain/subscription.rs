@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::billing::{Billing, YearMonth};
 use super::command::{Actor, Amount, CommandKey, CommandRef, PaymentCard};
+use super::field::{Field, Malformed, fault};
 use super::text::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
 
 /// Where a subscription stands.
@@ -72,28 +73,61 @@ pub struct Subscription {
     pub ended_on: Option<NaiveDate>,
 }
 
+impl Subscription {
+    /// The fields that cannot be read.
+    #[must_use]
+    pub fn faults(&self) -> Vec<&Malformed> {
+        let Some(it) = &self.details else { return Vec::new() };
+        let names = [fault(&it.participant), fault(&it.plan)];
+        let billing = [fault(&it.billing), fault(&it.next_on), fault(&it.last_on), fault(&it.last_invoice_id)];
+        let rest = [fault(&it.expires_on), fault(&it.activities), fault(&it.end), fault(&it.request)];
+        names.into_iter().chain(billing).chain(rest).flatten().collect()
+    }
+
+    /// Checks that a live one has a next invoice: without it, no command can be decided (contract §4).
+    ///
+    /// # Errors
+    /// When it has none, or it cannot be read.
+    pub fn require_next_invoice(&self) -> Field<()> {
+        match &self.details {
+            Some(details) if self.status.is_live() && details.next_on.clone()?.is_none() => Err(Malformed(format!(
+                "subscriptions {}: billing.next_on: missing, though the subscription is {}",
+                self.id,
+                self.status.as_str()
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// All that a removed subscription has no more.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Details {
-    /// Who takes part.
-    pub participant: Named,
-    /// What was bought.
-    pub plan: Named,
-    /// How it is billed.
-    pub billing: Billing,
+    /// The name of who takes part.
+    pub participant: Field<String>,
+    /// The name of what was bought.
+    pub plan: Field<String>,
+    /// On which days it is billed.
+    pub billing: Field<Billing>,
+    /// The first invoice not yet generated (`billing.next_on`). Every live subscription has one.
+    pub next_on: Field<Option<NaiveDate>>,
+    /// The date of the newest invoice (`billing.last_on`).
+    pub last_on: Field<Option<NaiveDate>>,
+    /// The newest invoice (`billing.last_invoice_id`): the only one from which a subscription bought by mistake can be removed.
+    pub last_invoice_id: Field<Option<InvoiceId>>,
     /// From which day on it is not renewed, where the plan has an end.
-    pub expires_on: Option<NaiveDate>,
+    pub expires_on: Field<Option<NaiveDate>>,
     /// What the participant is enrolled in.
-    pub activities: Vec<Named>,
+    pub activities: Field<Vec<Named>>,
     /// The last day of access and the last invoice, once it is scheduled to end.
-    pub end: Option<ScheduledEnd>,
+    pub end: Field<Option<ScheduledEnd>>,
     /// The newest request of the client.
-    pub request: Option<Request>,
-    /// The cancellation, once there is one.
+    pub request: Field<Option<Request>>,
+    /// The cancellation, once there is one. No rule reads it.
     pub cancellation: Option<CancellationRecord>,
 }
 
-/// Something with an id and a name: a participant, a plan, an activity.
+/// Something with an id and a name: an activity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Named {
     /// Its id upstream.
@@ -109,7 +143,7 @@ pub struct ScheduledEnd {
     pub ends_on: NaiveDate,
     /// The instant at which that day is over there.
     pub ends_at: DateTime<Utc>,
-    /// The date of the last invoice; a document that another system scheduled may lack it.
+    /// The date of the last invoice; absent where there has never been one.
     pub final_billing_on: Option<NaiveDate>,
 }
 
@@ -118,12 +152,20 @@ pub struct ScheduledEnd {
 pub struct Request {
     /// When the client sent it.
     pub requested_at: DateTime<Utc>,
-    /// Who asked.
-    pub actor: Actor,
+    /// Who asked, as far as that can be read. No rule needs it.
+    pub actor: Option<Actor>,
     /// In their words.
     pub reason: Option<FreeText>,
     /// How it was closed; absent: it is open.
     pub closed: Option<Closed>,
+}
+
+impl Request {
+    /// It, closed.
+    #[must_use]
+    pub fn close(self, decided_at: DateTime<Utc>, decision: RequestDecision, note: Option<FreeText>) -> Self {
+        Self { closed: Some(Closed { decided_at, decision, note }), ..self }
+    }
 }
 
 /// How a request was closed.
@@ -208,6 +250,12 @@ pub struct HistoryEntry {
     pub to: Status,
     /// The last day of access after it.
     pub ends_on: Option<NaiveDate>,
+    /// How a cancellation came.
+    pub via: Option<Via>,
+    /// Why, in the words of who acted.
+    pub reason: Option<FreeText>,
+    /// What the administrator says about a request.
+    pub note: Option<FreeText>,
 }
 
 /// One failed payment (`subscriptions.payment_failures`).

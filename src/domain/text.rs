@@ -20,14 +20,20 @@ impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
 }
 
 impl<const MAX: usize> Text<0, MAX> {
-    /// As much of the text as there is room for.
+    /// The first `MAX` characters of the text.
     #[must_use]
-    pub fn cut(mut text: String) -> Self {
-        if let Some((end, _)) = text.char_indices().nth(MAX) {
-            text.truncate(end);
-        }
-        Self(text)
+    pub fn cut(text: String) -> Self {
+        Self(cut(text, MAX))
     }
+}
+
+/// The first `chars_max` characters of the text.
+#[must_use]
+pub fn cut(mut text: String, chars_max: usize) -> String {
+    if let Some((end, _)) = text.char_indices().nth(chars_max) {
+        text.truncate(end);
+    }
+    text
 }
 
 impl<const MIN: usize, const MAX: usize> TryFrom<String> for Text<MIN, MAX> {

@@ -7,8 +7,9 @@ use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 
+use crate::domain::account::Account;
 use crate::domain::fold::{Added, Changed, ChangedAccount, ChangedSubscription, World};
-use crate::domain::subscription::{Details, Status, Subscription};
+use crate::domain::subscription::{Details, Request, Status, Subscription};
 
 use super::documents::{
     AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, PaymentFailureDocument, RequestDocument,
@@ -20,8 +21,8 @@ use super::{Collection, Store, StoreError};
 const APPLIED_MAX: i32 = 200;
 /// How many failed payments a document keeps.
 const PAYMENT_FAILURES_MAX: i32 = 20;
-/// How many card notices a document keeps.
-const CARD_NOTICES_MAX: i32 = 200;
+/// How many bytes of statements one `update` command carries. A command is a document, which has at most 16 MiB.
+const STATEMENTS_BYTES_MAX: usize = 12 * 1024 * 1024;
 /// The fields that stay when a subscription is removed (contract §4).
 const TOMBSTONE_FIELDS: [&CStr; 9] = [
     cstr!("_id"),
@@ -156,14 +157,38 @@ impl Store {
         for refusal in &reply.refused {
             if let Some(&index) = indexes.get(refusal.position) {
                 let error = refusal.message.clone();
-                results[index] =
-                    if refusal.code == BAD_VALUE { Committed::Corrupt(error) } else { Committed::Refused(error) };
+                results[index] = if !MALFORMED.contains(&refusal.code) {
+                    Committed::Refused(error)
+                } else if self.remove_nulls(collection, &updates[index].id).await? {
+                    Committed::Lost
+                } else {
+                    Committed::Corrupt(error)
+                };
             }
         }
         if reply.matched + reply.refused.len() < indexes.len() {
             self.find_losers(collection, updates, indexes, results).await?;
         }
         Ok(())
+    }
+
+    /// A list of ours that is null counts as absent, but nothing can be pushed to it: it is removed. Returns whether there was one;
+    /// then the document has a new version, and what was to be written to it can be decided again.
+    async fn remove_nulls(&self, collection: Collection, id: &str) -> Result<bool, StoreError> {
+        const LISTS: [&str; 6] = ["applied", "card_notices", "history", "notifications", "outbox", "payment_failures"];
+        let is_null: Vec<Document> = LISTS.iter().map(|list| doc! { *list: { "$type": "null" } }).collect();
+        let mut set: Document = LISTS
+            .iter()
+            .map(|list| {
+                let field = format!("${list}");
+                let kept = doc! { "$cond": [{ "$eq": [{ "$type": &field }, "null"] }, "$$REMOVE", &field] };
+                ((*list).to_owned(), kept.into())
+            })
+            .collect();
+        set.insert("version", doc! { "$add": [{ "$ifNull": ["$version", 0_i64] }, 1_i64] });
+        let statement = doc! { "q": { "_id": id, "$or": is_null }, "u": [{ "$set": set }] };
+        let updated = self.update_many(collection, [raw(&statement)?]).await?;
+        Ok(updated.matched > 0)
     }
 
     /// The reply says how many statements matched, not which. A document in which our lease stands is ours.
@@ -194,16 +219,30 @@ impl Store {
         Ok(())
     }
 
-    /// One `update` command of many statements, on a majority of the servers before it is answered.
+    /// Many statements, on a majority of the servers before they are answered: one `update` command, or more where they are too
+    /// large for one.
     pub(super) async fn update_many(
         &self,
         collection: Collection,
         statements: impl IntoIterator<Item = RawDocumentBuf>,
     ) -> Result<Updated, StoreError> {
+        let mut updated = Updated { matched: 0, refused: Vec::new() };
+        let mut sent = 0;
+        for (statements, count) in pack(statements) {
+            let one = self.update_command(collection, statements).await?;
+            updated.matched += one.matched;
+            let moved = |refusal: Refusal| Refusal { position: refusal.position + sent, ..refusal };
+            updated.refused.extend(one.refused.into_iter().map(moved));
+            sent += count;
+        }
+        Ok(updated)
+    }
+
+    async fn update_command(&self, collection: Collection, statements: RawArrayBuf) -> Result<Updated, StoreError> {
         let reply = self
             .raw_command(rawdoc! {
                 "update": collection.as_str(),
-                "updates": RawArrayBuf::from_iter(statements),
+                "updates": statements,
                 "ordered": false,
                 "writeConcern": { "w": "majority" },
             })
@@ -265,13 +304,32 @@ impl Store {
     }
 }
 
+/// Statements as `update` commands carry them, with how many each has.
+fn pack(statements: impl IntoIterator<Item = RawDocumentBuf>) -> Vec<(RawArrayBuf, usize)> {
+    let mut packed: Vec<(RawArrayBuf, usize)> = Vec::new();
+    for statement in statements {
+        let fits = |(together, _): &&mut (RawArrayBuf, usize)| {
+            together.as_bytes().len() + statement.as_bytes().len() <= STATEMENTS_BYTES_MAX
+        };
+        match packed.last_mut().filter(fits) {
+            Some((together, count)) => {
+                together.push(statement);
+                *count += 1;
+            }
+            None => packed.push((RawArrayBuf::from_iter([statement]), 1)),
+        }
+    }
+    packed
+}
+
 /// A write that finds nothing. It waits, as any other, for the newest change that its server knows.
 fn nothing() -> RawDocumentBuf {
     rawdoc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } }
 }
 
-/// The code of a value that does not go with the update, such as `$push` to a field that is no list.
-const BAD_VALUE: i32 = 2;
+/// Codes of a field that does not go with the update: bad value (`$push` to what is no list), type mismatch, path not viable
+/// (a field within what is no object), and `$concatArrays` of what is no list.
+const MALFORMED: [i32; 4] = [2, 14, 28, 28664];
 /// Codes of troubles that pass: host unreachable, not found or timed out, lock timeout, network timeout, shutdown in
 /// progress, write conflict, no primary found, primary stepped down, time limit exceeded, socket error, not primary (4).
 const TROUBLES: [i32; 15] = [6, 7, 24, 46, 89, 91, 112, 133, 189, 262, 9001, 10107, 11600, 11602, 13435];
@@ -368,27 +426,33 @@ fn set_changed(
     if before.ended_on != after.ended_on {
         set.append(cstr!("ended_on"), day(after.ended_on));
     }
-    if let Some(end) = details.end.filter(|_| old.and_then(|old| old.end) != details.end) {
+    if let Ok(Some(end)) = &details.end
+        && old.is_none_or(|old| old.end != details.end)
+    {
         set.append(cstr!("ends_on"), end.ends_on.to_string());
         set.append(cstr!("ends_at"), bson::DateTime::from(end.ends_at));
-        set.append(cstr!("final_billing_on"), day(end.final_billing_on));
+        match end.final_billing_on {
+            Some(day) => set.append(cstr!("final_billing_on"), day.to_string()),
+            None => unset.append(cstr!("final_billing_on"), ""),
+        }
     }
-    if let Some(request) =
-        details.request.as_ref().filter(|_| old.and_then(|old| old.request.as_ref()) != details.request.as_ref())
+    if let Ok(Some(request)) = &details.request
+        && old.is_none_or(|old| old.request != details.request)
     {
-        set.append(cstr!("cancellation_request"), raw(&RequestDocument::from(request))?);
+        let earlier = old.and_then(|old| old.request.as_ref().ok()?.as_ref());
+        set_request(&mut set, earlier, request)?;
     }
-    if let Some(record) = details
-        .cancellation
-        .as_ref()
-        .filter(|_| old.and_then(|old| old.cancellation.as_ref()) != details.cancellation.as_ref())
+    if let Some(record) = &details.cancellation
+        && old.is_none_or(|old| old.cancellation != details.cancellation)
     {
         set.append(cstr!("cancellation"), raw(&CancellationDocument::from(record))?);
     }
-    if old.is_some_and(|old| old.activities != details.activities) {
-        set.append(cstr!("activities"), raw_array(&details.activities)?);
+    if let Ok(activities) = &details.activities
+        && old.is_some_and(|old| old.activities != details.activities)
+    {
+        set.append(cstr!("activities"), raw_array(activities)?);
     }
-    if details.billing.next_on.is_none() && old.is_some_and(|old| old.billing.next_on.is_some()) {
+    if details.next_on == Ok(None) && old.is_some_and(|old| old.next_on != Ok(None)) {
         unset.append(cstr!("billing.next_on"), "");
     }
 
@@ -412,6 +476,25 @@ fn set_changed(
         update.append(cstr!("$unset"), unset);
     }
     Ok(update.into())
+}
+
+/// Sets a new request as a whole. One that is only closed keeps what else it has.
+fn set_request(set: &mut RawDocumentBuf, earlier: Option<&Request>, request: &Request) -> Result<(), StoreError> {
+    let same = earlier.filter(|earlier| Request { closed: None, ..request.clone() } == **earlier);
+    match (same, &request.closed) {
+        (Some(_), Some(closed)) => {
+            set.append(cstr!("cancellation_request.decided_at"), bson::DateTime::from(closed.decided_at));
+            set.append(
+                cstr!("cancellation_request.decision"),
+                RawBson::try_from(bson(&closed.decision)?).map_err(|error| not_bson(&error))?,
+            );
+            if let Some(note) = &closed.note {
+                set.append(cstr!("cancellation_request.note"), note.as_str());
+            }
+        }
+        _ => set.append(cstr!("cancellation_request"), raw(&RequestDocument::from(request))?),
+    }
+    Ok(())
 }
 
 /// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal.
@@ -442,13 +525,21 @@ fn update_account(
     source: &str,
     now: DateTime<Utc>,
 ) -> Result<GuardedUpdate, StoreError> {
-    let Changed { before: account, added, .. } = changed;
+    let Changed { before: account, after, added } = changed;
     let notices: Vec<CardNoticeDocument> =
         added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
     let applied = applied(&added, now);
     let entries = entries(added, lease, source, now);
+    let mut set = rawdoc! { "version": next(account.version) };
     let mut push = RawDocumentBuf::new();
-    append_each(&mut push, cstr!("card_notices"), &notices, Some(CARD_NOTICES_MAX))?;
+    let remembered = |account: &Account| account.card_notices.as_ref().map_or(0, Vec::len);
+    if remembered(&after) == remembered(&account) + notices.len() {
+        append_each(&mut push, cstr!("card_notices"), &notices, None)?;
+    } else {
+        // Some were forgotten.
+        let all: Vec<CardNoticeDocument> = after.card_notices.iter().flatten().map(Into::into).collect();
+        set.append(cstr!("card_notices"), raw_array(&all)?);
+    }
     append_each(&mut push, cstr!("applied"), &applied, Some(APPLIED_MAX))?;
     append_each(&mut push, cstr!("outbox"), &entries, None)?;
     Ok(GuardedUpdate {
@@ -456,7 +547,7 @@ fn update_account(
         id: account.id.to_string(),
         version: account.version,
         history_length: None,
-        update: rawdoc! { "$set": { "version": next(account.version) }, "$push": push }.into(),
+        update: rawdoc! { "$set": set, "$push": push }.into(),
         array_filters: None,
         entries,
     })

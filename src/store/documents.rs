@@ -1,17 +1,22 @@
 //! The documents as the database keeps them (contract §3), and how they become the domain's types.
 //!
-//! Other systems write these documents too. What Offramp does not know is neither read nor written; what it knows must have
-//! the right type, or the document is corrupt: it is reported, and left as it is.
+//! Other systems write these documents too. What Offramp does not know is neither read nor written. What it knows and cannot read
+//! stops the decisions that need it and no others. Documents are read more leniently than they are written, so that a field that a
+//! newer version adds does no harm.
+
+mod stored;
 
 use bson::{Bson, DateTime as Instant, Document, RawDocument, doc};
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
+use chrono_tz::Tz;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::account::{Account, CardNotice, NoticeKind};
-use crate::domain::billing::{Billing, BillingDay, BillingMode, YEARS, YearMonth, iso_date};
-use crate::domain::command::{Actor, Amount, Card, CommandKey, CommandRef, PaymentCard};
+use crate::domain::billing::{Billing, BillingDay, BillingMode, DOCUMENT_YEARS, YearMonth, iso_date, parse_date};
+use crate::domain::command::{Actor, Amount, Card, CommandKey, CommandRef, Last4, PaymentCard};
+use crate::domain::field::{Field, Malformed};
 use crate::domain::fold::Loaded;
 use crate::domain::notification::{Brand, Mailbox};
 use crate::domain::organization::{ClientCancellation, Organization};
@@ -24,6 +29,9 @@ use crate::domain::text::{AccountId, CardBrand, CardId, FreeText, InvoiceId, Org
 use super::Collection;
 use super::outbox::OutboxEntry;
 
+use stored::{Fault, list};
+pub use stored::{Stored, kind};
+
 /// The longest lead time of a card notice: two years. Cards are valid for few years more.
 const CARD_NOTICE_DAYS_MAX: u32 = 731;
 
@@ -34,29 +42,48 @@ pub struct OrganizationDocument {
     /// Its id.
     #[serde(rename = "_id")]
     pub id: OrganizationId,
-    /// Its name, which is also the sender's name of its mails.
-    pub name: String,
-    /// The language of its mails, and of its clients' where they have none: a BCP 47 tag such as `fr-CA`.
-    pub locale: String,
+    /// Its name, which is also the sender's name of its emails.
+    #[schemars(with = "String")]
+    pub name: Stored<String>,
+    /// The language of its emails, and of its clients' where they have none: a BCP 47 tag such as `fr-CA`.
+    #[schemars(with = "String")]
+    pub locale: Stored<String>,
     /// An IANA time zone such as `America/Toronto`: whose midnight ends a day.
-    pub timezone: String,
+    #[schemars(with = "String")]
+    pub timezone: Stored<String>,
     /// Its main contact.
-    pub contact: Mailbox,
+    #[schemars(with = "Mailbox")]
+    pub contact: Stored<Mailbox>,
     /// What clients may do who want to leave.
-    pub client_cancellation: ClientCancellation,
-    /// Whether clients get a mail about what they did themselves.
+    #[schemars(with = "ClientCancellation")]
+    pub client_cancellation: Stored<ClientCancellation>,
+    /// Whether clients get an email about what they did themselves.
     #[serde(default)]
-    pub notify_client_of_own_actions: Option<bool>,
+    #[schemars(with = "Option<bool>")]
+    pub notify_client_of_own_actions: Stored<Option<bool>>,
     /// How many days before a card expires its holder is told, e.g. `[30, 5]`.
-    #[serde(default, deserialize_with = "integers")]
+    #[serde(default)]
     #[schemars(with = "Option<Vec<u32>>")]
-    pub card_notice_days: Vec<i64>,
+    pub card_notice_days: Stored<Option<Vec<Integer>>>,
     /// Where administrators see a subscription, with `{subscription_id}` in its place.
     #[serde(default)]
-    pub admin_url: Option<String>,
-    /// How its mails look.
+    #[schemars(with = "Option<String>")]
+    pub admin_url: Stored<Option<String>>,
+    /// How its emails look.
     #[serde(default)]
-    pub brand: Option<Brand>,
+    #[schemars(with = "Option<Brand>")]
+    pub brand: Stored<Option<BrandDocument>>,
+}
+
+/// `organizations.brand`, each field by itself: what cannot be read is left out.
+#[derive(Debug, Default, Deserialize)]
+pub struct BrandDocument {
+    /// A colour of CSS.
+    #[serde(default)]
+    pub color: Stored<Option<String>>,
+    /// An image.
+    #[serde(default)]
+    pub logo_url: Stored<Option<String>>,
 }
 
 /// A document of `accounts`. Offramp writes the fields from `version` on.
@@ -69,25 +96,30 @@ pub struct AccountDocument {
     /// The organization that it belongs to.
     pub organization_id: OrganizationId,
     /// The account manager: the customer who holds the account.
-    pub manager: ManagerDocument,
+    #[schemars(with = "ManagerDocument")]
+    pub manager: Stored<ManagerDocument>,
     /// The saved cards.
-    #[serde(default)]
-    pub cards: Option<Vec<CardDocument>>,
+    #[serde(default, deserialize_with = "list")]
+    #[schemars(with = "Option<Vec<CardDocument>>")]
+    pub cards: Vec<Stored<CardDocument>>,
     /// Incremented by every writer.
     #[serde(default, deserialize_with = "integer")]
     pub version: Option<i64>,
     /// The newest commands that were applied.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub applied: Vec<AppliedDocument>,
     /// Mails and events that have not left yet.
+    #[serde(default, deserialize_with = "list")]
+    #[schemars(with = "Vec<OutboxEntry>")]
+    pub outbox: Vec<Stored<OutboxEntry>>,
+    /// The notices that were given, until two months after the card's expiry month.
     #[serde(default)]
-    pub outbox: Vec<OutboxEntry>,
-    /// The newest notices that were given.
-    #[serde(default)]
-    pub card_notices: Vec<CardNoticeDocument>,
+    #[schemars(with = "Vec<CardNoticeDocument>")]
+    pub card_notices: Stored<Option<Vec<CardNoticeDocument>>>,
     /// The mails that were sent.
-    #[serde(default)]
-    pub notifications: Vec<SentDocument>,
+    #[serde(default, deserialize_with = "list")]
+    #[schemars(with = "Vec<SentDocument>")]
+    pub notifications: Vec<Stored<SentDocument>>,
 }
 
 /// The account manager.
@@ -99,7 +131,8 @@ pub struct ManagerDocument {
     pub email: String,
     /// Their language, a BCP 47 tag; absent: the organization's.
     #[serde(default)]
-    pub locale: Option<String>,
+    #[schemars(with = "Option<String>")]
+    pub locale: Stored<Option<String>>,
 }
 
 /// A saved card.
@@ -110,7 +143,7 @@ pub struct CardDocument {
     /// `"Visa"`
     pub brand: CardBrand,
     /// `"4242"`
-    pub last4: crate::domain::command::Last4,
+    pub last4: Last4,
     /// The month to whose end it is valid.
     pub expires: YearMonth,
 }
@@ -181,20 +214,24 @@ pub struct SubscriptionDocument {
     pub account_id: AccountId,
     /// Who takes part. (A removed subscription has this and the next four fields no more.)
     #[serde(default)]
-    pub participant: Option<Named>,
+    #[schemars(with = "Option<Named>")]
+    pub participant: Stored<Option<NameDocument>>,
     /// What was bought.
     #[serde(default)]
-    pub plan: Option<Named>,
+    #[schemars(with = "Option<Named>")]
+    pub plan: Stored<Option<NameDocument>>,
     /// How it is billed.
     #[serde(default)]
-    pub billing: Option<BillingDocument>,
-    /// From which day on it is not renewed, where the plan has an end.
-    #[serde(default, with = "iso_date::option")]
+    #[schemars(with = "Option<BillingDocument>")]
+    pub billing: Stored<Option<BillingDocument>>,
+    /// From which day on it is not renewed, where the plan has an end. `2999-12-31` and later mean never.
+    #[serde(default)]
     #[schemars(with = "Option<NaiveDate>")]
-    pub expires_on: Option<NaiveDate>,
+    pub expires_on: Stored<Option<String>>,
     /// What the participant is enrolled in.
     #[serde(default)]
-    pub activities: Option<Vec<Named>>,
+    #[schemars(with = "Option<Vec<Named>>")]
+    pub activities: Stored<Option<Vec<Named>>>,
     /// Incremented by every writer.
     #[serde(default, deserialize_with = "integer")]
     pub version: Option<i64>,
@@ -202,68 +239,89 @@ pub struct SubscriptionDocument {
     #[serde(default)]
     pub status: Option<Status>,
     /// The last day of access, inclusive, in the organization's calendar.
-    #[serde(default, with = "iso_date::option")]
+    #[serde(default)]
     #[schemars(with = "Option<NaiveDate>")]
-    pub ends_on: Option<NaiveDate>,
+    pub ends_on: Stored<Option<OwnDate>>,
     /// The instant at which that day is over there.
     #[serde(default)]
     #[schemars(with = "Option<ExtendedJsonDate>")]
-    pub ends_at: Option<Instant>,
-    /// The date of the last invoice.
-    #[serde(default, with = "iso_date::option")]
+    pub ends_at: Stored<Option<Instant>>,
+    /// The date of the last invoice; absent where there has never been one.
+    #[serde(default)]
     #[schemars(with = "Option<NaiveDate>")]
-    pub final_billing_on: Option<NaiveDate>,
+    pub final_billing_on: Stored<Option<OwnDate>>,
     /// The day on which it ended.
-    #[serde(default, with = "iso_date::option")]
+    #[serde(default)]
     #[schemars(with = "Option<NaiveDate>")]
-    pub ended_on: Option<NaiveDate>,
+    pub ended_on: Stored<Option<OwnDate>>,
     /// The newest request of the client.
     #[serde(default)]
-    pub cancellation_request: Option<RequestDocument>,
+    #[schemars(with = "Option<RequestDocument>")]
+    pub cancellation_request: Stored<Option<RequestDocument>>,
     /// The cancellation.
     #[serde(default)]
-    pub cancellation: Option<CancellationDocument>,
+    #[schemars(with = "Option<CancellationDocument>")]
+    pub cancellation: Stored<Option<CancellationDocument>>,
     /// The newest 20 failed payments.
-    #[serde(default)]
-    pub payment_failures: Vec<PaymentFailureDocument>,
+    #[serde(default, deserialize_with = "list")]
+    #[schemars(with = "Vec<PaymentFailureDocument>")]
+    pub payment_failures: Vec<Stored<PaymentFailureDocument>>,
     /// The audit trail.
-    #[serde(default)]
-    pub history: Vec<HistoryDocument>,
+    #[serde(default, deserialize_with = "list")]
+    #[schemars(with = "Vec<HistoryDocument>")]
+    pub history: Vec<Stored<HistoryDocument>>,
     /// How many entries that has, in what [`decisive`] reads.
     #[serde(default, rename = "offramp_history_length")]
     #[schemars(skip)]
     pub history_length: Option<u32>,
     /// The mails that were sent.
-    #[serde(default)]
-    pub notifications: Vec<SentDocument>,
+    #[serde(default, deserialize_with = "list")]
+    #[schemars(with = "Vec<SentDocument>")]
+    pub notifications: Vec<Stored<SentDocument>>,
     /// The newest 200 commands that were applied.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub applied: Vec<AppliedDocument>,
     /// Mails and events that have not left yet.
-    #[serde(default)]
-    pub outbox: Vec<OutboxEntry>,
+    #[serde(default, deserialize_with = "list")]
+    #[schemars(with = "Vec<OutboxEntry>")]
+    pub outbox: Vec<Stored<OutboxEntry>>,
 }
 
-/// `subscriptions.billing`
-#[derive(Debug, Deserialize, JsonSchema)]
+/// A date that Offramp wrote itself: of any year of four digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct OwnDate(#[serde(with = "iso_date")] pub NaiveDate);
+
+/// As much of a [`Named`] as decisions need.
+#[derive(Debug, Deserialize)]
+pub struct NameDocument {
+    /// What people call it.
+    pub name: String,
+}
+
+/// `subscriptions.billing`, each field by itself.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct BillingDocument {
     /// Whose day it is: the purchase's or the organization's.
-    pub mode: BillingMode,
+    #[serde(default)]
+    #[schemars(with = "BillingMode", required)]
+    pub mode: Stored<Option<BillingMode>>,
     /// The billing day, 1 to 31.
-    #[serde(deserialize_with = "required_integer")]
-    #[schemars(range(min = 1, max = 31))]
-    pub day: i64,
+    #[serde(default)]
+    #[schemars(with = "i64", required, range(min = 1, max = 31))]
+    pub day: Stored<Option<Integer>>,
     /// The first invoice not yet generated. Every live subscription has one.
-    #[serde(default, with = "iso_date::option")]
+    #[serde(default)]
     #[schemars(with = "Option<NaiveDate>")]
-    pub next_on: Option<NaiveDate>,
+    pub next_on: Stored<Option<String>>,
     /// The date of the newest invoice.
-    #[serde(default, with = "iso_date::option")]
+    #[serde(default)]
     #[schemars(with = "Option<NaiveDate>")]
-    pub last_on: Option<NaiveDate>,
+    pub last_on: Stored<Option<String>>,
     /// The newest invoice.
     #[serde(default)]
-    pub last_invoice_id: Option<InvoiceId>,
+    #[schemars(with = "Option<InvoiceId>")]
+    pub last_invoice_id: Stored<Option<InvoiceId>>,
 }
 
 /// `subscriptions.cancellation_request`
@@ -273,7 +331,8 @@ pub struct RequestDocument {
     #[schemars(with = "ExtendedJsonDate")]
     pub requested_at: Instant,
     /// Who asked.
-    pub actor: Actor,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<Actor>,
     /// In their words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<FreeText>,
@@ -352,6 +411,15 @@ pub struct HistoryDocument {
     #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
     #[schemars(with = "Option<NaiveDate>")]
     pub ends_on: Option<NaiveDate>,
+    /// How a cancellation came.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<Via>,
+    /// Why, in the words of who acted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<FreeText>,
+    /// What the administrator says about a request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<FreeText>,
 }
 
 /// An instant as extended JSON writes a BSON date; used in JSON Schemas only.
@@ -372,7 +440,17 @@ const HISTORY_LENGTH: &str = "offramp_history_length";
 #[must_use]
 pub fn decisive(collection: Collection) -> Document {
     let fields: &[&str] = match collection {
-        Collection::Organizations => &[],
+        Collection::Organizations => &[
+            "name",
+            "locale",
+            "timezone",
+            "contact",
+            "client_cancellation",
+            "notify_client_of_own_actions",
+            "card_notice_days",
+            "admin_url",
+            "brand",
+        ],
         Collection::Accounts => &["organization_id", "manager", "cards", "version", "applied", "card_notices"],
         Collection::Subscriptions => &[
             "organization_id",
@@ -401,19 +479,23 @@ pub fn decisive(collection: Collection) -> Document {
     projection
 }
 
-/// Reads `raw` as a document of `collection`. What cannot be read is corrupt, with a sentence that names the document, the
-/// field and the reason.
-pub fn read<D: DeserializeOwned, T: TryFrom<D, Error = String>>(collection: &str, raw: &RawDocument) -> Loaded<T> {
-    bson::deserialize_from_slice::<D>(raw.as_bytes())
-        .map_err(|error| locate::<D>(raw).unwrap_or_else(|| error.to_string()))
-        .and_then(T::try_from)
-        .map_or_else(
-            |error| Loaded::Corrupt {
-                organization_id: raw.get_str("organization_id").ok().and_then(|id| id.try_into().ok()),
-                error: format!("{collection} {}: {error}", id_of(raw)),
-            },
-            Loaded::Read,
-        )
+/// The projection to what a decision about a subscription needs of its account.
+#[must_use]
+pub fn decisive_behind() -> Document {
+    doc! { "organization_id": 1, "manager": 1, "version": 1 }
+}
+
+/// Reads `raw` as a document of `collection`. Where its id, its owner, its version, its status or the list of applied commands
+/// cannot be read, all of it is corrupt; the sentence names the document, the field and the reason.
+pub fn read<D: DeserializeOwned, T: TryFrom<D, Error = Malformed>>(collection: &str, raw: &RawDocument) -> Loaded<T> {
+    let document = stored::whole::<D>(raw).map_err(|fault| fault.of(&format!("{collection} {}", id_of(raw)), ""));
+    match document.and_then(T::try_from) {
+        Ok(document) => Loaded::Read(document),
+        Err(Malformed(error)) => Loaded::Corrupt {
+            organization_id: raw.get_str("organization_id").ok().and_then(|id| id.try_into().ok()),
+            error,
+        },
+    }
 }
 
 /// The `_id` of a document, for sentences.
@@ -424,33 +506,19 @@ fn id_of(raw: &RawDocument) -> String {
     }
 }
 
-/// Reads once more, more slowly, to learn which field is wrong.
-fn locate<D: DeserializeOwned>(raw: &RawDocument) -> Option<String> {
-    let document = Document::try_from(raw).ok()?;
-    let error = serde_path_to_error::deserialize::<_, D>(bson::Deserializer::new(Bson::Document(document))).err()?;
-    let reason = error.inner().to_string();
-    let reason = reason.strip_prefix("BSON error: ").unwrap_or(&reason);
-    Some(match error.path().to_string().as_str() {
-        "." => reason.to_owned(),
-        path => format!("{path}: {reason}"),
-    })
-}
-
 /// An integer, in whichever of BSON's number types another system wrote it.
 pub(super) fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     Option::<Integer>::deserialize(deserializer).map(|number| number.map(|Integer(number)| number))
 }
 
-fn required_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    Integer::deserialize(deserializer).map(|Integer(number)| number)
+/// `#[serde(deserialize_with = "null_as_default")]`: null counts as absent.
+fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(deserializer: D) -> Result<T, D::Error> {
+    Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-fn integers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<i64>, D::Error> {
-    let numbers = Option::<Vec<Integer>>::deserialize(deserializer)?.unwrap_or_default();
-    Ok(numbers.into_iter().map(|Integer(number)| number).collect())
-}
-
-struct Integer(i64);
+/// An integer, in whichever of BSON's number types another system wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Integer(pub i64);
 
 impl<'de> Deserialize<'de> for Integer {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -486,84 +554,107 @@ impl<'de> Deserialize<'de> for Integer {
     }
 }
 
-/// A BSON date as an instant, of the years that dates may have: one at the end of the calendar has no date in some time
-/// zones.
-fn utc(field: &str, instant: Instant) -> Result<DateTime<Utc>, String> {
+/// A BSON date as an instant, of the years of four digits: beyond them a date has no form, and no time zone.
+fn utc(instant: Instant) -> Result<DateTime<Utc>, Fault> {
     let time = instant.to_chrono();
-    if YEARS.contains(&time.year()) { Ok(time) } else { Err(format!("{field}: {time} is beyond the calendar")) }
+    if (0..=9999).contains(&time.year()) { Ok(time) } else { Err(Fault::new("is beyond the calendar")) }
+}
+
+/// A date that another system wrote.
+fn date(text: Option<String>) -> Result<Option<NaiveDate>, Fault> {
+    let Some(text) = text else { return Ok(None) };
+    let date = parse_date(&text).map_err(Fault::new)?;
+    if DOCUMENT_YEARS.contains(&date.year()) {
+        Ok(Some(date))
+    } else {
+        let (first, last) = (DOCUMENT_YEARS.start(), DOCUMENT_YEARS.end());
+        Err(Fault::new(format!("`{text}` is not of the years {first} to {last}")))
+    }
+}
+
+/// Checks that a field is there.
+fn required<T>(value: Option<T>) -> Result<T, Fault> {
+    value.ok_or_else(|| Fault::new("missing"))
 }
 
 impl TryFrom<OrganizationDocument> for Organization {
-    type Error = String;
+    type Error = Malformed;
 
-    fn try_from(document: OrganizationDocument) -> Result<Self, String> {
-        let timezone = document
-            .timezone
-            .parse()
-            .map_err(|_| format!("timezone: `{}` is not an IANA time zone", document.timezone))?;
-        let card_notice_days = document
-            .card_notice_days
-            .into_iter()
-            .map(|days| {
-                u32::try_from(days).ok().filter(|days| *days <= CARD_NOTICE_DAYS_MAX).ok_or_else(|| {
-                    format!("card_notice_days: {days} is not a number of days, 0 to {CARD_NOTICE_DAYS_MAX}")
-                })
+    fn try_from(document: OrganizationDocument) -> Result<Self, Malformed> {
+        let of = format!("organizations {}", document.id);
+        let timezone =
+            |name: String| name.parse::<Tz>().map_err(|_| Fault::new(format!("`{name}` is not an IANA time zone")));
+        let card_notice_days = |days: Option<Vec<Integer>>| {
+            let days = days.unwrap_or_default().into_iter();
+            days.map(|Integer(days)| {
+                u32::try_from(days)
+                    .ok()
+                    .filter(|days| *days <= CARD_NOTICE_DAYS_MAX)
+                    .ok_or_else(|| Fault::new(format!("{days} is not a number of days, 0 to {CARD_NOTICE_DAYS_MAX}")))
             })
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<Vec<_>, _>>()
+        };
+        let brand = document.brand.ok().flatten().unwrap_or_default();
         Ok(Self {
+            name: document.name.read(&of, "name"),
+            locale: document.locale.ok().unwrap_or_default(),
+            timezone: document.timezone.and_then(timezone).read(&of, "timezone"),
+            contact: document.contact.read(&of, "contact"),
+            client_cancellation: document.client_cancellation.read(&of, "client_cancellation"),
+            notify_client_of_own_actions: document
+                .notify_client_of_own_actions
+                .read(&of, "notify_client_of_own_actions")
+                .map(Option::unwrap_or_default),
+            card_notice_days: document.card_notice_days.and_then(card_notice_days).read(&of, "card_notice_days"),
+            admin_url: document.admin_url.ok().flatten(),
+            brand: Brand { color: brand.color.ok().flatten(), logo_url: brand.logo_url.ok().flatten() },
             id: document.id,
-            name: document.name,
-            locale: document.locale,
-            timezone,
-            contact: document.contact,
-            client_cancellation: document.client_cancellation,
-            notify_client_of_own_actions: document.notify_client_of_own_actions.unwrap_or(false),
-            card_notice_days,
-            admin_url: document.admin_url,
-            brand: document.brand.unwrap_or_default(),
         })
     }
 }
 
 impl TryFrom<AccountDocument> for Account {
-    type Error = String;
+    type Error = Malformed;
 
-    fn try_from(document: AccountDocument) -> Result<Self, String> {
+    fn try_from(document: AccountDocument) -> Result<Self, Malformed> {
+        let of = format!("accounts {}", document.id);
+        let (manager, manager_locale) = match document.manager.read(&of, "manager") {
+            Ok(ManagerDocument { name, email, locale }) => {
+                (Ok(Mailbox { name: Some(name), email }), locale.ok().flatten())
+            }
+            Err(malformed) => (Err(malformed), None),
+        };
+        let notices = |notices: Option<Vec<CardNoticeDocument>>| {
+            notices.unwrap_or_default().into_iter().map(CardNotice::try_from).collect::<Result<Vec<_>, _>>()
+        };
+        let card = |CardDocument { id, brand, last4, expires }| Card { id, brand, last4, expires };
         Ok(Self {
-            id: document.id,
             organization_id: document.organization_id,
-            manager: Mailbox { name: Some(document.manager.name), email: document.manager.email },
-            manager_locale: document.manager.locale,
-            cards: document
-                .cards
-                .unwrap_or_default()
-                .into_iter()
-                .map(|card| Card { id: card.id, brand: card.brand, last4: card.last4, expires: card.expires })
-                .collect(),
+            manager,
+            manager_locale: manager_locale.filter(|locale| !locale.trim().is_empty()),
+            cards: document.cards.into_iter().map(|stored| stored.read(&of, "cards").map(card)).collect(),
             version: document.version,
             applied: document.applied.into_iter().map(|applied| applied.key).collect(),
-            card_notices: document
-                .card_notices
-                .into_iter()
-                .map(|given| {
-                    Ok(CardNotice {
-                        card_id: given.card_id,
-                        expires: given.expires,
-                        kind: given.notice,
-                        at: utc("card_notices.at", given.at)?,
-                    })
-                })
-                .collect::<Result<_, String>>()?,
+            card_notices: document.card_notices.and_then(notices).read(&of, "card_notices"),
+            id: document.id,
         })
     }
 }
 
-impl TryFrom<SubscriptionDocument> for Subscription {
-    type Error = String;
+impl TryFrom<CardNoticeDocument> for CardNotice {
+    type Error = Fault;
 
-    fn try_from(mut document: SubscriptionDocument) -> Result<Self, String> {
+    fn try_from(given: CardNoticeDocument) -> Result<Self, Fault> {
+        let CardNoticeDocument { card_id, expires, notice, at } = given;
+        Ok(Self { card_id, expires, kind: notice, at: utc(at)? })
+    }
+}
+
+impl TryFrom<SubscriptionDocument> for Subscription {
+    type Error = Malformed;
+
+    fn try_from(mut document: SubscriptionDocument) -> Result<Self, Malformed> {
         let status = document.status.unwrap_or_default();
-        let applied = std::mem::take(&mut document.applied).into_iter().map(|applied| applied.key).collect();
         Ok(Self {
             id: document.id.clone(),
             organization_id: document.organization_id.clone(),
@@ -571,72 +662,96 @@ impl TryFrom<SubscriptionDocument> for Subscription {
             version: document.version,
             status,
             history_length: document.history_length,
-            applied,
-            ended_on: document.ended_on,
-            details: match status {
-                Status::Removed => None,
-                _ => Some(details(document, status)?),
-            },
+            applied: std::mem::take(&mut document.applied).into_iter().map(|applied| applied.key).collect(),
+            // It is for a sentence only.
+            ended_on: std::mem::take(&mut document.ended_on).ok().flatten().map(|OwnDate(day)| day),
+            details: (status != Status::Removed).then(|| details(document, status)),
         })
     }
 }
 
-fn details(document: SubscriptionDocument, status: Status) -> Result<Details, String> {
-    let billing = document.billing.ok_or("billing: missing")?;
-    let next_on = billing.next_on;
-    if status.is_live() && next_on.is_none() {
-        return Err(format!("billing.next_on: missing, though the subscription is {}", status.as_str()));
-    }
-    let end = match (document.ends_on, document.ends_at) {
-        (Some(ends_on), Some(ends_at)) => Some(ScheduledEnd {
-            ends_on,
-            ends_at: utc("ends_at", ends_at)?,
-            final_billing_on: document.final_billing_on,
-        }),
-        (None, _) if status == Status::CancellationScheduled => {
-            return Err("ends_on: missing, though the subscription is cancellation_scheduled".to_owned());
-        }
-        (_, None) if status == Status::CancellationScheduled => {
-            return Err("ends_at: missing, though the subscription is cancellation_scheduled".to_owned());
-        }
-        _ => None,
+fn details(document: SubscriptionDocument, status: Status) -> Details {
+    let of = format!("subscriptions {}", document.id);
+    let name = |stored: Stored<Option<NameDocument>>, field: &str| {
+        stored.and_then(required).read(&of, field).map(|NameDocument { name }| name)
     };
-    Ok(Details {
-        participant: document.participant.ok_or("participant: missing")?,
-        plan: document.plan.ok_or("plan: missing")?,
-        billing: Billing {
-            mode: billing.mode,
-            day: BillingDay::try_from(billing.day).map_err(|error| format!("billing.day: {error}"))?,
-            next_on,
-            last_invoice_id: billing.last_invoice_id,
-        },
-        expires_on: document.expires_on,
-        activities: document.activities.unwrap_or_default(),
+    let participant = name(document.participant, "participant");
+    let plan = name(document.plan, "plan");
+    let end = end(document.ends_on, document.ends_at, document.final_billing_on, status, &of);
+    let request = |request: Option<RequestDocument>| request.map(Request::try_from).transpose();
+    let cancellation = |record: Option<CancellationDocument>| record.map(CancellationRecord::try_from).transpose();
+    let billing = document.billing.and_then(required).read(&of, "billing");
+    let (billing, next_on, last_on, last_invoice_id) = match billing {
+        Ok(BillingDocument { mode, day, next_on, last_on, last_invoice_id }) => (
+            calendar(mode, day, &of),
+            next_on.and_then(date).read(&of, "billing.next_on"),
+            last_on.and_then(date).read(&of, "billing.last_on"),
+            last_invoice_id.read(&of, "billing.last_invoice_id"),
+        ),
+        Err(malformed) => (Err(malformed.clone()), Err(malformed.clone()), Err(malformed.clone()), Err(malformed)),
+    };
+    Details {
+        participant,
+        plan,
+        billing,
+        next_on,
+        last_on,
+        last_invoice_id,
+        expires_on: document.expires_on.and_then(date).read(&of, "expires_on"),
+        activities: document.activities.read(&of, "activities").map(Option::unwrap_or_default),
         end,
-        request: document.cancellation_request.map(Request::try_from).transpose()?,
-        cancellation: document.cancellation.map(CancellationRecord::try_from).transpose()?,
+        request: document.cancellation_request.and_then(request).read(&of, "cancellation_request"),
+        cancellation: document.cancellation.and_then(cancellation).ok().flatten(),
+    }
+}
+
+fn calendar(mode: Stored<Option<BillingMode>>, day: Stored<Option<Integer>>, of: &str) -> Field<Billing> {
+    let in_month = |Integer(day)| BillingDay::try_from(day).map_err(Fault::new);
+    Ok(Billing {
+        mode: mode.and_then(required).read(of, "billing.mode")?,
+        day: day.and_then(required).and_then(in_month).read(of, "billing.day")?,
     })
 }
 
-impl TryFrom<RequestDocument> for Request {
-    type Error = String;
+/// The scheduled end. What a document has of one while its status does not say so is left from an earlier life of it.
+fn end(
+    ends_on: Stored<Option<OwnDate>>,
+    ends_at: Stored<Option<Instant>>,
+    final_billing_on: Stored<Option<OwnDate>>,
+    status: Status,
+    of: &str,
+) -> Field<Option<ScheduledEnd>> {
+    if !matches!(status, Status::CancellationScheduled | Status::Cancelled) {
+        return Ok(None);
+    }
+    let ends_on = ends_on.read(of, "ends_on")?;
+    let ends_at = ends_at.and_then(|instant| instant.map(utc).transpose()).read(of, "ends_at")?;
+    let missing =
+        |field: &str| Malformed(format!("{of}: {field}: missing, though the subscription is {}", status.as_str()));
+    match (ends_on, ends_at) {
+        (Some(OwnDate(ends_on)), Some(ends_at)) => Ok(Some(ScheduledEnd {
+            ends_on,
+            ends_at,
+            final_billing_on: final_billing_on.read(of, "final_billing_on")?.map(|OwnDate(day)| day),
+        })),
+        _ if status == Status::Cancelled => Ok(None),
+        (None, _) => Err(missing("ends_on")),
+        (_, None) => Err(missing("ends_at")),
+    }
+}
 
-    fn try_from(document: RequestDocument) -> Result<Self, String> {
+impl TryFrom<RequestDocument> for Request {
+    type Error = Fault;
+
+    fn try_from(document: RequestDocument) -> Result<Self, Fault> {
         let closed = match (document.decided_at, document.decision) {
-            (Some(decided_at), Some(decision)) => Some(Closed {
-                decided_at: utc("cancellation_request.decided_at", decided_at)?,
-                decision,
-                note: document.note,
-            }),
+            (Some(decided_at), Some(decision)) => {
+                Some(Closed { decided_at: utc(decided_at)?, decision, note: document.note })
+            }
             (None, None) => None,
-            _ => return Err("cancellation_request: decided_at and decision go together".to_owned()),
+            _ => return Err(Fault::new("decided_at and decision go together")),
         };
-        Ok(Self {
-            requested_at: utc("cancellation_request.requested_at", document.requested_at)?,
-            actor: document.actor,
-            reason: document.reason,
-            closed,
-        })
+        Ok(Self { requested_at: utc(document.requested_at)?, actor: document.actor, reason: document.reason, closed })
     }
 }
 
@@ -655,13 +770,13 @@ impl From<&Request> for RequestDocument {
 }
 
 impl TryFrom<CancellationDocument> for CancellationRecord {
-    type Error = String;
+    type Error = Fault;
 
-    fn try_from(document: CancellationDocument) -> Result<Self, String> {
+    fn try_from(document: CancellationDocument) -> Result<Self, Fault> {
         Ok(Self {
             by: document.by,
             via: document.via,
-            scheduled_at: utc("cancellation.scheduled_at", document.scheduled_at)?,
+            scheduled_at: utc(document.scheduled_at)?,
             actor: document.actor,
             reason: document.reason,
             month: document.month,
@@ -705,6 +820,9 @@ impl From<&HistoryEntry> for HistoryDocument {
             from: entry.from,
             to: entry.to,
             ends_on: entry.ends_on,
+            via: entry.via,
+            reason: entry.reason.clone(),
+            note: entry.note.clone(),
         }
     }
 }

@@ -98,7 +98,7 @@ fn check(now: DateTime<Utc>) {
 
 fn state_of(world: &World, subscription: &str) -> State {
     let subscription = world.subscription(&subscription.try_into().unwrap()).unwrap();
-    let end = subscription.details.as_ref().and_then(|details| details.end);
+    let end = subscription.details.as_ref().and_then(|details| details.end.clone().unwrap());
     let ends_on =
         end.map(|end| end.ends_on).or(subscription.ended_on.filter(|_| subscription.status != Status::Removed));
     State { status: subscription.status.as_str().to_owned(), ends_on }

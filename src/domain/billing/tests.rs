@@ -11,7 +11,7 @@ use crate::domain::testing::{billing, date, instant, month};
 
 /// A billing of which only the day matters.
 fn day(day: i64) -> Billing {
-    billing(Anniversary, day, "2026-06-01")
+    billing(Anniversary, day)
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn what_is_a_billing_date() {
 fn cancelled_with_a_month() {
     #[track_caller]
     fn check(mode: BillingMode, billing_day: i64, chosen: &str, ends_on: &str, final_billing_on: &str) {
-        let end = billing(mode, billing_day, "2026-01-01").end_in_month(month(chosen));
+        let end = billing(mode, billing_day).end_in_month(month(chosen));
         assert_eq!(end, End { ends_on: date(ends_on), final_billing_on: date(final_billing_on) });
     }
     check(Anniversary, 15, "2026-06", "2026-06-14", "2026-05-15");
@@ -102,7 +102,7 @@ fn cancelled_before_the_next_invoice() {
     #[track_caller]
     fn check(billing_day: i64, next_on: &str, ends_on: &str, final_billing_on: &str) {
         for mode in [Anniversary, FixedDay] {
-            let end = billing(mode, billing_day, next_on).end_before(date(next_on));
+            let end = billing(mode, billing_day).end_before(date(next_on));
             assert_eq!(end, End { ends_on: date(ends_on), final_billing_on: date(final_billing_on) });
         }
     }
@@ -125,7 +125,7 @@ fn cancelled_after_an_invoice() {
     #[track_caller]
     fn check(billing_day: i64, final_billing_on: &str, ends_on: &str) {
         for mode in [Anniversary, FixedDay] {
-            let end = billing(mode, billing_day, "2026-01-01").end_after_invoice(date(final_billing_on));
+            let end = billing(mode, billing_day).end_after_invoice(date(final_billing_on));
             assert_eq!(end, End { ends_on: date(ends_on), final_billing_on: date(final_billing_on) });
         }
     }
@@ -222,7 +222,7 @@ proptest! {
 
     #[test]
     fn computed_is_walked(mode in any_mode(), day in 1..=31_u32, on in any_date()) {
-        let billing = Billing { next_on: Some(on), ..billing(mode, i64::from(day), "2026-01-01") };
+        let billing = billing(mode, i64::from(day));
         let pair = |end: End| (end.ends_on, end.final_billing_on);
         let of_month = YearMonth::of(on);
         prop_assert_eq!(pair(billing.end_in_month(of_month)), walk::with_month(mode, day, of_month.first_day()));
@@ -237,7 +237,7 @@ proptest! {
     /// gives the rest of that calendar month on top.
     #[test]
     fn every_end_lies_in_its_cycle(mode in any_mode(), day in 1..=31_u32, on in any_date()) {
-        let billing = Billing { next_on: Some(on), ..billing(mode, i64::from(day), "2026-01-01") };
+        let billing = billing(mode, i64::from(day));
         let cycle = |end: End| (end.final_billing_on, billing.date_after(end.final_billing_on));
         let of_month = YearMonth::of(on);
         let invoice = billing.date_in(of_month);
@@ -348,7 +348,7 @@ fn when_a_day_is_over() {
 
 #[test]
 fn dates_and_months_as_text() {
-    for text in ["1900-01-01", "2999-12-31", "2028-02-29", "2026-06-15"] {
+    for text in ["0000-01-01", "1899-12-31", "9999-12-31", "2028-02-29", "2026-06-15"] {
         assert_eq!(parse_date(text).unwrap().to_string(), text);
     }
     for text in [
@@ -360,9 +360,7 @@ fn dates_and_months_as_text() {
         "2026-13-01",
         "2026-00-10",
         "2026-06-00",
-        "1899-12-31",
-        "3000-01-01",
-        "0000-01-01",
+        "10000-01-01",
         "02026-06-15",
         "+2026-06-15",
         "-2026-06-15",
@@ -377,22 +375,11 @@ fn dates_and_months_as_text() {
     ] {
         assert!(parse_date(text).is_err(), "{text}");
     }
-    for text in ["1900-01", "2999-12", "2026-06"] {
+    for text in ["0000-01", "9999-12", "2026-06"] {
         assert_eq!(text.parse::<YearMonth>().unwrap().to_string(), text);
     }
-    for text in [
-        "",
-        "2026-6",
-        "2026-13",
-        "2026-00",
-        "1899-12",
-        "3000-01",
-        "2026-06-15",
-        "202606",
-        "2026-é",
-        "é026-1",
-        " 2026-6",
-    ] {
+    for text in ["", "2026-6", "2026-13", "2026-00", "10000-01", "2026-06-15", "202606", "2026-é", "é026-1", " 2026-6"]
+    {
         assert!(text.parse::<YearMonth>().is_err(), "{text}");
     }
     assert_eq!(parse_date("2026-02-30").unwrap_err(), "`2026-02-30` is not a date such as \"2026-06-15\"");

@@ -333,9 +333,17 @@ mod refused {
         check(
             good(),
             "/time",
-            json!("9999-12-31T23:59:59-01:00"),
-            r#"time: not a time of RFC 3339 such as "2026-06-15T10:00:00Z""#,
+            json!("0001-01-01T00:00:00Z"),
+            "time: the year 0001 is outside 2000 to 2998; is it a date that was never set?",
         );
+        for time in
+            ["1999-12-31T23:59:59Z", "2000-01-01T00:00:00+01:00", "2999-01-01T00:00:00Z", "9999-12-31T23:59:59-01:00"]
+        {
+            let year = if time.starts_with("2000") { "1999" } else { &time[..4] };
+            let year = if time.ends_with("-01:00") { "10000" } else { year };
+            let error = format!("time: the year {year} is outside 2000 to 2998; is it a date that was never set?");
+            check(good(), "/time", json!(time), &error);
+        }
         check(good(), "/data", absent(), "missing field `data`");
         check(good(), "/data", json!(null), "data: invalid type: null, expected an object");
         check(good(), "/data", json!("{}"), r#"data: invalid type: string "{}", expected an object"#);
@@ -381,7 +389,12 @@ mod refused {
         );
         check(good(), "/data/month", json!("2026-6"), r#"data.month: `2026-6` is not a month such as "2026-06""#);
         check(good(), "/data/month", json!("2026-13"), r#"data.month: `2026-13` is not a month such as "2026-06""#);
-        check(good(), "/data/month", json!("3000-01"), r#"data.month: `3000-01` is not a month such as "2026-06""#);
+        check(
+            good(),
+            "/data/month",
+            json!("2999-12"),
+            "data.month: the year 2999 is outside 2000 to 2998; is it a date that was never set?",
+        );
         check(
             good(),
             "/data/month",
@@ -513,7 +526,7 @@ mod refused {
             good(),
             "/data/final_billing_date",
             json!("1899-12-31"),
-            r#"data.final_billing_date: `1899-12-31` is not a date such as "2026-06-15""#,
+            "data.final_billing_date: the year 1899 is outside 2000 to 2998; is it a date that was never set?",
         );
         check(
             good(),

@@ -3,12 +3,13 @@
 use chrono::NaiveDate;
 
 use super::{
-    Change, Context, Live, Outcome, Rejection, RejectionReason, Schedule, about, name_of, require_admin,
-    require_before_natural_end, require_live, require_owner,
+    Change, Context, Ending, Live, Obstacle, Outcome, Rejection, RejectionReason, Schedule, about, ending, name_of,
+    require_admin, require_before_natural_end, require_live, require_owner,
 };
-use crate::domain::billing::{End, YearMonth};
+use crate::domain::billing::{Billing, End, YearMonth};
 use crate::domain::command::{Cancellation, CancellationVia, CommandRef};
 use crate::domain::event::{Event, Removed};
+use crate::domain::field::Field;
 use crate::domain::notification::{Facts, Recipient, Template};
 use crate::domain::organization::ClientCancellation;
 use crate::domain::subscription::{
@@ -21,44 +22,48 @@ pub(super) fn decide(
     command: &CommandRef,
     data: &Cancellation,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Rejection> {
+) -> Result<Outcome<Change>, Obstacle> {
     match &data.via {
         CancellationVia::Purchases { month } => {
             require_admin(&data.actor, "cancel from the purchases tab")?;
             let Live { details, next_on } = require_live(subscription)?;
+            let billing = details.billing.clone()?;
             let end = match month {
-                Some(month) => end_in_month(details, *month, next_on)?,
-                None => details.billing.end_before(next_on),
+                Some(month) => end_in_month(billing, *month, next_on)?,
+                None => billing.end_before(next_on),
             };
-            schedule(subscription, details, command, data, (By::Admin, Via::Purchases, *month), end, context)
+            let ending = ending(details, billing, end, next_on)?;
+            schedule(subscription, details, command, data, (By::Admin, Via::Purchases, *month), ending, context)
         }
         CancellationVia::Account => {
             require_owner(&data.actor, subscription, "cancel from their account")?;
-            if context.organization.client_cancellation == ClientCancellation::Request {
+            if context.organization.client_cancellation.clone()? == ClientCancellation::Request {
                 return Err(RejectionReason::RequestRequired
-                    .because("The organization wants its clients to send a cancellation request."));
+                    .because("The organization wants its clients to send a cancellation request.")
+                    .into());
             }
             let Live { details, next_on } = require_live(subscription)?;
-            let end = details.billing.end_before(next_on);
-            schedule(subscription, details, command, data, (By::Client, Via::Account, None), end, context)
+            let billing = details.billing.clone()?;
+            let ending = ending(details, billing, billing.end_before(next_on), next_on)?;
+            schedule(subscription, details, command, data, (By::Client, Via::Account, None), ending, context)
         }
         CancellationVia::Invoice { invoice_id, refund } => {
             require_admin(&data.actor, "cancel from an invoice")?;
             let Live { details, .. } = require_live(subscription)?;
             require_last_invoice(details, invoice_id)?;
-            Ok(Outcome::Applied(remove(subscription, details, command, data, (invoice_id, *refund), context)))
+            Ok(Outcome::Applied(remove(subscription, details, command, data, (invoice_id, *refund), context)?))
         }
     }
 }
 
-fn end_in_month(details: &Details, month: YearMonth, next_on: NaiveDate) -> Result<End, Rejection> {
+fn end_in_month(billing: Billing, month: YearMonth, next_on: NaiveDate) -> Result<End, Rejection> {
     if month < YearMonth::of(next_on) {
         return Err(RejectionReason::MonthAlreadyInvoiced.because(format!(
             "The next invoice is that of {next_on}, so {} is the earliest month of cancellation; {month} was chosen.",
             YearMonth::of(next_on)
         )));
     }
-    Ok(details.billing.end_in_month(month))
+    Ok(billing.end_in_month(month))
 }
 
 fn schedule(
@@ -67,25 +72,27 @@ fn schedule(
     command: &CommandRef,
     data: &Cancellation,
     (by, via, month): (By, Via, Option<YearMonth>),
-    end: End,
+    ending: Ending,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Rejection> {
-    require_before_natural_end(details, end)?;
+) -> Result<Outcome<Change>, Obstacle> {
+    require_before_natural_end(details, ending.ends_on)?;
     if subscription.status == Status::CancellationScheduled {
-        match details.end {
-            Some(scheduled) if end.ends_on == scheduled.ends_on => return Ok(Outcome::Unchanged),
-            Some(scheduled) if end.ends_on > scheduled.ends_on => {
-                return Err(RejectionReason::LaterThanScheduled.because(format!(
-                    "The last day of access is {} and can only be moved earlier; {} would be later.",
-                    scheduled.ends_on, end.ends_on
-                )));
+        match details.end.clone()? {
+            Some(scheduled) if ending.ends_on == scheduled.ends_on => return Ok(Outcome::Unchanged),
+            Some(scheduled) if ending.ends_on > scheduled.ends_on => {
+                return Err(RejectionReason::LaterThanScheduled
+                    .because(format!(
+                        "The last day of access is {} and can only be moved earlier; {} would be later.",
+                        scheduled.ends_on, ending.ends_on
+                    ))
+                    .into());
             }
             _ => {}
         }
     }
     let schedule = Schedule {
         command,
-        end,
+        ending,
         record: CancellationRecord {
             by,
             via,
@@ -101,18 +108,18 @@ fn schedule(
             By::Client => Template::CancelledByClient,
         },
     };
-    Ok(Outcome::Applied(schedule.change(subscription, details, context)))
+    Ok(Outcome::Applied(schedule.change(subscription, details, context)?))
 }
 
-fn require_last_invoice(details: &Details, invoice_id: &InvoiceId) -> Result<(), Rejection> {
-    match &details.billing.last_invoice_id {
-        Some(last) if last == invoice_id => Ok(()),
-        Some(last) => Err(RejectionReason::NotLastInvoice.because(format!(
+fn require_last_invoice(details: &Details, invoice_id: &InvoiceId) -> Result<(), Obstacle> {
+    let detail = match details.last_invoice_id.clone()? {
+        Some(last) if last == *invoice_id => return Ok(()),
+        Some(last) => format!(
             "Only the newest invoice, {last}, can be cancelled together with the subscription; {invoice_id} was named."
-        ))),
-        None => Err(RejectionReason::NotLastInvoice
-            .because(format!("The subscription has no invoice yet; {invoice_id} was named."))),
-    }
+        ),
+        None => format!("The subscription has no invoice yet; {invoice_id} was named."),
+    };
+    Err(RejectionReason::NotLastInvoice.because(detail).into())
 }
 
 /// Bought by mistake: everything goes at once.
@@ -123,17 +130,17 @@ fn remove(
     data: &Cancellation,
     (invoice_id, refund): (&InvoiceId, bool),
     context: &Context<'_>,
-) -> Change {
-    let today = context.organization.date_at(context.now);
+) -> Field<Change> {
+    let today = context.organization.date_at(context.now)?;
     let facts = Facts {
         actor: name_of(&data.actor),
         removed_on: Some(today),
         invoice_id: Some(invoice_id.to_string()),
         refund: Some(refund),
         reason: data.reason.as_ref().map(|reason| reason.as_str().to_owned()),
-        ..context.facts(subscription, details)
+        ..context.facts(subscription, details)?
     };
-    Change {
+    Ok(Change {
         subscription: Subscription {
             status: Status::Removed,
             details: None,
@@ -147,14 +154,18 @@ fn remove(
             from: subscription.status,
             to: Status::Removed,
             ends_on: None,
+            via: Some(Via::Invoice),
+            // Nothing personal stays of a subscription bought by mistake.
+            reason: None,
+            note: None,
         }),
         payment_failure: None,
-        notifications: vec![context.notify(Template::RemovedByAdmin, Recipient::AccountManager, &facts)],
+        notifications: vec![context.notify(Template::RemovedByAdmin, Recipient::AccountManager, &facts)?],
         events: vec![Event::Removed(about(
             subscription,
-            Removed { invoice_id: invoice_id.clone(), refund, activities: details.activities.clone() },
+            Removed { invoice_id: invoice_id.clone(), refund, activities: details.activities.clone()? },
         ))],
-    }
+    })
 }
 
 #[cfg(test)]
@@ -250,7 +261,7 @@ mod tests {
         use crate::domain::subscription::{Closed, RequestDecision};
         let declined = scene(Status::CancellationRequested).with(|scene| scene.subscription.status = Status::Active);
         let declined = declined.with_details(|details| {
-            details.request.as_mut().unwrap().closed =
+            details.request.as_mut().unwrap().as_mut().unwrap().closed =
                 Some(Closed { decided_at: now(), decision: RequestDecision::Decline, note: None });
         });
         check(
@@ -291,8 +302,8 @@ mod tests {
 
     #[test]
     fn by_client_whom_the_organization_tells_too() {
-        let both =
-            scene(Status::CancellationRequested).with(|scene| scene.organization.notify_client_of_own_actions = true);
+        let both = scene(Status::CancellationRequested)
+            .with(|scene| scene.organization.notify_client_of_own_actions = Ok(true));
         check(
             &both,
             &account(),

@@ -2,22 +2,27 @@
 //! whether a command or the calendar asks for it.
 
 use super::{Context, NoticeGiven, Outcome};
-use crate::domain::account::{Account, CardNotice, NoticeKind};
+use crate::domain::account::{Account, CARD_NOTICES_MAX, CardNotice, NoticeKind};
 use crate::domain::command::Card;
+use crate::domain::field::Field;
 use crate::domain::notification::{CardFacts, Facts, Template};
 
 /// Decides a command about a card of this account.
-#[must_use]
-pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Outcome<NoticeGiven> {
-    let today = context.organization.date_at(context.now);
+///
+/// # Errors
+/// When a field that the notice needs cannot be read.
+pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Field<Outcome<NoticeGiven>> {
+    let today = context.organization.date_at(context.now)?;
     let notice = CardNotice {
         card_id: card.id.clone(),
         expires: card.expires,
-        kind: NoticeKind::due(card.expires, today, &context.organization.card_notice_days),
+        kind: NoticeKind::due(card.expires, today, &context.organization.card_notice_days.clone()?),
         at: context.now,
     };
-    if account.card_notices.iter().any(|given| given.repeats(&notice)) {
-        return Outcome::Unchanged;
+    let given = account.card_notices.as_ref().map_err(Clone::clone)?;
+    let remembered = given.iter().filter(|given| !given.is_forgotten(today)).count();
+    if remembered >= CARD_NOTICES_MAX || given.iter().any(|given| given.repeats(&notice)) {
+        return Ok(Outcome::Unchanged);
     }
     let facts = Facts {
         card: Some(CardFacts {
@@ -26,22 +31,25 @@ pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Outcome<
             expires: Some(card.expires),
             expired: notice.kind == NoticeKind::Expired,
         }),
-        ..Facts::new(context.organization, account)
+        ..Facts::new(context.organization, account)?
     };
-    Outcome::Applied(NoticeGiven { notice, notifications: context.notify_both(Template::CardExpiring, &facts) })
+    let notifications = context.notify_both(Template::CardExpiring, &facts)?;
+    Ok(Outcome::Applied(NoticeGiven { notice, notifications }))
 }
 
 /// As time passes: gives the notice that is due for a saved card, if one is and was not given yet. Only the organization's
 /// lead times count here; a card that has expired is no longer "about to".
-#[must_use]
-pub fn notice_due(account: &Account, card: &Card, context: &Context<'_>) -> Option<NoticeGiven> {
-    let today = context.organization.date_at(context.now);
-    match NoticeKind::due(card.expires, today, &context.organization.card_notice_days) {
-        NoticeKind::Days(_) => match decide(account, card, context) {
+///
+/// # Errors
+/// When a field that the notice needs cannot be read.
+pub fn notice_due(account: &Account, card: &Card, context: &Context<'_>) -> Field<Option<NoticeGiven>> {
+    let today = context.organization.date_at(context.now)?;
+    match NoticeKind::due(card.expires, today, &context.organization.card_notice_days.clone()?) {
+        NoticeKind::Days(_) => Ok(match decide(account, card, context)? {
             Outcome::Applied(given) => Some(given),
             Outcome::Unchanged => None,
-        },
-        NoticeKind::Early | NoticeKind::Expired => None,
+        }),
+        NoticeKind::Early | NoticeKind::Expired => Ok(None),
     }
 }
 
@@ -93,7 +101,7 @@ mod tests {
     /// However many commands and sweeps ask for it: the same card, month and lead time give one notice.
     #[test]
     fn one_notice_per_card_month_and_lead_time() {
-        let scene = at("2026-06-01T16:00:00Z").with(|scene| scene.account.cards = vec![saved("2026-06")]);
+        let scene = at("2026-06-01T16:00:00Z").with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]);
         let mut world = scene.world();
         let mut ids = 1..;
         let mut tell = |mut command: crate::domain::command::Command, now: &str| {
@@ -122,7 +130,7 @@ mod tests {
     fn as_time_passes() {
         #[track_caller]
         fn check(now: &str, expected: &str) {
-            let scene = at(now).with(|scene| scene.account.cards = vec![saved("2026-06")]);
+            let scene = at(now).with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]);
             let told = time_passes(&scene);
             let given = told
                 .account
@@ -141,8 +149,8 @@ mod tests {
     fn what_time_has_nothing_to_say_about() {
         assert_eq!(time_passes(&at("2026-06-25T16:00:00Z")).cell(), "unchanged", "a card that is not saved");
         let no_lead_times = at("2026-06-25T16:00:00Z").with(|scene| {
-            scene.account.cards = vec![saved("2026-06")];
-            scene.organization.card_notice_days = vec![];
+            scene.account.cards = vec![Ok(saved("2026-06"))];
+            scene.organization.card_notice_days = Ok(vec![]);
         });
         assert_eq!(time_passes(&no_lead_times).cell(), "unchanged");
         assert_eq!(no_lead_times.tell(&card_expiry("2026-06")).cell(), "notice given", "a command has");

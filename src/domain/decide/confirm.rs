@@ -3,15 +3,16 @@
 use chrono::NaiveDate;
 
 use super::{
-    Change, Context, Live, Outcome, Rejection, RejectionReason, Schedule, about, already_scheduled, name_of,
-    require_admin, require_before_natural_end, require_live,
+    Change, Context, Live, Obstacle, Outcome, Rejection, RejectionReason, Schedule, about, already_scheduled, ending,
+    name_of, require_admin, require_before_natural_end, require_live,
 };
-use crate::domain::billing::End;
+use crate::domain::billing::{Billing, End};
 use crate::domain::command::{CancellationConfirmation, CommandRef, Decision};
 use crate::domain::event::{CancellationDeclined, Event};
+use crate::domain::field::Field;
 use crate::domain::notification::{Facts, Recipient, Template};
 use crate::domain::subscription::{
-    By, CancellationRecord, Closed, Details, HistoryEntry, RequestDecision, Status, Subscription, Via,
+    By, CancellationRecord, Details, HistoryEntry, RequestDecision, Status, Subscription, Via,
 };
 
 pub(super) fn decide(
@@ -19,47 +20,49 @@ pub(super) fn decide(
     command: &CommandRef,
     data: &CancellationConfirmation,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Rejection> {
+) -> Result<Outcome<Change>, Obstacle> {
     require_admin(&data.actor, "decide about a cancellation request")?;
     let Live { details, next_on } = require_live(subscription)?;
     match subscription.status {
         Status::CancellationRequested => {}
-        Status::CancellationScheduled => return Err(already_scheduled(details)),
+        Status::CancellationScheduled => return Err(already_scheduled(details).into()),
         _ => {
             return Err(RejectionReason::NoPendingRequest
-                .because("The client has not asked to cancel this subscription, or the request is closed."));
+                .because("The client has not asked to cancel this subscription, or the request is closed.")
+                .into());
         }
     }
     match data.decision {
         Decision::Accept { final_billing_date } => {
+            let billing = details.billing.clone()?;
             let end = match final_billing_date {
-                Some(invoice_on) => end_after_invoice(details, invoice_on, next_on)?,
-                None => details.billing.end_before(next_on),
+                Some(invoice_on) => end_after_invoice(billing, invoice_on, next_on)?,
+                None => billing.end_before(next_on),
             };
-            require_before_natural_end(details, end)?;
+            let ending = ending(details, billing, end, next_on)?;
+            require_before_natural_end(details, ending.ends_on)?;
             let schedule = Schedule {
                 command,
-                end,
+                ending,
                 record: CancellationRecord {
                     by: By::Admin,
                     via: Via::Request,
                     scheduled_at: context.now,
                     actor: data.actor.clone(),
-                    reason: details.request.as_ref().and_then(|request| request.reason.clone()),
+                    reason: details.request.clone()?.and_then(|request| request.reason),
                     month: None,
                 },
                 request_decision: RequestDecision::Accept,
                 note: data.note.clone(),
                 template: Template::RequestAccepted,
             };
-            Ok(Outcome::Applied(schedule.change(subscription, details, context)))
+            Ok(Outcome::Applied(schedule.change(subscription, details, context)?))
         }
-        Decision::Decline => Ok(Outcome::Applied(decline(subscription, details, command, data, context))),
+        Decision::Decline => Ok(Outcome::Applied(decline(subscription, details, command, data, context)?)),
     }
 }
 
-fn end_after_invoice(details: &Details, date: NaiveDate, next_on: NaiveDate) -> Result<End, Rejection> {
-    let billing = &details.billing;
+fn end_after_invoice(billing: Billing, date: NaiveDate, next_on: NaiveDate) -> Result<End, Rejection> {
     if !billing.is_billing_date(date) {
         return Err(RejectionReason::NotABillingDate.because(format!(
             "{date} is not a billing date; the subscription is billed on {} and {}.",
@@ -81,22 +84,21 @@ fn decline(
     command: &CommandRef,
     data: &CancellationConfirmation,
     context: &Context<'_>,
-) -> Change {
-    let request = details.request.as_ref();
+) -> Field<Change> {
+    let request = details.request.clone()?;
     let facts = Facts {
         actor: name_of(&data.actor),
-        requested_on: request.map(|request| context.organization.date_at(request.requested_at)),
-        next_billing_on: details.billing.next_on,
-        reason: request.and_then(|request| request.reason.as_ref()).map(|reason| reason.as_str().to_owned()),
+        requested_on: request.as_ref().map(|request| context.organization.date_at(request.requested_at)).transpose()?,
+        next_billing_on: details.next_on.clone()?,
+        reason: request.as_ref().and_then(|request| request.reason.as_ref()).map(|reason| reason.as_str().to_owned()),
         note: data.note.as_ref().map(|note| note.as_str().to_owned()),
-        ..context.facts(subscription, details)
+        ..context.facts(subscription, details)?
     };
     let mut details = details.clone();
-    if let Some(request) = &mut details.request {
-        request.closed =
-            Some(Closed { decided_at: context.now, decision: RequestDecision::Decline, note: data.note.clone() });
+    if let Some(request) = request {
+        details.request = Ok(Some(request.close(context.now, RequestDecision::Decline, data.note.clone())));
     }
-    Change {
+    Ok(Change {
         subscription: Subscription { status: Status::Active, details: Some(details), ..subscription.clone() },
         history: Some(HistoryEntry {
             at: context.now,
@@ -105,14 +107,17 @@ fn decline(
             from: subscription.status,
             to: Status::Active,
             ends_on: None,
+            via: None,
+            reason: None,
+            note: data.note.clone(),
         }),
         payment_failure: None,
-        notifications: vec![context.notify(Template::RequestDeclined, Recipient::AccountManager, &facts)],
+        notifications: vec![context.notify(Template::RequestDeclined, Recipient::AccountManager, &facts)?],
         events: vec![Event::CancellationDeclined(about(
             subscription,
             CancellationDeclined { note: data.note.clone() },
         ))],
-    }
+    })
 }
 
 #[cfg(test)]
@@ -195,7 +200,7 @@ mod tests {
     fn only_the_account_manager_is_told() {
         for command in [accept(""), decline()] {
             let both = scene(Status::CancellationRequested)
-                .with(|scene| scene.organization.notify_client_of_own_actions = true);
+                .with(|scene| scene.organization.notify_client_of_own_actions = Ok(true));
             let told = both.tell(&command).subscription.unwrap();
             let recipients: Vec<_> = told.added[0].notifications.iter().map(|mail| mail.recipient.as_str()).collect();
             assert_eq!(recipients, ["account_manager"]);

@@ -2,17 +2,54 @@
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::{Change, about};
+use super::{Change, about, open_request};
 use crate::domain::billing::end_of_day;
 use crate::domain::event::{Cause, Ended, Event};
+use crate::domain::field::Field;
 use crate::domain::organization::Organization;
-use crate::domain::subscription::{Details, HistoryEntry, Status, Subscription};
+use crate::domain::subscription::{Details, HistoryEntry, RequestDecision, Status, Subscription};
 
-/// Ends the subscription if its last day of access is over at `now`; otherwise nothing changes.
-#[must_use]
-pub fn lapse(subscription: &Subscription, organization: &Organization, now: DateTime<Utc>) -> Option<Change> {
-    let details = subscription.details.as_ref()?;
-    let (status, cause, ended_on) = over(subscription.status, details, organization, now)?;
+/// Ends a scheduled subscription whose last day of access is over at `now`. The instant is fixed, so the organization is not
+/// needed.
+///
+/// # Errors
+/// When a field that the end needs cannot be read.
+pub fn end(subscription: &Subscription, now: DateTime<Utc>) -> Field<Option<Change>> {
+    let Some(details) = subscription.details.as_ref() else { return Ok(None) };
+    match details.end.clone()? {
+        Some(end) if end.ends_at <= now => {
+            over(subscription, details.clone(), Status::Cancelled, Cause::Cancelled, end.ends_on, now).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Ends a subscription whose natural end is over at `now`.
+///
+/// # Errors
+/// When a field that the end needs cannot be read.
+pub fn expire(subscription: &Subscription, organization: &Organization, now: DateTime<Utc>) -> Field<Option<Change>> {
+    let Some(details) = subscription.details.as_ref() else { return Ok(None) };
+    let Some(expires_on) = details.expires_on.clone()? else { return Ok(None) };
+    let natural_end = details.billing.clone()?.natural_end(expires_on);
+    if end_of_day(natural_end, organization.timezone.clone()?) > now {
+        return Ok(None);
+    }
+    let mut details = details.clone();
+    if let Some(request) = open_request(subscription, &details)? {
+        details.request = Ok(Some(request.close(now, RequestDecision::Superseded, None)));
+    }
+    over(subscription, details, Status::Expired, Cause::Expired, natural_end, now).map(Some)
+}
+
+fn over(
+    subscription: &Subscription,
+    mut details: Details,
+    status: Status,
+    cause: Cause,
+    ended_on: NaiveDate,
+    now: DateTime<Utc>,
+) -> Field<Change> {
     let history = HistoryEntry {
         at: now,
         command: None,
@@ -20,37 +57,19 @@ pub fn lapse(subscription: &Subscription, organization: &Organization, now: Date
         from: subscription.status,
         to: status,
         ends_on: Some(ended_on),
+        via: None,
+        reason: None,
+        note: None,
     };
-    let mut after = details.clone();
-    let activities = std::mem::take(&mut after.activities);
-    after.billing.next_on = None;
-    Some(Change {
-        subscription: Subscription { status, details: Some(after), ended_on: Some(ended_on), ..subscription.clone() },
+    let activities = std::mem::replace(&mut details.activities, Ok(vec![]))?;
+    details.next_on = Ok(None);
+    Ok(Change {
+        subscription: Subscription { status, details: Some(details), ended_on: Some(ended_on), ..subscription.clone() },
         history: Some(history),
         payment_failure: None,
         notifications: vec![],
         events: vec![Event::Ended(about(subscription, Ended { cause, ended_on, activities }))],
     })
-}
-
-fn over(
-    status: Status,
-    details: &Details,
-    organization: &Organization,
-    now: DateTime<Utc>,
-) -> Option<(Status, Cause, NaiveDate)> {
-    match status {
-        Status::CancellationScheduled => {
-            let end = details.end?;
-            (end.ends_at <= now).then_some((Status::Cancelled, Cause::Cancelled, end.ends_on))
-        }
-        Status::Active | Status::CancellationRequested => {
-            let natural_end = details.billing.natural_end(details.expires_on?);
-            let over = end_of_day(natural_end, organization.timezone) <= now;
-            over.then_some((Status::Expired, Cause::Expired, natural_end))
-        }
-        Status::Cancelled | Status::Expired | Status::Removed => None,
-    }
 }
 
 #[cfg(test)]
@@ -64,7 +83,7 @@ mod tests {
 
     /// Expires on 20 June, so June's invoice is the last and 14 July the last day.
     fn expiring(status: Status) -> Scene {
-        scene(status).with_details(|details| details.expires_on = Some(date("2026-06-20")))
+        scene(status).with_details(|details| details.expires_on = Ok(Some(date("2026-06-20"))))
     }
 
     #[test]
@@ -105,6 +124,8 @@ mod tests {
             r#"
             cancellation_requested → expired
             ended on 2026-07-14
+            request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage",
+                superseded at 2026-07-15 04:00:00 UTC, no note
             next invoice: None
             activities: []
             history: cancellation_requested → expired, 2026-07-14, by time, no command
@@ -124,7 +145,7 @@ mod tests {
         for status in [Status::Cancelled, Status::Expired, Status::Removed] {
             assert_story(&at(in_ten_years, scene(status)).lapse(), "unchanged");
         }
-        let over = scene(Status::Expired).with_details(|details| details.expires_on = Some(date("2026-03-20")));
+        let over = scene(Status::Expired).with_details(|details| details.expires_on = Ok(Some(date("2026-03-20"))));
         assert_story(&at(in_ten_years, over).lapse(), "unchanged");
     }
 
@@ -146,7 +167,7 @@ mod tests {
             (chrono_tz::Asia::Kathmandu, "2026-07-14T18:15:00Z"),
             (chrono_tz::Pacific::Honolulu, "2026-07-15T10:00:00Z"),
         ] {
-            let there = expiring(Status::Active).with(|scene| scene.organization.timezone = timezone);
+            let there = expiring(Status::Active).with(|scene| scene.organization.timezone = Ok(timezone));
             let over_at = instant(over_at);
             let lapse_at = |now| there.clone().with(|scene| scene.now = now).lapse().cell();
             assert_eq!(lapse_at(over_at - chrono::Duration::milliseconds(1)), "unchanged", "{timezone}");

@@ -20,17 +20,18 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use card_expiry::{decide as decide_card_expiry, notice_due};
-pub use lapse::lapse;
+pub use lapse::{end, expire};
 
 use super::account::{Account, CardNotice};
-use super::billing::{End, end_of_day};
+use super::billing::{Billing, End, end_of_day};
 use super::command::{Actor, CommandRef, SubscriptionCommand};
 use super::event::{About, CancellationScheduled, Event};
+use super::field::{Field, Malformed};
 use super::notification::{Facts, Notification, Recipient, Template, notify};
 use super::organization::Organization;
 use super::subscription::{
-    By, CancellationRecord, Closed, Details, HistoryEntry, PaymentFailureRecord, RequestDecision, ScheduledEnd, Status,
-    Subscription,
+    By, CancellationRecord, Details, HistoryEntry, PaymentFailureRecord, Request, RequestDecision, ScheduledEnd,
+    Status, Subscription,
 };
 use super::text::FreeText;
 
@@ -46,30 +47,31 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// Facts for mails about the subscription.
-    fn facts(&self, subscription: &Subscription, details: &Details) -> Facts {
+    /// Facts for emails about the subscription.
+    fn facts(&self, subscription: &Subscription, details: &Details) -> Field<Facts> {
         Facts::about(self.organization, self.account, subscription, details)
     }
 
-    /// A mail of this organization.
-    fn notify(&self, template: Template, recipient: Recipient, facts: &Facts) -> Notification {
+    /// An email of this organization.
+    fn notify(&self, template: Template, recipient: Recipient, facts: &Facts) -> Field<Notification> {
         notify(template, recipient, self.organization, self.account, facts)
     }
 
-    /// The mails about what a client did: to the organization, and to the client where the organization wants that.
-    fn notify_of_client_action(&self, template: Template, facts: &Facts) -> Vec<Notification> {
-        let mut mails = vec![self.notify(template, Recipient::OrganizationContact, facts)];
-        if self.organization.notify_client_of_own_actions {
-            mails.push(self.notify(template, Recipient::AccountManager, facts));
+    /// The emails about what a client did: to the organization, and to the client where the organization wants that.
+    fn notify_of_client_action(&self, template: Template, facts: &Facts) -> Field<Vec<Notification>> {
+        let mut emails = vec![self.notify(template, Recipient::OrganizationContact, facts)?];
+        if self.organization.notify_client_of_own_actions.clone()? {
+            emails.push(self.notify(template, Recipient::AccountManager, facts)?);
         }
-        mails
+        Ok(emails)
     }
 
-    /// The mails that go to both.
-    fn notify_both(&self, template: Template, facts: &Facts) -> Vec<Notification> {
+    /// The emails that go to both.
+    fn notify_both(&self, template: Template, facts: &Facts) -> Field<Vec<Notification>> {
         [Recipient::OrganizationContact, Recipient::AccountManager]
+            .into_iter()
             .map(|recipient| self.notify(template, recipient, facts))
-            .into()
+            .collect()
     }
 }
 
@@ -115,6 +117,27 @@ pub struct Rejection {
     pub reason: RejectionReason,
     /// For a person: a sentence.
     pub detail: String,
+}
+
+/// Why a command is not decided, or not as it asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// A rule rejects it.
+    Rejected(Rejection),
+    /// A field that a rule needs cannot be read.
+    Malformed(Malformed),
+}
+
+impl From<Rejection> for Obstacle {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+impl From<Malformed> for Obstacle {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
 }
 
 /// The reasons of the contract (§4).
@@ -198,14 +221,14 @@ impl fmt::Display for RejectionReason {
 /// organization.
 ///
 /// # Errors
-/// The first of the contract's checks that fails.
+/// The first of the contract's checks that fails, or the first field that cannot be read where it is needed.
 pub fn decide(
     subscription: &Subscription,
     command: &CommandRef,
     sent_at: DateTime<Utc>,
     data: &SubscriptionCommand,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Rejection> {
+) -> Result<Outcome<Change>, Obstacle> {
     match data {
         SubscriptionCommand::Cancellation(data) => cancel::decide(subscription, command, data, context),
         SubscriptionCommand::CancellationRequest(data) => {
@@ -249,33 +272,68 @@ struct Live<'a> {
     next_on: NaiveDate,
 }
 
-/// Checks that the subscription is not over. (A live one without a next invoice never gets here: it is a corrupt document.)
-fn require_live(subscription: &Subscription) -> Result<Live<'_>, Rejection> {
-    subscription
+/// Checks that the subscription is not over.
+fn require_live(subscription: &Subscription) -> Result<Live<'_>, Obstacle> {
+    let details = subscription
         .details
         .as_ref()
         .filter(|_| subscription.status.is_live())
-        .and_then(|details| Some(Live { details, next_on: details.billing.next_on? }))
-        .ok_or_else(|| already_ended(subscription))
+        .ok_or_else(|| already_ended(subscription))?;
+    // A live one without a next invoice is never decided on: see `Subscription::require_next_invoice`.
+    let next_on = details.next_on.clone()?.ok_or_else(|| already_ended(subscription))?;
+    Ok(Live { details, next_on })
 }
 
-/// The refusal of what needs a subscription that is not cancelled yet.
+/// The rejection of what needs a subscription that is not cancelled yet.
 fn already_scheduled(details: &Details) -> Rejection {
-    RejectionReason::AlreadyScheduled.because(match details.end {
-        Some(end) => format!("The subscription is cancelled already; its last day of access is {}.", end.ends_on),
-        None => "The subscription is cancelled already.".to_owned(),
+    RejectionReason::AlreadyScheduled.because(match &details.end {
+        Ok(Some(end)) => format!("The subscription is cancelled already; its last day of access is {}.", end.ends_on),
+        _ => "The subscription is cancelled already.".to_owned(),
     })
 }
 
-/// Refuses an end that would come after the natural end.
-fn require_before_natural_end(details: &Details, end: End) -> Result<(), Rejection> {
-    match details.expires_on.map(|day| details.billing.natural_end(day)) {
-        Some(natural_end) if end.ends_on > natural_end => Err(RejectionReason::ExpiresEarlier.because(format!(
-            "The subscription expires by itself: its last day is {natural_end}, before {}.",
-            end.ends_on
-        ))),
-        _ => Ok(()),
+/// The last day of access, and the last invoice of those that exist or will.
+#[derive(Clone, Copy)]
+struct Ending {
+    ends_on: NaiveDate,
+    /// Absent where there has never been an invoice and will be none.
+    final_billing_on: Option<NaiveDate>,
+}
+
+/// The ending that the calendar computed. A last invoice before the next one exists already: it is the newest that was made,
+/// whatever the calendar says, and there may be none.
+fn ending(details: &Details, billing: Billing, computed: End, next_on: NaiveDate) -> Field<Ending> {
+    let End { ends_on, final_billing_on } = computed;
+    let final_billing_on = if final_billing_on >= next_on {
+        Some(final_billing_on)
+    } else if let Some(last_on) = details.last_on.clone()? {
+        Some(last_on)
+    } else {
+        details.last_invoice_id.clone()?.map(|_| billing.date_before(next_on))
+    };
+    Ok(Ending { ends_on, final_billing_on })
+}
+
+/// Rejects an end that would come after the natural end.
+fn require_before_natural_end(details: &Details, ends_on: NaiveDate) -> Result<(), Obstacle> {
+    let Some(expires_on) = details.expires_on.clone()? else { return Ok(()) };
+    let natural_end = details.billing.clone()?.natural_end(expires_on);
+    if ends_on > natural_end {
+        return Err(RejectionReason::ExpiresEarlier
+            .because(format!("The subscription expires by itself: its last day is {natural_end}, before {ends_on}."))
+            .into());
     }
+    Ok(())
+}
+
+/// The request that is still open.
+fn open_request(subscription: &Subscription, details: &Details) -> Field<Option<Request>> {
+    let request = match subscription.status {
+        Status::CancellationRequested => details.request.clone()?,
+        // In any other status it is closed, unless another system wrote it.
+        _ => details.request.clone().unwrap_or_default(),
+    };
+    Ok(request.filter(|request| request.closed.is_none()))
 }
 
 fn already_ended(subscription: &Subscription) -> Rejection {
@@ -289,7 +347,7 @@ fn already_ended(subscription: &Subscription) -> Rejection {
 /// Gives a subscription its last day, and tells everybody.
 struct Schedule<'a> {
     command: &'a CommandRef,
-    end: End,
+    ending: Ending,
     record: CancellationRecord,
     /// What becomes of a request that is still open.
     request_decision: RequestDecision,
@@ -299,29 +357,29 @@ struct Schedule<'a> {
 }
 
 impl Schedule<'_> {
-    fn change(self, subscription: &Subscription, details: &Details, context: &Context<'_>) -> Change {
-        let previous_ends_on = details.end.map(|end| end.ends_on);
+    fn change(self, subscription: &Subscription, details: &Details, context: &Context<'_>) -> Field<Change> {
+        let previous_ends_on = details.end.clone()?.map(|end| end.ends_on);
         let reason = self.record.reason.clone();
-        let End { ends_on, final_billing_on } = self.end;
-        let ends_at = end_of_day(ends_on, context.organization.timezone);
+        let Ending { ends_on, final_billing_on } = self.ending;
+        let ends_at = end_of_day(ends_on, context.organization.timezone.clone()?);
+        let open = open_request(subscription, details)?;
 
         let facts = Facts {
             actor: name_of(&self.record.actor),
             ends_on: Some(ends_on),
             previous_ends_on,
-            final_billing_on: Some(final_billing_on),
+            final_billing_on,
             reason: reason.as_ref().map(|reason| reason.as_str().to_owned()),
             note: self.note.as_ref().map(|note| note.as_str().to_owned()),
-            requested_on: details
-                .request
+            requested_on: open
                 .as_ref()
-                .filter(|request| request.closed.is_none())
-                .map(|request| context.organization.date_at(request.requested_at)),
-            ..context.facts(subscription, details)
+                .map(|request| context.organization.date_at(request.requested_at))
+                .transpose()?,
+            ..context.facts(subscription, details)?
         };
         let notifications = match self.record.by {
-            By::Admin => vec![context.notify(self.template, Recipient::AccountManager, &facts)],
-            By::Client => context.notify_of_client_action(self.template, &facts),
+            By::Admin => vec![context.notify(self.template, Recipient::AccountManager, &facts)?],
+            By::Client => context.notify_of_client_action(self.template, &facts)?,
         };
         let event = Event::CancellationScheduled(about(
             subscription,
@@ -332,7 +390,7 @@ impl Schedule<'_> {
                 ends_at,
                 final_billing_on,
                 previous_ends_on,
-                reason,
+                reason: reason.clone(),
             },
         ));
         let history = HistoryEntry {
@@ -342,15 +400,18 @@ impl Schedule<'_> {
             from: subscription.status,
             to: Status::CancellationScheduled,
             ends_on: Some(ends_on),
+            via: Some(self.record.via),
+            reason,
+            note: self.note.clone(),
         };
 
         let mut details = details.clone();
-        if let Some(request) = details.request.as_mut().filter(|request| request.closed.is_none()) {
-            request.closed = Some(Closed { decided_at: context.now, decision: self.request_decision, note: self.note });
+        if let Some(request) = open {
+            details.request = Ok(Some(request.close(context.now, self.request_decision, self.note)));
         }
-        details.end = Some(ScheduledEnd { ends_on, ends_at, final_billing_on: Some(final_billing_on) });
+        details.end = Ok(Some(ScheduledEnd { ends_on, ends_at, final_billing_on }));
         details.cancellation = Some(self.record);
-        Change {
+        Ok(Change {
             subscription: Subscription {
                 status: Status::CancellationScheduled,
                 details: Some(details),
@@ -360,7 +421,7 @@ impl Schedule<'_> {
             payment_failure: None,
             notifications,
             events: vec![event],
-        }
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! `payment.failure`: an automatic payment with a saved card was refused. It is recorded, and both sides are told.
 
-use super::{Change, Context, Outcome, Rejection, already_ended};
+use super::{Change, Context, Obstacle, Outcome, already_ended};
 use crate::domain::command::PaymentFailure;
 use crate::domain::notification::{CardFacts, Facts, Template};
 use crate::domain::subscription::{PaymentFailureRecord, Subscription};
@@ -9,9 +9,10 @@ pub(super) fn decide(
     subscription: &Subscription,
     data: &PaymentFailure,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Rejection> {
+) -> Result<Outcome<Change>, Obstacle> {
     // Only a removed subscription has no details: what was used until it ended still has to be paid.
     let details = subscription.details.as_ref().ok_or_else(|| already_ended(subscription))?;
+    let end = details.end.clone()?;
     let facts = Facts {
         invoice_id: Some(data.invoice_id.to_string()),
         amount: Some(data.amount.clone()),
@@ -24,9 +25,9 @@ pub(super) fn decide(
         attempt: Some(data.attempt.get()),
         failure_message: data.failure_message.as_ref().map(|message| message.as_str().to_owned()),
         next_attempt_on: data.next_attempt_on,
-        ends_on: details.end.map(|end| end.ends_on),
-        final_billing_on: details.end.and_then(|end| end.final_billing_on),
-        ..context.facts(subscription, details)
+        ends_on: end.map(|end| end.ends_on),
+        final_billing_on: end.and_then(|end| end.final_billing_on),
+        ..context.facts(subscription, details)?
     };
     Ok(Outcome::Applied(Change {
         subscription: subscription.clone(),
@@ -40,7 +41,7 @@ pub(super) fn decide(
             failure_message: data.failure_message.clone(),
             next_attempt_on: data.next_attempt_on,
         }),
-        notifications: context.notify_both(Template::PaymentFailed, &facts),
+        notifications: context.notify_both(Template::PaymentFailed, &facts)?,
         events: vec![],
     }))
 }

@@ -2,9 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{
-    Change, Context, Live, Outcome, Rejection, about, already_scheduled, name_of, require_live, require_owner,
-};
+use super::{Change, Context, Live, Obstacle, Outcome, about, already_scheduled, name_of, require_live, require_owner};
 use crate::domain::command::{CancellationRequest, CommandRef};
 use crate::domain::event::{CancellationRequested, Event};
 use crate::domain::notification::{Facts, Template};
@@ -17,25 +15,29 @@ pub(super) fn decide(
     sent_at: DateTime<Utc>,
     data: &CancellationRequest,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Rejection> {
+) -> Result<Outcome<Change>, Obstacle> {
     require_owner(&data.actor, subscription, "ask to cancel")?;
     let Live { details, next_on } = require_live(subscription)?;
     match subscription.status {
         Status::CancellationRequested => return Ok(Outcome::Unchanged),
-        Status::CancellationScheduled => return Err(already_scheduled(details)),
+        Status::CancellationScheduled => return Err(already_scheduled(details).into()),
         _ => {}
     }
 
     let facts = Facts {
         actor: name_of(&data.actor),
-        requested_on: Some(context.organization.date_at(sent_at)),
+        requested_on: Some(context.organization.date_at(sent_at)?),
         next_billing_on: Some(next_on),
         reason: data.reason.as_ref().map(|reason| reason.as_str().to_owned()),
-        ..context.facts(subscription, details)
+        ..context.facts(subscription, details)?
     };
     let mut details = details.clone();
-    details.request =
-        Some(Request { requested_at: sent_at, actor: data.actor.clone(), reason: data.reason.clone(), closed: None });
+    details.request = Ok(Some(Request {
+        requested_at: sent_at,
+        actor: Some(data.actor.clone()),
+        reason: data.reason.clone(),
+        closed: None,
+    }));
     Ok(Outcome::Applied(Change {
         subscription: Subscription {
             status: Status::CancellationRequested,
@@ -49,9 +51,12 @@ pub(super) fn decide(
             from: subscription.status,
             to: Status::CancellationRequested,
             ends_on: None,
+            via: None,
+            reason: data.reason.clone(),
+            note: None,
         }),
         payment_failure: None,
-        notifications: context.notify_of_client_action(Template::CancellationRequested, &facts),
+        notifications: context.notify_of_client_action(Template::CancellationRequested, &facts)?,
         events: vec![Event::CancellationRequested(about(
             subscription,
             CancellationRequested { requested_at: sent_at, reason: data.reason.clone() },
@@ -82,7 +87,7 @@ mod tests {
 
     #[test]
     fn and_the_client_where_the_organization_wants_that() {
-        let both = scene(Status::Active).with(|scene| scene.organization.notify_client_of_own_actions = true);
+        let both = scene(Status::Active).with(|scene| scene.organization.notify_client_of_own_actions = Ok(true));
         assert_story(
             &both.tell(&request()),
             r#"
@@ -117,7 +122,7 @@ mod tests {
         fold(decline(), "cmd-1");
         fold(request(), "cmd-2");
         let id = "sub-1".try_into().unwrap();
-        let request = world.subscription(&id).unwrap().details.clone().unwrap().request.unwrap();
+        let request = world.subscription(&id).unwrap().details.clone().unwrap().request.unwrap().unwrap();
         assert_eq!(request.requested_at, instant("2026-06-01T15:59:00Z"));
         assert_eq!(request.closed, None);
     }

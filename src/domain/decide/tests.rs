@@ -54,7 +54,8 @@ fn client_cancels() {
     check_row(&account(), [SCHEDULED, SCHEDULED, SCHEDULED, ENDED]);
     let ends = |ends_on: &str| {
         let ends_on = date(ends_on);
-        scene(Status::CancellationScheduled).with_details(|details| details.end.as_mut().unwrap().ends_on = ends_on)
+        scene(Status::CancellationScheduled)
+            .with_details(|details| details.end.as_mut().unwrap().as_mut().unwrap().ends_on = ends_on)
     };
     check(&ends("2026-06-15"), &account(), SCHEDULED);
     check(&ends("2026-06-14"), &account(), "unchanged");
@@ -204,8 +205,9 @@ mod order {
 
     #[test]
     fn role_then_policy_then_status() {
-        let asks =
-            |status| scene(status).with(|scene| scene.organization.client_cancellation = ClientCancellation::Request);
+        let asks = |status| {
+            scene(status).with(|scene| scene.organization.client_cancellation = Ok(ClientCancellation::Request))
+        };
         for status in [Status::Active, Status::CancellationScheduled, Status::Cancelled, Status::Removed] {
             let stranger = by(&stranger(), "subscription.cancellation", json!({ "via": "account" }));
             check(&asks(status), &stranger, "forbidden");
@@ -231,7 +233,7 @@ mod order {
     fn the_invoice() {
         for status in [Status::Active, Status::CancellationRequested, Status::CancellationScheduled] {
             check_cell(status, &invoice("inv-april"), "not_last_invoice");
-            let none = scene(status).with_details(|details| details.billing.last_invoice_id = None);
+            let none = scene(status).with_details(|details| details.last_invoice_id = Ok(None));
             check(&none, &invoice("inv-may"), "not_last_invoice");
         }
     }
@@ -239,7 +241,7 @@ mod order {
     /// Month, then natural end, then the end that is scheduled. The natural end is 14 July, the scheduled one 14 August.
     #[test]
     fn month_then_natural_end_then_scheduled_end() {
-        let expires = |status| scene(status).with_details(|details| details.expires_on = Some(date("2026-06-20")));
+        let expires = |status| scene(status).with_details(|details| details.expires_on = Ok(Some(date("2026-06-20"))));
         for status in [Status::Active, Status::CancellationRequested, Status::CancellationScheduled] {
             check(&expires(status), &purchases("2026-05"), "month_already_invoiced");
             check(&expires(status), &purchases("2026-06"), SCHEDULED);
@@ -248,7 +250,8 @@ mod order {
             check(&expires(status), &purchases("2026-09"), "expires_earlier");
         }
         // The month comes first even where it would end later than the natural end.
-        let long_over = |status| scene(status).with_details(|details| details.expires_on = Some(date("2025-01-01")));
+        let long_over =
+            |status| scene(status).with_details(|details| details.expires_on = Ok(Some(date("2025-01-01"))));
         check(&long_over(Status::Active), &purchases("2026-05"), "month_already_invoiced");
         check(&long_over(Status::Active), &purchases(""), "expires_earlier");
         check(&long_over(Status::Active), &account(), "expires_earlier");
@@ -263,7 +266,7 @@ mod order {
         check(&requested, &accept("2026-06-16"), "not_a_billing_date");
         check(&requested, &accept("2020-01-01"), "not_a_billing_date");
         check(&requested, &accept("2026-04-15"), "final_billing_date_passed");
-        let expires = requested.with_details(|details| details.expires_on = Some(date("2026-06-20")));
+        let expires = requested.with_details(|details| details.expires_on = Ok(Some(date("2026-06-20"))));
         check(&expires, &accept("2026-06-15"), SCHEDULED);
         check(&expires, &accept("2026-07-15"), "expires_earlier");
         check(&expires, &accept("2026-07-16"), "not_a_billing_date");
@@ -319,9 +322,14 @@ fn missing_organization_or_account() {
     let mut no_organization = World::default();
     no_organization.add_subscription(scene.subscription.id.clone(), Loaded::Read(scene.subscription.clone()));
     no_organization.add_account(scene.account.id.clone(), Loaded::Read(scene.account.clone()));
-    assert_eq!(no_organization.fold(&task, now()), Verdict::Missing(crate::domain::fold::Missing::Organization));
+    let Verdict::Missing(missing) = no_organization.fold(&task, now()) else { panic!() };
+    assert_eq!(
+        missing.to_string(),
+        "organizations org-1: there is no such organization, though subscriptions sub-1 names it"
+    );
     let mut no_account = World::default();
     no_account.add_subscription(scene.subscription.id.clone(), Loaded::Read(scene.subscription.clone()));
     no_account.add_organization(scene.organization.id.clone(), Loaded::Read(scene.organization.clone()));
-    assert_eq!(no_account.fold(&task, now()), Verdict::Missing(crate::domain::fold::Missing::Account));
+    let Verdict::Missing(missing) = no_account.fold(&task, now()) else { panic!() };
+    assert_eq!(missing.to_string(), "accounts acc-1: there is no such account, though subscriptions sub-1 names it");
 }

@@ -1,0 +1,190 @@
+//! Reading a field at a time: what is malformed is remembered, and spoils nothing else of its document.
+
+use bson::{Bson, Document, RawBsonRef, RawDocument, rawdoc};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+
+use crate::domain::field::Malformed;
+
+/// A field's value, or what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored<T>(Result<T, Fault>);
+
+/// What is wrong with a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Where in the value, as `name` or `[0].name`; empty: the value itself.
+    path: String,
+    /// A sentence without a subject that quotes no text of the document but names, dates and the like.
+    reason: String,
+}
+
+impl Fault {
+    /// What is wrong with the value itself.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { path: String::new(), reason: reason.into() }
+    }
+
+    /// The sentence, for the field `field` of the document `document`.
+    #[must_use]
+    pub fn of(&self, document: &str, field: &str) -> Malformed {
+        let Self { path, reason } = self;
+        let dot = if path.is_empty() || path.starts_with('[') || field.is_empty() { "" } else { "." };
+        let colon = if path.is_empty() && field.is_empty() { "" } else { ": " };
+        Malformed(format!("{document}: {field}{dot}{path}{colon}{reason}"))
+    }
+}
+
+impl<T> Stored<T> {
+    /// The value, for the field `field` of the document `document`.
+    ///
+    /// # Errors
+    /// When it is malformed.
+    pub fn read(self, document: &str, field: &str) -> Result<T, Malformed> {
+        self.0.map_err(|fault| fault.of(document, field))
+    }
+
+    /// The value, if it can be read.
+    pub fn ok(self) -> Option<T> {
+        self.0.ok()
+    }
+
+    /// The value, checked further.
+    pub fn and_then<U>(self, check: impl FnOnce(T) -> Result<U, Fault>) -> Stored<U> {
+        Stored(self.0.and_then(check))
+    }
+}
+
+impl<T: Default> Default for Stored<T> {
+    fn default() -> Self {
+        Self(Ok(T::default()))
+    }
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Stored<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        RawBsonRef::deserialize(deserializer).map(Self::from)
+    }
+}
+
+impl<T: DeserializeOwned> From<RawBsonRef<'_>> for Stored<T> {
+    fn from(value: RawBsonRef<'_>) -> Self {
+        #[derive(Deserialize)]
+        struct Alone<T> {
+            value: T,
+        }
+        let alone = rawdoc! { "value": value };
+        let read = bson::deserialize_from_slice::<Alone<T>>(alone.as_bytes());
+        Self(read.map(|Alone { value }| value).map_err(|error| {
+            let value = Bson::try_from(value).ok();
+            value.and_then(fault::<T>).unwrap_or_else(|| Fault::new(words(&error)))
+        }))
+    }
+}
+
+/// `#[serde(default, deserialize_with = "list")]`: a list whose elements are read one at a time. Null counts as absent; anything
+/// else counts as a list of one malformed element.
+pub fn list<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Vec<Stored<T>>, D::Error> {
+    Ok(match RawBsonRef::deserialize(deserializer)? {
+        RawBsonRef::Null | RawBsonRef::Undefined => Vec::new(),
+        RawBsonRef::Array(elements) => elements
+            .into_iter()
+            .enumerate()
+            .map(|(at, element)| {
+                let element = match element {
+                    Ok(element) => Stored::from(element),
+                    Err(error) => Stored(Err(Fault::new(words(&error)))),
+                };
+                Stored(element.0.map_err(|fault| {
+                    let dot = if fault.path.is_empty() || fault.path.starts_with('[') { "" } else { "." };
+                    Fault { path: format!("[{at}]{dot}{}", fault.path), reason: fault.reason }
+                }))
+            })
+            .collect(),
+        other => {
+            let found = Bson::try_from(other).ok().as_ref().map_or("something else", kind);
+            vec![Stored(Err(Fault::new(format!("expected a list, found {found}"))))]
+        }
+    })
+}
+
+/// Reads a whole document.
+///
+/// # Errors
+/// What is wrong with it, where that spoils all of it.
+pub fn whole<D: DeserializeOwned>(raw: &RawDocument) -> Result<D, Fault> {
+    bson::deserialize_from_slice::<D>(raw.as_bytes()).map_err(|error| {
+        let document = Document::try_from(raw).ok().map(Bson::Document);
+        document.and_then(fault::<D>).unwrap_or_else(|| Fault::new(words(&error)))
+    })
+}
+
+/// Reads once more, more slowly, to learn what is wrong where.
+fn fault<T: DeserializeOwned>(value: Bson) -> Option<Fault> {
+    let error = serde_path_to_error::deserialize::<_, T>(bson::Deserializer::new(value.clone())).err()?;
+    let path = error.path().to_string();
+    let path = if path == "." { String::new() } else { path };
+    let message = words(error.inner());
+    if let Some(field) = message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+        let dot = if path.is_empty() { "" } else { "." };
+        return Some(Fault { path: format!("{path}{dot}{field}"), reason: "missing".to_owned() });
+    }
+    let expected = message.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected ")?.1.into());
+    let reason = match expected {
+        Some(expected) => {
+            let found = error.path().iter().try_fold(&value, step).map_or("something else", kind);
+            format!("expected {}, found {found}", expectation(expected))
+        }
+        None => message,
+    };
+    Some(Fault { path, reason })
+}
+
+/// What the driver says, without what it says around it.
+fn words(error: &bson::error::Error) -> String {
+    let message = error.message.clone().unwrap_or_else(|| error.to_string());
+    message.rsplit_once(". Message: ").map_or(message.clone(), |(_, inner)| inner.to_owned())
+}
+
+fn step<'a>(value: &'a Bson, segment: &serde_path_to_error::Segment) -> Option<&'a Bson> {
+    use serde_path_to_error::Segment;
+    match (value, segment) {
+        (Bson::Document(document), Segment::Map { key }) => document.get(key),
+        (Bson::Array(elements), Segment::Seq { index }) => elements.get(*index),
+        _ => None,
+    }
+}
+
+/// What serde expects, in words for people who do not write Rust.
+fn expectation(expected: &str) -> &str {
+    match expected {
+        "a string" | "a borrowed string" | "string or map" => "text",
+        "a sequence" => "a list",
+        "a boolean" => "true or false",
+        "a map" => "an object",
+        "datetime" | "DateTime" => "a date (the BSON type)",
+        _ if expected.starts_with("struct ") || expected.contains("tagged enum") => "an object",
+        _ => expected,
+    }
+}
+
+/// What a value is, in words.
+#[must_use]
+pub fn kind(value: &Bson) -> &'static str {
+    match value {
+        Bson::String(_) => "text",
+        Bson::Int32(_) | Bson::Int64(_) => "an integer",
+        Bson::Double(_) => "a number",
+        Bson::Decimal128(_) => "a Decimal128",
+        Bson::Boolean(_) => "true or false",
+        Bson::DateTime(_) => "a date (the BSON type)",
+        Bson::ObjectId(_) => "an ObjectId",
+        Bson::Array(_) => "a list",
+        Bson::Document(_) => "an object",
+        Bson::Null | Bson::Undefined => "null",
+        Bson::Binary(_) => "binary data",
+        Bson::Timestamp(_) => "a timestamp",
+        Bson::RegularExpression(_) => "a regular expression",
+        _ => "something else",
+    }
+}
