@@ -248,7 +248,7 @@ fn need<'a>(tasks: impl Iterator<Item = &'a Task>) -> Need {
                     CommandBody::CardExpiry(data) => drop(need.accounts.insert(data.account_id.clone())),
                 }
             }
-            Task::Lapse(id) => drop(need.subscriptions.insert(id.clone())),
+            Task::Lapse(id) => drop(need.ending.insert(id.clone())),
             Task::CardNotice(id, _) => drop(need.accounts.insert(id.clone())),
         }
     }

@@ -437,6 +437,26 @@ mod tests {
         assert_eq!(manager.facts.admin_url, None);
     }
 
+    /// What other systems write has no limit, and travels with every email.
+    #[test]
+    fn facts_are_bounded() {
+        let long = "é".repeat(200_000);
+        let scene = scene(Status::Active)
+            .with(|scene| {
+                scene.organization.name = Ok(long.clone());
+                scene.organization.admin_url = Some(format!("https://laurier.example/{long}"));
+                scene.organization.brand.color = Some(long.clone());
+                scene.organization.brand.logo_url = Some(format!("data:image/png;base64,{long}"));
+                scene.account.manager.as_mut().unwrap().name = Some(long.clone());
+            })
+            .with_details(|details| details.participant = Ok(long.clone()));
+        for email in mails(&scene) {
+            assert!(serde_json::to_vec(&email).unwrap().len() < 20_000);
+            assert_eq!(email.facts.organization.name.chars().count(), 1_000);
+            assert_eq!((&email.facts.organization.logo_url, &email.facts.admin_url), (&None, &None));
+        }
+    }
+
     /// Contract §5: what goes to whom. `always`, `if the organization wants it`, or never.
     #[test]
     fn who_gets_which_mail() {

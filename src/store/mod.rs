@@ -25,6 +25,7 @@ use mongodb::{Client, Database};
 use tokio::time::timeout;
 
 use crate::domain::fold::{Loaded, World};
+use crate::domain::subscription::{Status, Subscription};
 use crate::domain::text::{AccountId, OrganizationId, SubscriptionId};
 use crate::tls::{Tls, explain};
 
@@ -81,8 +82,10 @@ pub enum StoreError {
 /// Which documents a batch needs.
 #[derive(Debug, Default)]
 pub struct Need {
-    /// Subscriptions.
+    /// Subscriptions that commands are about, with the accounts and organizations behind them.
     pub subscriptions: HashSet<SubscriptionId>,
+    /// Subscriptions that may be over. Their end needs no account, and the organization only where it is a natural one.
+    pub ending: HashSet<SubscriptionId>,
     /// Accounts; those behind the subscriptions need not be named.
     pub accounts: HashSet<AccountId>,
     /// Organizations; those behind subscriptions and accounts that are named by id only need not be named.
@@ -153,9 +156,21 @@ impl Store {
     /// When the server does not answer, or refuses.
     pub async fn load(&self, need: &Need) -> Result<World, StoreError> {
         let (subscriptions, accounts, organizations) = tokio::try_join!(
-            self.find_by_id(Collection::Subscriptions, need.subscriptions.iter().map(SubscriptionId::as_str)),
-            self.find_by_id(Collection::Accounts, need.accounts.iter().map(AccountId::as_str)),
-            self.find_by_id(Collection::Organizations, need.organizations.iter().map(OrganizationId::as_str)),
+            self.find_by_id(
+                Collection::Subscriptions,
+                need.subscriptions.union(&need.ending).map(SubscriptionId::as_str),
+                documents::decisive(Collection::Subscriptions),
+            ),
+            self.find_by_id(
+                Collection::Accounts,
+                need.accounts.iter().map(AccountId::as_str),
+                documents::decisive(Collection::Accounts),
+            ),
+            self.find_by_id(
+                Collection::Organizations,
+                need.organizations.iter().map(OrganizationId::as_str),
+                documents::decisive(Collection::Organizations),
+            ),
         )?;
         let mut world = World::with_room(subscriptions.len(), subscriptions.len() + accounts.len());
         let mut accounts_behind = HashSet::with_capacity(subscriptions.len());
@@ -165,9 +180,14 @@ impl Store {
             let Some(id) = id(raw) else { continue };
             let loaded = documents::read::<SubscriptionDocument, _>(Collection::Subscriptions.as_str(), raw);
             if let Loaded::Read(subscription) = &loaded {
-                let subscription: &crate::domain::subscription::Subscription = subscription;
-                accounts_behind.insert(subscription.account_id.clone());
-                organizations_behind.insert(subscription.organization_id.clone());
+                let subscription: &Subscription = subscription;
+                let is_commanded = need.subscriptions.contains(&id);
+                if is_commanded {
+                    accounts_behind.insert(subscription.account_id.clone());
+                }
+                if is_commanded || subscription.status != Status::CancellationScheduled {
+                    organizations_behind.insert(subscription.organization_id.clone());
+                }
             }
             world.add_subscription(id, loaded);
         }
@@ -182,26 +202,31 @@ impl Store {
             .map(OrganizationId::as_str)
             .collect();
         let (accounts, organizations) = tokio::try_join!(
-            self.find_by_id(Collection::Accounts, accounts_behind.into_iter()),
-            self.find_by_id(Collection::Organizations, organizations_behind.into_iter()),
+            self.find_by_id(Collection::Accounts, accounts_behind.into_iter(), documents::decisive_behind()),
+            self.find_by_id(
+                Collection::Organizations,
+                organizations_behind.into_iter(),
+                documents::decisive(Collection::Organizations),
+            ),
         )?;
         add_accounts(&mut world, &accounts, &mut HashSet::new());
         add_organizations(&mut world, &organizations);
         Ok(world)
     }
 
-    /// The documents with these ids, as far as they are decided on.
+    /// The documents with these ids.
     async fn find_by_id(
         &self,
         collection: Collection,
         ids: impl Iterator<Item = &str>,
+        projection: Document,
     ) -> Result<Vec<RawDocumentBuf>, StoreError> {
         let ids: Vec<&str> = ids.collect();
         if ids.is_empty() {
             return Ok(Vec::new());
         }
         let documents_max = i64::try_from(ids.len()).ok();
-        self.find(collection, doc! { "_id": { "$in": ids } }, documents::decisive(collection), documents_max).await
+        self.find(collection, doc! { "_id": { "$in": ids } }, projection, documents_max).await
     }
 
     /// Finds documents and reads them all: at most `limit`, which come in one answer where they fit.

@@ -12,7 +12,7 @@ use offramp::domain::account::Account;
 use offramp::domain::command::{Command, CommandKey};
 use offramp::domain::fold::{AccountDraft, Loaded, SubscriptionDraft};
 use offramp::domain::subscription::{Status, Subscription};
-use offramp::store::documents::{AccountDocument, SentDocument, SubscriptionDocument, read};
+use offramp::store::documents::{AccountDocument, SentDocument, Stored, SubscriptionDocument, read};
 use offramp::store::outbox::Content;
 
 use crate::faults::{Account as FaultAccount, Chaos, PAUSE_WANTED};
@@ -208,6 +208,11 @@ impl Run {
     }
 }
 
+/// The entries of a list that can be read.
+fn readable<T: Clone>(list: &[Stored<T>]) -> Vec<T> {
+    list.iter().cloned().filter_map(Stored::ok).collect()
+}
+
 /// Judges one document.
 struct Judge<'a> {
     verdict: &'a mut Verdict,
@@ -219,9 +224,9 @@ impl Judge<'_> {
     fn subscription(&mut self, draft: &SubscriptionDraft, before: &Document, raw: &RawDocumentBuf) {
         let expected = &draft.after;
         let document: SubscriptionDocument = bson::deserialize_from_slice(raw.as_bytes()).unwrap();
-        let (history, failures) = (document.history.clone(), document.payment_failures.clone());
+        let (history, failures) = (readable(&document.history), readable(&document.payment_failures));
         self.notifications(
-            &document.notifications,
+            &readable(&document.notifications),
             draft
                 .added
                 .iter()
@@ -241,13 +246,10 @@ impl Judge<'_> {
             if let (Some(found), Some(expected)) = (&mut found.cancellation, &expected.cancellation) {
                 found.scheduled_at = expected.scheduled_at;
             }
-            let closed = |request: &Option<offramp::domain::subscription::Request>| {
-                request.as_ref().and_then(|request| request.closed.as_ref().map(|closed| closed.decided_at))
-            };
-            if let (Some(decided_at), Some(request)) = (closed(&expected.request), &mut found.request)
-                && let Some(closed) = &mut request.closed
+            if let (Ok(Some(expected)), Ok(Some(found))) = (&expected.request, &mut found.request)
+                && let (Some(expected), Some(found)) = (&expected.closed, &mut found.closed)
             {
-                closed.decided_at = decided_at;
+                found.decided_at = expected.decided_at;
             }
         }
         self.same(expected, &found, "its state");
@@ -284,7 +286,7 @@ impl Judge<'_> {
         let expected = &draft.after;
         let document: AccountDocument = bson::deserialize_from_slice(raw.as_bytes()).unwrap();
         self.notifications(
-            &document.notifications,
+            &readable(&document.notifications),
             draft
                 .added
                 .iter()
@@ -297,7 +299,7 @@ impl Judge<'_> {
         };
         self.applied(&expected.applied, &found.applied);
         let notices = |account: &Account| {
-            let notices = account.card_notices.iter();
+            let notices = account.card_notices.iter().flatten();
             let mut notices: Vec<String> =
                 notices.map(|notice| format!("{} {} {}", notice.card_id, notice.expires, notice.kind)).collect();
             notices.sort();

@@ -55,6 +55,7 @@ pub fn notice_due(account: &Account, card: &Card, context: &Context<'_>) -> Fiel
 
 #[cfg(test)]
 mod tests {
+    use crate::domain::account::{CardNotice, NoticeKind};
     use crate::domain::command::{Card, CommandBody};
     use crate::domain::fold::{Task, Verdict};
     use crate::domain::subscription::Status;
@@ -154,6 +155,61 @@ mod tests {
         });
         assert_eq!(time_passes(&no_lead_times).cell(), "unchanged");
         assert_eq!(no_lead_times.tell(&card_expiry("2026-06")).cell(), "notice given", "a command has");
+    }
+
+    /// Commands with ever new card ids neither get emails without end nor push out the notices of real cards.
+    #[test]
+    fn an_account_remembers_a_bounded_number_of_notices() {
+        use crate::domain::account::CARD_NOTICES_MAX;
+        let mut world = at("2026-06-01T16:00:00Z").with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]).world();
+        let card = |at: usize| {
+            let mut command = card_expiry("2026-06");
+            command.reference.key.id = format!("cmd-{at}").as_str().try_into().unwrap();
+            if let CommandBody::CardExpiry(data) = &mut command.body {
+                data.card.id = format!("card-{at}").as_str().try_into().unwrap();
+            }
+            Task::Command(command)
+        };
+        let now = instant("2026-06-01T16:00:00Z");
+        let verdicts = (0..CARD_NOTICES_MAX).map(|at| world.fold(&card(at), now)).collect::<Vec<_>>();
+        assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Applied));
+        assert_eq!(world.fold(&card(CARD_NOTICES_MAX), now), Verdict::Unchanged);
+        assert_eq!(world.fold(&card(0), now), Verdict::Unchanged, "the first is still remembered");
+        // Once they are forgotten there is room again.
+        let mut other = card_expiry("2026-12");
+        other.reference.key.id = "later".try_into().unwrap();
+        assert_eq!(world.fold(&Task::Command(other), instant("2026-10-01T16:00:00Z")), Verdict::Applied);
+        let notices = world.changed_accounts().next().unwrap().after.card_notices.clone().unwrap();
+        assert_eq!(notices.len(), 1);
+    }
+
+    #[test]
+    fn notices_are_forgotten_by_month() {
+        let notice = |kind| CardNotice {
+            card_id: "card-1".try_into().unwrap(),
+            expires: month("2026-06"),
+            kind,
+            at: instant("2026-07-10T16:00:00Z"),
+        };
+        for (kind, until) in [
+            (NoticeKind::Early, "2026-08-30"),
+            (NoticeKind::Days(30), "2026-08-30"),
+            (NoticeKind::Expired, "2027-08-10"),
+        ] {
+            assert!(!notice(kind).is_forgotten(date(until)), "{kind:?}");
+            assert!(notice(kind).is_forgotten(date(until).succ_opt().unwrap()), "{kind:?}");
+        }
+    }
+
+    /// A malformed card is that card's trouble.
+    #[test]
+    fn a_malformed_card_beside_a_good_one() {
+        let malformed = || Err(crate::domain::field::Malformed("bad".into()));
+        let now = "2026-06-25T16:00:00Z";
+        let beside = at(now).with(|scene| scene.account.cards = vec![malformed(), Ok(saved("2026-06"))]);
+        assert_eq!(time_passes(&beside).cell(), "notice given");
+        let alone = at(now).with(|scene| scene.account.cards = vec![malformed()]);
+        assert_eq!(time_passes(&alone).cell(), "corrupt: bad", "it may be the one");
     }
 
     #[test]

@@ -333,3 +333,164 @@ fn missing_organization_or_account() {
     let Verdict::Missing(missing) = no_account.fold(&task, now()) else { panic!() };
     assert_eq!(missing.to_string(), "accounts acc-1: there is no such account, though subscriptions sub-1 names it");
 }
+
+/// Contract §4, "Dates": a last invoice before the next one is the newest that exists, and there may be none.
+#[test]
+fn the_last_invoice_exists() {
+    #[track_caller]
+    fn check(status: Status, command: &Command, last: (Option<&str>, Option<&str>), expected: Option<&str>) {
+        let (last_on, last_invoice_id) = last;
+        let scene = scene(status).with_details(|details| {
+            details.last_on = Ok(last_on.map(date));
+            details.last_invoice_id = Ok(last_invoice_id.map(|id| id.try_into().unwrap()));
+        });
+        let told = scene.tell(command);
+        let draft = told.subscription.unwrap_or_else(|| panic!("{:?}", told.verdict));
+        let end = draft.after.details.unwrap().end.unwrap().unwrap();
+        assert_eq!(end.final_billing_on, expected.map(date), "the document's");
+        let added = &draft.added[0];
+        let event = serde_json::to_value(&added.events[0]).unwrap();
+        assert_eq!(event["data"].get("final_billing_on"), expected.map(|date| json!(date)).as_ref(), "the event's");
+        assert_eq!(added.notifications[0].facts.final_billing_on, expected.map(date), "the email's");
+    }
+    // The next invoice is that of 15 June.
+    for (status, command) in [
+        (Status::Active, purchases("")),
+        (Status::Active, purchases("2026-06")),
+        (Status::Active, account()),
+        (Status::CancellationRequested, accept("")),
+        (Status::CancellationRequested, accept("2026-05-15")),
+    ] {
+        check(status, &command, (Some("2026-05-15"), Some("inv-may")), Some("2026-05-15"));
+        check(status, &command, (Some("2026-05-20"), Some("inv-may")), Some("2026-05-20"));
+        check(status, &command, (Some("2026-02-15"), None), Some("2026-02-15"));
+        check(status, &command, (None, Some("inv-may")), Some("2026-05-15"));
+        check(status, &command, (None, None), None);
+    }
+    // One that is still to come is computed, whatever there was.
+    for (status, command) in
+        [(Status::Active, purchases("2026-07")), (Status::CancellationRequested, accept("2026-06-15"))]
+    {
+        check(status, &command, (Some("2026-05-20"), Some("inv-may")), Some("2026-06-15"));
+        check(status, &command, (None, None), Some("2026-06-15"));
+    }
+}
+
+#[test]
+fn an_account_of_another_organization_is_a_corrupt_document() {
+    let scene = scene(Status::Active).with(|scene| scene.account.organization_id = "org-2".try_into().unwrap());
+    let expected = "corrupt: subscriptions sub-1: account_id: the account acc-1 is another organization's";
+    for command in every_subscription_command() {
+        check(&scene, &command, expected);
+    }
+}
+
+/// A live subscription without a next invoice is never decided on; one that is over has none.
+#[test]
+fn a_live_subscription_has_a_next_invoice() {
+    let without = |status| scene(status).with_details(|details| details.next_on = Ok(None));
+    let expected =
+        "corrupt: subscriptions sub-1: billing.next_on: missing, though the subscription is active";
+    for command in every_subscription_command() {
+        check(&without(Status::Active), &command, expected);
+    }
+    check(&without(Status::Cancelled), &payment_failure(), "cancelled");
+}
+
+/// Contract §3: a decision depends only on the fields that it uses.
+#[test]
+fn a_malformed_field_stops_only_what_needs_it() {
+    use crate::domain::field::{Field, Malformed};
+
+    fn bad<T>() -> Field<T> {
+        Err(Malformed("bad".to_owned()))
+    }
+    const EVERYTHING: [&str; 11] = [
+        "purchases", "month", "invoice", "account", "request", "accept", "decline", "payment", "card", "end", "expire",
+    ];
+    const EMAILS: [&str; 9] =
+        ["purchases", "month", "invoice", "account", "request", "accept", "decline", "payment", "card"];
+    const ABOUT_SUBSCRIPTIONS: [&str; 8] =
+        ["purchases", "month", "invoice", "account", "request", "accept", "decline", "payment"];
+    const SCHEDULES: [&str; 4] = ["purchases", "month", "account", "accept"];
+
+    #[track_caller]
+    fn check(field: &str, spoil: impl Fn(&mut Scene), needed_by: &[&str]) {
+        let card = || match card_expiry("2026-06").body {
+            crate::domain::command::CommandBody::CardExpiry(data) => data.card,
+            crate::domain::command::CommandBody::Subscription(_) => unreachable!(),
+        };
+        let stopped: Vec<&str> = EVERYTHING
+            .into_iter()
+            .filter(|what| {
+                let status = match *what {
+                    "accept" | "decline" => Status::CancellationRequested,
+                    "end" => Status::CancellationScheduled,
+                    _ => Status::Active,
+                };
+                let scene = scene(status).with(|scene| {
+                    scene.account.cards = vec![Ok(card())];
+                    scene.now = if *what == "end" { instant("2027-01-01T00:00:00Z") } else { now() };
+                    spoil(scene);
+                });
+                let verdict = match *what {
+                    "purchases" => scene.tell(&purchases("")).verdict,
+                    "month" => scene.tell(&purchases("2026-07")).verdict,
+                    "invoice" => scene.tell(&invoice("inv-may")).verdict,
+                    "account" => scene.tell(&account()).verdict,
+                    "request" => scene.tell(&request()).verdict,
+                    "accept" => scene.tell(&accept("")).verdict,
+                    "decline" => scene.tell(&decline()).verdict,
+                    "payment" => scene.tell(&payment_failure()).verdict,
+                    "card" => scene.tell(&card_expiry("2026-06")).verdict,
+                    "end" => scene.lapse().verdict,
+                    _ => {
+                        let expires = |details: &mut crate::domain::subscription::Details| {
+                            if details.expires_on.is_ok() {
+                                details.expires_on = Ok(Some(date("2026-01-01")));
+                            }
+                        };
+                        scene.with_details(expires).lapse().verdict
+                    }
+                };
+                match verdict {
+                    Verdict::Applied => false,
+                    Verdict::Corrupt(sentence) => {
+                        assert_eq!(sentence, "bad");
+                        true
+                    }
+                    other => panic!("{field}, {what}: {other:?}"),
+                }
+            })
+            .collect();
+        assert_eq!(stopped, needed_by, "{field}");
+    }
+    fn of(spoil: impl Fn(&mut crate::domain::subscription::Details)) -> impl Fn(&mut Scene) {
+        move |scene| spoil(scene.subscription.details.as_mut().unwrap())
+    }
+
+    check("nothing", |_| {}, &[]);
+    check("organization name", |scene| scene.organization.name = bad(), &EMAILS);
+    check("contact", |scene| scene.organization.contact = bad(), &EMAILS);
+    check("manager", |scene| scene.account.manager = bad(), &EMAILS);
+    let zones = ["purchases", "month", "invoice", "account", "request", "accept", "decline", "card", "expire"];
+    check("timezone", |scene| scene.organization.timezone = bad(), &zones);
+    check("client_cancellation", |scene| scene.organization.client_cancellation = bad(), &["account"]);
+    let own = |scene: &mut Scene| scene.organization.notify_client_of_own_actions = bad();
+    check("notify_client_of_own_actions", own, &["account", "request"]);
+    check("card_notice_days", |scene| scene.organization.card_notice_days = bad(), &["card"]);
+    check("cards", |scene| scene.account.cards = vec![bad()], &[]);
+    check("card_notices", |scene| scene.account.card_notices = bad(), &["card"]);
+    check("participant", of(|details| details.participant = bad()), &ABOUT_SUBSCRIPTIONS);
+    check("plan", of(|details| details.plan = bad()), &ABOUT_SUBSCRIPTIONS);
+    let calendar = ["purchases", "month", "account", "accept", "expire"];
+    check("billing", of(|details| details.billing = bad()), &calendar);
+    check("next_on", of(|details| details.next_on = bad()), &ABOUT_SUBSCRIPTIONS);
+    check("last_on", of(|details| details.last_on = bad()), &["purchases", "account", "accept"]);
+    check("last_invoice_id", of(|details| details.last_invoice_id = bad()), &["invoice"]);
+    let expiry = ["purchases", "month", "account", "accept", "expire"];
+    check("expires_on", of(|details| details.expires_on = bad()), &expiry);
+    check("activities", of(|details| details.activities = bad()), &["invoice", "end", "expire"]);
+    check("end", of(|details| details.end = bad()), &[&SCHEDULES[..], &["payment", "end"]].concat());
+    check("request", of(|details| details.request = bad()), &["accept", "decline"]);
+}
