@@ -834,26 +834,4 @@ impl From<&CardNotice> for CardNoticeDocument {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn what_is_decided_on_is_all_but_the_lists_that_only_grow() {
-        #[track_caller]
-        fn check<D: JsonSchema>(collection: Collection, grow: &[&str]) {
-            let schema = schemars::schema_for!(D);
-            let known: BTreeSet<&str> =
-                schema.get("properties").unwrap().as_object().unwrap().keys().map(String::as_str).collect();
-            let decisive = decisive(collection);
-            let mut named: BTreeSet<&str> = decisive.keys().map(String::as_str).collect();
-            named.remove(HISTORY_LENGTH);
-            named.extend(["_id"].iter().chain(grow));
-            assert_eq!(named, known);
-        }
-        check::<AccountDocument>(Collection::Accounts, &["outbox", "notifications"]);
-        let grow = ["outbox", "notifications", "history", "payment_failures"];
-        check::<SubscriptionDocument>(Collection::Subscriptions, &grow);
-    }
-}
+mod tests;

@@ -161,7 +161,8 @@ mod tests {
     #[test]
     fn an_account_remembers_a_bounded_number_of_notices() {
         use crate::domain::account::CARD_NOTICES_MAX;
-        let mut world = at("2026-06-01T16:00:00Z").with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]).world();
+        let mut world =
+            at("2026-06-01T16:00:00Z").with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]).world();
         let card = |at: usize| {
             let mut command = card_expiry("2026-06");
             command.reference.key.id = format!("cmd-{at}").as_str().try_into().unwrap();

@@ -389,8 +389,7 @@ fn an_account_of_another_organization_is_a_corrupt_document() {
 #[test]
 fn a_live_subscription_has_a_next_invoice() {
     let without = |status| scene(status).with_details(|details| details.next_on = Ok(None));
-    let expected =
-        "corrupt: subscriptions sub-1: billing.next_on: missing, though the subscription is active";
+    let expected = "corrupt: subscriptions sub-1: billing.next_on: missing, though the subscription is active";
     for command in every_subscription_command() {
         check(&without(Status::Active), &command, expected);
     }
@@ -406,7 +405,17 @@ fn a_malformed_field_stops_only_what_needs_it() {
         Err(Malformed("bad".to_owned()))
     }
     const EVERYTHING: [&str; 11] = [
-        "purchases", "month", "invoice", "account", "request", "accept", "decline", "payment", "card", "end", "expire",
+        "purchases",
+        "month",
+        "invoice",
+        "account",
+        "request",
+        "accept",
+        "decline",
+        "payment",
+        "card",
+        "end",
+        "expire",
     ];
     const EMAILS: [&str; 9] =
         ["purchases", "month", "invoice", "account", "request", "accept", "decline", "payment", "card"];

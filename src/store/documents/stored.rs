@@ -1,6 +1,6 @@
 //! Reading a field at a time: what is malformed is remembered, and spoils nothing else of its document.
 
-use bson::{Bson, Document, RawBsonRef, RawDocument, rawdoc};
+use bson::{Bson, Document, RawBsonRef, RawDeserializer, RawDocument, rawdoc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
@@ -74,10 +74,9 @@ impl<T: DeserializeOwned> From<RawBsonRef<'_>> for Stored<T> {
             value: T,
         }
         let alone = rawdoc! { "value": value };
-        let read = bson::deserialize_from_slice::<Alone<T>>(alone.as_bytes());
-        Self(read.map(|Alone { value }| value).map_err(|error| {
-            let value = Bson::try_from(value).ok();
-            value.and_then(fault::<T>).unwrap_or_else(|| Fault::new(words(&error)))
+        Self(whole::<Alone<T>>(&alone).map(|Alone { value }| value).map_err(|fault| {
+            let path = fault.path.strip_prefix("value").unwrap_or(&fault.path);
+            Fault { path: path.trim_start_matches('.').to_owned(), reason: fault.reason }
         }))
     }
 }
@@ -113,15 +112,14 @@ pub fn list<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> 
 /// # Errors
 /// What is wrong with it, where that spoils all of it.
 pub fn whole<D: DeserializeOwned>(raw: &RawDocument) -> Result<D, Fault> {
-    bson::deserialize_from_slice::<D>(raw.as_bytes()).map_err(|error| {
-        let document = Document::try_from(raw).ok().map(Bson::Document);
-        document.and_then(fault::<D>).unwrap_or_else(|| Fault::new(words(&error)))
-    })
+    bson::deserialize_from_slice::<D>(raw.as_bytes())
+        .map_err(|error| fault::<D>(raw).unwrap_or_else(|| Fault::new(words(&error))))
 }
 
 /// Reads once more, more slowly, to learn what is wrong where.
-fn fault<T: DeserializeOwned>(value: Bson) -> Option<Fault> {
-    let error = serde_path_to_error::deserialize::<_, T>(bson::Deserializer::new(value.clone())).err()?;
+fn fault<D: DeserializeOwned>(raw: &RawDocument) -> Option<Fault> {
+    let deserializer = RawDeserializer::new(raw.as_bytes()).ok()?;
+    let error = serde_path_to_error::deserialize::<_, D>(deserializer).err()?;
     let path = error.path().to_string();
     let path = if path == "." { String::new() } else { path };
     let message = words(error.inner());
@@ -129,10 +127,18 @@ fn fault<T: DeserializeOwned>(value: Bson) -> Option<Fault> {
         let dot = if path.is_empty() { "" } else { "." };
         return Some(Fault { path: format!("{path}{dot}{field}"), reason: "missing".to_owned() });
     }
-    let expected = message.strip_prefix("invalid type: ").and_then(|rest| rest.rsplit_once(", expected ")?.1.into());
+    // The driver has words of its own for some types.
+    let expected = if message.starts_with("expected enum, instead got") {
+        Some("a string")
+    } else if message == "expecting DateTime" {
+        Some("datetime")
+    } else {
+        message.strip_prefix("invalid type: ").and_then(|rest| Some(rest.rsplit_once(", expected ")?.1))
+    };
     let reason = match expected {
         Some(expected) => {
-            let found = error.path().iter().try_fold(&value, step).map_or("something else", kind);
+            let document = Bson::Document(Document::try_from(raw).ok()?);
+            let found = error.path().iter().try_fold(&document, step).map_or("something else", kind);
             format!("expected {}, found {found}", expectation(expected))
         }
         None => message,
@@ -162,7 +168,7 @@ fn expectation(expected: &str) -> &str {
         "a sequence" => "a list",
         "a boolean" => "true or false",
         "a map" => "an object",
-        "datetime" | "DateTime" => "a date (the BSON type)",
+        "datetime" => "a date (the BSON type)",
         _ if expected.starts_with("struct ") || expected.contains("tagged enum") => "an object",
         _ => expected,
     }
