@@ -11,9 +11,10 @@ use crate::domain::fold::{Added, Changed, ChangedAccount, ChangedSubscription, W
 use crate::domain::subscription::{Details, Status, Subscription};
 
 use super::documents::{
-    AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, PaymentFailureDocument, RequestDocument,
+    AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, NotificationDocument,
+    PaymentFailureDocument, RequestDocument,
 };
-use super::outbox::{self, Lease, Leased, OutboxEntry};
+use super::outbox::{self, Identify, Kind, Lease, Leased, OutboxEntry};
 use super::{Collection, Store, StoreError};
 
 /// How many commands a document remembers.
@@ -22,8 +23,10 @@ const APPLIED_MAX: i32 = 200;
 const PAYMENT_FAILURES_MAX: i32 = 20;
 /// How many card notices a document keeps.
 const CARD_NOTICES_MAX: i32 = 200;
+/// How many documents that cannot take the records of their emails are written with one command.
+const UNRECORDED_MAX: usize = 16;
 /// The fields that stay when a subscription is removed (contract §4).
-const TOMBSTONE_FIELDS: [&CStr; 9] = [
+const TOMBSTONE_FIELDS: [&CStr; 10] = [
     cstr!("_id"),
     cstr!("organization_id"),
     cstr!("account_id"),
@@ -33,6 +36,7 @@ const TOMBSTONE_FIELDS: [&CStr; 9] = [
     cstr!("history"),
     cstr!("applied"),
     cstr!("outbox"),
+    cstr!("notifications"),
 ];
 
 /// An update of one document, provided that it still has the version that was read.
@@ -48,8 +52,9 @@ pub struct GuardedUpdate {
     pub history_length: Option<u32>,
     /// The statement's `u`: update operators, or a pipeline.
     pub update: RawBson,
-    /// The statement's `arrayFilters`.
-    pub array_filters: Option<RawArrayBuf>,
+    /// The same update without its records in `notifications`, for a document that cannot take them: an unusual
+    /// `notifications` must not keep a decision from being written. Absent: there are no records in it.
+    pub unrecorded: Option<RawBson>,
     /// What it entails, under the lease whose `holder` tells afterwards whether the update is ours. (One that entails
     /// nothing cannot be told: it counts as lost in doubt, and is found done when it is tried again.)
     pub entries: Vec<OutboxEntry>,
@@ -73,22 +78,41 @@ impl GuardedUpdate {
     #[must_use]
     pub fn into_leased(self) -> Vec<Leased> {
         let Self { collection, id, entries, .. } = self;
-        entries.into_iter().map(|entry| Leased { collection, document_id: id.clone(), entry }).collect()
+        let emails = entries.iter().any(|entry| entry.kind() == Kind::Email);
+        let leased = entries.into_iter().map(|entry| Leased {
+            collection,
+            document_id: id.clone(),
+            has_emails: emails && entry.kind() == Kind::Event,
+            entry,
+        });
+        leased.collect()
     }
 
-    fn statement(&self) -> RawDocumentBuf {
+    /// Finds the document as it was read.
+    fn find(&self) -> RawDocumentBuf {
         // Null finds a version that is null and one that is missing.
         let version = self.version.map_or(RawBson::Null, RawBson::Int64);
         let mut find = rawdoc! { "_id": self.id.as_str(), "version": version };
         if let Some(length) = self.history_length {
             find.append(cstr!("history"), rawdoc! { "$size": i64::from(length) });
         }
-        let mut statement = rawdoc! { "q": find };
-        statement.append(cstr!("u"), self.update.as_raw_bson_ref());
-        if let Some(filters) = &self.array_filters {
-            statement.append(cstr!("arrayFilters"), filters.as_ref());
-        }
-        statement
+        find
+    }
+
+    fn statement(&self) -> RawDocumentBuf {
+        statement(&self.find(), &self.update)
+    }
+
+    /// What is tried when the update was refused: at most one of the last two finds the document.
+    fn fallback(&self) -> Option<[RawDocumentBuf; 3]> {
+        let mut without_list = self.find();
+        without_list.append(cstr!("notifications"), rawdoc! { "$type": "null" });
+        let empty_list = rawdoc! { "$set": { "notifications": RawArrayBuf::new() } };
+        Some([
+            statement(&without_list, &empty_list.into()),
+            self.statement(),
+            statement(&self.find(), self.unrecorded.as_ref()?),
+        ])
     }
 
     fn holder(&self) -> Option<&str> {
@@ -96,7 +120,13 @@ impl GuardedUpdate {
     }
 }
 
-/// The updates of all documents that a batch has changed.
+fn statement(find: &RawDocumentBuf, update: &RawBson) -> RawDocumentBuf {
+    let mut statement = rawdoc! { "q": find.clone() };
+    statement.append(cstr!("u"), update.as_raw_bson_ref());
+    statement
+}
+
+/// The updates of all documents that a batch has changed. `identify` tells what emails are recorded with.
 ///
 /// # Errors
 /// When a change cannot be written as BSON, which would be a mistake in the types.
@@ -104,11 +134,13 @@ pub fn updates(
     world: World,
     lease: &Lease,
     source: &str,
+    identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<Vec<GuardedUpdate>, StoreError> {
     let (subscriptions, accounts) = world.into_changed();
-    let subscriptions = subscriptions.into_iter().map(|changed| update_subscription(changed, lease, source, now));
-    let accounts = accounts.into_iter().map(|changed| update_account(changed, lease, source, now));
+    let subscriptions =
+        subscriptions.into_iter().map(|changed| update_subscription(changed, lease, source, identify, now));
+    let accounts = accounts.into_iter().map(|changed| update_account(changed, lease, source, identify, now));
     subscriptions.chain(accounts).collect()
 }
 
@@ -153,15 +185,46 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
+        let mut unrecorded = Vec::new();
         for refusal in &reply.refused {
-            if let Some(&index) = indexes.get(refusal.position) {
-                let error = refusal.message.clone();
-                results[index] =
-                    if refusal.code == BAD_VALUE { Committed::Corrupt(error) } else { Committed::Refused(error) };
+            let Some(&index) = indexes.get(refusal.position) else { continue };
+            results[index] = refusal.as_committed();
+            if updates[index].unrecorded.is_some() {
+                unrecorded.push(index);
             }
         }
-        if reply.matched + reply.refused.len() < indexes.len() {
+        self.commit_unrecorded(collection, updates, &unrecorded, results).await?;
+        if reply.matched + reply.refused.len() < indexes.len() || !unrecorded.is_empty() {
             self.find_losers(collection, updates, indexes, results).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes updates that were refused without their records, where the records may be the reason.
+    async fn commit_unrecorded(
+        &self,
+        collection: Collection,
+        updates: &[GuardedUpdate],
+        indexes: &[usize],
+        results: &mut [Committed],
+    ) -> Result<(), StoreError> {
+        // Not all at once: there are three statements for each, and a command has a limit.
+        for some in indexes.chunks(UNRECORDED_MAX) {
+            let fallbacks: Vec<(usize, [RawDocumentBuf; 3])> =
+                some.iter().filter_map(|&index| Some((index, updates[index].fallback()?))).collect();
+            let statements = fallbacks.iter().flat_map(|(_, statements)| statements.clone());
+            let refused = match self.update_many(collection, statements.collect::<Vec<_>>()).await {
+                Ok(reply) => reply.refused,
+                // Each stays refused for the first reason.
+                Err(StoreError::Refused(_)) => continue,
+                Err(error) => return Err(error),
+            };
+            // Whether it was written is asked of the document, unless the last way was refused, too.
+            for (place, (index, statements)) in fallbacks.iter().enumerate() {
+                let last = (place + 1) * statements.len() - 1;
+                let refusal = refused.iter().find(|refusal| refusal.position == last);
+                results[*index] = refusal.map_or(Committed::Written, Refusal::as_committed);
+            }
         }
         Ok(())
     }
@@ -194,8 +257,22 @@ impl Store {
         Ok(())
     }
 
-    /// One `update` command of many statements, on a majority of the servers before it is answered.
+    /// One `update` command of many statements, on a majority of the servers before it is answered. Trouble with any of them
+    /// is trouble with all.
     pub(super) async fn update_many(
+        &self,
+        collection: Collection,
+        statements: impl IntoIterator<Item = RawDocumentBuf>,
+    ) -> Result<Updated, StoreError> {
+        let updated = self.update_each(collection, statements).await?;
+        match updated.troubled.first() {
+            Some(trouble) => Err(StoreError::Unavailable(trouble.message.clone())),
+            None => Ok(updated),
+        }
+    }
+
+    /// The same, telling which statements had trouble.
+    pub(super) async fn update_each(
         &self,
         collection: Collection,
         statements: impl IntoIterator<Item = RawDocumentBuf>,
@@ -212,15 +289,13 @@ impl Store {
             return Err(StoreError::Unavailable(format!("not on a majority of the servers: {error}")));
         }
         let matched = number(reply.get("n")).unwrap_or(0);
-        let refused: Vec<Refusal> = reply
+        let errors: Vec<Refusal> = reply
             .get_array("writeErrors")
             .map(|errors| errors.iter().filter_map(Bson::as_document).filter_map(Refusal::read).collect())
             .unwrap_or_default();
         // A router passes the troubles of a shard on as if they were the statements'.
-        if let Some(trouble) = refused.iter().find(|refusal| TROUBLES.contains(&refusal.code)) {
-            return Err(StoreError::Unavailable(trouble.message.clone()));
-        }
-        Ok(Updated { matched, refused })
+        let (troubled, refused) = errors.into_iter().partition(|error| TROUBLES.contains(&error.code));
+        Ok(Updated { matched, refused, troubled })
     }
 
     /// Waits until everything that this process has read is on a majority of the servers: a command that was found done, or
@@ -280,7 +355,8 @@ const TROUBLES: [i32; 15] = [6, 7, 24, 46, 89, 91, 112, 133, 189, 262, 9001, 101
 pub(super) struct Refusal {
     /// Which, from 0.
     pub(super) position: usize,
-    code: i32,
+    /// The server's code for the reason.
+    pub(super) code: i32,
     /// Why.
     pub(super) message: String,
 }
@@ -293,14 +369,21 @@ impl Refusal {
             message: error.get_str("errmsg").unwrap_or("no message").to_owned(),
         })
     }
+
+    fn as_committed(&self) -> Committed {
+        let error = self.message.clone();
+        if self.code == BAD_VALUE { Committed::Corrupt(error) } else { Committed::Refused(error) }
+    }
 }
 
 /// The reply to an `update` command.
 pub(super) struct Updated {
-    /// How many statements found their document.
+    /// How many documents the statements found.
     pub(super) matched: usize,
     /// Which statements the server refused, and why.
     pub(super) refused: Vec<Refusal>,
+    /// Which statements could not be tried now, and why.
+    pub(super) troubled: Vec<Refusal>,
 }
 
 fn number(value: Option<&Bson>) -> Option<usize> {
@@ -315,9 +398,11 @@ fn update_subscription(
     changed: ChangedSubscription,
     lease: &Lease,
     source: &str,
+    identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<GuardedUpdate, StoreError> {
     let Changed { before, after, added } = changed;
+    let records = records(&added, identify, now);
     let history = added.iter().filter_map(|added| added.record.history.as_ref()).map(Into::into).collect();
     let failures: Vec<PaymentFailureDocument> =
         added.iter().filter_map(|added| added.record.payment_failure.as_ref()).map(Into::into).collect();
@@ -327,9 +412,11 @@ fn update_subscription(
     // To append to a long list takes the server many times as long as to set its next place. In an empty one, or where there
     // is none, a place would be a field of that name.
     let history_length = before.history_length.filter(|length| *length > 0 && after.details.is_some());
-    let update = match &after.details {
-        Some(details) => set_changed(&before, &after, details, &lists, history_length, &failures)?,
-        None => tombstone(&after, &lists)?,
+    let (update, unrecorded) = match &after.details {
+        Some(details) => {
+            with_records(set_changed(&before, &after, details, &lists, history_length, &failures)?, &records)?
+        }
+        None => (tombstone(&after, &lists, &records)?, Some(tombstone(&after, &lists, &[])?)),
     };
     Ok(GuardedUpdate {
         collection: Collection::Subscriptions,
@@ -337,7 +424,7 @@ fn update_subscription(
         version: before.version,
         history_length,
         update,
-        array_filters: None,
+        unrecorded,
         entries,
     })
 }
@@ -357,7 +444,7 @@ fn set_changed(
     lists: &Lists<'_>,
     history_length: Option<u32>,
     failures: &[PaymentFailureDocument],
-) -> Result<RawBson, StoreError> {
+) -> Result<RawDocumentBuf, StoreError> {
     let mut set = rawdoc! { "version": next(before.version) };
     let mut unset = RawDocumentBuf::new();
     let old = before.details.as_ref();
@@ -411,11 +498,35 @@ fn set_changed(
     if !unset.is_empty() {
         update.append(cstr!("$unset"), unset);
     }
-    Ok(update.into())
+    Ok(update)
 }
 
-/// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal.
-fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreError> {
+/// The update that also adds `records`, and the one without where there are any.
+fn with_records(
+    update: RawDocumentBuf,
+    records: &[NotificationDocument],
+) -> Result<(RawBson, Option<RawBson>), StoreError> {
+    if records.is_empty() {
+        return Ok((update.into(), None));
+    }
+    let mut recorded = RawDocumentBuf::new();
+    for element in &update {
+        let (operator, fields) = element.map_err(|error| not_bson(&error))?;
+        match fields.as_document() {
+            Some(pushes) if operator == cstr!("$push") => {
+                let mut pushes = pushes.to_owned();
+                append_each(&mut pushes, cstr!("notifications"), records, None)?;
+                recorded.append(operator, pushes);
+            }
+            _ => recorded.append(operator, fields),
+        }
+    }
+    Ok((recorded.into(), Some(update.into())))
+}
+
+/// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal. So may be parts of the
+/// entries of two of its lists.
+fn tombstone(after: &Subscription, lists: &Lists<'_>, records: &[NotificationDocument]) -> Result<RawBson, StoreError> {
     let mut keep = RawDocumentBuf::new();
     for field in TOMBSTONE_FIELDS {
         keep.append(field, 1);
@@ -425,6 +536,13 @@ fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreEr
         rawdoc! { "$concatArrays": [{ "$ifNull": [field, []] }, { "$literal": added }] }
     };
     let applied = append("applied", raw_array(&lists.applied)?);
+    let is_list = rawdoc! { "$isArray": "$notifications" };
+    let notifications = if records.is_empty() {
+        rawdoc! { "$cond": [is_list, "$notifications", "$$REMOVE"] }
+    } else {
+        let recorded = rawdoc! { "$cond": [is_list, "$notifications", []] };
+        rawdoc! { "$concatArrays": [recorded, { "$literal": raw_array(records)? }] }
+    };
     let set = rawdoc! {
         "status": Status::Removed.as_str(),
         "ended_on": day(after.ended_on),
@@ -432,17 +550,21 @@ fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreEr
         "history": append("history", raw_array(&lists.history)?),
         "applied": { "$slice": [applied, -APPLIED_MAX] },
         "outbox": append("outbox", raw_array(lists.entries)?),
+        "notifications": notifications,
     };
-    Ok(RawArrayBuf::from_iter([rawdoc! { "$project": keep }, rawdoc! { "$set": set }]).into())
+    let personal = rawdoc! { "$unset": ["notifications.to", "history.reason", "history.note"] };
+    Ok(RawArrayBuf::from_iter([rawdoc! { "$project": keep }, rawdoc! { "$set": set }, personal]).into())
 }
 
 fn update_account(
     changed: ChangedAccount,
     lease: &Lease,
     source: &str,
+    identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<GuardedUpdate, StoreError> {
     let Changed { before: account, added, .. } = changed;
+    let records = records(&added, identify, now);
     let notices: Vec<CardNoticeDocument> =
         added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
     let applied = applied(&added, now);
@@ -451,19 +573,25 @@ fn update_account(
     append_each(&mut push, cstr!("card_notices"), &notices, Some(CARD_NOTICES_MAX))?;
     append_each(&mut push, cstr!("applied"), &applied, Some(APPLIED_MAX))?;
     append_each(&mut push, cstr!("outbox"), &entries, None)?;
+    let update = rawdoc! { "$set": { "version": next(account.version) }, "$push": push };
+    let (update, unrecorded) = with_records(update, &records)?;
     Ok(GuardedUpdate {
         collection: Collection::Accounts,
         id: account.id.to_string(),
         version: account.version,
         history_length: None,
-        update: rawdoc! { "$set": { "version": next(account.version) }, "$push": push }.into(),
-        array_filters: None,
+        update,
+        unrecorded,
         entries,
     })
 }
 
 fn entries<R>(added: Vec<Added<R>>, lease: &Lease, source: &str, now: DateTime<Utc>) -> Vec<OutboxEntry> {
     added.into_iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect()
+}
+
+fn records<R>(added: &[Added<R>], identify: Identify<'_>, now: DateTime<Utc>) -> Vec<NotificationDocument> {
+    added.iter().flat_map(|added| outbox::records(added, identify, now)).collect()
 }
 
 fn applied<R>(added: &[Added<R>], now: DateTime<Utc>) -> Vec<AppliedDocument> {

@@ -85,9 +85,9 @@ pub struct AccountDocument {
     /// The newest notices that were given.
     #[serde(default)]
     pub card_notices: Vec<CardNoticeDocument>,
-    /// The mails that were sent.
-    #[serde(default)]
-    pub notifications: Vec<SentDocument>,
+    /// The record of each email: of the decision, and of what became of it.
+    #[serde(default, deserialize_with = "readable")]
+    pub notifications: Vec<NotificationDocument>,
 }
 
 /// The account manager.
@@ -127,7 +127,7 @@ pub struct AppliedDocument {
     /// Whether it asked for what was so already, and so changed nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unchanged: bool,
-    /// In a tombstone: when the newest mail or event has left. It is deleted 30 days later.
+    /// In the first of a tombstone: when its newest email or event was sent. The tombstone is deleted 30 days later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub settled_at: Option<Instant>,
@@ -147,24 +147,38 @@ pub struct CardNoticeDocument {
     pub at: Instant,
 }
 
-/// A mail that was sent.
+/// The record of an email, written with the decision that it tells about.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct SentDocument {
-    /// The id that its outbox entry had.
+#[schemars(rename = "Notification")]
+pub struct NotificationDocument {
+    /// The id of its outbox entry.
     pub id: String,
-    /// Which mail.
+    /// Which email.
     pub template: String,
-    /// The address that it went to.
-    pub to: String,
+    /// Its address; absent in a tombstone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
     /// Whose address: `organization_contact` or `account_manager`.
     pub role: String,
-    /// In which language.
+    /// Its language.
     pub locale: String,
-    /// When the mail server accepted it.
-    #[schemars(with = "ExtendedJsonDate")]
-    pub sent_at: Instant,
     /// Its `Message-ID`.
     pub message_id: String,
+    /// When it was decided. (Earlier versions recorded an email when it was sent, without this.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub at: Option<Instant>,
+    /// When the mail server accepted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub sent_at: Option<Instant>,
+    /// When it failed for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub failed_at: Option<Instant>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A document of `subscriptions`. Offramp writes the fields from `version` on; at the end also `activities` and
@@ -233,9 +247,9 @@ pub struct SubscriptionDocument {
     #[serde(default, rename = "offramp_history_length")]
     #[schemars(skip)]
     pub history_length: Option<u32>,
-    /// The mails that were sent.
-    #[serde(default)]
-    pub notifications: Vec<SentDocument>,
+    /// The record of each email: of the decision, and of what became of it.
+    #[serde(default, deserialize_with = "readable")]
+    pub notifications: Vec<NotificationDocument>,
     /// The newest 200 commands that were applied.
     #[serde(default)]
     pub applied: Vec<AppliedDocument>,
@@ -439,6 +453,15 @@ fn locate<D: DeserializeOwned>(raw: &RawDocument) -> Option<String> {
 /// An integer, in whichever of BSON's number types another system wrote it.
 pub(super) fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     Option::<Integer>::deserialize(deserializer).map(|number| number.map(|Integer(number)| number))
+}
+
+/// The items of a list that can be read, for a list that nothing is decided on: what cannot be read is left out.
+fn readable<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    let items = match Bson::deserialize(deserializer)? {
+        Bson::Array(items) => items,
+        _ => Vec::new(),
+    };
+    Ok(items.into_iter().filter_map(|item| bson::deserialize_from_bson(item).ok()).collect())
 }
 
 fn required_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
