@@ -15,7 +15,7 @@ use crate::clock;
 use crate::domain::command::CommandBody;
 use crate::domain::fold::{Task, Verdict, World};
 use crate::http::ReadyHandle;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Writer};
 use crate::pauses::Pauses;
 use crate::store::commit::{self, Committed};
 use crate::store::outbox::Lease;
@@ -31,6 +31,7 @@ const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration:
 pub struct Engine {
     store: Store,
     outbox: Outbox,
+    writer: Arc<Writer>,
     source: Arc<str>,
     lease: Duration,
     hold: Duration,
@@ -60,18 +61,28 @@ pub enum Interrupted {
 }
 
 impl Engine {
-    /// `source` is the `source` of events; an outbox entry belongs to this process for `lease`; tasks are held for `hold`
+    /// `writer` tells how emails are recorded; `source` is the `source` of events; an outbox entry belongs to this process for `lease`; tasks are held for `hold`
     /// while the database is away; `ready` is told whether it answers.
     #[must_use]
     pub fn new(
         store: Store,
         outbox: Outbox,
+        writer: Arc<Writer>,
         source: &str,
         lease: Duration,
         hold: Duration,
         ready: ReadyHandle,
     ) -> Self {
-        Self { store, outbox, source: source.into(), lease, hold, ready: Arc::new(ready), probe: Arc::default() }
+        Self {
+            store,
+            outbox,
+            writer,
+            source: source.into(),
+            lease,
+            hold,
+            ready: Arc::new(ready),
+            probe: Arc::default(),
+        }
     }
 
     /// Decides tasks in order and writes what they change, holding them while the database is away. The answers are in the
@@ -186,7 +197,8 @@ impl Engine {
             }
 
             let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-            let updates = commit::updates(world, &lease, &self.source, now)?;
+            let updates =
+                commit::updates(world, &lease, &self.source, &|id, email| self.writer.identify(id, email), now)?;
             let committed = self.store.commit(&updates).await?;
 
             let mut lost = HashSet::new();

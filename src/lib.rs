@@ -6,6 +6,7 @@
 //! [`schemas`] are for those who write documents and commands.
 
 pub mod broker;
+pub mod claimer;
 pub mod clock;
 pub mod config;
 pub mod domain;

@@ -1,12 +1,12 @@
-//! The dispatcher: sends what committed changes entail, and marks it done.
+//! The dispatcher: sends the emails and events of committed changes, and marks them as sent.
 //!
 //! Nothing is sent except from the outbox entries in the documents. A commit hands its entries over in memory, under a lease;
-//! whatever this process does not get done before the lease runs out, any worker claims again ([`crate::sweeper`]), and what
-//! it has no room for it gives back at once. So the queues here are bounded, and may be lost, without losing a mail or an
-//! event.
+//! whatever this process does not get done before the lease expires, any worker claims again ([`crate::claimer`]). So the
+//! queues here are bounded, and may be lost, without losing an email or an event.
 
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -23,78 +23,107 @@ use crate::mail::message::{Composed, Origin, Sender, compose};
 use crate::mail::smtp::{MailConnection, SendError, Transport};
 use crate::mail::templates::Templates;
 use crate::pauses::Pauses;
-use crate::store::documents::SentDocument;
 use crate::store::leases::{Fate, Mark};
-use crate::store::outbox::{Content, Leased};
-use crate::store::{Store, StoreError};
+use crate::store::outbox::{Content, EmailIdentity, Kind, Leased};
+use crate::store::{Collection, Store, StoreError};
 
-/// How many mails, and how many events, wait in memory: what two full batches entail. More wait in the database.
+/// How many emails, and how many events, wait in memory: those of two full batches. More wait in the database.
 const QUEUE_MAX: usize = 512;
 /// How long a lane waits for room in the queues, so that it does not run far ahead of a mail server that works.
 const OFFER_PATIENCE: Duration = Duration::from_secs(1);
-/// How many events are published, and how many entries are marked, at once.
-const BULK_MAX: usize = 512;
-/// How many entries may have left while others are being marked. They leave once more when this process is killed before it
-/// has marked them, so nothing leaves any more soon after the database has gone.
-const UNMARKED_MAX: usize = 128;
-/// How long a connection to the mail server is kept without a mail.
+/// How many events are published at once.
+const PUBLISH_MAX: usize = 512;
+/// How many sent emails may wait to be marked while others are being marked. When this process is killed, they are sent once
+/// more; when the database is unavailable, no more are sent than these.
+const UNMARKED_EMAILS_MAX: usize = 128;
+/// The same for events. A repeat is harmless: it has the same id.
+const UNMARKED_EVENTS_MAX: usize = 512;
+/// How many entries are marked at once.
+const FLUSH_MAX: usize = 256;
+/// How long the first of them waits for others.
+const FLUSH_AFTER: Duration = Duration::from_millis(10);
+/// How long a published event waits for the emails of the same change, so that its document is written once for all of them.
+const COMPANIONS_PATIENCE: Duration = Duration::from_millis(500);
+/// How many events wait like that, and how many documents are remembered whose emails were faster.
+const PARKED_MAX: usize = 1_024;
+/// How many entries may wait to be marked because a part of the database (a shard) is unavailable.
+const ASIDE_MAX: usize = 1_024;
+/// How long a connection to the mail server is kept without an email.
 const IDLE_MAX: Duration = Duration::from_secs(20);
-/// How long to wait before a server that is away is tried again: from the first to the longest. A random part up to the
-/// same length is added.
+/// How long to wait before an unavailable server is tried again: from the first to the longest, see [`Pauses`].
 const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
-/// How long a mail that could not leave is put off: the first time, and at most, in seconds.
-const MAIL_PUT_OFF_SECONDS: (i64, i64) = (5, 15 * 60);
+/// How long an email that could not be sent is put off: the first time, and at most. See [`Pauses::after`].
+const EMAIL_PUT_OFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(15 * 60));
 /// The same for an event. There is one broker, which is back for all of them at once, and takes thousands a second.
-const EVENT_PUT_OFF_SECONDS: (i64, i64) = (2, 8);
+const EVENT_PUT_OFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
 
 /// Where committed changes leave their entries.
 #[derive(Clone, Debug)]
 pub struct Outbox {
-    mails: async_channel::Sender<Leased>,
+    emails: async_channel::Sender<Leased>,
     events: async_channel::Sender<Leased>,
-    mail_server_is_away: Arc<AtomicBool>,
+    mail_server: Arc<MailServer>,
+}
+
+/// What is known of the mail server.
+#[derive(Debug, Default)]
+struct MailServer {
+    is_unavailable: AtomicBool,
+    /// How many emails are being sent to it, or wait because it was unavailable for them.
+    in_hand: AtomicUsize,
+}
+
+impl MailServer {
+    fn is_unavailable(&self) -> bool {
+        self.is_unavailable.load(Ordering::Relaxed)
+    }
 }
 
 impl Outbox {
-    /// Hands entries over, and gives back those for which there is no room, for whoever has some: see [`Store::give_back`].
+    /// Hands entries over. Returns those for which there is no room, to be given back for whoever has some: see
+    /// [`Store::give_back`]. While the mail server is unavailable, nobody has: such emails wait for their lease to expire.
     #[must_use]
     pub async fn offer(&self, entries: Vec<Leased>) -> Vec<Mark> {
         // Events first: they do not wait for a mail server.
-        let (events, mails): (Vec<_>, Vec<_>) =
-            entries.into_iter().partition(|leased| matches!(leased.entry.content, Content::Event(_)));
+        let (events, emails): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|leased| leased.entry.kind() == Kind::Event);
         let patience = Instant::now() + OFFER_PATIENCE;
         let mut no_room = Vec::new();
-        for leased in events.into_iter().chain(mails) {
-            let (queue, may_wait) = match &leased.entry.content {
-                Content::Mail(_) => (&self.mails, !self.mail_server_is_away.load(Ordering::Relaxed)),
-                Content::Event(_) => (&self.events, true),
+        for leased in events.into_iter().chain(emails) {
+            let kind = leased.entry.kind();
+            let queue = match kind {
+                Kind::Email => &self.emails,
+                Kind::Event => &self.events,
             };
             let Err(full) = queue.try_send(leased) else { continue };
             let leased = full.into_inner();
-            let given_back = Mark {
-                collection: leased.collection,
-                document_id: leased.document_id.clone(),
-                entry_id: leased.entry.id.clone(),
-                holder: leased.entry.holder.clone(),
-                fate: Fate::GivenBack,
-            };
-            if !may_wait || !matches!(timeout_at(patience, queue.send(leased)).await, Ok(Ok(()))) {
-                no_room.push(given_back);
+            if kind == Kind::Email && self.mail_server.is_unavailable() {
+                continue;
+            }
+            let mark = Mark::new(&leased, Fate::GivenBack { at: clock::now() });
+            if !matches!(timeout_at(patience, queue.send(leased)).await, Ok(Ok(()))) {
+                no_room.push(mark);
             }
         }
         no_room
     }
 
-    /// How many entries to claim now: as many as there is room for.
+    /// For how many entries of a kind there is room. While the mail server is unavailable: for one email at a time, which
+    /// finds out whether it still is.
     #[must_use]
-    pub fn room(&self) -> usize {
-        let room = |queue: &async_channel::Sender<Leased>| QUEUE_MAX.saturating_sub(queue.len());
-        room(&self.mails).min(room(&self.events))
+    pub fn room(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Email if self.mail_server.is_unavailable() => {
+                usize::from(self.emails.is_empty() && self.mail_server.in_hand.load(Ordering::Relaxed) == 0)
+            }
+            Kind::Email => QUEUE_MAX.saturating_sub(self.emails.len()),
+            Kind::Event => QUEUE_MAX.saturating_sub(self.events.len()),
+        }
     }
 
     /// Takes no more: the dispatcher ends when it has sent what it has.
     pub fn close(&self) {
-        self.mails.close();
+        self.emails.close();
         self.events.close();
     }
 }
@@ -111,6 +140,12 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// What the email of an entry is recorded with before it is written.
+    #[must_use]
+    pub fn identify(&self, entry_id: Uuid, email: &Notification) -> EmailIdentity {
+        EmailIdentity { message_id: self.sender.message_id(entry_id), locale: self.templates.language(email) }
+    }
+
     /// The mail of an entry, in the reader's language.
     ///
     /// # Errors
@@ -135,11 +170,9 @@ pub fn origin(leased: &Leased) -> Result<Origin, String> {
 /// Sends entries until the [`Outbox`] is closed.
 #[derive(Debug)]
 pub struct Dispatcher {
-    mails: async_channel::Receiver<Leased>,
+    emails: async_channel::Receiver<Leased>,
     events: async_channel::Receiver<Leased>,
-    mail_server_is_away: Arc<AtomicBool>,
-    settled: async_channel::Receiver<Mark>,
-    settle: async_channel::Sender<Mark>,
+    mail_server: Arc<MailServer>,
     /// An entry is sent only while this much of its lease is left, and within it.
     reserve: Duration,
 }
@@ -147,17 +180,16 @@ pub struct Dispatcher {
 /// An outbox, and the dispatcher that empties it. Entries belong to this process for `lease`.
 #[must_use]
 pub fn outbox(lease: Duration) -> (Outbox, Dispatcher) {
-    let (mails_in, mails) = async_channel::bounded(QUEUE_MAX);
+    let (emails_in, emails) = async_channel::bounded(QUEUE_MAX);
     let (events_in, events) = async_channel::bounded(QUEUE_MAX);
-    let (settle, settled) = async_channel::bounded(UNMARKED_MAX);
-    let mail_server_is_away = Arc::new(AtomicBool::new(false));
-    let outbox = Outbox { mails: mails_in, events: events_in, mail_server_is_away: Arc::clone(&mail_server_is_away) };
-    (outbox, Dispatcher { mails, events, mail_server_is_away, settled, settle, reserve: lease / 2 })
+    let mail_server = Arc::new(MailServer::default());
+    let outbox = Outbox { emails: emails_in, events: events_in, mail_server: Arc::clone(&mail_server) };
+    (outbox, Dispatcher { emails, events, mail_server, reserve: lease / 2 })
 }
 
 impl Dispatcher {
     /// Works with `connections` connections to the mail server until the outbox is closed and everything in it is sent or
-    /// was tried.
+    /// was tried, and marked.
     pub async fn run(
         self,
         store: Store,
@@ -167,20 +199,35 @@ impl Dispatcher {
         transport: Arc<Transport>,
         connections: usize,
     ) {
+        let (settle_email, settled_emails) = async_channel::bounded(UNMARKED_EMAILS_MAX);
+        let (settle_event, settled_events) = async_channel::bounded(UNMARKED_EVENTS_MAX);
         let mut senders = JoinSet::new();
         for _ in 0..connections {
             let postman = Postman {
-                mails: self.mails.clone(),
-                settle: self.settle.clone(),
-                mail_server_is_away: Arc::clone(&self.mail_server_is_away),
+                emails: self.emails.clone(),
+                settle: settle_email.clone(),
+                mail_server: Arc::clone(&self.mail_server),
                 writer: Arc::clone(&writer),
                 connection: MailConnection::new(Arc::clone(&transport)),
                 reserve: self.reserve,
             };
             senders.spawn(postman.run());
         }
-        senders.spawn(publish_events(self.events, self.settle, publisher, topology, self.reserve));
-        let marking = tokio::spawn(mark(self.settled, store));
+        drop(settle_email);
+        senders.spawn(publish_events(self.events, settle_event, publisher, topology, self.reserve));
+        let (put_aside, aside) = async_channel::bounded(ASIDE_MAX);
+        let marker = Marker {
+            store: store.clone(),
+            emails: settled_emails,
+            events: settled_events,
+            aside: put_aside,
+            mail_server: self.mail_server,
+            parked: Parked::default(),
+            emails_open: true,
+            events_open: true,
+        };
+        let marking = tokio::spawn(marker.run());
+        let marking_aside = tokio::spawn(mark_aside(aside, store));
         while let Some(ended) = senders.join_next().await {
             // One that broke has a mistake in it. The others must not go on as if nothing had happened: dropping them all
             // ends the worker.
@@ -188,16 +235,17 @@ impl Dispatcher {
                 return;
             }
         }
-        // All senders are gone, and with them the last ones who could add to what is to be marked.
+        // All senders are gone, so these end when everything is marked.
         drop(marking.await);
+        drop(marking_aside.await);
     }
 }
 
-/// Sends mails over one connection.
+/// Sends emails over one connection.
 struct Postman {
-    mails: async_channel::Receiver<Leased>,
+    emails: async_channel::Receiver<Leased>,
     settle: async_channel::Sender<Mark>,
-    mail_server_is_away: Arc<AtomicBool>,
+    mail_server: Arc<MailServer>,
     writer: Arc<Writer>,
     connection: MailConnection,
     reserve: Duration,
@@ -207,7 +255,7 @@ impl Postman {
     async fn run(mut self) {
         let mut pauses = Pauses::between(RECONNECT_EVERY);
         loop {
-            let leased = match timeout(IDLE_MAX, self.mails.recv()).await {
+            let leased = match timeout(IDLE_MAX, self.emails.recv()).await {
                 Ok(Ok(leased)) => leased,
                 Ok(Err(_closed)) => break,
                 Err(_idle) => {
@@ -215,62 +263,60 @@ impl Postman {
                     continue;
                 }
             };
-            let Content::Mail(mail) = &leased.entry.content else { continue };
             if !may_send(&leased, self.reserve) {
                 continue;
             }
-            let (fate, is_away) = self.send(&leased, mail).await;
-            count(mail, &fate);
-            if self.settle.send(mark_of(leased, fate)).await.is_err() {
+            self.mail_server.in_hand.fetch_add(1, Ordering::Relaxed);
+            let is_marked = self.deliver(leased, &mut pauses).await;
+            self.mail_server.in_hand.fetch_sub(1, Ordering::Relaxed);
+            if !is_marked {
                 break;
-            }
-            self.mail_server_is_away.store(is_away, Ordering::Relaxed);
-            if is_away {
-                tokio::time::sleep(pauses.next_pause()).await;
-            } else {
-                pauses = Pauses::between(RECONNECT_EVERY);
             }
         }
         self.connection.quit().await;
     }
 
-    /// Sends one mail; also tells whether the server seems to be away.
-    async fn send(&mut self, leased: &Leased, mail: &Notification) -> (Fate, bool) {
+    /// Sends one email, or puts it off, and waits where the server is unavailable. Tells whether anybody still marks entries.
+    async fn deliver(&mut self, leased: Leased, pauses: &mut Pauses) -> bool {
+        let Content::Mail(email) = &leased.entry.content else { return true };
+        let (fate, is_unavailable) = self.send(&leased, email).await;
+        count(email, &fate);
+        if self.settle.send(Mark::new(&leased, fate)).await.is_err() {
+            return false;
+        }
+        self.mail_server.is_unavailable.store(is_unavailable, Ordering::Relaxed);
+        if is_unavailable {
+            tokio::time::sleep(pauses.next_pause()).await;
+        } else {
+            *pauses = Pauses::between(RECONNECT_EVERY);
+        }
+        true
+    }
+
+    /// Sends one email; also tells whether the server seems to be unavailable.
+    async fn send(&mut self, leased: &Leased, email: &Notification) -> (Fate, bool) {
         let at = clock::now();
-        let composed = match origin(leased).and_then(|origin| self.writer.write(origin, mail, at)) {
+        let (entry, template) = (&leased.entry.id, email.template.as_str());
+        let composed = match origin(leased).and_then(|origin| self.writer.write(origin, email, at)) {
             Ok(composed) => composed,
             Err(error) => {
-                tracing::error!(entry = leased.entry.id, template = %mail.template, %error, "a mail cannot be written; it is kept for an operator");
-                return (Fate::Refused { at, error }, false);
+                tracing::error!(entry, template, %error, "an email cannot be written; it is kept for an operator");
+                return (Fate::Failed { at, error }, false);
             }
         };
         let sent = timeout(self.reserve, self.connection.send(&composed))
             .await
             .unwrap_or_else(|_| Err(SendError::Unavailable("took too long".to_owned())));
-        let put_off = |error: String| Fate::PutOff {
-            until: put_off_until(clock::now(), leased.entry.attempts, MAIL_PUT_OFF_SECONDS),
-            error,
-        };
+        let put_off = |error| Fate::PutOff { until: put_off_until(leased, EMAIL_PUT_OFF), error };
         match sent {
-            Ok(_) => {
-                let sent = SentDocument {
-                    id: leased.entry.id.clone(),
-                    template: mail.template.to_string(),
-                    to: mail.to.email.clone(),
-                    role: mail.recipient.as_str().to_owned(),
-                    locale: composed.language,
-                    sent_at: clock::now().into(),
-                    message_id: composed.message_id,
-                };
-                (Fate::Sent(sent), false)
-            }
+            Ok(_) => (Fate::Sent { at: clock::now() }, false),
             Err(SendError::Permanent(error)) => {
-                tracing::error!(entry = leased.entry.id, template = %mail.template, %error, "the mail server refuses a mail for good; it is kept for an operator");
-                (Fate::Refused { at: clock::now(), error }, false)
+                tracing::error!(entry, template, %error, "the mail server rejected an email for good; it is kept for an operator");
+                (Fate::Failed { at: clock::now(), error }, false)
             }
             Err(SendError::Transient(error)) => (put_off(error), false),
             Err(SendError::Unavailable(error)) => {
-                tracing::warn!(%error, "the mail server is away; mails wait");
+                tracing::warn!(%error, "the mail server is unavailable; emails wait");
                 (put_off(error), true)
             }
         }
@@ -280,7 +326,7 @@ impl Postman {
 /// Publishes events, as many at once as there are.
 async fn publish_events(
     events: async_channel::Receiver<Leased>,
-    settle: async_channel::Sender<Mark>,
+    settle: async_channel::Sender<Published>,
     publisher: Publisher,
     topology: Topology,
     reserve: Duration,
@@ -297,36 +343,202 @@ async fn publish_events(
             .collect();
         let results = publisher.publish_all(&messages).await;
         for (leased, result) in bulk.into_iter().zip(results) {
-            let fate = match result {
-                Ok(()) => Fate::Published,
+            let (fate, outcome) = match result {
+                Ok(()) => (Fate::Sent { at: clock::now() }, "published"),
                 Err(error) => {
-                    let until = put_off_until(clock::now(), leased.entry.attempts, EVENT_PUT_OFF_SECONDS);
-                    Fate::PutOff { until, error: error.to_string() }
+                    let until = put_off_until(&leased, EVENT_PUT_OFF);
+                    (Fate::PutOff { until, error: error.to_string() }, "put_off")
                 }
             };
-            counter!("offramp_events_total", "outcome" => if matches!(fate, Fate::Published) { "published" } else { "put_off" })
-                .increment(1);
-            if settle.send(mark_of(leased, fate)).await.is_err() {
+            counter!("offramp_events_total", "outcome" => outcome).increment(1);
+            let has_emails = leased.has_emails && outcome == "published";
+            if settle.send(Published { mark: Mark::new(&leased, fate), has_emails }).await.is_err() {
                 return;
             }
         }
     }
 }
 
-/// Marks entries, as many at once as there are. While the database is away they wait here, and senders wait for room.
-async fn mark(settled: async_channel::Receiver<Mark>, store: Store) {
-    while let Some(bulk) = take_bulk(&settled).await {
+/// The mark of an event.
+struct Published {
+    mark: Mark,
+    /// Whether emails of the same change are under way.
+    has_emails: bool,
+}
+
+/// Marks entries, many at once. While the database is unavailable they wait here, and senders wait for room.
+struct Marker {
+    store: Store,
+    emails: async_channel::Receiver<Mark>,
+    events: async_channel::Receiver<Published>,
+    /// For marks that only a part of the database cannot take now.
+    aside: async_channel::Sender<Mark>,
+    mail_server: Arc<MailServer>,
+    parked: Parked,
+    emails_open: bool,
+    events_open: bool,
+}
+
+impl Marker {
+    async fn run(mut self) {
+        while let Some(marks) = self.gather().await {
+            let mut pauses = Pauses::between(RECONNECT_EVERY);
+            let troubled = loop {
+                match self.store.settle(&marks).await {
+                    Ok(troubled) => break troubled,
+                    Err(StoreError::Unavailable(error)) => {
+                        tracing::warn!(%error, entries = marks.len(), "sent entries cannot be marked yet; retrying");
+                        tokio::time::sleep(pauses.next_pause()).await;
+                    }
+                    Err(StoreError::Refused(error)) => {
+                        tracing::error!(%error, entries = marks.len(), "MongoDB refuses to mark sent entries; they may be sent again");
+                        break Vec::new();
+                    }
+                }
+            };
+            for index in troubled {
+                if self.aside.send(marks[index].clone()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next marks: as many as come soon after the first. None: there will be no more.
+    async fn gather(&mut self) -> Option<Vec<Mark>> {
+        let mut marks: Vec<Mark> = Vec::new();
+        let mut until: Option<Instant> = None;
+        while marks.len() < FLUSH_MAX {
+            if !self.emails_open && !self.events_open {
+                marks.extend(self.parked.take_all());
+                return (!marks.is_empty()).then_some(marks);
+            }
+            let wake_at = until.into_iter().chain(self.parked.next_deadline()).min();
+            let before = marks.len();
+            tokio::select! {
+                received = self.emails.recv(), if self.emails_open => match received {
+                    Ok(mark) => {
+                        marks.extend(self.parked.take(&mark));
+                        marks.push(mark);
+                    }
+                    Err(_closed) => self.emails_open = false,
+                },
+                received = self.events.recv(), if self.events_open => match received {
+                    Ok(Published { mark, has_emails }) => {
+                        let waits = has_emails && !self.mail_server.is_unavailable();
+                        marks.extend(if waits { self.parked.park(mark) } else { Some(mark) });
+                    }
+                    Err(_closed) => self.events_open = false,
+                },
+                () = wait_until(wake_at) => {
+                    if until.is_some_and(|until| until <= Instant::now()) {
+                        break;
+                    }
+                    marks.extend(self.parked.take_overdue());
+                }
+            }
+            if before == 0 && !marks.is_empty() {
+                until = Some(Instant::now() + FLUSH_AFTER);
+            }
+        }
+        Some(marks)
+    }
+}
+
+/// Waits until an instant; for ever where there is none.
+async fn wait_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Events that are published, and wait for the emails of the same document to be marked with them.
+#[derive(Default)]
+struct Parked {
+    of_document: HashMap<(Collection, String), Vec<Mark>>,
+    /// Until when, oldest first. A document may be marked and gone.
+    deadlines: VecDeque<(Instant, (Collection, String))>,
+    /// Documents whose emails were there before their events, which need not wait any more; and these in their order.
+    early: HashSet<(Collection, String)>,
+    early_order: VecDeque<(Collection, String)>,
+}
+
+impl Parked {
+    /// Takes an event in, unless its email was there before it, or there is no room.
+    fn park(&mut self, mark: Mark) -> Option<Mark> {
+        if self.early.contains(&(mark.collection, mark.document_id.clone())) {
+            return Some(mark);
+        }
+        if self.deadlines.len() >= 4 * PARKED_MAX {
+            self.deadlines.retain(|(_, document)| self.of_document.contains_key(document));
+        }
+        if self.of_document.len() >= PARKED_MAX {
+            return Some(mark);
+        }
+        let document = (mark.collection, mark.document_id.clone());
+        self.deadlines.push_back((Instant::now() + COMPANIONS_PATIENCE, document.clone()));
+        self.of_document.entry(document).or_default().push(mark);
+        None
+    }
+
+    /// The events that have waited for an email's mark.
+    fn take(&mut self, email: &Mark) -> Vec<Mark> {
+        let document = (email.collection, email.document_id.clone());
+        if let Some(events) = self.of_document.remove(&document) {
+            return events;
+        }
+        if self.early.insert(document.clone()) {
+            self.early_order.push_back(document);
+        }
+        if self.early_order.len() > PARKED_MAX
+            && let Some(oldest) = self.early_order.pop_front()
+        {
+            self.early.remove(&oldest);
+        }
+        Vec::new()
+    }
+
+    fn take_overdue(&mut self) -> Vec<Mark> {
+        let now = Instant::now();
+        let mut overdue = Vec::new();
+        while self.next_deadline().is_some_and(|deadline| deadline <= now) {
+            let document = self.deadlines.pop_front().map(|(_, document)| document);
+            overdue.extend(document.and_then(|document| self.of_document.remove(&document)).unwrap_or_default());
+        }
+        overdue
+    }
+
+    fn take_all(&mut self) -> Vec<Mark> {
+        self.deadlines.clear();
+        self.of_document.drain().flat_map(|(_, marks)| marks).collect()
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.front().map(|(deadline, _)| *deadline)
+    }
+}
+
+/// Marks entries again that a part of the database could not take, without holding up the marks of the others.
+async fn mark_aside(aside: async_channel::Receiver<Mark>, store: Store) {
+    while let Ok(first) = aside.recv().await {
+        let mut marks = vec![first];
         let mut pauses = Pauses::between(RECONNECT_EVERY);
-        loop {
-            match store.settle(&bulk).await {
-                Ok(()) => break,
+        while !marks.is_empty() {
+            tokio::time::sleep(pauses.next_pause()).await;
+            while marks.len() < ASIDE_MAX
+                && let Ok(mark) = aside.try_recv()
+            {
+                marks.push(mark);
+            }
+            match store.settle(&marks).await {
+                Ok(troubled) => marks = troubled.into_iter().map(|index| marks[index].clone()).collect(),
                 Err(StoreError::Unavailable(error)) => {
-                    tracing::warn!(%error, entries = bulk.len(), "what was sent cannot be marked yet");
-                    tokio::time::sleep(pauses.next_pause()).await;
+                    tracing::warn!(%error, entries = marks.len(), "sent entries cannot be marked yet; retrying");
                 }
                 Err(StoreError::Refused(error)) => {
-                    tracing::error!(%error, entries = bulk.len(), "what was sent cannot be marked; it will be sent again");
-                    break;
+                    tracing::error!(%error, entries = marks.len(), "MongoDB refuses to mark sent entries; they may be sent again");
+                    marks.clear();
                 }
             }
         }
@@ -336,7 +548,7 @@ async fn mark(settled: async_channel::Receiver<Mark>, store: Store) {
 /// Waits for one, then takes what is there. None: closed and empty.
 async fn take_bulk<T>(queue: &async_channel::Receiver<T>) -> Option<Vec<T>> {
     let mut bulk = vec![queue.recv().await.ok()?];
-    while bulk.len() < BULK_MAX {
+    while bulk.len() < PUBLISH_MAX {
         match queue.try_recv() {
             Ok(item) => bulk.push(item),
             Err(_) => break,
@@ -351,28 +563,16 @@ fn may_send(leased: &Leased, reserve: Duration) -> bool {
     leased.entry.due.is_some_and(|due| due.to_chrono() - clock::now() >= reserve)
 }
 
-fn mark_of(leased: Leased, fate: Fate) -> Mark {
-    Mark {
-        collection: leased.collection,
-        document_id: leased.document_id,
-        entry_id: leased.entry.id,
-        holder: leased.entry.holder,
-        fate,
-    }
+/// When an entry that was tried in vain may be tried again.
+fn put_off_until(leased: &Leased, pauses: (Duration, Duration)) -> DateTime<Utc> {
+    clock::now() + TimeDelta::from_std(Pauses::after(leased.entry.attempts, pauses)).unwrap_or(TimeDelta::MAX)
 }
 
-/// When an entry that was tried in vain `attempts` times before may be tried again: later each time, and not all at once.
-fn put_off_until(now: DateTime<Utc>, attempts: i32, (first, longest): (i64, i64)) -> DateTime<Utc> {
-    let seconds = first.saturating_mul(1 << attempts.clamp(0, 20)).min(longest);
-    let jitter = TimeDelta::milliseconds(i64::try_from(Uuid::new_v4().as_u128() % 1000).unwrap_or(0) * seconds / 4);
-    now + TimeDelta::seconds(seconds) + jitter
-}
-
-fn count(mail: &Notification, fate: &Fate) {
+fn count(email: &Notification, fate: &Fate) {
     let outcome = match fate {
-        Fate::Sent(_) => "sent",
-        Fate::Refused { .. } => "refused",
-        Fate::PutOff { .. } | Fate::GivenBack | Fate::Published => "put_off",
+        Fate::Sent { .. } => "sent",
+        Fate::Failed { .. } => "refused",
+        Fate::PutOff { .. } | Fate::GivenBack { .. } => "put_off",
     };
-    counter!("offramp_mails_total", "template" => mail.template.as_str(), "outcome" => outcome).increment(1);
+    counter!("offramp_mails_total", "template" => email.template.as_str(), "outcome" => outcome).increment(1);
 }

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
+/// From here on [`Pauses::after`] does not grow any more.
+const ATTEMPTS_MAX: usize = 20;
+
 /// Pauses that grow, each with a random part, so that many workers do not come back at once. There is always a next one.
 #[derive(Debug)]
 pub struct Pauses {
@@ -17,6 +20,16 @@ impl Pauses {
     pub fn between((first, longest): (Duration, Duration)) -> Self {
         let builder = ExponentialBuilder::default().with_min_delay(first).with_max_delay(longest);
         Self { growing: builder.without_max_times().with_jitter().build(), longest }
+    }
+
+    /// The pause after the attempt number `attempts` (from 0), for attempts that are counted elsewhere: doubling from the first
+    /// to the longest; up to a quarter is added.
+    #[must_use]
+    pub fn after(attempts: i32, (first, longest): (Duration, Duration)) -> Duration {
+        let builder = ExponentialBuilder::default().with_min_delay(first).with_max_delay(longest);
+        let attempts = usize::try_from(attempts).unwrap_or(0).min(ATTEMPTS_MAX);
+        let pause = builder.without_max_times().build().nth(attempts).unwrap_or(longest);
+        pause.mul_f64(1.0 + fastrand::f64() / 4.0)
     }
 
     /// How long to wait this time.
@@ -39,5 +52,14 @@ mod tests {
             assert!(pause >= first && pause <= 2 * longest, "{pause:?}");
         }
         assert!(pauses.next_pause() >= longest);
+    }
+
+    #[test]
+    fn counted_attempts_have_the_same_growth() {
+        let (first, longest) = (Duration::from_secs(2), Duration::from_secs(8));
+        for (attempts, seconds) in [(-1, 2), (0, 2), (1, 4), (2, 8), (3, 8), (1_000, 8), (i32::MAX, 8)] {
+            let (pause, base) = (Pauses::after(attempts, (first, longest)), Duration::from_secs(seconds));
+            assert!(pause >= base && pause <= base.mul_f64(1.25), "{attempts}: {pause:?}");
+        }
     }
 }

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Broker, Consumer, LaneHealth, LaneState, Publisher, Topology, TopologyError};
+use crate::claimer::Claimer;
 use crate::config::{MongodbUrl, WorkerSettings};
 use crate::domain::command::CommandType;
 use crate::engine::Engine;
@@ -135,7 +136,7 @@ struct Worker {
     /// Says that it works, until it begins to stop: before anything of it does.
     working: ReadyHandle,
     stop: CancellationToken,
-    /// Lanes and sweeper: what makes new work.
+    /// Lanes, sweeper and claimer: what makes new work.
     makers: JoinSet<()>,
     outbox: Outbox,
     dispatcher: tokio::task::JoinHandle<()>,
@@ -150,12 +151,21 @@ impl Worker {
         let watched = publisher.clone();
         readiness.watch("publisher", move || watched.status());
         let (outbox, dispatcher): (Outbox, Dispatcher) = outbox(pace.lease);
-        let engine = Engine::new(store.clone(), outbox.clone(), &pace.source, pace.lease, pace.hold, database_ready);
+        let writer = Arc::new(writer);
+        let engine = Engine::new(
+            store.clone(),
+            outbox.clone(),
+            Arc::clone(&writer),
+            &pace.source,
+            pace.lease,
+            pace.hold,
+            database_ready,
+        );
         let dispatcher = tokio::spawn(dispatcher.run(
             store.clone(),
             publisher.clone(),
             topology.clone(),
-            Arc::new(writer),
+            writer,
             Arc::new(transport),
             mail_connections,
         ));
@@ -183,14 +193,15 @@ impl Worker {
             };
             makers.spawn(lane.run(stop.clone()));
         }
-        let sweeper = Sweeper {
-            store,
-            engine,
+        let claimer = Claimer {
+            store: store.clone(),
+            engine: engine.clone(),
             outbox: outbox.clone(),
             every: pace.sweep,
             lease: pace.lease,
-            batch_max: pace.batch_max,
         };
+        makers.spawn(claimer.run(stop.clone()));
+        let sweeper = Sweeper { store, engine, every: pace.sweep, batch_max: pace.batch_max };
         makers.spawn(sweeper.run(stop.clone()));
         let working = readiness.component("worker");
         working.ready();
@@ -206,7 +217,7 @@ impl Worker {
         let result = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             ended = self.makers.join_next() => {
-                tracing::error!(?ended, "a lane or the sweeper has ended by itself; stopping");
+                tracing::error!(?ended, "a lane, the sweeper or the claimer has ended by itself; stopping");
                 Err(RunError::Broken)
             }
             ended = &mut self.dispatcher => {

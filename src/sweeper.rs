@@ -1,16 +1,15 @@
-//! What time does: last days that are over, natural ends, cards about to expire, leases that ran out, tombstones.
+//! What time does: last days that are over, natural ends, cards about to expire, tombstones.
 //!
 //! The sweeper only looks for what may be due and hands it to the same [`Engine`] as every command; whether it is due is
 //! decided there, under the same version guard, so any number of workers may sweep at the same time.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::Days;
 use futures_util::future::join_all;
 use metrics::counter;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 use crate::clock;
 use crate::domain::account::NoticeKind;
@@ -19,23 +18,12 @@ use crate::domain::field::Field;
 use crate::domain::fold::{Loaded, Task, Verdict};
 use crate::domain::organization::Organization;
 use crate::engine::{Engine, Interrupted, Settled};
-use crate::outbox::Outbox;
-use crate::store::outbox::Lease;
 use crate::store::sweep::Ids;
-use crate::store::{Collection, Store, StoreError};
+use crate::store::{Store, StoreError};
 
 /// How many batches are decided at once. The database goes through one batch on one processor, and time has all its work to
 /// do at midnight.
 const BATCHES_AT_ONCE: usize = 2;
-/// How often to look for outbox entries whose time has come, at least.
-const CLAIM_EVERY: Duration = Duration::from_secs(2);
-/// From how many documents entries are claimed at once.
-const CLAIM_DOCUMENTS_MAX: usize = 256;
-/// How often to look for room for what may be claimed.
-const ROOM_EVERY: Duration = Duration::from_millis(100);
-/// How many documents that cannot be claimed from are passed over in one look.
-const PASSED_OVER_MAX: usize = 1000;
-
 /// Looks, again and again, for what time has made due.
 #[derive(Debug)]
 pub struct Sweeper {
@@ -43,12 +31,8 @@ pub struct Sweeper {
     pub store: Store,
     /// Decides and writes.
     pub engine: Engine,
-    /// Where claimed entries go.
-    pub outbox: Outbox,
     /// The time between two looks at dates.
     pub every: Duration,
-    /// How long claimed entries belong to this process.
-    pub lease: Duration,
     /// How many tasks are decided together.
     pub batch_max: usize,
 }
@@ -77,10 +61,7 @@ impl From<StoreError> for Cut {
 impl Sweeper {
     /// Sweeps until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        tokio::join!(
-            self.repeat(self.every, &shutdown, || self.sweep_dates(&shutdown)),
-            self.repeat(self.every.min(CLAIM_EVERY), &shutdown, || self.claim(&shutdown)),
-        );
+        self.repeat(self.every, &shutdown, || self.sweep_dates(&shutdown)).await;
     }
 
     /// Does `sweep` now and then every `pause`; an error ends one sweep, not the next.
@@ -184,32 +165,6 @@ impl Sweeper {
             }
         }
         if shutdown.is_cancelled() { Err(Cut::Stopped) } else { Ok(()) }
-    }
-
-    /// Takes entries whose lease ran out, as many as can be sent.
-    async fn claim(&self, shutdown: &CancellationToken) -> Result<(), Cut> {
-        let mut collections = VecDeque::from([(Collection::Subscriptions, vec![]), (Collection::Accounts, vec![])]);
-        // In turns: a backlog in one collection does not hold up the other.
-        while let Some((collection, mut passing_over)) = collections.pop_front() {
-            let documents = loop {
-                match self.outbox.room() {
-                    _ if shutdown.is_cancelled() => return Ok(()),
-                    0 => tokio::time::sleep(ROOM_EVERY).await,
-                    room => break room.min(CLAIM_DOCUMENTS_MAX),
-                }
-            };
-            let now = clock::now();
-            let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-            let limit = i64::try_from(documents).unwrap_or(i64::MAX);
-            let claimed = self.store.claim(collection, limit, &passing_over, &lease, now).await?;
-            counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
-            passing_over.extend(claimed.unclaimable);
-            self.store.give_back(&self.outbox.offer(claimed.entries).await).await;
-            if claimed.found && passing_over.len() <= PASSED_OVER_MAX {
-                collections.push_back((collection, passing_over));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -299,8 +299,6 @@ struct Constants {
     mail: Vec<u8>,
     event: Vec<u8>,
     event_type: String,
-    /// What is recorded of the mail.
-    sent: RawDocumentBuf,
 }
 
 impl Constants {
@@ -317,15 +315,16 @@ impl Constants {
         let now = clock::now();
         assert_eq!(world.fold(&Task::Command(command), now), Verdict::Applied);
         let lease = Lease { holder: Uuid::new_v4(), until: now + chrono::TimeDelta::minutes(3) };
-        let update = commit::updates(world, &lease, "offramp", now).unwrap().remove(0);
-        let history_length = update.history_length;
-        let RawBson::Document(change) = update.update.clone() else { panic!("an update of operators") };
-
         let writer = Writer {
             templates: Templates::load(None).unwrap(),
             sender: Sender::parse("no-reply@offramp.example").unwrap(),
             signer: None,
         };
+        let update =
+            commit::updates(world, &lease, "offramp", &|id, email| writer.identify(id, email), now).unwrap().remove(0);
+        let history_length = update.history_length;
+        let RawBson::Document(change) = update.update.clone() else { panic!("an update of operators") };
+
         let (mut mail, mut event) = (None, None);
         for leased in update.into_leased() {
             match &leased.entry.content {
@@ -337,10 +336,6 @@ impl Constants {
         }
         let (mail, event) = (mail.unwrap(), event.unwrap());
         let mail_id = mail.entry_id.to_string();
-        let sent = rawdoc! {
-            "id": mail_id.as_str(), "template": mail.template.as_str(), "to": mail.to(), "role": "account_manager",
-            "locale": mail.language.as_str(), "sent_at": bson::DateTime::from(now), "message_id": mail.message_id.as_str(),
-        };
         // As the sink takes it.
         let mut bytes = mail.bytes(true).unwrap();
         bytes.extend_from_slice(b"\r\n.\r\n");
@@ -351,7 +346,6 @@ impl Constants {
             organizations: stage::organization_ids().collect(),
             update: change,
             history_length,
-            sent,
             mail: bytes,
             event: serde_json::to_vec(&event).unwrap(),
             event_type: event.kind,
@@ -401,32 +395,34 @@ impl Constants {
                 Sent::Event => *event = true,
             }
         }
+        // The entries have the same ids in all documents, so those of which everything was sent are apart.
+        let now = bson::DateTime::now();
         let mut statements = Vec::new();
-        let mut lone = RawArrayBuf::new();
-        let mut lone_ids = RawArrayBuf::new();
-        for (id, (mail, event)) in &documents {
-            if !mail {
-                lone.push(*id);
-                lone_ids.push(self.event_id.as_str());
+        for sent in [(true, true), (true, false), (false, true)] {
+            let ids: RawArrayBuf = documents.iter().filter(|(_, of)| **of == sent).map(|(id, _)| *id).collect();
+            if ids.is_empty() {
                 continue;
             }
-            let entries = [Some(self.mail_id.as_str()), event.then_some(self.event_id.as_str())];
+            let (mail, event) = sent;
+            let entries = [mail.then_some(self.mail_id.as_str()), event.then_some(self.event_id.as_str())];
             let entries: RawArrayBuf = entries.into_iter().flatten().collect();
-            statements.push(rawdoc! {
-                "q": { "_id": *id, "outbox.id": { "$all": entries.clone() }, "status": { "$ne": "removed" } },
-                "u": {
-                    "$pull": { "outbox": { "id": { "$in": entries } } },
-                    "$push": { "notifications": { "$each": [self.sent.clone()] } },
-                    "$inc": { "version": 1_i64 },
-                },
-            });
-        }
-        if !lone.is_empty() {
-            statements.push(rawdoc! {
-                "q": { "_id": { "$in": lone }, "outbox.id": { "$in": lone_ids.clone() }, "status": { "$ne": "removed" } },
-                "u": { "$pull": { "outbox": { "id": { "$in": lone_ids } } }, "$inc": { "version": 1_i64 } },
-                "multi": true,
-            });
+            let mut find = rawdoc! {
+                "_id": { "$in": ids }, "outbox.id": { "$in": entries.clone() }, "status": { "$ne": "removed" },
+            };
+            let mut update =
+                rawdoc! { "$pull": { "outbox": { "id": { "$in": entries } } }, "$inc": { "version": 1_i64 } };
+            if mail {
+                find.append(cstr!("notifications"), rawdoc! { "$type": "array" });
+                update.append(cstr!("$set"), rawdoc! { "notifications.$[record].sent_at": now });
+            }
+            let mut statement = rawdoc! { "q": find, "u": update, "multi": true };
+            if mail {
+                statement.append(
+                    cstr!("arrayFilters"),
+                    [rawdoc! { "record.id": self.mail_id.as_str() }].into_iter().collect::<RawArrayBuf>(),
+                );
+            }
+            statements.push(statement);
         }
         self.write(statements.into_iter(), documents.len()).await;
     }

@@ -232,7 +232,7 @@ impl Progress {
 
 /// That what was measured was the job.
 async fn check(world: &World, kind: CommandType, documents: usize) {
-    let mut done = doc! { "applied.0": { "$exists": true }, "notifications.0": { "$exists": true } };
+    let mut done = doc! { "applied.0": { "$exists": true }, "notifications.0.sent_at": { "$exists": true } };
     if kind == CommandType::Cancellation {
         done.insert("status", "cancellation_scheduled");
     }

@@ -14,7 +14,7 @@ use offramp::domain::fold::Loaded;
 use offramp::domain::organization::Organization;
 use offramp::domain::subscription::{Named, Status, Subscription};
 use offramp::store::documents::{
-    self, AccountDocument, HistoryDocument, OrganizationDocument, PaymentFailureDocument, SentDocument, Stored,
+    self, AccountDocument, HistoryDocument, NotificationDocument, OrganizationDocument, PaymentFailureDocument, Stored,
     SubscriptionDocument,
 };
 use offramp::store::outbox::{Content, OutboxEntry};
@@ -112,10 +112,14 @@ enum What {
     },
     Mail {
         template: String,
-        to: String,
+        /// Absent for a removed subscription.
+        to: Option<String>,
         role: String,
         locale: String,
         message_id: String,
+        sent_at: Option<DateTime<Utc>>,
+        failed_at: Option<DateTime<Utc>>,
+        error: Option<String>,
     },
 }
 
@@ -184,7 +188,7 @@ async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<V
 
     let mut timeline: Vec<Happened> = document.history.into_iter().filter_map(Stored::ok).map(Happened::from).collect();
     timeline.extend(document.payment_failures.into_iter().filter_map(Stored::ok).map(Happened::from));
-    timeline.extend(document.notifications.into_iter().filter_map(Stored::ok).map(Happened::from));
+    timeline.extend(document.notifications.into_iter().filter_map(Stored::ok).filter_map(email));
     // Stable: what happened in the same instant stays in its order, changes first.
     timeline.sort_by_key(|happened| happened.at);
     Ok(View {
@@ -238,11 +242,12 @@ impl From<PaymentFailureDocument> for Happened {
     }
 }
 
-impl From<SentDocument> for Happened {
-    fn from(sent: SentDocument) -> Self {
-        let SentDocument { template, to, role, locale, sent_at, message_id, .. } = sent;
-        Self { at: sent_at.to_chrono(), what: What::Mail { template, to, role, locale, message_id } }
-    }
+/// An email, when it was decided; earlier versions recorded only when it was sent.
+fn email(record: NotificationDocument) -> Option<Happened> {
+    let NotificationDocument { template, to, role, locale, message_id, at, sent_at, failed_at, error, .. } = record;
+    let [sent_at, failed_at] = [sent_at, failed_at].map(|instant| instant.map(bson::DateTime::to_chrono));
+    let at = at.map(bson::DateTime::to_chrono).or(sent_at).or(failed_at)?;
+    Some(Happened { at, what: What::Mail { template, to, role, locale, message_id, sent_at, failed_at, error } })
 }
 
 impl From<OutboxEntry> for Waiting {
@@ -341,8 +346,15 @@ fn what(what: &What) -> String {
             let next = next_attempt_on.map_or("no further attempt".to_owned(), |day| format!("next attempt on {day}"));
             format!("payment of {amount} for invoice {invoice_id} refused, attempt {attempt}, {next}")
         }
-        What::Mail { template, to, role, locale, .. } => {
-            format!("mail {template} to {to} ({}, {locale})", role.replace('_', " "))
+        What::Mail { template, to, role, locale, sent_at, failed_at, error, .. } => {
+            let to = to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
+            let outcome = match (sent_at, failed_at, error) {
+                (Some(_), ..) => String::new(),
+                (None, Some(_), Some(error)) => format!(", failed: {error}"),
+                (None, Some(_), None) => ", failed".to_owned(),
+                (None, None, _) => ", not sent yet".to_owned(),
+            };
+            format!("mail {template}{to} ({}, {locale}){outcome}", role.replace('_', " "))
         }
     }
 }

@@ -255,7 +255,8 @@ impl Simulation {
                 (Collection::Accounts, id.as_str(), entries)
             }
         };
-        let leased = |entry: OutboxEntry| Leased { collection, document_id: document_id.to_owned(), entry };
+        let leased =
+            |entry: OutboxEntry| Leased { collection, document_id: document_id.to_owned(), entry, has_emails: false };
         entries.unwrap_or_default().into_iter().map(leased).collect()
     }
 

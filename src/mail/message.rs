@@ -71,8 +71,9 @@ impl Sender {
         &self.domain
     }
 
-    /// A message id: `<0190…@example.com>`.
-    fn id(&self, id: Uuid) -> String {
+    /// The `Message-ID` of the email of an outbox entry: `<0190…@example.com>`. Also those of conversations look like this.
+    #[must_use]
+    pub fn message_id(&self, id: Uuid) -> String {
         format!("<{id}@{}>", self.domain)
     }
 }
@@ -191,8 +192,8 @@ pub fn compose(
 
     let Rendered { subject, text, html, language } = rendered;
     let template = notification.template;
-    let message_id = sender.id(origin.entry_id);
-    let conversation = sender.id(origin.conversation_id);
+    let message_id = sender.message_id(origin.entry_id);
+    let conversation = sender.message_id(origin.conversation_id);
     let mut headers = Headers::with_capacity(HEADERS_MAX);
     headers.set(header::From::from(Mailboxes::from(from)));
     if let Some(reply_to) = reply_to {

@@ -162,6 +162,12 @@ impl Templates {
         mail.fill(&reader, &notification.facts).map_err(|Name { name, .. }| error(format!("it has no `{name}`")))
     }
 
+    /// The language that [`render`](Self::render) writes a mail in.
+    #[must_use]
+    pub fn language(&self, notification: &Notification) -> String {
+        self.reader(&notification.locale).language.clone()
+    }
+
     fn mail(&self, reader: &Reader, notification: &Notification) -> Option<&Mail> {
         self.sets[reader.set].mails.get(&(notification.template, notification.recipient))
     }

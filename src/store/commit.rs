@@ -12,9 +12,10 @@ use crate::domain::fold::{Added, Changed, ChangedAccount, ChangedSubscription, W
 use crate::domain::subscription::{Details, Request, Status, Subscription};
 
 use super::documents::{
-    AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, PaymentFailureDocument, RequestDocument,
+    AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, NotificationDocument,
+    PaymentFailureDocument, RequestDocument,
 };
-use super::outbox::{self, Lease, Leased, OutboxEntry};
+use super::outbox::{self, Identify, Kind, Lease, Leased, OutboxEntry};
 use super::{Collection, Store, StoreError};
 
 /// How many commands a document remembers.
@@ -24,7 +25,7 @@ const PAYMENT_FAILURES_MAX: i32 = 20;
 /// How many bytes of statements one `update` command carries. A command is a document, which has at most 16 MiB.
 const STATEMENTS_BYTES_MAX: usize = 12 * 1024 * 1024;
 /// The fields that stay when a subscription is removed (contract §4).
-const TOMBSTONE_FIELDS: [&CStr; 9] = [
+const TOMBSTONE_FIELDS: [&CStr; 10] = [
     cstr!("_id"),
     cstr!("organization_id"),
     cstr!("account_id"),
@@ -34,6 +35,7 @@ const TOMBSTONE_FIELDS: [&CStr; 9] = [
     cstr!("history"),
     cstr!("applied"),
     cstr!("outbox"),
+    cstr!("notifications"),
 ];
 
 /// An update of one document, provided that it still has the version that was read.
@@ -49,8 +51,6 @@ pub struct GuardedUpdate {
     pub history_length: Option<u32>,
     /// The statement's `u`: update operators, or a pipeline.
     pub update: RawBson,
-    /// The statement's `arrayFilters`.
-    pub array_filters: Option<RawArrayBuf>,
     /// What it entails, under the lease whose `holder` tells afterwards whether the update is ours. (One that entails
     /// nothing cannot be told: it counts as lost in doubt, and is found done when it is tried again.)
     pub entries: Vec<OutboxEntry>,
@@ -74,22 +74,58 @@ impl GuardedUpdate {
     #[must_use]
     pub fn into_leased(self) -> Vec<Leased> {
         let Self { collection, id, entries, .. } = self;
-        entries.into_iter().map(|entry| Leased { collection, document_id: id.clone(), entry }).collect()
+        let emails = entries.iter().any(|entry| entry.kind() == Kind::Email);
+        let leased = entries.into_iter().map(|entry| Leased {
+            collection,
+            document_id: id.clone(),
+            has_emails: emails && entry.kind() == Kind::Event,
+            entry,
+        });
+        leased.collect()
     }
 
-    fn statement(&self) -> RawDocumentBuf {
+    /// Finds the document as it was read.
+    fn find(&self) -> RawDocumentBuf {
         // Null finds a version that is null and one that is missing.
         let version = self.version.map_or(RawBson::Null, RawBson::Int64);
         let mut find = rawdoc! { "_id": self.id.as_str(), "version": version };
         if let Some(length) = self.history_length {
             find.append(cstr!("history"), rawdoc! { "$size": i64::from(length) });
         }
-        let mut statement = rawdoc! { "q": find };
-        statement.append(cstr!("u"), self.update.as_raw_bson_ref());
-        if let Some(filters) = &self.array_filters {
-            statement.append(cstr!("arrayFilters"), filters.as_ref());
-        }
-        statement
+        find
+    }
+
+    fn statement(&self) -> RawDocumentBuf {
+        statement(&self.find(), &self.update)
+    }
+
+    /// The same without the records of emails, where there are any: a document that cannot take them is decided on all the same.
+    fn statement_without_records(&self) -> Option<RawDocumentBuf> {
+        let update = match &self.update {
+            RawBson::Document(update) => {
+                update.get_document("$push").ok()?.get("notifications").ok()??;
+                let mut without = RawDocumentBuf::new();
+                for (operator, fields) in update.iter().flatten() {
+                    match fields.as_document().filter(|_| operator == cstr!("$push")) {
+                        Some(pushes) => {
+                            let kept = pushes.iter().flatten().filter(|(field, _)| *field != cstr!("notifications"));
+                            let mut pushes = RawDocumentBuf::new();
+                            kept.for_each(|(field, value)| pushes.append(field, value));
+                            without.append(operator, pushes);
+                        }
+                        None => without.append(operator, fields),
+                    }
+                }
+                without.into()
+            }
+            RawBson::Array(stages) => {
+                let mut stages = stages.clone();
+                stages.push(rawdoc! { "$unset": "notifications" });
+                stages.into()
+            }
+            _ => return None,
+        };
+        Some(statement(&self.find(), &update))
     }
 
     fn holder(&self) -> Option<&str> {
@@ -97,7 +133,13 @@ impl GuardedUpdate {
     }
 }
 
-/// The updates of all documents that a batch has changed.
+fn statement(find: &RawDocumentBuf, update: &RawBson) -> RawDocumentBuf {
+    let mut statement = rawdoc! { "q": find.clone() };
+    statement.append(cstr!("u"), update.as_raw_bson_ref());
+    statement
+}
+
+/// The updates of all documents that a batch has changed. `identify` tells what emails are recorded with.
 ///
 /// # Errors
 /// When a change cannot be written as BSON, which would be a mistake in the types.
@@ -105,11 +147,13 @@ pub fn updates(
     world: World,
     lease: &Lease,
     source: &str,
+    identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<Vec<GuardedUpdate>, StoreError> {
     let (subscriptions, accounts) = world.into_changed();
-    let subscriptions = subscriptions.into_iter().map(|changed| update_subscription(changed, lease, source, now));
-    let accounts = accounts.into_iter().map(|changed| update_account(changed, lease, source, now));
+    let subscriptions =
+        subscriptions.into_iter().map(|changed| update_subscription(changed, lease, source, identify, now));
+    let accounts = accounts.into_iter().map(|changed| update_account(changed, lease, source, identify, now));
     subscriptions.chain(accounts).collect()
 }
 
@@ -154,27 +198,22 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
+        let mut refused = Vec::new();
         for refusal in &reply.refused {
-            if let Some(&index) = indexes.get(refusal.position) {
-                let error = refusal.message.clone();
-                results[index] = if !MALFORMED.contains(&refusal.code) {
-                    Committed::Refused(error)
-                } else if self.remove_nulls(collection, &updates[index].id).await? {
-                    Committed::Lost
-                } else {
-                    Committed::Corrupt(error)
-                };
-            }
+            let Some(&index) = indexes.get(refusal.position) else { continue };
+            results[index] = refusal.as_committed();
+            refused.push(index);
         }
-        if reply.matched + reply.refused.len() < indexes.len() {
+        let is_unsure = self.commit_refused(collection, updates, &refused, results).await?;
+        if is_unsure || reply.matched + reply.refused.len() < indexes.len() {
             self.find_losers(collection, updates, indexes, results).await?;
         }
         Ok(())
     }
 
-    /// A list of ours that is null counts as absent, but nothing can be pushed to it: it is removed. Returns whether there was one;
-    /// then the document has a new version, and what was to be written to it can be decided again.
-    async fn remove_nulls(&self, collection: Collection, id: &str) -> Result<bool, StoreError> {
+    /// Lists of ours that are null count as absent, but nothing can be pushed to them: they are removed. Returns whether there were
+    /// any. The documents then have a new version.
+    async fn remove_nulls(&self, collection: Collection, ids: impl Iterator<Item = &str>) -> Result<bool, StoreError> {
         const LISTS: [&str; 6] = ["applied", "card_notices", "history", "notifications", "outbox", "payment_failures"];
         let is_null: Vec<Document> = LISTS.iter().map(|list| doc! { *list: { "$type": "null" } }).collect();
         let mut set: Document = LISTS
@@ -186,9 +225,48 @@ impl Store {
             })
             .collect();
         set.insert("version", doc! { "$add": [{ "$ifNull": ["$version", 0_i64] }, 1_i64] });
-        let statement = doc! { "q": { "_id": id, "$or": is_null }, "u": [{ "$set": set }] };
-        let updated = self.update_many(collection, [raw(&statement)?]).await?;
-        Ok(updated.matched > 0)
+        let statement = |id: &str| raw(&doc! { "q": { "_id": id, "$or": &is_null }, "u": [{ "$set": &set }] });
+        let statements = ids.map(statement).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.update_many(collection, statements).await?.matched > 0)
+    }
+
+    /// Tries again what was refused: after lists that are null were removed, or without the records of emails, which may be what
+    /// the document cannot take. Returns whether it has to be asked which of the updates are ours.
+    async fn commit_refused(
+        &self,
+        collection: Collection,
+        updates: &[GuardedUpdate],
+        indexes: &[usize],
+        results: &mut [Committed],
+    ) -> Result<bool, StoreError> {
+        let is_corrupt = |index: &usize| matches!(results[*index], Committed::Corrupt(_));
+        let corrupt: Vec<usize> = indexes.iter().copied().filter(is_corrupt).collect();
+        let ids = corrupt.iter().map(|&index| updates[index].id.as_str());
+        if !corrupt.is_empty() && self.remove_nulls(collection, ids).await? {
+            // Decided again; what is corrupt in another way is so again.
+            corrupt.iter().for_each(|&index| results[index] = Committed::Lost);
+        }
+        let unrecorded: Vec<(usize, RawDocumentBuf)> = indexes
+            .iter()
+            .filter(|&&index| results[index] != Committed::Lost)
+            .filter_map(|&index| Some((index, updates[index].statement_without_records()?)))
+            .collect();
+        if unrecorded.is_empty() {
+            return Ok(false);
+        }
+        let reply = match self.update_many(collection, unrecorded.iter().map(|(_, it)| it.clone())).await {
+            Ok(reply) => reply,
+            // Each stays refused for the first reason.
+            Err(StoreError::Refused(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        unrecorded.iter().for_each(|(index, _)| results[*index] = Committed::Written);
+        for refusal in &reply.refused {
+            if let Some((index, _)) = unrecorded.get(refusal.position) {
+                results[*index] = refusal.as_committed();
+            }
+        }
+        Ok(reply.matched + reply.refused.len() < unrecorded.len())
     }
 
     /// The reply says how many statements matched, not which. A document in which our lease stands is ours.
@@ -220,19 +298,33 @@ impl Store {
     }
 
     /// Many statements, on a majority of the servers before they are answered: one `update` command, or more where they are too
-    /// large for one.
+    /// large for one. Trouble with any of them is trouble with all.
     pub(super) async fn update_many(
         &self,
         collection: Collection,
         statements: impl IntoIterator<Item = RawDocumentBuf>,
     ) -> Result<Updated, StoreError> {
-        let mut updated = Updated { matched: 0, refused: Vec::new() };
+        let updated = self.update_each(collection, statements).await?;
+        match updated.troubled.first() {
+            Some(trouble) => Err(StoreError::Unavailable(trouble.message.clone())),
+            None => Ok(updated),
+        }
+    }
+
+    /// The same, telling which statements had trouble.
+    pub(super) async fn update_each(
+        &self,
+        collection: Collection,
+        statements: impl IntoIterator<Item = RawDocumentBuf>,
+    ) -> Result<Updated, StoreError> {
+        let mut updated = Updated { matched: 0, refused: Vec::new(), troubled: Vec::new() };
         let mut sent = 0;
         for (statements, count) in pack(statements) {
             let one = self.update_command(collection, statements).await?;
-            updated.matched += one.matched;
             let moved = |refusal: Refusal| Refusal { position: refusal.position + sent, ..refusal };
+            updated.matched += one.matched;
             updated.refused.extend(one.refused.into_iter().map(moved));
+            updated.troubled.extend(one.troubled.into_iter().map(moved));
             sent += count;
         }
         Ok(updated)
@@ -251,15 +343,13 @@ impl Store {
             return Err(StoreError::Unavailable(format!("not on a majority of the servers: {error}")));
         }
         let matched = number(reply.get("n")).unwrap_or(0);
-        let refused: Vec<Refusal> = reply
+        let errors: Vec<Refusal> = reply
             .get_array("writeErrors")
             .map(|errors| errors.iter().filter_map(Bson::as_document).filter_map(Refusal::read).collect())
             .unwrap_or_default();
         // A router passes the troubles of a shard on as if they were the statements'.
-        if let Some(trouble) = refused.iter().find(|refusal| TROUBLES.contains(&refusal.code)) {
-            return Err(StoreError::Unavailable(trouble.message.clone()));
-        }
-        Ok(Updated { matched, refused })
+        let (troubled, refused) = errors.into_iter().partition(|error| TROUBLES.contains(&error.code));
+        Ok(Updated { matched, refused, troubled })
     }
 
     /// Waits until everything that this process has read is on a majority of the servers: a command that was found done, or
@@ -338,7 +428,8 @@ const TROUBLES: [i32; 15] = [6, 7, 24, 46, 89, 91, 112, 133, 189, 262, 9001, 101
 pub(super) struct Refusal {
     /// Which, from 0.
     pub(super) position: usize,
-    code: i32,
+    /// The server's code for the reason.
+    pub(super) code: i32,
     /// Why.
     pub(super) message: String,
 }
@@ -351,14 +442,21 @@ impl Refusal {
             message: error.get_str("errmsg").unwrap_or("no message").to_owned(),
         })
     }
+
+    fn as_committed(&self) -> Committed {
+        let error = self.message.clone();
+        if MALFORMED.contains(&self.code) { Committed::Corrupt(error) } else { Committed::Refused(error) }
+    }
 }
 
 /// The reply to an `update` command.
 pub(super) struct Updated {
-    /// How many statements found their document.
+    /// How many documents the statements found.
     pub(super) matched: usize,
     /// Which statements the server refused, and why.
     pub(super) refused: Vec<Refusal>,
+    /// Which statements could not be tried now, and why.
+    pub(super) troubled: Vec<Refusal>,
 }
 
 fn number(value: Option<&Bson>) -> Option<usize> {
@@ -373,15 +471,17 @@ fn update_subscription(
     changed: ChangedSubscription,
     lease: &Lease,
     source: &str,
+    identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<GuardedUpdate, StoreError> {
     let Changed { before, after, added } = changed;
+    let records = records(&added, identify, now);
     let history = added.iter().filter_map(|added| added.record.history.as_ref()).map(Into::into).collect();
     let failures: Vec<PaymentFailureDocument> =
         added.iter().filter_map(|added| added.record.payment_failure.as_ref()).map(Into::into).collect();
     let applied = applied(&added, now);
     let entries = entries(added, lease, source, now);
-    let lists = Lists { history, applied, entries: &entries };
+    let lists = Lists { history, applied, records, entries: &entries };
     // To append to a long list takes the server many times as long as to set its next place. In an empty one, or where there
     // is none, a place would be a field of that name.
     let history_length = before.history_length.filter(|length| *length > 0 && after.details.is_some());
@@ -395,7 +495,6 @@ fn update_subscription(
         version: before.version,
         history_length,
         update,
-        array_filters: None,
         entries,
     })
 }
@@ -404,6 +503,7 @@ fn update_subscription(
 struct Lists<'a> {
     history: Vec<HistoryDocument>,
     applied: Vec<AppliedDocument>,
+    records: Vec<NotificationDocument>,
     entries: &'a [OutboxEntry],
 }
 
@@ -470,6 +570,7 @@ fn set_changed(
     }
     append_each(&mut push, cstr!("payment_failures"), failures, Some(PAYMENT_FAILURES_MAX))?;
     append_each(&mut push, cstr!("applied"), &lists.applied, Some(APPLIED_MAX))?;
+    append_each(&mut push, cstr!("notifications"), &lists.records, None)?;
     append_each(&mut push, cstr!("outbox"), lists.entries, None)?;
     let mut update = rawdoc! { "$set": set, "$push": push };
     if !unset.is_empty() {
@@ -497,7 +598,8 @@ fn set_request(set: &mut RawDocumentBuf, earlier: Option<&Request>, request: &Re
     Ok(())
 }
 
-/// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal.
+/// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal. So may be parts of the
+/// entries of two of its lists.
 fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreError> {
     let mut keep = RawDocumentBuf::new();
     for field in TOMBSTONE_FIELDS {
@@ -508,6 +610,8 @@ fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreEr
         rawdoc! { "$concatArrays": [{ "$ifNull": [field, []] }, { "$literal": added }] }
     };
     let applied = append("applied", raw_array(&lists.applied)?);
+    let recorded = rawdoc! { "$cond": [{ "$isArray": "$notifications" }, "$notifications", []] };
+    let records = rawdoc! { "$literal": raw_array(&lists.records)? };
     let set = rawdoc! {
         "status": Status::Removed.as_str(),
         "ended_on": day(after.ended_on),
@@ -515,17 +619,21 @@ fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreEr
         "history": append("history", raw_array(&lists.history)?),
         "applied": { "$slice": [applied, -APPLIED_MAX] },
         "outbox": append("outbox", raw_array(lists.entries)?),
+        "notifications": { "$concatArrays": [recorded, records] },
     };
-    Ok(RawArrayBuf::from_iter([rawdoc! { "$project": keep }, rawdoc! { "$set": set }]).into())
+    let personal = rawdoc! { "$unset": ["notifications.to", "history.reason", "history.note"] };
+    Ok(RawArrayBuf::from_iter([rawdoc! { "$project": keep }, rawdoc! { "$set": set }, personal]).into())
 }
 
 fn update_account(
     changed: ChangedAccount,
     lease: &Lease,
     source: &str,
+    identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<GuardedUpdate, StoreError> {
     let Changed { before: account, after, added } = changed;
+    let records = records(&added, identify, now);
     let notices: Vec<CardNoticeDocument> =
         added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
     let applied = applied(&added, now);
@@ -541,6 +649,7 @@ fn update_account(
         set.append(cstr!("card_notices"), raw_array(&all)?);
     }
     append_each(&mut push, cstr!("applied"), &applied, Some(APPLIED_MAX))?;
+    append_each(&mut push, cstr!("notifications"), &records, None)?;
     append_each(&mut push, cstr!("outbox"), &entries, None)?;
     Ok(GuardedUpdate {
         collection: Collection::Accounts,
@@ -548,13 +657,16 @@ fn update_account(
         version: account.version,
         history_length: None,
         update: rawdoc! { "$set": set, "$push": push }.into(),
-        array_filters: None,
         entries,
     })
 }
 
 fn entries<R>(added: Vec<Added<R>>, lease: &Lease, source: &str, now: DateTime<Utc>) -> Vec<OutboxEntry> {
     added.into_iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect()
+}
+
+fn records<R>(added: &[Added<R>], identify: Identify<'_>, now: DateTime<Utc>) -> Vec<NotificationDocument> {
+    added.iter().flat_map(|added| outbox::records(added, identify, now)).collect()
 }
 
 fn applied<R>(added: &[Added<R>], now: DateTime<Utc>) -> Vec<AppliedDocument> {

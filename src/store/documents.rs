@@ -116,10 +116,10 @@ pub struct AccountDocument {
     #[serde(default)]
     #[schemars(with = "Vec<CardNoticeDocument>")]
     pub card_notices: Stored<Option<Vec<CardNoticeDocument>>>,
-    /// The mails that were sent.
+    /// The record of each email: of the decision, and of what became of it.
     #[serde(default, deserialize_with = "list")]
-    #[schemars(with = "Vec<SentDocument>")]
-    pub notifications: Vec<Stored<SentDocument>>,
+    #[schemars(with = "Vec<NotificationDocument>")]
+    pub notifications: Vec<Stored<NotificationDocument>>,
 }
 
 /// The account manager.
@@ -160,7 +160,7 @@ pub struct AppliedDocument {
     /// Whether it asked for what was so already, and so changed nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unchanged: bool,
-    /// In a tombstone: when the newest mail or event has left. It is deleted 30 days later.
+    /// In the first of a tombstone: when its newest email or event was sent. The tombstone is deleted 30 days later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub settled_at: Option<Instant>,
@@ -180,24 +180,38 @@ pub struct CardNoticeDocument {
     pub at: Instant,
 }
 
-/// A mail that was sent.
+/// The record of an email, written with the decision that it tells about.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct SentDocument {
-    /// The id that its outbox entry had.
+#[schemars(rename = "Notification")]
+pub struct NotificationDocument {
+    /// The id of its outbox entry.
     pub id: String,
-    /// Which mail.
+    /// Which email.
     pub template: String,
-    /// The address that it went to.
-    pub to: String,
+    /// Its address; absent in a tombstone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
     /// Whose address: `organization_contact` or `account_manager`.
     pub role: String,
-    /// In which language.
+    /// Its language.
     pub locale: String,
-    /// When the mail server accepted it.
-    #[schemars(with = "ExtendedJsonDate")]
-    pub sent_at: Instant,
     /// Its `Message-ID`.
     pub message_id: String,
+    /// When it was decided. (Earlier versions recorded an email when it was sent, without this.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub at: Option<Instant>,
+    /// When the mail server accepted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub sent_at: Option<Instant>,
+    /// When it failed for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub failed_at: Option<Instant>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A document of `subscriptions`. Offramp writes the fields from `version` on; at the end also `activities` and
@@ -274,10 +288,10 @@ pub struct SubscriptionDocument {
     #[serde(default, rename = "offramp_history_length")]
     #[schemars(skip)]
     pub history_length: Option<u32>,
-    /// The mails that were sent.
+    /// The record of each email: of the decision, and of what became of it.
     #[serde(default, deserialize_with = "list")]
-    #[schemars(with = "Vec<SentDocument>")]
-    pub notifications: Vec<Stored<SentDocument>>,
+    #[schemars(with = "Vec<NotificationDocument>")]
+    pub notifications: Vec<Stored<NotificationDocument>>,
     /// The newest 200 commands that were applied.
     #[serde(default, deserialize_with = "null_as_default")]
     pub applied: Vec<AppliedDocument>,

@@ -1,16 +1,28 @@
-//! The outbox as its dispatcher sees it: claim what is due, mark what has left, put off what could not, keep what was
-//! refused.
+//! The outbox as the worker sees it: due entries are claimed, and entries are marked as sent, put off or failed.
+//!
+//! A sent entry must never be sent again because a record could not be written. So marking has a fast way for many documents
+//! and, for those that it did not find as expected, a careful one ([`Store::settle`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashSet};
 
 use bson::{Bson, DateTime as Instant, Document, RawArrayBuf, RawBsonRef, RawDocumentBuf, doc, rawdoc};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
+use uuid::Uuid;
 
-use super::commit::{Committed, GuardedUpdate, bson, next, raw};
-use super::documents::{SentDocument, integer};
-use super::outbox::{Lease, Leased, OutboxEntry};
+use super::commit::{Committed, GuardedUpdate, next, raw};
+use super::documents::integer;
+use super::outbox::{Kind, Lease, Leased, OUTBOXES, OutboxEntry};
 use super::{Collection, Store, StoreError};
+
+/// From how many candidates the documents to claim are drawn, at most and at least. Several workers that took the oldest
+/// ones would all want the same.
+const CANDIDATES_MAX: usize = 1_024;
+/// See [`CANDIDATES_MAX`].
+const CANDIDATES_MIN: usize = 64;
+/// How long an entry that cannot be read may be due before it fails. A worker of a newer version, whose entry it may be, has
+/// claimed it by then.
+const UNREADABLE_GRACE: TimeDelta = TimeDelta::seconds(15);
 
 /// What is to be marked of an entry.
 #[derive(Clone, Debug)]
@@ -21,21 +33,49 @@ pub struct Mark {
     pub document_id: String,
     /// Its id.
     pub entry_id: String,
-    /// The lease under which it was sent.
+    /// What it is.
+    pub kind: Kind,
+    /// The lease under which it was tried.
     pub holder: String,
+    /// How often it was tried in vain before.
+    pub attempts: i32,
     /// How it went.
     pub fate: Fate,
 }
 
+impl Mark {
+    /// The mark of a leased entry.
+    #[must_use]
+    pub fn new(leased: &Leased, fate: Fate) -> Self {
+        Self {
+            collection: leased.collection,
+            document_id: leased.document_id.clone(),
+            kind: leased.entry.kind(),
+            entry_id: leased.entry.id.clone(),
+            holder: leased.entry.holder.clone(),
+            attempts: leased.entry.attempts,
+            fate,
+        }
+    }
+
+    fn is_sent(&self) -> bool {
+        matches!(self.fate, Fate::Sent { .. })
+    }
+}
+
 /// How the sending of an entry went.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// The mail server has accepted the mail.
-    Sent(SentDocument),
-    /// The broker has confirmed the event.
-    Published,
-    /// Not by this process, which has no room for it: whoever has some may take it at once.
-    GivenBack,
+    /// The mail server has accepted the email, or the broker has confirmed the event.
+    Sent {
+        /// When.
+        at: DateTime<Utc>,
+    },
+    /// This process has no room for it: any worker may claim it at once.
+    GivenBack {
+        /// When.
+        at: DateTime<Utc>,
+    },
     /// Not now.
     PutOff {
         /// When it may be tried again.
@@ -44,7 +84,7 @@ pub enum Fate {
         error: String,
     },
     /// Never.
-    Refused {
+    Failed {
         /// When that was found out.
         at: DateTime<Utc>,
         /// Why.
@@ -52,11 +92,113 @@ pub enum Fate {
     },
 }
 
-impl Fate {
-    /// Whether the entry is out, so that nothing more is to be done about it.
-    fn has_left(&self) -> bool {
-        matches!(self, Self::Sent(_) | Self::Published)
+/// Where claims look: a collection, and the `kind` that entries have there.
+#[derive(Clone, Debug)]
+pub struct DueQueue {
+    /// The collection.
+    pub collection: Collection,
+    /// The kind; absent for entries of earlier versions, which have none.
+    kind: Option<Kind>,
+    /// The place in the index from which on candidates are taken.
+    from: Instant,
+    /// How many candidates at that place are passed over.
+    skip: u64,
+    /// Candidates after it that are passed over.
+    passed_over: HashSet<String>,
+}
+
+impl DueQueue {
+    /// Where entries of a kind are. Emails are also looked for among entries of earlier versions.
+    #[must_use]
+    pub fn of(kind: Kind) -> Vec<Self> {
+        let kinds: &[Option<Kind>] = match kind {
+            Kind::Email => &[Some(Kind::Email), None],
+            Kind::Event => &[Some(Kind::Event)],
+        };
+        let queues = kinds.iter().flat_map(|&kind| {
+            OUTBOXES.map(|collection| Self {
+                collection,
+                kind,
+                from: Instant::MIN,
+                skip: 0,
+                passed_over: HashSet::new(),
+            })
+        });
+        queues.collect()
     }
+
+    /// Looks from the beginning again, also at what was passed over.
+    pub fn rewind(&mut self) {
+        (self.from, self.skip) = (Instant::MIN, 0);
+        self.passed_over.clear();
+    }
+
+    /// Passes over a whole page.
+    fn advance(&mut self, page: &[Candidate]) {
+        let Some(last) = page.last().map(|candidate| candidate.due) else { return };
+        let at_last = page.iter().rev().take_while(|candidate| candidate.due == last).count() as u64;
+        self.skip = if last == self.from { self.skip + at_last } else { at_last };
+        self.from = last;
+        self.passed_over.clear();
+    }
+
+    fn kind(&self) -> Bson {
+        self.kind.map_or(Bson::Null, |kind| kind.as_str().into())
+    }
+}
+
+/// A document with an entry that is due.
+struct Candidate {
+    /// Its `_id` as text, also where it is none.
+    key: String,
+    /// Its `_id`.
+    id: Bson,
+    /// The oldest `due` that the index finds it by.
+    due: Instant,
+}
+
+impl Candidate {
+    fn read(raw: &RawDocumentBuf, queue: &DueQueue, now: Instant) -> Option<Self> {
+        let id = raw.get("_id").ok()??;
+        let is_of_queue = |entry: &bson::RawDocument| match (entry.get("kind"), queue.kind) {
+            (Ok(Some(RawBsonRef::String(kind))), Some(wanted)) => kind == wanted.as_str(),
+            (Ok(None | Some(RawBsonRef::Null)), None) => true,
+            _ => false,
+        };
+        let entries = raw.get_array("outbox").ok()?.into_iter().flatten().filter_map(RawBsonRef::as_document);
+        let due = entries
+            .filter(|entry| is_of_queue(entry))
+            .filter_map(|entry| entry.get_datetime("due").ok())
+            .filter(|due| (queue.from..=now).contains(due))
+            .min()?;
+        Some(Self { key: key(id), id: Bson::try_from(id).ok()?, due })
+    }
+}
+
+fn key(id: RawBsonRef<'_>) -> String {
+    id.as_str().map_or_else(|| format!("{id:?}"), str::to_owned)
+}
+
+/// A document that nothing can be claimed from, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unclaimable {
+    /// The document's id.
+    pub document_id: String,
+    /// A sentence.
+    pub error: &'static str,
+}
+
+/// What a claim found.
+#[derive(Debug, Default)]
+pub struct Claimed {
+    /// The entries that are ours now.
+    pub entries: Vec<Leased>,
+    /// The documents that will be passed over until [`DueQueue::rewind`].
+    pub unclaimable: Vec<Unclaimable>,
+    /// How many entries have failed because they cannot be read.
+    pub unreadable: usize,
+    /// Whether there is more to look at.
+    pub goes_on: bool,
 }
 
 /// What a claim reads of a document.
@@ -69,258 +211,493 @@ struct Claimable {
     outbox: RawArrayBuf,
 }
 
-/// What a claim got.
-#[derive(Debug, Default)]
-pub struct Claimed {
-    /// The entries that are ours now.
-    pub entries: Vec<Leased>,
-    /// The documents that cannot be claimed from, for the next claim to pass over.
-    pub unclaimable: Vec<Bson>,
-    /// Whether there was anything to claim.
-    pub found: bool,
+/// What a claim does with a document.
+enum Plan {
+    /// Leases the entries that can be read.
+    Lease(GuardedUpdate),
+    /// Fails so many entries that cannot be read, with this statement.
+    Fail(RawDocumentBuf, usize),
+    /// Nothing: what cannot be read may still be another worker's, or somebody else was faster.
+    PassOver,
 }
 
 impl Store {
-    /// Takes entries whose lease has run out, of at most `documents` documents of `collection` other than `passing_over`, for
-    /// `lease`.
+    /// Takes due entries from at most `documents` documents of a queue, drawn from the oldest ones, for `lease`.
     ///
     /// # Errors
     /// When the server does not answer.
     pub async fn claim(
         &self,
-        collection: Collection,
-        documents: i64,
-        passing_over: &[Bson],
+        queue: &mut DueQueue,
+        documents: usize,
         lease: &Lease,
         now: DateTime<Utc>,
     ) -> Result<Claimed, StoreError> {
-        let now: Instant = now.into();
-        let mut filter = doc! { "outbox.due": { "$lte": now } };
-        if !passing_over.is_empty() {
-            filter.insert("_id", doc! { "$nin": passing_over });
+        let page_max = (4 * documents).clamp(CANDIDATES_MIN, CANDIDATES_MAX);
+        let page = self.candidates(queue, page_max, now.into()).await?;
+        let mut open: Vec<&Candidate> =
+            page.iter().filter(|candidate| !queue.passed_over.contains(&candidate.key)).collect();
+        if open.is_empty() {
+            let goes_on = page.len() >= page_max;
+            if goes_on {
+                queue.advance(&page);
+            }
+            return Ok(Claimed { goes_on, ..Claimed::default() });
         }
-        let due = self.find(collection, filter, doc! { "version": 1, "outbox": 1 }, Some(documents)).await?;
-        let mut claimed = Claimed { found: !due.is_empty(), ..Claimed::default() };
-        let mut updates = Vec::new();
-        for raw in &due {
-            match claim_update(collection, raw, lease, now) {
-                Ok(update) => updates.push(update),
-                Err(error) => claimed.pass_over(collection, raw.get("_id").ok().flatten(), &error.to_string()),
+        fastrand::shuffle(&mut open);
+        open.truncate(documents);
+        let ids: Vec<Bson> = open.iter().map(|candidate| candidate.id.clone()).collect();
+        let raw = self
+            .find(
+                queue.collection,
+                doc! { "_id": { "$in": ids } },
+                doc! { "version": 1, "outbox": 1 },
+                i64::try_from(documents).ok(),
+            )
+            .await?;
+        let mut claimed = Claimed { goes_on: true, ..Claimed::default() };
+        self.carry_out(queue, &raw, lease, now, &mut claimed).await?;
+        queue.passed_over.extend(claimed.unclaimable.iter().map(|document| document.document_id.clone()));
+        Ok(claimed)
+    }
+
+    /// The documents of a queue that have due entries, oldest first (the order of the index).
+    async fn candidates(&self, queue: &DueQueue, max: usize, now: Instant) -> Result<Vec<Candidate>, StoreError> {
+        let filter = doc! {
+            // For the planner: what the partial index holds.
+            "outbox.due": { "$lte": now },
+            "outbox": { "$elemMatch": { "kind": queue.kind(), "due": { "$gte": queue.from, "$lte": now } } },
+        };
+        let collection = self.database.collection::<RawDocumentBuf>(queue.collection.as_str());
+        let projection = doc! { "outbox.kind": 1, "outbox.due": 1 };
+        let (skip, limit) = (queue.skip, i64::try_from(max).unwrap_or(i64::MAX));
+        let found: Vec<RawDocumentBuf> = super::within_deadline(async move {
+            use futures_util::TryStreamExt;
+            let find = collection.find(filter).projection(projection).skip(skip).limit(limit);
+            find.batch_size(u32::try_from(limit).unwrap_or(u32::MAX)).await?.try_collect().await
+        })
+        .await?;
+        Ok(found.iter().filter_map(|raw| Candidate::read(raw, queue, now)).collect())
+    }
+
+    async fn carry_out(
+        &self,
+        queue: &mut DueQueue,
+        documents: &[RawDocumentBuf],
+        lease: &Lease,
+        now: DateTime<Utc>,
+        claimed: &mut Claimed,
+    ) -> Result<(), StoreError> {
+        let (mut updates, mut failures) = (Vec::new(), Vec::new());
+        for raw in documents {
+            let id = raw.get("_id").ok().flatten().map(key).unwrap_or_default();
+            match plan(queue, raw, lease, now) {
+                Ok(Plan::Lease(update)) => updates.push(update),
+                Ok(Plan::Fail(statement, entries)) => failures.push((id, statement, entries)),
+                Ok(Plan::PassOver) => drop(queue.passed_over.insert(id)),
+                // Not the words of the error: they may quote the document.
+                Err(_) => claimed.unclaimable.push(Unclaimable {
+                    document_id: id,
+                    error: "its `_id` is not text, its `version` not an integer, or its `outbox` not a list",
+                }),
+            }
+        }
+        if !failures.is_empty() {
+            let statements = failures.iter().map(|(_, statement, _)| statement.clone());
+            let reply = self.update_many(queue.collection, statements).await?;
+            let refused: HashSet<usize> = reply.refused.iter().map(|refusal| refusal.position).collect();
+            for (position, (document_id, _, entries)) in failures.into_iter().enumerate() {
+                if refused.contains(&position) {
+                    let error = "an outbox entry cannot be read, and MongoDB refuses to mark it as failed";
+                    claimed.unclaimable.push(Unclaimable { document_id, error });
+                } else {
+                    claimed.unreadable += entries;
+                }
             }
         }
         let committed = self.commit(&updates).await?;
         for (update, committed) in updates.into_iter().zip(committed) {
             match committed {
-                Committed::Written => claimed.entries.extend(update.into_leased()),
+                Committed::Written => {
+                    // What else the commit of these entries sent is unknown.
+                    let entries = update.into_leased().into_iter().map(|leased| Leased { has_emails: false, ..leased });
+                    claimed.entries.extend(entries);
+                }
                 Committed::Lost => {}
-                Committed::Refused(error) | Committed::Corrupt(error) => {
-                    claimed.pass_over(collection, Some(RawBsonRef::String(&update.id)), &error);
+                Committed::Refused(_) | Committed::Corrupt(_) => {
+                    let error = "MongoDB refuses updates of its `outbox`";
+                    claimed.unclaimable.push(Unclaimable { document_id: update.id, error });
                 }
             }
         }
-        Ok(claimed)
+        Ok(())
     }
 
-    /// Writes what became of entries. Entries that are not there any more (somebody else was faster) are passed over.
+    /// Writes what became of entries. Returns the positions of marks that could not be tried now (a shard that is
+    /// unavailable); they are to be repeated. Entries that are not there any more are passed over.
+    ///
+    /// Sent entries of all documents of a collection are marked by two statements. Where these do not find what they should, each
+    /// document is marked by itself: with its record, then, if the entry is still there, without.
     ///
     /// # Errors
     /// When the server does not answer: the same again is then safe.
-    pub async fn settle(&self, marks: &[Mark]) -> Result<(), StoreError> {
-        for collection in [Collection::Subscriptions, Collection::Accounts] {
-            let (left, mut others): (Vec<&Mark>, Vec<&Mark>) =
-                marks.iter().filter(|mark| mark.collection == collection).partition(|mark| mark.fate.has_left());
-            if !self.settle_together(collection, &left).await? {
-                others.extend(left);
+    pub async fn settle(&self, marks: &[Mark]) -> Result<Vec<usize>, StoreError> {
+        let mut troubled = Vec::new();
+        for collection in OUTBOXES {
+            let of_collection: Vec<usize> =
+                (0..marks.len()).filter(|&index| marks[index].collection == collection).collect();
+            if !of_collection.is_empty() {
+                troubled.extend(self.settle_in(collection, marks, &of_collection).await?);
             }
-            self.settle_each(collection, &others).await?;
         }
-        Ok(())
+        Ok(troubled)
     }
 
     /// Gives entries back before their lease runs out. Should that fail, the lease still does.
     pub async fn give_back(&self, entries: &[Mark]) {
         if let Err(error) = self.settle(entries).await {
-            tracing::warn!(%error, entries = entries.len(), "there is no room for what was committed; it waits for its lease");
+            tracing::warn!(%error, entries = entries.len(), "no room for outbox entries; they wait until their lease expires");
         }
     }
 
-    /// Marks what has left, everything of a document at once. Tells whether everything was found where it should be; if
-    /// not, nothing is known of any.
-    async fn settle_together(&self, collection: Collection, left: &[&Mark]) -> Result<bool, StoreError> {
-        if left.is_empty() {
-            return Ok(true);
-        }
-        let mut documents: HashMap<&str, Vec<&Mark>> = HashMap::new();
-        for mark in left {
-            documents.entry(mark.document_id.as_str()).or_default().push(mark);
-        }
-        let (with_mails, events_only): (Vec<_>, Vec<_>) =
-            documents.iter().partition(|(_, marks)| marks.iter().any(|mark| matches!(mark.fate, Fate::Sent(_))));
-        let mut statements = Vec::with_capacity(with_mails.len() + 1);
-        for (id, marks) in with_mails {
-            statements.push(left_of_document(id, marks)?);
-        }
-        if !events_only.is_empty() {
-            statements.push(published(&events_only));
-        }
-        let updated = self.update_many(collection, statements).await?;
-        Ok(updated.refused.is_empty() && updated.matched == documents.len())
-    }
+    async fn settle_in(
+        &self,
+        collection: Collection,
+        marks: &[Mark],
+        indexes: &[usize],
+    ) -> Result<Vec<usize>, StoreError> {
+        let (sent, others): (Vec<usize>, Vec<usize>) = indexes.iter().partition(|&&index| marks[index].is_sent());
+        let documents = by_document(marks, &sent);
+        let (with_emails, events_only): (Vec<&Sent<'_>>, Vec<&Sent<'_>>) =
+            documents.iter().partition(|document| !document.emails.is_empty());
 
-    async fn settle_each(&self, collection: Collection, marks: &[&Mark]) -> Result<(), StoreError> {
-        if marks.is_empty() {
-            return Ok(());
-        }
-        let statements = |keeps| marks.iter().map(|mark| statement(mark, keeps)).collect::<Result<Vec<_>, _>>();
-        let updated = self.update_many(collection, statements(Keeps::Notifications)?).await?;
-        for refusal in &updated.refused {
-            let entry = marks.get(refusal.position).map(|mark| mark.entry_id.as_str());
-            tracing::error!(
-                entry,
-                error = refusal.message,
-                "an outbox entry could not be marked; it will be sent again"
-            );
-        }
-        if updated.matched < marks.len() && collection == Collection::Subscriptions {
-            // Some of them may be in tombstones.
-            self.update_many(collection, statements(Keeps::Nothing)?).await?;
-        }
-        Ok(())
-    }
-}
-
-impl Claimed {
-    fn pass_over(&mut self, collection: Collection, id: Option<RawBsonRef<'_>>, error: &str) {
-        tracing::error!(
-            collection = collection.as_str(),
-            ?id,
-            error,
-            "an outbox cannot be claimed; it is left as it is"
-        );
-        self.unclaimable.extend(id.and_then(|id| Bson::try_from(id).ok()));
-    }
-}
-
-fn claim_update(
-    collection: Collection,
-    raw: &RawDocumentBuf,
-    lease: &Lease,
-    now: Instant,
-) -> Result<GuardedUpdate, bson::error::Error> {
-    let document: Claimable = bson::deserialize_from_slice(raw.as_bytes())?;
-    let mut entries: Vec<OutboxEntry> = Vec::new();
-    for entry in &document.outbox {
-        // One that cannot be read is leased with the others, so that it does not stand in their way until the next time.
-        match entry?.as_document().map(|entry| bson::deserialize_from_slice::<OutboxEntry>(entry.as_bytes())) {
-            Some(Ok(entry)) => entries.push(entry),
-            Some(Err(error)) => {
-                tracing::error!(document = document.id, %error, "an outbox entry cannot be read; it is left as it is");
+        let mut statements = Vec::with_capacity(2 + others.len());
+        // Which marks each statement is for.
+        let mut owners: Vec<Vec<usize>> = Vec::new();
+        for group in [&with_emails, &events_only] {
+            if !group.is_empty() {
+                statements.push(together(group));
+                owners.push(group.iter().flat_map(|document| document.indexes.iter().copied()).collect());
             }
-            None => tracing::error!(document = document.id, "an outbox entry is no document; it is left as it is"),
+        }
+        for &index in &others {
+            for statement in others_statements(&marks[index]) {
+                statements.push(raw(&statement)?);
+                owners.push(vec![index]);
+            }
+        }
+        let expected = documents.len() + others.len();
+        let updated = match self.update_each(collection, statements).await {
+            Ok(updated) => updated,
+            Err(StoreError::Refused(error)) => {
+                tracing::warn!(
+                    error,
+                    "MongoDB refused to mark many entries at once; marking them document by document"
+                );
+                return self.settle_with_care(collection, &documents).await;
+            }
+            Err(error) => return Err(error),
+        };
+        let mut troubled: Vec<usize> = updated
+            .troubled
+            .iter()
+            .flat_map(|trouble| owners.get(trouble.position).cloned().unwrap_or_default())
+            .collect();
+        if updated.matched < expected || !updated.refused.is_empty() {
+            let untroubled: Vec<Sent<'_>> = documents
+                .into_iter()
+                .filter(|document| !document.indexes.iter().any(|index| troubled.contains(index)))
+                .collect();
+            troubled.extend(self.settle_with_care(collection, &untroubled).await?);
+        }
+        troubled.sort_unstable();
+        troubled.dedup();
+        Ok(troubled)
+    }
+
+    /// Marks sent entries document by document. Each statement is harmless after the others, because it finds the document only
+    /// while the entries are there.
+    async fn settle_with_care(&self, collection: Collection, documents: &[Sent<'_>]) -> Result<Vec<usize>, StoreError> {
+        let mut troubled = Vec::new();
+        let mut left: Vec<&Sent<'_>> = documents.iter().collect();
+        for ways in [&[Way::Recorded, Way::RecordedTombstone][..], &[Way::Tombstone, Way::Bare][..]] {
+            if left.is_empty() {
+                break;
+            }
+            let statements = left.iter().flat_map(|document| ways.iter().map(|way| alone(document, *way)));
+            let updated = self.update_each(collection, statements.collect::<Vec<_>>()).await?;
+            let of = |position: usize| position / ways.len();
+            let in_trouble: HashSet<usize> = updated.troubled.iter().map(|trouble| of(trouble.position)).collect();
+            if ways.contains(&Way::Bare) {
+                let refused = updated.refused.iter().filter(|refusal| ways[refusal.position % ways.len()] == Way::Bare);
+                for refusal in refused {
+                    let document = left.get(of(refusal.position)).map(|document| document.id);
+                    tracing::error!(
+                        collection = collection.as_str(),
+                        document,
+                        code = refusal.code,
+                        "MongoDB refuses to remove sent entries from an outbox; they may be sent again"
+                    );
+                }
+            }
+            troubled.extend(in_trouble.iter().flat_map(|&place| left[place].indexes.iter().copied()));
+            let mut place = 0..;
+            left.retain(|_| place.next().is_some_and(|place| !in_trouble.contains(&place)));
+        }
+        Ok(troubled)
+    }
+}
+
+/// What a claim does with a document that was found on a queue.
+fn plan(queue: &DueQueue, raw: &RawDocumentBuf, lease: &Lease, now: DateTime<Utc>) -> Result<Plan, bson::error::Error> {
+    let document: Claimable = bson::deserialize_from_slice(raw.as_bytes())?;
+    let mut set = doc! { "version": next(document.version) };
+    let (mut failing, mut not_due) = (Document::new(), Document::new());
+    let mut find = doc! { "_id": &document.id, "version": document.version };
+    let (mut entries, mut failed) = (Vec::new(), 0);
+    for (place, entry) in document.outbox.into_iter().enumerate() {
+        // What is no document has no `due`, so it is nobody's.
+        let Some(entry) = entry?.as_document() else { continue };
+        let Some(due) = entry.get_datetime("due").ok().filter(|due| due.to_chrono() <= now) else { continue };
+        let kind = entry.get_str("kind").ok();
+        if kind != queue.kind.map(Kind::as_str) {
+            continue;
+        }
+        match bson::deserialize_from_slice::<OutboxEntry>(entry.as_bytes()) {
+            Ok(mut entry) => {
+                entry.due = Some(lease.until.into());
+                entry.holder = lease.holder.to_string();
+                // By its place, which cannot change while the version does not.
+                set.insert(format!("outbox.{place}.due"), Instant::from(lease.until));
+                set.insert(format!("outbox.{place}.holder"), &entry.holder);
+                entries.push(entry);
+            }
+            Err(_) if now - due.to_chrono() < UNREADABLE_GRACE => {}
+            Err(_) => {
+                failed += 1;
+                find.insert(format!("outbox.{place}.due"), due);
+                failing.insert(format!("outbox.{place}.failed_at"), Instant::from(now));
+                failing.insert(format!("outbox.{place}.error"), unreadable(entry));
+                not_due.insert(format!("outbox.{place}.due"), "");
+            }
         }
     }
-    entries.retain(|entry| entry.due.is_some_and(|due| due <= now));
-    for entry in &mut entries {
-        entry.due = Some(lease.until.into());
-        entry.holder = lease.holder.to_string();
+    if failed > 0 {
+        // Readable entries of the same document are leased the next time.
+        failing.insert("version", next(document.version));
+        let statement = doc! { "q": find, "u": { "$set": failing, "$unset": not_due } };
+        let statement = bson::serialize_to_raw_document_buf(&statement)?;
+        return Ok(Plan::Fail(statement, failed));
     }
-    let due = rawdoc! { "due.due": { "$lte": now } };
-    Ok(GuardedUpdate {
-        collection,
+    if entries.is_empty() {
+        return Ok(Plan::PassOver);
+    }
+    Ok(Plan::Lease(GuardedUpdate {
+        collection: queue.collection,
         id: document.id,
         version: document.version,
         history_length: None,
-        update: rawdoc! { "$set": {
-            "outbox.$[due].due": Instant::from(lease.until),
-            "outbox.$[due].holder": lease.holder.to_string(),
-            "version": next(document.version),
-        } }
-        .into(),
-        array_filters: Some(RawArrayBuf::from_iter([due])),
+        update: bson::serialize_to_raw_document_buf(&doc! { "$set": set })?.into(),
         entries,
-    })
+    }))
 }
 
-/// What a document keeps of an entry that has left.
+/// Why an entry cannot be read, as far as that can be told without quoting it.
+fn unreadable(entry: &bson::RawDocument) -> String {
+    let readable = |field| matches!(entry.get(field), Ok(Some(RawBsonRef::Document(_))));
+    let id = entry.get_str("id").is_ok_and(|id| Uuid::parse_str(id).is_ok());
+    match (id, readable("mail"), readable("event")) {
+        (false, ..) => "this version cannot read the entry: its `id` is not a UUID".to_owned(),
+        (_, true, _) => {
+            "this version cannot read the entry: something in `mail` is missing or of another type".to_owned()
+        }
+        (_, _, true) => {
+            "this version cannot read the entry: something in `event` is missing or of another type".to_owned()
+        }
+        _ => "this version cannot read the entry: it has neither `mail` nor `event`".to_owned(),
+    }
+}
+
+/// The sent entries of one document.
+struct Sent<'a> {
+    id: &'a str,
+    entries: Vec<&'a str>,
+    /// Those that are emails.
+    emails: Vec<&'a str>,
+    /// When the newest of them was sent.
+    at: DateTime<Utc>,
+    /// Whether an email was tried before, so that its record may tell of a failure.
+    was_tried: bool,
+    /// The places of the marks.
+    indexes: Vec<usize>,
+}
+
+fn by_document<'a>(marks: &'a [Mark], indexes: &[usize]) -> Vec<Sent<'a>> {
+    let mut documents: BTreeMap<&str, Sent<'a>> = BTreeMap::new();
+    for &index in indexes {
+        let mark = &marks[index];
+        let Fate::Sent { at } = mark.fate else { continue };
+        let id = mark.document_id.as_str();
+        let sent = documents.entry(id).or_insert_with(|| Sent {
+            id,
+            entries: Vec::new(),
+            emails: Vec::new(),
+            at,
+            was_tried: false,
+            indexes: Vec::new(),
+        });
+        sent.entries.push(&mark.entry_id);
+        if mark.kind == Kind::Email {
+            sent.emails.push(&mark.entry_id);
+            sent.was_tried |= mark.attempts > 0;
+        }
+        sent.at = sent.at.max(at);
+        sent.indexes.push(index);
+    }
+    documents.into_values().collect()
+}
+
+/// One statement for sent entries of many documents: all of them with emails, or all without.
+fn together(documents: &[&Sent<'_>]) -> RawDocumentBuf {
+    let ids: RawArrayBuf = documents.iter().map(|document| document.id).collect();
+    let of =
+        |list: fn(&Sent<'_>) -> Vec<String>| documents.iter().flat_map(|document| list(document)).collect::<Vec<_>>();
+    let entries = of(|document| document.entries.iter().map(|id| (*id).to_owned()).collect());
+    let emails = of(|document| document.emails.iter().map(|id| (*id).to_owned()).collect());
+    let at = documents.iter().map(|document| document.at).max().unwrap_or_default();
+    let was_tried = documents.iter().any(|document| document.was_tried);
+    let mut find = rawdoc! {
+        "_id": { "$in": ids },
+        "outbox.id": { "$in": raw_strings(&entries) },
+        "status": { "$ne": "removed" },
+    };
+    if !emails.is_empty() {
+        find.append(bson::raw::cstr!("notifications"), rawdoc! { "$type": "array" });
+    }
+    let mut statement = sent_statement(find, &entries, &emails, at, was_tried, false);
+    statement.append(bson::raw::cstr!("multi"), true);
+    statement
+}
+
+/// How one document is marked.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Keeps {
-    /// A record of the mail.
-    Notifications,
-    /// Nothing but when its newest entry has left: a tombstone is deleted 30 days after that.
-    Nothing,
+enum Way {
+    /// A live document, with the records.
+    Recorded,
+    /// A tombstone, with the records, and when its newest entry was sent.
+    RecordedTombstone,
+    /// A tombstone, only with the latter.
+    Tombstone,
+    /// Nothing is written; the entries are removed.
+    Bare,
 }
 
-/// The statement for what has left of one document, mails among it. It finds the document only where all of it is there,
-/// so that nothing is recorded twice.
-fn left_of_document(id: &str, marks: &[&Mark]) -> Result<RawDocumentBuf, StoreError> {
-    let ids: RawArrayBuf = marks.iter().map(|mark| mark.entry_id.as_str()).collect();
-    let sent = marks.iter().filter_map(|mark| match &mark.fate {
-        Fate::Sent(sent) => Some(raw(sent)),
-        _ => None,
-    });
-    let sent: RawArrayBuf = sent.collect::<Result<_, _>>()?;
-    Ok(rawdoc! {
-        "q": { "_id": id, "outbox.id": { "$all": ids.clone() }, "status": { "$ne": "removed" } },
-        "u": {
-            "$pull": { "outbox": { "id": { "$in": ids } } },
-            "$push": { "notifications": { "$each": sent } },
-            "$inc": { "version": 1_i64 },
-        },
-    })
-}
-
-/// The statement for events that have left, of many documents, in which nothing is recorded of them.
-fn published(documents: &[(&&str, &Vec<&Mark>)]) -> RawDocumentBuf {
-    let ids: RawArrayBuf = documents.iter().map(|(id, _)| **id).collect();
-    let entry_ids: RawArrayBuf =
-        documents.iter().flat_map(|(_, marks)| marks.iter().map(|mark| mark.entry_id.as_str())).collect();
-    rawdoc! {
-        "q": { "_id": { "$in": ids }, "outbox.id": { "$in": entry_ids.clone() }, "status": { "$ne": "removed" } },
-        "u": { "$pull": { "outbox": { "id": { "$in": entry_ids } } }, "$inc": { "version": 1_i64 } },
-        "multi": true,
+fn alone(document: &Sent<'_>, way: Way) -> RawDocumentBuf {
+    let owned = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+    let (entries, mut emails) = (owned(&document.entries), owned(&document.emails));
+    let mut find = rawdoc! { "_id": document.id, "outbox.id": { "$in": raw_strings(&entries) } };
+    match way {
+        Way::Recorded => find.append(bson::raw::cstr!("status"), rawdoc! { "$ne": "removed" }),
+        Way::RecordedTombstone | Way::Tombstone => {
+            find.append(bson::raw::cstr!("status"), "removed");
+            find.append(bson::raw::cstr!("applied.0"), rawdoc! { "$exists": true });
+        }
+        Way::Bare => {}
     }
+    match way {
+        Way::Recorded | Way::RecordedTombstone => {
+            find.append(bson::raw::cstr!("notifications"), rawdoc! { "$type": "array" });
+        }
+        Way::Tombstone | Way::Bare => emails.clear(),
+    }
+    let settles = matches!(way, Way::RecordedTombstone | Way::Tombstone);
+    sent_statement(find, &entries, &emails, document.at, document.was_tried, settles)
 }
 
-/// The statement that finds the entry in its document, so that marking twice marks once.
-fn statement(mark: &Mark, keeps: Keeps) -> Result<RawDocumentBuf, StoreError> {
+/// Removes sent entries, and records when: in the records of `emails`, and of a tombstone in its oldest command.
+fn sent_statement(
+    find: RawDocumentBuf,
+    entries: &[String],
+    emails: &[String],
+    at: DateTime<Utc>,
+    was_tried: bool,
+    settles: bool,
+) -> RawDocumentBuf {
+    let at = Instant::from(at);
+    let mut update = rawdoc! {
+        "$pull": { "outbox": { "id": { "$in": raw_strings(entries) } } },
+        "$inc": { "version": 1_i64 },
+    };
+    let mut set = RawDocumentBuf::new();
+    if settles {
+        set.append(bson::raw::cstr!("applied.0.settled_at"), at);
+    }
+    if !emails.is_empty() {
+        set.append(bson::raw::cstr!("notifications.$[record].sent_at"), at);
+        if was_tried {
+            let earlier = rawdoc! { "notifications.$[record].failed_at": "", "notifications.$[record].error": "" };
+            update.append(bson::raw::cstr!("$unset"), earlier);
+        }
+    }
+    if !set.is_empty() {
+        update.append(bson::raw::cstr!("$set"), set);
+    }
+    let mut statement = rawdoc! { "q": find, "u": update };
+    if !emails.is_empty() {
+        let filter = rawdoc! { "record.id": { "$in": raw_strings(emails) } };
+        statement.append(bson::raw::cstr!("arrayFilters"), RawArrayBuf::from_iter([filter]));
+    }
+    statement
+}
+
+fn raw_strings(strings: &[String]) -> RawArrayBuf {
+    strings.iter().map(String::as_str).collect()
+}
+
+/// The statements for an entry that was not sent: of the first that finds it, the others find nothing.
+fn others_statements(mark: &Mark) -> Vec<Document> {
     let id = mark.entry_id.as_str();
-    let mut find = doc! { "_id": &mark.document_id, "outbox.id": id };
-    match keeps {
-        Keeps::Notifications => find.insert("status", doc! { "$ne": "removed" }),
-        Keeps::Nothing => find.insert("status", "removed"),
-    };
-    // What has left has left, whoever holds it now; but it is not for us to put off what somebody else is sending.
-    let ours = doc! { "id": id, "holder": &mark.holder };
-    let pull = doc! { "outbox": { "id": id } };
-    let mut filters: Vec<Document> = Vec::new();
+    // Only while it is ours: it is not for us to put off what somebody else is sending.
+    let mut ours = doc! { "id": id, "holder": &mark.holder };
+    let mut set = Document::new();
+    let mut unset = Document::new();
     let mut increments = doc! { "version": 1_i64 };
-    let mut update = match (&mark.fate, keeps) {
-        (Fate::Sent(sent), Keeps::Notifications) => doc! { "$pull": pull, "$push": { "notifications": bson(sent)? } },
-        (Fate::Published, Keeps::Notifications) => doc! { "$pull": pull },
-        (Fate::Sent(_) | Fate::Published, Keeps::Nothing) => {
-            doc! { "$pull": pull, "$set": { "applied.$[].settled_at": Instant::now() } }
+    // What is written again, because the first answer was lost, must not count twice.
+    match &mark.fate {
+        Fate::Sent { .. } => return Vec::new(),
+        Fate::GivenBack { at } => {
+            set.insert("outbox.$[entry].due", Instant::from(*at));
         }
-        (Fate::GivenBack, _) => doc! { "$set": { "outbox.$[entry].due": Instant::now() } },
-        (Fate::PutOff { until, error }, _) => {
+        Fate::PutOff { until, error } => {
+            ours.insert("due", doc! { "$ne": Instant::from(*until) });
+            set.insert("outbox.$[entry].due", Instant::from(*until));
+            set.insert("outbox.$[entry].error", error);
             increments.insert("outbox.$[entry].attempts", 1);
-            doc! { "$set": { "outbox.$[entry].due": Instant::from(*until), "outbox.$[entry].error": error } }
         }
-        (Fate::Refused { at, error }, _) => {
+        Fate::Failed { at, error } => {
+            ours.insert("failed_at", doc! { "$exists": false });
+            unset.insert("outbox.$[entry].due", "");
+            set.insert("outbox.$[entry].failed_at", Instant::from(*at));
+            set.insert("outbox.$[entry].error", error);
             increments.insert("outbox.$[entry].attempts", 1);
-            doc! {
-                "$unset": { "outbox.$[entry].due": "" },
-                "$set": { "outbox.$[entry].failed_at": Instant::from(*at), "outbox.$[entry].error": error },
-            }
         }
-    };
-    update.insert("$inc", increments);
-    if !mark.fate.has_left() {
-        find.insert("outbox", doc! { "$elemMatch": &ours });
-        filters.push(doc! { "entry.id": id, "entry.holder": &mark.holder });
     }
-    let mut statement = doc! { "q": find, "u": update };
-    if !filters.is_empty() {
-        statement.insert("arrayFilters", filters);
+    let find = doc! { "_id": &mark.document_id, "outbox": { "$elemMatch": ours } };
+    let filter = doc! { "entry.id": id, "entry.holder": &mark.holder };
+    let mut update = doc! { "$set": set, "$inc": increments };
+    if !unset.is_empty() {
+        update.insert("$unset", unset);
     }
-    raw(&statement)
+    let mut statements = Vec::new();
+    if let (Fate::Failed { at, error }, Kind::Email) = (&mark.fate, mark.kind) {
+        let (mut find, mut update) = (find.clone(), update.clone());
+        find.insert("notifications", doc! { "$type": "array" });
+        if let Ok(set) = update.get_document_mut("$set") {
+            set.insert("notifications.$[record].failed_at", Instant::from(*at));
+            set.insert("notifications.$[record].error", error);
+        }
+        statements.push(doc! { "q": find, "u": update, "arrayFilters": [filter.clone(), { "record.id": id }] });
+    }
+    statements.push(doc! { "q": find, "u": update, "arrayFilters": [filter] });
+    statements
 }

@@ -1,5 +1,5 @@
-//! The outbox entries (contract §3 `outbox`): what a change entails and has not left yet, kept in the document that
-//! caused it.
+//! The outbox entries (contract §3 `outbox`): emails and events that are still to be sent, kept in the document whose change
+//! caused them; and the record of each email in `notifications`.
 
 use bson::DateTime as Instant;
 use chrono::{DateTime, Utc};
@@ -12,19 +12,46 @@ use crate::domain::fold::Added;
 use crate::domain::notification::{Notification, conversation_id};
 
 use super::Collection;
-use super::documents::ExtendedJsonDate;
+use super::documents::{ExtendedJsonDate, NotificationDocument};
 
-/// A mail or an event that has not left yet.
+/// The collections whose documents have an outbox.
+pub(super) const OUTBOXES: [Collection; 2] = [Collection::Subscriptions, Collection::Accounts];
+
+/// What an entry is. Emails and events are claimed apart, so that an unavailable mail server delays no event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// To a person.
+    Email,
+    /// To other systems.
+    Event,
+}
+
+impl Kind {
+    /// As entries have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Email => "email",
+            Self::Event => "event",
+        }
+    }
+}
+
+/// An email or an event that is still to be sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct OutboxEntry {
     /// The same for the same effect of the same command, so that a repeat is recognised: the mail's `Message-ID` is made
     /// from it, and it is the event's id.
     pub id: String,
-    /// Until then it belongs to `holder`; after it, to whoever claims it. Absent: refused for good, kept for an operator.
+    /// What it is. Absent in entries of earlier versions; [`OutboxEntry::kind`] tells it for all.
+    #[serde(default, rename = "kind", skip_serializing_if = "Option::is_none")]
+    pub stored_kind: Option<Kind>,
+    /// Until then it belongs to `holder`; after it, to whoever claims it. Absent: failed for good, kept for an operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub due: Option<Instant>,
-    /// Who holds it: made anew for each lease.
+    /// Who holds it: new for each lease.
     #[serde(default)]
     pub holder: String,
     /// How often it was tried in vain.
@@ -33,16 +60,27 @@ pub struct OutboxEntry {
     /// Why the newest try was in vain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// When it was refused for good.
+    /// When it failed for good.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub failed_at: Option<Instant>,
-    /// The mail, or the event.
+    /// The email, or the event.
     #[serde(flatten)]
     pub content: Content,
 }
 
-/// What leaves.
+impl OutboxEntry {
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self.content {
+            Content::Mail(_) => Kind::Email,
+            Content::Event(_) => Kind::Event,
+        }
+    }
+}
+
+/// What is sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[allow(clippy::large_enum_variant, reason = "most entries are mails")]
@@ -62,6 +100,9 @@ pub struct Leased {
     pub document_id: String,
     /// The entry.
     pub entry: OutboxEntry,
+    /// Whether it is an event whose commit also has emails for this document, which are handed over together with it: they are
+    /// marked in one write, if they are sent soon after one another.
+    pub has_emails: bool,
 }
 
 impl Leased {
@@ -81,10 +122,44 @@ pub struct Lease {
     pub until: DateTime<Utc>,
 }
 
+/// What an email is recorded with that only its writer knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmailIdentity {
+    /// Its `Message-ID`.
+    pub message_id: String,
+    /// The language that it will be written in.
+    pub locale: String,
+}
+
+/// Tells the identity of the email of an outbox entry.
+pub type Identify<'a> = &'a (dyn Fn(Uuid, &Notification) -> EmailIdentity + Sync);
+
+/// The records of the emails of one change: one for each entry that [`entries`] makes of them.
+pub fn records<R>(added: &Added<R>, identify: Identify<'_>, at: DateTime<Utc>) -> Vec<NotificationDocument> {
+    let record = |email: &Notification| {
+        let id = added.ids.of_mail(email);
+        let EmailIdentity { message_id, locale } = identify(id, email);
+        NotificationDocument {
+            id: id.to_string(),
+            template: email.template.to_string(),
+            to: Some(email.to.email.clone()),
+            role: email.recipient.as_str().to_owned(),
+            locale,
+            message_id,
+            at: Some(at.into()),
+            sent_at: None,
+            failed_at: None,
+            error: None,
+        }
+    };
+    added.notifications.iter().map(record).collect()
+}
+
 /// The entries of one change, under `lease`.
 pub fn entries<R>(added: Added<R>, lease: &Lease, source: &str, at: DateTime<Utc>) -> Vec<OutboxEntry> {
-    let entry = |id: Uuid, content: Content| OutboxEntry {
+    let entry = |id: Uuid, kind: Kind, content: Content| OutboxEntry {
         id: id.to_string(),
+        stored_kind: Some(kind),
         due: Some(lease.until.into()),
         holder: lease.holder.to_string(),
         attempts: 0,
@@ -93,11 +168,11 @@ pub fn entries<R>(added: Added<R>, lease: &Lease, source: &str, at: DateTime<Utc
         content,
     };
     let Added { command, ids, notifications, events, record: _ } = added;
-    let mails = notifications.into_iter().map(|mail| entry(ids.of_mail(&mail), Content::Mail(mail)));
+    let mails = notifications.into_iter().map(|mail| entry(ids.of_mail(&mail), Kind::Email, Content::Mail(mail)));
     let events = events.iter().filter_map(|event| {
         let id = ids.of_event(event);
         let causation = command.as_ref().map(|command| command.key.id.to_string());
-        Some(entry(id, Content::Event(cloud_event(event, id, causation, source, at)?)))
+        Some(entry(id, Kind::Event, Content::Event(cloud_event(event, id, causation, source, at)?)))
     });
     mails.chain(events).collect()
 }

@@ -1,7 +1,7 @@
 //! The outbox as operators see it: entries that were refused for good, and entries that wait; and a second chance for the
 //! former.
 //!
-//! Both are found with an index (`offramp_failed`, `offramp_outbox`) that holds nothing but such documents, so to look costs
+//! Both are found with an index (`offramp_failed`, `offramp_due`) that holds nothing but such documents, so to look costs
 //! as much as there is to see.
 
 use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc, rawdoc};
@@ -10,6 +10,7 @@ use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use serde::Deserialize;
 
+use super::outbox::Kind;
 use super::{Collection, Store, StoreError, within_deadline};
 
 /// Which entries.
@@ -81,12 +82,15 @@ impl Store {
     /// # Errors
     /// When the server does not answer.
     pub async fn stuck(&self, condition: Condition) -> Result<StuckEntries, StoreError> {
-        let field = match condition {
-            Condition::Refused => "outbox.failed_at",
-            Condition::Waiting => "outbox.due",
+        // A range of instants: what these indexes can be asked for.
+        let any = doc! { "$gte": Instant::MIN };
+        let filter = match condition {
+            Condition::Refused => doc! { "outbox.failed_at": any },
+            Condition::Waiting => {
+                let kinds = [Bson::Null, Kind::Email.as_str().into(), Kind::Event.as_str().into()];
+                doc! { "outbox.due": any.clone(), "outbox": { "$elemMatch": { "kind": { "$in": kinds }, "due": any } } }
+            }
         };
-        // A range of instants: what a sparse index can be asked for.
-        let filter = doc! { field: { "$gte": Instant::MIN } };
         let mut left = Vec::new();
         for collection in [Collection::Accounts, Collection::Subscriptions] {
             let documents = self.database.collection::<RawDocumentBuf>(collection.as_str());

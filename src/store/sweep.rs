@@ -43,7 +43,10 @@ pub(super) fn indexes() -> [(Collection, Vec<Document>); 2] {
                 },
                 // Without the status, which changes: an account has few subscriptions.
                 doc! { "name": "offramp_of_account", "key": { "account_id": 1 } },
-                doc! { "name": "offramp_outbox", "key": { "outbox.due": 1 }, "sparse": true },
+                doc! {
+                    "name": "offramp_due", "key": { "outbox.kind": 1, "outbox.due": 1 },
+                    "partialFilterExpression": { "outbox.due": { "$exists": true } },
+                },
                 doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true },
             ],
         ),
@@ -51,7 +54,10 @@ pub(super) fn indexes() -> [(Collection, Vec<Document>); 2] {
             Collection::Accounts,
             vec![
                 doc! { "name": "offramp_cards", "key": { "organization_id": 1, "cards.expires": 1 } },
-                doc! { "name": "offramp_outbox", "key": { "outbox.due": 1 }, "sparse": true },
+                doc! {
+                    "name": "offramp_due", "key": { "outbox.kind": 1, "outbox.due": 1 },
+                    "partialFilterExpression": { "outbox.due": { "$exists": true } },
+                },
                 doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true },
             ],
         ),

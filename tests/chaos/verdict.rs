@@ -12,7 +12,7 @@ use offramp::domain::account::Account;
 use offramp::domain::command::{Command, CommandKey};
 use offramp::domain::fold::{AccountDraft, Loaded, SubscriptionDraft};
 use offramp::domain::subscription::{Status, Subscription};
-use offramp::store::documents::{AccountDocument, SentDocument, Stored, SubscriptionDocument, read};
+use offramp::store::documents::{AccountDocument, NotificationDocument, Stored, SubscriptionDocument, read};
 use offramp::store::outbox::Content;
 
 use crate::faults::{Account as FaultAccount, Chaos, PAUSE_WANTED};
@@ -231,7 +231,6 @@ impl Judge<'_> {
                 .added
                 .iter()
                 .flat_map(|added| added.notifications.iter().map(|mail| added.ids.of_mail(mail).to_string())),
-            expected.status == Status::Removed,
         );
         self.outbox(document.outbox.len());
         let Loaded::Read(mut found) = read::<SubscriptionDocument, Subscription>("subscriptions", raw) else {
@@ -291,7 +290,6 @@ impl Judge<'_> {
                 .added
                 .iter()
                 .flat_map(|added| added.notifications.iter().map(|mail| added.ids.of_mail(mail).to_string())),
-            false,
         );
         self.outbox(document.outbox.len());
         let Loaded::Read(mut found) = read::<AccountDocument, Account>("accounts", raw) else {
@@ -327,10 +325,11 @@ impl Judge<'_> {
         }
     }
 
-    /// Every mail is noted once; a tombstone keeps none.
-    fn notifications(&mut self, sent: &[SentDocument], expected: impl Iterator<Item = String>, removed: bool) {
-        let mut expected: Vec<String> = if removed { vec![] } else { expected.collect() };
-        let mut found: Vec<String> = sent.iter().map(|sent| sent.id.clone()).collect();
+    /// Every email is recorded once, and as sent.
+    fn notifications(&mut self, records: &[NotificationDocument], expected: impl Iterator<Item = String>) {
+        let mut expected: Vec<String> = expected.collect();
+        let sent = records.iter().filter(|record| record.at.is_some() && record.sent_at.is_some());
+        let mut found: Vec<String> = sent.map(|record| record.id.clone()).collect();
         expected.sort();
         found.sort();
         self.same_list(&expected, &found, "its list of mails sent");

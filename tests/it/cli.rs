@@ -244,7 +244,7 @@ async fn publish_checks_everything_first_and_is_confirmed() {
     assert!(ran.stderr.contains("run `offramp init` first"), "{}", ran.stderr);
     let ran = succeeds(&mut offramp(&world), &["init"], "");
     assert!(ran.stdout.contains(&format!("created queue '{}.dead-letters'", world.prefix)), "{}", ran.stdout);
-    assert!(ran.stdout.contains("MongoDB: created index subscriptions.offramp_outbox"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("MongoDB: created index subscriptions.offramp_due"), "{}", ran.stdout);
     let ran = succeeds(&mut offramp(&world), &["init"], "");
     assert!(ran.stdout.contains("0 objects created, 18 were there"), "{}", ran.stdout);
     assert!(ran.stdout.contains("MongoDB: 0 indexes created"), "{}", ran.stdout);

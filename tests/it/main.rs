@@ -12,6 +12,7 @@ mod mail;
 mod model;
 mod operators;
 mod outages;
+mod outbox;
 mod preview;
 mod shutdown;
 mod story;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::model::{Answer, Model};
 use crate::support::eventually;
+use crate::support::samples::TOMBSTONE_FIELDS;
 use crate::support::smtp::SmtpSink;
 use crate::support::worker::Worker;
 use crate::support::world::World;
@@ -313,9 +314,7 @@ async fn check_document(world: &World, id: &str, model: &Model) {
     if model.status == "removed" {
         let mut fields: Vec<&str> = document.keys().map(String::as_str).collect();
         fields.sort_unstable();
-        let stays =
-            ["_id", "account_id", "applied", "ended_on", "history", "organization_id", "outbox", "status", "version"];
-        assert_eq!(fields, stays, "{context}");
+        assert_eq!(fields, TOMBSTONE_FIELDS, "{context}");
         return;
     }
     assert_eq!(text("ends_on"), date(model.ends_on), "{context}");

@@ -1,9 +1,31 @@
 //! Documents and commands that tests begin with.
 
 use bson::{Document, doc};
+use offramp::domain::notification::Notification;
+use offramp::store::outbox::EmailIdentity;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::world::World;
+
+/// The fields of a tombstone, sorted.
+pub const TOMBSTONE_FIELDS: [&str; 10] = [
+    "_id",
+    "account_id",
+    "applied",
+    "ended_on",
+    "history",
+    "notifications",
+    "organization_id",
+    "outbox",
+    "status",
+    "version",
+];
+
+/// What emails are recorded with where nobody writes them.
+pub fn identify(id: Uuid, email: &Notification) -> EmailIdentity {
+    EmailIdentity { message_id: format!("<{id}@offramp.example>"), locale: email.locale.clone() }
+}
 
 /// An organization in Québec, an account and a subscription of 45 days from its next invoice, all with plain ids.
 pub async fn populate(world: &World) {

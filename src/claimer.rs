@@ -1,0 +1,140 @@
+//! The claimer: takes outbox entries whose lease has expired, whichever worker held them, and hands them to the dispatcher.
+//!
+//! Emails and events are claimed apart, each as many as there is room for: an unavailable mail server delays no event.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use metrics::counter;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::clock;
+use crate::engine::Engine;
+use crate::outbox::Outbox;
+use crate::store::leases::{Claimed, DueQueue};
+use crate::store::outbox::{Kind, Lease};
+use crate::store::{Collection, Store, StoreError};
+
+/// How often to look for due entries, at least.
+const CLAIM_EVERY: Duration = Duration::from_secs(2);
+/// How often to look for room for them.
+const ROOM_EVERY: Duration = Duration::from_millis(100);
+/// From how many documents entries are claimed at once.
+const CLAIM_DOCUMENTS_MAX: usize = 256;
+/// How often documents are tried again that nothing can be claimed from.
+const RETRY_UNCLAIMABLE_EVERY: Duration = Duration::from_secs(60);
+/// How many unclaimable documents are remembered as reported.
+const REPORTED_MAX: usize = 10_000;
+
+/// Claims due entries until it is told to stop.
+#[derive(Debug)]
+pub struct Claimer {
+    /// Where to look.
+    pub store: Store,
+    /// Is told whether the database answers.
+    pub engine: Engine,
+    /// Where claimed entries go.
+    pub outbox: Outbox,
+    /// The time between two looks, at most two seconds.
+    pub every: Duration,
+    /// How long claimed entries belong to this process.
+    pub lease: Duration,
+}
+
+impl Claimer {
+    /// Claims until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        tokio::join!(self.repeat(Kind::Event, &shutdown), self.repeat(Kind::Email, &shutdown));
+    }
+
+    async fn repeat(&self, kind: Kind, shutdown: &CancellationToken) {
+        let mut queues = DueQueue::of(kind);
+        let mut reported = HashSet::new();
+        let mut rewound_at = Instant::now();
+        while !shutdown.is_cancelled() {
+            if rewound_at.elapsed() >= RETRY_UNCLAIMABLE_EVERY {
+                rewound_at = Instant::now();
+                queues.iter_mut().for_each(DueQueue::rewind);
+            }
+            match self.claim_all(kind, &mut queues, &mut reported, shutdown).await {
+                // It may only have read. Once for both kinds.
+                Ok(()) if kind == Kind::Event => self.engine.look().await,
+                Ok(()) => {}
+                Err(StoreError::Unavailable(error)) => self.engine.report(&error),
+                Err(StoreError::Refused(error)) => {
+                    tracing::error!(kind = kind.as_str(), error, "due outbox entries cannot be looked for");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(self.every.min(CLAIM_EVERY)) => {}
+                () = shutdown.cancelled() => {}
+            }
+        }
+    }
+
+    /// Claims what is due, queue by queue in turns: a backlog in one does not hold up the others.
+    async fn claim_all(
+        &self,
+        kind: Kind,
+        queues: &mut [DueQueue],
+        reported: &mut HashSet<(Collection, String)>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), StoreError> {
+        let mut open: Vec<&mut DueQueue> = queues.iter_mut().collect();
+        while !open.is_empty() {
+            let mut still_open = Vec::new();
+            for queue in open {
+                let Some(room) = self.room(kind, shutdown).await else { return Ok(()) };
+                let now = clock::now();
+                let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
+                let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now).await?;
+                report(queue.collection, &claimed, reported);
+                counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
+                self.store.give_back(&self.outbox.offer(claimed.entries).await).await;
+                if claimed.goes_on {
+                    still_open.push(queue);
+                }
+            }
+            open = still_open;
+        }
+        Ok(())
+    }
+
+    /// Waits for room in the dispatcher. None: the program is stopping.
+    async fn room(&self, kind: Kind, shutdown: &CancellationToken) -> Option<usize> {
+        while !shutdown.is_cancelled() {
+            match self.outbox.room(kind) {
+                0 => tokio::time::sleep(ROOM_EVERY).await,
+                room => return Some(room),
+            }
+        }
+        None
+    }
+}
+
+/// Reports what an operator should know: each document once.
+fn report(collection: Collection, claimed: &Claimed, reported: &mut HashSet<(Collection, String)>) {
+    if claimed.unreadable > 0 {
+        tracing::error!(
+            collection = collection.as_str(),
+            entries = claimed.unreadable,
+            "outbox entries cannot be read; they are kept for an operator (`offramp outbox list`)"
+        );
+    }
+    for document in &claimed.unclaimable {
+        if reported.len() >= REPORTED_MAX {
+            reported.clear();
+        }
+        if reported.insert((collection, document.document_id.clone())) {
+            let error = document.error;
+            tracing::error!(
+                collection = collection.as_str(),
+                document = document.document_id,
+                error,
+                "due outbox entries cannot be claimed; trying again every minute"
+            );
+        }
+    }
+}
