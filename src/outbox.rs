@@ -320,7 +320,7 @@ async fn mark(settled: async_channel::Receiver<Mark>, store: Store) {
         loop {
             match store.settle(&bulk).await {
                 Ok(()) => break,
-                Err(StoreError::Unavailable(error)) => {
+                Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
                     tracing::warn!(%error, entries = bulk.len(), "what was sent cannot be marked yet");
                     tokio::time::sleep(pauses.next_pause()).await;
                 }
