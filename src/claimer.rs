@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use metrics::counter;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -13,6 +14,7 @@ use uuid::Uuid;
 use crate::clock;
 use crate::engine::Engine;
 use crate::outbox::Outbox;
+use crate::store::inspect::Index;
 use crate::store::leases::{Claimed, DueQueue};
 use crate::store::outbox::{Kind, Lease};
 use crate::store::{Collection, Store, StoreError};
@@ -41,6 +43,8 @@ pub struct Claimer {
     pub every: Duration,
     /// How long claimed entries belong to this process.
     pub lease: Duration,
+    /// The indexes that do not exist yet.
+    pub missing_indexes: watch::Receiver<Vec<Index>>,
 }
 
 impl Claimer {
@@ -58,20 +62,30 @@ impl Claimer {
                 rewound_at = Instant::now();
                 queues.iter_mut().for_each(DueQueue::rewind);
             }
-            match self.claim_all(kind, &mut queues, &mut reported, shutdown).await {
-                // It may only have read. Once for both kinds.
-                Ok(()) if kind == Kind::Event => self.engine.look().await,
-                Ok(()) => {}
-                Err(StoreError::Unavailable(error)) => self.engine.report(&error),
-                Err(StoreError::Refused(error)) => {
-                    tracing::error!(kind = kind.as_str(), error, "due outbox entries cannot be looked for");
+            if self.is_able() {
+                match self.claim_all(kind, &mut queues, &mut reported, shutdown).await {
+                    Ok(()) => {}
+                    Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => self.engine.report(&error),
+                    Err(StoreError::Refused(error)) => {
+                        tracing::error!(kind = kind.as_str(), error, "due outbox entries cannot be looked for");
+                    }
                 }
+            }
+            if kind == Kind::Event {
+                // Whatever was claimed, the database may be there for reads only. Once for both kinds.
+                self.engine.look().await;
             }
             tokio::select! {
                 () = tokio::time::sleep(self.every.min(CLAIM_EVERY)) => {}
                 () = shutdown.cancelled() => {}
             }
         }
+    }
+
+    /// Whether entries can be looked for without reading everything, and leased by a clock that is right.
+    fn is_able(&self) -> bool {
+        let is_indexed = !self.missing_indexes.borrow().iter().any(Index::is_of_outbox);
+        is_indexed && self.engine.clock_offset().is_none()
     }
 
     /// Claims what is due, queue by queue in turns: a backlog in one does not hold up the others.

@@ -276,7 +276,8 @@ pub struct WorkerSettings {
     )]
     pub batch_max: usize,
 
-    /// Seconds between two looks for dates that have passed and mails that wait, 1 to 86400
+    /// Seconds between two looks for dates that have passed and mails that wait, 1 to 86400; cards are looked at every hour, or
+    /// as often as this if it is below 60
     #[arg(
         long = "sweep-seconds",
         env = "OFFRAMP_SWEEP_SECONDS",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -18,11 +18,14 @@ use crate::http::ReadyHandle;
 use crate::outbox::{Outbox, Writer};
 use crate::pauses::Pauses;
 use crate::store::commit::{self, Committed};
+use crate::store::inspect::ClockOffset;
 use crate::store::outbox::Lease;
 use crate::store::{Collection, Need, Store, StoreError};
 
 /// How often a document that others keep changing is read again before its tasks count as failed.
 const ROUNDS_MAX: usize = 20;
+/// Which part of a lease clocks may differ by: a quarter, as half of it is left when sending begins.
+const CLOCK_TOLERANCE_LEASE_PART: u32 = 4;
 /// How long to wait before the database is tried again: from the first to the longest, see [`Pauses`].
 const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 
@@ -38,6 +41,9 @@ pub struct Engine {
     ready: Arc<ReadyHandle>,
     /// Held by the one that looks whether the database is back.
     probe: Arc<Mutex<()>>,
+    /// By how much this machine's clock is wrong, while it is wrong: leases and ends that are decided by it would be wrong,
+    /// too.
+    clock_offset: Arc<watch::Sender<Option<ClockOffset>>>,
 }
 
 /// What became of a task.
@@ -82,6 +88,7 @@ impl Engine {
             hold,
             ready: Arc::new(ready),
             probe: Arc::default(),
+            clock_offset: Arc::new(watch::Sender::new(None)),
         }
     }
 
@@ -98,15 +105,20 @@ impl Engine {
         let hold_until = Instant::now() + self.hold;
         let mut pauses = Pauses::between(RETRY_EVERY);
         loop {
-            let error = match self.try_run(tasks).await {
-                Ok(settled) => {
-                    self.answered();
-                    return Ok(settled);
-                }
-                Err(StoreError::Refused(error)) => return Ok(vec![Settled::Failed(error); tasks.len()]),
-                Err(StoreError::Unavailable(error)) => error,
+            let error = match self.clock_offset() {
+                Some(offset) => offset.to_string(),
+                None => match self.try_run(tasks).await {
+                    Ok(settled) => {
+                        self.answered();
+                        return Ok(settled);
+                    }
+                    Err(StoreError::Refused(error)) => return Ok(vec![Settled::Failed(error); tasks.len()]),
+                    Err(error) => {
+                        self.report(&error);
+                        error.reason()
+                    }
+                },
             };
-            self.report(&error);
             let waiting = async {
                 tokio::select! {
                     () = sleep(pauses.next_pause()) => {}
@@ -118,23 +130,61 @@ impl Engine {
         }
     }
 
-    /// Looks whether the database takes writes, wherever decisions are written, and tells.
+    /// Looks whether the database takes writes, wherever decisions are written, and whether its clock agrees with ours; and
+    /// tells.
     pub async fn look(&self) {
-        match self.store.check_writes().await {
-            Ok(()) => self.answered(),
-            Err(error) => self.report(&error.to_string()),
+        let looking = async {
+            self.store.check_writes().await?;
+            self.check_clock().await
+        };
+        match looking.await {
+            Ok(_) => self.answered(),
+            Err(error) => self.report(&error),
         }
+    }
+
+    /// By how much this machine's clock is wrong, while it is wrong. Nothing is decided or claimed by such a clock.
+    #[must_use]
+    pub fn clock_offset(&self) -> Option<ClockOffset> {
+        *self.clock_offset.borrow()
+    }
+
+    /// Waits until this machine's clock is right.
+    pub async fn wait_for_clock(&self) {
+        // It is dropped with us.
+        drop(self.clock_offset.subscribe().wait_for(Option::is_none).await);
+    }
+
+    /// Compares our clock with the database's. Workers with clocks that differ by a part of a lease could hold an outbox entry
+    /// at the same time.
+    async fn check_clock(&self) -> Result<Option<ClockOffset>, StoreError> {
+        let offset = self.store.clock_offset(self.lease / CLOCK_TOLERANCE_LEASE_PART).await?;
+        match (self.clock_offset.send_replace(offset), offset) {
+            (None, Some(offset)) => tracing::error!("not working: {offset}"),
+            (Some(_), None) => tracing::info!("this machine's clock agrees with MongoDB's again"),
+            _ => {}
+        }
+        Ok(offset)
     }
 
     /// Tells that the database answers: something was written, or found written, on a majority of its servers.
     fn answered(&self) {
-        self.ready.ready();
+        match self.clock_offset() {
+            None => self.ready.ready(),
+            Some(offset) => self.ready.not_ready(&offset.to_string()),
+        }
     }
 
-    /// Tells that the database is away, to whoever asks for this worker's health.
-    pub fn report(&self, error: &str) {
-        tracing::warn!(error, "the database is away");
-        self.ready.not_ready(error);
+    /// Tells that an operation failed: to whoever asks for this worker's health, if the database is away.
+    pub fn report(&self, error: &StoreError) {
+        let reason = error.reason();
+        // A server that ends a slow operation answers.
+        if *error == StoreError::TimedOut {
+            tracing::warn!(error = reason, "the database is slow; trying again");
+        } else {
+            tracing::warn!(error = reason, "the database is away");
+            self.ready.not_ready(&reason);
+        }
     }
 
     /// Waits until the database answers. One lane at a time asks; the others wait for what it hears.
@@ -147,8 +197,16 @@ impl Engine {
             let mut pauses = Pauses::between(RETRY_EVERY);
             // Not only a server that answers, but one that takes writes: otherwise the wait would end at once, and
             // each time the messages in hand would go back and come again, which the broker counts.
-            while let Err(error) = self.store.wait_for_majority().await {
-                self.report(&error.to_string());
+            loop {
+                let looking = async {
+                    self.store.check_majority().await?;
+                    self.check_clock().await
+                };
+                match looking.await {
+                    Ok(None) => break,
+                    Ok(Some(_)) => self.answered(),
+                    Err(error) => self.report(&error),
+                }
                 sleep(pauses.next_pause()).await;
             }
         };
@@ -170,11 +228,11 @@ impl Engine {
             self.wait_for_database(shutdown).await?;
             let rehearsed = async {
                 self.store.load(&need(tasks.iter())).await?;
-                self.store.rehearse(&documents).await
+                self.store.wait_for_majority(&documents).await
             };
             match rehearsed.await {
-                Err(StoreError::Unavailable(error)) => self.report(&error),
                 Ok(()) | Err(StoreError::Refused(_)) => return Ok(()),
+                Err(error) => self.report(&error),
             }
             tokio::select! {
                 () = sleep(pauses.next_pause()) => {}
@@ -232,9 +290,10 @@ impl Engine {
             settled[index] = Settled::Failed("others kept changing the document".to_owned());
         }
         // What was written is on a majority. What needed no write may rest on a change that is not, yet.
-        if settled.iter().any(|settled| !matches!(settled, Settled::Decided(Verdict::Applied))) {
-            self.store.wait_for_majority().await?;
-        }
+        let unwritten =
+            tasks.iter().zip(&settled).filter(|(_, settled)| !matches!(settled, Settled::Decided(Verdict::Applied)));
+        let unwritten: HashSet<_> = unwritten.map(|(task, _)| document(task)).collect();
+        self.store.wait_for_majority(&unwritten).await?;
         Ok(settled)
     }
 }

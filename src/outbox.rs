@@ -386,7 +386,7 @@ impl Marker {
             let troubled = loop {
                 match self.store.settle(&marks).await {
                     Ok(troubled) => break troubled,
-                    Err(StoreError::Unavailable(error)) => {
+                    Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
                         tracing::warn!(%error, entries = marks.len(), "sent entries cannot be marked yet; retrying");
                         tokio::time::sleep(pauses.next_pause()).await;
                     }
@@ -533,7 +533,7 @@ async fn mark_aside(aside: async_channel::Receiver<Mark>, store: Store) {
             }
             match store.settle(&marks).await {
                 Ok(troubled) => marks = troubled.into_iter().map(|index| marks[index].clone()).collect(),
-                Err(StoreError::Unavailable(error)) => {
+                Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
                     tracing::warn!(%error, entries = marks.len(), "sent entries cannot be marked yet; retrying");
                 }
                 Err(StoreError::Refused(error)) => {

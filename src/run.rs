@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +19,7 @@ use crate::http::{self, Readiness, ReadyHandle};
 use crate::mail::Transport;
 use crate::outbox::{Dispatcher, Outbox, Writer, outbox};
 use crate::pauses::Pauses;
+use crate::store::inspect::Index;
 use crate::store::{Store, StoreError};
 use crate::sweeper::Sweeper;
 use crate::tls::Tls;
@@ -28,6 +30,9 @@ const PREFETCH_BATCHES: usize = 2;
 /// How long to wait before a server that is away at the start is tried again: from the first to the longest, see
 /// [`Pauses`].
 const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
+
+/// How long to wait before missing indexes are tried again: from the first to the longest, see [`Pauses`].
+const INDEXES_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Everything that a worker works with.
 #[derive(Debug)]
@@ -79,7 +84,9 @@ pub async fn run(
     let unhealthy = CancellationToken::new();
     let health = tokio::spawn(http::serve(http, readiness.clone(), metrics, unhealthy.clone()));
     let result = match shutdown.run_until_cancelled(prepare(&parts, &readiness)).await {
-        Some(Ok((store, ready))) => Worker::start(parts, store, &readiness, ready).stop_after(shutdown).await,
+        Some(Ok((store, ready, missing))) => {
+            Worker::start(parts, store, &readiness, ready, missing).await.stop_after(shutdown).await
+        }
         Some(Err(error)) => Err(error),
         None => Ok(()),
     };
@@ -89,8 +96,8 @@ pub async fn run(
     result
 }
 
-/// Declares what must be there, waiting for servers that are away.
-async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHandle), RunError> {
+/// Declares what must be there at the broker, and looks whether all indexes are there, waiting for servers that are away.
+async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHandle, Vec<Index>), RunError> {
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
     let mut pauses = Pauses::between(START_EVERY);
@@ -102,8 +109,8 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHa
     let store = loop {
         match Store::open(parts.mongodb_url.connection_string(), &parts.tls).await {
             Ok(store) => break store,
-            Err(StoreError::Unavailable(error)) => database_is_away(&error),
-            Err(error) => return Err(error.into()),
+            Err(error @ StoreError::Refused(_)) => return Err(error.into()),
+            Err(error) => database_is_away(&error.reason()),
         }
         tokio::time::sleep(pauses.next_pause()).await;
     };
@@ -120,15 +127,51 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHa
     }
     // From here on each lane answers for its own connection.
     broker_ready.retire();
-    loop {
-        match store.create_indexes().await {
-            Ok(()) => break,
-            Err(StoreError::Unavailable(error)) => database_is_away(&error),
-            Err(error) => return Err(error.into()),
+    let missing = loop {
+        match store.missing_indexes().await {
+            Ok(missing) => break missing,
+            Err(error @ StoreError::Refused(_)) => return Err(error.into()),
+            Err(error) => database_is_away(&error.reason()),
         }
         tokio::time::sleep(pauses.next_pause()).await;
+    };
+    Ok((store, database_ready, missing))
+}
+
+/// Builds the indexes that are missing, however long that takes, and says which still are; messages are worked on meanwhile.
+async fn build_indexes(store: Store, missing: watch::Sender<Vec<Index>>, ready: ReadyHandle, stop: CancellationToken) {
+    let mut is_reported = false;
+    let mut pauses = Pauses::between(INDEXES_EVERY);
+    let building = async {
+        while let Err(error) = build_missing(&store, &missing, &ready).await {
+            let reason = format!("indexes are missing and cannot be built: {}", error.reason());
+            ready.not_ready(&reason);
+            if !std::mem::replace(&mut is_reported, true) {
+                tracing::warn!("{reason}; retrying, and looking at no dates until then (`offramp init` builds them)");
+            }
+            tokio::time::sleep(pauses.next_pause()).await;
+        }
+    };
+    if stop.run_until_cancelled(building).await.is_some() {
+        ready.retire();
     }
-    Ok((store, database_ready))
+}
+
+async fn build_missing(
+    store: &Store,
+    missing: &watch::Sender<Vec<Index>>,
+    ready: &ReadyHandle,
+) -> Result<(), StoreError> {
+    missing.send_replace(store.missing_indexes().await?);
+    let indexes = missing.borrow().clone();
+    for index in indexes {
+        tracing::info!(%index, "building an index");
+        ready.ready();
+        store.create_index(&index).await?;
+        tracing::info!(%index, "built an index");
+        missing.send_modify(|missing| missing.retain(|other| *other != index));
+    }
+    Ok(())
 }
 
 /// A worker that runs.
@@ -145,7 +188,13 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(parts: Parts, store: Store, readiness: &Readiness, database_ready: ReadyHandle) -> Self {
+    async fn start(
+        parts: Parts,
+        store: Store,
+        readiness: &Readiness,
+        database_ready: ReadyHandle,
+        missing: Vec<Index>,
+    ) -> Self {
         let Parts { broker, topology, writer, transport, mail_connections, pace, .. } = parts;
         let publisher = Publisher::declaring(broker.clone(), topology.clone());
         let watched = publisher.clone();
@@ -161,6 +210,8 @@ impl Worker {
             pace.hold,
             database_ready,
         );
+        // Before a lane decides anything: by this clock.
+        engine.look().await;
         let dispatcher = tokio::spawn(dispatcher.run(
             store.clone(),
             publisher.clone(),
@@ -171,6 +222,12 @@ impl Worker {
         ));
 
         let stop = CancellationToken::new();
+        let are_missing = !missing.is_empty();
+        let (missing_now, missing_indexes) = watch::channel(missing);
+        if are_missing {
+            let ready = readiness.component("indexes");
+            tokio::spawn(build_indexes(store.clone(), missing_now, ready, stop.clone()));
+        }
         let mut makers = JoinSet::new();
         for kind in CommandType::ALL {
             let queue = topology.work_queue(kind);
@@ -199,9 +256,10 @@ impl Worker {
             outbox: outbox.clone(),
             every: pace.sweep,
             lease: pace.lease,
+            missing_indexes: missing_indexes.clone(),
         };
         makers.spawn(claimer.run(stop.clone()));
-        let sweeper = Sweeper { store, engine, every: pace.sweep, batch_max: pace.batch_max };
+        let sweeper = Sweeper { store, engine, every: pace.sweep, batch_max: pace.batch_max, missing_indexes };
         makers.spawn(sweeper.run(stop.clone()));
         let working = readiness.component("worker");
         working.ready();

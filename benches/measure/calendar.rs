@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use bson::{Document, doc};
 use chrono::{Months, TimeDelta, Utc};
 use futures_util::TryStreamExt;
-use tokio::time::sleep;
+use tokio::sync::oneshot;
+use tokio::time::{sleep, timeout};
 
 use crate::Bench;
 use crate::process::{Moment, watch};
@@ -42,7 +43,7 @@ pub async fn midnight(bench: &Bench) {
     })
     .await;
     stage::quiet(&world).await;
-    let (worker, begun) = start(bench, &world, "midnight").await;
+    let (worker, begun, _) = start(bench, &world, "midnight").await;
     counted(&worker, r#"offramp_swept_total{what="lapse"}"#, count).await;
     let ended = begun.at.elapsed();
     counted(&worker, r#"offramp_events_total{outcome="published"}"#, count).await;
@@ -110,13 +111,8 @@ pub async fn cards(bench: &Bench) {
     for (name, told) in [("every notice given", true), ("again, when none is due", false)] {
         note_searches(&world).await;
         let mails_before = bench.sink.count();
-        let (worker, begun) = start(bench, &world, "cards").await;
-        // The last thing that a sweep looks for are tombstones.
-        let looked = doc! { "op": "remove" };
-        while world.collection("system.profile").find_one(looked.clone()).await.unwrap().is_none() {
-            assert!(begun.at.elapsed() < PATIENCE, "the sweep does not end");
-            sleep(LOOK_EVERY).await;
-        }
+        let (worker, begun, looked) = start(bench, &world, "cards").await;
+        timeout(PATIENCE, looked).await.expect("a sweep that ends").unwrap();
         let took = begun.at.elapsed();
         let cpu = begun.cpu_until(&Moment::of(worker.id()));
         if told {
@@ -143,14 +139,14 @@ pub async fn cards(bench: &Bench) {
     world.remove().await;
 }
 
-/// Has the database note the searches for cards, and the deletion of tombstones, from now on.
+/// Has the database note the searches for cards from now on.
 async fn note_searches(world: &World) {
     let database = &world.database;
     database.run_command(doc! { "profile": 0 }).await.unwrap();
     world.collection("system.profile").drop().await.unwrap();
     let notes = doc! { "create": "system.profile", "capped": true, "size": NOTES_BYTES_MAX };
     database.run_command(notes).await.unwrap();
-    let filter = doc! { "$or": [{ "op": "remove" }, { "ns": format!("{}.accounts", world.prefix) }] };
+    let filter = doc! { "ns": format!("{}.accounts", world.prefix) };
     database.run_command(doc! { "profile": 1, "filter": filter }).await.unwrap();
 }
 
@@ -180,13 +176,15 @@ async fn searches(world: &World) -> Searches {
     searches
 }
 
-/// Starts a worker; its work begins when it says so.
-async fn start(bench: &Bench, world: &World, name: &str) -> (Worker, Moment) {
-    let mut worker = Worker::spawn(world, &bench.sink.url(), &[("OFFRAMP_SWEEP_SECONDS", "3600")], Stdio::piped());
+/// Starts a worker. Its work begins when it says so; it says as well when it has looked for cards.
+async fn start(bench: &Bench, world: &World, name: &str) -> (Worker, Moment, oneshot::Receiver<Moment>) {
+    let settings = [("OFFRAMP_SWEEP_SECONDS", "3600"), ("OFFRAMP_LOG", "info,offramp::sweeper=debug")];
+    let mut worker = Worker::spawn(world, &bench.sink.url(), &settings, Stdio::piped());
     let log = bench.logs.join(format!("{name}.log"));
     let works = |line: &str| line.contains("working");
-    let [begins] = watch(worker.take_log(), worker.id(), &log, [Box::new(works)]);
-    (worker, begins.await.expect("a worker that works"))
+    let has_looked = |line: &str| line.contains("looked for cards");
+    let [begins, looked] = watch(worker.take_log(), worker.id(), &log, [Box::new(works), Box::new(has_looked)]);
+    (worker, begins.await.expect("a worker that works"), looked)
 }
 
 /// Waits until a counter of the worker's is so high.

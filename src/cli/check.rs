@@ -186,7 +186,7 @@ async fn mongodb(settings: DatabaseSettings, tls: &Tls) -> Finding {
                 if !missing.is_empty() {
                     lines.push(format!(
                         "indexes missing: {} (`offramp init` or `offramp run` makes them)",
-                        missing.join(", ")
+                        missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
                     ));
                 }
                 Ok(lines.join("\n"))

@@ -1,17 +1,26 @@
 //! `offramp init`: what must be there at the servers, declared.
 
-use std::io::{Write, stdout};
+use std::io::{Write, stderr, stdout};
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use clap::Args;
 use offramp::broker::{Broker, Declared, Topology};
 use offramp::config::{BrokerSettings, DatabaseSettings, TlsSettings};
 use offramp::store::Store;
+use offramp::store::inspect::Index;
+use tokio::time::timeout;
+
+/// How often to say how far the building of an index is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
 /// Declare the exchanges and queues at RabbitMQ and the indexes in MongoDB
 #[derive(Args, Debug)]
 #[command(after_help = "\
-What exists stays as it is. `offramp run` does the same at its start; this is for set-ups in which the worker's own user may not \
-declare anything, and for publishing before a worker runs.")]
+What exists stays as it is, but for indexes of earlier versions that are not used any more: they are dropped. `offramp run` \
+also declares what is missing, and drops nothing. This is for set-ups in which the worker's own user may not declare anything, \
+for publishing before a worker runs, and for building indexes of large collections before an update.")]
 pub struct Arguments {
     #[command(flatten)]
     broker: BrokerSettings,
@@ -38,12 +47,32 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
     let store = Store::open(arguments.database.mongodb_url.connection_string(), &tls).await?;
     let missing = store.missing_indexes().await?;
-    store.create_indexes().await?;
-    let mut out = stdout().lock();
     for index in &missing {
-        writeln!(out, "MongoDB: created index {index}")?;
+        let took = build(&store, index).await?;
+        writeln!(stdout(), "MongoDB: created index {index} in {:.1} s", took.as_secs_f64())?;
+    }
+    let superseded = store.superseded_indexes().await?;
+    for index in &superseded {
+        store.drop_index(index).await?;
+        writeln!(stdout(), "MongoDB: dropped index {index}, which this version does not use any more")?;
     }
     let database = arguments.database.mongodb_url.database();
-    writeln!(out, "MongoDB: {} indexes created in {database}", missing.len())?;
+    writeln!(stdout(), "MongoDB: {} indexes created in {database}", missing.len())?;
     Ok(())
+}
+
+/// Builds an index, says now and then how far that is, and returns how long it took.
+async fn build(store: &Store, index: &Index) -> anyhow::Result<Duration> {
+    let begin = Instant::now();
+    let mut building = pin!(store.create_index(index));
+    let built = loop {
+        if let Ok(built) = timeout(PROGRESS_EVERY, &mut building).await {
+            break built;
+        }
+        let percent = store.build_progress(index.collection).await;
+        let percent = percent.map(|percent| format!(", {percent} %")).unwrap_or_default();
+        writeln!(stderr(), "MongoDB: still building index {index} after {} s{percent}", begin.elapsed().as_secs())?;
+    };
+    built.with_context(|| format!("the index {index}"))?;
+    Ok(begin.elapsed())
 }

@@ -198,6 +198,23 @@ impl TryFrom<i64> for BillingDay {
     }
 }
 
+impl BillingDay {
+    /// This day of `month`, or the month's last day where it is shorter.
+    #[must_use]
+    pub fn date_in(self, month: YearMonth) -> NaiveDate {
+        let last = month.last_day();
+        month.first_day() + Days::new(u64::from(self.0.min(last.day()) - 1))
+    }
+
+    /// The newest billing date on or before `date`. A natural end is over on `date` when `expires_on` lies before it.
+    #[must_use]
+    pub fn newest_date(self, date: NaiveDate) -> NaiveDate {
+        let month = YearMonth::of(date);
+        let same_month = self.date_in(month);
+        if same_month <= date { same_month } else { self.date_in(month.previous()) }
+    }
+}
+
 /// The last day of access and the last invoice of a cancelled subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct End {
@@ -220,8 +237,7 @@ impl Billing {
     /// The billing day of `month`, or the month's last day where it is shorter.
     #[must_use]
     pub fn date_in(&self, month: YearMonth) -> NaiveDate {
-        let last = month.last_day();
-        month.first_day() + Days::new(u64::from(self.day.0.min(last.day()) - 1))
+        self.day.date_in(month)
     }
 
     /// Whether an invoice can be dated `date`.

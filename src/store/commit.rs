@@ -1,6 +1,6 @@
 //! Commit: every changed document of a batch in one `update` command per collection, each guarded by its `version`.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use bson::raw::{CStr, CString, cstr};
 use bson::{Bson, Document, RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
@@ -16,7 +16,7 @@ use super::documents::{
     PaymentFailureDocument, RequestDocument,
 };
 use super::outbox::{self, Identify, Kind, Lease, Leased, OutboxEntry};
-use super::{Collection, Store, StoreError};
+use super::{Collection, Store, StoreError, TIME_EXCEEDED, WRITE_CONCERN_TIME_MAX, milliseconds};
 
 /// How many commands a document remembers.
 const APPLIED_MAX: i32 = 200;
@@ -336,29 +336,53 @@ impl Store {
                 "update": collection.as_str(),
                 "updates": statements,
                 "ordered": false,
-                "writeConcern": { "w": "majority" },
+                "writeConcern": { "w": "majority", "wtimeout": milliseconds(WRITE_CONCERN_TIME_MAX) },
             })
             .await?;
         if let Ok(error) = reply.get_document("writeConcernError") {
-            return Err(StoreError::Unavailable(format!("not on a majority of the servers: {error}")));
+            let name = error.get_str("codeName").unwrap_or("no reason given");
+            return Err(StoreError::Unavailable(format!("not on a majority of the servers ({name})")));
         }
         let matched = number(reply.get("n")).unwrap_or(0);
         let errors: Vec<Refusal> = reply
             .get_array("writeErrors")
             .map(|errors| errors.iter().filter_map(Bson::as_document).filter_map(Refusal::read).collect())
             .unwrap_or_default();
+        if errors.iter().any(|error| error.code == TIME_EXCEEDED) {
+            return Err(StoreError::TimedOut);
+        }
         // A router passes the troubles of a shard on as if they were the statements'.
         let (troubled, refused) = errors.into_iter().partition(|error| TROUBLES.contains(&error.code));
         Ok(Updated { matched, refused, troubled })
     }
 
-    /// Waits until everything that this process has read is on a majority of the servers: a command that was found done, or
-    /// was refused, for what another server may not know yet must not be acked.
+    /// Waits until what these documents were read as is on a majority of the servers: a command that was found done, or was
+    /// rejected, for what another server may not know yet must not be acknowledged.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn wait_for_majority(&self) -> Result<(), StoreError> {
-        self.update_many(Collection::Subscriptions, [nothing()]).await.map(drop)
+    pub async fn wait_for_majority<'a>(
+        &self,
+        documents: impl IntoIterator<Item = &'a (Collection, String)>,
+    ) -> Result<(), StoreError> {
+        let mut statements: HashMap<Collection, Vec<RawDocumentBuf>> = HashMap::new();
+        for (collection, id) in documents {
+            statements.entry(*collection).or_default().push(empty_write(id));
+        }
+        for (collection, statements) in statements {
+            for statements in statements.chunks(EMPTY_WRITES_MAX) {
+                self.update_many(collection, statements.iter().cloned()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out whether a majority of the servers takes writes.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn check_majority(&self) -> Result<(), StoreError> {
+        self.update_many(Collection::Subscriptions, [empty_write(NOBODY)]).await.map(drop)
     }
 
     /// Finds out whether a majority of the servers takes writes to the collections that decisions are written to.
@@ -367,28 +391,7 @@ impl Store {
     /// When it does not.
     pub async fn check_writes(&self) -> Result<(), StoreError> {
         for collection in [Collection::Subscriptions, Collection::Accounts] {
-            self.update_many(collection, [nothing()]).await?;
-        }
-        Ok(())
-    }
-
-    /// Finds out whether these documents can be written, and changes none of them.
-    ///
-    /// # Errors
-    /// When the server does not answer, or does not take the write.
-    pub async fn rehearse(&self, documents: &HashSet<(Collection, String)>) -> Result<(), StoreError> {
-        for collection in Collection::ALL {
-            let nothing = documents
-                .iter()
-                .filter(|(of, _)| *of == collection)
-                // Each by its id, so that a router asks the shard that has it; with no version at all, so that none is found.
-                .map(|(_, id)| {
-                    rawdoc! { "q": { "_id": id.as_str(), "version": { "$in": [] } }, "u": { "$set": { "version": 0 } } }
-                });
-            let nothing: Vec<RawDocumentBuf> = nothing.collect();
-            if !nothing.is_empty() {
-                self.update_many(collection, nothing).await?;
-            }
+            self.update_many(collection, [empty_write(NOBODY)]).await?;
         }
         Ok(())
     }
@@ -412,9 +415,16 @@ fn pack(statements: impl IntoIterator<Item = RawDocumentBuf>) -> Vec<(RawArrayBu
     packed
 }
 
-/// A write that finds nothing. It waits, as any other, for the newest change that its server knows.
-fn nothing() -> RawDocumentBuf {
-    rawdoc! { "q": { "_id": { "$in": [] } }, "u": { "$set": { "version": 0 } } }
+/// How many empty writes are sent in one command.
+const EMPTY_WRITES_MAX: usize = 256;
+/// The id of no document: what an empty write that is about none names.
+const NOBODY: &str = "offramp:nobody";
+
+/// A write that changes nothing, because no version is negative. It waits, as any other, for the newest change that its
+/// server knows. It names a document, so that a router asks the shard that has it; a condition that nothing can meet, such
+/// as an empty `$in`, it may send to any shard.
+fn empty_write(id: &str) -> RawDocumentBuf {
+    rawdoc! { "q": { "_id": id, "version": -1_i64 }, "u": { "$set": { "version": 0 } } }
 }
 
 /// Codes of a field that does not go with the update: bad value (`$push` to what is no list), type mismatch, path not viable

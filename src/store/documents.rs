@@ -33,7 +33,7 @@ use stored::{Fault, list};
 pub use stored::{Stored, kind};
 
 /// The longest lead time of a card notice: two years. Cards are valid for few years more.
-const CARD_NOTICE_DAYS_MAX: u32 = 731;
+pub(super) const CARD_NOTICE_DAYS_MAX: u32 = 731;
 
 /// A document of `organizations`. Offramp only reads it.
 #[derive(Debug, Deserialize, JsonSchema)]

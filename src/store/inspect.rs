@@ -1,10 +1,15 @@
-//! What people look at: a document as it is, and the server's condition. Nothing here is the worker's job.
+//! The server itself: what kind it is, its clock, its indexes; and a document as it is, for people to look at.
 
-use std::collections::HashSet;
+use std::fmt;
+use std::time::Duration;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
+use chrono::{DateTime, TimeDelta, Utc};
+use mongodb::error::ErrorKind;
 
-use super::{Collection, Store, StoreError, sweep};
+use crate::clock;
+
+use super::{COMMAND_TIME_MAX, Collection, Store, StoreError, classify, milliseconds, sweep, within_deadline};
 
 /// What `hello` and `buildInfo` tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,26 +45,193 @@ impl Store {
         })
     }
 
-    /// The names of the indexes that [`Store::create_indexes`] would create.
+    /// The indexes that are missing, or that this user may not see.
     ///
     /// # Errors
-    /// When the server does not answer, or does not let this user look.
-    pub async fn missing_indexes(&self) -> Result<Vec<String>, StoreError> {
-        let existing = self.command(doc! { "listCollections": 1, "nameOnly": true }).await?;
-        let existing: HashSet<String> = first_batch(&existing).filter_map(name).collect();
+    /// When the server does not answer; [`StoreError::Refused`] when there is one of that name with other keys.
+    pub async fn missing_indexes(&self) -> Result<Vec<Index>, StoreError> {
+        let existing = self.existing_indexes().await?;
         let mut missing = Vec::new();
-        for (collection, indexes) in sweep::indexes() {
-            let collection = collection.as_str();
-            let found: HashSet<String> = if existing.contains(collection) {
-                first_batch(&self.command(doc! { "listIndexes": collection }).await?).filter_map(name).collect()
-            } else {
-                HashSet::new()
-            };
-            let names = indexes.iter().filter_map(name).filter(|name| !found.contains(name));
-            missing.extend(names.map(|name| format!("{collection}.{name}")));
+        for index in sweep::indexes() {
+            match existing
+                .iter()
+                .find(|(collection, found)| *collection == index.collection && name(found) == index.name())
+            {
+                None => missing.push(index),
+                Some((_, found)) if has_same_keys(found, &index.specification) => {}
+                Some(_) => {
+                    let advice =
+                        "there is one of that name with other keys; drop it, and `offramp init` makes the right one";
+                    return Err(StoreError::Refused(format!("the index {index}: {advice}")));
+                }
+            }
         }
         Ok(missing)
     }
+
+    /// The indexes of earlier versions that nothing uses any more.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn superseded_indexes(&self) -> Result<Vec<Index>, StoreError> {
+        let is_superseded = |(collection, found): &(Collection, Document)| {
+            sweep::SUPERSEDED.iter().any(|(of, superseded)| of == collection && name(found) == *superseded)
+        };
+        let existing = self.existing_indexes().await?.into_iter().filter(is_superseded);
+        Ok(existing.map(|(collection, specification)| Index { collection, specification }).collect())
+    }
+
+    /// Every index of our collections, as far as this user may look.
+    async fn existing_indexes(&self) -> Result<Vec<(Collection, Document)>, StoreError> {
+        let mut indexes = Vec::new();
+        for collection in Collection::ALL {
+            let database = self.database.clone();
+            let command = doc! { "listIndexes": collection.as_str(), "maxTimeMS": milliseconds(COMMAND_TIME_MAX) };
+            let reply = within_deadline(async move {
+                match database.run_command(command).await {
+                    Err(error) if is_nothing_to_list(&error) => Ok(Document::new()),
+                    reply => reply,
+                }
+            });
+            indexes.extend(first_batch(&reply.await?).map(|index| (collection, index.clone())));
+        }
+        Ok(indexes)
+    }
+
+    /// Builds an index, however long that takes.
+    ///
+    /// # Errors
+    /// When the server does not answer, or refuses.
+    pub async fn create_index(&self, index: &Index) -> Result<(), StoreError> {
+        self.long_command(doc! { "createIndexes": index.collection.as_str(), "indexes": [&index.specification] }).await
+    }
+
+    /// Builds every index that is missing.
+    ///
+    /// # Errors
+    /// When the server does not answer, or refuses.
+    pub async fn create_indexes(&self) -> Result<(), StoreError> {
+        for index in self.missing_indexes().await? {
+            self.create_index(&index).await?;
+        }
+        Ok(())
+    }
+
+    /// Drops an index.
+    ///
+    /// # Errors
+    /// When the server does not answer, or refuses.
+    pub async fn drop_index(&self, index: &Index) -> Result<(), StoreError> {
+        self.long_command(doc! { "dropIndexes": index.collection.as_str(), "index": index.name() }).await
+    }
+
+    /// How far the server is with building an index of a collection, in percent. None where it builds none, or does not say,
+    /// or this user may not ask.
+    pub async fn build_progress(&self, collection: Collection) -> Option<u64> {
+        let admin = self.database.client().database("admin");
+        let filter = doc! {
+            "currentOp": true,
+            "command.createIndexes": collection.as_str(),
+            "command.$db": self.database.name(),
+            "progress.total": { "$gt": 0 },
+        };
+        let reply = within_deadline(async move { admin.run_command(filter).await }).await.ok()?;
+        let progress = reply.get_array("inprog").ok()?.first()?.as_document()?.get_document("progress").ok()?;
+        let number = |field: &str| match progress.get(field)? {
+            Bson::Int32(number) => u64::try_from(*number).ok(),
+            Bson::Int64(number) => u64::try_from(*number).ok(),
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count of documents")]
+            Bson::Double(number) => Some(*number as u64),
+            _ => None,
+        };
+        (number("done")?.min(number("total")?) * 100).checked_div(number("total")?)
+    }
+
+    /// Runs a command that may take hours. It is a task of its own: see [`within_deadline`].
+    async fn long_command(&self, command: Document) -> Result<(), StoreError> {
+        let database = self.database.clone();
+        match tokio::spawn(async move { database.run_command(command).await }).await {
+            Ok(result) => result.map(drop).map_err(|error| classify(&error)),
+            Err(join) => Err(StoreError::Unavailable(format!("the operation was aborted: {join}"))),
+        }
+    }
+
+    /// Compares this machine's clock with the server's.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn clock_offset(&self, tolerance: Duration) -> Result<Option<ClockOffset>, StoreError> {
+        let before = clock::now();
+        let hello = self.command(doc! { "hello": 1 }).await?;
+        let after = clock::now();
+        let server = hello.get_datetime("localTime").ok().map(|time| time.to_chrono());
+        Ok(server.and_then(|server| ClockOffset::measure(before, server, after, tolerance)))
+    }
+}
+
+/// An index, as `createIndexes` takes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Index {
+    /// Where it is.
+    pub collection: Collection,
+    /// Its name, keys and options.
+    pub specification: Document,
+}
+
+impl Index {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        name(&self.specification)
+    }
+
+    /// Whether it is one that finds outbox entries.
+    #[must_use]
+    pub fn is_of_outbox(&self) -> bool {
+        let keys = self.specification.get_document("key");
+        keys.is_ok_and(|keys| keys.keys().any(|key| key.starts_with("outbox.")))
+    }
+}
+
+impl fmt::Display for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.collection.as_str(), self.name())
+    }
+}
+
+/// By how much this machine's clock differs from the server's, where that is too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockOffset(TimeDelta);
+
+impl ClockOffset {
+    /// The server read its clock at some moment between `before` and `after`, so half of that time is allowed for besides
+    /// the tolerance.
+    fn measure(
+        before: DateTime<Utc>,
+        server: DateTime<Utc>,
+        after: DateTime<Utc>,
+        tolerance: Duration,
+    ) -> Option<Self> {
+        let half_way = (after - before) / 2;
+        let offset = before + half_way - server;
+        let tolerance = TimeDelta::from_std(tolerance).unwrap_or(TimeDelta::MAX);
+        (offset.abs() > tolerance.checked_add(&half_way).unwrap_or(tolerance)).then_some(Self(offset))
+    }
+}
+
+impl fmt::Display for ClockOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let side = if self.0 < TimeDelta::zero() { "behind" } else { "ahead of" };
+        write!(f, "this machine's clock is {} s {side} MongoDB's; correct it", self.0.abs().num_seconds())
+    }
+}
+
+/// Whether there is no such collection, or this user may not look. To build an index that exists does nothing, so who may build
+/// indexes need not be allowed to list them.
+fn is_nothing_to_list(error: &mongodb::error::Error) -> bool {
+    /// Unauthorized, namespace not found.
+    const CODES: [i32; 2] = [13, 26];
+    matches!(error.kind.as_ref(), ErrorKind::Command(command) if CODES.contains(&command.code))
 }
 
 fn first_batch(reply: &Document) -> impl Iterator<Item = &Document> {
@@ -67,6 +239,54 @@ fn first_batch(reply: &Document) -> impl Iterator<Item = &Document> {
     batch.into_iter().flatten().filter_map(Bson::as_document)
 }
 
-fn name(document: &Document) -> Option<String> {
-    document.get_str("name").ok().map(str::to_owned)
+fn name(document: &Document) -> &str {
+    document.get_str("name").unwrap_or_default()
+}
+
+/// Whether two indexes have the same keys in the same order. The server gives the directions back as it pleases: `1` or `1.0`.
+fn has_same_keys(one: &Document, other: &Document) -> bool {
+    let direction = |value: &Bson| match value {
+        Bson::Int32(number) => Some(f64::from(*number)),
+        Bson::Double(number) => Some(*number),
+        _ => None,
+    };
+    let keys = |index: &Document| -> Vec<(String, Option<f64>)> {
+        let keys = index.get_document("key").cloned().unwrap_or_default();
+        keys.iter().map(|(field, value)| (field.clone(), direction(value))).collect()
+    };
+    keys(one) == keys(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_differ_beyond_tolerance_and_half_the_round_trip() {
+        #[track_caller]
+        fn check(before: i64, server: i64, after: i64, expected: Option<&str>) {
+            let at = |second: i64| DateTime::from_timestamp(1_800_000_000 + second, 0).unwrap();
+            let offset = ClockOffset::measure(at(before), at(server), at(after), Duration::from_secs(45));
+            assert_eq!(offset.map(|offset| offset.to_string()).as_deref(), expected);
+        }
+        check(0, 0, 0, None);
+        check(0, 45, 0, None);
+        check(0, -45, 0, None);
+        check(0, 46, 0, Some("this machine's clock is 46 s behind MongoDB's; correct it"));
+        check(0, -62, 0, Some("this machine's clock is 62 s ahead of MongoDB's; correct it"));
+        // The answer took 10 s: the server's clock may have been read at any moment of these.
+        check(0, 55, 10, None);
+        check(0, 56, 10, Some("this machine's clock is 51 s behind MongoDB's; correct it"));
+        check(0, -45, 10, None);
+        check(0, -46, 10, Some("this machine's clock is 51 s ahead of MongoDB's; correct it"));
+    }
+
+    #[test]
+    fn directions_of_keys_may_be_any_number() {
+        let ours = doc! { "key": { "a": 1, "b": 1 } };
+        assert!(has_same_keys(&ours, &doc! { "key": { "a": 1.0, "b": 1 } }));
+        assert!(!has_same_keys(&ours, &doc! { "key": { "b": 1, "a": 1 } }));
+        assert!(!has_same_keys(&ours, &doc! { "key": { "a": 1, "b": -1 } }));
+        assert!(!has_same_keys(&ours, &doc! { "key": { "a": 1 } }));
+    }
 }

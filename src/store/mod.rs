@@ -2,7 +2,7 @@
 //!
 //! Nothing here decides anything. Every write is a single-document update, guarded by the document's `version`, sent in one
 //! `update` command per collection with write concern `majority`; state, audit entry, idempotency record and outbox entries
-//! change together or not at all, on a standalone server as on a sharded cluster.
+//! change together or not at all. Sharded clusters are not tested.
 
 pub mod commit;
 pub mod documents;
@@ -17,6 +17,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::time::Duration;
 
+use bson::raw::cstr;
 use bson::{Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use mongodb::error::{CommandError, ErrorKind};
@@ -33,6 +34,12 @@ use documents::{AccountDocument, OrganizationDocument, SubscriptionDocument};
 
 /// How long one operation may take before the database counts as away.
 const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
+/// How long the server may work on one command, before it ends it by itself: below [`OPERATION_DEADLINE`], so that nothing
+/// goes on that nobody waits for.
+const COMMAND_TIME_MAX: Duration = Duration::from_secs(9);
+/// How long a write may wait for a majority of the servers: below [`COMMAND_TIME_MAX`], so that a majority that is missing
+/// is told from a command that takes too long.
+const WRITE_CONCERN_TIME_MAX: Duration = Duration::from_secs(8);
 /// How long the driver looks for a server that can answer.
 const SERVER_SELECTION_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a connection may take to open.
@@ -74,9 +81,23 @@ pub enum StoreError {
     /// The database is away, or whether it has done the operation is unknown. Nobody's failure: try again.
     #[error("MongoDB does not answer: {0}")]
     Unavailable(String),
+    /// The server was too slow with this operation, and ended it. How much of it is done is unknown: try again.
+    #[error("MongoDB ended an operation that took more than {} s", COMMAND_TIME_MAX.as_secs())]
+    TimedOut,
     /// The database has refused the operation; the same again would be refused again.
     #[error("MongoDB refused: {0}")]
     Refused(String),
+}
+
+impl StoreError {
+    /// Why, for sentences that name MongoDB already.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Unavailable(reason) | Self::Refused(reason) => reason.clone(),
+            Self::TimedOut => self.to_string(),
+        }
+    }
 }
 
 /// Which documents a batch needs.
@@ -137,17 +158,6 @@ impl Store {
     /// When there is none.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.command(doc! { "ping": 1 }).await.map(drop)
-    }
-
-    /// Creates the indexes that the sweeper needs. Those that exist stay as they are.
-    ///
-    /// # Errors
-    /// When the server does not answer, or refuses (an index of the same name with other keys).
-    pub async fn create_indexes(&self) -> Result<(), StoreError> {
-        for (collection, indexes) in sweep::indexes() {
-            self.command(doc! { "createIndexes": collection.as_str(), "indexes": indexes }).await?;
-        }
-        Ok(())
     }
 
     /// Reads all documents that a batch needs: one find per collection, at most one more for what is behind.
@@ -239,7 +249,7 @@ impl Store {
     ) -> Result<Vec<RawDocumentBuf>, StoreError> {
         let collection = self.database.collection::<RawDocumentBuf>(collection.as_str());
         within_deadline(async move {
-            let mut find = collection.find(filter).projection(projection);
+            let mut find = collection.find(filter).projection(projection).max_time(COMMAND_TIME_MAX);
             if let Some(limit) = limit {
                 // Without the second, a server answers with 101 documents, and is asked for the others.
                 find = find.limit(limit).batch_size(u32::try_from(limit).unwrap_or(u32::MAX));
@@ -250,13 +260,15 @@ impl Store {
     }
 
     /// Runs a command of the database.
-    async fn command(&self, command: Document) -> Result<Document, StoreError> {
+    async fn command(&self, mut command: Document) -> Result<Document, StoreError> {
+        command.insert("maxTimeMS", milliseconds(COMMAND_TIME_MAX));
         let database = self.database.clone();
         within_deadline(async move { database.run_command(command).await }).await
     }
 
     /// The same for one that was put together as it is sent.
-    async fn raw_command(&self, command: RawDocumentBuf) -> Result<Document, StoreError> {
+    async fn raw_command(&self, mut command: RawDocumentBuf) -> Result<Document, StoreError> {
+        command.append(cstr!("maxTimeMS"), milliseconds(COMMAND_TIME_MAX));
         let database = self.database.clone();
         within_deadline(async move { database.run_raw_command(command).await }).await
     }
@@ -283,6 +295,10 @@ fn add_organizations(world: &mut World, raw: &[RawDocumentBuf]) {
 /// The `_id` of a document that was found by one.
 fn id<T: for<'a> TryFrom<&'a str>>(raw: &RawDocumentBuf) -> Option<T> {
     raw.get_str("_id").ok().and_then(|id| id.try_into().ok())
+}
+
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 /// Runs an operation of the driver as a task of its own, so that giving up on it never drops it half-way, which the driver
@@ -315,6 +331,9 @@ fn without(text: &str, begin: &str, end: char) -> String {
     kept
 }
 
+/// The code of an operation that took longer than its `maxTimeMS`.
+const TIME_EXCEEDED: i32 = 50;
+
 /// Whether the same operation could succeed later.
 fn classify(error: &mongodb::error::Error) -> StoreError {
     /// Codes with which a healthy server refuses an operation for what it is: bad value, failed to parse, type mismatch,
@@ -322,6 +341,7 @@ fn classify(error: &mongodb::error::Error) -> StoreError {
     /// is too large.
     const REFUSALS: [i32; 8] = [2, 9, 14, 85, 86, 121, 10334, 17419];
     match error.kind.as_ref() {
+        ErrorKind::Command(command) if command.code == TIME_EXCEEDED => StoreError::TimedOut,
         ErrorKind::Command(command) if REFUSALS.contains(&command.code) => StoreError::Refused(told(command)),
         ErrorKind::Command(command) => StoreError::Unavailable(told(command)),
         // Has the server's words in it, too.
@@ -377,6 +397,7 @@ mod tests {
         let lacks = "the user of OFFRAMP_MONGODB_URL lacks a right (Unauthorized, code 13)";
         check(13, "Unauthorized", quoting, &StoreError::Unavailable(lacks.to_owned()));
         check(166, "NotOnView", quoting, &StoreError::Unavailable("NotOnView, code 166".to_owned()));
+        check(50, "MaxTimeMSExpired", quoting, &StoreError::TimedOut);
         check(2, "BadValue", quoting, &StoreError::Refused("BadValue, code 2".to_owned()));
         let index = "Index already exists with a different name: due";
         let conflict = format!("{index} (IndexOptionsConflict, code 85)");

@@ -1,137 +1,442 @@
-//! What the sweeper looks for: dates that have passed, cards about to expire, tombstones to delete; and the indexes that
-//! make each of these a look at what is due, not at everything.
+//! What the sweeper asks: which subscriptions are over, whose cards are about to expire, which documents can never be
+//! processed, which tombstones to delete. And the indexes that make each question cost as much as its answer.
+//!
+//! The questions about ends are answered from an index alone: no document is read before it is decided on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc};
+use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
+use chrono_tz::Tz;
 use futures_util::TryStreamExt;
 use mongodb::Cursor;
+use mongodb::options::Hint;
 
 use crate::domain::account::NoticeKind;
-use crate::domain::billing::YearMonth;
-use crate::domain::fold::Loaded;
-use crate::domain::organization::Organization;
+use crate::domain::billing::{BillingDay, YearMonth, parse_date};
 use crate::domain::text::{AccountId, CardId, OrganizationId, SubscriptionId};
 
-use super::documents::{self, OrganizationDocument};
-use super::{Collection, Store, StoreError, within_deadline};
+use super::documents::CARD_NOTICE_DAYS_MAX;
+use super::inspect::Index;
+use super::{COMMAND_TIME_MAX, Collection, Store, StoreError, within_deadline};
 
-/// How long a tombstone stays after its outbox is empty (contract §4).
+/// How long a tombstone stays after its last email and event were sent or given up (contract §4).
 const TOMBSTONE_DAYS: i64 = 30;
+/// The largest offset from UTC that a time zone has, in hours: there a day begins first.
+const UTC_OFFSET_HOURS_MAX: i64 = 14;
+/// How many ids of due subscriptions are read at a time.
+const WINDOW_MAX: usize = 8_192;
+/// How many organizations with card notices are read at a time.
+const ORGANIZATIONS_PAGE_MAX: usize = 256;
+/// How many documents of one fault are listed. The metric counts no further.
+const UNWORKABLE_OF_ONE_FAULT_MAX: u32 = 1_000;
+/// Of how many organizations the time zone is remembered during a sweep.
+const ZONES_MAX: usize = 100_000;
 
-/// The indexes of each collection, as `createIndexes` takes them.
-pub(super) fn indexes() -> [(Collection, Vec<Document>); 2] {
-    [
-        (
-            Collection::Subscriptions,
-            vec![
-                // Most subscriptions are in none of these three, so that a change of their status costs no index anything.
-                doc! {
-                    "name": "offramp_scheduled", "key": { "ends_at": 1 },
-                    "partialFilterExpression": { "status": "cancellation_scheduled" },
-                },
-                // With the id, since earlier versions made an index of the first two, whole, and MongoDB takes none beside it
-                // that differs by its filter alone before 5.0.
-                doc! {
-                    "name": "offramp_expiring", "key": { "status": 1, "expires_on": 1, "_id": 1 },
-                    "partialFilterExpression": { "expires_on": { "$gt": "" } },
-                },
-                doc! {
-                    "name": "offramp_removed", "key": { "ended_on": 1 },
-                    "partialFilterExpression": { "status": "removed" },
-                },
-                // Without the status, which changes: an account has few subscriptions.
-                doc! { "name": "offramp_of_account", "key": { "account_id": 1 } },
-                doc! {
-                    "name": "offramp_due", "key": { "outbox.kind": 1, "outbox.due": 1 },
-                    "partialFilterExpression": { "outbox.due": { "$exists": true } },
-                },
-                doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true },
-            ],
-        ),
-        (
-            Collection::Accounts,
-            vec![
-                doc! { "name": "offramp_cards", "key": { "organization_id": 1, "cards.expires": 1 } },
-                doc! {
-                    "name": "offramp_due", "key": { "outbox.kind": 1, "outbox.due": 1 },
-                    "partialFilterExpression": { "outbox.due": { "$exists": true } },
-                },
-                doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true },
-            ],
+/// What a subscription is not, or not any more, when its natural end can come. A missing status is `active`.
+const WITHOUT_NATURAL_END: [&str; 4] = ["cancellation_scheduled", "cancelled", "expired", "removed"];
+
+/// The types of values, as MongoDB names them, that are neither text nor null.
+const NO_TEXT: [&str; 13] = [
+    "double",
+    "object",
+    "array",
+    "binData",
+    "objectId",
+    "bool",
+    "date",
+    "regex",
+    "javascript",
+    "int",
+    "timestamp",
+    "long",
+    "decimal",
+];
+
+const SCHEDULED_ENDS: &str = "offramp_scheduled_ends";
+const NATURAL_ENDS: &str = "offramp_natural_ends";
+const EXPIRY_TYPES: &str = "offramp_expiry_types";
+const CARD_EXPIRY: &str = "offramp_card_expiry";
+const CARD_NOTICES: &str = "offramp_card_notices";
+
+/// The indexes, in the order in which they are built.
+pub(super) fn indexes() -> Vec<Index> {
+    let index = |collection, specification| Index { collection, specification };
+    let subscriptions = |specification| index(Collection::Subscriptions, specification);
+    let accounts = |specification| index(Collection::Accounts, specification);
+    vec![
+        subscriptions(doc! {
+            "name": "offramp_due", "key": { "outbox.kind": 1, "outbox.due": 1 },
+            "partialFilterExpression": { "outbox.due": { "$exists": true } },
+        }),
+        accounts(doc! {
+            "name": "offramp_due", "key": { "outbox.kind": 1, "outbox.due": 1 },
+            "partialFilterExpression": { "outbox.due": { "$exists": true } },
+        }),
+        subscriptions(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
+        accounts(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
+        // Partial: most subscriptions are in none of the next four, so a change of their status costs no index anything.
+        // The status is a key as well, because MongoDB reads the document to check a condition that is not a key.
+        subscriptions(doc! {
+            "name": SCHEDULED_ENDS, "key": { "status": 1, "ends_at": 1, "_id": 1 },
+            "partialFilterExpression": { "status": "cancellation_scheduled" },
+        }),
+        subscriptions(doc! {
+            "name": NATURAL_ENDS,
+            "key": { "status": 1, "billing.day": 1, "expires_on": 1, "organization_id": 1, "_id": 1 },
+            "partialFilterExpression": { "expires_on": { "$gt": "" } },
+        }),
+        // Empty, where every `expires_on` is text or null.
+        subscriptions(doc! {
+            "name": EXPIRY_TYPES, "key": { "status": 1, "expires_on": 1 },
+            "partialFilterExpression": { "expires_on": { "$type": NO_TEXT.as_slice() } },
+        }),
+        subscriptions(doc! {
+            "name": "offramp_removed", "key": { "ended_on": 1 },
+            "partialFilterExpression": { "status": "removed" },
+        }),
+        // Without the status, which changes: an account has few subscriptions.
+        subscriptions(doc! { "name": "offramp_of_account", "key": { "account_id": 1 } }),
+        // Ends in `_id`, so that accounts can be paged through without sorting them.
+        accounts(doc! { "name": CARD_EXPIRY, "key": { "organization_id": 1, "cards.expires": 1, "_id": 1 } }),
+        index(
+            Collection::Organizations,
+            doc! {
+                "name": CARD_NOTICES, "key": { "card_notice_days": 1 },
+                "partialFilterExpression": { "card_notice_days": { "$exists": true } },
+            },
         ),
     ]
 }
 
-/// A stream of ids, read as it is consumed.
+/// Indexes of earlier versions that nothing uses any more.
+pub(super) const SUPERSEDED: [(Collection, &str); 5] = [
+    (Collection::Subscriptions, "offramp_scheduled"),
+    (Collection::Subscriptions, "offramp_expiring"),
+    (Collection::Subscriptions, "offramp_outbox"),
+    (Collection::Accounts, "offramp_cards"),
+    (Collection::Accounts, "offramp_outbox"),
+];
+
+/// A document that cannot be processed as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unworkable {
+    /// Where it is.
+    pub collection: Collection,
+    /// Its `_id`.
+    pub id: String,
+    /// Which field is wrong, and what belongs there. Quotes nothing of the document.
+    pub reason: String,
+}
+
+/// Ids of due subscriptions.
+#[derive(Debug, Default)]
+pub struct Window {
+    /// Some of them; all, if there are few.
+    pub due: Vec<SubscriptionId>,
+    /// Those that have no id that a subscription can have.
+    pub unworkable: Vec<Unworkable>,
+}
+
+impl Window {
+    fn add(&mut self, raw: &RawDocument, passing_over: &HashSet<SubscriptionId>) {
+        match raw.get_str("_id").ok().and_then(|id| SubscriptionId::try_from(id).ok()) {
+            Some(id) if passing_over.contains(&id) => {}
+            Some(id) => self.due.push(id),
+            None if self.unworkable.len() >= WINDOW_MAX => {}
+            None => {
+                let what = kind(raw.get("_id").ok().flatten());
+                let reason = format!("_id is {what}, where text of 1 to 128 characters belongs");
+                self.unworkable.push(Unworkable { collection: Collection::Subscriptions, id: shown_id(raw), reason });
+            }
+        }
+    }
+}
+
+/// The time zones of organizations, as far as a sweep has met them.
+#[derive(Debug, Default)]
+pub struct Zones(HashMap<String, Option<Tz>>);
+
+impl Zones {
+    /// Learns the time zones of the organizations behind these subscriptions.
+    async fn learn(&mut self, store: &Store, subscriptions: &[RawDocumentBuf]) -> Result<(), StoreError> {
+        if self.0.len() > ZONES_MAX {
+            self.0.clear();
+        }
+        let new: HashSet<&str> = subscriptions
+            .iter()
+            .filter_map(|raw| raw.get_str("organization_id").ok())
+            .filter(|id| !self.0.contains_key(*id))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<&str> = new.into_iter().collect();
+        self.0.extend(ids.iter().map(|id| ((*id).to_owned(), None)));
+        let filter = doc! { "_id": { "$in": ids } };
+        for raw in store.find(Collection::Organizations, filter, doc! { "timezone": 1 }, None).await? {
+            if let (Ok(id), Ok(zone)) = (raw.get_str("_id"), raw.get_str("timezone")) {
+                self.0.insert(id.to_owned(), zone.parse().ok());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the natural end of a subscription is over where its organization is. What cannot be told is left to the
+    /// rules, which say what is wrong.
+    fn is_over(&self, raw: &RawDocument, now: DateTime<Utc>) -> bool {
+        let over = || {
+            let zone = (*self.0.get(raw.get_str("organization_id").ok()?)?)?;
+            let day = raw.get_document("billing").ok()?.get("day").ok()??;
+            let day = BillingDay::try_from(whole_number(day)?).ok()?;
+            let expires_on = parse_date(raw.get_str("expires_on").ok()?).ok()?;
+            Some(expires_on < day.newest_date(now.with_timezone(&zone).date_naive()))
+        };
+        over().unwrap_or(true)
+    }
+}
+
+/// An organization that wants card notices.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CardOrganization {
+    /// Its id.
+    pub id: OrganizationId,
+    /// Where it is.
+    pub timezone: Tz,
+    /// How many days before a card expires its holder is told.
+    pub card_notice_days: Vec<u32>,
+}
+
+impl CardOrganization {
+    /// The expiry months that are within a lead time at `now`, each with the notice that is due.
+    #[must_use]
+    pub fn notices_due(&self, now: DateTime<Utc>) -> Vec<(YearMonth, NoticeKind)> {
+        let today = now.with_timezone(&self.timezone).date_naive();
+        let Some(longest) = self.card_notice_days.iter().copied().max() else { return Vec::new() };
+        let Some(last_day) = today.checked_add_days(Days::new(longest.into())) else { return Vec::new() };
+        std::iter::successors(Some(YearMonth::of(today)), |month| Some(month.next()))
+            .take_while(|month| month.last_day() <= last_day)
+            .map(|month| (month, NoticeKind::due(month, today, &self.card_notice_days)))
+            .collect()
+    }
+
+    /// Reads one; `None` where it wants no notices.
+    fn read(raw: &RawDocument) -> Option<Result<Self, Unworkable>> {
+        let value = raw.get("card_notice_days").ok().flatten();
+        if value.is_none() || value == Some(RawBsonRef::Null) {
+            return None;
+        }
+        let read = || {
+            let id = raw.get_str("_id").ok().and_then(|id| id.try_into().ok());
+            let id = id.ok_or("_id is not text of 1 to 128 characters")?;
+            let days = value.and_then(RawBsonRef::as_array);
+            let card_notice_days: Option<Vec<u32>> = days.and_then(|days| {
+                let days = days.into_iter().map(|day| u32::try_from(whole_number(day.ok()?)?).ok());
+                days.map(|days| days.filter(|days| *days <= CARD_NOTICE_DAYS_MAX)).collect()
+            });
+            let card_notice_days = card_notice_days.ok_or_else(|| {
+                format!("card_notice_days is no list of whole numbers from 0 to {CARD_NOTICE_DAYS_MAX}")
+            })?;
+            let timezone = raw.get_str("timezone").ok().and_then(|zone| zone.parse().ok());
+            let timezone = timezone.ok_or("timezone is no IANA time zone such as \"America/Toronto\"")?;
+            Ok(Self { id, timezone, card_notice_days })
+        };
+        match read() {
+            Ok(organization) if organization.card_notice_days.is_empty() => None,
+            Ok(organization) => Some(Ok(organization)),
+            Err(reason) => {
+                let reason: String = reason;
+                Some(Err(Unworkable { collection: Collection::Organizations, id: shown_id(raw), reason }))
+            }
+        }
+    }
+}
+
+/// A stream of the organizations that want card notices.
 #[derive(Debug)]
-pub struct Ids {
+pub struct CardOrganizations {
     /// None once the end, or an error, was reached.
     cursor: Option<Cursor<RawDocumentBuf>>,
 }
 
-impl Ids {
-    /// The next ids, at most `max`; none at the end.
+impl CardOrganizations {
+    /// Some more of them; `None` at the end.
     ///
     /// # Errors
     /// When the server does not answer; the stream is then at its end.
-    pub async fn next(&mut self, max: usize) -> Result<Vec<SubscriptionId>, StoreError> {
-        let Some(mut cursor) = self.cursor.take() else { return Ok(Vec::new()) };
-        let (cursor, ids) = within_deadline(async move {
-            let mut ids = Vec::with_capacity(max);
-            while ids.len() < max {
-                match cursor.try_next().await? {
-                    Some(raw) => ids.extend(super::id::<SubscriptionId>(&raw)),
-                    None => return Ok((None, ids)),
-                }
-            }
-            Ok((Some(cursor), ids))
-        })
-        .await?;
-        self.cursor = cursor;
-        Ok(ids)
+    pub async fn next(&mut self) -> Result<Option<Vec<Result<CardOrganization, Unworkable>>>, StoreError> {
+        let page = page(&mut self.cursor, ORGANIZATIONS_PAGE_MAX).await?;
+        Ok((!page.is_empty()).then(|| page.iter().filter_map(|raw| CardOrganization::read(raw)).collect()))
     }
 }
 
+/// The next documents of a cursor, at most `documents_max`; none at the end.
+async fn page(
+    place: &mut Option<Cursor<RawDocumentBuf>>,
+    documents_max: usize,
+) -> Result<Vec<RawDocumentBuf>, StoreError> {
+    let Some(mut cursor) = place.take() else { return Ok(Vec::new()) };
+    let (cursor, page) = within_deadline(async move {
+        let mut page = Vec::new();
+        while page.len() < documents_max {
+            match cursor.try_next().await? {
+                Some(raw) => page.push(raw),
+                None => return Ok((None, page)),
+            }
+        }
+        Ok((Some(cursor), page))
+    })
+    .await?;
+    *place = cursor;
+    Ok(page)
+}
+
 impl Store {
-    /// The scheduled subscriptions whose last day is over at `now`.
+    /// Scheduled subscriptions whose last day is over at `now`, other than `passing_over`.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn ended(&self, now: DateTime<Utc>) -> Result<Ids, StoreError> {
-        self.ids(doc! { "status": "cancellation_scheduled", "ends_at": { "$lte": Instant::from(now) } }).await
+    pub async fn scheduled_ends(
+        &self,
+        now: DateTime<Utc>,
+        passing_over: &HashSet<SubscriptionId>,
+    ) -> Result<Window, StoreError> {
+        let filter = doc! { "status": "cancellation_scheduled", "ends_at": { "$lte": Instant::from(now) } };
+        let mut cursor = self.ask(Collection::Subscriptions, SCHEDULED_ENDS, filter, doc! { "_id": 1 }).await?;
+        let mut window = Window::default();
+        while window.due.len() < WINDOW_MAX && cursor.is_some() {
+            for raw in page(&mut cursor, WINDOW_MAX).await? {
+                window.add(&raw, passing_over);
+            }
+        }
+        Ok(window)
     }
 
-    /// The subscriptions that run and whose expiry date is over at `now` wherever they are; their natural end is that day or
-    /// up to a month later.
+    /// Active and requested subscriptions whose natural end is over at `now`, other than `passing_over`.
+    ///
+    /// A natural end is over on a day when `expires_on` is before the newest billing date by then. So there is a range for
+    /// each billing day. It is made for the latest date on earth; where the organization's date has not come yet is told
+    /// from its time zone.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn expired(&self, now: DateTime<Utc>) -> Result<Ids, StoreError> {
-        let tomorrow = (now.date_naive() + Days::new(1)).to_string();
-        self.ids(doc! {
-            "status": { "$in": ["active", "cancellation_requested", Bson::Null] },
-            "expires_on": { "$gt": "", "$lte": tomorrow },
+    pub async fn natural_ends(
+        &self,
+        now: DateTime<Utc>,
+        passing_over: &HashSet<SubscriptionId>,
+        zones: &mut Zones,
+    ) -> Result<Window, StoreError> {
+        let latest = (now + TimeDelta::hours(UTC_OFFSET_HOURS_MAX)).date_naive();
+        let of_day = |day: BillingDay, number: i64| {
+            doc! {
+                "status": { "$nin": WITHOUT_NATURAL_END.as_slice() },
+                "billing.day": number,
+                "expires_on": { "$gt": "", "$lt": day.newest_date(latest).to_string() },
+            }
+        };
+        let days = (1..=31).filter_map(|number| Some(of_day(BillingDay::try_from(number).ok()?, number)));
+        let filter = doc! { "$or": days.collect::<Vec<_>>() };
+        let fields = doc! { "_id": 1, "organization_id": 1, "billing.day": 1, "expires_on": 1 };
+        let mut cursor = self.ask(Collection::Subscriptions, NATURAL_ENDS, filter, fields).await?;
+        let mut window = Window::default();
+        while window.due.len() < WINDOW_MAX && cursor.is_some() {
+            let page = page(&mut cursor, WINDOW_MAX).await?;
+            zones.learn(self, &page).await?;
+            for raw in page.iter().filter(|raw| zones.is_over(raw, now)) {
+                window.add(raw, passing_over);
+            }
+        }
+        Ok(window)
+    }
+
+    /// Subscriptions that no sweep will ever find due, because a field that says when has a value that says nothing.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn unworkable_subscriptions(&self) -> Result<Vec<Unworkable>, StoreError> {
+        let mut found = Vec::new();
+        let live = || doc! { "$nin": WITHOUT_NATURAL_END.as_slice() };
+
+        let no_date: Vec<&str> = NO_TEXT.into_iter().filter(|kind| *kind != "date" && *kind != "array").collect();
+        let no_date: Vec<&str> = no_date.into_iter().chain(["string"]).collect();
+        let scheduled = "cancellation_scheduled";
+        let filter = doc! { "$or": [
+            { "status": scheduled, "ends_at": Bson::Null },
+            { "status": scheduled, "ends_at": { "$type": no_date } },
+        ] };
+        for raw in self.faulty(SCHEDULED_ENDS, filter, doc! { "ends_at": 1 }).await? {
+            let what = kind(raw.get("ends_at").ok().flatten());
+            found.push(unworkable(&raw, format!("ends_at is {what}, where a date belongs")));
+        }
+
+        let filter = doc! { "status": live(), "expires_on": { "$type": NO_TEXT.as_slice() } };
+        for raw in self.faulty(EXPIRY_TYPES, filter, doc! { "expires_on": 1 }).await? {
+            let what = kind(raw.get("expires_on").ok().flatten());
+            found.push(unworkable(&raw, format!("expires_on is {what}, where text such as \"2026-06-30\" belongs")));
+        }
+
+        let days: Vec<i32> = (1..=31).collect();
+        let filter = doc! { "status": live(), "billing.day": { "$nin": days }, "expires_on": { "$gt": "" } };
+        for raw in self.faulty(NATURAL_ENDS, filter, doc! { "billing.day": 1 }).await? {
+            let day = raw.get_document("billing").ok().and_then(|billing| billing.get("day").ok().flatten());
+            let reason = match day {
+                Some(RawBsonRef::Double(_) | RawBsonRef::Int32(_) | RawBsonRef::Int64(_)) => {
+                    "billing.day is no whole number from 1 to 31".to_owned()
+                }
+                other => format!("billing.day is {}, where a whole number from 1 to 31 belongs", kind(other)),
+            };
+            found.push(unworkable(&raw, reason));
+        }
+
+        let filter = doc! {
+            "status": live(), "billing.day": { "$gte": 1, "$lte": 31 }, "expires_on": { "$gt": "9999-12-31" },
+        };
+        for raw in self.faulty(NATURAL_ENDS, filter, doc! { "_id": 1 }).await? {
+            found.push(unworkable(&raw, "expires_on is no date such as \"2026-06-30\"".to_owned()));
+        }
+        Ok(found)
+    }
+
+    async fn faulty(
+        &self,
+        index: &'static str,
+        filter: Document,
+        fields: Document,
+    ) -> Result<Vec<RawDocumentBuf>, StoreError> {
+        let collection = self.database.collection::<RawDocumentBuf>(Collection::Subscriptions.as_str());
+        within_deadline(async move {
+            let find = collection.find(filter).projection(fields).hint(Hint::Name(index.to_owned()));
+            find.limit(UNWORKABLE_OF_ONE_FAULT_MAX.into()).max_time(COMMAND_TIME_MAX).await?.try_collect().await
         })
         .await
     }
 
-    async fn ids(&self, filter: Document) -> Result<Ids, StoreError> {
-        let collection = self.database.collection::<RawDocumentBuf>(Collection::Subscriptions.as_str());
-        let cursor =
-            within_deadline(async move { collection.find(filter).projection(doc! { "_id": 1 }).await }).await?;
-        Ok(Ids { cursor: Some(cursor) })
+    /// A question that an index answers.
+    async fn ask(
+        &self,
+        collection: Collection,
+        index: &'static str,
+        filter: Document,
+        fields: Document,
+    ) -> Result<Option<Cursor<RawDocumentBuf>>, StoreError> {
+        let collection = self.database.collection::<RawDocumentBuf>(collection.as_str());
+        let batch_size = u32::try_from(WINDOW_MAX).unwrap_or(u32::MAX);
+        within_deadline(async move {
+            let find = collection.find(filter).projection(fields).hint(Hint::Name(index.to_owned()));
+            find.batch_size(batch_size).max_time(COMMAND_TIME_MAX).await.map(Some)
+        })
+        .await
     }
 
     /// The organizations that want card notices.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn organizations_with_card_notices(&self) -> Result<Vec<Loaded<Organization>>, StoreError> {
-        let found =
-            self.find(Collection::Organizations, doc! { "card_notice_days.0": { "$exists": true } }, doc! {}, None);
-        Ok(found.await?.iter().map(|raw| documents::read::<OrganizationDocument, _>("organizations", raw)).collect())
+    pub async fn organizations_with_card_notices(&self) -> Result<CardOrganizations, StoreError> {
+        let filter = doc! { "card_notice_days": { "$exists": true } };
+        let fields = doc! { "timezone": 1, "card_notice_days": 1 };
+        let cursor = self.ask(Collection::Organizations, CARD_NOTICES, filter, fields).await?;
+        Ok(CardOrganizations { cursor })
     }
 
     /// The cards of `organization` that expire in the month `expires` and have not got the notice `kind` yet, in accounts
@@ -182,6 +487,8 @@ impl Store {
                 .projection(doc! { "cards.id": 1, "cards.expires": 1 })
                 .sort(doc! { "_id": 1 })
                 .limit(accounts_max)
+                .hint(Hint::Name(CARD_EXPIRY.to_owned()))
+                .max_time(COMMAND_TIME_MAX)
                 .await?
                 .try_collect()
                 .await
@@ -229,23 +536,32 @@ impl Store {
         Ok(values.iter().filter_map(|id| id.as_str()?.try_into().ok()).collect())
     }
 
-    /// Deletes the tombstones whose outbox has been empty for 30 days.
+    /// Deletes the tombstones whose last email and event were sent, or given up, 30 days ago.
     ///
     /// # Errors
     /// When the server does not answer.
     pub async fn delete_tombstones(&self, now: DateTime<Utc>) -> Result<u64, StoreError> {
-        let empty_since = now - TimeDelta::days(TOMBSTONE_DAYS);
+        let settled_by = now - TimeDelta::days(TOMBSTONE_DAYS);
         // The day of removal is in the organization's calendar: one day of grace covers every time zone.
-        let removed_by: NaiveDate = empty_since.date_naive() + Days::new(1);
-        let filter = doc! {
+        let removed_by: NaiveDate = settled_by.date_naive() + Days::new(1);
+        let mut filter = doc! {
             "status": "removed",
-            "outbox": { "$size": 0 },
             "ended_on": { "$lte": removed_by.to_string() },
-            "applied.at": { "$not": { "$gt": Instant::from(empty_since) } },
-            "applied.settled_at": { "$not": { "$gt": Instant::from(empty_since) } },
+            // Still to be sent.
+            "outbox.due": { "$not": { "$type": "date" } },
         };
-        let collection = self.database.collection::<Document>(Collection::Subscriptions.as_str());
-        within_deadline(async move { collection.delete_many(filter).await }).await.map(|deleted| deleted.deleted_count)
+        for instant in
+            ["applied.at", "applied.settled_at", "notifications.sent_at", "notifications.failed_at", "outbox.failed_at"]
+        {
+            filter.insert(instant, doc! { "$not": { "$gt": Instant::from(settled_by) } });
+        }
+        let reply = self
+            .command(doc! {
+                "delete": Collection::Subscriptions.as_str(),
+                "deletes": [{ "q": filter, "limit": 0 }],
+            })
+            .await?;
+        Ok(reply.get("n").and_then(|count| u64::try_from(count.as_i32()?).ok()).unwrap_or(0))
     }
 }
 
@@ -256,4 +572,50 @@ pub struct CardsPage {
     pub due: Vec<(AccountId, CardId)>,
     /// The last account that was looked at: the next page comes after it. None: there is no further one.
     pub last: Option<AccountId>,
+}
+
+/// A whole number, in whichever of BSON's number types another system wrote it.
+fn whole_number(value: RawBsonRef<'_>) -> Option<i64> {
+    /// From here on not every whole number is a double.
+    const DOUBLE_MAX: f64 = 9_007_199_254_740_992.0;
+    match value {
+        RawBsonRef::Int32(number) => Some(number.into()),
+        RawBsonRef::Int64(number) => Some(number),
+        #[allow(clippy::cast_possible_truncation, reason = "checked")]
+        RawBsonRef::Double(number) if number.fract() == 0.0 && number.abs() < DOUBLE_MAX => Some(number as i64),
+        _ => None,
+    }
+}
+
+/// What a value is, in plain words.
+fn kind(value: Option<RawBsonRef<'_>>) -> &'static str {
+    match value {
+        None => "missing",
+        Some(RawBsonRef::Null | RawBsonRef::Undefined) => "null",
+        Some(RawBsonRef::String(_)) => "text",
+        Some(RawBsonRef::DateTime(_)) => "a date",
+        Some(RawBsonRef::Timestamp(_)) => "a timestamp",
+        Some(RawBsonRef::Boolean(_)) => "true or false",
+        Some(RawBsonRef::ObjectId(_)) => "an ObjectId",
+        Some(RawBsonRef::Document(_)) => "an object",
+        Some(RawBsonRef::Array(_)) => "a list",
+        Some(RawBsonRef::Double(_) | RawBsonRef::Int32(_) | RawBsonRef::Int64(_) | RawBsonRef::Decimal128(_)) => {
+            "a number"
+        }
+        Some(_) => "a value of another type",
+    }
+}
+
+/// The `_id` of a document, for sentences.
+fn shown_id(raw: &RawDocument) -> String {
+    match raw.get("_id") {
+        Ok(Some(RawBsonRef::String(id))) => id.to_owned(),
+        Ok(Some(RawBsonRef::ObjectId(id))) => id.to_hex(),
+        Ok(id) => format!("with an _id that is {}", kind(id)),
+        Err(_) => "that cannot be read".to_owned(),
+    }
+}
+
+fn unworkable(raw: &RawDocument, reason: String) -> Unworkable {
+    Unworkable { collection: Collection::Subscriptions, id: shown_id(raw), reason }
 }

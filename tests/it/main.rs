@@ -17,6 +17,7 @@ mod preview;
 mod shutdown;
 mod story;
 mod support;
+mod sweep;
 mod time;
 #[cfg(target_os = "linux")]
 mod tls;

@@ -1,12 +1,10 @@
 //! What time does (contract §4, "As time passes"): dates, cards, and leases that ran out. Any number of workers may look.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bson::{Document, doc};
 use chrono::{Datelike, Days, TimeDelta, Utc};
-use futures_util::TryStreamExt;
 use mail_parser::MessageParser;
 use serde_json::json;
 
@@ -15,43 +13,6 @@ use crate::support::samples::{account, cancellation, command, organization, popu
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::Worker;
 use crate::support::world::World;
-
-/// Whatever a sweep looks for is found with an index. The database tells itself what it did. (Among few accounts, their ids
-/// are as good a way to cards as the index for them; among a million, `make bench` looks which one is taken.)
-#[tokio::test(flavor = "multi_thread")]
-async fn a_sweep_reads_what_is_due_and_nothing_else() {
-    let world = World::new("plans").await;
-    let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let with_notices = doc! { "$set": { "card_notice_days": [31], "timezone": "UTC" } };
-    world.collection("organizations").update_one(doc! { "_id": "org" }, with_notices).await.unwrap();
-    let month = Utc::now().date_naive().format("%Y-%m").to_string();
-    let card = doc! { "$set": { "cards": [{ "id": "card", "brand": "Visa", "last4": "4242", "expires": month }] } };
-    world.collection("accounts").update_one(doc! { "_id": "acc" }, card).await.unwrap();
-    world.database.run_command(doc! { "profile": 2 }).await.unwrap();
-
-    let worker = Worker::start(&world, &sink.url()).await;
-    let profile = world.collection("system.profile");
-    // The last thing that a sweep looks for are tombstones.
-    eventually("the end of a sweep", || async { profile.find_one(doc! { "op": "remove" }).await.unwrap() }).await;
-    assert!(worker.stop().await.success());
-    world.database.run_command(doc! { "profile": 0 }).await.unwrap();
-
-    let of_worker = doc! { "appName": "offramp", "ns": { "$regex": "subscriptions$|accounts$" } };
-    let noted: Vec<Document> = profile.find(of_worker).await.unwrap().try_collect().await.unwrap();
-    let plans: BTreeSet<&str> = noted.iter().filter_map(|noted| noted.get_str("planSummary").ok()).collect();
-    assert!(!plans.iter().any(|plan| plan.contains("COLLSCAN")), "{plans:?}");
-    for keys in [
-        "{ ends_at: 1 }",
-        "{ status: 1, expires_on: 1, _id: 1 }",
-        "{ ended_on: 1 }",
-        "{ account_id: 1 }",
-        "{ outbox.kind: 1, outbox.due: 1 }",
-    ] {
-        assert!(plans.iter().any(|plan| plan.contains(&format!("IXSCAN {keys}"))), "{keys}: {plans:?}");
-    }
-    world.remove().await;
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn days_that_are_over_end_what_they_should_end_once() {

@@ -35,6 +35,38 @@ fn billing_dates() {
 }
 
 #[test]
+fn the_newest_billing_date() {
+    #[track_caller]
+    fn check(billing_day: i64, until: &str, expected: &str) {
+        assert_eq!(day(billing_day).day.newest_date(date(until)), date(expected));
+    }
+    check(15, "2026-06-14", "2026-05-15");
+    check(15, "2026-06-15", "2026-06-15");
+    check(15, "2026-06-30", "2026-06-15");
+    check(31, "2026-06-29", "2026-05-31");
+    check(31, "2026-06-30", "2026-06-30"); // June has no 31st
+    check(31, "2026-07-30", "2026-06-30");
+    check(30, "2026-02-28", "2026-02-28");
+    check(30, "2028-02-28", "2028-01-30"); // a leap year
+    check(30, "2026-03-01", "2026-02-28");
+    check(1, "2026-01-01", "2026-01-01");
+    check(2, "2026-01-01", "2025-12-02");
+}
+
+proptest! {
+    /// The sweep's question: a natural end is over once there is a billing date after `expires_on`.
+    #[test]
+    fn a_natural_end_is_over_when_it_expired_before_the_newest_billing_date(
+        billing_day in 1_i64..=31, expires in 0_u64..1_500, later in -40_i64..80,
+    ) {
+        let expires_on = date("2026-01-01") + Days::new(expires);
+        let today = expires_on + TimeDelta::days(later);
+        let billing = day(billing_day);
+        prop_assert_eq!(billing.natural_end(expires_on) < today, expires_on < billing.day.newest_date(today));
+    }
+}
+
+#[test]
 fn billing_dates_around_a_date() {
     #[track_caller]
     fn check(billing_day: i64, around: &str, before: &str, after: &str) {

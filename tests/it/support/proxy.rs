@@ -47,6 +47,8 @@ struct Weather {
     closes: u32,
     /// How late an answer begins.
     late: Duration,
+    /// What is added to the time of day that MongoDB's `hello` answers with, in milliseconds.
+    clock_shift: i64,
 }
 
 impl Proxy {
@@ -61,7 +63,7 @@ impl Proxy {
         let target = (host.to_owned(), port);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let fair = Weather { mute: false, deaf: false, cuts: 0, closes: 0, late: Duration::ZERO };
+        let fair = Weather { mute: false, deaf: false, cuts: 0, closes: 0, late: Duration::ZERO, clock_shift: 0 };
         let (weather, seen) = watch::channel(fair);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -115,6 +117,11 @@ impl Proxy {
         url.set_host(Some("127.0.0.1")).unwrap();
         url.set_port(Some(self.address.port())).unwrap();
         Broker::new(url.as_str().parse().unwrap(), name)
+    }
+
+    /// From now on MongoDB seems to have another time of day: later by so many seconds.
+    pub fn shift_clock(&self, seconds: i64) {
+        self.weather.send_modify(|weather| weather.clock_shift = seconds * 1_000);
     }
 
     /// Where it listens.
@@ -194,6 +201,10 @@ async fn pass(
         if let Some(kind) = marked.filter(|_| !to_client).and_then(|at| buffer[..count].get_mut(at + NESTED.len())) {
             *kind = b'A';
         }
+        let clock_shift = seen.borrow().clock_shift;
+        if to_client && clock_shift != 0 {
+            shift_local_time(&mut buffer[..count], clock_shift);
+        }
         if !to_client {
             asked.store(true, Ordering::Relaxed);
         } else if asked.swap(false, Ordering::Relaxed) {
@@ -205,6 +216,19 @@ async fn pass(
         let passes = |weather: &Weather| !if to_client { weather.mute } else { weather.deaf };
         if seen.wait_for(passes).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
+        }
+    }
+}
+
+/// Adds to the instants of `localTime` in BSON: type, name, and eight bytes of milliseconds.
+fn shift_local_time(bytes: &mut [u8], milliseconds: i64) {
+    const FIELD: &[u8] = b"\x09localTime\0";
+    let fields = bytes.windows(FIELD.len()).enumerate().filter(|(_, bytes)| *bytes == FIELD);
+    let places: Vec<usize> = fields.map(|(at, _)| at + FIELD.len()).collect();
+    for at in places {
+        if let Some(time) = bytes.get_mut(at..at + 8) {
+            let shifted = i64::from_le_bytes(time.try_into().unwrap()) + milliseconds;
+            time.copy_from_slice(&shifted.to_le_bytes());
         }
     }
 }

@@ -1,0 +1,552 @@
+//! The sweep: what it reads, how workers share it, its indexes, its clock, and the documents that it can never process.
+
+use std::collections::{BTreeSet, HashSet};
+use std::path::Path;
+use std::process::Stdio;
+
+use bson::{Bson, DateTime as Instant, Document, doc};
+use chrono::{Datelike, Days, NaiveDate, TimeDelta, Utc};
+use futures_util::TryStreamExt;
+use offramp::domain::account::NoticeKind;
+use offramp::domain::billing::YearMonth;
+use offramp::store::Store;
+use offramp::store::sweep::Zones;
+use offramp::tls::Tls;
+
+use crate::support::eventually;
+use crate::support::proxy::Proxy;
+use crate::support::samples::{account, cancellation, organization, populate, subscription};
+use crate::support::smtp::SmtpSink;
+use crate::support::worker::{Worker, get, offramp};
+use crate::support::world::World;
+
+/// How large the database's own notes of what it does may become, in bytes.
+const NOTES_BYTES_MAX: i64 = 64 * 1024 * 1024;
+
+async fn store_of(world: &World) -> Store {
+    let store = Store::open(&world.mongodb_url, &Tls::default()).await.unwrap();
+    store.create_indexes().await.unwrap();
+    store
+}
+
+/// Has the database note what the program does, from now on.
+async fn start_noting(world: &World) {
+    world.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    world.collection("system.profile").drop().await.unwrap();
+    let notes = doc! { "create": "system.profile", "capped": true, "size": NOTES_BYTES_MAX };
+    world.database.run_command(notes).await.unwrap();
+    world.database.run_command(doc! { "profile": 1, "filter": { "appName": "offramp" } }).await.unwrap();
+}
+
+/// What it has noted.
+async fn notes(world: &World) -> Vec<Document> {
+    world.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    world.collection("system.profile").find(doc! {}).await.unwrap().try_collect().await.unwrap()
+}
+
+/// How many documents were read.
+fn documents_read(notes: &[Document]) -> i32 {
+    notes.iter().filter_map(|note| note.get_i32("docsExamined").ok()).sum()
+}
+
+/// How many sweeps have ended: the last thing that each looks for are tombstones.
+async fn sweeps(world: &World) -> u64 {
+    world.collection("system.profile").count_documents(doc! { "op": "remove" }).await.unwrap()
+}
+
+fn scheduled(id: &str, ends_at: chrono::DateTime<Utc>) -> Document {
+    let mut document = subscription(id, "org", "acc");
+    document.extend(doc! {
+        "status": "cancellation_scheduled", "ends_on": ends_at.date_naive().to_string(), "ends_at": Instant::from(ends_at),
+        "final_billing_on": "2020-01-15",
+    });
+    document
+}
+
+fn expiring(id: &str, day: impl Into<Bson>, expires_on: impl Into<Bson>) -> Document {
+    let mut document = subscription(id, "org", "acc");
+    document.get_document_mut("billing").unwrap().insert("day", day);
+    document.insert("expires_on", expires_on);
+    document
+}
+
+/// Whatever a sweep looks for is found with an index.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_reads_what_is_due_and_nothing_else() {
+    let world = World::new("plans").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let with_notices = doc! { "$set": { "card_notice_days": [31], "timezone": "UTC" } };
+    world.collection("organizations").update_one(doc! { "_id": "org" }, with_notices).await.unwrap();
+    let month = Utc::now().date_naive().format("%Y-%m").to_string();
+    let card = doc! { "$set": { "cards": [{ "id": "card", "brand": "Visa", "last4": "4242", "expires": month }] } };
+    world.collection("accounts").update_one(doc! { "_id": "acc" }, card).await.unwrap();
+    store_of(&world).await;
+    start_noting(&world).await;
+
+    let worker = Worker::start(&world, &sink.url()).await;
+    eventually("the end of a sweep", || async { (sweeps(&world).await > 0).then_some(()) }).await;
+    eventually("the notice", || async { (sink.mails().len() == 2).then_some(()) }).await;
+    assert!(worker.stop().await.success());
+
+    let notes = notes(&world).await;
+    let plans: BTreeSet<&str> = notes.iter().filter_map(|note| note.get_str("planSummary").ok()).collect();
+    assert!(!plans.iter().any(|plan| plan.contains("COLLSCAN")), "{plans:?}");
+    for keys in [
+        "{ status: 1, ends_at: 1, _id: 1 }",
+        "{ status: 1, billing.day: 1, expires_on: 1, organization_id: 1, _id: 1 }",
+        "{ status: 1, expires_on: 1 }",
+        "{ organization_id: 1, cards.expires: 1, _id: 1 }",
+        "{ card_notice_days: 1 }",
+        "{ ended_on: 1 }",
+        "{ account_id: 1 }",
+    ] {
+        assert!(plans.iter().any(|plan| plan.contains(&format!("IXSCAN {keys}"))), "{keys}: {plans:?}");
+    }
+    assert!(!notes.iter().any(|note| note.get_bool("hasSortStage").unwrap_or(false)), "an index has the order already");
+    // The server ends by itself what nobody waits for any more. What goes on with a cursor shares the time of its beginning.
+    for note in &notes {
+        let command = note.get_document("command").unwrap();
+        let is_bounded = command.contains_key("maxTimeMS");
+        let is_statement = command.contains_key("q");
+        assert!(
+            is_bounded || is_statement || command.contains_key("getMore") || command.contains_key("createIndexes"),
+            "{command}"
+        );
+    }
+    world.remove().await;
+}
+
+/// Subscriptions between their expiry date and their natural end are not read, nor in the hours in which the day of their
+/// natural end is over elsewhere and not yet where they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_over_yet_is_not_read() {
+    let world = World::new("not-yet").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let honolulu = doc! { "$set": { "timezone": "Pacific/Honolulu" } };
+    world.collection("organizations").update_one(doc! { "_id": "org" }, honolulu).await.unwrap();
+    let today = Utc::now().with_timezone(&chrono_tz::Pacific::Honolulu).date_naive();
+    let ends_tonight = |index: usize| {
+        let mut document =
+            expiring(&format!("tonight-{index}"), (today + Days::new(1)).day(), (today - Days::new(3)).to_string());
+        if index.is_multiple_of(2) {
+            document.insert("status", "active");
+        }
+        document
+    };
+    let ends_later = |index: usize| {
+        expiring(&format!("later-{index}"), (today + Days::new(5)).day(), (today - Days::new(3)).to_string())
+    };
+    let ended = |index: usize| {
+        let mut document = expiring(&format!("ended-{index}"), 15, "2020-01-20");
+        document.insert("status", ["expired", "cancelled", "removed"][index % 3]);
+        document
+    };
+    let documents = (0..1_000).flat_map(|index| [ends_tonight(index), ends_later(index), ended(index)]);
+    world.collection("subscriptions").insert_many(documents).await.unwrap();
+    store_of(&world).await;
+    start_noting(&world).await;
+
+    let worker = Worker::start(&world, &sink.url()).await;
+    eventually("some sweeps", || async { (sweeps(&world).await >= 3).then_some(()) }).await;
+    assert!(worker.stop().await.success());
+    let sweeps = i32::try_from(sweeps(&world).await).unwrap();
+    let notes = notes(&world).await;
+    let read = documents_read(&notes) / sweeps;
+    println!("{read} documents read by each sweep, {sweeps} sweeps");
+    assert!(read <= 100, "{read} documents read by each sweep");
+    world.remove().await;
+}
+
+/// Each billing day, each number type that a driver writes, and every expiry date of some weeks; held against a walk through
+/// the calendar.
+#[tokio::test(flavor = "multi_thread")]
+async fn natural_ends_are_found_on_their_day() {
+    let world = World::new("ends").await;
+    populate(&world).await;
+    let store = store_of(&world).await;
+    let days_in = |date: NaiveDate| (28..=31).rev().find(|day| date.with_day(*day).is_some()).unwrap();
+    let is_billing_date = |date: NaiveDate, day: u32| date.day() == day.min(days_in(date));
+    for (today, zone) in [("2027-02-28", "UTC"), ("2027-03-01", "America/Toronto"), ("2028-02-29", "Pacific/Auckland")]
+    {
+        let zoned = doc! { "$set": { "timezone": zone } };
+        world.collection("organizations").update_one(doc! { "_id": "org" }, zoned).await.unwrap();
+        world.collection("subscriptions").delete_many(doc! {}).await.unwrap();
+        let today: NaiveDate = today.parse().unwrap();
+        let mut expected = BTreeSet::new();
+        let mut documents = Vec::new();
+        for day in 1..=31_u32 {
+            for offset in -35..=2_i64 {
+                let expires_on = today + TimeDelta::days(offset);
+                let id = format!("{day}/{expires_on}");
+                let number = match offset.rem_euclid(3) {
+                    0 => Bson::Int32(day.cast_signed()),
+                    1 => Bson::Int64(day.into()),
+                    _ => Bson::Double(day.into()),
+                };
+                documents.push(expiring(&id, number, expires_on.to_string()));
+                let mut dates = expires_on.iter_days().skip(1).take_while(|date| *date <= today);
+                if dates.any(|date| is_billing_date(date, day)) {
+                    expected.insert(id);
+                }
+            }
+        }
+        world.collection("subscriptions").insert_many(documents).await.unwrap();
+        // Noon there, on that day.
+        let zone: chrono_tz::Tz = zone.parse().unwrap();
+        let now = today.and_hms_opt(12, 0, 0).unwrap().and_local_timezone(zone).unwrap().to_utc();
+        let window = store.natural_ends(now, &HashSet::new(), &mut Zones::default()).await.unwrap();
+        let found: BTreeSet<String> = window.due.iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected, "{today}");
+        let passing_over: HashSet<_> = window.due.into_iter().collect();
+        let others = store.natural_ends(now, &passing_over, &mut Zones::default()).await.unwrap();
+        assert!(others.due.is_empty());
+    }
+    world.remove().await;
+}
+
+/// Accounts are paged through by an index, and none is read twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_cards_read_each_account_once() {
+    const ACCOUNTS: usize = 300;
+    let world = World::new("card-pages").await;
+    world.collection("organizations").insert_one(organization("org")).await.unwrap();
+    let documents = (0..ACCOUNTS).map(|index| {
+        let mut document = account(&format!("acc-{index:03}"), "org");
+        let card = |id: &str, expires: &str| doc! { "id": id, "brand": "Visa", "last4": "4242", "expires": expires };
+        document.insert("cards", [card("one", "2030-06"), card("two", "2030-06"), card("three", "2031-01")]);
+        document
+    });
+    world.collection("accounts").insert_many(documents).await.unwrap();
+    let live = (0..ACCOUNTS).map(|index| subscription(&format!("sub-{index}"), "org", &format!("acc-{index:03}")));
+    world.collection("subscriptions").insert_many(live).await.unwrap();
+    let store = store_of(&world).await;
+    start_noting(&world).await;
+    let organization = "org".try_into().unwrap();
+    let month: YearMonth = "2030-06".parse().unwrap();
+    let (mut after, mut cards) = (None, 0);
+    loop {
+        let kind = NoticeKind::Days(30);
+        let page = store.cards_without_notice(&organization, month, kind, after.as_ref(), 50).await.unwrap();
+        cards += page.due.len();
+        match page.last {
+            Some(last) => after = Some(last),
+            None => break,
+        }
+    }
+    assert_eq!(cards, 2 * ACCOUNTS);
+    let notes: Vec<Document> =
+        notes(&world).await.into_iter().filter(|note| note.get_str("ns").unwrap().ends_with(".accounts")).collect();
+    assert!(notes.len() >= ACCOUNTS / 50);
+    assert!(notes.iter().all(|note| !note.get_bool("hasSortStage").unwrap_or(false)));
+    let read = usize::try_from(documents_read(&notes)).unwrap();
+    assert!(read <= ACCOUNTS + notes.len(), "{read} accounts read");
+    world.remove().await;
+}
+
+/// Ends many subscriptions with some workers, and returns how many documents were read for it.
+async fn documents_read_by(workers: usize, ends: usize) -> i32 {
+    let world = World::new("shared").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    store_of(&world).await;
+    let mut running = Vec::new();
+    for _ in 0..workers {
+        running.push(Worker::start(&world, &sink.url()).await);
+    }
+    let subscriptions = world.collection("subscriptions");
+    // Due all at once, once all are there.
+    let midnight = Utc::now() + TimeDelta::seconds(5);
+    subscriptions.insert_many((0..ends).map(|index| scheduled(&format!("sub-{index}"), midnight))).await.unwrap();
+    start_noting(&world).await;
+    eventually("every end", || async {
+        let count = subscriptions.count_documents(doc! { "status": "cancelled" }).await.unwrap();
+        (count == ends as u64).then_some(())
+    })
+    .await;
+    world.outboxes_empty().await;
+    for worker in running {
+        assert!(worker.stop().await.success());
+    }
+    let notes = notes(&world).await;
+    let of_subscriptions: Vec<Document> =
+        notes.into_iter().filter(|note| note.get_str("ns").is_ok_and(|ns| ns.ends_with(".subscriptions"))).collect();
+    let twice = subscriptions.count_documents(doc! { "history.1": { "$exists": true } }).await.unwrap();
+    assert_eq!(twice, 0, "each ends once");
+    world.remove().await;
+    documents_read(&of_subscriptions)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_share_what_is_due() {
+    const ENDS: usize = 3_000;
+    let one = documents_read_by(1, ENDS).await;
+    let four = documents_read_by(4, ENDS).await;
+    println!("{ENDS} ends: {one} documents read by one worker, {four} by four");
+    assert!(2 * four <= 3 * one, "{one} documents read by one worker, {four} by four");
+}
+
+/// The value of `offramp_unworkable_documents` for a collection.
+async fn unworkable(worker: &Worker, collection: &str) -> Option<u64> {
+    let metrics = get(worker.port(), "/metrics").await?;
+    let name = format!("offramp_unworkable_documents{{collection=\"{collection}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
+}
+
+/// A worker that logs to a file.
+async fn logging(world: &World, sink: &SmtpSink, log: &Path) -> Worker {
+    let file = std::fs::File::create(log).unwrap();
+    Worker::spawn(world, &sink.url(), &[("OFFRAMP_HOLD_SECONDS", "1")], Stdio::from(file)).ready().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
+    let world = World::new("unworkable").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let past = Utc::now() - TimeDelta::days(1);
+    let mut documents = Vec::new();
+    let mut expected = Vec::new();
+    let mut add = |mut document: Document, change: Document, sentence: &'static str| {
+        expected.push((document.get_str("_id").unwrap().to_owned(), sentence));
+        document.extend(change);
+        documents.push(document);
+    };
+    add(scheduled("ends-text", past), doc! { "ends_at": "2026-01-01" }, "ends_at is text, where a date belongs");
+    add(scheduled("ends-null", past), doc! { "ends_at": Bson::Null }, "ends_at is null, where a date belongs");
+    add(scheduled("ends-number", past), doc! { "ends_at": 5 }, "ends_at is a number, where a date belongs");
+    let expires = "expires_on is a date, where text such as";
+    add(expiring("expires-date", 15, Instant::from(past)), doc! {}, expires);
+    add(expiring("expires-later", 15, Instant::MAX), doc! { "status": "active" }, expires);
+    add(expiring("expires-never", 15, "never"), doc! {}, "expires_on is no date such as");
+    add(expiring("expires-slashes", 15, "01/02/2026"), doc! {}, "expires_on");
+    add(expiring("day-text", "15", "2026-01-01"), doc! {}, "billing.day is text, where a whole number");
+    add(expiring("day-large", 32, "2026-01-01"), doc! {}, "billing.day is no whole number");
+    add(expiring("day-half", 1.5, "2199-01-01"), doc! {}, "billing.day is no whole number");
+    add(expiring("day-null", Bson::Null, "2026-01-01"), doc! {}, "billing.day is null, where a whole number");
+    add(
+        expiring("no-organization", 15, "2020-01-01"),
+        doc! { "organization_id": "gone" },
+        "its organization is missing",
+    );
+    add(scheduled("bad-plan", past), doc! { "plan": 5 }, "plan");
+    let in_order: Vec<Document> = vec![
+        expiring("fine", 15, "2199-01-01"),
+        expiring("null", 15, Bson::Null),
+        expiring("over", 15, "2020-01-01"),
+        scheduled("scheduled", Utc::now() + TimeDelta::days(30)),
+        {
+            let mut ended = expiring("ended", "x", Instant::from(past));
+            ended.insert("status", "expired");
+            ended
+        },
+    ];
+    let subscriptions = world.collection("subscriptions");
+    subscriptions.insert_many(documents.iter().chain(&in_order)).await.unwrap();
+    let mut bad_days = organization("bad-days");
+    bad_days.insert("card_notice_days", "30");
+    world.collection("organizations").insert_one(bad_days).await.unwrap();
+
+    store_of(&world).await;
+    start_noting(&world).await;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let worker = logging(&world, &sink, &log).await;
+    assert!(unworkable(&worker, "subscriptions").await.is_some(), "there from the start");
+    assert_eq!(unworkable(&worker, "accounts").await, Some(0));
+    let count = expected.len() as u64;
+    eventually("the count", || async { (unworkable(&worker, "subscriptions").await == Some(count)).then_some(()) })
+        .await;
+    eventually("organizations", || async { (unworkable(&worker, "organizations").await == Some(1)).then_some(()) })
+        .await;
+    let so_far = sweeps(&world).await;
+    eventually("two more sweeps", || async { (sweeps(&world).await >= so_far + 2).then_some(()) }).await;
+
+    // Corrected, it is processed, and not counted any more.
+    let corrected = doc! { "$set": { "expires_on": "2020-01-01" } };
+    subscriptions.update_one(doc! { "_id": "expires-date" }, corrected).await.unwrap();
+    eventually("one fewer", || async { (unworkable(&worker, "subscriptions").await == Some(count - 1)).then_some(()) })
+        .await;
+    assert_eq!(world.document("subscriptions", "expires-date").await.unwrap().get_str("status").unwrap(), "expired");
+    assert_eq!(world.document("subscriptions", "over").await.unwrap().get_str("status").unwrap(), "expired");
+    assert!(worker.stop().await.success());
+
+    let log = std::fs::read_to_string(log).unwrap();
+    let reports: Vec<&str> = log.lines().filter(|line| line.contains("cannot be processed")).collect();
+    for (id, sentence) in &expected {
+        let of_it: Vec<&&str> = reports.iter().filter(|line| line.contains(id)).collect();
+        assert_eq!(of_it.len(), 1, "{id}: {reports:#?}");
+        assert!(of_it[0].contains(sentence) && of_it[0].contains("ERROR"), "{sentence}: {}", of_it[0]);
+    }
+    assert_eq!(reports.len(), expected.len() + 1, "{reports:#?}");
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tombstones_are_deleted_when_all_is_sent_or_given_up() {
+    let world = World::new("tombstones").await;
+    populate(&world).await;
+    let store = store_of(&world).await;
+    let days_ago = |days: i64| Instant::from(Utc::now() - TimeDelta::days(days));
+    let tombstone = |id: &str, change: Document| {
+        let mut document = doc! {
+            "_id": id, "organization_id": "org", "account_id": "acc", "status": "removed", "ended_on": "2020-01-01",
+            "version": 3, "history": [], "outbox": [], "applied": [{ "source": "s", "id": "c", "at": days_ago(90) }],
+        };
+        document.extend(change);
+        document
+    };
+    let documents = [
+        tombstone("old", doc! {}),
+        tombstone("given-up", doc! { "outbox": [{ "id": "e", "failed_at": days_ago(31) }] }),
+        tombstone("sent", doc! { "notifications": [{ "id": "n", "at": days_ago(90), "sent_at": days_ago(31) }] }),
+        tombstone("keep-applied", doc! { "applied": [{ "source": "s", "id": "c", "at": days_ago(29) }] }),
+        tombstone("keep-waiting", doc! { "outbox": [{ "id": "e", "due": days_ago(1) }] }),
+        tombstone(
+            "keep-given-up",
+            doc! { "outbox": [{ "id": "e", "failed_at": days_ago(31) }, { "id": "f", "failed_at": days_ago(29) }] },
+        ),
+        tombstone("keep-sent", doc! { "notifications": [{ "id": "n", "at": days_ago(90), "sent_at": days_ago(29) }] }),
+        tombstone(
+            "keep-failed",
+            doc! { "notifications": [{ "id": "n", "at": days_ago(90), "failed_at": days_ago(29) }] },
+        ),
+    ];
+    world.collection("subscriptions").insert_many(&documents).await.unwrap();
+    assert_eq!(store.delete_tombstones(Utc::now()).await.unwrap(), 3);
+    let left: Vec<Document> = world
+        .collection("subscriptions")
+        .find(doc! { "status": "removed" })
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    assert!(left.iter().all(|document| document.get_str("_id").unwrap().starts_with("keep-")), "{left:?}");
+    world.remove().await;
+}
+
+/// The names of the indexes of a collection.
+async fn index_names(world: &World, collection: &str) -> Vec<String> {
+    world.collection(collection).list_index_names().await.unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_builds_missing_indexes_and_asks_for_none_that_is_there() {
+    let world = World::new("indexes").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    world.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
+    let worker = Worker::start(&world, &sink.url()).await;
+    eventually("the end", || async {
+        let over = world.document("subscriptions", "over").await.unwrap();
+        over.get_str("status").is_ok_and(|status| status == "cancelled").then_some(())
+    })
+    .await;
+    assert!(worker.stop().await.success());
+    assert!(index_names(&world, "subscriptions").await.contains(&"offramp_natural_ends".to_owned()));
+    assert!(index_names(&world, "organizations").await.contains(&"offramp_card_notices".to_owned()));
+
+    start_noting(&world).await;
+    let worker = Worker::start(&world, &sink.url()).await;
+    eventually("a sweep", || async { (sweeps(&world).await > 0).then_some(()) }).await;
+    assert!(worker.stop().await.success());
+    let notes = notes(&world).await;
+    assert!(
+        !notes
+            .iter()
+            .any(|note| note.get_document("command").is_ok_and(|command| command.contains_key("createIndexes")))
+    );
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_replaces_indexes_of_earlier_versions() {
+    let world = World::new("upgrade").await;
+    populate(&world).await;
+    let old = doc! { "createIndexes": "subscriptions", "indexes": [
+        { "name": "offramp_expiring", "key": { "status": 1, "expires_on": 1, "_id": 1 },
+          "partialFilterExpression": { "expires_on": { "$gt": "" } } },
+        { "name": "offramp_scheduled", "key": { "ends_at": 1 },
+          "partialFilterExpression": { "status": "cancellation_scheduled" } },
+    ] };
+    world.database.run_command(old).await.unwrap();
+    let output = tokio::task::spawn_blocking({
+        let mut command = offramp(&world);
+        move || command.arg("init").output().unwrap()
+    })
+    .await
+    .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("MongoDB: created index subscriptions.offramp_natural_ends in "), "{told}");
+    assert!(told.contains("MongoDB: dropped index subscriptions.offramp_expiring"), "{told}");
+    let names = index_names(&world, "subscriptions").await;
+    assert!(!names.iter().any(|name| name == "offramp_expiring" || name == "offramp_scheduled"), "{names:?}");
+
+    // An index of ours with other keys is the operator's affair.
+    world.database.run_command(doc! { "dropIndexes": "accounts", "index": "offramp_card_expiry" }).await.unwrap();
+    let other = doc! { "createIndexes": "accounts", "indexes": [{ "name": "offramp_card_expiry", "key": { "x": 1 } }] };
+    world.database.run_command(other).await.unwrap();
+    let output = tokio::task::spawn_blocking({
+        let mut command = offramp(&world);
+        move || command.arg("init").output().unwrap()
+    })
+    .await
+    .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("accounts.offramp_card_expiry") && told.contains("other keys"), "{told}");
+    world.remove().await;
+}
+
+/// Leases and ends are decided by this machine's clock, so nothing is decided while it is wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_clock_stops_the_work_until_it_is_right() {
+    let mut world = World::new("clock").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let events = world.watch_events().await;
+    let (proxy, url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+    world.mongodb_url = url;
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let worker = logging(&world, &sink, &log).await;
+
+    proxy.shift_clock(-62);
+    let answer = eventually("a worker that is not ready", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503"))
+    })
+    .await;
+    assert!(
+        answer.contains("this machine's clock is 62 s ahead of MongoDB's") || answer.contains("clock is 61 s ahead"),
+        "{answer}"
+    );
+    world.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
+    world.command(&cancellation("c-1", "sub")).await;
+    eventually("the command to be given back", || async {
+        worker.readyz().await.filter(|answer| answer.contains("MongoDB is away: this machine's clock"))
+    })
+    .await;
+    for id in ["over", "sub"] {
+        assert!(world.document("subscriptions", id).await.unwrap().get("history").is_none(), "{id}");
+    }
+
+    proxy.shift_clock(0);
+    events.next(&world, |event| event["type"] == "subscription.ended").await;
+    eventually("the command", || async {
+        let document = world.document("subscriptions", "sub").await.unwrap();
+        document.get_str("status").is_ok_and(|status| status == "cancellation_scheduled").then_some(())
+    })
+    .await;
+    eventually("a ready worker", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
+    })
+    .await;
+    assert!(worker.stop().await.success());
+    let log = std::fs::read_to_string(log).unwrap();
+    assert_eq!(log.matches("not working: this machine's clock").count(), 1, "{log}");
+    assert_eq!(log.matches("agrees with MongoDB's again").count(), 1, "{log}");
+    world.remove().await;
+}
