@@ -254,16 +254,16 @@ async fn floor(bench: &Bench, floor: Floor, count: usize, change: &Change<'_>) -
     }
     stage::quiet(&world).await;
     let mails_before = bench.sink.count();
-    let mut process = Command::new(std::env::current_exe().unwrap())
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    program
         .args(["--floor", clap::ValueEnum::to_possible_value(&floor).unwrap().get_name()])
         .args(["--floor-count", &count.to_string()])
         .args(["--floor-prefix", &world.prefix])
         .args(["--floor-mongodb-url", &world.mongodb_url])
         .args(["--floor-sink", &bench.sink.address.to_string()])
         .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    let mut process = crate::support::process::run(&mut program, Command::spawn).unwrap();
     let says = process.stderr.take().unwrap();
     let log = bench.logs.join("floor.log");
     let lines: [Line; 2] = [Box::new(|line| line == floors::BEGINS), Box::new(|line| line == floors::DONE)];

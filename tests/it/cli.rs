@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use bson::{DateTime, doc};
 use serde_json::Value;
 
+use crate::support::process;
 use crate::support::samples::{cancellation, organization, populate, subscription, with};
 use crate::support::smtp::SmtpSink;
 use crate::support::worker::{Worker, bare, offramp};
@@ -27,8 +28,8 @@ impl Ran {
 
 #[track_caller]
 pub fn run(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
-    let mut child =
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = process::run(command, Command::spawn).unwrap();
     // The program may end without having read everything.
     drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();

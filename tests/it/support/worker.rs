@@ -8,6 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::eventually;
+use super::process::{self, Signal};
 use super::world::World;
 
 /// The program with no settings at all.
@@ -69,15 +70,13 @@ impl Worker {
     /// The program with the settings that it has, as a worker.
     pub fn of(program: &mut Command, log: Stdio) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = program
+        program
             .arg("run")
             .env("OFFRAMP_HTTP_ADDR", format!("127.0.0.1:{port}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Self { child, port }
+            .stderr(log);
+        Self { child: process::run(program, Command::spawn).unwrap(), port }
     }
 
     /// Where it answers for its health and its metrics.
@@ -140,8 +139,7 @@ impl Worker {
 
     /// Asks it to stop.
     pub fn terminate(&self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        process::signal(&self.child, Signal::TERM).unwrap();
     }
 
     /// Asks it to stop, and waits until it has.
