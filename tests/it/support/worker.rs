@@ -1,6 +1,7 @@
 //! Worker processes: the program itself, as operations people run it.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -11,9 +12,16 @@ use super::eventually;
 use super::process::{self, Signal};
 use super::world::World;
 
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_offramp");
+
 /// The program with no settings at all.
 pub fn bare() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_offramp"));
+    bare_build(Path::new(PROGRAM))
+}
+
+fn bare_build(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OFFRAMP_")) {
         command.env_remove(name);
     }
@@ -22,7 +30,12 @@ pub fn bare() -> Command {
 
 /// The program with the settings of a world and nothing else.
 pub fn offramp(world: &World) -> Command {
-    let mut command = bare();
+    build(Path::new(PROGRAM), world)
+}
+
+/// Another build of the program, with the same settings.
+pub fn build(program: &Path, world: &World) -> Command {
+    let mut command = bare_build(program);
     command
         .env("OFFRAMP_AMQP_URL", super::setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f"))
         .env("OFFRAMP_MONGODB_URL", &world.mongodb_url)
