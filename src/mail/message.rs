@@ -200,7 +200,8 @@ pub fn compose(
     }
     headers.set(header::To::from(Mailboxes::from(to)));
     headers.set(header::Subject::from(header_text(&subject)));
-    headers.set(header::Date::new(date.into()));
+    // Not the header of lettre, which knows no year before 1970.
+    headers.insert_raw(plain("Date", &date.to_rfc2822()));
     headers.set(header::MessageId::from(message_id.clone()));
     headers.set(header::InReplyTo::from(conversation.clone()));
     headers.set(header::References::from(conversation));

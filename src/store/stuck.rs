@@ -1,5 +1,5 @@
-//! The outbox as operators see it: entries that were refused for good, and entries that wait; and a second chance for the
-//! former.
+//! The outbox as operators see it: entries that were refused for good, and entries that wait. The former can be made due
+//! again, or dropped.
 //!
 //! Both are found with an index (`offramp_failed`, `offramp_outbox`) that holds nothing but such documents, so to look costs
 //! as much as there is to see.
@@ -10,6 +10,7 @@ use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use serde::Deserialize;
 
+use super::commit::raw;
 use super::{Collection, Store, StoreError, within_deadline};
 
 /// Which entries.
@@ -28,8 +29,10 @@ pub struct Stuck {
     pub collection: Collection,
     /// Its document.
     pub document_id: String,
-    /// Its id.
+    /// Its id; empty where that is no text.
     pub entry_id: String,
+    /// Its id as it is stored; null where it has none.
+    pub stored_id: Bson,
     /// `mail` or `event`.
     pub kind: &'static str,
     /// The mail's template, or the event's type.
@@ -121,6 +124,34 @@ impl Store {
         }
         Ok(made_due)
     }
+
+    /// Drops refused entries: they will never be sent. The record of an email in `notifications` says so in the same update.
+    /// Entries that are not refused any more, because somebody else was faster, are left as they are. Returns how many were
+    /// dropped.
+    ///
+    /// # Errors
+    /// When the server does not answer: the same again is then safe.
+    pub async fn drop_refused(&self, refused: &[Stuck]) -> Result<usize, StoreError> {
+        let mut dropped = 0;
+        for collection in [Collection::Subscriptions, Collection::Accounts] {
+            let of_collection: Vec<&Stuck> = refused.iter().filter(|entry| entry.collection == collection).collect();
+            if of_collection.is_empty() {
+                continue;
+            }
+            let statements = |with_record| {
+                let statements = of_collection.iter().map(|entry| drop_statement(entry, with_record));
+                statements.collect::<Result<Vec<_>, _>>()
+            };
+            let recorded = self.update_many(collection, statements(true)?).await?;
+            // What could not be recorded, because `notifications` is no array or a validator forbids it, is still there.
+            let unrecorded = self.update_many(collection, statements(false)?).await?;
+            dropped += recorded.matched + unrecorded.matched;
+            if let Some(refusal) = unrecorded.refused.first() {
+                return Err(StoreError::Refused(refusal.message.clone()));
+            }
+        }
+        Ok(dropped)
+    }
 }
 
 /// Finds the entry only where it is still refused. With the new `version`, a worker that has read the document before
@@ -139,6 +170,27 @@ fn retry_statement(entry: &Stuck, now: Instant) -> RawDocumentBuf {
         "arrayFilters": [{ "entry.id": entry_id, "entry.failed_at": refused }],
     }
 }
+
+/// Finds the entry only where it is still refused, and with its record only where there can be one.
+fn drop_statement(entry: &Stuck, with_record: bool) -> Result<RawDocumentBuf, StoreError> {
+    let refused = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
+    let mut find = doc! { "_id": &entry.document_id, "outbox": { "$elemMatch": &refused } };
+    let mut update = doc! { "$pull": { "outbox": refused }, "$inc": { "version": 1_i64 } };
+    if !with_record {
+        return raw(&doc! { "q": find, "u": update });
+    }
+    find.insert("notifications", doc! { "$type": "array" });
+    let error = entry.error.as_ref().map_or_else(|| DROPPED.to_owned(), |error| format!("{error}; {DROPPED}"));
+    let failed_at = entry.failed_at.map(Instant::from);
+    update.insert(
+        "$set",
+        doc! { "notifications.$[record].failed_at": failed_at, "notifications.$[record].error": error },
+    );
+    raw(&doc! { "q": find, "u": update, "arrayFilters": [{ "record.id": &entry.entry_id }] })
+}
+
+/// What the record of a dropped email says.
+const DROPPED: &str = "dropped by an operator";
 
 /// As much of an entry as a list shows. Whoever wrote it, it is listed.
 #[derive(Default, Deserialize)]
@@ -179,6 +231,7 @@ fn read(collection: Collection, document_id: &str, fields: Fields) -> Stuck {
         collection,
         document_id: document_id.to_owned(),
         entry_id: word(fields.id.as_ref()).unwrap_or_default(),
+        stored_id: fields.id.unwrap_or(Bson::Null),
         kind,
         what: what.unwrap_or_default(),
         recipient: word(to.and_then(|to| to.get("email"))),
