@@ -200,8 +200,8 @@ struct Fields {
     failed_at: Option<Bson>,
     attempts: Option<Bson>,
     error: Option<Bson>,
-    mail: Option<Document>,
-    event: Option<Document>,
+    mail: Option<Bson>,
+    event: Option<Bson>,
 }
 
 fn entries(collection: Collection, raw: &RawDocumentBuf, condition: Condition) -> Vec<Stuck> {
@@ -222,11 +222,12 @@ fn entries(collection: Collection, raw: &RawDocumentBuf, condition: Condition) -
 fn read(collection: Collection, document_id: &str, fields: Fields) -> Stuck {
     let word = |value: Option<&Bson>| value.and_then(Bson::as_str).map(str::to_owned);
     let instant = |value: Option<Bson>| value.as_ref().and_then(Bson::as_datetime).map(|at| at.to_chrono());
-    let (kind, what) = match (&fields.mail, &fields.event) {
+    let [mail, event] = [&fields.mail, &fields.event].map(|content| content.as_ref().and_then(Bson::as_document));
+    let (kind, what) = match (&fields.mail, event) {
         (None, Some(event)) => ("event", word(event.get("type"))),
-        (mail, _) => ("mail", word(mail.as_ref().and_then(|mail| mail.get("template")))),
+        _ => ("mail", word(mail.and_then(|mail| mail.get("template")))),
     };
-    let to = fields.mail.as_ref().and_then(|mail| mail.get_document("to").ok());
+    let to = mail.and_then(|mail| mail.get_document("to").ok());
     Stuck {
         collection,
         document_id: document_id.to_owned(),
