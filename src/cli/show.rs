@@ -313,7 +313,8 @@ fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
     writeln!(out, "Subscription {}\n", view.id)?;
     for (name, value) in facts {
         if let Some(value) = value {
-            writeln!(out, "  {name:<20}{value}")?;
+            // A value of several lines cannot pass for several facts.
+            writeln!(out, "  {name:<20}{}", value.replace('\n', "\n                      "))?;
         }
     }
     if !view.timeline.is_empty() {

@@ -4,7 +4,7 @@
 //! Both are found with an index (`offramp_failed`, `offramp_outbox`) that holds nothing but such documents, so to look costs
 //! as much as there is to see.
 
-use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc, rawdoc};
+use bson::{Bson, DateTime as Instant, RawBsonRef, RawDocumentBuf, doc, rawdoc};
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use mongodb::Cursor;
