@@ -29,11 +29,12 @@ chaos_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/chaos OFFRAMP_
 SECONDS ?= 300
 SEED ?=
 PROFILE ?= release
+PROGRAM ?=
 
 .PHONY: chaos
-chaos: cargo ## break everything for SECONDS=300, then look for what was lost or done twice (SEED=… again)
+chaos: cargo ## break everything for SECONDS=300, then look for what was lost or done twice (SEED=… again; PROGRAM=path/to/offramp: another build)
 	@$(chaos_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
-	cargo test --locked --profile $(PROFILE) --test chaos -- --seconds $(SECONDS) $(addprefix --seed ,$(SEED)) --logs .services/chaos/log
+	cargo test --locked --profile $(PROFILE) --test chaos -- --seconds $(SECONDS) $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) --logs .services/chaos/log
 
 # The servers of `make bench`, so that nothing else makes them work while it measures.
 bench_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/bench OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools \
@@ -41,11 +42,12 @@ bench_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/bench OFFRAMP_
 	MAILPIT_PORT=8225 &&
 WHAT ?=
 N ?=
+BESIDE ?=
 
 .PHONY: bench
-bench: cargo ## measure a release build on servers of its own (WHAT=latency that alone; N=500 nothing larger)
+bench: cargo ## measure a release build on servers of its own (WHAT=latency that alone; N=500 nothing larger; BESIDE=path/to/offramp: beside another build)
 	@$(bench_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
-	cargo bench --locked --profile $(PROFILE) --bench measure -- $(WHAT) $(addprefix --n ,$(N)) --logs .services/bench/log
+	cargo bench --locked --profile $(PROFILE) --bench measure -- $(WHAT) $(addprefix --n ,$(N)) $(addprefix --beside ,$(BESIDE)) --logs .services/bench/log
 
 ONLY ?=
 

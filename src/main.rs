@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 use offramp::config::from_environment;
 
-use cli::{Cli, WrongConfiguration};
+use cli::{Cli, WrongConfiguration, printable};
 
 /// A fifth less time on the processor than with the system's allocator (`docs/performance.md`).
 #[global_allocator]
@@ -43,7 +43,7 @@ async fn run() -> ExitCode {
         // The reader of our output has seen enough: `offramp show … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("offramp: {error:#}");
+            eprintln!("offramp: {}", printable(&format!("{error:#}")));
             ExitCode::from(if error.is::<WrongConfiguration>() { 2 } else { 1 })
         }
     }

@@ -47,10 +47,7 @@ pub async fn midnight(bench: &Bench) {
     counted(&worker, r#"offramp_swept_total{what="lapse"}"#, count).await;
     let ended = begun.at.elapsed();
     counted(&worker, r#"offramp_events_total{outcome="published"}"#, count).await;
-    let waiting = doc! { "outbox.due": { "$gt": bson::DateTime::MIN } };
-    while world.collection("subscriptions").find_one(waiting.clone()).await.unwrap().is_some() {
-        sleep(LOOK_EVERY).await;
-    }
+    stage::outboxes_empty(&world, "subscriptions").await;
     let told = begun.at.elapsed();
     let end = Moment::of(worker.id());
     let changed = world.collection("subscriptions").count_documents(doc! { "status": "cancelled" }).await.unwrap();

@@ -2,6 +2,7 @@
 //! documents are committed, all mails accepted by the mail server, all events published, all of them marked, all
 //! messages acked.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use crate::floors::{self, Floor};
 use crate::process::{Line, Moment, watch};
 use crate::stage::{self, stage};
 use crate::support::proxy::Proxy;
-use crate::support::worker::Worker;
+use crate::support::worker::{PROGRAM, Worker, build};
 use crate::support::world::World;
 use crate::table::{goal, head, number, row, whole};
 
@@ -85,6 +86,8 @@ struct Job<'a> {
     workers: usize,
     settings: Vec<(&'a str, String)>,
     slow_database: bool,
+    /// What the workers run.
+    program: &'a Path,
     change: Box<Change<'a>>,
 }
 
@@ -101,6 +104,7 @@ impl<'a> Job<'a> {
             workers: 1,
             settings: vec![("OFFRAMP_SWEEP_SECONDS", "60".to_owned())],
             slow_database: false,
+            program: Path::new(PROGRAM),
             change: Box::new(|_, _| {}),
         }
     }
@@ -113,7 +117,7 @@ impl<'a> Job<'a> {
     async fn measure(self, bench: &Bench) -> Measured {
         let Self { name, messages, documents, until, .. } = self;
         say!("{name}: {messages} messages about {documents} documents");
-        let world = stage(name).await;
+        let world = stage::stage_for(name, self.program).await;
         stage::add_organizations(&world, |_| {}).await;
         stage::add_clients(&world, 0..documents, &self.change).await;
         let commands = (0..messages).map(|index| {
@@ -132,13 +136,14 @@ impl<'a> Job<'a> {
             settings.push(("OFFRAMP_MONGODB_URL", url));
             _database_line = proxy;
         }
-        let settings: Vec<(&str, &str)> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let mails_before = bench.sink.count();
         let queue = stage::work_queue(&world, self.kind);
         let mut workers = Vec::new();
         let mut beginnings = Vec::new();
         for number in 0..self.workers {
-            let mut worker = Worker::spawn(&world, &bench.sink.url(), &settings, Stdio::piped());
+            let mut program = build(self.program, &world);
+            program.env("OFFRAMP_SMTP_URL", bench.sink.url()).envs(settings.iter().cloned());
+            let mut worker = Worker::of(&mut program, Stdio::piped());
             let (says, queue) = (worker.take_log(), queue.clone());
             let log = bench.logs.join(format!("{name}-{number}.log"));
             let consumes = move |line: &str| line.contains("consuming") && line.contains(&queue);
@@ -162,6 +167,7 @@ impl<'a> Job<'a> {
         }
         if until == messages {
             check(&world, self.kind, documents).await;
+            assert_eq!(bench.sink.count() - mails_before, messages * self.mails_each, "emails accepted");
         }
         world.remove().await;
         measured
@@ -210,29 +216,24 @@ impl Progress {
 
     /// Waits until nothing waits in any outbox, and all messages are settled.
     async fn settled(&mut self, world: &World, workers: &[Worker], messages: usize) {
-        // The index of what is due: that is every entry, and nothing else.
-        let waiting = doc! { "outbox.due": { "$gt": bson::DateTime::MIN } };
-        while world.collection("subscriptions").find_one(waiting.clone()).await.unwrap().is_some() {
-            self.see(0);
-            sleep(LOOK_EVERY).await;
-        }
         loop {
             let mut settled = 0;
             for worker in workers {
                 settled += worker.settled().await;
             }
             if settled >= messages as u64 {
-                return;
+                break;
             }
             self.see(usize::try_from(settled).unwrap());
             sleep(LOOK_EVERY).await;
         }
+        stage::outboxes_empty(world, "subscriptions").await;
     }
 }
 
 /// That what was measured was the job.
 async fn check(world: &World, kind: CommandType, documents: usize) {
-    let mut done = doc! { "applied.0": { "$exists": true }, "notifications.0.sent_at": { "$exists": true } };
+    let mut done = doc! { "applied.0": { "$exists": true }, "outbox.0": { "$exists": false } };
     if kind == CommandType::Cancellation {
         done.insert("status", "cancellation_scheduled");
     }
@@ -254,16 +255,16 @@ async fn floor(bench: &Bench, floor: Floor, count: usize, change: &Change<'_>) -
     }
     stage::quiet(&world).await;
     let mails_before = bench.sink.count();
-    let mut process = Command::new(std::env::current_exe().unwrap())
+    let mut program = Command::new(std::env::current_exe().unwrap());
+    program
         .args(["--floor", clap::ValueEnum::to_possible_value(&floor).unwrap().get_name()])
         .args(["--floor-count", &count.to_string()])
         .args(["--floor-prefix", &world.prefix])
         .args(["--floor-mongodb-url", &world.mongodb_url])
         .args(["--floor-sink", &bench.sink.address.to_string()])
         .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+        .stderr(Stdio::piped());
+    let mut process = crate::support::process::run(&mut program, Command::spawn).unwrap();
     let says = process.stderr.take().unwrap();
     let log = bench.logs.join("floor.log");
     let lines: [Line; 2] = [Box::new(|line| line == floors::BEGINS), Box::new(|line| line == floors::DONE)];
@@ -304,6 +305,40 @@ pub async fn throughput(bench: &Bench) {
         goal("job ÷ bare pipeline", &format!("{:.2}", job.rate() / pipeline.rate()), "at least 0.85");
         goal("own CPU of the job", &format!("{} µs", whole(job.each(job.cpu))), "at most 110 µs");
     }
+}
+
+/// 20,000 cancellations with this build and another, in turns on the same servers.
+pub async fn beside(bench: &Bench, other: &Path) {
+    let count = bench.count(20_000);
+    let programs = [Path::new(PROGRAM), other];
+    let mut rounds = [Vec::new(), Vec::new()];
+    for _ in 0..ROUNDS {
+        for (program, measured) in programs.into_iter().zip(&mut rounds) {
+            measured.push(Job { program, ..Job::cancellations("beside", count) }.measure(bench).await);
+        }
+    }
+    head(
+        &format!("{} cancellations, medians of {ROUNDS}", whole(number(count))),
+        &["messages", "own CPU", "MongoDB's"],
+    );
+    let figures = rounds.map(|rounds| {
+        let median = |figure: fn(&Measured) -> f64| {
+            let mut figures: Vec<f64> = rounds.iter().map(figure).collect();
+            figures.sort_by(f64::total_cmp);
+            figures[figures.len() / 2]
+        };
+        [
+            median(Measured::rate),
+            median(|measured| measured.each(measured.cpu)),
+            median(|measured| measured.each(measured.servers[0].unwrap_or_default())),
+        ]
+    });
+    for (name, [rate, own, database]) in ["this build", "the other"].into_iter().zip(figures) {
+        let cpu = |micros| format!("{} µs", whole(micros));
+        row(name, [format!("{}/s", whole(rate)), cpu(own), cpu(database)]);
+    }
+    let [this, other] = figures;
+    row("this ÷ the other", this.iter().zip(other).map(|(this, other)| format!("{:.2}", this / other)));
 }
 
 /// The one of middling speed.

@@ -5,7 +5,8 @@
 //! On a machine that does other things at the same time figures are worth little; the ratios still tell something.
 //!
 //! Reading order: [`job`] — messages that wait, from the first one taken to the last mail marked; [`floors`] — the same
-//! without us; [`latency`] — messages that come one by one; [`calendar`] — what time does. Around them: [`stage`] —
+//! without us; [`latency`] — messages that come one by one; [`calendar`] — what time does; [`sweep`] — what
+//! looking for it costs. Around them: [`stage`] —
 //! what there is before the worker starts; [`process`] — processes and what they use; [`sink`] — the mail server;
 //! [`table`].
 #![allow(
@@ -41,6 +42,7 @@ mod sink;
 mod stage;
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
+mod sweep;
 mod table;
 
 use sink::Sink;
@@ -56,6 +58,10 @@ struct Arguments {
     /// No count is larger than this: for a run that only shows that everything works
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     n: Option<u64>,
+    /// Another build of the program to measure beside this one, in turns on the same servers; of the parts only throughput
+    /// and sweep know it, and without a name only these are measured
+    #[arg(long, value_name = "PATH")]
+    beside: Option<PathBuf>,
     /// Where the workers' logs go
     #[arg(long, default_value = "target/bench")]
     logs: PathBuf,
@@ -77,6 +83,8 @@ enum Part {
     Midnight,
     /// Notices about cards, among a million accounts
     Cards,
+    /// Documents read by sweeps
+    Sweep,
     /// Several processes and a slow database
     Scale,
     /// Many commands on one subscription
@@ -94,6 +102,8 @@ struct Bench {
     sink: Sink,
     logs: PathBuf,
     n: Option<usize>,
+    /// Another build, to be measured beside this one.
+    beside: Option<PathBuf>,
 }
 
 impl Bench {
@@ -123,17 +133,26 @@ async fn measure(arguments: Arguments) {
     LazyLock::force(&BEGIN);
     std::fs::create_dir_all(&arguments.logs).unwrap();
     let n = arguments.n.map(|n| usize::try_from(n).unwrap());
-    let bench = Bench { sink: Sink::start(), logs: arguments.logs, n };
-    let is_wanted = |part: Part| arguments.parts.is_empty() || arguments.parts.contains(&part);
+    let beside =
+        arguments.beside.map(|path| path.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", path.display())));
+    let bench = Bench { sink: Sink::start(), logs: arguments.logs, n, beside };
+    let is_wanted = |part: Part| match arguments.parts.as_slice() {
+        [] => bench.beside.is_none() || matches!(part, Part::Throughput | Part::Sweep),
+        parts => parts.contains(&part),
+    };
 
     table::line(&machine());
     table::line(&servers().await);
     for part in Part::value_variants().iter().copied().filter(|part| is_wanted(*part)) {
         match part {
-            Part::Throughput => job::throughput(&bench).await,
+            Part::Throughput => match &bench.beside {
+                Some(other) => job::beside(&bench, other).await,
+                None => job::throughput(&bench).await,
+            },
             Part::Latency => latency::measure(&bench).await,
             Part::Midnight => calendar::midnight(&bench).await,
             Part::Cards => calendar::cards(&bench).await,
+            Part::Sweep => sweep::measure(&bench).await,
             Part::Scale => job::scale(&bench).await,
             Part::HotSpot => job::hot_spot(&bench).await,
             Part::History => job::history(&bench).await,

@@ -1,18 +1,21 @@
 //! What there is before a worker starts: documents in the database, and messages in the queues, confirmed.
 
 use std::collections::VecDeque;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
-use offramp::broker::{Broker, Topology};
+use offramp::broker::Topology;
 use offramp::domain::command::CommandType;
-use offramp::store::Store;
-use offramp::tls::Tls;
 use serde_json::{Value, json};
+use tokio::time::sleep;
 
-use crate::support::rabbit::amqp_url;
+use crate::support::process;
 use crate::support::samples::{self, command};
+use crate::support::worker::{PROGRAM, build};
 use crate::support::world::World;
 
 /// How many organizations share everything.
@@ -21,14 +24,40 @@ const ORGANIZATIONS: usize = 50;
 const INSERT_MAX: usize = 1_000;
 /// How many messages may wait for their confirms.
 const UNCONFIRMED_MAX: usize = 2_000;
+/// How often to look whether an outbox is empty.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How long outboxes may take to become empty, once everything in them was sent.
+const OUTBOXES_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Names under which everything is ready for a worker to start: exchanges, queues, indexes.
 pub async fn stage(name: &str) -> World {
+    stage_for(name, Path::new(PROGRAM)).await
+}
+
+/// The same for another build, which declares what it needs itself.
+pub async fn stage_for(name: &str, program: &Path) -> World {
     let world = World::new(&format!("bench-{name}")).await;
-    let broker = Broker::new(amqp_url().parse().unwrap(), "bench");
-    Topology::new(&world.prefix).declare(&broker).await.unwrap();
-    Store::open(&world.mongodb_url, &Tls::default()).await.unwrap().create_indexes().await.unwrap();
+    let output = process::run(build(program, &world).arg("init"), Command::output).unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{} init: {complaint}", program.display());
     world
+}
+
+/// Waits until nothing waits in the outbox of any document of the collection. Each build has indexes of its own for
+/// outboxes, so none is relied on: a document in which something waits is asked for by its id until nothing does, and only
+/// then are the others looked through again.
+pub async fn outboxes_empty(world: &World, collection: &str) {
+    let begin = Instant::now();
+    let collection = world.collection(collection);
+    let waits = doc! { "outbox.0": { "$exists": true } };
+    while let Some(document) = collection.find_one(waits.clone()).projection(doc! { "_id": 1 }).await.unwrap() {
+        let mut this = waits.clone();
+        this.extend(document);
+        while collection.find_one(this.clone()).projection(doc! { "_id": 1 }).await.unwrap().is_some() {
+            assert!(begin.elapsed() < OUTBOXES_PATIENCE, "outboxes do not become empty");
+            sleep(LOOK_EVERY).await;
+        }
+    }
 }
 
 /// The work queue of a type.

@@ -11,6 +11,8 @@
 
 mod http;
 mod mailbox;
+#[path = "../../tests/it/support/process.rs"]
+mod process;
 mod program;
 mod report;
 mod sample;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::eventually;
 use crate::http::get;
+use crate::process::{self, Signal};
 use crate::servers::{Addresses, NAME};
 
 /// The address that every mail of the demo comes from, and by which the demo knows its own.
@@ -55,7 +56,7 @@ impl Program {
     pub fn run(&self, arguments: &[&str]) -> Result<()> {
         let called = format!("offramp {}", arguments.join(" "));
         eprintln!("… {called}");
-        let output = self.command(arguments).current_dir(&self.folder).output().with_context(|| called.clone())?;
+        let output = process::run(self.command(arguments).current_dir(&self.folder), Command::output)?;
         for line in String::from_utf8_lossy(&output.stdout).lines() {
             eprintln!("  {line}");
         }
@@ -70,13 +71,12 @@ impl Program {
         // A port that is free now; should somebody take it first, the worker says so.
         let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let log = self.folder.join("worker.log");
-        let child = self
-            .command(&["run"])
+        let mut command = self.command(&["run"]);
+        command
             .env("OFFRAMP_HTTP_ADDR", &address)
             .stdout(Stdio::null())
-            .stderr(File::create(&log).with_context(|| format!("cannot write {}", log.display()))?)
-            .spawn()
-            .with_context(|| format!("cannot start {}", self.binary.display()))?;
+            .stderr(File::create(&log).with_context(|| format!("cannot write {}", log.display()))?);
+        let child = process::run(&mut command, Command::spawn)?;
         let mut worker = Worker { child, address, log };
         eventually("the worker is not ready", async || {
             worker.is_alive()?;
@@ -118,8 +118,7 @@ impl Worker {
 
     /// Asks it to stop (SIGTERM), and waits until it has.
     pub async fn stop(mut self) -> Result<ExitStatus> {
-        let pid = self.child.id().to_string();
-        ensure!(Command::new("kill").args(["-TERM", &pid]).status()?.success(), "the worker cannot be asked to stop");
+        process::signal(&self.child, Signal::TERM).context("the worker cannot be asked to stop")?;
         eventually("the worker does not stop", async || Ok(self.child.try_wait()?)).await
     }
 }

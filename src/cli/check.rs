@@ -12,6 +12,7 @@ use offramp::tls::Tls;
 use serde::Serialize;
 
 use super::WrongConfiguration;
+use super::words::printable;
 
 /// Check the settings, the templates, and the connections to RabbitMQ, MongoDB and the mail server
 #[derive(Args, Debug)]
@@ -86,7 +87,7 @@ fn print(findings: &[Finding], json: bool) -> anyhow::Result<()> {
             (true, false) => "✓",
             (false, false) => "✗",
         };
-        let detail = finding.detail.replace('\n', "\n              ");
+        let detail = printable(&finding.detail).replace('\n', "\n              ");
         writeln!(out, "{mark} {:<11} {detail}", finding.check)?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! `offramp dead-letters`: what could not be processed, looked at, sent back, or thrown away.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{BufRead, IsTerminal, Write, stderr, stdin, stdout};
+use std::io::{IsTerminal, Write, stdin, stdout};
 
 use anyhow::bail;
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -14,8 +14,8 @@ use uuid::Uuid;
 
 use super::WrongConfiguration;
 use super::progress::progress;
-use super::table::table;
-use super::words::{age, count, printable};
+use super::table::Table;
+use super::words::{age, ask, count, printable};
 
 /// See what could not be processed; send it back, or throw it away
 #[derive(Args, Debug)]
@@ -256,7 +256,7 @@ impl List {
 /// Lists letters one by one.
 async fn each(desk: &Desk, is_meant: impl Fn(&Letter) -> bool, limit: u64, json: bool) -> anyhow::Result<()> {
     let now = clock::now();
-    let mut rows = table(&["Handle", "Reason and error", "Command", "Queue", "Age"]);
+    let mut rows = Table::new(&["Handle", "Reason and error", "Command", "Queue", "Age"]);
     let (mut meant, mut shown) = (0, 0);
     let mut scan = desk.letters.scan().await?;
     while let Some(Held { letter, .. }) = scan.next().await? {
@@ -275,9 +275,9 @@ async fn each(desk: &Desk, is_meant: impl Fn(&Letter) -> bool, limit: u64, json:
         let command = [letter.kind.as_deref(), letter.command_id.as_deref()].into_iter().flatten();
         rows.add_row([
             letter.handle.clone(),
-            printable(&format!("{}\n{}", letter.reason, letter.error)),
-            printable(&command.collect::<Vec<_>>().join("\n")),
-            printable(short_queue(letter.queue.as_deref().unwrap_or("?"), &desk.topology)),
+            format!("{}\n{}", letter.reason, letter.error),
+            command.collect::<Vec<_>>().join("\n"),
+            short_queue(letter.queue.as_deref().unwrap_or("?"), &desk.topology).to_owned(),
             letter.died_at.map(|at| age(at, now)).unwrap_or_default(),
         ]);
     }
@@ -574,16 +574,6 @@ impl Discard {
     }
 }
 
-/// Asks on the terminal. Only a clear yes is one.
-fn ask(question: &str) -> std::io::Result<bool> {
-    let mut err = stderr().lock();
-    err.write_all(question.as_bytes())?;
-    err.flush()?;
-    let mut answer = String::new();
-    stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
 impl Filter {
     fn matches(&self, letter: &Letter, topology: &Topology) -> bool {
         let Self { reason, error, queue, kind } = self;
@@ -633,9 +623,8 @@ impl Selection {
 
 fn no_such(name: &str) -> String {
     format!(
-        "there is no dead letter with the handle, command id or message id \"{}\"; `offramp dead-letters list --each` names \
-         those that there are",
-        printable(name)
+        "there is no dead letter with the handle, command id or message id \"{name}\"; `offramp dead-letters list --each` names \
+         those that there are"
     )
 }
 
@@ -699,14 +688,14 @@ impl Groups {
 
     fn print(&self, topology: &Topology) -> std::io::Result<()> {
         let now = clock::now();
-        let mut rows = table(&["Letters", "Reason and error", "From", "Oldest", "Newest", "One of them"]);
+        let mut rows = Table::new(&["Letters", "Reason and error", "From", "Oldest", "Newest", "One of them"]);
         let groups = self.sorted();
         for ((reason, trouble), group) in groups.iter().take(GROUPS_SHOWN_MAX) {
             let queues: Vec<&str> = group.queues.keys().map(|queue| short_queue(queue, topology)).collect();
             rows.add_row([
                 group.count.to_string(),
-                printable(&format!("{reason}\n{trouble}")),
-                printable(&queues.join("\n")),
+                format!("{reason}\n{trouble}"),
+                queues.join("\n"),
                 group.oldest.map(|at| age(at, now)).unwrap_or_default(),
                 group.newest.map(|at| age(at, now)).unwrap_or_default(),
                 group.example.clone(),

@@ -14,6 +14,7 @@ use offramp::store::{Collection, Store};
 
 use super::input::Input;
 use super::progress::progress;
+use super::words::printable;
 
 /// Create or update organizations, accounts and subscriptions from a file
 #[derive(Args, Debug)]
@@ -96,7 +97,7 @@ fn check(input: &Input, force: bool) -> anyhow::Result<u64> {
             }
         };
         if unreadable + corrupt <= MISTAKES_SHOWN_MAX {
-            eprintln!("{}: {mistake}", input.name());
+            eprintln!("{}: {}", input.name(), printable(&mistake));
         }
     }
     let mistakes = unreadable + corrupt;

@@ -16,6 +16,8 @@ mod simulate;
 mod table;
 mod words;
 
+pub use words::printable;
+
 use clap::{Parser, Subcommand};
 use offramp::config::{LogSettings, SenderSettings};
 use offramp::logging;

@@ -1,6 +1,6 @@
-//! `offramp outbox`: mails and events that have not left; and a second chance for those that were refused.
+//! `offramp outbox`: emails and events that are not sent yet. Those that were refused can be retried or dropped.
 
-use std::io::{Write, stdout};
+use std::io::{IsTerminal, Write, stdin, stdout};
 
 use anyhow::bail;
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -8,14 +8,14 @@ use clap::{Args, Subcommand};
 use offramp::clock;
 use offramp::config::{DatabaseSettings, TlsSettings};
 use offramp::store::Store;
-use offramp::store::stuck::{Condition, Stuck};
+use offramp::store::stuck::{Condition, Stuck, StuckEntries};
 use serde_json::json;
 
 use super::WrongConfiguration;
-use super::table::table;
-use super::words::{age, count, printable};
+use super::table::Table;
+use super::words::{age, ask, count};
 
-/// See mails and events that could not leave; try those again that were refused
+/// See emails and events that could not be sent; retry or drop those that were refused
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A mail that the mail server refuses for what it is (an address that does not exist, say) stays in the document that it belongs
@@ -26,7 +26,8 @@ Examples:
   offramp outbox list                           what was refused, to whom, why, since when
   offramp outbox list --waiting                 what waits, and for how long still
   offramp outbox retry 0f6a2c9e                 one of them, by its id (its beginning is enough)
-  offramp outbox retry --error \"relay\" --dry-run")]
+  offramp outbox retry --error \"relay\" --dry-run
+  offramp outbox drop 0f6a2c9e                  give one up: it is never sent")]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -36,6 +37,7 @@ pub struct Arguments {
 enum Verb {
     List(List),
     Retry(Retry),
+    Drop(Discard),
 }
 
 /// List what was refused for good
@@ -73,25 +75,60 @@ Examples:
   offramp outbox retry --to @example.org
   offramp outbox retry --all --dry-run")]
 struct Retry {
-    /// Those whose id begins so
-    #[arg(value_name = "ENTRY")]
-    entries: Vec<String>,
-
-    /// All of them
-    #[arg(long, conflicts_with_all = ["entries", "to", "error", "kind", "document"])]
-    all: bool,
-
     /// Tell what would be tried again, and change nothing
     #[arg(long)]
     dry_run: bool,
 
     #[command(flatten)]
-    filter: Filter,
+    selection: Selection,
 
     #[command(flatten)]
     database: DatabaseSettings,
     #[command(flatten)]
     tls: TlsSettings,
+}
+
+/// Give refused ones up for good: they are never sent; asks first
+#[derive(Args, Debug)]
+#[command(after_help = "\
+The entry is removed from its document; the record of an email in `notifications` says that it was dropped. Only entries that were
+refused when you were asked are dropped. Without a terminal to ask on, nothing is done unless --yes is given.
+
+Examples:
+  offramp outbox drop 0f6a2c9e
+  offramp outbox drop --document sub-1003 --dry-run
+  offramp outbox drop --to @closed.example --yes")]
+struct Discard {
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+
+    /// Tell what would be dropped, and change nothing
+    #[arg(long, conflicts_with = "yes")]
+    dry_run: bool,
+
+    #[command(flatten)]
+    selection: Selection,
+
+    #[command(flatten)]
+    database: DatabaseSettings,
+    #[command(flatten)]
+    tls: TlsSettings,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Which entries")]
+struct Selection {
+    /// Those whose id begins so
+    #[arg(value_name = "ENTRY")]
+    entries: Vec<String>,
+
+    #[command(flatten)]
+    filter: Filter,
+
+    /// All of them
+    #[arg(long, conflicts_with_all = ["entries", "to", "error", "kind", "document"])]
+    all: bool,
 }
 
 #[derive(Args, Debug)]
@@ -114,16 +151,19 @@ struct Filter {
     document: Option<String>,
 }
 
-/// How many entries are made due at once.
+/// How many entries are made due, or dropped, at once.
 const BATCH_MAX: usize = 500;
 /// How much of an id a table shows, and how much of one is enough to name an entry, in characters.
 const ID_SHOWN: usize = 13;
 const ID_MIN: usize = 4;
+/// How many entries are shown before it is asked whether to drop them.
+const SHOWN_MAX: usize = 100;
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.verb {
         Verb::List(list) => list.run().await,
         Verb::Retry(retry) => retry.run().await,
+        Verb::Drop(discard) => discard.run().await,
     }
 }
 
@@ -153,7 +193,10 @@ impl List {
             }
             (Condition::Refused, total) => {
                 let them = count(total, "entry");
-                writeln!(out, "{them} refused for good; `offramp outbox retry` gives them a second chance")?;
+                writeln!(
+                    out,
+                    "{them} refused for good; `offramp outbox retry` tries them again, `drop` gives them up"
+                )?;
             }
             (Condition::Waiting, 0) => writeln!(out, "nothing waits")?,
             (Condition::Waiting, total) => {
@@ -167,51 +210,88 @@ impl List {
 
 impl Retry {
     async fn run(self) -> anyhow::Result<()> {
-        self.check()?;
+        self.selection.check()?;
         let store = Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?;
-        let mut entries = store.stuck(Condition::Refused).await?;
-        let mut shown = Rows::new(Condition::Refused, usize::MAX);
-        let mut batch = Vec::new();
-        let (mut meant, mut made_due) = (0, 0);
-        loop {
-            let of_document = entries.next().await?;
-            let is_last = of_document.is_none();
-            for entry in of_document.into_iter().flatten().filter(|entry| self.matches(entry)) {
-                meant += 1;
-                if self.dry_run { shown.add(&entry) } else { batch.push(entry) }
+        if self.dry_run {
+            let shown = self.selection.look(&store, usize::MAX).await?;
+            if shown.total > 0 {
+                shown.print()?;
+                writeln!(stdout().lock(), "{} would be tried again; nothing was changed", shown.total)?;
             }
-            if batch.len() >= BATCH_MAX || (is_last && !batch.is_empty()) {
-                made_due += store.retry(&batch, clock::now()).await?;
-                batch.clear();
-            }
-            if is_last {
-                break;
-            }
+            return Ok(());
         }
-        if meant == 0 {
-            if let [entry, ..] = self.entries.as_slice() {
-                bail!(
-                    "no refused entry has an id that begins with \"{}\"; `offramp outbox list` names those that there are",
-                    printable(entry)
-                );
-            }
-            writeln!(stdout().lock(), "nothing of that kind was refused; nothing to do")?;
-        } else if self.dry_run {
-            shown.print()?;
-            writeln!(stdout().lock(), "{} would be tried again; nothing was changed", shown.total)?;
-        } else {
+        let (mut meant, mut made_due) = (0, 0);
+        let mut refused = store.stuck(Condition::Refused).await?;
+        while let Some(batch) = self.selection.next_batch(&mut refused).await? {
+            meant += batch.len();
+            made_due += store.retry(&batch, clock::now()).await?;
+        }
+        self.selection.found(meant as u64)?;
+        if meant > 0 {
             writeln!(stdout().lock(), "{made_due} due now; a worker tries them within seconds")?;
-            if made_due < meant {
-                writeln!(stdout().lock(), "{} were not refused any more: somebody else was faster", meant - made_due)?;
-            }
+            others_were_faster(meant - made_due)?;
         }
         Ok(())
     }
+}
 
+impl Discard {
+    async fn run(self) -> anyhow::Result<()> {
+        self.selection.check()?;
+        if !self.yes && !self.dry_run && !stdin().is_terminal() {
+            return Err(WrongConfiguration(
+                "there is no terminal to ask on whether to drop entries for good; --yes does it without asking. Nothing was \
+                 dropped"
+                    .to_owned(),
+            )
+            .into());
+        }
+        let store = Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?;
+        let asked_at = clock::now();
+        if !self.yes {
+            let shown = self.selection.look(&store, SHOWN_MAX).await?;
+            if shown.total == 0 {
+                return Ok(());
+            }
+            shown.print()?;
+            let number = count(shown.total, "entry");
+            if self.dry_run {
+                writeln!(stdout().lock(), "{number} would be dropped; nothing was changed")?;
+                return Ok(());
+            }
+            let question = format!("Drop {number} for good? [y/N] ");
+            if !tokio::task::spawn_blocking(move || ask(&question)).await?? {
+                bail!("nothing was dropped");
+            }
+        }
+        let (mut meant, mut dropped) = (0, 0);
+        let mut refused = store.stuck(Condition::Refused).await?;
+        while let Some(mut batch) = self.selection.next_batch(&mut refused).await? {
+            // What was refused since then was not asked about.
+            batch.retain(|entry| self.yes || entry.failed_at.is_some_and(|at| at <= asked_at));
+            meant += batch.len();
+            dropped += store.drop_refused(&batch).await?;
+        }
+        self.selection.found(meant as u64)?;
+        if meant > 0 {
+            writeln!(stdout().lock(), "dropped {}", count(dropped as u64, "entry"))?;
+            others_were_faster(meant - dropped)?;
+        }
+        Ok(())
+    }
+}
+
+fn others_were_faster(number: usize) -> std::io::Result<()> {
+    if number > 0 {
+        writeln!(stdout().lock(), "{number} were not refused any more: somebody else was faster")?;
+    }
+    Ok(())
+}
+
+impl Selection {
     /// Nobody means all of them by saying nothing.
     fn check(&self) -> Result<(), WrongConfiguration> {
         if let Some(entry) = self.entries.iter().find(|entry| entry.chars().count() < ID_MIN) {
-            let entry = printable(entry);
             return Err(WrongConfiguration(format!(
                 "\"{entry}\" is too short for the beginning of an id: {ID_MIN} characters"
             )));
@@ -228,6 +308,42 @@ impl Retry {
     fn matches(&self, entry: &Stuck) -> bool {
         let is_named = self.entries.is_empty() || self.entries.iter().any(|start| entry.entry_id.starts_with(start));
         is_named && self.filter.matches(entry)
+    }
+
+    /// The next entries that are meant, at least [`BATCH_MAX`] of them as long as there are more; none at the end.
+    async fn next_batch(&self, entries: &mut StuckEntries) -> anyhow::Result<Option<Vec<Stuck>>> {
+        let mut batch = Vec::new();
+        while batch.len() < BATCH_MAX
+            && let Some(of_document) = entries.next().await?
+        {
+            batch.extend(of_document.into_iter().filter(|entry| self.matches(entry)));
+        }
+        Ok((!batch.is_empty()).then_some(batch))
+    }
+
+    /// A table of what is meant, and what there is to say if there is nothing.
+    async fn look(&self, store: &Store, limit: usize) -> anyhow::Result<Rows> {
+        let mut shown = Rows::new(Condition::Refused, limit);
+        let mut refused = store.stuck(Condition::Refused).await?;
+        while let Some(batch) = self.next_batch(&mut refused).await? {
+            batch.iter().for_each(|entry| shown.add(entry));
+        }
+        self.found(shown.total)?;
+        Ok(shown)
+    }
+
+    /// To find none of a name is an error; to find none of a kind may be good news.
+    fn found(&self, number: u64) -> anyhow::Result<()> {
+        if number > 0 {
+            return Ok(());
+        }
+        if let [entry, ..] = self.entries.as_slice() {
+            bail!(
+                "no refused entry has an id that begins with \"{entry}\"; `offramp outbox list` names those that there are"
+            );
+        }
+        writeln!(stdout().lock(), "nothing of that kind was refused; nothing to do")?;
+        Ok(())
     }
 }
 
@@ -250,7 +366,7 @@ impl Filter {
 /// A table of entries, up to a limit.
 struct Rows {
     condition: Condition,
-    table: comfy_table::Table,
+    table: Table,
     limit: usize,
     shown: usize,
     total: u64,
@@ -263,7 +379,7 @@ impl Rows {
             Condition::Refused => "Since",
             Condition::Waiting => "Due",
         };
-        let table = table(&["Id", "What", "To", "Document", "Tried", "Error", last]);
+        let table = Table::new(&["Id", "What", "To", "Document", "Tried", "Error", last]);
         Self { condition, table, limit, shown: 0, total: 0, now: clock::now() }
     }
 
@@ -281,11 +397,11 @@ impl Rows {
         };
         self.table.add_row([
             entry.entry_id.chars().take(ID_SHOWN).collect(),
-            printable(&format!("{} {}", entry.kind, entry.what)),
-            printable(entry.recipient.as_deref().unwrap_or_default()),
-            printable(&format!("{}\n{}", entry.collection.as_str(), entry.document_id)),
+            format!("{} {}", entry.kind, entry.what),
+            entry.recipient.clone().unwrap_or_default(),
+            format!("{}\n{}", entry.collection.as_str(), entry.document_id),
             entry.attempts.to_string(),
-            printable(entry.error.as_deref().unwrap_or_default()),
+            entry.error.clone().unwrap_or_default(),
             when,
         ]);
     }

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use super::input::Input;
 use super::progress::progress;
+use super::words::printable;
 
 /// Publish commands from a file, and wait until the broker has confirmed each
 #[derive(Args, Debug)]
@@ -77,7 +78,7 @@ fn check(input: &Input, force: bool) -> anyhow::Result<u64> {
         if let Err(mistake) = checked {
             mistakes += 1;
             if mistakes <= MISTAKES_SHOWN_MAX {
-                eprintln!("{}: line {}: {mistake}", input.name(), line.number);
+                eprintln!("{}: line {}: {}", input.name(), line.number, printable(&mistake));
             }
         }
     }

@@ -4,6 +4,7 @@ use std::io::{self, Write, stdout};
 
 use anyhow::{Context, bail};
 use bson::RawDocumentBuf;
+use bson::oid::ObjectId;
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 use clap::Args;
@@ -20,6 +21,8 @@ use offramp::store::documents::{
 use offramp::store::outbox::{Content, OutboxEntry};
 use offramp::store::{Collection, Store};
 use serde::Serialize;
+
+use super::words::printable;
 
 /// Show a subscription: next billing date, last day of access, pending request, and all that happened
 #[derive(Args, Debug)]
@@ -139,6 +142,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let store = Store::open(url.connection_string(), &arguments.tls.tls()).await?;
     let id = arguments.id;
     let Some(raw) = store.document(Collection::Subscriptions, &id).await? else {
+        if let Ok(object_id) = id.parse::<ObjectId>()
+            && store.document(Collection::Subscriptions, object_id).await?.is_some()
+        {
+            bail!(
+                "the subscription {id} in the database {} has an ObjectId as its _id; ids must be text, so the worker does \
+                 not find it",
+                url.database()
+            );
+        }
         bail!("there is no subscription {id} in the database {}", url.database());
     };
     let view = view(&store, &id, &raw).await?;
@@ -146,7 +158,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.json {
         writeln!(out, "{:#}", serde_json::to_value(&view)?)?;
     } else {
-        print(&mut out, &view)?;
+        let mut text = Vec::new();
+        print(&mut text, &view)?;
+        write!(out, "{}", printable(&String::from_utf8_lossy(&text)))?;
     }
     Ok(())
 }
@@ -302,7 +316,8 @@ fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
     writeln!(out, "Subscription {}\n", view.id)?;
     for (name, value) in facts {
         if let Some(value) = value {
-            writeln!(out, "  {name:<20}{value}")?;
+            // A value of several lines cannot pass for several facts.
+            writeln!(out, "  {name:<20}{}", value.replace('\n', "\n                      "))?;
         }
     }
     if !view.timeline.is_empty() {

@@ -26,7 +26,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::input::Input;
-use super::table::table;
+use super::table::Table;
 use super::{WrongConfiguration, load_templates, words};
 
 /// Show what commands would do to documents: the rules alone, no server, nothing sent
@@ -151,8 +151,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     if !arguments.json {
         print(&answers)?;
         if let Some(path) = &arguments.mail_dir {
-            let mails = answers.iter().map(|answer| answer.mails.len() as u64).sum();
-            writeln!(stdout().lock(), "{} written to {}", words::count(mails, "mail"), path.display())?;
+            let written = answers.iter().flat_map(|answer| &answer.mails).filter(|mail| mail.error.is_none()).count();
+            writeln!(stdout().lock(), "{} written to {}", words::count(written as u64, "email"), path.display())?;
         }
     }
     Ok(())
@@ -166,7 +166,7 @@ fn read_world(input: &Input) -> anyhow::Result<(World, Option<Tz>)> {
         let document = ForCollection::parse(&line).with_context(|| input.name().to_owned())?;
         let found = document.found();
         if let Some(error) = found.error() {
-            eprintln!("offramp: {}: line {}: {error}", input.name(), line.number);
+            eprintln!("offramp: {}: line {}: {}", input.name(), line.number, words::printable(&error));
         }
         if let (None, Found::Organization(Loaded::Read(organization))) = (timezone, &found) {
             timezone = organization.timezone.clone().ok();
@@ -389,8 +389,10 @@ fn lines(lines: impl Iterator<Item = String>) -> String {
 }
 
 fn print(answers: &[Answer]) -> anyhow::Result<()> {
-    let mut table = table(&["Command", "Outcome", "Status", "Mails and events"]);
-    table.add_rows(answers.iter().map(Answer::cells));
+    let mut table = Table::new(&["Command", "Outcome", "Status", "Mails and events"]);
+    for answer in answers {
+        table.add_row(answer.cells());
+    }
     let mut out = stdout().lock();
     writeln!(out, "{table}")?;
     let count = |outcome: &str| answers.iter().filter(|answer| answer.outcome == outcome).count();

@@ -1,5 +1,7 @@
 //! How things are said on the terminal.
 
+use std::io::{BufRead, Write, stderr, stdin};
+
 use chrono::{DateTime, TimeDelta, Utc};
 
 /// How long ago something was: `8 s`, `3 min`, `5 h`, `12 d`.
@@ -22,10 +24,25 @@ pub fn count(number: u64, what: &str) -> String {
     }
 }
 
-/// Text from outside, for the terminal: whatever could move the cursor or change colours is shown as an escape.
+/// Text from outside, for the terminal: whatever could move the cursor, change colours or turn the direction of writing is
+/// shown as an escape.
 pub fn printable(text: &str) -> String {
-    let is_plain = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    let is_plain = |c: char| match c {
+        '\n' | '\t' => true,
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => false,
+        _ => !c.is_control(),
+    };
     text.chars().map(|c| if is_plain(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
+}
+
+/// Asks on the terminal. Only a clear yes is one.
+pub fn ask(question: &str) -> std::io::Result<bool> {
+    let mut err = stderr().lock();
+    err.write_all(question.as_bytes())?;
+    err.flush()?;
+    let mut answer = String::new();
+    stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 #[cfg(test)]
@@ -45,7 +62,7 @@ mod tests {
 
     #[test]
     fn text_from_outside_cannot_play_with_the_terminal() {
-        assert_eq!(printable("a\u{1b}[31m\u{9b}é\nb"), "a\\u{1b}[31m\\u{9b}é\nb");
+        assert_eq!(printable("a\u{1b}[31m\u{9b}é\u{202e}\nb"), "a\\u{1b}[31m\\u{9b}é\\u{202e}\nb");
     }
 
     #[test]

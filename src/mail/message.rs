@@ -201,7 +201,8 @@ pub fn compose(
     }
     headers.set(header::To::from(Mailboxes::from(to)));
     headers.set(header::Subject::from(header_text(&subject)));
-    headers.set(header::Date::new(date.into()));
+    // Not the header of lettre, which knows no year before 1970.
+    headers.insert_raw(plain("Date", &date.to_rfc2822()));
     headers.set(header::MessageId::from(message_id.clone()));
     headers.set(header::InReplyTo::from(conversation.clone()));
     headers.set(header::References::from(conversation));
@@ -346,4 +347,37 @@ pub(super) fn shorten(text: &str, chars_max: usize) -> String {
 /// Text from outside as an error sentence can carry it.
 fn printable(text: &str) -> String {
     shorten(&single_line(text), 254)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeZone;
+
+    use super::*;
+    use crate::domain::notification::Recipient;
+    use crate::mail::samples::samples;
+
+    #[test]
+    fn the_date_header_knows_every_year() {
+        let sender = Sender::parse("no-reply@offramp.example").unwrap();
+        let origin = Origin { entry_id: Uuid::nil(), conversation_id: Uuid::nil() };
+        let mut samples = samples(Template::RequestAccepted, Recipient::AccountManager, "en");
+        let notification = samples.remove(0).notification;
+        let check = |year, expected: &str| {
+            let rendered = Rendered {
+                subject: "S".to_owned(),
+                text: "T".to_owned(),
+                html: "H".to_owned(),
+                language: "en".to_owned(),
+            };
+            let date = Utc.with_ymd_and_hms(year, 1, 31, 12, 0, 9).unwrap();
+            let composed = compose(&sender, origin, &notification, rendered, date).unwrap();
+            let header = composed.headers.lines().find(|line| line.starts_with("Date: ")).unwrap();
+            assert_eq!(header, format!("Date: {expected}"));
+        };
+        check(1900, "Wed, 31 Jan 1900 12:00:09 +0000");
+        check(1969, "Fri, 31 Jan 1969 12:00:09 +0000");
+        check(2026, "Sat, 31 Jan 2026 12:00:09 +0000");
+        check(9999, "Sun, 31 Jan 9999 12:00:09 +0000");
+    }
 }

@@ -27,8 +27,12 @@ impl Store {
     ///
     /// # Errors
     /// When the server does not answer, or refuses.
-    pub async fn document(&self, collection: Collection, id: &str) -> Result<Option<RawDocumentBuf>, StoreError> {
-        Ok(self.find(collection, doc! { "_id": id }, doc! {}, Some(1)).await?.pop())
+    pub async fn document(
+        &self,
+        collection: Collection,
+        id: impl Into<Bson>,
+    ) -> Result<Option<RawDocumentBuf>, StoreError> {
+        Ok(self.find(collection, doc! { "_id": id.into() }, doc! {}, Some(1)).await?.pop())
     }
 
     /// What kind of server answers.

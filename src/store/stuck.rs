@@ -1,15 +1,16 @@
-//! The outbox as operators see it: entries that were refused for good, and entries that wait; and a second chance for the
-//! former.
+//! The outbox as operators see it: entries that were refused for good, and entries that wait. The former can be made due
+//! again, or dropped.
 //!
 //! Both are found with an index (`offramp_failed`, `offramp_due`) that holds nothing but such documents, so to look costs
 //! as much as there is to see.
 
-use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc, rawdoc};
+use bson::{Bson, DateTime as Instant, RawBsonRef, RawDocumentBuf, doc};
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use serde::Deserialize;
 
+use super::commit::raw;
 use super::outbox::Kind;
 use super::{Collection, Store, StoreError, within_deadline};
 
@@ -29,8 +30,10 @@ pub struct Stuck {
     pub collection: Collection,
     /// Its document.
     pub document_id: String,
-    /// Its id.
+    /// Its id; empty where that is no text.
     pub entry_id: String,
+    /// Its id as it is stored; null where it has none.
+    pub stored_id: Bson,
     /// `mail` or `event`.
     pub kind: &'static str,
     /// The mail's template, or the event's type.
@@ -107,42 +110,90 @@ impl Store {
     /// # Errors
     /// When the server does not answer: the same again is then safe.
     pub async fn retry(&self, refused: &[Stuck], now: DateTime<Utc>) -> Result<usize, StoreError> {
-        let mut made_due = 0;
+        self.update_refused(refused, |entry, with_record| retry_statement(entry, now.into(), with_record)).await
+    }
+
+    /// Drops refused entries: they will never be sent. The record of an email in `notifications` says so in the same update.
+    /// Entries that are not refused any more, because somebody else was faster, are left as they are. Returns how many were
+    /// dropped.
+    ///
+    /// # Errors
+    /// When the server does not answer: the same again is then safe.
+    pub async fn drop_refused(&self, refused: &[Stuck]) -> Result<usize, StoreError> {
+        self.update_refused(refused, drop_statement).await
+    }
+
+    /// Updates entries that are still refused, together with their records where there are any. Returns how many were found.
+    async fn update_refused(
+        &self,
+        refused: &[Stuck],
+        statement: impl Fn(&Stuck, bool) -> Result<RawDocumentBuf, StoreError>,
+    ) -> Result<usize, StoreError> {
+        let mut found = 0;
         for collection in [Collection::Subscriptions, Collection::Accounts] {
-            let statements: Vec<RawDocumentBuf> = refused
-                .iter()
-                .filter(|entry| entry.collection == collection)
-                .map(|entry| retry_statement(entry, now.into()))
-                .collect();
-            if statements.is_empty() {
+            let of_collection: Vec<&Stuck> = refused.iter().filter(|entry| entry.collection == collection).collect();
+            if of_collection.is_empty() {
                 continue;
             }
-            let updated = self.update_many(collection, statements).await?;
-            made_due += updated.matched;
-            if let Some(refusal) = updated.refused.first() {
+            let statements = |with_record| {
+                of_collection.iter().map(|entry| statement(entry, with_record)).collect::<Result<Vec<_>, _>>()
+            };
+            let recorded = self.update_many(collection, statements(true)?).await?;
+            // What could not be recorded, because `notifications` is no array or a validator forbids it, is still refused.
+            let unrecorded = self.update_many(collection, statements(false)?).await?;
+            found += recorded.matched + unrecorded.matched;
+            if let Some(refusal) = unrecorded.refused.first() {
                 return Err(StoreError::Refused(refusal.message.clone()));
             }
         }
-        Ok(made_due)
+        Ok(found)
     }
 }
 
 /// Finds the entry only where it is still refused. With the new `version`, a worker that has read the document before
 /// reads it again.
-fn retry_statement(entry: &Stuck, now: Instant) -> RawDocumentBuf {
-    let refused = rawdoc! { "$exists": true };
-    let (document_id, entry_id) = (entry.document_id.as_str(), entry.entry_id.as_str());
-    rawdoc! {
-        "q": { "_id": document_id, "outbox": { "$elemMatch": { "id": entry_id, "failed_at": refused.clone() } } },
+fn retry_statement(entry: &Stuck, now: Instant, with_record: bool) -> Result<RawDocumentBuf, StoreError> {
+    let refused = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
+    let mut find = doc! { "_id": &entry.document_id, "outbox": { "$elemMatch": refused } };
+    let mut unset = doc! { "outbox.$[entry].failed_at": "" };
+    let mut filters = vec![doc! { "entry.id": &entry.stored_id, "entry.failed_at": { "$exists": true } }];
+    if with_record {
+        find.insert("notifications", doc! { "$type": "array" });
+        unset.extend(doc! { "notifications.$[record].failed_at": "", "notifications.$[record].error": "" });
+        filters.push(doc! { "record.id": &entry.stored_id });
+    }
+    raw(&doc! {
+        "q": find,
         "u": {
-            "$unset": { "outbox.$[entry].failed_at": "" },
+            "$unset": unset,
             // Nobody's: a worker that still wants to mark it as refused has nothing to say about it any more.
             "$set": { "outbox.$[entry].due": now, "outbox.$[entry].holder": "" },
             "$inc": { "version": 1_i64 },
         },
-        "arrayFilters": [{ "entry.id": entry_id, "entry.failed_at": refused }],
-    }
+        "arrayFilters": filters,
+    })
 }
+
+/// Finds the entry only where it is still refused, and with its record only where there can be one.
+fn drop_statement(entry: &Stuck, with_record: bool) -> Result<RawDocumentBuf, StoreError> {
+    let refused = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
+    let mut find = doc! { "_id": &entry.document_id, "outbox": { "$elemMatch": &refused } };
+    let mut update = doc! { "$pull": { "outbox": refused }, "$inc": { "version": 1_i64 } };
+    if !with_record {
+        return raw(&doc! { "q": find, "u": update });
+    }
+    find.insert("notifications", doc! { "$type": "array" });
+    let error = entry.error.as_ref().map_or_else(|| DROPPED.to_owned(), |error| format!("{error}; {DROPPED}"));
+    let failed_at = entry.failed_at.map(Instant::from);
+    update.insert(
+        "$set",
+        doc! { "notifications.$[record].failed_at": failed_at, "notifications.$[record].error": error },
+    );
+    raw(&doc! { "q": find, "u": update, "arrayFilters": [{ "record.id": &entry.entry_id }] })
+}
+
+/// What the record of a dropped email says.
+const DROPPED: &str = "dropped by an operator";
 
 /// As much of an entry as a list shows. Whoever wrote it, it is listed.
 #[derive(Default, Deserialize)]
@@ -152,8 +203,8 @@ struct Fields {
     failed_at: Option<Bson>,
     attempts: Option<Bson>,
     error: Option<Bson>,
-    mail: Option<Document>,
-    event: Option<Document>,
+    mail: Option<Bson>,
+    event: Option<Bson>,
 }
 
 fn entries(collection: Collection, raw: &RawDocumentBuf, condition: Condition) -> Vec<Stuck> {
@@ -174,15 +225,17 @@ fn entries(collection: Collection, raw: &RawDocumentBuf, condition: Condition) -
 fn read(collection: Collection, document_id: &str, fields: Fields) -> Stuck {
     let word = |value: Option<&Bson>| value.and_then(Bson::as_str).map(str::to_owned);
     let instant = |value: Option<Bson>| value.as_ref().and_then(Bson::as_datetime).map(|at| at.to_chrono());
-    let (kind, what) = match (&fields.mail, &fields.event) {
+    let [mail, event] = [&fields.mail, &fields.event].map(|content| content.as_ref().and_then(Bson::as_document));
+    let (kind, what) = match (&fields.mail, event) {
         (None, Some(event)) => ("event", word(event.get("type"))),
-        (mail, _) => ("mail", word(mail.as_ref().and_then(|mail| mail.get("template")))),
+        _ => ("mail", word(mail.and_then(|mail| mail.get("template")))),
     };
-    let to = fields.mail.as_ref().and_then(|mail| mail.get_document("to").ok());
+    let to = mail.and_then(|mail| mail.get_document("to").ok());
     Stuck {
         collection,
         document_id: document_id.to_owned(),
         entry_id: word(fields.id.as_ref()).unwrap_or_default(),
+        stored_id: fields.id.unwrap_or(Bson::Null),
         kind,
         what: what.unwrap_or_default(),
         recipient: word(to.and_then(|to| to.get("email"))),

@@ -20,6 +20,7 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::time::timeout;
 
 use crate::support::eventually;
+use crate::support::process;
 
 /// How long any one thing may take, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,7 +65,8 @@ impl Browser {
     pub async fn start(executable: &Path, log: &Path) -> Self {
         let profile = tempfile::tempdir().unwrap();
         // It reads from descriptor 3 and writes to 4. The shell makes those of the pipes that it was given.
-        let mut child = Command::new("sh")
+        let mut shell = Command::new("sh");
+        shell
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null"])
             .arg(executable)
             .args(FLAGS)
@@ -72,9 +74,8 @@ impl Browser {
             .arg("about:blank")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(File::create(log).unwrap())
-            .spawn()
-            .unwrap();
+            .stderr(File::create(log).unwrap());
+        let mut child = process::run(&mut shell, Command::spawn).unwrap();
         let link = Arc::new(Link {
             to: Mutex::new(child.stdin.take().unwrap()),
             next_id: AtomicU64::new(1),

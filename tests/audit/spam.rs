@@ -11,6 +11,7 @@ use std::process::{Child, Command};
 use tempfile::TempDir;
 
 use crate::support::eventually;
+use crate::support::process::{self, Signal};
 
 /// The highest score that a mail may have. SpamAssassin takes mails for spam from 5 on.
 pub const SCORE_MAX: f64 = 0.5;
@@ -49,7 +50,7 @@ impl SpamFilter {
         if folder.path().metadata().unwrap().uid() == 0 {
             command.arg("--username=nobody");
         }
-        let child = command.stderr(File::create(log).unwrap()).spawn().unwrap();
+        let child = process::run(command.stderr(File::create(log).unwrap()), Command::spawn).unwrap();
         let mut filter = Self { child, socket, _folder: folder };
         eventually("the start of spamd; see spamd.log", || {
             let ended = filter.child.try_wait().unwrap();
@@ -83,7 +84,7 @@ impl SpamFilter {
 impl Drop for SpamFilter {
     fn drop(&mut self) {
         // Killed outright it would leave its children behind.
-        drop(Command::new("kill").arg(self.child.id().to_string()).status());
+        drop(process::signal(&self.child, Signal::TERM));
         drop(self.child.wait());
     }
 }

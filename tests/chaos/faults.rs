@@ -10,6 +10,7 @@ use tokio::time::sleep;
 
 use crate::fleet::{Fleet, MailWeather};
 use crate::observer::Observer;
+use crate::support::process;
 use crate::support::proxy::Proxy;
 
 /// How long the database is frozen.
@@ -268,7 +269,7 @@ async fn lose_answers(line: &Proxy, a_while: Duration) {
 async fn services(words: &'static [&'static str]) {
     let run = move || {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");
-        let output = Command::new(script).args(words).stdin(Stdio::null()).output().unwrap();
+        let output = process::run(Command::new(script).args(words).stdin(Stdio::null()), Command::output).unwrap();
         assert!(output.status.success(), "scripts/services {words:?}: {}", String::from_utf8_lossy(&output.stderr));
     };
     tokio::task::spawn_blocking(run).await.unwrap();

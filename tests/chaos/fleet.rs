@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 use crate::support::eventually;
 use crate::support::proxy::Proxy;
 use crate::support::smtp::{Action, SmtpSink, Step, Taken, Tls};
-use crate::support::worker::{Worker, get};
+use crate::support::worker::{Worker, build, get};
 use crate::support::world::{LANES, World};
 
 /// How many workers run.
@@ -44,6 +44,7 @@ pub enum MailWeather {
 /// Three workers, each with a mail server to itself, so that mails tell who sent them.
 pub struct Fleet {
     world: Arc<World>,
+    program: PathBuf,
     settings: Vec<(&'static str, String)>,
     logs: PathBuf,
     pub sinks: Vec<SmtpSink>,
@@ -60,8 +61,14 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts the workers, which reach RabbitMQ and MongoDB at these addresses.
-    pub async fn start(world: Arc<World>, amqp_url: String, mongodb_url: String, logs: PathBuf) -> Arc<Self> {
+    /// Starts the workers, which run `program` and reach RabbitMQ and MongoDB at these addresses.
+    pub async fn start(
+        world: Arc<World>,
+        program: PathBuf,
+        amqp_url: String,
+        mongodb_url: String,
+        logs: PathBuf,
+    ) -> Arc<Self> {
         let mail_weather = Arc::new(Mutex::new(MailWeather::Fair));
         let (mut sinks, mut mail_lines) = (Vec::new(), Vec::new());
         for _ in 0..WORKERS {
@@ -78,6 +85,7 @@ impl Fleet {
         ];
         let fleet = Self {
             world,
+            program,
             settings,
             logs,
             sinks,
@@ -98,8 +106,9 @@ impl Fleet {
         let path = self.logs.join(format!("worker-{number}.log"));
         let log = File::options().create(true).append(true).open(&path).unwrap();
         let smtp_url = format!("smtp://{}", self.mail_lines[number].address());
-        let settings: Vec<(&str, &str)> = self.settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        Worker::spawn(&self.world, &smtp_url, &settings, Stdio::from(log))
+        let mut program = build(&self.program, &self.world);
+        program.env("OFFRAMP_SMTP_URL", smtp_url).envs(self.settings.iter().cloned());
+        Worker::of(&mut program, Stdio::from(log))
     }
 
     /// Waits until all workers are ready.

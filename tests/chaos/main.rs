@@ -42,6 +42,7 @@ use observer::Observer;
 use plan::Plan;
 use support::proxy::Proxy;
 use support::setting;
+use support::worker::PROGRAM;
 use support::world::World;
 use upstream::Upstream;
 
@@ -63,6 +64,9 @@ struct Arguments {
     /// What makes the run: the same commands, and the same faults at about the same times
     #[arg(long)]
     seed: Option<u64>,
+    /// The program that the workers run; by default the one that was built with this test
+    #[arg(long, value_name = "PATH", default_value = PROGRAM)]
+    program: PathBuf,
     /// Where the workers' logs go
     #[arg(long, default_value = "target/chaos")]
     logs: PathBuf,
@@ -91,6 +95,7 @@ async fn run() -> ExitCode {
 
     let commands = usize::try_from(seconds * COMMANDS_PER_SECOND).unwrap();
     let plan = Arc::new(Plan::new(seed, commands, Duration::from_secs(seconds)));
+    say!("the workers run {}", arguments.program.display());
     say!("seed {seed}: {} commands in {} stories", plan.commands.len(), plan.stories.len());
 
     let world = World::new("chaos").await;
@@ -106,7 +111,8 @@ async fn run() -> ExitCode {
     let (broker_line, amqp_url) = Proxy::in_front_of(&setting("OFFRAMP_AMQP_URL", "")).await;
     let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
 
-    let fleet = Fleet::start(Arc::clone(&world), amqp_url.clone(), mongodb_url, arguments.logs).await;
+    let fleet =
+        Fleet::start(Arc::clone(&world), arguments.program, amqp_url.clone(), mongodb_url, arguments.logs).await;
     let observer = Observer::new(Arc::clone(&plan), SENDER);
     let receiving = Arc::clone(&fleet);
     let mut background = vec![

@@ -430,6 +430,10 @@ impl fmt::Display for Verdict {
         row("dead letters", self.dead_letters.all, "")?;
         row("  more than once", self.dead_letters.more_than_once, "")?;
         row("workers killed", self.kills, "")?;
+        // Two decimals, in whole numbers.
+        let hundredths = self.mails_after_kill.len() * 100 / self.kills.max(1);
+        let each = format!("{}.{:02}", hundredths / 100, hundredths % 100);
+        writeln!(f, "{:<30}{each:>8}  emails sent more than once per worker killed", "")?;
         writeln!(f, "{:<38}{:>6}  longest pause after it", "fault", "times")?;
         for (name, account) in &self.faults {
             let late = if account.late > 0 { format!("  late {} times", account.late) } else { String::new() };

@@ -7,7 +7,8 @@ use std::process::{Command, Output, Stdio};
 use bson::{DateTime, doc};
 use serde_json::Value;
 
-use crate::support::samples::{cancellation, organization, populate, subscription, with};
+use crate::support::process;
+use crate::support::samples::{account, cancellation, organization, populate, subscription, with};
 use crate::support::smtp::SmtpSink;
 use crate::support::worker::{Worker, bare, offramp};
 use crate::support::world::World;
@@ -27,8 +28,8 @@ impl Ran {
 
 #[track_caller]
 pub fn run(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
-    let mut child =
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = process::run(command, Command::spawn).unwrap();
     // The program may end without having read everything.
     drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
@@ -115,6 +116,64 @@ fn simulate_tells_outcome_by_outcome_without_any_server() {
     assert!(table.contains("13 commands: 8 applied, 1 unchanged, 2 rejected, 2 to the dead letters"), "{table}");
     assert!(table.contains("rejected: later_than_scheduled"), "{table}");
     assert_eq!(std::fs::read_dir(mails.path()).unwrap().count(), 11);
+}
+
+/// Runs `offramp simulate` on documents and commands, with a directory for emails; also gives how many files are in it.
+fn simulate(documents: &[Value], commands: &[Value], today: &str) -> (Ran, usize) {
+    let lines = |values: &[Value]| values.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
+    let folder = tempfile::tempdir().unwrap();
+    let (file, emails) = (folder.path().join("documents.jsonl"), folder.path().join("emails"));
+    std::fs::write(&file, lines(documents)).unwrap();
+    let (file, directory) = (file.to_str().unwrap(), emails.to_str().unwrap());
+    let arguments = ["simulate", "--documents", file, "--commands", "-", "--today", today, "--mail-dir", directory];
+    let ran = succeeds(&mut bare(), &arguments, &lines(commands));
+    (ran, std::fs::read_dir(emails).unwrap().count())
+}
+
+fn document(collection: &str, document: bson::Document) -> Value {
+    serde_json::json!({ "collection": collection, "document": serde_json::to_value(document).unwrap() })
+}
+
+#[test]
+fn simulate_sends_no_control_characters_to_the_terminal_and_counts_files() {
+    let id = "s\u{1b}[31mRED\u{1b}]0;title\u{7}\u{9b}2J\u{202e}abc\u{0}";
+    let mut client = account("acc", "org");
+    client.get_document_mut("manager").unwrap().insert("email", "a\u{1b}[2J@x.example");
+    let documents = [
+        document("organizations", organization("org")),
+        document("accounts", client),
+        document("subscriptions", subscription(id, "org", "acc")),
+        document("accounts", account("good", "org")),
+        document("subscriptions", subscription("good", "org", "good")),
+        document("subscriptions", doc! { "_id": "bad\u{1b}[2J" }),
+    ];
+    let commands = [
+        cancellation("c\u{1b}[31m", id),
+        cancellation("c2", "no\u{1b}[2J"),
+        cancellation("c3", "bad\u{1b}[2J"),
+        cancellation("c4", "good"),
+    ];
+    let (ran, files) = simulate(&documents, &commands, "2199-05-20");
+    for said in [&ran.stdout, &ran.stderr] {
+        let raw: Vec<char> = said.chars().filter(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}').collect();
+        assert!(raw.is_empty(), "{raw:?} in {said}");
+    }
+    assert!(ran.stdout.contains("\\u{1b}"), "{}", ran.stdout);
+    assert_eq!(files, 1, "{}", ran.stdout);
+    assert!(ran.stdout.contains("\n1 email written to"), "{}", ran.stdout);
+}
+
+#[test]
+fn simulate_writes_emails_of_years_before_1970() {
+    let mut subscription = subscription("sub", "org", "acc");
+    subscription.get_document_mut("billing").unwrap().insert("next_on", "1900-02-15");
+    let documents = [
+        document("organizations", organization("org")),
+        document("accounts", account("acc", "org")),
+        document("subscriptions", subscription),
+    ];
+    let (ran, files) = simulate(&documents, &[cancellation("c", "sub")], "1900-01-01");
+    assert_eq!(files, 1, "{}", ran.stdout);
 }
 
 #[test]
@@ -389,5 +448,31 @@ async fn show_tells_the_whole_story_of_a_subscription() {
     let kinds: Vec<&Value> = json["timeline"].as_array().unwrap().iter().map(|happened| &happened["kind"]).collect();
     assert_eq!(kinds, ["change", "mail"]);
     fails(&mut offramp(&world), &["show", "nobody"], "", 1, "there is no subscription nobody in the database");
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn show_tells_that_an_id_is_no_text() {
+    let world = World::new("object-id").await;
+    let id = bson::oid::ObjectId::new();
+    world.collection("subscriptions").insert_one(doc! { "_id": id }).await.unwrap();
+    let id = id.to_hex();
+    fails(&mut offramp(&world), &["show", &id], "", 1, "ids must be text");
+    let other = bson::oid::ObjectId::new().to_hex();
+    fails(&mut offramp(&world), &["show", &other], "", 1, "there is no subscription");
+    let said = fails(&mut offramp(&world), &["show", "\u{1b}[2J"], "", 1, "there is no subscription");
+    assert!(!said.stderr.contains('\u{1b}'), "{}", said.stderr);
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn show_sends_no_control_characters_to_the_terminal() {
+    let world = World::new("show-control").await;
+    populate(&world).await;
+    let hostile = doc! { "$set": { "participant.name": "Zoé\u{1b}[2J", "activities.0.name": "Aqua\u{9b}31m" } };
+    world.collection("subscriptions").update_one(doc! {}, hostile).await.unwrap();
+    let ran = succeeds(&mut offramp(&world), &["show", "sub"], "");
+    assert!(!ran.stdout.contains(['\u{1b}', '\u{9b}']), "{}", ran.stdout);
+    assert!(ran.stdout.contains("Zoé\\u{1b}[2J"), "{}", ran.stdout);
     world.remove().await;
 }

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bson::doc;
+use bson::{Bson, Document, doc};
 use chrono::Utc;
 use lapin::BasicProperties;
 use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use offramp::broker::{Broker, DeadLetters, Delivery, Publisher, Topology};
+use offramp::store::Store;
+use offramp::store::stuck::Condition;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
@@ -567,6 +569,113 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
     assert_eq!(sink.mails().len(), 6);
     assert!(output(&world, &["outbox", "retry", "--all"]).contains("nothing to do"));
     assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// An outbox entry that was refused for good.
+fn refused_entry(id: impl Into<Bson>, to: &str) -> Document {
+    doc! {
+        "id": id.into(), "mail": { "template": "cancelled-by-admin", "to": { "email": to } }, "attempts": 1, "holder": "",
+        "error": "550 no such user", "failed_at": bson::DateTime::now(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_entries_are_dropped() {
+    let world = World::new("drop").await;
+    let record = |id: &str| doc! { "id": id, "template": "cancelled-by-admin", "crm": 7 };
+    let waiting = doc! { "id": "waits-0", "due": bson::DateTime::MAX, "attempts": 1, "holder": "" };
+    let document = |id: &str, entries: Vec<Document>| doc! { "_id": id, "version": 3_i64, "outbox": entries };
+    let with = |mut document: Document, name: &str, value: Bson| {
+        document.insert(name, value);
+        document
+    };
+    let subscriptions = [
+        with(
+            document("recorded", vec![refused_entry("recorded-0", "a@x.example"), waiting.clone()]),
+            "notifications",
+            vec![record("another"), record("recorded-0")].into(),
+        ),
+        with(document("null", vec![refused_entry("null-0", "a@x.example")]), "notifications", Bson::Null),
+        with(document("text", vec![refused_entry("text-0", "a@x.example")]), "notifications", "x".into()),
+        document("bare", vec![refused_entry("bare-0", "a@x.example"), refused_entry("bare-1", "b@x.example")]),
+        with(
+            with(document("tombstone", vec![refused_entry("tombstone-0", "a@x.example")]), "status", "removed".into()),
+            "notifications",
+            vec![record("tombstone-0")].into(),
+        ),
+        document(
+            "unreadable",
+            vec![
+                refused_entry(7, "a@x.example"),
+                doc! { "failed_at": bson::DateTime::now(), "mail": "no" },
+                waiting.clone(),
+            ],
+        ),
+    ];
+    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    let account = document("acc", vec![refused_entry("acc-0000", "b@x.example")]);
+    world.collection("accounts").insert_one(account).await.unwrap();
+    let listed = || objects(&world, &["outbox", "list", "--json"]).len();
+    assert_eq!(listed(), 9);
+
+    // Nothing happens by mistake.
+    assert!(failure(&world, &["outbox", "drop", "--yes"], 2).contains("--all"));
+    assert!(failure(&world, &["outbox", "drop", "--all"], 2).contains("--yes"));
+    failure(&world, &["outbox", "drop", "zzzzzzzz", "--yes"], 1);
+    let dry = output(&world, &["outbox", "drop", "--all", "--dry-run"]);
+    assert!(dry.contains("9 entries would be dropped; nothing was changed"), "{dry}");
+    assert_eq!(listed(), 9);
+
+    // One by its id: the record tells, and nothing else is touched.
+    assert_eq!(output(&world, &["outbox", "drop", "recorded", "--yes"]), "dropped 1 entry\n");
+    let recorded = world.document("subscriptions", "recorded").await.unwrap();
+    assert_eq!(recorded.get_i64("version").unwrap(), 4);
+    assert_eq!(recorded.get_array("outbox").unwrap(), &[Bson::from(waiting.clone())]);
+    let [another, dropped] = recorded.get_array("notifications").unwrap().as_slice() else { panic!("{recorded}") };
+    assert_eq!(another, &Bson::from(record("another")));
+    let dropped = dropped.as_document().unwrap();
+    assert_eq!(dropped.get_str("error").unwrap(), "550 no such user; dropped by an operator");
+    assert!(dropped.get_datetime("failed_at").unwrap() <= &bson::DateTime::now());
+    assert_eq!(dropped.get_i32("crm").unwrap(), 7);
+
+    // Without a record, with one that is none, in an account, and by what they are.
+    assert_eq!(output(&world, &["outbox", "drop", "--document", "bare", "--to", "a@", "--yes"]), "dropped 1 entry\n");
+    assert_eq!(world.document("subscriptions", "bare").await.unwrap().get_array("outbox").unwrap().len(), 1);
+    assert_eq!(output(&world, &["outbox", "drop", "--to", "b@", "--yes"]), "dropped 2 entries\n");
+    for id in ["null", "text"] {
+        assert_eq!(output(&world, &["outbox", "drop", "--document", id, "--yes"]), "dropped 1 entry\n");
+    }
+    assert_eq!(world.document("subscriptions", "null").await.unwrap().get("notifications"), Some(&Bson::Null));
+    assert!(world.document("accounts", "acc").await.unwrap().get_array("outbox").unwrap().is_empty());
+
+    // What cannot be read is named by its document.
+    output(&world, &["outbox", "drop", "--document", "unreadable", "--yes"]);
+    let unreadable = world.document("subscriptions", "unreadable").await.unwrap();
+    assert_eq!(unreadable.get_array("outbox").unwrap(), &[Bson::from(waiting)]);
+
+    // What somebody else makes due meanwhile is not dropped.
+    let store = Store::open(&world.mongodb_url, &offramp::tls::Tls::default()).await.unwrap();
+    let mut entries = store.stuck(Condition::Refused).await.unwrap();
+    let stale = entries.next().await.unwrap().unwrap();
+    assert_eq!(stale.len(), 1);
+    assert_eq!(store.retry(&stale, Utc::now()).await, Ok(1));
+    assert_eq!(store.drop_refused(&stale).await, Ok(0));
+    let due = doc! { "$set": { "outbox.0.failed_at": bson::DateTime::now() }, "$unset": { "outbox.0.due": "" } };
+    world.collection("subscriptions").update_one(doc! { "_id": "tombstone" }, due).await.unwrap();
+
+    // A tombstone; and a record that a validator forbids does not keep the entry.
+    let validator = doc! { "notifications.error": { "$exists": false } };
+    let command = doc! { "collMod": "subscriptions", "validator": validator };
+    assert_eq!(output(&world, &["outbox", "drop", "--all", "--dry-run"]).matches("tombstone").count(), 2);
+    world.collection("subscriptions").delete_one(doc! { "_id": "recorded" }).await.unwrap();
+    world.database.run_command(command).await.unwrap();
+    assert_eq!(output(&world, &["outbox", "drop", "--all", "--yes"]), "dropped 1 entry\n");
+    let tombstone = world.document("subscriptions", "tombstone").await.unwrap();
+    assert!(tombstone.get_array("outbox").unwrap().is_empty());
+    assert_eq!(tombstone.get_array("notifications").unwrap(), &[Bson::from(record("tombstone-0"))]);
+    assert_eq!(listed(), 0);
+    assert!(output(&world, &["outbox", "drop", "--all", "--yes"]).contains("nothing to do"));
     world.remove().await;
 }
 

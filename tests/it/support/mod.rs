@@ -7,6 +7,7 @@ pub mod html;
 pub mod mails;
 pub mod preview;
 pub mod private;
+pub mod process;
 pub mod proxy;
 pub mod rabbit;
 pub mod samples;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use super::eventually;
+use super::process::{self, Signal};
 use super::worker::bare;
 
 /// The mail of which tests change the templates.
@@ -23,13 +24,13 @@ pub struct Preview {
 impl Preview {
     /// Starts it with these settings, and waits until it says where its page is.
     pub fn start(settings: &[(&str, &str)]) -> Self {
-        let mut child = bare()
+        let mut program = bare();
+        program
             .args(["preview", "--addr", "127.0.0.1:0"])
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        let mut child = process::run(&mut program, Command::spawn).unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
@@ -40,8 +41,7 @@ impl Preview {
 
     /// Ctrl-C; gives how it ended.
     pub async fn interrupt(mut self) -> ExitStatus {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        process::signal(&self.child, Signal::INT).unwrap();
         eventually("the end of the preview", || {
             let status = self.child.try_wait().unwrap();
             async move { status }

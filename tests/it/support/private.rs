@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::process;
+
 /// Servers that end with this value.
 pub struct PrivateServers {
     directory: tempfile::TempDir,
@@ -33,7 +35,8 @@ impl PrivateServers {
         let mut command = Command::new(repository.join("scripts/services"));
         command.args(arguments).env_remove("OFFRAMP_SERVICES_MODE").env("OFFRAMP_SERVICES_TOOLS", tools);
         command.envs(self.environment.iter().map(|(name, path)| (name, path)));
-        command.env("OFFRAMP_SERVICES_DIR", self.directory.path()).status().unwrap().success()
+        command.env("OFFRAMP_SERVICES_DIR", self.directory.path());
+        process::run(&mut command, Command::status).unwrap().success()
     }
 }
 

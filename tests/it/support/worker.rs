@@ -1,6 +1,7 @@
 //! Worker processes: the program itself, as operations people run it.
 
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -8,11 +9,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::eventually;
+use super::process::{self, Signal};
 use super::world::World;
+
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_offramp");
 
 /// The program with no settings at all.
 pub fn bare() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_offramp"));
+    bare_build(Path::new(PROGRAM))
+}
+
+fn bare_build(program: &Path) -> Command {
+    let mut command = Command::new(program);
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OFFRAMP_")) {
         command.env_remove(name);
     }
@@ -21,7 +30,12 @@ pub fn bare() -> Command {
 
 /// The program with the settings of a world and nothing else.
 pub fn offramp(world: &World) -> Command {
-    let mut command = bare();
+    build(Path::new(PROGRAM), world)
+}
+
+/// Another build of the program, with the same settings.
+pub fn build(program: &Path, world: &World) -> Command {
+    let mut command = bare_build(program);
     command
         .env("OFFRAMP_AMQP_URL", super::setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f"))
         .env("OFFRAMP_MONGODB_URL", &world.mongodb_url)
@@ -69,15 +83,13 @@ impl Worker {
     /// The program with the settings that it has, as a worker.
     pub fn of(program: &mut Command, log: Stdio) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = program
+        program
             .arg("run")
             .env("OFFRAMP_HTTP_ADDR", format!("127.0.0.1:{port}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Self { child, port }
+            .stderr(log);
+        Self { child: process::run(program, Command::spawn).unwrap(), port }
     }
 
     /// Where it answers for its health and its metrics.
@@ -140,8 +152,7 @@ impl Worker {
 
     /// Asks it to stop.
     pub fn terminate(&self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        process::signal(&self.child, Signal::TERM).unwrap();
     }
 
     /// Asks it to stop, and waits until it has.
