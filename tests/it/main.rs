@@ -6,6 +6,7 @@ mod answers;
 mod broker;
 mod cli;
 mod deliverability;
+mod documents;
 mod every_mail;
 mod hostile;
 mod mail;
