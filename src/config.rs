@@ -265,14 +265,14 @@ pub struct WorkerSettings {
     )]
     pub source: String,
 
-    /// Commands decided together at most, 1 to 1000
+    /// Commands decided together at most, 1 to 200: a document remembers as many, so that none is decided twice after a crash
     #[arg(
         long,
         env = "OFFRAMP_BATCH_MAX",
         hide_env_values = true,
         value_name = "NUMBER",
-        default_value = "256",
-        value_parser = setting(number::<1, 1000>)
+        default_value = "200",
+        value_parser = setting(number::<1, 200>)
     )]
     pub batch_max: usize,
 

@@ -76,7 +76,7 @@ fn defaults_are_those_of_the_contract() {
     assert!(settings.tls.tls_ca.is_none() && settings.tls.tls_certificate.is_none());
     assert!(settings.dkim.signer(&settings.sender.mail_from).unwrap().is_none());
     assert_eq!(settings.worker.source, "offramp");
-    assert_eq!(settings.worker.batch_max, 256);
+    assert_eq!(settings.worker.batch_max, 200);
     assert_eq!(settings.worker.sweep, Duration::from_secs(60));
     assert_eq!(settings.worker.lease, Duration::from_secs(180));
     assert_eq!(settings.worker.hold, Duration::from_secs(60));
@@ -189,7 +189,7 @@ fn bad_values_are_answered_with_the_setting_the_reason_and_the_remedy() {
         (
             "--batch-max",
             "0",
-            "OFFRAMP_BATCH_MAX (--batch-max) cannot be \"0\": it must be a whole number from 1 to 1000",
+            "OFFRAMP_BATCH_MAX (--batch-max) cannot be \"0\": it must be a whole number from 1 to 200",
         ),
         (
             "--http-addr",

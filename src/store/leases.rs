@@ -274,6 +274,7 @@ impl Store {
         let found: Vec<RawDocumentBuf> = super::within_deadline(async move {
             use futures_util::TryStreamExt;
             let find = collection.find(filter).projection(projection).skip(skip).limit(limit);
+            let find = find.max_time(super::COMMAND_TIME_MAX);
             find.batch_size(u32::try_from(limit).unwrap_or(u32::MAX)).await?.try_collect().await
         })
         .await?;

@@ -328,9 +328,9 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
     add(
         expiring("no-organization", 15, "2020-01-01"),
         doc! { "organization_id": "gone" },
-        "its organization is missing",
+        "organizations gone: there is no such organization",
     );
-    add(scheduled("bad-plan", past), doc! { "plan": 5 }, "plan");
+    add(scheduled("bad-activities", past), doc! { "activities": 5 }, "activities: expected a list, found an integer");
     let in_order: Vec<Document> = vec![
         expiring("fine", 15, "2199-01-01"),
         expiring("null", 15, Bson::Null),

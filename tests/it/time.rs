@@ -42,7 +42,7 @@ async fn days_that_are_over_end_what_they_should_end_once() {
     documents.push(expiring("runs-on", &(today + Days::new(40)).to_string()));
     // Corrupt: it must neither change nor hold up the others.
     let mut corrupt = scheduled("corrupt", -1);
-    corrupt.insert("plan", 5);
+    corrupt.insert("activities", 5);
     documents.push(corrupt.clone());
     subscriptions.insert_many(&documents).await.unwrap();
 
