@@ -169,14 +169,14 @@ async fn ends_due(bench: &Bench, program: &Path, count: usize, workers: usize) -
     let before = Counts::of(&world).await;
     let workers: Vec<Worker> = (0..workers).map(|_| start(bench, program, &world)).collect();
     let begun: Vec<Moment> = workers.iter().map(|worker| Moment::of(worker.id())).collect();
-    let begin = Instant::now();
+    let since = Instant::now();
     while events(&world).await < count || waiting(&world).await > 0 {
-        assert!(begin.elapsed() < PATIENCE, "{} events of {count}", events(&world).await);
+        assert!(since.elapsed() < PATIENCE, "{} events of {count}", events(&world).await);
         sleep(LOOK_EVERY).await;
     }
     let ended: Vec<Moment> = workers.iter().map(|worker| Moment::of(worker.id())).collect();
     let [documents, _] = before.until(&Counts::of(&world).await);
-    let took = begin.elapsed();
+    let took = since.elapsed();
     for worker in workers {
         assert!(worker.stop().await.success());
     }
