@@ -22,7 +22,7 @@ use super::words::{age, ask, count, printable};
 #[command(after_help = "\
 A letter stays in the queue until its copy is confirmed in its work queue (replay), or until you say that it shall go (drop): to
 interrupt or kill any of these commands loses nothing. A letter that was sent back in that very moment may then be in both
-queues, which does no harm: `(source, id)` names a command for ever, and it counts once.
+queues, which does no harm: `(source, id)` identifies a command, and a document remembers the newest 200.
 
 While one of these commands runs it holds all letters, so a second one waits up to 10 seconds for it, and then gives up
 without having done anything. Letters that arrive meanwhile are left for the next time. A letter that some other program

@@ -22,7 +22,7 @@ use super::words::printable;
 #[command(after_help = "\
 A line is a command: {\"specversion\": \"1.0\", \"id\": …, \"source\": …, \"type\": …, \"time\": …, \"data\": {…}}. Everything is checked \
 first: when one of them is not what the worker takes, nothing is published. `offramp schemas` has their JSON Schemas. To publish a \
-file again does no harm: `(source, id)` names a command for ever.
+file again does no harm: `(source, id)` identifies a command, and a document remembers the newest 200.
 
 Examples:
   offramp publish commands.jsonl

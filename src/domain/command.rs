@@ -26,7 +26,7 @@ pub const COMMAND_YEARS: std::ops::RangeInclusive<i32> = 2000..=2998;
 /// give as the name of a field whatever it likes.
 const SENTENCE_CHARS_MAX: usize = 300;
 
-/// What names a command for ever: the pair `(source, id)` of its envelope.
+/// What identifies a command: the pair `(source, id)` of its envelope.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct CommandKey {
     /// The system that sent it.
