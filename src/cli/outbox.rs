@@ -326,7 +326,9 @@ impl Selection {
         let mut shown = Rows::new(Condition::Refused, limit);
         let mut refused = store.stuck(Condition::Refused).await?;
         while let Some(batch) = self.next_batch(&mut refused).await? {
-            batch.iter().for_each(|entry| shown.add(entry));
+            for entry in &batch {
+                shown.add(entry);
+            }
         }
         self.found(shown.total)?;
         Ok(shown)
