@@ -67,7 +67,7 @@ impl Claimer {
                     Ok(()) => {}
                     Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => self.engine.report(&error),
                     Err(StoreError::Refused(error)) => {
-                        tracing::error!(kind = kind.as_str(), error, "due outbox entries cannot be looked for");
+                        tracing::error!(kind = kind.as_str(), error, "cannot search for due outbox entries");
                     }
                 }
             }

@@ -265,7 +265,7 @@ pub struct WorkerSettings {
     )]
     pub source: String,
 
-    /// Commands decided together at most, 1 to 200: a document remembers as many, so that none is decided twice after a crash
+    /// Commands decided together at most, 1 to 200: a document remembers as many, so a batch that comes again is recognised
     #[arg(
         long,
         env = "OFFRAMP_BATCH_MAX",

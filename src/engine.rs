@@ -160,7 +160,7 @@ impl Engine {
     async fn check_clock(&self) -> Result<Option<ClockOffset>, StoreError> {
         let offset = self.store.clock_offset(self.lease / CLOCK_TOLERANCE_LEASE_PART).await?;
         match (self.clock_offset.send_replace(offset), offset) {
-            (None, Some(offset)) => tracing::error!("not working: {offset}"),
+            (None, Some(offset)) => tracing::error!("processing is paused: {offset}"),
             (Some(_), None) => tracing::info!("this machine's clock agrees with MongoDB's again"),
             _ => {}
         }
@@ -289,7 +289,7 @@ impl Engine {
         for index in pending {
             settled[index] = Settled::Failed("others kept changing the document".to_owned());
         }
-        // What was written is on a majority. What needed no write may rest on a change that is not, yet.
+        // What was written is on a majority. A task that needed no write may depend on a change that has not reached one yet.
         let unwritten =
             tasks.iter().zip(&settled).filter(|(_, settled)| !matches!(settled, Settled::Decided(Verdict::Applied)));
         let unwritten: HashSet<_> = unwritten.map(|(task, _)| document(task)).collect();

@@ -159,7 +159,7 @@ impl ForCollection {
 }
 
 impl Found {
-    /// What keeps the worker from deciding some or all that there may be to decide about the document.
+    /// The first fault that stops at least one decision about the document.
     #[must_use]
     pub fn error(&self) -> Option<String> {
         let faults = match self {

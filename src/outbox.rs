@@ -27,7 +27,7 @@ use crate::store::leases::{Fate, Mark};
 use crate::store::outbox::{Content, EmailIdentity, Kind, Leased};
 use crate::store::{Collection, Store, StoreError};
 
-/// How many emails, and how many events, wait in memory: those of two full batches. More wait in the database.
+/// How many emails, and how many events, wait in memory: more than two full batches have. More wait in the database.
 const QUEUE_MAX: usize = 512;
 /// How long a lane waits for room in the queues, so that it does not run far ahead of a mail server that works.
 const OFFER_PATIENCE: Duration = Duration::from_secs(1);

@@ -147,7 +147,9 @@ async fn build_indexes(store: Store, missing: watch::Sender<Vec<Index>>, ready: 
             let reason = format!("indexes are missing and cannot be built: {}", error.reason());
             ready.not_ready(&reason);
             if !std::mem::replace(&mut is_reported, true) {
-                tracing::warn!("{reason}; retrying, and looking at no dates until then (`offramp init` builds them)");
+                tracing::warn!(
+                    "{reason}; retrying; dates and due outbox entries are not processed until then (`offramp init` builds them)"
+                );
             }
             tokio::time::sleep(pauses.next_pause()).await;
         }

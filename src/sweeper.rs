@@ -2,7 +2,7 @@
 //!
 //! The sweeper only looks for what may be due and hands it to the same [`Engine`] as every command; whether it is due is
 //! decided there, under the same version guard, so any number of workers may sweep at the same time. They share the work
-//! without a word: each begins at a random place of what is due and goes on from there, and what one has done is gone from
+//! without communicating: each begins at a random place of what is due and goes on from there, and what one has done is gone from
 //! the index when another asks again.
 
 use std::collections::{HashMap, HashSet};
@@ -135,7 +135,7 @@ impl Sweeper {
     pub async fn run(self, shutdown: CancellationToken) {
         describe_gauge!(
             UNWORKABLE_DOCUMENTS,
-            "Documents that are due, or never will be, and cannot be processed as they are; at most 10,000 are counted"
+            "Documents that the sweep cannot process until they are corrected; at most 10,000 are counted"
         );
         tokio::join!(self.dates(&shutdown), self.cards(&shutdown));
     }
@@ -186,7 +186,7 @@ impl Sweeper {
     async fn wait(&self, pause: Duration, shutdown: &CancellationToken) -> bool {
         let waiting = async {
             tokio::time::sleep(pause).await;
-            // Should nobody build them any more, the worker is stopping.
+            // The sender is dropped only when the worker stops.
             let is_indexed = self.missing_indexes.clone().wait_for(Vec::is_empty).await.is_ok();
             self.engine.wait_for_clock().await;
             is_indexed
@@ -224,7 +224,7 @@ impl Sweeper {
             if passing_over.len() >= SWEEP_PASSED_OVER_MAX {
                 tracing::warn!(
                     passed_over = passing_over.len(),
-                    "many due subscriptions cannot end; the next sweep goes on"
+                    "too many due subscriptions cannot be ended; the next sweep continues"
                 );
                 return Ok(());
             }
@@ -290,7 +290,7 @@ impl Sweeper {
         match self.give_card_notices(organization, &mut unworkable, shutdown).await {
             Err(Cut::Store(error @ (StoreError::Refused(_) | StoreError::TimedOut))) => {
                 let organization = &organization.id;
-                tracing::warn!(%organization, %error, "no card notices for this organization now; the others get theirs");
+                tracing::warn!(%organization, %error, "card notices of this organization are skipped until the next look; others are not affected");
             }
             result => result?,
         }

@@ -123,10 +123,7 @@ impl Lane {
         let mut outgoing = Vec::new();
         for (delivery, parsed) in batch.deliveries.iter().zip(&parsed) {
             let disposition = match parsed {
-                Ok(_) => {
-                    let unanswered = || Settled::Failed("the engine gave no answer".to_owned());
-                    dispose(settled.next().unwrap_or_else(unanswered), delivery.attempt)
-                }
+                Ok(_) => dispose(answer(settled.next()), delivery.attempt),
                 Err(disposition) => disposition.clone(),
             };
             self.count(&disposition);
@@ -256,6 +253,11 @@ fn is_answer(message: &Outgoing) -> bool {
     message.exchange.is_empty() && !message.mandatory
 }
 
+/// What was settled; a missing answer is a failure, never done.
+fn answer(settled: Option<Settled>) -> Settled {
+    settled.unwrap_or_else(|| Settled::Failed("the engine gave no answer; it is a mistake in the program".to_owned()))
+}
+
 /// What becomes of a decided or failed command that was tried `attempt` times before (contract §4 and §7).
 fn dispose(settled: Settled, attempt: u32) -> Disposition {
     let again = |max: u32| if attempt < max { RetryDelay::for_attempt(attempt) } else { None };
@@ -353,6 +355,12 @@ mod tests {
     fn what_is_decided_is_done() {
         check(&Settled::Decided(Verdict::Applied), &[], &Disposition::Done);
         check(&Settled::Decided(Verdict::Unchanged), &[], &Disposition::Done);
+    }
+
+    #[test]
+    fn a_missing_answer_is_never_done() {
+        assert_eq!(dispose(answer(None), 0), Disposition::Retry(RetryDelay::S5));
+        assert_eq!(dispose(answer(Some(Settled::Decided(Verdict::Applied))), 0), Disposition::Done);
     }
 
     #[test]

@@ -18,10 +18,16 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// Declare the exchanges and queues at RabbitMQ and the indexes in MongoDB
 #[derive(Args, Debug)]
 #[command(after_help = "\
-What exists stays as it is, but for indexes of earlier versions that are not used any more: they are dropped. `offramp run` \
-also declares what is missing, and drops nothing. This is for set-ups in which the worker's own user may not declare anything, \
-for publishing before a worker runs, and for building indexes of large collections before an update.")]
+What exists stays as it is. `offramp run` also declares what is missing. This is for set-ups in which the worker's own user may \
+not declare anything, for publishing before a worker runs, and for building indexes of large collections before an update.
+
+Indexes that only earlier versions use are named. Drop them with --drop-superseded once no worker of an earlier version runs: \
+without them it would read whole collections.")]
 pub struct Arguments {
+    /// Also drop the indexes that only earlier versions use
+    #[arg(long)]
+    drop_superseded: bool,
+
     #[command(flatten)]
     broker: BrokerSettings,
     #[command(flatten)]
@@ -53,8 +59,12 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let superseded = store.superseded_indexes().await?;
     for index in &superseded {
-        store.drop_index(index).await?;
-        writeln!(stdout(), "MongoDB: dropped index {index}, which this version does not use any more")?;
+        if arguments.drop_superseded {
+            store.drop_index(index).await?;
+            writeln!(stdout(), "MongoDB: dropped index {index}")?;
+        } else {
+            writeln!(stdout(), "MongoDB: only earlier versions use the index {index}; see --drop-superseded")?;
+        }
     }
     let database = arguments.database.mongodb_url.database();
     writeln!(stdout(), "MongoDB: {} indexes created in {database}", missing.len())?;

@@ -69,7 +69,7 @@ struct View {
     timeline: Vec<Happened>,
     /// Mails and events that have not left yet.
     outbox: Vec<Waiting>,
-    /// Why the worker cannot work with the document.
+    /// The first field that the worker cannot read.
     problem: Option<String>,
     #[serde(skip)]
     timezone: Tz,
@@ -187,7 +187,7 @@ async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<V
         .or_else(|| account.is_none().then(|| format!("account {account_id} is missing or unreadable")));
     let details = subscription.details.as_ref();
     let expires_on = details.and_then(|details| details.expires_on.clone().ok()?);
-    let billing = details.and_then(|details| details.billing.clone().ok());
+    let billing_day = details.and_then(|details| details.billing_day.clone().ok());
     let pending_request = details
         .and_then(|details| details.request.clone().ok()?)
         .filter(|request| request.closed.is_none())
@@ -214,7 +214,7 @@ async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<V
         status: subscription.status,
         next_billing_on: details.and_then(|details| details.next_on.clone().ok()?),
         expires_on,
-        natural_end_on: expires_on.zip(billing).map(|(expires_on, billing)| billing.natural_end(expires_on)),
+        natural_end_on: expires_on.zip(billing_day).map(|(expires_on, day)| day.natural_end(expires_on)),
         ends_on: end.map(|end| end.ends_on),
         ends_at: end.map(|end| end.ends_at),
         final_billing_on: end.and_then(|end| end.final_billing_on),

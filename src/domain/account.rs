@@ -55,9 +55,9 @@ impl Account {
     }
 }
 
-/// How many notices an account remembers. One that has as many gets no further ones until some are forgotten: it would otherwise
-/// get the forgotten ones again.
-pub const CARD_NOTICES_MAX: usize = 1_000;
+/// How many notices an account remembers: far more than it has cards. One that has as many gets no further ones until some are
+/// forgotten: it would otherwise get the forgotten ones again.
+pub const CARD_NOTICES_MAX: usize = 10_000;
 /// How many months after a card's expiry month its notices are forgotten. No notice but the one about its expiry can come up again.
 const NOTICE_MEMORY_MONTHS: u32 = 2;
 /// How many months after it was given the notice that a card has expired is forgotten.

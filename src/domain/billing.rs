@@ -213,6 +213,20 @@ impl BillingDay {
         let same_month = self.date_in(month);
         if same_month <= date { same_month } else { self.date_in(month.previous()) }
     }
+
+    /// The first billing date after `date`.
+    #[must_use]
+    pub fn date_after(self, date: NaiveDate) -> NaiveDate {
+        let month = YearMonth::of(date);
+        let same_month = self.date_in(month);
+        if same_month > date { same_month } else { self.date_in(month.next()) }
+    }
+
+    /// The last day of access of a subscription that expires by itself.
+    #[must_use]
+    pub fn natural_end(self, expires_on: NaiveDate) -> NaiveDate {
+        day_before(self.date_after(expires_on))
+    }
 }
 
 /// The last day of access and the last invoice of a cancelled subscription.
@@ -257,9 +271,7 @@ impl Billing {
     /// The first billing date after `date`.
     #[must_use]
     pub fn date_after(&self, date: NaiveDate) -> NaiveDate {
-        let month = YearMonth::of(date);
-        let same_month = self.date_in(month);
-        if same_month > date { same_month } else { self.date_in(month.next()) }
+        self.day.date_after(date)
     }
 
     /// Cancelled with `month` chosen: May's invoice is the last when June is chosen.
@@ -285,12 +297,6 @@ impl Billing {
     pub fn end_after_invoice(&self, final_billing_on: NaiveDate) -> End {
         let following = self.date_in(YearMonth::of(final_billing_on).next());
         End { ends_on: day_before(following), final_billing_on }
-    }
-
-    /// The last day of access of a subscription that expires by itself.
-    #[must_use]
-    pub fn natural_end(&self, expires_on: NaiveDate) -> NaiveDate {
-        day_before(self.date_after(expires_on))
     }
 }
 

@@ -60,7 +60,7 @@ pub struct Rejected {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Missing {
     /// The organization.
-    #[error("organizations {organization_id}: there is no such organization, though {by} names it")]
+    #[error("organizations {organization_id}: does not exist, but {by} refers to it")]
     Organization {
         /// The organization's id.
         organization_id: OrganizationId,
@@ -68,7 +68,7 @@ pub enum Missing {
         by: String,
     },
     /// The account.
-    #[error("accounts {account_id}: there is no such account, though {by} names it")]
+    #[error("accounts {account_id}: does not exist, but {by} refers to it")]
     Account {
         /// The account's id.
         account_id: AccountId,
@@ -287,7 +287,7 @@ impl World {
         };
         if account.after.organization_id != draft.after.organization_id {
             let sentence =
-                format!("subscriptions {id}: account_id: the account {account_id} is another organization's");
+                format!("subscriptions {id}: account_id: account {account_id} belongs to another organization");
             return Err(Verdict::Corrupt(sentence));
         }
         draft.after.require_next_invoice()?;

@@ -80,6 +80,7 @@ pub(crate) fn scene(status: Status) -> Scene {
         participant: Ok("Zoé Roy".into()),
         plan: Ok("Natation".into()),
         billing: Ok(billing(BillingMode::Anniversary, 15)),
+        billing_day: Ok(billing(BillingMode::Anniversary, 15).day),
         next_on: Ok((!is_over).then(|| date("2026-06-15"))),
         last_on: Ok(Some(date("2026-05-15"))),
         last_invoice_id: Ok(Some("inv-may".try_into().unwrap())),

@@ -24,6 +24,8 @@ const APPLIED_MAX: i32 = 200;
 const PAYMENT_FAILURES_MAX: i32 = 20;
 /// How many bytes of statements one `update` command carries. A command is a document, which has at most 16 MiB.
 const STATEMENTS_BYTES_MAX: usize = 12 * 1024 * 1024;
+/// The lists that the worker writes.
+const LISTS: [&str; 6] = ["applied", "card_notices", "history", "notifications", "outbox", "payment_failures"];
 /// The fields that stay when a subscription is removed (contract §4).
 const TOMBSTONE_FIELDS: [&CStr; 10] = [
     cstr!("_id"),
@@ -205,6 +207,7 @@ impl Store {
             refused.push(index);
         }
         let is_unsure = self.commit_refused(collection, updates, &refused, results).await?;
+        self.name_faults(collection, updates, &refused, results).await?;
         if is_unsure || reply.matched + reply.refused.len() < indexes.len() {
             self.find_losers(collection, updates, indexes, results).await?;
         }
@@ -214,7 +217,6 @@ impl Store {
     /// Lists of ours that are null count as absent, but nothing can be pushed to them: they are removed. Returns whether there were
     /// any. The documents then have a new version.
     async fn remove_nulls(&self, collection: Collection, ids: impl Iterator<Item = &str>) -> Result<bool, StoreError> {
-        const LISTS: [&str; 6] = ["applied", "card_notices", "history", "notifications", "outbox", "payment_failures"];
         let is_null: Vec<Document> = LISTS.iter().map(|list| doc! { *list: { "$type": "null" } }).collect();
         let mut set: Document = LISTS
             .iter()
@@ -267,6 +269,37 @@ impl Store {
             }
         }
         Ok(reply.matched + reply.refused.len() < unrecorded.len())
+    }
+
+    /// Says of corrupt documents which list is not one. The server's own words may quote the document.
+    async fn name_faults(
+        &self,
+        collection: Collection,
+        updates: &[GuardedUpdate],
+        indexes: &[usize],
+        results: &mut [Committed],
+    ) -> Result<(), StoreError> {
+        let is_corrupt = |index: &&usize| matches!(results[**index], Committed::Corrupt(_));
+        let corrupt: Vec<usize> = indexes.iter().filter(is_corrupt).copied().collect();
+        if corrupt.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<&str> = corrupt.iter().map(|&index| updates[index].id.as_str()).collect();
+        let types =
+            LISTS.iter().map(|list| ((*list).to_owned(), doc! { "$type": format!("${list}") }.into())).collect();
+        let found = self.find(collection, doc! { "_id": { "$in": ids } }, types, None).await?;
+        for raw in &found {
+            let fault = LISTS.iter().find_map(|list| match raw.get_str(list).ok()? {
+                "array" | "missing" | "null" => None,
+                "string" => Some(format!("{list}: expected a list, found text")),
+                "object" => Some(format!("{list}: expected a list, found an object")),
+                other => Some(format!("{list}: expected a list, found a value of the type {other}")),
+            });
+            let Some(fault) = fault else { continue };
+            let of_it = corrupt.iter().find(|&&index| raw.get_str("_id").is_ok_and(|id| id == updates[index].id));
+            of_it.into_iter().for_each(|&index| results[index] = Committed::Corrupt(fault.clone()));
+        }
+        Ok(())
     }
 
     /// The reply says how many statements matched, not which. A document in which our lease stands is ours.

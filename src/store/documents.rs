@@ -571,7 +571,7 @@ impl<'de> Deserialize<'de> for Integer {
 /// A BSON date as an instant, of the years of four digits: beyond them a date has no form, and no time zone.
 fn utc(instant: Instant) -> Result<DateTime<Utc>, Fault> {
     let time = instant.to_chrono();
-    if (0..=9999).contains(&time.year()) { Ok(time) } else { Err(Fault::new("is beyond the calendar")) }
+    if (0..=9999).contains(&time.year()) { Ok(time) } else { Err(Fault::new("is outside the years 0 to 9999")) }
 }
 
 /// A date that another system wrote.
@@ -695,19 +695,26 @@ fn details(document: SubscriptionDocument, status: Status) -> Details {
     let request = |request: Option<RequestDocument>| request.map(Request::try_from).transpose();
     let cancellation = |record: Option<CancellationDocument>| record.map(CancellationRecord::try_from).transpose();
     let billing = document.billing.and_then(required).read(&of, "billing");
-    let (billing, next_on, last_on, last_invoice_id) = match billing {
-        Ok(BillingDocument { mode, day, next_on, last_on, last_invoice_id }) => (
-            calendar(mode, day, &of),
-            next_on.and_then(date).read(&of, "billing.next_on"),
-            last_on.and_then(date).read(&of, "billing.last_on"),
-            last_invoice_id.read(&of, "billing.last_invoice_id"),
-        ),
-        Err(malformed) => (Err(malformed.clone()), Err(malformed.clone()), Err(malformed.clone()), Err(malformed)),
+    let (billing, billing_day, next_on, last_on, last_invoice_id) = match billing {
+        Ok(billing) => {
+            let in_month = |Integer(day)| BillingDay::try_from(day).map_err(Fault::new);
+            let day = billing.day.and_then(required).and_then(in_month).read(&of, "billing.day");
+            let mode = billing.mode.and_then(required).read(&of, "billing.mode");
+            (
+                mode.and_then(|mode| Ok(Billing { mode, day: day.clone()? })),
+                day,
+                billing.next_on.and_then(date).read(&of, "billing.next_on"),
+                billing.last_on.and_then(date).read(&of, "billing.last_on"),
+                billing.last_invoice_id.read(&of, "billing.last_invoice_id"),
+            )
+        }
+        Err(it) => (Err(it.clone()), Err(it.clone()), Err(it.clone()), Err(it.clone()), Err(it)),
     };
     Details {
         participant,
         plan,
         billing,
+        billing_day,
         next_on,
         last_on,
         last_invoice_id,
@@ -717,14 +724,6 @@ fn details(document: SubscriptionDocument, status: Status) -> Details {
         request: document.cancellation_request.and_then(request).read(&of, "cancellation_request"),
         cancellation: document.cancellation.and_then(cancellation).ok().flatten(),
     }
-}
-
-fn calendar(mode: Stored<Option<BillingMode>>, day: Stored<Option<Integer>>, of: &str) -> Field<Billing> {
-    let in_month = |Integer(day)| BillingDay::try_from(day).map_err(Fault::new);
-    Ok(Billing {
-        mode: mode.and_then(required).read(of, "billing.mode")?,
-        day: day.and_then(required).and_then(in_month).read(of, "billing.day")?,
-    })
 }
 
 /// The scheduled end. What a document has of one while its status does not say so is left from an earlier life of it.
@@ -746,7 +745,8 @@ fn end(
         (Some(OwnDate(ends_on)), Some(ends_at)) => Ok(Some(ScheduledEnd {
             ends_on,
             ends_at,
-            final_billing_on: final_billing_on.read(of, "final_billing_on")?.map(|OwnDate(day)| day),
+            // No decision depends on it.
+            final_billing_on: final_billing_on.ok().flatten().map(|OwnDate(day)| day),
         })),
         _ if status == Status::Cancelled => Ok(None),
         (None, _) => Err(missing("ends_on")),

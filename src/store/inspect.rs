@@ -64,8 +64,7 @@ impl Store {
                 None => missing.push(index),
                 Some((_, found)) if has_same_keys(found, &index.specification) => {}
                 Some(_) => {
-                    let advice =
-                        "there is one of that name with other keys; drop it, and `offramp init` makes the right one";
+                    let advice = "an index of that name exists with other keys; drop it and run `offramp init`";
                     return Err(StoreError::Refused(format!("the index {index}: {advice}")));
                 }
             }

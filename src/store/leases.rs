@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use bson::{Bson, DateTime as Instant, Document, RawArrayBuf, RawBsonRef, RawDocumentBuf, doc, rawdoc};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -20,9 +20,9 @@ use super::{Collection, Store, StoreError};
 const CANDIDATES_MAX: usize = 1_024;
 /// See [`CANDIDATES_MAX`].
 const CANDIDATES_MIN: usize = 64;
-/// How long an entry that cannot be read may be due before it fails. A worker of a newer version, whose entry it may be, has
-/// claimed it by then.
-const UNREADABLE_GRACE: TimeDelta = TimeDelta::seconds(15);
+/// The format of the entries that this version writes; absent in them. A later version whose entries this one may be unable to read
+/// gives them a higher `format`: then they are left to its workers.
+const ENTRY_FORMAT: i64 = 1;
 
 /// What is to be marked of an entry.
 #[derive(Clone, Debug)]
@@ -357,7 +357,7 @@ impl Store {
     /// Gives entries back before their lease runs out. Should that fail, the lease still does.
     pub async fn give_back(&self, entries: &[Mark]) {
         if let Err(error) = self.settle(entries).await {
-            tracing::warn!(%error, entries = entries.len(), "no room for outbox entries; they wait until their lease expires");
+            tracing::warn!(%error, entries = entries.len(), "could not give outbox entries back; they wait until their lease expires");
         }
     }
 
@@ -473,7 +473,7 @@ fn plan(queue: &DueQueue, raw: &RawDocumentBuf, lease: &Lease, now: DateTime<Utc
                 set.insert(format!("outbox.{place}.holder"), &entry.holder);
                 entries.push(entry);
             }
-            Err(_) if now - due.to_chrono() < UNREADABLE_GRACE => {}
+            Err(_) if is_of_later_version(entry) => {}
             Err(_) => {
                 failed += 1;
                 find.insert(format!("outbox.{place}.due"), due);
@@ -501,6 +501,14 @@ fn plan(queue: &DueQueue, raw: &RawDocumentBuf, lease: &Lease, now: DateTime<Utc
         update: bson::serialize_to_raw_document_buf(&doc! { "$set": set })?.into(),
         entries,
     }))
+}
+
+fn is_of_later_version(entry: &bson::RawDocument) -> bool {
+    match entry.get("format") {
+        Ok(Some(RawBsonRef::Int32(format))) => i64::from(format) > ENTRY_FORMAT,
+        Ok(Some(RawBsonRef::Int64(format))) => format > ENTRY_FORMAT,
+        _ => false,
+    }
 }
 
 /// Why an entry cannot be read, as far as that can be told without quoting it.

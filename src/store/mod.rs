@@ -1,6 +1,6 @@
 //! MongoDB: documents in, one guarded update per changed document out, and the outbox that lives in them.
 //!
-//! Nothing here decides anything. Every write is a single-document update, guarded by the document's `version`, sent in one
+//! Nothing here decides anything. Every write of a decision is a single-document update, guarded by the document's `version`, sent in one
 //! `update` command per collection with write concern `majority`; state, audit entry, idempotency record and outbox entries
 //! change together or not at all. Sharded clusters are not tested.
 

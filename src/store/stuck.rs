@@ -104,7 +104,7 @@ impl Store {
         Ok(StuckEntries { condition, left })
     }
 
-    /// Makes refused entries due at `now`: any worker's sweeper takes them. Those that are not refused any more, because
+    /// Makes refused entries due at `now`: any worker claims them. Those that are not refused any more, because
     /// somebody else was faster, are left as they are. Returns how many were made due.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ const UNWORKABLE_OF_ONE_FAULT_MAX: u32 = 1_000;
 /// Of how many organizations the time zone is remembered during a sweep.
 const ZONES_MAX: usize = 100_000;
 
-/// What a subscription is not, or not any more, when its natural end can come. A missing status is `active`.
+/// The statuses without a natural end. A missing status is `active`.
 const WITHOUT_NATURAL_END: [&str; 4] = ["cancellation_scheduled", "cancelled", "expired", "removed"];
 
 /// The types of values, as MongoDB names them, that are neither text nor null.
@@ -235,10 +235,10 @@ impl CardOrganization {
                 days.map(|days| days.filter(|days| *days <= CARD_NOTICE_DAYS_MAX)).collect()
             });
             let card_notice_days = card_notice_days.ok_or_else(|| {
-                format!("card_notice_days is no list of whole numbers from 0 to {CARD_NOTICE_DAYS_MAX}")
+                format!("card_notice_days is not a list of whole numbers from 0 to {CARD_NOTICE_DAYS_MAX}")
             })?;
             let timezone = raw.get_str("timezone").ok().and_then(|zone| zone.parse().ok());
-            let timezone = timezone.ok_or("timezone is no IANA time zone such as \"America/Toronto\"")?;
+            let timezone = timezone.ok_or("timezone is not an IANA time zone such as \"America/Toronto\"")?;
             Ok(Self { id, timezone, card_notice_days })
         };
         match read() {
@@ -381,7 +381,7 @@ impl Store {
             let day = raw.get_document("billing").ok().and_then(|billing| billing.get("day").ok().flatten());
             let reason = match day {
                 Some(RawBsonRef::Double(_) | RawBsonRef::Int32(_) | RawBsonRef::Int64(_)) => {
-                    "billing.day is no whole number from 1 to 31".to_owned()
+                    "billing.day is not a whole number from 1 to 31".to_owned()
                 }
                 other => format!("billing.day is {}, where a whole number from 1 to 31 belongs", kind(other)),
             };
@@ -392,7 +392,7 @@ impl Store {
             "status": live(), "billing.day": { "$gte": 1, "$lte": 31 }, "expires_on": { "$gt": "9999-12-31" },
         };
         for raw in self.faulty(NATURAL_ENDS, filter, doc! { "_id": 1 }).await? {
-            found.push(unworkable(&raw, "expires_on is no date such as \"2026-06-30\"".to_owned()));
+            found.push(unworkable(&raw, "expires_on is not a date such as \"2026-06-30\"".to_owned()));
         }
         Ok(found)
     }
@@ -454,7 +454,7 @@ impl Store {
     ) -> Result<CardsPage, StoreError> {
         let expires = expires.to_string();
         let kind = super::commit::bson(&kind)?;
-        // What is no list counts as empty: one such account must not stop the notices of all others.
+        // What is not a list counts as empty: one such account must not stop the notices of all others.
         let items = |field: &str| doc! { "$cond": [{ "$isArray": field }, field, []] };
         let expiring = doc! { "$map": {
             "input": { "$filter": { "input": items("$cards"), "cond": { "$eq": ["$$this.expires", &expires] } } },

@@ -355,7 +355,7 @@ async fn numbers_and_nulls_of_other_systems_are_understood() {
         }
         subscriptions.insert_one(document).await.unwrap();
     }
-    // Text where a list belongs, and a date that has no place in any calendar.
+    // Text where a list belongs, also in what is removed with a pipeline, and a date that has no place in any calendar.
     let spoilt: [(&str, bson::Bson); 3] = [
         ("history", "x".into()),
         ("outbox", "x".into()),
@@ -397,6 +397,12 @@ async fn numbers_and_nulls_of_other_systems_are_understood() {
     }
     fields.sort();
     assert_eq!(fields, ["cancellation_request", "history", "outbox"]);
+    // A removal appends in another way, which the server refuses with another code.
+    let removal = with(cancellation("removal", "history"), "via", json!("invoice"));
+    world.command(&with(removal, "invoice_id", json!("inv-5"))).await;
+    let letter = world.dead_letter().await;
+    assert_eq!(letter.header("offramp-reason"), "corrupt_document");
+    assert_eq!(letter.header("offramp-error"), "subscriptions history: history: expected a list, found text");
     subscriptions.delete_one(doc! { "_id": "outbox" }).await.unwrap();
     world.outboxes_empty().await;
     assert_eq!(sink.mails().len(), versions.len());

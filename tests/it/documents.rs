@@ -301,7 +301,7 @@ async fn what_cannot_be_processed_is_reported() {
     let letters =
         [world.dead_letter().await, world.dead_letter().await].map(|letter| letter.header("offramp-error")).join("; ");
     assert!(
-        letters.contains("subscriptions stray: account_id: the account foreign is another organization's"),
+        letters.contains("subscriptions stray: account_id: account foreign belongs to another organization"),
         "{letters}"
     );
     assert!(letters.contains("subscriptions bad-day: billing.day: expected an integer, found text"), "{letters}");

@@ -353,9 +353,10 @@ async fn an_unreadable_entry_is_kept_for_an_operator_and_holds_up_nothing() {
         |due| doc! { "id": Uuid::new_v4().to_string(), "kind": "email", "due": DateTime::from(due), "mail": &secret };
     let add = |due| doc! { "$push": { "outbox": { "$each": [broken(due)], "$position": 0 } } };
     subscriptions.update_one(doc! { "_id": "sub" }, add(long_ago)).await.unwrap();
-    // It may be the entry of a newer version, whose workers can read it.
-    let recent = clock::now() + TimeDelta::seconds(5);
-    subscriptions.update_one(doc! { "_id": "new" }, add(recent)).await.unwrap();
+    // It says that it is of a later version, whose workers can read it.
+    subscriptions.update_one(doc! { "_id": "new" }, add(long_ago)).await.unwrap();
+    let later = doc! { "$set": { "outbox.0.format": 2 } };
+    subscriptions.update_one(doc! { "_id": "new" }, later).await.unwrap();
 
     let worker = Worker::start(&world, &sink.url()).await;
     let failed = eventually("the failure", || async {
@@ -384,8 +385,7 @@ async fn entries_of_earlier_versions_are_sent() {
     populate(&world).await;
     let events = world.watch_events().await;
     cancel_and_leave(&store(&world).await, "sub", clock::now()).await;
-    // Earlier versions recorded an email when it was sent.
-    // Later ones may add fields.
+    // Earlier versions wrote no `kind` and no record; later ones may add fields.
     let earlier = doc! {
         "$unset": { "outbox.$[].kind": "", "notifications": "" },
         "$set": { "outbox.$[].of_a_later_version": 1 },

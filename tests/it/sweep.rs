@@ -319,16 +319,16 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
     let expires = "expires_on is a date, where text such as";
     add(expiring("expires-date", 15, Instant::from(past)), doc! {}, expires);
     add(expiring("expires-later", 15, Instant::MAX), doc! { "status": "active" }, expires);
-    add(expiring("expires-never", 15, "never"), doc! {}, "expires_on is no date such as");
+    add(expiring("expires-never", 15, "never"), doc! {}, "expires_on is not a date such as");
     add(expiring("expires-slashes", 15, "01/02/2026"), doc! {}, "expires_on");
     add(expiring("day-text", "15", "2026-01-01"), doc! {}, "billing.day is text, where a whole number");
-    add(expiring("day-large", 32, "2026-01-01"), doc! {}, "billing.day is no whole number");
-    add(expiring("day-half", 1.5, "2199-01-01"), doc! {}, "billing.day is no whole number");
+    add(expiring("day-large", 32, "2026-01-01"), doc! {}, "billing.day is not a whole number");
+    add(expiring("day-half", 1.5, "2199-01-01"), doc! {}, "billing.day is not a whole number");
     add(expiring("day-null", Bson::Null, "2026-01-01"), doc! {}, "billing.day is null, where a whole number");
     add(
         expiring("no-organization", 15, "2020-01-01"),
         doc! { "organization_id": "gone" },
-        "organizations gone: there is no such organization",
+        "organizations gone: does not exist",
     );
     add(scheduled("bad-activities", past), doc! { "activities": 5 }, "activities: expected a list, found an integer");
     let in_order: Vec<Document> = vec![
@@ -462,7 +462,7 @@ async fn a_worker_builds_missing_indexes_and_asks_for_none_that_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn init_replaces_indexes_of_earlier_versions() {
+async fn init_drops_indexes_of_earlier_versions_when_it_is_told_to() {
     let world = World::new("upgrade").await;
     populate(&world).await;
     let old = doc! { "createIndexes": "subscriptions", "indexes": [
@@ -481,6 +481,16 @@ async fn init_replaces_indexes_of_earlier_versions() {
     let told = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{told}");
     assert!(told.contains("MongoDB: created index subscriptions.offramp_natural_ends in "), "{told}");
+    // Workers of the earlier version may still run, and need them.
+    assert!(told.contains("only earlier versions use the index subscriptions.offramp_expiring"), "{told}");
+    assert!(index_names(&world, "subscriptions").await.iter().any(|name| name == "offramp_expiring"));
+    let output = tokio::task::spawn_blocking({
+        let mut command = offramp(&world);
+        move || command.args(["init", "--drop-superseded"]).output().unwrap()
+    })
+    .await
+    .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
     assert!(told.contains("MongoDB: dropped index subscriptions.offramp_expiring"), "{told}");
     let names = index_names(&world, "subscriptions").await;
     assert!(!names.iter().any(|name| name == "offramp_expiring" || name == "offramp_scheduled"), "{names:?}");

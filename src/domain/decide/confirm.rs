@@ -72,8 +72,9 @@ fn end_after_invoice(billing: Billing, date: NaiveDate, next_on: NaiveDate) -> R
     }
     let newest = billing.date_before(next_on);
     if date < newest {
-        return Err(RejectionReason::FinalBillingDatePassed
-            .because(format!("The newest invoice is that of {newest}, so the last one cannot be that of {date}.")));
+        return Err(RejectionReason::FinalBillingDatePassed.because(format!(
+            "The billing date before the next invoice is {newest}, so the last invoice cannot be that of {date}."
+        )));
     }
     Ok(billing.end_after_invoice(date))
 }

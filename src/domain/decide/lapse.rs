@@ -31,7 +31,7 @@ pub fn end(subscription: &Subscription, now: DateTime<Utc>) -> Field<Option<Chan
 pub fn expire(subscription: &Subscription, organization: &Organization, now: DateTime<Utc>) -> Field<Option<Change>> {
     let Some(details) = subscription.details.as_ref() else { return Ok(None) };
     let Some(expires_on) = details.expires_on.clone()? else { return Ok(None) };
-    let natural_end = details.billing.clone()?.natural_end(expires_on);
+    let natural_end = details.billing_day.clone()?.natural_end(expires_on);
     if end_of_day(natural_end, organization.timezone.clone()?) > now {
         return Ok(None);
     }

@@ -167,7 +167,7 @@ pub enum RejectionReason {
     MonthAlreadyInvoiced,
     /// No invoice can have this date.
     NotABillingDate,
-    /// A later invoice exists already.
+    /// It is before the billing date that precedes the next invoice.
     FinalBillingDatePassed,
     /// It expires by itself before that.
     ExpiresEarlier,
@@ -317,7 +317,7 @@ fn ending(details: &Details, billing: Billing, computed: End, next_on: NaiveDate
 /// Rejects an end that would come after the natural end.
 fn require_before_natural_end(details: &Details, ends_on: NaiveDate) -> Result<(), Obstacle> {
     let Some(expires_on) = details.expires_on.clone()? else { return Ok(()) };
-    let natural_end = details.billing.clone()?.natural_end(expires_on);
+    let natural_end = details.billing_day.clone()?.natural_end(expires_on);
     if ends_on > natural_end {
         return Err(RejectionReason::ExpiresEarlier
             .because(format!("The subscription expires by itself: its last day is {natural_end}, before {ends_on}."))

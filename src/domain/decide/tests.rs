@@ -304,7 +304,7 @@ fn refusals_say_why() {
     check(
         Status::CancellationRequested,
         &accept("2026-04-15"),
-        "The newest invoice is that of 2026-05-15, so the last one cannot be that of 2026-04-15.",
+        "The billing date before the next invoice is 2026-05-15, so the last invoice cannot be that of 2026-04-15.",
     );
     check(Status::Cancelled, &account(), "The subscription is over: cancelled on 2026-04-14.");
     check(
@@ -323,15 +323,12 @@ fn missing_organization_or_account() {
     no_organization.add_subscription(scene.subscription.id.clone(), Loaded::Read(scene.subscription.clone()));
     no_organization.add_account(scene.account.id.clone(), Loaded::Read(scene.account.clone()));
     let Verdict::Missing(missing) = no_organization.fold(&task, now()) else { panic!() };
-    assert_eq!(
-        missing.to_string(),
-        "organizations org-1: there is no such organization, though subscriptions sub-1 names it"
-    );
+    assert_eq!(missing.to_string(), "organizations org-1: does not exist, but subscriptions sub-1 refers to it");
     let mut no_account = World::default();
     no_account.add_subscription(scene.subscription.id.clone(), Loaded::Read(scene.subscription.clone()));
     no_account.add_organization(scene.organization.id.clone(), Loaded::Read(scene.organization.clone()));
     let Verdict::Missing(missing) = no_account.fold(&task, now()) else { panic!() };
-    assert_eq!(missing.to_string(), "accounts acc-1: there is no such account, though subscriptions sub-1 names it");
+    assert_eq!(missing.to_string(), "accounts acc-1: does not exist, but subscriptions sub-1 refers to it");
 }
 
 /// Contract §4, "Dates": a last invoice before the next one is the newest that exists, and there may be none.
@@ -379,7 +376,7 @@ fn the_last_invoice_exists() {
 #[test]
 fn an_account_of_another_organization_is_a_corrupt_document() {
     let scene = scene(Status::Active).with(|scene| scene.account.organization_id = "org-2".try_into().unwrap());
-    let expected = "corrupt: subscriptions sub-1: account_id: the account acc-1 is another organization's";
+    let expected = "corrupt: subscriptions sub-1: account_id: account acc-1 belongs to another organization";
     for command in every_subscription_command() {
         check(&scene, &command, expected);
     }
@@ -492,8 +489,8 @@ fn a_malformed_field_stops_only_what_needs_it() {
     check("card_notices", |scene| scene.account.card_notices = bad(), &["card"]);
     check("participant", of(|details| details.participant = bad()), &ABOUT_SUBSCRIPTIONS);
     check("plan", of(|details| details.plan = bad()), &ABOUT_SUBSCRIPTIONS);
-    let calendar = ["purchases", "month", "account", "accept", "expire"];
-    check("billing", of(|details| details.billing = bad()), &calendar);
+    check("billing", of(|details| details.billing = bad()), &SCHEDULES);
+    check("billing day", of(|details| details.billing_day = bad()), &["expire"]);
     check("next_on", of(|details| details.next_on = bad()), &ABOUT_SUBSCRIPTIONS);
     check("last_on", of(|details| details.last_on = bad()), &["purchases", "account", "accept"]);
     check("last_invoice_id", of(|details| details.last_invoice_id = bad()), &["invoice"]);

@@ -189,6 +189,7 @@ fn any_scene() -> impl Strategy<Value = Scene> {
                 let mode = if is_fixed { BillingMode::FixedDay } else { BillingMode::Anniversary };
                 let billing = billing(mode, day);
                 details.billing = Ok(billing);
+                details.billing_day = Ok(billing.day);
                 let month = YearMonth::of(date("2026-01-01") + chrono::Months::new(months));
                 let next_on = billing.date_in(month);
                 let next_on = if off { next_on + chrono::Days::new(1) } else { next_on };
@@ -334,7 +335,7 @@ proptest! {
                 }
                 prop_assert!(scene.organization.date_at(end.ends_at).unwrap() > end.ends_on);
                 if let Some(expires_on) = details.expires_on.clone().unwrap() {
-                    prop_assert!(end.ends_on <= billing.natural_end(expires_on));
+                    prop_assert!(end.ends_on <= billing.day.natural_end(expires_on));
                 }
                 prop_assert!(details.request.clone().unwrap().is_none_or(|request| request.closed.is_some()));
             }

@@ -15,7 +15,7 @@ pub struct Stored<T>(Result<T, Fault>);
 pub struct Fault {
     /// Where in the value, as `name` or `[0].name`; empty: the value itself.
     path: String,
-    /// A sentence without a subject that quotes no text of the document but names, dates and the like.
+    /// What is wrong, without the field's name. It quotes names and dates, and no other text of the document.
     reason: String,
 }
 
