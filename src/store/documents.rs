@@ -37,24 +37,32 @@ pub(super) const CARD_NOTICE_DAYS_MAX: u32 = 731;
 
 /// A document of `organizations`. Offramp only reads it.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "Organization")]
+#[schemars(
+    rename = "Organization",
+    extend("required" = ["_id", "name", "locale", "timezone", "contact", "client_cancellation"])
+)]
 pub struct OrganizationDocument {
     /// Its id.
     #[serde(rename = "_id")]
     pub id: OrganizationId,
     /// Its name, which is also the sender's name of its emails.
+    #[serde(default = "missing::<String>")]
     #[schemars(with = "String")]
     pub name: Stored<String>,
     /// The language of its emails, and of its clients' where they have none: a BCP 47 tag such as `fr-CA`.
+    #[serde(default = "missing::<String>")]
     #[schemars(with = "String")]
     pub locale: Stored<String>,
     /// An IANA time zone such as `America/Toronto`: whose midnight ends a day.
+    #[serde(default = "missing::<String>")]
     #[schemars(with = "String")]
     pub timezone: Stored<String>,
     /// Its main contact.
+    #[serde(default = "missing::<Mailbox>")]
     #[schemars(with = "Mailbox")]
     pub contact: Stored<Mailbox>,
     /// What clients may do who want to leave.
+    #[serde(default = "missing::<ClientCancellation>")]
     #[schemars(with = "ClientCancellation")]
     pub client_cancellation: Stored<ClientCancellation>,
     /// Whether clients get an email about what they did themselves.
@@ -88,7 +96,7 @@ pub struct BrandDocument {
 
 /// A document of `accounts`. Offramp writes the fields from `version` on.
 #[derive(Debug, Deserialize, JsonSchema)]
-#[schemars(rename = "Account")]
+#[schemars(rename = "Account", extend("required" = ["_id", "organization_id", "manager"]))]
 pub struct AccountDocument {
     /// Its id.
     #[serde(rename = "_id")]
@@ -96,6 +104,7 @@ pub struct AccountDocument {
     /// The organization that it belongs to.
     pub organization_id: OrganizationId,
     /// The account manager: the customer who holds the account.
+    #[serde(default = "missing::<ManagerDocument>")]
     #[schemars(with = "ManagerDocument")]
     pub manager: Stored<ManagerDocument>,
     /// The saved cards.
@@ -344,11 +353,11 @@ pub struct RequestDocument {
     /// When the client sent it.
     #[schemars(with = "ExtendedJsonDate")]
     pub requested_at: Instant,
-    /// Who asked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Who asked. What cannot be read counts as absent: no decision needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "readable")]
     pub actor: Option<Actor>,
     /// In their words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "readable")]
     pub reason: Option<FreeText>,
     /// When it was closed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -523,6 +532,16 @@ fn id_of(raw: &RawDocument) -> String {
 /// An integer, in whichever of BSON's number types another system wrote it.
 pub(super) fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     Option::<Integer>::deserialize(deserializer).map(|number| number.map(|Integer(number)| number))
+}
+
+/// `#[serde(default = "missing")]`: a field that has to be there.
+fn missing<T>() -> Stored<T> {
+    Stored::missing()
+}
+
+/// `#[serde(deserialize_with = "readable")]`: what cannot be read counts as absent.
+fn readable<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Stored::<Option<T>>::deserialize(deserializer).map(|stored| stored.ok().flatten())
 }
 
 /// `#[serde(deserialize_with = "null_as_default")]`: null counts as absent.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use bson::{Bson, DateTime as Instant, Document, RawArrayBuf, RawBsonRef, RawDocumentBuf, doc, rawdoc};
 use chrono::{DateTime, Utc};
+use mongodb::options::Hint;
 use serde::Deserialize;
 use uuid::Uuid;
 
@@ -274,7 +275,8 @@ impl Store {
         let found: Vec<RawDocumentBuf> = super::within_deadline(async move {
             use futures_util::TryStreamExt;
             let find = collection.find(filter).projection(projection).skip(skip).limit(limit);
-            let find = find.max_time(super::COMMAND_TIME_MAX);
+            // The index of earlier versions, which may still be there, has another order.
+            let find = find.hint(Hint::Name("offramp_due".to_owned())).max_time(super::COMMAND_TIME_MAX);
             find.batch_size(u32::try_from(limit).unwrap_or(u32::MAX)).await?.try_collect().await
         })
         .await?;

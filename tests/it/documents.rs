@@ -95,6 +95,71 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
     world.remove().await;
 }
 
+/// Many documents are written with one statement. Those that somebody else has changed, and those that cannot take it, are told
+/// from the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
+    let world = World::new("together").await;
+    populate(&world).await;
+    let store = Store::open(&world.mongodb_url, &StoreTls::default()).await.unwrap();
+    let mut corrupt = subscription("corrupt", "org", "acc");
+    corrupt.insert("outbox", "x");
+    let mut null = subscription("null", "org", "acc");
+    null.extend(doc! { "outbox": null, "history": null, "version": null, "crm": { "score": 1 } });
+    let mut odd = subscription("odd", "org", "acc");
+    odd.insert("notifications", "x");
+    let good: Vec<Document> = (0..20).map(|at| subscription(&format!("good-{at}"), "org", "acc")).collect();
+    let changed = subscription("changed", "org", "acc");
+    for has_corrupt in [false, true] {
+        let mut documents = [&good[..], &[changed.clone()]].concat();
+        if has_corrupt {
+            documents.extend([corrupt.clone(), odd.clone()]);
+        } else {
+            documents.push(null.clone());
+        }
+        let subscriptions = world.collection("subscriptions");
+        subscriptions.delete_many(doc! {}).await.unwrap();
+        subscriptions.insert_many(&documents).await.unwrap();
+        let ids: Vec<&str> = documents.iter().map(|document| document.get_str("_id").unwrap()).collect();
+        let need = Need { subscriptions: ids.iter().map(|id| (*id).try_into().unwrap()).collect(), ..Need::default() };
+        let mut loaded = store.load(&need).await.unwrap();
+        let now = clock::now();
+        for id in &ids {
+            let command = Command::parse(cancellation(&format!("c-{id}"), id).to_string().as_bytes()).unwrap();
+            assert_eq!(loaded.fold(&Task::Command(command), now), Verdict::Applied);
+        }
+        subscriptions.update_one(doc! { "_id": "changed" }, doc! { "$inc": { "version": 1 } }).await.unwrap();
+        let lease = Lease { holder: Uuid::new_v4(), until: now };
+        let updates = commit::updates(loaded, &lease, "tests", &identify, now).unwrap();
+        let committed = store.commit(&updates).await.unwrap();
+        for (update, committed) in updates.iter().zip(&committed) {
+            match update.id.as_str() {
+                "changed" => assert_eq!(*committed, Committed::Lost),
+                "corrupt" => {
+                    assert_eq!(*committed, Committed::Corrupt("outbox: expected a list, found text".to_owned()));
+                }
+                id => assert_eq!(*committed, Committed::Written, "{id}"),
+            }
+        }
+        let changed = world.document("subscriptions", "changed").await.unwrap();
+        assert!(!changed.contains_key("status") && !changed.contains_key("outbox"), "{changed}");
+        for id in if has_corrupt { &["good-7"][..] } else { &["good-7", "null"] } {
+            let document = world.document("subscriptions", id).await.unwrap();
+            assert_eq!(document.get_i64("version").unwrap(), 1);
+            for list in ["history", "applied", "notifications"] {
+                assert_eq!(document.get_array(list).unwrap().len(), 1, "{id}: {list}");
+            }
+            assert_eq!(document.get_array("outbox").unwrap().len(), 2);
+            assert!(!document.contains_key("payment_failures"), "{document}");
+            assert_eq!(document.get_str("status").unwrap(), "cancellation_scheduled");
+        }
+        if !has_corrupt {
+            assert_eq!(world.document("subscriptions", "null").await.unwrap().get("crm"), null.get("crm"));
+        }
+    }
+    world.remove().await;
+}
+
 fn subscription_id(command: &Command) -> &str {
     match &command.body {
         CommandBody::Subscription(data) => data.subscription_id().as_str(),

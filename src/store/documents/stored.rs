@@ -44,6 +44,12 @@ impl<T> Stored<T> {
         self.0.map_err(|fault| fault.of(document, field))
     }
 
+    /// A field that is not there and has to be.
+    #[must_use]
+    pub fn missing() -> Self {
+        Self(Err(Fault::new("missing")))
+    }
+
     /// The value, if it can be read.
     pub fn ok(self) -> Option<T> {
         self.0.ok()

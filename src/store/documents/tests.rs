@@ -228,3 +228,35 @@ fn malformed_cards_brands_and_languages() {
     assert!(organization.timezone.is_ok() && organization.contact.is_ok());
     assert!(organization.card_notice_days.is_err());
 }
+
+/// A field that is missing is like one that is malformed: it stops the decisions that need it.
+#[test]
+fn a_missing_field_spoils_no_other() {
+    let good = doc! {
+        "_id": "org-1", "name": "Club", "locale": "fr-CA", "timezone": "America/Toronto",
+        "contact": { "email": "c@example.org" }, "client_cancellation": "immediate",
+    };
+    for field in ["name", "locale", "timezone", "contact", "client_cancellation"] {
+        let mut document = good.clone();
+        document.remove(field);
+        let Loaded::Read(found) = read::<OrganizationDocument, Organization>("organizations", &raw(&document)) else {
+            panic!("{field}")
+        };
+        let faults: Vec<String> = found.faults().iter().map(ToString::to_string).collect();
+        let expected = if field == "locale" { vec![] } else { vec![format!("organizations org-1: {field}: missing")] };
+        assert_eq!(faults, expected);
+    }
+    let account = doc! { "_id": "acc-1", "organization_id": "org-1" };
+    let Loaded::Read(account) = read::<AccountDocument, Account>("accounts", &raw(&account)) else { panic!() };
+    assert_eq!(account.manager.unwrap_err().to_string(), "accounts acc-1: manager: missing");
+}
+
+/// Nobody needs to know who asked.
+#[test]
+fn an_unreadable_actor_of_a_request_counts_as_absent() {
+    let request =
+        doc! { "requested_at": bson::DateTime::from_millis(1_780_000_000_000), "actor": { "role": "system" } };
+    let found = subscription(&with(subscription_document(), "cancellation_request", request));
+    assert!(found.faults().is_empty(), "{:?}", found.faults());
+    assert_eq!(found.details.unwrap().request.unwrap().unwrap().actor, None);
+}
