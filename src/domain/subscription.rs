@@ -79,13 +79,7 @@ impl Subscription {
     pub fn faults(&self) -> Vec<&Malformed> {
         let Some(it) = &self.details else { return Vec::new() };
         let names = [fault(&it.participant), fault(&it.plan)];
-        let billing = [
-            fault(&it.billing),
-            fault(&it.billing_day),
-            fault(&it.next_on),
-            fault(&it.last_on),
-            fault(&it.last_invoice_id),
-        ];
+        let billing = [fault(&it.billing), fault(&it.next_on), fault(&it.last_on), fault(&it.last_invoice_id)];
         let rest = [fault(&it.expires_on), fault(&it.activities), fault(&it.end), fault(&it.request)];
         names.into_iter().chain(billing).chain(rest).flatten().collect()
     }

@@ -305,7 +305,9 @@ async fn what_somebody_else_adds_to_the_audit_trail_stays() {
     populate(&world).await;
     let subscriptions = world.collection("subscriptions");
     let push = |number: i32| doc! { "$push": { "history": { "number": number } } };
-    subscriptions.update_one(doc! { "_id": "sub" }, push(0)).await.unwrap();
+    // So many that new ones are set by their places.
+    let long: Vec<Document> = (0..60).map(|number| doc! { "number": number }).collect();
+    subscriptions.update_one(doc! { "_id": "sub" }, doc! { "$set": { "history": long } }).await.unwrap();
 
     let store = Store::open(&world.mongodb_url, &Tls::default()).await.unwrap();
     let command = Command::parse(cancellation("ours", "sub").to_string().as_bytes()).unwrap();
@@ -322,15 +324,16 @@ async fn what_somebody_else_adds_to_the_audit_trail_stays() {
         commit::updates(read, &lease, "tests", &identify, now).unwrap()
     };
     let too_late = decide().await;
-    subscriptions.update_one(doc! { "_id": "sub" }, push(1)).await.unwrap();
+    subscriptions.update_one(doc! { "_id": "sub" }, push(60)).await.unwrap();
     assert_eq!(store.commit(&too_late).await.unwrap(), [Committed::Lost]);
     assert_eq!(store.commit(&decide().await).await.unwrap(), [Committed::Written]);
 
     let document = world.document("subscriptions", "sub").await.unwrap();
     let history: Vec<_> =
         document.get_array("history").unwrap().iter().map(|entry| entry.as_document().unwrap()).collect();
-    assert_eq!(history.iter().map(|entry| entry.get_i32("number").ok()).collect::<Vec<_>>(), [Some(0), Some(1), None]);
-    assert_eq!(history[2].get_document("command").unwrap().get_str("id").unwrap(), "ours");
+    let numbers: Vec<_> = history.iter().map(|entry| entry.get_i32("number").ok()).collect();
+    assert_eq!(numbers, (0..=60).map(Some).chain([None]).collect::<Vec<_>>());
+    assert_eq!(history[61].get_document("command").unwrap().get_str("id").unwrap(), "ours");
     world.remove().await;
 }
 

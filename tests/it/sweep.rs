@@ -556,7 +556,7 @@ async fn a_wrong_clock_stops_the_work_until_it_is_right() {
     .await;
     assert!(worker.stop().await.success());
     let log = std::fs::read_to_string(log).unwrap();
-    assert_eq!(log.matches("not working: this machine's clock").count(), 1, "{log}");
+    assert_eq!(log.matches("processing is paused: this machine's clock").count(), 1, "{log}");
     assert_eq!(log.matches("agrees with MongoDB's again").count(), 1, "{log}");
     world.remove().await;
 }
