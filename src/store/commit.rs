@@ -308,7 +308,9 @@ impl Store {
         let ids = corrupt.iter().map(|&index| updates[index].id.as_str());
         if !corrupt.is_empty() && self.remove_nulls(collection, ids).await? {
             // Decided again; what is corrupt in another way is so again.
-            corrupt.iter().for_each(|&index| results[index] = Committed::Lost);
+            for &index in &corrupt {
+                results[index] = Committed::Lost;
+            }
         }
         let unrecorded: Vec<(usize, RawDocumentBuf)> = indexes
             .iter()
@@ -324,7 +326,9 @@ impl Store {
             Err(StoreError::Refused(_)) => return Ok(false),
             Err(error) => return Err(error),
         };
-        unrecorded.iter().for_each(|(index, _)| results[*index] = Committed::Written);
+        for (index, _) in &unrecorded {
+            results[*index] = Committed::Written;
+        }
         for refusal in &reply.refused {
             if let Some((index, _)) = unrecorded.get(refusal.position) {
                 results[*index] = refusal.as_committed();
@@ -358,8 +362,10 @@ impl Store {
                 other => Some(format!("{list}: expected a list, found a value of the type {other}")),
             });
             let Some(fault) = fault else { continue };
-            let of_it = corrupt.iter().find(|&&index| raw.get_str("_id").is_ok_and(|id| id == updates[index].id));
-            of_it.into_iter().for_each(|&index| results[index] = Committed::Corrupt(fault.clone()));
+            let is_of_it = |index: &&usize| raw.get_str("_id").is_ok_and(|id| id == updates[**index].id);
+            if let Some(&index) = corrupt.iter().find(is_of_it) {
+                results[index] = Committed::Corrupt(fault);
+            }
         }
         Ok(())
     }
@@ -556,8 +562,8 @@ fn together_statement(updates: &[GuardedUpdate], group: &[usize], lists: &[(&str
     let place = rawdoc! { "$indexOfArray": [{ "$literal": ids.clone() }, "$_id"] };
     let change = rawdoc! { "$arrayElemAt": [{ "$literal": changes }, place] };
     let is_as_read = rawdoc! { "$eq": [{ "$ifNull": ["$version", RawBson::Null] }, "$$change.version"] };
-    let changed = rawdoc! { "$mergeObjects": ["$$ROOT", "$$change.set", appended] };
-    let document = rawdoc! { "$cond": [is_as_read, changed, "$$ROOT"] };
+    let written = rawdoc! { "$mergeObjects": ["$$ROOT", "$$change.set", appended] };
+    let document = rawdoc! { "$cond": [is_as_read, written, "$$ROOT"] };
     Some(rawdoc! {
         "q": { "_id": { "$in": ids } },
         "u": [{ "$replaceWith": { "$let": { "vars": { "change": change }, "in": document } } }],

@@ -111,7 +111,7 @@ async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
     let good: Vec<Document> = (0..20).map(|at| subscription(&format!("good-{at}"), "org", "acc")).collect();
     let changed = subscription("changed", "org", "acc");
     for has_corrupt in [false, true] {
-        let mut documents = [&good[..], &[changed.clone()]].concat();
+        let mut documents = [&good[..], std::slice::from_ref(&changed)].concat();
         if has_corrupt {
             documents.extend([corrupt.clone(), odd.clone()]);
         } else {
