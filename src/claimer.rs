@@ -3,8 +3,10 @@
 //! Emails and events are claimed apart, each as many as there is room for: an unavailable mail server delays no event.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use metrics::counter;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -13,7 +15,7 @@ use uuid::Uuid;
 
 use crate::clock;
 use crate::engine::Engine;
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Writer};
 use crate::store::inspect::Index;
 use crate::store::leases::{Claimed, DueQueue};
 use crate::store::outbox::{Kind, Lease};
@@ -25,6 +27,10 @@ const CLAIM_EVERY: Duration = Duration::from_secs(2);
 const ROOM_EVERY: Duration = Duration::from_millis(100);
 /// From how many documents entries are claimed at once.
 const CLAIM_DOCUMENTS_MAX: usize = 256;
+/// For how long after the database was unavailable emails are claimed late.
+const LATE_CLAIMS_FOR: Duration = Duration::from_secs(60);
+/// How late: whoever sent them before it was unavailable has marked them by then, or never will.
+const LATE_CLAIMS_BY: TimeDelta = TimeDelta::seconds(10);
 /// How often documents are tried again that nothing can be claimed from.
 const RETRY_UNCLAIMABLE_EVERY: Duration = Duration::from_secs(60);
 /// How many unclaimable documents are remembered as reported.
@@ -39,6 +45,8 @@ pub struct Claimer {
     pub engine: Engine,
     /// Where claimed entries go.
     pub outbox: Outbox,
+    /// Tells how emails of earlier versions are recorded.
+    pub writer: Arc<Writer>,
     /// The time between two looks, at most two seconds.
     pub every: Duration,
     /// How long claimed entries belong to this process.
@@ -57,15 +65,22 @@ impl Claimer {
         let mut queues = DueQueue::of(kind);
         let mut reported = HashSet::new();
         let mut rewound_at = Instant::now();
+        let mut unavailable_at: Option<Instant> = None;
         while !shutdown.is_cancelled() {
             if rewound_at.elapsed() >= RETRY_UNCLAIMABLE_EVERY {
                 rewound_at = Instant::now();
                 queues.iter_mut().for_each(DueQueue::rewind);
             }
             if self.is_able() {
-                match self.claim_all(kind, &mut queues, &mut reported, shutdown).await {
+                // An email must not arrive twice; an event that does is recognized.
+                let is_late = kind == Kind::Email && unavailable_at.is_some_and(|at| at.elapsed() < LATE_CLAIMS_FOR);
+                let overdue_by = if is_late { LATE_CLAIMS_BY } else { TimeDelta::zero() };
+                match self.claim_all(kind, overdue_by, &mut queues, &mut reported, shutdown).await {
                     Ok(()) => {}
-                    Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => self.engine.report(&error),
+                    Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
+                        unavailable_at = Some(Instant::now());
+                        self.engine.report(&error);
+                    }
                     Err(StoreError::Refused(error)) => {
                         tracing::error!(kind = kind.as_str(), error, "cannot search for due outbox entries");
                     }
@@ -92,6 +107,7 @@ impl Claimer {
     async fn claim_all(
         &self,
         kind: Kind,
+        overdue_by: TimeDelta,
         queues: &mut [DueQueue],
         reported: &mut HashSet<(Collection, String)>,
         shutdown: &CancellationToken,
@@ -103,7 +119,12 @@ impl Claimer {
                 let Some(room) = self.room(kind, shutdown).await else { return Ok(()) };
                 let now = clock::now();
                 let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-                let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now).await?;
+                let claimed = self
+                    .store
+                    .claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now - overdue_by, &|id, email| {
+                        self.writer.identify(id, email)
+                    })
+                    .await?;
                 report(queue.collection, &claimed, reported);
                 counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
                 self.store.give_back(&self.outbox.offer(claimed.entries).await).await;

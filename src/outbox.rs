@@ -5,12 +5,13 @@
 //! queues here are bounded, and may be lost, without losing an email or an event.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
@@ -33,15 +34,19 @@ const QUEUE_MAX: usize = 512;
 const OFFER_PATIENCE: Duration = Duration::from_secs(1);
 /// How many events are published at once.
 const PUBLISH_MAX: usize = 512;
-/// How many sent emails may wait to be marked while others are being marked. When this process is killed, they are sent once
-/// more; when the database is unavailable, no more are sent than these.
-const UNMARKED_EMAILS_MAX: usize = 128;
-/// The same for events. A repeat is harmless: it has the same id.
+/// How many emails may be sent and not yet marked. When this process is killed, these are sent once more.
+const UNMARKED_EMAILS_MAX: usize = 256;
+/// How many published events may wait for the marker. A repeat is harmless: it has the same id.
 const UNMARKED_EVENTS_MAX: usize = 512;
+/// No email is sent while a statement that marks others takes longer than this: should this process be killed before the
+/// database answers, each of them would be sent twice.
+const MARKS_LATE_AFTER: Duration = Duration::from_millis(100);
 /// How many entries are marked at once.
 const FLUSH_MAX: usize = 256;
-/// How long the first of them waits for others.
-const FLUSH_AFTER: Duration = Duration::from_millis(10);
+/// The shortest time from the beginning of one flush to the next. An entry after a longer pause is marked at once.
+const FLUSH_EVERY: Duration = Duration::from_millis(10);
+/// How many flushes may wait for the database at the same time.
+const FLUSHES_MAX: usize = 4;
 /// How long a published event waits for the emails of the same change, so that its document is written once for all of them.
 const COMPANIONS_PATIENCE: Duration = Duration::from_millis(500);
 /// How many events wait like that, and how many documents are remembered whose emails were faster.
@@ -76,6 +81,61 @@ struct MailServer {
 impl MailServer {
     fn is_unavailable(&self) -> bool {
         self.is_unavailable.load(Ordering::Relaxed)
+    }
+}
+
+/// Emails that were sent and are not marked yet: those that would be sent twice if this process were killed now.
+#[derive(Debug)]
+struct Unmarked {
+    /// Their entries, so that one whose lease has expired meanwhile is not sent again by us.
+    sent: Mutex<HashSet<String>>,
+    permits: Arc<Semaphore>,
+    /// How many flushes are late: see [`MARKS_LATE_AFTER`].
+    late_flushes: watch::Sender<usize>,
+}
+
+impl Default for Unmarked {
+    fn default() -> Self {
+        Self {
+            sent: Mutex::default(),
+            permits: Arc::new(Semaphore::new(UNMARKED_EMAILS_MAX)),
+            late_flushes: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Unmarked {
+    /// Waits until the marks keep up, and there is room for one more email.
+    async fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
+        self.late_flushes.subscribe().wait_for(|&late| late == 0).await.ok()?;
+        Some(permit)
+    }
+
+    fn forget(&self, marks: &[Mark]) {
+        let mut sent = self.sent();
+        for mark in marks {
+            sent.remove(&mark.entry_id);
+        }
+    }
+
+    fn sent(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Holds new emails back until the guard is dropped.
+    fn hold_back(&self) -> HeldBack<'_> {
+        self.late_flushes.send_modify(|late| *late += 1);
+        HeldBack(self)
+    }
+}
+
+/// A flush that is late.
+struct HeldBack<'a>(&'a Unmarked);
+
+impl Drop for HeldBack<'_> {
+    fn drop(&mut self) {
+        self.0.late_flushes.send_modify(|late| *late -= 1);
     }
 }
 
@@ -201,12 +261,14 @@ impl Dispatcher {
     ) {
         let (settle_email, settled_emails) = async_channel::bounded(UNMARKED_EMAILS_MAX);
         let (settle_event, settled_events) = async_channel::bounded(UNMARKED_EVENTS_MAX);
+        let unmarked = Arc::new(Unmarked::default());
         let mut senders = JoinSet::new();
         for _ in 0..connections {
             let postman = Postman {
                 emails: self.emails.clone(),
                 settle: settle_email.clone(),
                 mail_server: Arc::clone(&self.mail_server),
+                unmarked: Arc::clone(&unmarked),
                 writer: Arc::clone(&writer),
                 connection: MailConnection::new(Arc::clone(&transport)),
                 reserve: self.reserve,
@@ -216,18 +278,19 @@ impl Dispatcher {
         drop(settle_email);
         senders.spawn(publish_events(self.events, settle_event, publisher, topology, self.reserve));
         let (put_aside, aside) = async_channel::bounded(ASIDE_MAX);
+        let flusher = Flusher { store, unmarked };
+        let marking_aside = tokio::spawn(flusher.clone().flush_aside(aside));
         let marker = Marker {
-            store: store.clone(),
             emails: settled_emails,
             events: settled_events,
             aside: put_aside,
+            flusher,
             mail_server: self.mail_server,
             parked: Parked::default(),
             emails_open: true,
             events_open: true,
         };
         let marking = tokio::spawn(marker.run());
-        let marking_aside = tokio::spawn(mark_aside(aside, store));
         while let Some(ended) = senders.join_next().await {
             // One that broke has a mistake in it. The others must not go on as if nothing had happened: dropping them all
             // ends the worker.
@@ -244,8 +307,9 @@ impl Dispatcher {
 /// Sends emails over one connection.
 struct Postman {
     emails: async_channel::Receiver<Leased>,
-    settle: async_channel::Sender<Mark>,
+    settle: async_channel::Sender<Tried>,
     mail_server: Arc<MailServer>,
+    unmarked: Arc<Unmarked>,
     writer: Arc<Writer>,
     connection: MailConnection,
     reserve: Duration,
@@ -254,7 +318,7 @@ struct Postman {
 impl Postman {
     async fn run(mut self) {
         let mut pauses = Pauses::between(RECONNECT_EVERY);
-        loop {
+        while let Some(permit) = self.unmarked.permit().await {
             let leased = match timeout(IDLE_MAX, self.emails.recv()).await {
                 Ok(Ok(leased)) => leased,
                 Ok(Err(_closed)) => break,
@@ -263,11 +327,11 @@ impl Postman {
                     continue;
                 }
             };
-            if !may_send(&leased, self.reserve) {
+            if !may_send(&leased, self.reserve) || self.unmarked.sent().contains(&leased.entry.id) {
                 continue;
             }
             self.mail_server.in_hand.fetch_add(1, Ordering::Relaxed);
-            let is_marked = self.deliver(leased, &mut pauses).await;
+            let is_marked = self.deliver(leased, permit, &mut pauses).await;
             self.mail_server.in_hand.fetch_sub(1, Ordering::Relaxed);
             if !is_marked {
                 break;
@@ -277,13 +341,17 @@ impl Postman {
     }
 
     /// Sends one email, or puts it off, and waits where the server is unavailable. Tells whether anybody still marks entries.
-    async fn deliver(&mut self, leased: Leased, pauses: &mut Pauses) -> bool {
+    async fn deliver(&mut self, leased: Leased, permit: OwnedSemaphorePermit, pauses: &mut Pauses) -> bool {
         let Content::Mail(email) = &leased.entry.content else { return true };
         let (fate, is_unavailable) = self.send(&leased, email).await;
         count(email, &fate);
-        if self.settle.send(Mark::new(&leased, fate)).await.is_err() {
+        if matches!(fate, Fate::Sent { .. }) {
+            self.unmarked.sent().insert(leased.entry.id.clone());
+        }
+        if self.settle.send(Tried { mark: Mark::new(&leased, fate), permit }).await.is_err() {
             return false;
         }
+        let Some(is_unavailable) = is_unavailable else { return true };
         self.mail_server.is_unavailable.store(is_unavailable, Ordering::Relaxed);
         if is_unavailable {
             tokio::time::sleep(pauses.next_pause()).await;
@@ -293,15 +361,15 @@ impl Postman {
         true
     }
 
-    /// Sends one email; also tells whether the server seems to be unavailable.
-    async fn send(&mut self, leased: &Leased, email: &Notification) -> (Fate, bool) {
+    /// Sends one email; also tells whether the server seems to be unavailable, if it was asked.
+    async fn send(&mut self, leased: &Leased, email: &Notification) -> (Fate, Option<bool>) {
         let at = clock::now();
         let (entry, template) = (&leased.entry.id, email.template.as_str());
         let composed = match origin(leased).and_then(|origin| self.writer.write(origin, email, at)) {
             Ok(composed) => composed,
             Err(error) => {
                 tracing::error!(entry, template, %error, "an email cannot be written; it is kept for an operator");
-                return (Fate::Failed { at, error }, false);
+                return (Fate::Failed { at, error }, None);
             }
         };
         let sent = timeout(self.reserve, self.connection.send(&composed))
@@ -309,18 +377,24 @@ impl Postman {
             .unwrap_or_else(|_| Err(SendError::Unavailable("took too long".to_owned())));
         let put_off = |error| Fate::PutOff { until: put_off_until(leased, EMAIL_PUT_OFF), error };
         match sent {
-            Ok(_) => (Fate::Sent { at: clock::now() }, false),
+            Ok(_) => (Fate::Sent { at: clock::now() }, Some(false)),
             Err(SendError::Permanent(error)) => {
                 tracing::error!(entry, template, %error, "the mail server rejected an email for good; it is kept for an operator");
-                (Fate::Failed { at: clock::now(), error }, false)
+                (Fate::Failed { at: clock::now(), error }, Some(false))
             }
-            Err(SendError::Transient(error)) => (put_off(error), false),
+            Err(SendError::Transient(error)) => (put_off(error), Some(false)),
             Err(SendError::Unavailable(error)) => {
                 tracing::warn!(%error, "the mail server is unavailable; emails wait");
-                (put_off(error), true)
+                (put_off(error), Some(true))
             }
         }
     }
+}
+
+/// The mark of an email, and the room that it takes until it is written.
+struct Tried {
+    mark: Mark,
+    permit: OwnedSemaphorePermit,
 }
 
 /// Publishes events, as many at once as there are.
@@ -366,12 +440,12 @@ struct Published {
     has_emails: bool,
 }
 
-/// Marks entries, many at once. While the database is unavailable they wait here, and senders wait for room.
+/// Marks entries, many at once: those of an email at once, unless others were marked just before.
 struct Marker {
-    store: Store,
-    emails: async_channel::Receiver<Mark>,
+    emails: async_channel::Receiver<Tried>,
     events: async_channel::Receiver<Published>,
-    /// For marks that only a part of the database cannot take now.
+    flusher: Flusher,
+    /// See [`Flusher::flush`].
     aside: async_channel::Sender<Mark>,
     mail_server: Arc<MailServer>,
     parked: Parked,
@@ -381,68 +455,138 @@ struct Marker {
 
 impl Marker {
     async fn run(mut self) {
-        while let Some(marks) = self.gather().await {
-            let mut pauses = Pauses::between(RECONNECT_EVERY);
-            let troubled = loop {
-                match self.store.settle(&marks).await {
-                    Ok(troubled) => break troubled,
-                    Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
-                        tracing::warn!(%error, entries = marks.len(), "sent entries cannot be marked yet; retrying");
-                        tokio::time::sleep(pauses.next_pause()).await;
-                    }
-                    Err(StoreError::Refused(error)) => {
-                        tracing::error!(%error, entries = marks.len(), "MongoDB refuses to mark sent entries; they may be sent again");
-                        break Vec::new();
-                    }
-                }
-            };
-            for index in troubled {
-                if self.aside.send(marks[index].clone()).await.is_err() {
+        let mut batch = Batch::default();
+        let mut flushes = JoinSet::new();
+        let mut flushed_at: Option<Instant> = None;
+        loop {
+            if !self.emails_open && !self.events_open {
+                batch.marks.extend(self.parked.take_all());
+                if batch.marks.is_empty() && flushes.is_empty() {
                     return;
+                }
+            }
+            let has_room = batch.marks.len() < FLUSH_MAX;
+            let flush_at = (!batch.marks.is_empty() && flushes.len() < FLUSHES_MAX).then(|| match flushed_at {
+                Some(flushed_at) if has_room => flushed_at + FLUSH_EVERY,
+                _ => Instant::now(),
+            });
+            tokio::select! {
+                received = self.emails.recv(), if self.emails_open && has_room => match received {
+                    Ok(tried) => {
+                        batch.marks.extend(self.parked.take(&tried.mark));
+                        batch.add(tried);
+                    }
+                    Err(_closed) => self.emails_open = false,
+                },
+                received = self.events.recv(), if self.events_open && has_room => match received {
+                    Ok(Published { mark, has_emails }) => {
+                        let waits = has_emails && !self.mail_server.is_unavailable();
+                        batch.marks.extend(if waits { self.parked.park(mark) } else { Some(mark) });
+                    }
+                    Err(_closed) => self.events_open = false,
+                },
+                () = wait_until(self.parked.next_deadline()), if has_room => {
+                    batch.marks.extend(self.parked.take_overdue());
+                }
+                () = wait_until(flush_at) => {
+                    flushed_at = Some(Instant::now());
+                    let batch = std::mem::take(&mut batch);
+                    flushes.spawn(self.flusher.clone().flush(batch, self.aside.clone()));
+                }
+                Some(_) = flushes.join_next() => {}
+            }
+        }
+    }
+}
+
+/// Marks that are written together.
+#[derive(Default)]
+struct Batch {
+    marks: Vec<Mark>,
+    permits: Vec<OwnedSemaphorePermit>,
+}
+
+impl Batch {
+    fn add(&mut self, Tried { mark, permit }: Tried) {
+        self.marks.push(mark);
+        self.permits.push(permit);
+    }
+}
+
+/// Writes marks. While the database is unavailable they wait here, and senders wait with them.
+#[derive(Clone)]
+struct Flusher {
+    store: Store,
+    unmarked: Arc<Unmarked>,
+}
+
+impl Flusher {
+    /// Hands marks that only a part of the database cannot take now to `aside`.
+    async fn flush(self, batch: Batch, aside: async_channel::Sender<Mark>) {
+        let Batch { mut marks, permits } = batch;
+        let troubled = {
+            let settling = self.settle(&marks);
+            tokio::pin!(settling);
+            match timeout(MARKS_LATE_AFTER, &mut settling).await {
+                Ok(troubled) => troubled,
+                Err(_late) => {
+                    let _held_back = self.unmarked.hold_back();
+                    settling.await
+                }
+            }
+        };
+        let again = take(&mut marks, troubled);
+        self.unmarked.forget(&marks);
+        drop(permits);
+        for mark in again {
+            if aside.send(mark).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Returns the positions of marks that are to be repeated, in ascending order.
+    async fn settle(&self, marks: &[Mark]) -> Vec<usize> {
+        let mut pauses = Pauses::between(RECONNECT_EVERY);
+        loop {
+            match self.store.settle(marks).await {
+                Ok(troubled) => return troubled,
+                Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
+                    tracing::warn!(%error, entries = marks.len(), "sent entries cannot be marked yet; retrying");
+                    tokio::time::sleep(pauses.next_pause()).await;
+                }
+                Err(StoreError::Refused(error)) => {
+                    tracing::error!(%error, entries = marks.len(), "MongoDB refuses to mark sent entries; they may be sent again");
+                    return Vec::new();
                 }
             }
         }
     }
 
-    /// The next marks: as many as come soon after the first. None: there will be no more.
-    async fn gather(&mut self) -> Option<Vec<Mark>> {
-        let mut marks: Vec<Mark> = Vec::new();
-        let mut until: Option<Instant> = None;
-        while marks.len() < FLUSH_MAX {
-            if !self.emails_open && !self.events_open {
-                marks.extend(self.parked.take_all());
-                return (!marks.is_empty()).then_some(marks);
-            }
-            let wake_at = until.into_iter().chain(self.parked.next_deadline()).min();
-            let before = marks.len();
-            tokio::select! {
-                received = self.emails.recv(), if self.emails_open => match received {
-                    Ok(mark) => {
-                        marks.extend(self.parked.take(&mark));
-                        marks.push(mark);
-                    }
-                    Err(_closed) => self.emails_open = false,
-                },
-                received = self.events.recv(), if self.events_open => match received {
-                    Ok(Published { mark, has_emails }) => {
-                        let waits = has_emails && !self.mail_server.is_unavailable();
-                        marks.extend(if waits { self.parked.park(mark) } else { Some(mark) });
-                    }
-                    Err(_closed) => self.events_open = false,
-                },
-                () = wait_until(wake_at) => {
-                    if until.is_some_and(|until| until <= Instant::now()) {
-                        break;
-                    }
-                    marks.extend(self.parked.take_overdue());
+    /// Marks entries again that a part of the database could not take, without holding up the marks of the others.
+    async fn flush_aside(self, aside: async_channel::Receiver<Mark>) {
+        while let Ok(first) = aside.recv().await {
+            let mut marks = vec![first];
+            let mut pauses = Pauses::between(RECONNECT_EVERY);
+            while !marks.is_empty() {
+                tokio::time::sleep(pauses.next_pause()).await;
+                while marks.len() < ASIDE_MAX
+                    && let Ok(mark) = aside.try_recv()
+                {
+                    marks.push(mark);
                 }
-            }
-            if before == 0 && !marks.is_empty() {
-                until = Some(Instant::now() + FLUSH_AFTER);
+                let troubled = self.settle(&marks).await;
+                let again = take(&mut marks, troubled);
+                self.unmarked.forget(&marks);
+                marks = again;
             }
         }
-        Some(marks)
     }
+}
+
+/// Takes the items at these positions, which ascend.
+fn take<T>(items: &mut Vec<T>, positions: Vec<usize>) -> Vec<T> {
+    positions.into_iter().rev().map(|position| items.swap_remove(position)).collect()
 }
 
 /// Waits until an instant; for ever where there is none.
@@ -516,32 +660,6 @@ impl Parked {
 
     fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.front().map(|(deadline, _)| *deadline)
-    }
-}
-
-/// Marks entries again that a part of the database could not take, without holding up the marks of the others.
-async fn mark_aside(aside: async_channel::Receiver<Mark>, store: Store) {
-    while let Ok(first) = aside.recv().await {
-        let mut marks = vec![first];
-        let mut pauses = Pauses::between(RECONNECT_EVERY);
-        while !marks.is_empty() {
-            tokio::time::sleep(pauses.next_pause()).await;
-            while marks.len() < ASIDE_MAX
-                && let Ok(mark) = aside.try_recv()
-            {
-                marks.push(mark);
-            }
-            match store.settle(&marks).await {
-                Ok(troubled) => marks = troubled.into_iter().map(|index| marks[index].clone()).collect(),
-                Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
-                    tracing::warn!(%error, entries = marks.len(), "sent entries cannot be marked yet; retrying");
-                }
-                Err(StoreError::Refused(error)) => {
-                    tracing::error!(%error, entries = marks.len(), "MongoDB refuses to mark sent entries; they may be sent again");
-                    marks.clear();
-                }
-            }
-        }
     }
 }
 

@@ -218,7 +218,7 @@ impl Worker {
             store.clone(),
             publisher.clone(),
             topology.clone(),
-            writer,
+            Arc::clone(&writer),
             Arc::new(transport),
             mail_connections,
         ));
@@ -256,6 +256,7 @@ impl Worker {
             store: store.clone(),
             engine: engine.clone(),
             outbox: outbox.clone(),
+            writer,
             every: pace.sweep,
             lease: pace.lease,
             missing_indexes: missing_indexes.clone(),

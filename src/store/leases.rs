@@ -7,13 +7,16 @@ use std::collections::{BTreeMap, HashSet};
 
 use bson::{Bson, DateTime as Instant, Document, RawArrayBuf, RawBsonRef, RawDocumentBuf, doc, rawdoc};
 use chrono::{DateTime, Utc};
+use futures_util::future::try_join_all;
 use mongodb::options::Hint;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::commit::{Committed, GuardedUpdate, next, raw};
+use crate::clock;
+
+use super::commit::{Committed, GuardedUpdate, Refusal, next, raw};
 use super::documents::integer;
-use super::outbox::{Kind, Lease, Leased, OUTBOXES, OutboxEntry};
+use super::outbox::{self, Content, Identify, Kind, Lease, Leased, OUTBOXES, OutboxEntry};
 use super::{Collection, Store, StoreError};
 
 /// From how many candidates the documents to claim are drawn, at most and at least. Several workers that took the oldest
@@ -98,7 +101,8 @@ pub enum Fate {
 pub struct DueQueue {
     /// The collection.
     pub collection: Collection,
-    /// The kind; absent for entries of earlier versions, which have none.
+    /// The kind; absent for entries of earlier versions, which have none. These are not claimed: they get a kind, and are claimed by
+    /// it then.
     kind: Option<Kind>,
     /// The place in the index from which on candidates are taken.
     from: Instant,
@@ -109,12 +113,12 @@ pub struct DueQueue {
 }
 
 impl DueQueue {
-    /// Where entries of a kind are. Emails are also looked for among entries of earlier versions.
+    /// Where entries of a kind are. Those of earlier versions are looked for with events, which never wait for a mail server.
     #[must_use]
     pub fn of(kind: Kind) -> Vec<Self> {
         let kinds: &[Option<Kind>] = match kind {
-            Kind::Email => &[Some(Kind::Email), None],
-            Kind::Event => &[Some(Kind::Event)],
+            Kind::Email => &[Some(Kind::Email)],
+            Kind::Event => &[Some(Kind::Event), None],
         };
         let queues = kinds.iter().flat_map(|&kind| {
             OUTBOXES.map(|collection| Self {
@@ -214,16 +218,19 @@ struct Claimable {
 
 /// What a claim does with a document.
 enum Plan {
-    /// Leases the entries that can be read.
-    Lease(GuardedUpdate),
+    /// Leases the entries that can be read, or gives them a kind.
+    Update(GuardedUpdate),
     /// Fails so many entries that cannot be read, with this statement.
     Fail(RawDocumentBuf, usize),
-    /// Nothing: what cannot be read may still be another worker's, or somebody else was faster.
+    /// Nothing can be done with its entries: they are a later version's.
     PassOver,
+    /// Nothing is due any more: somebody else was faster.
+    Nothing,
 }
 
 impl Store {
-    /// Takes due entries from at most `documents` documents of a queue, drawn from the oldest ones, for `lease`.
+    /// Takes the entries that were due at `due_by` from at most `documents` documents of a queue, drawn from the oldest ones, for
+    /// `lease`. `identify` tells what emails of earlier versions are recorded with.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -232,10 +239,11 @@ impl Store {
         queue: &mut DueQueue,
         documents: usize,
         lease: &Lease,
-        now: DateTime<Utc>,
+        due_by: DateTime<Utc>,
+        identify: Identify<'_>,
     ) -> Result<Claimed, StoreError> {
         let page_max = (4 * documents).clamp(CANDIDATES_MIN, CANDIDATES_MAX);
-        let page = self.candidates(queue, page_max, now.into()).await?;
+        let page = self.candidates(queue, page_max, due_by.into()).await?;
         let mut open: Vec<&Candidate> =
             page.iter().filter(|candidate| !queue.passed_over.contains(&candidate.key)).collect();
         if open.is_empty() {
@@ -256,8 +264,15 @@ impl Store {
                 i64::try_from(documents).ok(),
             )
             .await?;
-        let mut claimed = Claimed { goes_on: true, ..Claimed::default() };
-        self.carry_out(queue, &raw, lease, now, &mut claimed).await?;
+        let plans = raw.iter().map(|raw| {
+            let id = raw.get("_id").ok().flatten().map(key).unwrap_or_default();
+            (id, plan(queue, raw, lease, due_by, identify))
+        });
+        let plans: Vec<_> = plans.collect();
+        // Where others were faster everywhere, they are at work.
+        let goes_on = plans.iter().any(|(_, plan)| !matches!(plan, Ok(Plan::Nothing)));
+        let mut claimed = Claimed { goes_on, ..Claimed::default() };
+        self.carry_out(queue, plans, &mut claimed).await?;
         queue.passed_over.extend(claimed.unclaimable.iter().map(|document| document.document_id.clone()));
         Ok(claimed)
     }
@@ -286,18 +301,16 @@ impl Store {
     async fn carry_out(
         &self,
         queue: &mut DueQueue,
-        documents: &[RawDocumentBuf],
-        lease: &Lease,
-        now: DateTime<Utc>,
+        plans: Vec<(String, Result<Plan, bson::error::Error>)>,
         claimed: &mut Claimed,
     ) -> Result<(), StoreError> {
         let (mut updates, mut failures) = (Vec::new(), Vec::new());
-        for raw in documents {
-            let id = raw.get("_id").ok().flatten().map(key).unwrap_or_default();
-            match plan(queue, raw, lease, now) {
-                Ok(Plan::Lease(update)) => updates.push(update),
+        for (id, plan) in plans {
+            match plan {
+                Ok(Plan::Update(update)) => updates.push(update),
                 Ok(Plan::Fail(statement, entries)) => failures.push((id, statement, entries)),
                 Ok(Plan::PassOver) => drop(queue.passed_over.insert(id)),
+                Ok(Plan::Nothing) => {}
                 // Not the words of the error: they may quote the document.
                 Err(_) => claimed.unclaimable.push(Unclaimable {
                     document_id: id,
@@ -345,14 +358,14 @@ impl Store {
     /// # Errors
     /// When the server does not answer: the same again is then safe.
     pub async fn settle(&self, marks: &[Mark]) -> Result<Vec<usize>, StoreError> {
-        let mut troubled = Vec::new();
-        for collection in OUTBOXES {
-            let of_collection: Vec<usize> =
-                (0..marks.len()).filter(|&index| marks[index].collection == collection).collect();
-            if !of_collection.is_empty() {
-                troubled.extend(self.settle_in(collection, marks, &of_collection).await?);
+        let of_collections = OUTBOXES.map(|collection| {
+            let indexes: Vec<usize> = (0..marks.len()).filter(|&index| marks[index].collection == collection).collect();
+            async move {
+                if indexes.is_empty() { Ok(Vec::new()) } else { self.settle_in(collection, marks, &indexes).await }
             }
-        }
+        });
+        let mut troubled = try_join_all(of_collections).await?.concat();
+        troubled.sort_unstable();
         Ok(troubled)
     }
 
@@ -397,25 +410,47 @@ impl Store {
                     error,
                     "MongoDB refused to mark many entries at once; marking them document by document"
                 );
+                self.settle_without_error(collection, marks, &others).await?;
                 return self.settle_with_care(collection, &documents).await;
             }
             Err(error) => return Err(error),
         };
-        let mut troubled: Vec<usize> = updated
-            .troubled
-            .iter()
-            .flat_map(|trouble| owners.get(trouble.position).cloned().unwrap_or_default())
-            .collect();
+        let marks_of = |refusals: &[Refusal]| -> HashSet<usize> {
+            refusals.iter().filter_map(|refusal| owners.get(refusal.position)).flatten().copied().collect()
+        };
+        let mut troubled = marks_of(&updated.troubled);
         if updated.matched < expected || !updated.refused.is_empty() {
+            let refused = marks_of(&updated.refused);
+            let others: Vec<usize> = others.into_iter().filter(|index| refused.contains(index)).collect();
+            self.settle_without_error(collection, marks, &others).await?;
             let untroubled: Vec<Sent<'_>> = documents
                 .into_iter()
                 .filter(|document| !document.indexes.iter().any(|index| troubled.contains(index)))
                 .collect();
             troubled.extend(self.settle_with_care(collection, &untroubled).await?);
         }
-        troubled.sort_unstable();
-        troubled.dedup();
-        Ok(troubled)
+        Ok(troubled.into_iter().collect())
+    }
+
+    /// Marks entries that were not sent, without saying why: a validator may forbid that. What failed must not be tried again.
+    async fn settle_without_error(
+        &self,
+        collection: Collection,
+        marks: &[Mark],
+        indexes: &[usize],
+    ) -> Result<(), StoreError> {
+        let statements =
+            indexes.iter().map(|&index| raw(&not_sent(&marks[index], false))).collect::<Result<Vec<_>, _>>()?;
+        for refusal in self.update_each(collection, statements).await?.refused {
+            let document = indexes.get(refusal.position).map(|&index| &marks[index].document_id);
+            tracing::error!(
+                collection = collection.as_str(),
+                document,
+                code = refusal.code,
+                "MongoDB refuses to change outbox entries that could not be sent; they are tried again when their lease expires"
+            );
+        }
+        Ok(())
     }
 
     /// Marks sent entries document by document. Each statement is harmless after the others, because it finds the document only
@@ -452,36 +487,50 @@ impl Store {
 }
 
 /// What a claim does with a document that was found on a queue.
-fn plan(queue: &DueQueue, raw: &RawDocumentBuf, lease: &Lease, now: DateTime<Utc>) -> Result<Plan, bson::error::Error> {
+fn plan(
+    queue: &DueQueue,
+    raw: &RawDocumentBuf,
+    lease: &Lease,
+    due_by: DateTime<Utc>,
+    identify: Identify<'_>,
+) -> Result<Plan, bson::error::Error> {
     let document: Claimable = bson::deserialize_from_slice(raw.as_bytes())?;
     let mut set = doc! { "version": next(document.version) };
     let (mut failing, mut not_due) = (Document::new(), Document::new());
     let mut find = doc! { "_id": &document.id, "version": document.version };
-    let (mut entries, mut failed) = (Vec::new(), 0);
+    let (mut leased, mut records) = (Vec::new(), Vec::new());
+    let (mut failed, mut of_later_version) = (0, 0);
     for (place, entry) in document.outbox.into_iter().enumerate() {
         // What is no document has no `due`, so it is nobody's.
         let Some(entry) = entry?.as_document() else { continue };
-        let Some(due) = entry.get_datetime("due").ok().filter(|due| due.to_chrono() <= now) else { continue };
+        let Some(due) = entry.get_datetime("due").ok().filter(|due| due.to_chrono() <= due_by) else { continue };
         let kind = entry.get_str("kind").ok();
         if kind != queue.kind.map(Kind::as_str) {
             continue;
         }
-        match bson::deserialize_from_slice::<OutboxEntry>(entry.as_bytes()) {
-            Ok(mut entry) => {
+        // Fields are set by the entry's place, which cannot change while the version does not.
+        let field = |name: &str| format!("outbox.{place}.{name}");
+        match (bson::deserialize_from_slice::<OutboxEntry>(entry.as_bytes()), queue.kind) {
+            (Ok(mut entry), Some(_)) => {
                 entry.due = Some(lease.until.into());
                 entry.holder = lease.holder.to_string();
-                // By its place, which cannot change while the version does not.
-                set.insert(format!("outbox.{place}.due"), Instant::from(lease.until));
-                set.insert(format!("outbox.{place}.holder"), &entry.holder);
-                entries.push(entry);
+                set.insert(field("due"), Instant::from(lease.until));
+                set.insert(field("holder"), &entry.holder);
+                leased.push(entry);
             }
-            Err(_) if is_of_later_version(entry) => {}
-            Err(_) => {
+            (Ok(entry), None) => {
+                set.insert(field("kind"), entry.kind().as_str());
+                if let (Content::Mail(email), Ok(id)) = (&entry.content, Uuid::parse_str(&entry.id)) {
+                    records.push(bson::serialize_to_bson(&outbox::record(id, email, identify, due_by))?);
+                }
+            }
+            (Err(_), _) if is_of_later_version(entry) => of_later_version += 1,
+            (Err(_), _) => {
                 failed += 1;
-                find.insert(format!("outbox.{place}.due"), due);
-                failing.insert(format!("outbox.{place}.failed_at"), Instant::from(now));
-                failing.insert(format!("outbox.{place}.error"), unreadable(entry));
-                not_due.insert(format!("outbox.{place}.due"), "");
+                find.insert(field("due"), due);
+                failing.insert(field("failed_at"), Instant::from(clock::now()));
+                failing.insert(field("error"), unreadable(entry));
+                not_due.insert(field("due"), "");
             }
         }
     }
@@ -492,16 +541,20 @@ fn plan(queue: &DueQueue, raw: &RawDocumentBuf, lease: &Lease, now: DateTime<Utc
         let statement = bson::serialize_to_raw_document_buf(&statement)?;
         return Ok(Plan::Fail(statement, failed));
     }
-    if entries.is_empty() {
-        return Ok(Plan::PassOver);
+    if set.len() == 1 {
+        return Ok(if of_later_version > 0 { Plan::PassOver } else { Plan::Nothing });
     }
-    Ok(Plan::Lease(GuardedUpdate {
+    let mut update = doc! { "$set": set };
+    if !records.is_empty() {
+        update.insert("$push", doc! { "notifications": { "$each": records } });
+    }
+    Ok(Plan::Update(GuardedUpdate {
         collection: queue.collection,
         id: document.id,
         version: document.version,
         history_length: None,
-        update: bson::serialize_to_raw_document_buf(&doc! { "$set": set })?.into(),
-        entries,
+        update: bson::serialize_to_raw_document_buf(&update)?.into(),
+        entries: leased,
     }))
 }
 
@@ -571,15 +624,13 @@ fn by_document<'a>(marks: &'a [Mark], indexes: &[usize]) -> Vec<Sent<'a>> {
 /// One statement for sent entries of many documents: all of them with emails, or all without.
 fn together(documents: &[&Sent<'_>]) -> RawDocumentBuf {
     let ids: RawArrayBuf = documents.iter().map(|document| document.id).collect();
-    let of =
-        |list: fn(&Sent<'_>) -> Vec<String>| documents.iter().flat_map(|document| list(document)).collect::<Vec<_>>();
-    let entries = of(|document| document.entries.iter().map(|id| (*id).to_owned()).collect());
-    let emails = of(|document| document.emails.iter().map(|id| (*id).to_owned()).collect());
+    let entries: Vec<&str> = documents.iter().flat_map(|document| document.entries.iter().copied()).collect();
+    let emails: Vec<&str> = documents.iter().flat_map(|document| document.emails.iter().copied()).collect();
     let at = documents.iter().map(|document| document.at).max().unwrap_or_default();
     let was_tried = documents.iter().any(|document| document.was_tried);
     let mut find = rawdoc! {
         "_id": { "$in": ids },
-        "outbox.id": { "$in": raw_strings(&entries) },
+        "outbox.id": { "$in": list(&entries) },
         "status": { "$ne": "removed" },
     };
     if !emails.is_empty() {
@@ -604,9 +655,8 @@ enum Way {
 }
 
 fn alone(document: &Sent<'_>, way: Way) -> RawDocumentBuf {
-    let owned = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
-    let (entries, mut emails) = (owned(&document.entries), owned(&document.emails));
-    let mut find = rawdoc! { "_id": document.id, "outbox.id": { "$in": raw_strings(&entries) } };
+    let mut find = rawdoc! { "_id": document.id, "outbox.id": { "$in": list(&document.entries) } };
+    let mut emails = document.emails.as_slice();
     match way {
         Way::Recorded => find.append(bson::raw::cstr!("status"), rawdoc! { "$ne": "removed" }),
         Way::RecordedTombstone | Way::Tombstone => {
@@ -619,24 +669,24 @@ fn alone(document: &Sent<'_>, way: Way) -> RawDocumentBuf {
         Way::Recorded | Way::RecordedTombstone => {
             find.append(bson::raw::cstr!("notifications"), rawdoc! { "$type": "array" });
         }
-        Way::Tombstone | Way::Bare => emails.clear(),
+        Way::Tombstone | Way::Bare => emails = &[],
     }
     let settles = matches!(way, Way::RecordedTombstone | Way::Tombstone);
-    sent_statement(find, &entries, &emails, document.at, document.was_tried, settles)
+    sent_statement(find, &document.entries, emails, document.at, document.was_tried, settles)
 }
 
 /// Removes sent entries, and records when: in the records of `emails`, and of a tombstone in its oldest command.
 fn sent_statement(
     find: RawDocumentBuf,
-    entries: &[String],
-    emails: &[String],
+    entries: &[&str],
+    emails: &[&str],
     at: DateTime<Utc>,
     was_tried: bool,
     settles: bool,
 ) -> RawDocumentBuf {
     let at = Instant::from(at);
     let mut update = rawdoc! {
-        "$pull": { "outbox": { "id": { "$in": raw_strings(entries) } } },
+        "$pull": { "outbox": { "id": { "$in": list(entries) } } },
         "$inc": { "version": 1_i64 },
     };
     let mut set = RawDocumentBuf::new();
@@ -655,60 +705,79 @@ fn sent_statement(
     }
     let mut statement = rawdoc! { "q": find, "u": update };
     if !emails.is_empty() {
-        let filter = rawdoc! { "record.id": { "$in": raw_strings(emails) } };
+        let filter = rawdoc! { "record.id": { "$in": list(emails) } };
         statement.append(bson::raw::cstr!("arrayFilters"), RawArrayBuf::from_iter([filter]));
     }
     statement
 }
 
-fn raw_strings(strings: &[String]) -> RawArrayBuf {
-    strings.iter().map(String::as_str).collect()
+fn list(ids: &[&str]) -> RawArrayBuf {
+    ids.iter().copied().collect()
 }
 
 /// The statements for an entry that was not sent: of the first that finds it, the others find nothing.
 fn others_statements(mark: &Mark) -> Vec<Document> {
+    let without_record = not_sent(mark, true);
+    let mut statements = Vec::new();
+    if let (Fate::Failed { at, error }, Kind::Email) = (&mark.fate, mark.kind) {
+        // The error may name the address, which the record of a tombstone has lost.
+        for (status, error) in [(doc! { "$ne": "removed" }, Some(error)), (doc! { "$eq": "removed" }, None)] {
+            let mut statement = without_record.clone();
+            if let Ok(find) = statement.get_document_mut("q") {
+                find.extend(doc! { "status": status, "notifications": { "$type": "array" } });
+            }
+            if let Ok(set) = statement.get_document_mut("u").and_then(|update| update.get_document_mut("$set")) {
+                set.insert("notifications.$[record].failed_at", Instant::from(*at));
+                set.extend(error.map(|error| ("notifications.$[record].error".to_owned(), error.into())));
+            }
+            if let Ok(filters) = statement.get_array_mut("arrayFilters") {
+                filters.push(doc! { "record.id": &mark.entry_id }.into());
+            }
+            statements.push(statement);
+        }
+    }
+    statements.push(without_record);
+    statements
+}
+
+/// The statement for an entry that was not sent, without its record. It names the error only `with_error`.
+fn not_sent(mark: &Mark, with_error: bool) -> Document {
     let id = mark.entry_id.as_str();
     // Only while it is ours: it is not for us to put off what somebody else is sending.
     let mut ours = doc! { "id": id, "holder": &mark.holder };
-    let mut set = Document::new();
-    let mut unset = Document::new();
+    let (mut set, mut unset) = (Document::new(), Document::new());
     let mut increments = doc! { "version": 1_i64 };
     // What is written again, because the first answer was lost, must not count twice.
-    match &mark.fate {
-        Fate::Sent { .. } => return Vec::new(),
-        Fate::GivenBack { at } => {
+    let error = match &mark.fate {
+        Fate::Sent { at } | Fate::GivenBack { at } => {
             set.insert("outbox.$[entry].due", Instant::from(*at));
+            None
         }
         Fate::PutOff { until, error } => {
             ours.insert("due", doc! { "$ne": Instant::from(*until) });
             set.insert("outbox.$[entry].due", Instant::from(*until));
-            set.insert("outbox.$[entry].error", error);
-            increments.insert("outbox.$[entry].attempts", 1);
+            Some(error)
         }
         Fate::Failed { at, error } => {
             ours.insert("failed_at", doc! { "$exists": false });
             unset.insert("outbox.$[entry].due", "");
             set.insert("outbox.$[entry].failed_at", Instant::from(*at));
+            Some(error)
+        }
+    };
+    if let Some(error) = error {
+        increments.insert("outbox.$[entry].attempts", 1);
+        if with_error {
             set.insert("outbox.$[entry].error", error);
-            increments.insert("outbox.$[entry].attempts", 1);
         }
     }
-    let find = doc! { "_id": &mark.document_id, "outbox": { "$elemMatch": ours } };
-    let filter = doc! { "entry.id": id, "entry.holder": &mark.holder };
     let mut update = doc! { "$set": set, "$inc": increments };
     if !unset.is_empty() {
         update.insert("$unset", unset);
     }
-    let mut statements = Vec::new();
-    if let (Fate::Failed { at, error }, Kind::Email) = (&mark.fate, mark.kind) {
-        let (mut find, mut update) = (find.clone(), update.clone());
-        find.insert("notifications", doc! { "$type": "array" });
-        if let Ok(set) = update.get_document_mut("$set") {
-            set.insert("notifications.$[record].failed_at", Instant::from(*at));
-            set.insert("notifications.$[record].error", error);
-        }
-        statements.push(doc! { "q": find, "u": update, "arrayFilters": [filter.clone(), { "record.id": id }] });
+    doc! {
+        "q": { "_id": &mark.document_id, "outbox": { "$elemMatch": ours } },
+        "u": update,
+        "arrayFilters": [{ "entry.id": id, "entry.holder": &mark.holder }],
     }
-    statements.push(doc! { "q": find, "u": update, "arrayFilters": [filter] });
-    statements
 }

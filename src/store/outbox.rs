@@ -136,23 +136,24 @@ pub type Identify<'a> = &'a (dyn Fn(Uuid, &Notification) -> EmailIdentity + Sync
 
 /// The records of the emails of one change: one for each entry that [`entries`] makes of them.
 pub fn records<R>(added: &Added<R>, identify: Identify<'_>, at: DateTime<Utc>) -> Vec<NotificationDocument> {
-    let record = |email: &Notification| {
-        let id = added.ids.of_mail(email);
-        let EmailIdentity { message_id, locale } = identify(id, email);
-        NotificationDocument {
-            id: id.to_string(),
-            template: email.template.to_string(),
-            to: Some(email.to.email.clone()),
-            role: email.recipient.as_str().to_owned(),
-            locale,
-            message_id,
-            at: Some(at.into()),
-            sent_at: None,
-            failed_at: None,
-            error: None,
-        }
-    };
-    added.notifications.iter().map(record).collect()
+    added.notifications.iter().map(|email| record(added.ids.of_mail(email), email, identify, at)).collect()
+}
+
+/// The record of an email, which is the content of the entry `id`.
+pub fn record(id: Uuid, email: &Notification, identify: Identify<'_>, at: DateTime<Utc>) -> NotificationDocument {
+    let EmailIdentity { message_id, locale } = identify(id, email);
+    NotificationDocument {
+        id: id.to_string(),
+        template: email.template.to_string(),
+        to: Some(email.to.email.clone()),
+        role: email.recipient.as_str().to_owned(),
+        locale,
+        message_id,
+        at: Some(at.into()),
+        sent_at: None,
+        failed_at: None,
+        error: None,
+    }
 }
 
 /// The entries of one change, under `lease`.

@@ -4,7 +4,7 @@
 //! Both are found with an index (`offramp_failed`, `offramp_due`) that holds nothing but such documents, so to look costs
 //! as much as there is to see.
 
-use bson::{Bson, DateTime as Instant, RawBsonRef, RawDocumentBuf, doc};
+use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc};
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use mongodb::Cursor;
@@ -110,7 +110,7 @@ impl Store {
     /// # Errors
     /// When the server does not answer: the same again is then safe.
     pub async fn retry(&self, refused: &[Stuck], now: DateTime<Utc>) -> Result<usize, StoreError> {
-        self.update_refused(refused, |entry, with_record| retry_statement(entry, now.into(), with_record)).await
+        self.update_refused(refused, |entry, record| retry_statement(entry, now.into(), record)).await
     }
 
     /// Drops refused entries: they will never be sent. The record of an email in `notifications` says so in the same update.
@@ -127,7 +127,7 @@ impl Store {
     async fn update_refused(
         &self,
         refused: &[Stuck],
-        statement: impl Fn(&Stuck, bool) -> Result<RawDocumentBuf, StoreError>,
+        statement: impl Fn(&Stuck, Record) -> Result<RawDocumentBuf, StoreError>,
     ) -> Result<usize, StoreError> {
         let mut found = 0;
         for collection in [Collection::Subscriptions, Collection::Accounts] {
@@ -135,12 +135,13 @@ impl Store {
             if of_collection.is_empty() {
                 continue;
             }
-            let statements = |with_record| {
-                of_collection.iter().map(|entry| statement(entry, with_record)).collect::<Result<Vec<_>, _>>()
+            let statements = |records: &[Record]| {
+                let pairs = of_collection.iter().flat_map(|entry| records.iter().map(move |record| (entry, *record)));
+                pairs.map(|(entry, record)| statement(entry, record)).collect::<Result<Vec<_>, _>>()
             };
-            let recorded = self.update_many(collection, statements(true)?).await?;
+            let recorded = self.update_many(collection, statements(&[Record::Live, Record::Tombstone])?).await?;
             // What could not be recorded, because `notifications` is no array or a validator forbids it, is still refused.
-            let unrecorded = self.update_many(collection, statements(false)?).await?;
+            let unrecorded = self.update_many(collection, statements(&[Record::None])?).await?;
             found += recorded.matched + unrecorded.matched;
             if let Some(refusal) = unrecorded.refused.first() {
                 return Err(StoreError::Refused(refusal.message.clone()));
@@ -150,20 +151,38 @@ impl Store {
     }
 }
 
-/// Finds the entry only where it is still refused. With the new `version`, a worker that has read the document before
-/// reads it again.
-fn retry_statement(entry: &Stuck, now: Instant, with_record: bool) -> Result<RawDocumentBuf, StoreError> {
+/// Which record of an email a statement updates, and so which documents it finds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Record {
+    Live,
+    /// It says nothing that may be personal, such as an error that names the address.
+    Tombstone,
+    None,
+}
+
+/// Finds the entry only where it is still refused, and with its record only where there can be one.
+fn find_refused(entry: &Stuck, record: Record) -> Document {
     let refused = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
     let mut find = doc! { "_id": &entry.document_id, "outbox": { "$elemMatch": refused } };
+    let status = match record {
+        Record::Live => doc! { "$ne": "removed" },
+        Record::Tombstone => doc! { "$eq": "removed" },
+        Record::None => return find,
+    };
+    find.extend(doc! { "status": status, "notifications": { "$type": "array" } });
+    find
+}
+
+/// With the new `version`, a worker that has read the document before reads it again.
+fn retry_statement(entry: &Stuck, now: Instant, record: Record) -> Result<RawDocumentBuf, StoreError> {
     let mut unset = doc! { "outbox.$[entry].failed_at": "" };
     let mut filters = vec![doc! { "entry.id": &entry.stored_id, "entry.failed_at": { "$exists": true } }];
-    if with_record {
-        find.insert("notifications", doc! { "$type": "array" });
+    if record != Record::None {
         unset.extend(doc! { "notifications.$[record].failed_at": "", "notifications.$[record].error": "" });
         filters.push(doc! { "record.id": &entry.stored_id });
     }
     raw(&doc! {
-        "q": find,
+        "q": find_refused(entry, record),
         "u": {
             "$unset": unset,
             // Nobody's: a worker that still wants to mark it as refused has nothing to say about it any more.
@@ -174,22 +193,20 @@ fn retry_statement(entry: &Stuck, now: Instant, with_record: bool) -> Result<Raw
     })
 }
 
-/// Finds the entry only where it is still refused, and with its record only where there can be one.
-fn drop_statement(entry: &Stuck, with_record: bool) -> Result<RawDocumentBuf, StoreError> {
+fn drop_statement(entry: &Stuck, record: Record) -> Result<RawDocumentBuf, StoreError> {
     let refused = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
-    let mut find = doc! { "_id": &entry.document_id, "outbox": { "$elemMatch": &refused } };
     let mut update = doc! { "$pull": { "outbox": refused }, "$inc": { "version": 1_i64 } };
-    if !with_record {
-        return raw(&doc! { "q": find, "u": update });
+    let mut filters = Vec::new();
+    if record != Record::None {
+        let mut set = doc! { "notifications.$[record].failed_at": entry.failed_at.map(Instant::from) };
+        if record == Record::Live {
+            let error = entry.error.as_ref().map_or_else(|| DROPPED.to_owned(), |error| format!("{error}; {DROPPED}"));
+            set.insert("notifications.$[record].error", error);
+        }
+        update.insert("$set", set);
+        filters.push(doc! { "record.id": &entry.entry_id });
     }
-    find.insert("notifications", doc! { "$type": "array" });
-    let error = entry.error.as_ref().map_or_else(|| DROPPED.to_owned(), |error| format!("{error}; {DROPPED}"));
-    let failed_at = entry.failed_at.map(Instant::from);
-    update.insert(
-        "$set",
-        doc! { "notifications.$[record].failed_at": failed_at, "notifications.$[record].error": error },
-    );
-    raw(&doc! { "q": find, "u": update, "arrayFilters": [{ "record.id": &entry.entry_id }] })
+    raw(&doc! { "q": find_refused(entry, record), "u": update, "arrayFilters": filters })
 }
 
 /// What the record of a dropped email says.

@@ -1,6 +1,7 @@
 //! The outbox: emails are recorded with the decision, marked with few writes, never sent again because a record cannot be
 //! written, and no email holds up an event.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::eventually;
+use crate::support::proxy::Proxy;
 use crate::support::samples::{account, cancellation, command, identify, populate, subscription, with};
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::{self, Worker};
@@ -297,6 +299,106 @@ async fn a_tombstone_keeps_its_records_without_addresses() {
     world.remove().await;
 }
 
+/// Neither in its records nor, once an operator has dropped the email, anywhere else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tombstone_does_not_keep_the_address_of_a_refused_email() {
+    let world = World::new("refused").await;
+    let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
+        Step::Rcpt => Action::Answer("550 5.1.1 acc@home.example is unknown"),
+        _ => Action::Ok,
+    })
+    .await;
+    populate(&world).await;
+    let worker = Worker::start(&world, &sink.url()).await;
+    let mut removal = with(cancellation("remove", "sub"), "invoice_id", json!("inv-5"));
+    removal["data"]["via"] = json!("invoice");
+    world.command(&removal).await;
+    let tombstone = eventually("the failure", || async {
+        let document = world.document("subscriptions", "sub").await.unwrap();
+        let records = document.get_array("notifications").ok()?;
+        records.iter().any(|record| record.as_document().unwrap().contains_key("failed_at")).then_some(document)
+    })
+    .await;
+    assert!(!format!("{:?}", records(&tombstone)).contains("home.example"), "{tombstone}");
+    let [entry] = entries(&tombstone)[..] else { panic!("{tombstone}") };
+    assert!(entry.get_str("error").unwrap().contains("acc@home.example"), "an operator needs it: {tombstone}");
+    let dropped = worker::offramp(&world).args(["outbox", "drop", "--all", "--yes"]).output().unwrap();
+    assert!(dropped.status.success(), "{dropped:?}");
+    let tombstone = world.document("subscriptions", "sub").await.unwrap();
+    assert!(entries(&tombstone).is_empty() && !format!("{tombstone}").contains("home.example"), "{tombstone}");
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// With a validator that lets no entry say why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_email_is_not_sent_again_because_its_error_cannot_be_written() {
+    let world = World::new("no-error").await;
+    let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
+        Step::Rcpt => Action::Answer("550 5.1.1 No such user"),
+        _ => Action::Ok,
+    })
+    .await;
+    populate(&world).await;
+    let validator = doc! { "outbox.error": { "$exists": false }, "notifications.error": { "$exists": false } };
+    world.database.run_command(doc! { "collMod": "subscriptions", "validator": validator }).await.unwrap();
+    let subscriptions = world.collection("subscriptions");
+    let worker = Worker::start(&world, &sink.url()).await;
+    world.command(&cancellation("cancel", "sub")).await;
+    let document = eventually("the failure", || async {
+        subscriptions.find_one(doc! { "outbox.failed_at": { "$exists": true } }).await.unwrap()
+    })
+    .await;
+    let entry = entries(&document)[0];
+    assert!(!entry.contains_key("due") && !entry.contains_key("error"), "{entry}");
+    assert_eq!(entry.get_i32("attempts").unwrap(), 1, "{entry}");
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// Should the process be killed before the database answers, each email that it has sent meanwhile would be sent twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn emails_wait_while_sent_ones_cannot_be_marked() {
+    const EMAILS: usize = 150;
+    let world = World::new("late-marks").await;
+    let (sink, is_back) = unavailable_server().await;
+    // A few emails at a time fit into a tenth of a second.
+    let (slow, smtp_url) = Proxy::in_front_of(&sink.url()).await;
+    slow.delay_answers(Duration::from_millis(20));
+    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+    populate(&world).await;
+    let subscriptions = world.collection("subscriptions");
+    let ids: Vec<String> = (0..EMAILS).map(|index| format!("sub-{index}")).collect();
+    subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
+    let worker = Worker::start_with(&world, &smtp_url, &[("OFFRAMP_MONGODB_URL", &mongodb_url)]).await;
+    for id in &ids {
+        world.command(&cancellation(&format!("c-{id}"), id)).await;
+    }
+    eventually("the decisions", || async {
+        let decided = subscriptions.count_documents(doc! { "status": "cancellation_scheduled" }).await.unwrap();
+        (decided == EMAILS as u64).then_some(())
+    })
+    .await;
+    line.stall();
+    is_back.store(true, Ordering::Relaxed);
+    eventually("a database that is away", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503"))
+    })
+    .await;
+    let sent = sink.mails().len();
+    assert!(sent < EMAILS / 3, "{sent} emails were sent and could not be marked");
+    line.resume();
+    world.outboxes_empty().await;
+    let ids: HashSet<String> = sink
+        .mails()
+        .iter()
+        .map(|mail| MessageParser::default().parse(&mail.bytes).unwrap().message_id().unwrap().to_owned())
+        .collect();
+    assert_eq!((sink.mails().len(), ids.len()), (EMAILS, EMAILS));
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
 /// Also when the mail server is unavailable and many emails are due before the event.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_due_event_does_not_wait_for_emails() {
@@ -397,8 +499,14 @@ async fn entries_of_earlier_versions_are_sent() {
     let worker = Worker::start(&world, &sink.url()).await;
     events.next(&world, |event| event["subject"] == "sub").await;
     world.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), 1);
-    // And such a record is shown.
+    let mails = sink.mails();
+    assert_eq!(mails.len(), 1);
+    let mail = MessageParser::default().parse(&mails[0].bytes).unwrap();
+    let document = world.document("subscriptions", "sub").await.unwrap();
+    let [record] = records(&document)[..] else { panic!("{document}") };
+    assert_eq!(record.get_str("message_id").unwrap(), format!("<{}>", mail.message_id().unwrap()));
+    assert!(record.contains_key("sent_at"), "{document}");
+    // Their records have no `at`, and are shown all the same.
     let record = doc! { "id": "x", "template": "payment-failed", "to": "then@home.example", "role": "account_manager",
     "locale": "fr", "sent_at": DateTime::now(), "message_id": "<x@y>" };
     let recorded = doc! { "$set": { "notifications": [record] } };
@@ -441,7 +549,7 @@ async fn documents_that_cannot_be_claimed_from_hold_up_nothing() {
         loop {
             let now = clock::now();
             let lease = Lease { holder: Uuid::new_v4(), until: now + TimeDelta::hours(1) };
-            let round = store.claim(queue, 200, &lease, now).await.unwrap();
+            let round = store.claim(queue, 200, &lease, now, &identify).await.unwrap();
             claimed.extend(round.entries);
             unclaimable += round.unclaimable.len();
             if !round.goes_on {
@@ -506,7 +614,7 @@ async fn claims_read_what_is_due_of_their_kind() {
     world.database.run_command(doc! { "profile": 2 }).await.unwrap();
     for queue in DueQueue::of(Kind::Event).iter_mut().chain(&mut DueQueue::of(Kind::Email)) {
         let lease = Lease { holder: Uuid::new_v4(), until: clock::now() };
-        store.claim(queue, 10, &lease, clock::now()).await.unwrap();
+        store.claim(queue, 10, &lease, clock::now(), &identify).await.unwrap();
     }
     world.database.run_command(doc! { "profile": 0 }).await.unwrap();
     let finds = doc! { "op": "query", "ns": format!("{}.subscriptions", world.prefix), "command.filter.outbox": { "$exists": true } };
