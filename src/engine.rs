@@ -17,7 +17,8 @@ use crate::domain::fold::{Task, Verdict, World};
 use crate::http::ReadyHandle;
 use crate::outbox::{Outbox, Writer};
 use crate::pauses::Pauses;
-use crate::store::commit::{self, Committed};
+use crate::store::changes;
+use crate::store::commit::Committed;
 use crate::store::inspect::ClockOffset;
 use crate::store::outbox::Lease;
 use crate::store::{Collection, Need, Store, StoreError};
@@ -256,7 +257,7 @@ impl Engine {
 
             let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
             let updates =
-                commit::updates(world, &lease, &self.source, &|id, email| self.writer.identify(id, email), now)?;
+                changes::updates(world, &lease, &self.source, &|id, email| self.writer.identify(id, email), now)?;
             let committed = self.store.commit(&updates).await?;
 
             let mut lost = HashSet::new();

@@ -348,7 +348,8 @@ impl Postman {
         if matches!(fate, Fate::Sent { .. }) {
             self.unmarked.sent().insert(leased.entry.id.clone());
         }
-        if self.settle.send(Tried { mark: Mark::new(&leased, fate), permit }).await.is_err() {
+        let tried = Tried { mark: Mark::new(&leased, fate), has_events: leased.has_companions, permit };
+        if self.settle.send(tried).await.is_err() {
             return false;
         }
         let Some(is_unavailable) = is_unavailable else { return true };
@@ -394,6 +395,8 @@ impl Postman {
 /// The mark of an email, and the room that it takes until it is written.
 struct Tried {
     mark: Mark,
+    /// Whether events of the same change are under way.
+    has_events: bool,
     permit: OwnedSemaphorePermit,
 }
 
@@ -425,7 +428,7 @@ async fn publish_events(
                 }
             };
             counter!("offramp_events_total", "outcome" => outcome).increment(1);
-            let has_emails = leased.has_emails && outcome == "published";
+            let has_emails = leased.has_companions && outcome == "published";
             if settle.send(Published { mark: Mark::new(&leased, fate), has_emails }).await.is_err() {
                 return;
             }
@@ -473,8 +476,11 @@ impl Marker {
             tokio::select! {
                 received = self.emails.recv(), if self.emails_open && has_room => match received {
                     Ok(tried) => {
-                        batch.marks.extend(self.parked.take(&tried.mark));
-                        batch.add(tried);
+                        if tried.has_events {
+                            batch.marks.extend(self.parked.take(&tried.mark));
+                        }
+                        batch.marks.push(tried.mark);
+                        batch.permits.push(tried.permit);
                     }
                     Err(_closed) => self.emails_open = false,
                 },
@@ -504,13 +510,6 @@ impl Marker {
 struct Batch {
     marks: Vec<Mark>,
     permits: Vec<OwnedSemaphorePermit>,
-}
-
-impl Batch {
-    fn add(&mut self, Tried { mark, permit }: Tried) {
-        self.marks.push(mark);
-        self.permits.push(permit);
-    }
 }
 
 /// Writes marks. While the database is unavailable they wait here, and senders wait with them.

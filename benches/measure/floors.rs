@@ -28,7 +28,7 @@ use offramp::mail::{Sender, Templates};
 use offramp::outbox::{Writer, origin};
 use offramp::store::documents::decisive;
 use offramp::store::outbox::{Content, Lease};
-use offramp::store::{Collection, Need, Store, commit};
+use offramp::store::{Collection, Need, Store, changes};
 use offramp::tls::Tls;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -43,7 +43,7 @@ pub const BEGINS: &str = "begins";
 pub const DONE: &str = "done";
 
 /// The worker's own numbers: `OFFRAMP_BATCH_MAX`, `OFFRAMP_MAIL_CONNECTIONS`, and those in `run.rs` and `outbox.rs`.
-pub const BATCH_MAX: usize = 256;
+pub const BATCH_MAX: usize = 200;
 const CONNECTIONS: usize = 8;
 const PREFETCH_BATCHES: usize = 2;
 const QUEUE_MAX: usize = 512;
@@ -321,7 +321,7 @@ impl Constants {
             signer: None,
         };
         let update =
-            commit::updates(world, &lease, "offramp", &|id, email| writer.identify(id, email), now).unwrap().remove(0);
+            changes::updates(world, &lease, "offramp", &|id, email| writer.identify(id, email), now).unwrap().remove(0);
         let history_length = update.history_length;
         let RawBson::Document(change) = update.update.clone() else { panic!("an update of operators") };
 

@@ -255,8 +255,12 @@ impl Simulation {
                 (Collection::Accounts, id.as_str(), entries)
             }
         };
-        let leased =
-            |entry: OutboxEntry| Leased { collection, document_id: document_id.to_owned(), entry, has_emails: false };
+        let leased = |entry: OutboxEntry| Leased {
+            collection,
+            document_id: document_id.to_owned(),
+            entry,
+            has_companions: false,
+        };
         entries.unwrap_or_default().into_iter().map(leased).collect()
     }
 

@@ -2,7 +2,7 @@
 
 use bson::{Bson, Document, doc};
 
-use super::commit::raw;
+use super::update::raw;
 use super::{Collection, Store, StoreError};
 
 /// How many documents one command writes at most.

@@ -14,9 +14,11 @@ use uuid::Uuid;
 
 use crate::clock;
 
-use super::commit::{Committed, GuardedUpdate, Refusal, next, raw};
+use super::changes::next;
+use super::commit::{Committed, GuardedUpdate};
 use super::documents::integer;
 use super::outbox::{self, Content, Identify, Kind, Lease, Leased, OUTBOXES, OutboxEntry};
+use super::update::{Refusal, raw};
 use super::{Collection, Store, StoreError};
 
 /// From how many candidates the documents to claim are drawn, at most and at least. Several workers that took the oldest
@@ -336,7 +338,8 @@ impl Store {
             match committed {
                 Committed::Written => {
                     // What else the commit of these entries sent is unknown.
-                    let entries = update.into_leased().into_iter().map(|leased| Leased { has_emails: false, ..leased });
+                    let entries =
+                        update.into_leased().into_iter().map(|leased| Leased { has_companions: false, ..leased });
                     claimed.entries.extend(entries);
                 }
                 Committed::Lost => {}

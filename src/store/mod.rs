@@ -4,6 +4,7 @@
 //! `update` command per collection with write concern `majority`; state, audit entry, idempotency record and outbox entries
 //! change together or not at all. Sharded clusters are not tested.
 
+pub mod changes;
 pub mod commit;
 pub mod documents;
 pub mod import;
@@ -12,6 +13,7 @@ pub mod leases;
 pub mod outbox;
 pub mod stuck;
 pub mod sweep;
+mod update;
 
 use std::collections::HashSet;
 use std::future::Future;

@@ -100,9 +100,9 @@ pub struct Leased {
     pub document_id: String,
     /// The entry.
     pub entry: OutboxEntry,
-    /// Whether it is an event whose commit also has emails for this document, which are handed over together with it: they are
-    /// marked in one write, if they are sent soon after one another.
-    pub has_emails: bool,
+    /// Whether its commit also handed over entries of the other kind for this document: they are marked in one write, if they are
+    /// sent soon after one another.
+    pub has_companions: bool,
 }
 
 impl Leased {

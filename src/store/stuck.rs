@@ -10,8 +10,8 @@ use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use serde::Deserialize;
 
-use super::commit::raw;
 use super::outbox::Kind;
+use super::update::raw;
 use super::{Collection, Store, StoreError, within_deadline};
 
 /// Which entries.

@@ -453,7 +453,7 @@ impl Store {
         accounts_max: i64,
     ) -> Result<CardsPage, StoreError> {
         let expires = expires.to_string();
-        let kind = super::commit::bson(&kind)?;
+        let kind = super::update::bson(&kind)?;
         // What is not a list counts as empty: one such account must not stop the notices of all others.
         let items = |field: &str| doc! { "$cond": [{ "$isArray": field }, field, []] };
         let expiring = doc! { "$map": {

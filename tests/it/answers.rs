@@ -5,7 +5,8 @@ use lapin::BasicProperties;
 use lapin::types::FieldTable;
 use offramp::domain::command::Command;
 use offramp::domain::fold::{Task, Verdict};
-use offramp::store::commit::{self, Committed};
+use offramp::store::changes;
+use offramp::store::commit::Committed;
 use offramp::store::outbox::Lease;
 use offramp::store::{Need, Store};
 use offramp::tls::Tls;
@@ -321,7 +322,7 @@ async fn what_somebody_else_adds_to_the_audit_trail_stays() {
     let decide = async || {
         let mut read = store.load(&need).await.unwrap();
         assert_eq!(read.fold(&Task::Command(command.clone()), now), Verdict::Applied);
-        commit::updates(read, &lease, "tests", &identify, now).unwrap()
+        changes::updates(read, &lease, "tests", &identify, now).unwrap()
     };
     let too_late = decide().await;
     subscriptions.update_one(doc! { "_id": "sub" }, push(60)).await.unwrap();

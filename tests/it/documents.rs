@@ -13,7 +13,7 @@ use offramp::domain::subscription::Subscription;
 use offramp::store::commit::Committed;
 use offramp::store::documents::{SubscriptionDocument, read};
 use offramp::store::outbox::{Lease, OutboxEntry};
-use offramp::store::{Collection, Need, Store, commit};
+use offramp::store::{Collection, Need, Store, changes};
 use offramp::tls::Tls as StoreTls;
 use serde_json::json;
 use uuid::Uuid;
@@ -65,7 +65,7 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
         }
         let after: Vec<Subscription> = loaded.changed_subscriptions().map(|draft| draft.after.clone()).collect();
         let lease = Lease { holder: Uuid::new_v4(), until: now };
-        let updates = commit::updates(loaded, &lease, "tests", &identify, now).unwrap();
+        let updates = changes::updates(loaded, &lease, "tests", &identify, now).unwrap();
         let committed = store.commit(&updates).await.unwrap();
         assert!(committed.iter().all(|committed| *committed == Committed::Written), "seed {seed}: {committed:?}");
 
@@ -130,7 +130,7 @@ async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
         }
         subscriptions.update_one(doc! { "_id": "changed" }, doc! { "$inc": { "version": 1 } }).await.unwrap();
         let lease = Lease { holder: Uuid::new_v4(), until: now };
-        let updates = commit::updates(loaded, &lease, "tests", &identify, now).unwrap();
+        let updates = changes::updates(loaded, &lease, "tests", &identify, now).unwrap();
         let committed = store.commit(&updates).await.unwrap();
         for (update, committed) in updates.iter().zip(&committed) {
             match update.id.as_str() {

@@ -1,0 +1,297 @@
+//! Changes of documents as updates: which fields are set, and what is appended to which list.
+
+use bson::raw::{CStr, CString, cstr};
+use bson::{RawArrayBuf, RawBson, RawDocumentBuf, rawdoc};
+use chrono::{DateTime, NaiveDate, Utc};
+use serde::Serialize;
+
+use crate::domain::account::Account;
+use crate::domain::fold::{Added, Changed, ChangedAccount, ChangedSubscription, World};
+use crate::domain::subscription::{Details, Request, Status, Subscription};
+
+use super::commit::GuardedUpdate;
+use super::documents::{
+    AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, NotificationDocument,
+    PaymentFailureDocument, RequestDocument,
+};
+use super::outbox::{self, Identify, Lease, OutboxEntry};
+use super::update::{bson, not_bson, raw, raw_array};
+use super::{Collection, StoreError};
+
+/// How many commands a document remembers.
+const APPLIED_MAX: i32 = 200;
+/// From how many entries on those of `history` are set by their places. Shorter ones are appended to, many documents at once.
+const LONG_HISTORY_MIN: u32 = 50;
+/// How many failed payments a document keeps.
+const PAYMENT_FAILURES_MAX: i32 = 20;
+/// The fields that stay when a subscription is removed (contract §4).
+const TOMBSTONE_FIELDS: [&CStr; 10] = [
+    cstr!("_id"),
+    cstr!("organization_id"),
+    cstr!("account_id"),
+    cstr!("status"),
+    cstr!("ended_on"),
+    cstr!("version"),
+    cstr!("history"),
+    cstr!("applied"),
+    cstr!("outbox"),
+    cstr!("notifications"),
+];
+
+/// The updates of all documents that a batch has changed. `identify` tells what emails are recorded with.
+///
+/// # Errors
+/// When a change cannot be written as BSON, which would be a mistake in the types.
+pub fn updates(
+    world: World,
+    lease: &Lease,
+    source: &str,
+    identify: Identify<'_>,
+    now: DateTime<Utc>,
+) -> Result<Vec<GuardedUpdate>, StoreError> {
+    let (subscriptions, accounts) = world.into_changed();
+    let subscriptions =
+        subscriptions.into_iter().map(|changed| update_subscription(changed, lease, source, identify, now));
+    let accounts = accounts.into_iter().map(|changed| update_account(changed, lease, source, identify, now));
+    subscriptions.chain(accounts).collect()
+}
+
+fn update_subscription(
+    changed: ChangedSubscription,
+    lease: &Lease,
+    source: &str,
+    identify: Identify<'_>,
+    now: DateTime<Utc>,
+) -> Result<GuardedUpdate, StoreError> {
+    let Changed { before, after, added } = changed;
+    let records = records(&added, identify, now);
+    let history = added.iter().filter_map(|added| added.record.history.as_ref()).map(Into::into).collect();
+    let failures: Vec<PaymentFailureDocument> =
+        added.iter().filter_map(|added| added.record.payment_failure.as_ref()).map(Into::into).collect();
+    let applied = applied(&added, now);
+    let entries = entries(added, lease, source, now);
+    let lists = Lists { history, applied, records, entries: &entries };
+    // To append to a long list takes the server many times as long as to set its next place.
+    let history_length = before.history_length.filter(|length| *length >= LONG_HISTORY_MIN && after.details.is_some());
+    let update = match &after.details {
+        Some(details) => set_changed(&before, &after, details, &lists, history_length, &failures)?,
+        None => tombstone(&after, &lists)?,
+    };
+    Ok(GuardedUpdate {
+        collection: Collection::Subscriptions,
+        id: after.id.to_string(),
+        version: before.version,
+        history_length,
+        update,
+        entries,
+    })
+}
+
+/// What a change adds to the lists that every document has.
+struct Lists<'a> {
+    history: Vec<HistoryDocument>,
+    applied: Vec<AppliedDocument>,
+    records: Vec<NotificationDocument>,
+    entries: &'a [OutboxEntry],
+}
+
+/// Sets the fields that changed, and only those.
+fn set_changed(
+    before: &Subscription,
+    after: &Subscription,
+    details: &Details,
+    lists: &Lists<'_>,
+    history_length: Option<u32>,
+    failures: &[PaymentFailureDocument],
+) -> Result<RawBson, StoreError> {
+    let mut set = rawdoc! { "version": next(before.version) };
+    let mut unset = RawDocumentBuf::new();
+    let old = before.details.as_ref();
+
+    if before.status != after.status {
+        set.append(cstr!("status"), after.status.as_str());
+    }
+    if before.ended_on != after.ended_on {
+        set.append(cstr!("ended_on"), day(after.ended_on));
+    }
+    if let Ok(Some(end)) = &details.end
+        && old.is_none_or(|old| old.end != details.end)
+    {
+        set.append(cstr!("ends_on"), end.ends_on.to_string());
+        set.append(cstr!("ends_at"), bson::DateTime::from(end.ends_at));
+        match end.final_billing_on {
+            Some(day) => set.append(cstr!("final_billing_on"), day.to_string()),
+            None => unset.append(cstr!("final_billing_on"), ""),
+        }
+    }
+    if let Ok(Some(request)) = &details.request
+        && old.is_none_or(|old| old.request != details.request)
+    {
+        let earlier = old.and_then(|old| old.request.as_ref().ok()?.as_ref());
+        set_request(&mut set, earlier, request)?;
+    }
+    if let Some(record) = &details.cancellation
+        && old.is_none_or(|old| old.cancellation != details.cancellation)
+    {
+        set.append(cstr!("cancellation"), raw(&CancellationDocument::from(record))?);
+    }
+    if let Ok(activities) = &details.activities
+        && old.is_some_and(|old| old.activities != details.activities)
+    {
+        set.append(cstr!("activities"), raw_array(activities)?);
+    }
+    if details.next_on == Ok(None) && old.is_some_and(|old| old.next_on != Ok(None)) {
+        unset.append(cstr!("billing.next_on"), "");
+    }
+
+    let mut push = RawDocumentBuf::new();
+    match history_length {
+        Some(length) => {
+            for (place, entry) in (length..).zip(&lists.history) {
+                set.append(
+                    CString::try_from(format!("history.{place}")).map_err(|error| not_bson(&error))?,
+                    raw(entry)?,
+                );
+            }
+        }
+        None => append_each(&mut push, cstr!("history"), &lists.history, None)?,
+    }
+    append_each(&mut push, cstr!("payment_failures"), failures, Some(PAYMENT_FAILURES_MAX))?;
+    append_each(&mut push, cstr!("applied"), &lists.applied, Some(APPLIED_MAX))?;
+    append_each(&mut push, cstr!("notifications"), &lists.records, None)?;
+    append_each(&mut push, cstr!("outbox"), lists.entries, None)?;
+    let mut update = rawdoc! { "$set": set, "$push": push };
+    if !unset.is_empty() {
+        update.append(cstr!("$unset"), unset);
+    }
+    Ok(update.into())
+}
+
+/// Sets a new request as a whole. One that is only closed keeps what else it has.
+fn set_request(set: &mut RawDocumentBuf, earlier: Option<&Request>, request: &Request) -> Result<(), StoreError> {
+    let same = earlier.filter(|earlier| Request { closed: None, ..request.clone() } == **earlier);
+    match (same, &request.closed) {
+        (Some(_), Some(closed)) => {
+            set.append(cstr!("cancellation_request.decided_at"), bson::DateTime::from(closed.decided_at));
+            set.append(
+                cstr!("cancellation_request.decision"),
+                RawBson::try_from(bson(&closed.decision)?).map_err(|error| not_bson(&error))?,
+            );
+            if let Some(note) = &closed.note {
+                set.append(cstr!("cancellation_request.note"), note.as_str());
+            }
+        }
+        _ => set.append(cstr!("cancellation_request"), raw(&RequestDocument::from(request))?),
+    }
+    Ok(())
+}
+
+/// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal. So may be parts of the
+/// entries of two of its lists.
+fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreError> {
+    let mut keep = RawDocumentBuf::new();
+    for field in TOMBSTONE_FIELDS {
+        keep.append(field, 1);
+    }
+    let append = |field: &str, added: RawArrayBuf| {
+        let field = format!("${field}");
+        rawdoc! { "$concatArrays": [{ "$ifNull": [field, []] }, { "$literal": added }] }
+    };
+    let applied = append("applied", raw_array(&lists.applied)?);
+    let recorded = rawdoc! { "$cond": [{ "$isArray": "$notifications" }, "$notifications", []] };
+    let records = rawdoc! { "$literal": raw_array(&lists.records)? };
+    let set = rawdoc! {
+        "status": Status::Removed.as_str(),
+        "ended_on": day(after.ended_on),
+        "version": next(after.version),
+        "history": append("history", raw_array(&lists.history)?),
+        "applied": { "$slice": [applied, -APPLIED_MAX] },
+        "outbox": append("outbox", raw_array(lists.entries)?),
+        "notifications": { "$concatArrays": [recorded, records] },
+    };
+    let personal = rawdoc! { "$unset": ["notifications.to", "notifications.error", "history.reason", "history.note"] };
+    Ok(RawArrayBuf::from_iter([rawdoc! { "$project": keep }, rawdoc! { "$set": set }, personal]).into())
+}
+
+fn update_account(
+    changed: ChangedAccount,
+    lease: &Lease,
+    source: &str,
+    identify: Identify<'_>,
+    now: DateTime<Utc>,
+) -> Result<GuardedUpdate, StoreError> {
+    let Changed { before: account, after, added } = changed;
+    let records = records(&added, identify, now);
+    let notices: Vec<CardNoticeDocument> =
+        added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
+    let applied = applied(&added, now);
+    let entries = entries(added, lease, source, now);
+    let mut set = rawdoc! { "version": next(account.version) };
+    let mut push = RawDocumentBuf::new();
+    let remembered = |account: &Account| account.card_notices.as_ref().map_or(0, Vec::len);
+    if remembered(&after) == remembered(&account) + notices.len() {
+        append_each(&mut push, cstr!("card_notices"), &notices, None)?;
+    } else {
+        // Some were forgotten.
+        let all: Vec<CardNoticeDocument> = after.card_notices.iter().flatten().map(Into::into).collect();
+        set.append(cstr!("card_notices"), raw_array(&all)?);
+    }
+    append_each(&mut push, cstr!("applied"), &applied, Some(APPLIED_MAX))?;
+    append_each(&mut push, cstr!("notifications"), &records, None)?;
+    append_each(&mut push, cstr!("outbox"), &entries, None)?;
+    Ok(GuardedUpdate {
+        collection: Collection::Accounts,
+        id: account.id.to_string(),
+        version: account.version,
+        history_length: None,
+        update: rawdoc! { "$set": set, "$push": push }.into(),
+        entries,
+    })
+}
+
+fn entries<R>(added: Vec<Added<R>>, lease: &Lease, source: &str, now: DateTime<Utc>) -> Vec<OutboxEntry> {
+    added.into_iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect()
+}
+
+fn records<R>(added: &[Added<R>], identify: Identify<'_>, now: DateTime<Utc>) -> Vec<NotificationDocument> {
+    added.iter().flat_map(|added| outbox::records(added, identify, now)).collect()
+}
+
+fn applied<R>(added: &[Added<R>], now: DateTime<Utc>) -> Vec<AppliedDocument> {
+    added
+        .iter()
+        .filter_map(|added| {
+            let key = added.command.as_ref()?.key.clone();
+            // Whatever changes something is told to somebody.
+            let unchanged = added.notifications.is_empty() && added.events.is_empty();
+            Some(AppliedDocument { key, at: now.into(), unchanged, settled_at: None })
+        })
+        .collect()
+}
+
+/// The version after `version`.
+pub(super) fn next(version: Option<i64>) -> i64 {
+    version.unwrap_or(0).saturating_add(1)
+}
+
+/// Adds `{field: {$each: items, $slice: -newest}}` where there are items.
+fn append_each<T: Serialize>(
+    push: &mut RawDocumentBuf,
+    field: &CStr,
+    items: &[T],
+    newest: Option<i32>,
+) -> Result<(), StoreError> {
+    if !items.is_empty() {
+        let mut each = rawdoc! { "$each": raw_array(items)? };
+        if let Some(newest) = newest {
+            each.append(cstr!("$slice"), -newest);
+        }
+        push.append(field, each);
+    }
+    Ok(())
+}
+
+/// `"2026-06-15"`, or null.
+fn day(day: Option<NaiveDate>) -> RawBson {
+    day.map_or(RawBson::Null, |day| day.to_string().into())
+}
