@@ -45,7 +45,7 @@ impl Store {
         Ok(ServerFacts {
             version: build.get_str("version").unwrap_or("unknown").to_owned(),
             replica_set: hello.get_str("setName").ok().map(str::to_owned),
-            is_router: hello.get_str("msg").is_ok_and(|message| message == "isdbgrid"),
+            is_router: is_router(&hello),
         })
     }
 
@@ -106,7 +106,13 @@ impl Store {
     /// # Errors
     /// When the server does not answer, or refuses.
     pub async fn create_index(&self, index: &Index) -> Result<(), StoreError> {
-        self.long_command(doc! { "createIndexes": index.collection.as_str(), "indexes": [&index.specification] }).await
+        let hello = self.command(doc! { "hello": 1 }).await?;
+        let mut command = doc! { "createIndexes": index.collection.as_str(), "indexes": [&index.specification] };
+        if is_replicated(&hello) {
+            // By default the build waits for every voting member, so one that hangs would hold it up without end.
+            command.insert("commitQuorum", "majority");
+        }
+        self.long_command(command).await
     }
 
     /// Builds every index that is missing.
@@ -237,6 +243,16 @@ fn is_nothing_to_list(error: &mongodb::error::Error) -> bool {
     matches!(error.kind.as_ref(), ErrorKind::Command(command) if CODES.contains(&command.code))
 }
 
+/// Whether the server that said `hello` is a router of a sharded cluster.
+fn is_router(hello: &Document) -> bool {
+    hello.get_str("msg").is_ok_and(|message| message == "isdbgrid")
+}
+
+/// Whether indexes are built by several servers together. A standalone server refuses `commitQuorum`.
+fn is_replicated(hello: &Document) -> bool {
+    hello.contains_key("setName") || is_router(hello)
+}
+
 fn first_batch(reply: &Document) -> impl Iterator<Item = &Document> {
     let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
     batch.into_iter().flatten().filter_map(Bson::as_document)
@@ -282,6 +298,13 @@ mod tests {
         check(0, 56, 10, Some("this machine's clock is 51 s behind MongoDB's; correct it"));
         check(0, -45, 10, None);
         check(0, -46, 10, Some("this machine's clock is 51 s ahead of MongoDB's; correct it"));
+    }
+
+    #[test]
+    fn replica_sets_and_routers_build_indexes_together() {
+        assert!(is_replicated(&doc! { "setName": "rs0", "isWritablePrimary": true }));
+        assert!(is_replicated(&doc! { "msg": "isdbgrid", "isWritablePrimary": true }));
+        assert!(!is_replicated(&doc! { "isWritablePrimary": true }));
     }
 
     #[test]
