@@ -6,19 +6,20 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock;
+use crate::domain::notification::Notification;
 use crate::engine::Engine;
+use crate::indexes::Indexes;
 use crate::outbox::{Outbox, Writer};
-use crate::store::inspect::Index;
 use crate::store::leases::{Claimed, DueQueue};
 use crate::store::outbox::{Kind, Lease};
+use crate::store::sweep::DUE;
 use crate::store::{Collection, Store, StoreError};
 
 /// How often to look for due entries, at least.
@@ -51,8 +52,52 @@ pub struct Claimer {
     pub every: Duration,
     /// How long claimed entries belong to this process.
     pub lease: Duration,
-    /// The indexes that do not exist yet.
-    pub missing_indexes: watch::Receiver<Vec<Index>>,
+    /// Which indexes exist.
+    pub indexes: Indexes,
+}
+
+/// A queue, and why MongoDB refused the newest search in it, if it did.
+struct Watched {
+    queue: DueQueue,
+    refusal: Option<String>,
+}
+
+impl Watched {
+    fn new(queue: DueQueue) -> Self {
+        Self { queue, refusal: None }
+    }
+
+    /// Logs a refusal, unless the newest search was refused for the same reason.
+    fn report_refusal(&mut self, kind: Kind, error: String) {
+        if self.refusal.as_ref() != Some(&error) {
+            let collection = self.queue.collection.as_str();
+            tracing::error!(kind = kind.as_str(), collection, error, "cannot search for due outbox entries; retrying");
+            self.refusal = Some(error);
+        }
+    }
+}
+
+/// What is claimed of one kind.
+struct Claims {
+    kind: Kind,
+    queues: Vec<Watched>,
+    /// The documents that nothing can be claimed from and that were reported.
+    reported: HashSet<(Collection, String)>,
+    /// When the database was last found unavailable.
+    unavailable_at: Option<Instant>,
+}
+
+impl Claims {
+    fn of(kind: Kind) -> Self {
+        let queues = DueQueue::of(kind).into_iter().map(Watched::new).collect();
+        Self { kind, queues, reported: HashSet::new(), unavailable_at: None }
+    }
+
+    /// By when entries must have been due at `now`. An email must not arrive twice; an event that does is recognized.
+    fn due_by(&self, now: DateTime<Utc>) -> DateTime<Utc> {
+        let is_late = self.unavailable_at.is_some_and(|at| at.elapsed() < LATE_CLAIMS_FOR);
+        if is_late && self.kind == Kind::Email { now - LATE_CLAIMS_BY } else { now }
+    }
 }
 
 impl Claimer {
@@ -62,33 +107,17 @@ impl Claimer {
     }
 
     async fn repeat(&self, kind: Kind, shutdown: &CancellationToken) {
-        let mut queues = DueQueue::of(kind);
-        let mut reported = HashSet::new();
+        let mut claims = Claims::of(kind);
         let mut rewound_at = Instant::now();
-        let mut unavailable_at: Option<Instant> = None;
         while !shutdown.is_cancelled() {
             if rewound_at.elapsed() >= RETRY_UNCLAIMABLE_EVERY {
                 rewound_at = Instant::now();
-                queues.iter_mut().for_each(DueQueue::rewind);
-            }
-            if self.is_able() {
-                // An email must not arrive twice; an event that does is recognized.
-                let is_late = kind == Kind::Email && unavailable_at.is_some_and(|at| at.elapsed() < LATE_CLAIMS_FOR);
-                let overdue_by = if is_late { LATE_CLAIMS_BY } else { TimeDelta::zero() };
-                match self.claim_all(kind, overdue_by, &mut queues, &mut reported, shutdown).await {
-                    Ok(()) => {}
-                    Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
-                        unavailable_at = Some(Instant::now());
-                        self.engine.report(&error);
-                    }
-                    Err(StoreError::Refused(error)) => {
-                        tracing::error!(kind = kind.as_str(), error, "cannot search for due outbox entries");
-                    }
+                for watched in &mut claims.queues {
+                    watched.queue.rewind();
                 }
             }
-            if kind == Kind::Event {
-                // Whatever was claimed, the database may be there for reads only. Once for both kinds.
-                self.engine.look().await;
+            if self.claim_round(&mut claims, shutdown).await {
+                continue;
             }
             tokio::select! {
                 () = tokio::time::sleep(self.every.min(CLAIM_EVERY)) => {}
@@ -97,44 +126,51 @@ impl Claimer {
         }
     }
 
-    /// Whether entries can be looked for without reading everything, and leased by a clock that is right.
-    fn is_able(&self) -> bool {
-        let is_indexed = !self.missing_indexes.borrow().iter().any(Index::is_of_outbox);
-        is_indexed && self.engine.clock_offset().is_none()
-    }
-
-    /// Claims what is due, queue by queue in turns: a backlog in one does not hold up the others.
-    async fn claim_all(
-        &self,
-        kind: Kind,
-        overdue_by: TimeDelta,
-        queues: &mut [DueQueue],
-        reported: &mut HashSet<(Collection, String)>,
-        shutdown: &CancellationToken,
-    ) -> Result<(), StoreError> {
-        let mut open: Vec<&mut DueQueue> = queues.iter_mut().collect();
-        while !open.is_empty() {
-            let mut still_open = Vec::new();
-            for queue in open {
-                let Some(room) = self.room(kind, shutdown).await else { return Ok(()) };
-                let now = clock::now();
-                let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-                let claimed = self
-                    .store
-                    .claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now - overdue_by, &|id, email| {
-                        self.writer.identify(id, email)
-                    })
-                    .await?;
-                report(queue.collection, &claimed, reported);
-                counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
-                self.store.give_back(&self.outbox.offer(claimed.entries).await).await;
-                if claimed.goes_on {
-                    still_open.push(queue);
+    /// Claims from each queue once: a backlog or a failure in one does not hold up the others. Whether there is more.
+    async fn claim_round(&self, claims: &mut Claims, shutdown: &CancellationToken) -> bool {
+        let mut goes_on = false;
+        for index in 0..claims.queues.len() {
+            let Some(room) = self.room(claims.kind, shutdown).await else { return false };
+            if !self.is_able(claims.queues[index].queue.collection) {
+                continue;
+            }
+            match self.claim(claims, index, room).await {
+                Ok(has_more) => {
+                    claims.queues[index].refusal = None;
+                    goes_on |= has_more;
+                }
+                Err(error @ StoreError::TimedOut) => self.engine.report(&error),
+                Err(error @ StoreError::Unavailable(_)) => {
+                    claims.unavailable_at = Some(Instant::now());
+                    self.engine.report(&error);
+                    return false;
+                }
+                Err(StoreError::Refused(error)) => {
+                    self.indexes.check_again();
+                    claims.queues[index].report_refusal(claims.kind, error);
                 }
             }
-            open = still_open;
         }
-        Ok(())
+        goes_on
+    }
+
+    /// Claims from one queue, and hands over what it got. Whether there is more.
+    async fn claim(&self, claims: &mut Claims, index: usize, room: usize) -> Result<bool, StoreError> {
+        let now = clock::now();
+        let due_by = claims.due_by(now);
+        let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
+        let queue = &mut claims.queues[index].queue;
+        let identify = |id, email: &Notification| self.writer.identify(id, email);
+        let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, due_by, &identify).await?;
+        report(queue.collection, &claimed, &mut claims.reported);
+        counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
+        self.store.give_back(&self.outbox.offer(claimed.entries).await).await;
+        Ok(claimed.goes_on)
+    }
+
+    /// Whether entries can be looked for without reading everything, and leased by a clock that is right.
+    fn is_able(&self, collection: Collection) -> bool {
+        self.indexes.has(collection, DUE) && self.engine.clock_offset().is_none()
     }
 
     /// Waits for room in the dispatcher. None: the program is stopping.

@@ -29,6 +29,8 @@ const ROUNDS_MAX: usize = 20;
 const CLOCK_TOLERANCE_LEASE_PART: u32 = 4;
 /// How long to wait before the database is tried again: from the first to the longest, see [`Pauses`].
 const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
+/// How often to look whether the database takes writes, at least.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Decides tasks and writes what they change.
 #[derive(Clone, Debug)]
@@ -129,6 +131,19 @@ impl Engine {
             };
             timeout_at(hold_until, waiting).await.unwrap_or(Err(Interrupted::Away(error)))?;
         }
+    }
+
+    /// Looks, again and again until `shutdown`: every `every`, at least every two seconds. The database may be there for
+    /// reads only, and no batch may come that would find out.
+    pub async fn keep_looking(self, every: Duration, shutdown: CancellationToken) {
+        let looking = async {
+            loop {
+                sleep(every.min(LOOK_EVERY)).await;
+                self.look().await;
+            }
+        };
+        // Never ends by itself.
+        shutdown.run_until_cancelled(looking).await;
     }
 
     /// Looks whether the database takes writes, wherever decisions are written, and whether its clock agrees with ours; and

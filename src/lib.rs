@@ -12,6 +12,7 @@ pub mod config;
 pub mod domain;
 pub mod engine;
 pub mod http;
+pub mod indexes;
 pub mod jsonl;
 pub mod logging;
 pub mod mail;

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +15,7 @@ use crate::config::{MongodbUrl, WorkerSettings};
 use crate::domain::command::CommandType;
 use crate::engine::Engine;
 use crate::http::{self, Readiness, ReadyHandle};
+use crate::indexes::Indexes;
 use crate::mail::Transport;
 use crate::outbox::{Dispatcher, Outbox, Writer, outbox};
 use crate::pauses::Pauses;
@@ -30,9 +30,6 @@ const PREFETCH_BATCHES: usize = 2;
 /// How long to wait before a server that is away at the start is tried again: from the first to the longest, see
 /// [`Pauses`].
 const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
-
-/// How long to wait before missing indexes are tried again: from the first to the longest, see [`Pauses`].
-const INDEXES_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Everything that a worker works with.
 #[derive(Debug)]
@@ -138,50 +135,12 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHa
     Ok((store, database_ready, missing))
 }
 
-/// Builds the indexes that are missing, however long that takes, and says which still are; messages are worked on meanwhile.
-async fn build_indexes(store: Store, missing: watch::Sender<Vec<Index>>, ready: ReadyHandle, stop: CancellationToken) {
-    let mut is_reported = false;
-    let mut pauses = Pauses::between(INDEXES_EVERY);
-    let building = async {
-        while let Err(error) = build_missing(&store, &missing, &ready).await {
-            let reason = format!("indexes are missing and cannot be built: {}", error.reason());
-            ready.not_ready(&reason);
-            if !std::mem::replace(&mut is_reported, true) {
-                tracing::warn!(
-                    "{reason}; retrying; dates and due outbox entries are not processed until then (`offramp init` builds them)"
-                );
-            }
-            tokio::time::sleep(pauses.next_pause()).await;
-        }
-    };
-    if stop.run_until_cancelled(building).await.is_some() {
-        ready.retire();
-    }
-}
-
-async fn build_missing(
-    store: &Store,
-    missing: &watch::Sender<Vec<Index>>,
-    ready: &ReadyHandle,
-) -> Result<(), StoreError> {
-    missing.send_replace(store.missing_indexes().await?);
-    let indexes = missing.borrow().clone();
-    for index in indexes {
-        tracing::info!(%index, "building an index");
-        ready.ready();
-        store.create_index(&index).await?;
-        tracing::info!(%index, "built an index");
-        missing.send_modify(|missing| missing.retain(|other| *other != index));
-    }
-    Ok(())
-}
-
 /// A worker that runs.
 struct Worker {
     /// Says that it works, until it begins to stop: before anything of it does.
     working: ReadyHandle,
     stop: CancellationToken,
-    /// Lanes, sweeper and claimer: what makes new work.
+    /// Lanes, sweeper and claimer, which make new work; and what looks after the database.
     makers: JoinSet<()>,
     outbox: Outbox,
     dispatcher: tokio::task::JoinHandle<()>,
@@ -224,13 +183,10 @@ impl Worker {
         ));
 
         let stop = CancellationToken::new();
-        let are_missing = !missing.is_empty();
-        let (missing_now, missing_indexes) = watch::channel(missing);
-        if are_missing {
-            let ready = readiness.component("indexes");
-            tokio::spawn(build_indexes(store.clone(), missing_now, ready, stop.clone()));
-        }
         let mut makers = JoinSet::new();
+        let indexes = Indexes::new(missing);
+        makers.spawn(indexes.clone().keep(store.clone(), readiness.component("indexes"), stop.clone()));
+        makers.spawn(engine.clone().keep_looking(pace.sweep, stop.clone()));
         for kind in CommandType::ALL {
             let queue = topology.work_queue(kind);
             let health = LaneHealth::new(&queue);
@@ -259,10 +215,10 @@ impl Worker {
             writer,
             every: pace.sweep,
             lease: pace.lease,
-            missing_indexes: missing_indexes.clone(),
+            indexes: indexes.clone(),
         };
         makers.spawn(claimer.run(stop.clone()));
-        let sweeper = Sweeper { store, engine, every: pace.sweep, batch_max: pace.batch_max, missing_indexes };
+        let sweeper = Sweeper { store, engine, every: pace.sweep, batch_max: pace.batch_max, indexes };
         makers.spawn(sweeper.run(stop.clone()));
         let working = readiness.component("worker");
         working.ready();
@@ -278,7 +234,7 @@ impl Worker {
         let result = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             ended = self.makers.join_next() => {
-                tracing::error!(?ended, "a lane, the sweeper or the claimer has ended by itself; stopping");
+                tracing::error!(?ended, "a lane, the sweeper, the claimer or a watch on the database has ended by itself; stopping");
                 Err(RunError::Broken)
             }
             ended = &mut self.dispatcher => {

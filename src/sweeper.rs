@@ -11,14 +11,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use metrics::{counter, describe_gauge, gauge};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::domain::fold::{Task, Verdict};
 use crate::domain::text::SubscriptionId;
 use crate::engine::{Engine, Interrupted, Settled};
-use crate::store::inspect::Index;
+use crate::indexes::Indexes;
 use crate::store::sweep::{CardOrganization, Unworkable, Window, Zones};
 use crate::store::{Collection, Store, StoreError};
 
@@ -57,8 +56,8 @@ pub struct Sweeper {
     pub every: Duration,
     /// How many tasks are decided together.
     pub batch_max: usize,
-    /// The indexes that do not exist yet. Without them a look at what is due would be a look at everything.
-    pub missing_indexes: watch::Receiver<Vec<Index>>,
+    /// Which indexes exist. Without them a look at what is due would be a look at everything.
+    pub indexes: Indexes,
 }
 
 /// Why a sweep ended early.
@@ -187,7 +186,7 @@ impl Sweeper {
         let waiting = async {
             tokio::time::sleep(pause).await;
             // The sender is dropped only when the worker stops.
-            let is_indexed = self.missing_indexes.clone().wait_for(Vec::is_empty).await.is_ok();
+            let is_indexed = self.indexes.changes().wait_for(Vec::is_empty).await.is_ok();
             self.engine.wait_for_clock().await;
             is_indexed
         };

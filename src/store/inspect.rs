@@ -193,13 +193,6 @@ impl Index {
     pub fn name(&self) -> &str {
         name(&self.specification)
     }
-
-    /// Whether it is one that finds outbox entries.
-    #[must_use]
-    pub fn is_of_outbox(&self) -> bool {
-        let keys = self.specification.get_document("key");
-        keys.is_ok_and(|keys| keys.keys().any(|key| key.starts_with("outbox.")))
-    }
 }
 
 impl fmt::Display for Index {

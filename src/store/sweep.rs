@@ -53,6 +53,8 @@ const NO_TEXT: [&str; 13] = [
     "decimal",
 ];
 
+/// The index, in subscriptions and in accounts, by which due outbox entries are found.
+pub const DUE: &str = "offramp_due";
 const SCHEDULED_ENDS: &str = "offramp_scheduled_ends";
 const NATURAL_ENDS: &str = "offramp_natural_ends";
 const EXPIRY_TYPES: &str = "offramp_expiry_types";
@@ -66,11 +68,11 @@ pub(super) fn indexes() -> Vec<Index> {
     let accounts = |specification| index(Collection::Accounts, specification);
     vec![
         subscriptions(doc! {
-            "name": "offramp_due", "key": { "outbox.kind": 1, "outbox.due": 1 },
+            "name": DUE, "key": { "outbox.kind": 1, "outbox.due": 1 },
             "partialFilterExpression": { "outbox.due": { "$exists": true } },
         }),
         accounts(doc! {
-            "name": "offramp_due", "key": { "outbox.kind": 1, "outbox.due": 1 },
+            "name": DUE, "key": { "outbox.kind": 1, "outbox.due": 1 },
             "partialFilterExpression": { "outbox.due": { "$exists": true } },
         }),
         subscriptions(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
