@@ -8,17 +8,24 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::stream::FuturesUnordered;
 use metrics::{counter, describe_gauge, gauge};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
+use crate::domain::account::CARD_NOTICES_MAX;
 use crate::domain::fold::{Task, Verdict};
 use crate::domain::text::SubscriptionId;
 use crate::engine::{Engine, Interrupted, Settled};
 use crate::indexes::Indexes;
-use crate::store::sweep::{CardOrganization, Unworkable, Window, Zones};
+use crate::store::inspect::Index;
+use crate::store::sweep::{
+    self, CardOrganization, CardOrganizationsPage, Fault, PassedOver, Unworkable, Window, Zones,
+};
 use crate::store::{Collection, Store, StoreError};
 
 /// How many batches are decided at once. The database goes through one batch on one processor, and time has all its work to
@@ -30,18 +37,20 @@ const WINDOW_CHUNKS: usize = 16;
 const WINDOW_PARTS: usize = 4;
 /// The fewest tasks that are decided together, if there are as many.
 const CHUNK_MIN: usize = 32;
-/// How many subscriptions that were found due and did not end are passed over in one sweep.
-const SWEEP_PASSED_OVER_MAX: usize = 65_536;
+/// How many ids of subscriptions that were found due and did not end are in memory. There are rarely more than three windows of
+/// them, because those at the beginning of the index are passed over by number.
+const PASSED_OVER_MAX: usize = 65_536;
 /// How many organizations get their card notices at once. One that is slow holds up none of the others.
 const ORGANIZATIONS_AT_ONCE: usize = 4;
-/// How many documents that cannot be processed are remembered, so that each is reported once.
+/// How many documents that cannot be processed are remembered, so that each is reported once. The same for those that could not
+/// be changed.
 const UNWORKABLE_MAX: usize = 10_000;
 /// The longest time between the start and the first sweep.
 const FIRST_SWEEP_WITHIN: Duration = Duration::from_secs(1);
-/// Card notices change by the day.
-const CARDS_EVERY: Duration = Duration::from_secs(3_600);
-/// With sweeps more frequent than this, each looks for cards as well: somebody is waiting for them.
-const CARDS_EACH_SWEEP_BELOW: Duration = Duration::from_secs(60);
+/// How often to ask what changes by the day (card notices), or reads a whole index.
+const RARELY: Duration = Duration::from_secs(3_600);
+/// With sweeps more frequent than this, each asks that as well: somebody is waiting for the answer.
+const RARELY_IS_ALWAYS_BELOW: Duration = Duration::from_secs(60);
 /// How many documents cannot be processed, by collection.
 const UNWORKABLE_DOCUMENTS: &str = "offramp_unworkable_documents";
 
@@ -56,7 +65,7 @@ pub struct Sweeper {
     pub every: Duration,
     /// How many tasks are decided together.
     pub batch_max: usize,
-    /// Which indexes exist. Without them a look at what is due would be a look at everything.
+    /// Which indexes exist. Without its index a look at what is due would be a look at everything.
     pub indexes: Indexes,
 }
 
@@ -82,50 +91,170 @@ impl From<StoreError> for Cut {
 }
 
 /// Which ends a sweep looks for.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Ends {
     Scheduled,
     Natural,
 }
 
-/// The documents that one loop has found unworkable.
+/// What a sweep asks. Each question fails by itself, and waits for its own indexes only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Question {
+    Ends(Ends),
+    Faults(Fault),
+    Tombstones,
+    Cards,
+}
+
+impl Question {
+    /// Those about dates, in their order.
+    const OF_DATES: [Self; 8] = [
+        Self::Ends(Ends::Scheduled),
+        Self::Ends(Ends::Natural),
+        Self::Faults(Fault::EndsAt),
+        Self::Faults(Fault::ExpiryType),
+        Self::Faults(Fault::ExpiryEmpty),
+        Self::Faults(Fault::BillingDay),
+        Self::Faults(Fault::ExpiryText),
+        Self::Tombstones,
+    ];
+
+    /// The indexes that it uses.
+    fn indexes(self) -> Vec<(Collection, &'static str)> {
+        let of_subscriptions = match self {
+            Self::Ends(Ends::Scheduled) => sweep::SCHEDULED_ENDS,
+            Self::Ends(Ends::Natural) => sweep::NATURAL_ENDS,
+            Self::Faults(fault) => fault.index(),
+            Self::Tombstones => sweep::REMOVED,
+            Self::Cards => {
+                return vec![
+                    (Collection::Organizations, sweep::CARD_ORGANIZATIONS),
+                    (Collection::Accounts, sweep::CARD_EXPIRY),
+                    (Collection::Subscriptions, sweep::OF_ACCOUNT),
+                ];
+            }
+        };
+        vec![(Collection::Subscriptions, of_subscriptions)]
+    }
+
+    /// What it looks for, for the log.
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Ends(Ends::Scheduled) => "scheduled ends",
+            Self::Ends(Ends::Natural) => "natural ends",
+            Self::Faults(_) => "documents that are never due",
+            Self::Tombstones => "tombstones to delete",
+            Self::Cards => "cards that expire",
+        }
+    }
+}
+
+/// What is wrong with the documents that a question was about.
+#[derive(Debug, Default)]
+struct Found {
+    /// Documents that cannot be processed until somebody corrects them.
+    unworkable: Vec<Unworkable>,
+    /// Documents that could not be changed this time. It is not known to be their own fault: others may have kept changing them,
+    /// or a validator of the database may forbid the change.
+    failed: Vec<Unworkable>,
+}
+
+impl Found {
+    fn add_unworkable(&mut self, unworkable: impl IntoIterator<Item = Unworkable>) {
+        let room = UNWORKABLE_MAX.saturating_sub(self.unworkable.len());
+        self.unworkable.extend(unworkable.into_iter().take(room));
+    }
+
+    fn extend(&mut self, other: Self) {
+        self.add_unworkable(other.unworkable);
+        let room = UNWORKABLE_MAX.saturating_sub(self.failed.len());
+        self.failed.extend(other.failed.into_iter().take(room));
+    }
+
+    /// Takes what became of a document. Returns the verdict, if it says that nothing is wrong.
+    fn settle(&mut self, collection: Collection, id: &str, settled: Settled) -> Option<Verdict> {
+        let unworkable = |reason| Unworkable { collection, id: id.to_owned(), reason };
+        match settled {
+            Settled::Decided(Verdict::Missing(missing)) => self.add_unworkable([unworkable(missing.to_string())]),
+            Settled::Decided(Verdict::Corrupt(reason)) => self.add_unworkable([unworkable(reason)]),
+            Settled::Failed(reason) => {
+                self.extend(Self { failed: vec![unworkable(reason)], ..Self::default() });
+            }
+            Settled::Decided(verdict) => return Some(verdict),
+        }
+        None
+    }
+}
+
+/// What one loop has reported: each trouble is logged when it begins, and not again while it lasts.
 struct Reported {
     collections: &'static [Collection],
-    /// What is wrong with each, by collection and id.
-    known: HashMap<(Collection, String), String>,
+    /// What is wrong with each document that cannot be processed, and which question found it first.
+    unworkable: HashMap<(Collection, String), (Question, String)>,
+    /// The documents that could not be changed.
+    failed: HashMap<Question, HashSet<(Collection, String)>>,
+    /// Why questions failed.
+    unanswered: HashMap<Question, String>,
 }
 
 impl Reported {
     fn of(collections: &'static [Collection]) -> Self {
-        let reported = Self { collections, known: HashMap::new() };
         for collection in collections {
             gauge!(UNWORKABLE_DOCUMENTS, "collection" => collection.as_str()).set(0.0);
         }
-        reported
+        Self { collections, unworkable: HashMap::new(), failed: HashMap::new(), unanswered: HashMap::new() }
     }
 
-    /// Takes what a whole sweep has found; tells of what is new.
-    fn update(&mut self, found: Vec<Unworkable>) {
-        let mut known = HashMap::new();
-        for Unworkable { collection, id, reason } in found {
-            if known.len() >= UNWORKABLE_MAX {
+    /// Takes all that a question has found; tells of what is new.
+    fn answered(&mut self, question: Question, found: Found) {
+        self.unanswered.remove(&question);
+        self.update_unworkable(question, found.unworkable);
+        self.update_failed(question, found.failed);
+    }
+
+    fn update_unworkable(&mut self, question: Question, unworkable: Vec<Unworkable>) {
+        let is_of_it = |_: &(Collection, String), (by, _): &mut (Question, String)| *by == question;
+        let before: HashMap<_, _> = self.unworkable.extract_if(is_of_it).collect();
+        for Unworkable { collection, id, reason } in unworkable {
+            let key = (collection, id);
+            if self.unworkable.len() >= UNWORKABLE_MAX {
                 break;
             }
-            let key = (collection, id);
-            if known.contains_key(&key) {
+            if self.unworkable.contains_key(&key) {
                 continue;
             }
-            if self.known.get(&key) != Some(&reason) {
+            if before.get(&key).is_none_or(|(_, known)| *known != reason) {
                 let (collection, id) = (collection.as_str(), &key.1);
                 tracing::error!(collection, id, reason, "this document cannot be processed until it is corrected");
             }
-            known.insert(key, reason);
+            self.unworkable.insert(key, (question, reason));
         }
         for collection in self.collections {
-            let count = u32::try_from(known.keys().filter(|(of, _)| of == collection).count()).unwrap_or(u32::MAX);
+            let count = self.unworkable.keys().filter(|(of, _)| of == collection).count();
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
             gauge!(UNWORKABLE_DOCUMENTS, "collection" => collection.as_str()).set(f64::from(count));
         }
-        self.known = known;
+    }
+
+    /// One line for all of them: a validator may refuse every document of a collection.
+    fn update_failed(&mut self, question: Question, failed: Vec<Unworkable>) {
+        let known = self.failed.remove(&question).unwrap_or_default();
+        let is_new = |failed: &&Unworkable| !known.contains(&(failed.collection, failed.id.clone()));
+        if let Some(example) = failed.iter().find(is_new) {
+            let Unworkable { collection, id, reason } = example;
+            let (documents, collection) = (failed.len(), collection.as_str());
+            tracing::warn!(documents, collection, id, reason, "due documents could not be changed; retrying");
+        }
+        self.failed.insert(question, failed.into_iter().map(|failed| (failed.collection, failed.id)).collect());
+    }
+
+    /// Takes why a question failed.
+    fn unanswered(&mut self, question: Question, error: &StoreError) {
+        let (what, error) = (question.as_str(), error.reason());
+        if self.unanswered.get(&question) != Some(&error) {
+            tracing::warn!(error, "cannot search for {what}; retrying; other searches are not affected");
+            self.unanswered.insert(question, error);
+        }
     }
 }
 
@@ -141,13 +270,26 @@ impl Sweeper {
 
     async fn dates(&self, shutdown: &CancellationToken) {
         let mut reported = Reported::of(&[Collection::Subscriptions]);
+        let mut indexes = self.indexes.changes();
         let mut pause = random_below(self.every.min(FIRST_SWEEP_WITHIN));
-        while self.wait(pause, shutdown).await {
-            let mut unworkable = Vec::new();
-            match self.sweep_dates(&mut unworkable, shutdown).await {
-                Ok(()) => reported.update(unworkable),
-                Err(Cut::Stopped) => return,
-                Err(Cut::Store(error)) => self.cut_short(&error),
+        let mut asked_rarely: Option<Instant> = None;
+        while self.wait(pause, &mut indexes, shutdown).await {
+            for question in Question::OF_DATES {
+                if !self.is_indexed(question) {
+                    continue;
+                }
+                if question == Question::Faults(Fault::ExpiryText) {
+                    if asked_rarely.is_some_and(|asked| asked.elapsed() < self.rarely()) {
+                        continue;
+                    }
+                    asked_rarely = Some(Instant::now());
+                }
+                match self.ask(question, &mut reported, shutdown).await {
+                    Ok(()) => {}
+                    Err(Cut::Stopped) => return,
+                    // The database is unavailable: the other questions would fail, too.
+                    Err(Cut::Store(_)) => break,
+                }
             }
             pause = around(self.every);
         }
@@ -155,75 +297,106 @@ impl Sweeper {
 
     async fn cards(&self, shutdown: &CancellationToken) {
         let mut reported = Reported::of(&[Collection::Organizations, Collection::Accounts]);
-        let every = if self.every < CARDS_EACH_SWEEP_BELOW { self.every } else { CARDS_EVERY };
-        let mut pause = random_below(every.min(FIRST_SWEEP_WITHIN));
-        while self.wait(pause, shutdown).await {
-            match self.sweep_cards(shutdown).await {
-                Ok(unworkable) => {
-                    reported.update(unworkable);
-                    pause = around(every);
-                }
-                Err(Cut::Stopped) => return,
-                Err(Cut::Store(error)) => {
-                    self.cut_short(&error);
-                    pause = around(self.every);
+        let mut indexes = self.indexes.changes();
+        let mut pause = random_below(self.rarely().min(FIRST_SWEEP_WITHIN));
+        while self.wait(pause, &mut indexes, shutdown).await {
+            pause = around(self.every);
+            if self.is_indexed(Question::Cards) {
+                match self.ask(Question::Cards, &mut reported, shutdown).await {
+                    Ok(()) if reported.unanswered.is_empty() => pause = around(self.rarely()),
+                    Ok(()) | Err(Cut::Store(_)) => {}
+                    Err(Cut::Stopped) => return,
                 }
             }
         }
     }
 
-    fn cut_short(&self, error: &StoreError) {
-        match error {
-            StoreError::Unavailable(_) => self.engine.report(error),
-            StoreError::TimedOut | StoreError::Refused(_) => {
-                tracing::warn!(%error, "a sweep was cut short; the next one goes on");
-            }
-        }
+    /// The time between two questions that are asked rarely.
+    fn rarely(&self) -> Duration {
+        if self.every < RARELY_IS_ALWAYS_BELOW { self.every } else { RARELY }
     }
 
-    /// Waits for `pause`, and until a sweep has what it needs: indexes, and a clock that is right. Whether to go on.
-    async fn wait(&self, pause: Duration, shutdown: &CancellationToken) -> bool {
+    /// Whether the indexes of a question exist.
+    fn is_indexed(&self, question: Question) -> bool {
+        question.indexes().into_iter().all(|(collection, name)| self.indexes.has(collection, name))
+    }
+
+    /// Waits for `pause`, or until there are other indexes, and then for a clock that is right. Whether to go on.
+    async fn wait(
+        &self,
+        pause: Duration,
+        indexes: &mut watch::Receiver<Vec<Index>>,
+        shutdown: &CancellationToken,
+    ) -> bool {
         let waiting = async {
-            tokio::time::sleep(pause).await;
-            // The sender is dropped only when the worker stops.
-            let is_indexed = self.indexes.changes().wait_for(Vec::is_empty).await.is_ok();
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // The sender is our own.
+                Ok(()) = indexes.changed() => {}
+            }
             self.engine.wait_for_clock().await;
-            is_indexed
         };
-        shutdown.run_until_cancelled(waiting).await.unwrap_or(false)
+        shutdown.run_until_cancelled(waiting).await.is_some()
     }
 
-    async fn sweep_dates(&self, unworkable: &mut Vec<Unworkable>, shutdown: &CancellationToken) -> Result<(), Cut> {
-        self.end(Ends::Scheduled, unworkable, shutdown).await?;
-        self.end(Ends::Natural, unworkable, shutdown).await?;
-        unworkable.extend(self.store.unworkable_subscriptions().await?);
-        let deleted = self.store.delete_tombstones(clock::now()).await?;
-        if deleted > 0 {
-            tracing::info!(deleted, "deleted tombstones of removed subscriptions");
+    /// Asks one question, and does what the answer calls for. A failure of its own is reported, and no error.
+    ///
+    /// # Errors
+    /// When the program stops, or the database is unavailable.
+    async fn ask(&self, question: Question, reported: &mut Reported, shutdown: &CancellationToken) -> Result<(), Cut> {
+        let mut found = Found::default();
+        match self.answer(question, &mut found, shutdown).await {
+            Ok(()) => reported.answered(question, found),
+            Err(Cut::Stopped) => return Err(Cut::Stopped),
+            Err(Cut::Store(error)) => {
+                if matches!(error, StoreError::Unavailable(_)) {
+                    self.engine.report(&error);
+                    return Err(Cut::Store(error));
+                }
+                if matches!(error, StoreError::Refused(_)) {
+                    self.indexes.check_again();
+                }
+                reported.unanswered(question, &error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn answer(&self, question: Question, found: &mut Found, shutdown: &CancellationToken) -> Result<(), Cut> {
+        match question {
+            Question::Ends(ends) => self.end(ends, found, shutdown).await?,
+            Question::Faults(fault) => found.add_unworkable(self.store.faulty_subscriptions(fault).await?),
+            Question::Tombstones => {
+                let deleted = self.store.delete_tombstones(clock::now()).await?;
+                if deleted > 0 {
+                    tracing::info!(deleted, "deleted tombstones of removed subscriptions");
+                }
+            }
+            Question::Cards => self.sweep_cards(found, shutdown).await?,
         }
         Ok(())
     }
 
     /// Ends subscriptions until none is due. A worker begins at a random id and goes on from there; where it finds that another
     /// was faster, it goes to another place.
-    async fn end(&self, ends: Ends, unworkable: &mut Vec<Unworkable>, shutdown: &CancellationToken) -> Result<(), Cut> {
+    async fn end(&self, ends: Ends, found: &mut Found, shutdown: &CancellationToken) -> Result<(), Cut> {
         let mut zones = Zones::default();
-        let mut passing_over = HashSet::new();
+        let mut passed = PassedOver::default();
         let mut place: Option<SubscriptionId> = None;
         loop {
             let now = clock::now();
-            let Window { mut due, unworkable: unnamed } = match ends {
-                Ends::Scheduled => self.store.scheduled_ends(now, &passing_over).await?,
-                Ends::Natural => self.store.natural_ends(now, &passing_over, &mut zones).await?,
+            let Window { mut due, unworkable } = match ends {
+                Ends::Scheduled => self.store.scheduled_ends(now, &mut passed).await?,
+                Ends::Natural => self.store.natural_ends(now, &mut passed, &mut zones).await?,
             };
+            found.add_unworkable(unworkable);
             if due.is_empty() {
-                unworkable.extend(unnamed);
                 return Ok(());
             }
-            if passing_over.len() >= SWEEP_PASSED_OVER_MAX {
+            if passed.ids_count() >= PASSED_OVER_MAX {
                 tracing::warn!(
-                    passed_over = passing_over.len(),
-                    "too many due subscriptions cannot be ended; the next sweep continues"
+                    passed_over = passed.ids_count(),
+                    "too many due subscriptions cannot be ended; the next sweep begins elsewhere"
                 );
                 return Ok(());
             }
@@ -239,16 +412,13 @@ impl Sweeper {
                 let tasks: Vec<Task> = chunk.iter().cloned().map(Task::Lapse).collect();
                 place = chunk.last().cloned();
                 for (id, settled) in chunk.iter().zip(self.decide("lapse", &tasks, shutdown).await?) {
-                    match fault(settled) {
-                        Ok(Verdict::Applied) => continue,
-                        Ok(_) => place = None,
-                        Err(_) if unworkable.len() >= UNWORKABLE_MAX => {}
-                        Err(reason) => {
-                            let (collection, id) = (Collection::Subscriptions, id.to_string());
-                            unworkable.push(Unworkable { collection, id, reason });
-                        }
+                    match found.settle(Collection::Subscriptions, id.as_str(), settled) {
+                        Some(Verdict::Applied) => continue,
+                        // Another worker was faster.
+                        Some(_) => place = None,
+                        None => {}
                     }
-                    passing_over.insert(id.clone());
+                    passed.add(id.clone());
                 }
                 if place.is_none() {
                     break;
@@ -257,66 +427,91 @@ impl Sweeper {
         }
     }
 
-    async fn sweep_cards(&self, shutdown: &CancellationToken) -> Result<Vec<Unworkable>, Cut> {
-        let mut unworkable = Vec::new();
-        let mut organizations = self.store.organizations_with_card_notices().await?;
+    async fn sweep_cards(&self, found: &mut Found, shutdown: &CancellationToken) -> Result<(), Cut> {
+        let mut at_work = FuturesUnordered::new();
+        let mut page = Vec::new();
         let mut organizations_count = 0;
-        while let Some(mut page) = organizations.next().await? {
-            organizations_count += page.len();
-            // Not all workers in the same order.
-            fastrand::shuffle(&mut page);
-            let notices = stream::iter(page).map(|organization| async move {
-                match organization {
-                    Ok(organization) => self.give_card_notices_apart(&organization, shutdown).await,
-                    Err(corrupt) => Ok(vec![corrupt]),
+        // None: there is no further page.
+        let mut after = Some(None);
+        loop {
+            while at_work.len() < ORGANIZATIONS_AT_ONCE {
+                if page.is_empty()
+                    && let Some(after_id) = after.take()
+                {
+                    let CardOrganizationsPage { organizations, last } =
+                        self.store.card_organizations(Option::as_deref(&after_id)).await?;
+                    page = organizations;
+                    // Not all workers in the same order.
+                    fastrand::shuffle(&mut page);
+                    after = last.map(Some);
+                    continue;
                 }
-            });
-            let found: Vec<Vec<Unworkable>> = notices.buffer_unordered(ORGANIZATIONS_AT_ONCE).try_collect().await?;
-            let room = UNWORKABLE_MAX.saturating_sub(unworkable.len());
-            unworkable.extend(found.into_iter().flatten().take(room));
+                match page.pop() {
+                    Some(Ok(organization)) => {
+                        organizations_count += 1;
+                        at_work.push(self.give_card_notices_apart(organization, shutdown));
+                    }
+                    Some(Err(corrupt)) => found.add_unworkable([corrupt]),
+                    None => break,
+                }
+            }
+            match at_work.next().await {
+                Some(of_organization) => found.extend(of_organization?),
+                None => break,
+            }
         }
         tracing::debug!(organizations = organizations_count, "looked for cards");
-        Ok(unworkable)
+        Ok(())
     }
 
-    /// Gives the card notices of one organization. What goes wrong with it is its own affair, unless the database is away.
+    /// Gives the card notices of one organization. What goes wrong with it is its own affair, unless the database is unavailable.
     async fn give_card_notices_apart(
         &self,
-        organization: &CardOrganization,
+        organization: CardOrganization,
         shutdown: &CancellationToken,
-    ) -> Result<Vec<Unworkable>, Cut> {
-        let mut unworkable = Vec::new();
-        match self.give_card_notices(organization, &mut unworkable, shutdown).await {
+    ) -> Result<Found, Cut> {
+        let mut found = Found::default();
+        match self.give_card_notices(&organization, &mut found, shutdown).await {
             Err(Cut::Store(error @ (StoreError::Refused(_) | StoreError::TimedOut))) => {
+                if matches!(error, StoreError::Refused(_)) {
+                    self.indexes.check_again();
+                }
                 let organization = &organization.id;
                 tracing::warn!(%organization, %error, "card notices of this organization are skipped until the next look; others are not affected");
             }
             result => result?,
         }
-        Ok(unworkable)
+        Ok(found)
     }
 
     async fn give_card_notices(
         &self,
         organization: &CardOrganization,
-        unworkable: &mut Vec<Unworkable>,
+        found: &mut Found,
         shutdown: &CancellationToken,
     ) -> Result<(), Cut> {
+        let page_max = self.batch_max * BATCHES_AT_ONCE;
         for (expires, kind) in organization.notices_due(clock::now()) {
-            let mut after = None;
+            let mut after: Option<String> = None;
             loop {
-                let page_max = i64::try_from(self.batch_max * BATCHES_AT_ONCE).unwrap_or(i64::MAX);
-                let page =
-                    self.store.cards_without_notice(&organization.id, expires, kind, after.as_ref(), page_max).await?;
+                let page = self
+                    .store
+                    .cards_without_notice(&organization.id, expires, kind, after.as_deref(), page_max)
+                    .await?;
+                found.add_unworkable(page.unworkable);
                 let tasks: Vec<Task> =
-                    page.due.iter().map(|(account, card)| Task::CardNotice(account.clone(), card.clone())).collect();
-                for ((account, _), settled) in page.due.iter().zip(self.decide("card_notice", &tasks, shutdown).await?)
-                {
-                    if let Err(reason) = fault(settled)
-                        && unworkable.len() < UNWORKABLE_MAX
-                    {
-                        let (collection, id) = (Collection::Accounts, account.to_string());
-                        unworkable.push(Unworkable { collection, id, reason });
+                    page.due.iter().map(|due| Task::CardNotice(due.account.clone(), due.card.clone())).collect();
+                for (due, settled) in page.due.iter().zip(self.decide("card_notice", &tasks, shutdown).await?) {
+                    let verdict = found.settle(Collection::Accounts, due.account.as_str(), settled);
+                    if due.is_full && verdict == Some(Verdict::Unchanged) {
+                        found.add_unworkable([Unworkable {
+                            collection: Collection::Accounts,
+                            id: due.account.to_string(),
+                            reason: format!(
+                                "card_notices has {CARD_NOTICES_MAX} notices, the most that an account remembers; \
+                                 it gets no further notice until the oldest are forgotten"
+                            ),
+                        }]);
                     }
                 }
                 match page.last {
@@ -345,15 +540,6 @@ impl Sweeper {
         let applied = settled.iter().filter(|settled| **settled == Settled::Decided(Verdict::Applied)).count();
         counter!("offramp_swept_total", "what" => what).increment(applied as u64);
         if shutdown.is_cancelled() { Err(Cut::Stopped) } else { Ok(settled) }
-    }
-}
-
-/// What was decided; the error says why nothing could be.
-fn fault(settled: Settled) -> Result<Verdict, String> {
-    match settled {
-        Settled::Decided(Verdict::Missing(missing)) => Err(missing.to_string()),
-        Settled::Decided(Verdict::Corrupt(reason)) | Settled::Failed(reason) => Err(reason),
-        Settled::Decided(verdict) => Ok(verdict),
     }
 }
 

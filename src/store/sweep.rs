@@ -12,13 +12,13 @@ use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use mongodb::options::Hint;
 
-use crate::domain::account::NoticeKind;
+use crate::domain::account::{CARD_NOTICES_MAX, NoticeKind};
 use crate::domain::billing::{BillingDay, YearMonth, parse_date};
 use crate::domain::text::{AccountId, CardId, OrganizationId, SubscriptionId};
 
 use super::documents::CARD_NOTICE_DAYS_MAX;
 use super::inspect::Index;
-use super::{COMMAND_TIME_MAX, Collection, Store, StoreError, within_deadline};
+use super::{COMMAND_TIME_MAX, Collection, Store, StoreError, TIME_EXCEEDED, within_deadline};
 
 /// How long a tombstone stays after its last email and event were sent or given up (contract §4).
 const TOMBSTONE_DAYS: i64 = 30;
@@ -27,9 +27,9 @@ const UTC_OFFSET_HOURS_MAX: i64 = 14;
 /// How many ids of due subscriptions are read at a time.
 const WINDOW_MAX: usize = 8_192;
 /// How many organizations with card notices are read at a time.
-const ORGANIZATIONS_PAGE_MAX: usize = 256;
+const ORGANIZATIONS_PAGE_MAX: u16 = 256;
 /// How many documents of one fault are listed. The metric counts no further.
-const UNWORKABLE_OF_ONE_FAULT_MAX: u32 = 1_000;
+const UNWORKABLE_OF_ONE_FAULT_MAX: usize = 1_000;
 /// Of how many organizations the time zone is remembered during a sweep.
 const ZONES_MAX: usize = 100_000;
 
@@ -53,13 +53,30 @@ const NO_TEXT: [&str; 13] = [
     "decimal",
 ];
 
+/// Text that is no date, where no `expires_on` has a reason to be: what is neither four digits, month and day of that month.
+/// (A 29 February of any year passes. It is found on that day, as every other date is.) A lookahead, because MongoDB evaluates it
+/// on the keys of an index, but reads the document for a `$not`.
+const NO_DATE: &str =
+    r"^(?!\d{4}-(((0[13578]|1[02])-(0[1-9]|[12]\d|3[01]))|((0[469]|11)-(0[1-9]|[12]\d|30))|(02-(0[1-9]|[12]\d)))\z)";
+
 /// The index, in subscriptions and in accounts, by which due outbox entries are found.
 pub const DUE: &str = "offramp_due";
-const SCHEDULED_ENDS: &str = "offramp_scheduled_ends";
-const NATURAL_ENDS: &str = "offramp_natural_ends";
-const EXPIRY_TYPES: &str = "offramp_expiry_types";
-const CARD_EXPIRY: &str = "offramp_card_expiry";
-const CARD_NOTICES: &str = "offramp_card_notices";
+/// The index of scheduled subscriptions by their end.
+pub const SCHEDULED_ENDS: &str = "offramp_scheduled_ends";
+/// The index of subscriptions that have an `expires_on`.
+pub const NATURAL_ENDS: &str = "offramp_natural_ends";
+/// The index of subscriptions whose `expires_on` is not text.
+pub const EXPIRY_TYPES: &str = "offramp_expiry_types";
+/// The index of subscriptions whose `expires_on` is empty text, which [`NATURAL_ENDS`] does not hold.
+pub const EXPIRY_EMPTY: &str = "offramp_expiry_empty";
+/// The index of tombstones.
+pub const REMOVED: &str = "offramp_removed";
+/// The index of subscriptions by account.
+pub const OF_ACCOUNT: &str = "offramp_of_account";
+/// The index of accounts by the months in which their cards expire.
+pub const CARD_EXPIRY: &str = "offramp_card_expiry";
+/// The index of organizations that want card notices.
+pub const CARD_ORGANIZATIONS: &str = "offramp_card_organizations";
 
 /// The indexes, in the order in which they are built.
 pub(super) fn indexes() -> Vec<Index> {
@@ -93,18 +110,24 @@ pub(super) fn indexes() -> Vec<Index> {
             "name": EXPIRY_TYPES, "key": { "status": 1, "expires_on": 1 },
             "partialFilterExpression": { "expires_on": { "$type": NO_TEXT.as_slice() } },
         }),
+        // Empty, where no `expires_on` is. With keys of its own, because MongoDB 4.4 does not tell indexes by their filters.
         subscriptions(doc! {
-            "name": "offramp_removed", "key": { "ended_on": 1 },
+            "name": EXPIRY_EMPTY, "key": { "expires_on": 1, "status": 1 },
+            "partialFilterExpression": { "expires_on": "" },
+        }),
+        subscriptions(doc! {
+            "name": REMOVED, "key": { "ended_on": 1 },
             "partialFilterExpression": { "status": "removed" },
         }),
         // Without the status, which changes: an account has few subscriptions.
-        subscriptions(doc! { "name": "offramp_of_account", "key": { "account_id": 1 } }),
+        subscriptions(doc! { "name": OF_ACCOUNT, "key": { "account_id": 1 } }),
         // Ends in `_id`, so that accounts can be paged through without sorting them.
         accounts(doc! { "name": CARD_EXPIRY, "key": { "organization_id": 1, "cards.expires": 1, "_id": 1 } }),
+        // Begins with `_id`, for the same reason. MongoDB allows no partial index of `_id` alone.
         index(
             Collection::Organizations,
             doc! {
-                "name": CARD_NOTICES, "key": { "card_notice_days": 1 },
+                "name": CARD_ORGANIZATIONS, "key": { "_id": 1, "timezone": 1 },
                 "partialFilterExpression": { "card_notice_days": { "$exists": true } },
             },
         ),
@@ -112,7 +135,8 @@ pub(super) fn indexes() -> Vec<Index> {
 }
 
 /// Indexes of earlier versions that nothing uses any more.
-pub(super) const SUPERSEDED: [(Collection, &str); 5] = [
+pub(super) const SUPERSEDED: [(Collection, &str); 6] = [
+    (Collection::Organizations, "offramp_card_notices"),
     (Collection::Subscriptions, "offramp_scheduled"),
     (Collection::Subscriptions, "offramp_expiring"),
     (Collection::Subscriptions, "offramp_outbox"),
@@ -134,22 +158,148 @@ pub struct Unworkable {
 /// Ids of due subscriptions.
 #[derive(Debug, Default)]
 pub struct Window {
-    /// Some of them; all, if there are few.
+    /// Some of them, from the beginning of the index, without those that are passed over; all, if there are few.
     pub due: Vec<SubscriptionId>,
-    /// Those that have no id that a subscription can have.
+    /// Those before the first of them that have no id that a subscription can have.
     pub unworkable: Vec<Unworkable>,
 }
 
 impl Window {
-    fn add(&mut self, raw: &RawDocument, passing_over: &HashSet<SubscriptionId>) {
+    /// Takes an entry of the index.
+    fn add(&mut self, raw: &RawDocument, is_over: bool, passed: &mut PassedOver) {
+        let is_first = self.due.is_empty();
         match raw.get_str("_id").ok().and_then(|id| SubscriptionId::try_from(id).ok()) {
-            Some(id) if passing_over.contains(&id) => {}
-            Some(id) => self.due.push(id),
-            None if self.unworkable.len() >= WINDOW_MAX => {}
+            Some(id) if is_over && !passed.ids.contains(&id) => self.due.push(id),
+            _ if !is_first => {}
+            Some(id) => passed.skip(Some(&id)),
             None => {
-                let what = kind(raw.get("_id").ok().flatten());
-                let reason = format!("_id is {what}, where text of 1 to 128 characters belongs");
-                self.unworkable.push(Unworkable { collection: Collection::Subscriptions, id: shown_id(raw), reason });
+                passed.skip(None);
+                if self.unworkable.len() < WINDOW_MAX {
+                    let what = kind(raw.get("_id").ok().flatten());
+                    let reason = format!("_id is {what}, where text of 1 to 128 characters belongs");
+                    let (collection, id) = (Collection::Subscriptions, shown_id(raw));
+                    self.unworkable.push(Unworkable { collection, id, reason });
+                }
+            }
+        }
+    }
+}
+
+/// What a sweep has tried already, and looks at no more.
+///
+/// At the beginning of the index, where a sweep has tried everything, it is a number of entries. So however many subscriptions
+/// cannot be ended, only ids after that place are in memory, and those behind them in the index get their turn. Where others
+/// change entries before that place, the number is wrong by as many: what is missed is found by the next sweep.
+#[derive(Debug, Default)]
+pub struct PassedOver {
+    first: u64,
+    ids: HashSet<SubscriptionId>,
+}
+
+impl PassedOver {
+    /// Passes over a subscription from now on.
+    pub fn add(&mut self, id: SubscriptionId) {
+        self.ids.insert(id);
+    }
+
+    /// How many ids are in memory.
+    #[must_use]
+    pub fn ids_count(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Moves the place by one entry.
+    fn skip(&mut self, id: Option<&SubscriptionId>) {
+        self.first += 1;
+        if let Some(id) = id {
+            self.ids.remove(id);
+        }
+    }
+}
+
+/// Why subscriptions may never be found due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// `ends_at` is no date.
+    EndsAt,
+    /// `expires_on` is no text.
+    ExpiryType,
+    /// `expires_on` is empty text.
+    ExpiryEmpty,
+    /// `expires_on` is other text that is no date. To find it, all keys of an index are read.
+    ExpiryText,
+    /// `billing.day` is no day.
+    BillingDay,
+}
+
+impl Fault {
+    /// The index, in subscriptions, that finds it.
+    #[must_use]
+    pub fn index(self) -> &'static str {
+        match self {
+            Self::EndsAt => SCHEDULED_ENDS,
+            Self::ExpiryType => EXPIRY_TYPES,
+            Self::ExpiryEmpty => EXPIRY_EMPTY,
+            Self::ExpiryText | Self::BillingDay => NATURAL_ENDS,
+        }
+    }
+
+    /// What is to be asked: each filter, with the field to look at.
+    fn filters(self) -> Vec<Document> {
+        let live = || doc! { "$nin": WITHOUT_NATURAL_END.as_slice() };
+        let days = 1..=31;
+        match self {
+            Self::EndsAt => {
+                let no_date = NO_TEXT.into_iter().filter(|kind| *kind != "date" && *kind != "array");
+                let no_date: Vec<&str> = no_date.chain(["string"]).collect();
+                let scheduled = "cancellation_scheduled";
+                vec![doc! { "$or": [
+                    { "status": scheduled, "ends_at": Bson::Null },
+                    { "status": scheduled, "ends_at": { "$type": no_date } },
+                ] }]
+            }
+            Self::ExpiryType => vec![doc! { "status": live(), "expires_on": { "$type": NO_TEXT.as_slice() } }],
+            Self::ExpiryEmpty => vec![doc! { "status": live(), "expires_on": "" }],
+            // One question for each day, so that each is a small part of the index.
+            Self::ExpiryText => days
+                .map(
+                    |day| doc! { "status": live(), "billing.day": day, "expires_on": { "$gt": "", "$regex": NO_DATE } },
+                )
+                .collect(),
+            Self::BillingDay => {
+                let days: Vec<i32> = days.collect();
+                vec![doc! { "status": live(), "billing.day": { "$nin": days }, "expires_on": { "$gt": "" } }]
+            }
+        }
+    }
+
+    /// The field to look at, if the sentence says what it is.
+    fn field(self) -> &'static str {
+        match self {
+            Self::EndsAt => "ends_at",
+            Self::ExpiryType => "expires_on",
+            Self::ExpiryEmpty | Self::ExpiryText => "_id",
+            Self::BillingDay => "billing.day",
+        }
+    }
+
+    /// What is wrong with a document, in a sentence.
+    fn reason(self, raw: &RawDocument) -> String {
+        match self {
+            Self::EndsAt => format!("ends_at is {}, where a date belongs", kind(raw.get("ends_at").ok().flatten())),
+            Self::ExpiryType => {
+                let what = kind(raw.get("expires_on").ok().flatten());
+                format!("expires_on is {what}, where text such as \"2026-06-30\" belongs")
+            }
+            Self::ExpiryEmpty | Self::ExpiryText => "expires_on is not a date such as \"2026-06-30\"".to_owned(),
+            Self::BillingDay => {
+                let day = raw.get_document("billing").ok().and_then(|billing| billing.get("day").ok().flatten());
+                match day {
+                    Some(RawBsonRef::Double(_) | RawBsonRef::Int32(_) | RawBsonRef::Int64(_)) => {
+                        "billing.day is not a whole number from 1 to 31".to_owned()
+                    }
+                    other => format!("billing.day is {}, where a whole number from 1 to 31 belongs", kind(other)),
+                }
             }
         }
     }
@@ -254,22 +404,13 @@ impl CardOrganization {
     }
 }
 
-/// A stream of the organizations that want card notices.
-#[derive(Debug)]
-pub struct CardOrganizations {
-    /// None once the end, or an error, was reached.
-    cursor: Option<Cursor<RawDocumentBuf>>,
-}
-
-impl CardOrganizations {
-    /// Some more of them; `None` at the end.
-    ///
-    /// # Errors
-    /// When the server does not answer; the stream is then at its end.
-    pub async fn next(&mut self) -> Result<Option<Vec<Result<CardOrganization, Unworkable>>>, StoreError> {
-        let page = page(&mut self.cursor, ORGANIZATIONS_PAGE_MAX).await?;
-        Ok((!page.is_empty()).then(|| page.iter().filter_map(|raw| CardOrganization::read(raw)).collect()))
-    }
+/// Some of the organizations that want card notices.
+#[derive(Debug, Default)]
+pub struct CardOrganizationsPage {
+    /// They, or what is wrong with them.
+    pub organizations: Vec<Result<CardOrganization, Unworkable>>,
+    /// The last that was looked at: the next page comes after it. None: there is no further one.
+    pub last: Option<String>,
 }
 
 /// The next documents of a cursor, at most `documents_max`; none at the end.
@@ -294,27 +435,23 @@ async fn page(
 }
 
 impl Store {
-    /// Scheduled subscriptions whose last day is over at `now`, other than `passing_over`.
+    /// Scheduled subscriptions whose last day is over at `now`, other than those that are passed over.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn scheduled_ends(
-        &self,
-        now: DateTime<Utc>,
-        passing_over: &HashSet<SubscriptionId>,
-    ) -> Result<Window, StoreError> {
+    pub async fn scheduled_ends(&self, now: DateTime<Utc>, passed: &mut PassedOver) -> Result<Window, StoreError> {
         let filter = doc! { "status": "cancellation_scheduled", "ends_at": { "$lte": Instant::from(now) } };
-        let mut cursor = self.ask(Collection::Subscriptions, SCHEDULED_ENDS, filter, doc! { "_id": 1 }).await?;
+        let mut cursor = self.ends(SCHEDULED_ENDS, filter, doc! { "_id": 1 }, passed).await?;
         let mut window = Window::default();
         while window.due.len() < WINDOW_MAX && cursor.is_some() {
             for raw in page(&mut cursor, WINDOW_MAX).await? {
-                window.add(&raw, passing_over);
+                window.add(&raw, true, passed);
             }
         }
         Ok(window)
     }
 
-    /// Active and requested subscriptions whose natural end is over at `now`, other than `passing_over`.
+    /// Active and requested subscriptions whose natural end is over at `now`, other than those that are passed over.
     ///
     /// A natural end is over on a day when `expires_on` is before the newest billing date by then. So there is a range for
     /// each billing day. It is made for the latest date on earth; where the organization's date has not come yet is told
@@ -325,7 +462,7 @@ impl Store {
     pub async fn natural_ends(
         &self,
         now: DateTime<Utc>,
-        passing_over: &HashSet<SubscriptionId>,
+        passed: &mut PassedOver,
         zones: &mut Zones,
     ) -> Result<Window, StoreError> {
         let latest = (now + TimeDelta::hours(UTC_OFFSET_HOURS_MAX)).date_naive();
@@ -339,106 +476,108 @@ impl Store {
         let days = (1..=31).filter_map(|number| Some(of_day(BillingDay::try_from(number).ok()?, number)));
         let filter = doc! { "$or": days.collect::<Vec<_>>() };
         let fields = doc! { "_id": 1, "organization_id": 1, "billing.day": 1, "expires_on": 1 };
-        let mut cursor = self.ask(Collection::Subscriptions, NATURAL_ENDS, filter, fields).await?;
+        let mut cursor = self.ends(NATURAL_ENDS, filter, fields, passed).await?;
         let mut window = Window::default();
         while window.due.len() < WINDOW_MAX && cursor.is_some() {
             let page = page(&mut cursor, WINDOW_MAX).await?;
             zones.learn(self, &page).await?;
-            for raw in page.iter().filter(|raw| zones.is_over(raw, now)) {
-                window.add(raw, passing_over);
+            for raw in &page {
+                window.add(raw, zones.is_over(raw, now), passed);
             }
         }
         Ok(window)
+    }
+
+    /// Entries of an index of ends, in its order, after those that are passed over by number.
+    async fn ends(
+        &self,
+        index: &'static str,
+        filter: Document,
+        fields: Document,
+        passed: &PassedOver,
+    ) -> Result<Option<Cursor<RawDocumentBuf>>, StoreError> {
+        let collection = self.database.collection::<RawDocumentBuf>(Collection::Subscriptions.as_str());
+        let batch_size = u32::try_from(WINDOW_MAX).unwrap_or(u32::MAX);
+        let skip = passed.first;
+        within_deadline(async move {
+            let find = collection.find(filter).projection(fields).skip(skip).hint(Hint::Name(index.to_owned()));
+            find.batch_size(batch_size).max_time(COMMAND_TIME_MAX).await.map(Some)
+        })
+        .await
     }
 
     /// Subscriptions that no sweep will ever find due, because a field that says when has a value that says nothing.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn unworkable_subscriptions(&self) -> Result<Vec<Unworkable>, StoreError> {
+    pub async fn faulty_subscriptions(&self, fault: Fault) -> Result<Vec<Unworkable>, StoreError> {
         let mut found = Vec::new();
-        let live = || doc! { "$nin": WITHOUT_NATURAL_END.as_slice() };
-
-        let no_date: Vec<&str> = NO_TEXT.into_iter().filter(|kind| *kind != "date" && *kind != "array").collect();
-        let no_date: Vec<&str> = no_date.into_iter().chain(["string"]).collect();
-        let scheduled = "cancellation_scheduled";
-        let filter = doc! { "$or": [
-            { "status": scheduled, "ends_at": Bson::Null },
-            { "status": scheduled, "ends_at": { "$type": no_date } },
-        ] };
-        for raw in self.faulty(SCHEDULED_ENDS, filter, doc! { "ends_at": 1 }).await? {
-            let what = kind(raw.get("ends_at").ok().flatten());
-            found.push(unworkable(&raw, format!("ends_at is {what}, where a date belongs")));
-        }
-
-        let filter = doc! { "status": live(), "expires_on": { "$type": NO_TEXT.as_slice() } };
-        for raw in self.faulty(EXPIRY_TYPES, filter, doc! { "expires_on": 1 }).await? {
-            let what = kind(raw.get("expires_on").ok().flatten());
-            found.push(unworkable(&raw, format!("expires_on is {what}, where text such as \"2026-06-30\" belongs")));
-        }
-
-        let days: Vec<i32> = (1..=31).collect();
-        let filter = doc! { "status": live(), "billing.day": { "$nin": days }, "expires_on": { "$gt": "" } };
-        for raw in self.faulty(NATURAL_ENDS, filter, doc! { "billing.day": 1 }).await? {
-            let day = raw.get_document("billing").ok().and_then(|billing| billing.get("day").ok().flatten());
-            let reason = match day {
-                Some(RawBsonRef::Double(_) | RawBsonRef::Int32(_) | RawBsonRef::Int64(_)) => {
-                    "billing.day is not a whole number from 1 to 31".to_owned()
-                }
-                other => format!("billing.day is {}, where a whole number from 1 to 31 belongs", kind(other)),
-            };
-            found.push(unworkable(&raw, reason));
-        }
-
-        let filter = doc! {
-            "status": live(), "billing.day": { "$gte": 1, "$lte": 31 }, "expires_on": { "$gt": "9999-12-31" },
-        };
-        for raw in self.faulty(NATURAL_ENDS, filter, doc! { "_id": 1 }).await? {
-            found.push(unworkable(&raw, "expires_on is not a date such as \"2026-06-30\"".to_owned()));
+        for filter in fault.filters() {
+            let room = UNWORKABLE_OF_ONE_FAULT_MAX.saturating_sub(found.len());
+            if room == 0 {
+                break;
+            }
+            let fields = doc! { fault.field(): 1 };
+            let faulty = self.hinted(Collection::Subscriptions, fault.index(), filter, fields, None, room).await?;
+            found.extend(faulty.iter().map(|raw| Unworkable {
+                collection: Collection::Subscriptions,
+                id: shown_id(raw),
+                reason: fault.reason(raw),
+            }));
         }
         Ok(found)
     }
 
-    async fn faulty(
-        &self,
-        index: &'static str,
-        filter: Document,
-        fields: Document,
-    ) -> Result<Vec<RawDocumentBuf>, StoreError> {
-        let collection = self.database.collection::<RawDocumentBuf>(Collection::Subscriptions.as_str());
-        within_deadline(async move {
-            let find = collection.find(filter).projection(fields).hint(Hint::Name(index.to_owned()));
-            find.limit(UNWORKABLE_OF_ONE_FAULT_MAX.into()).max_time(COMMAND_TIME_MAX).await?.try_collect().await
-        })
-        .await
-    }
-
-    /// A question that an index answers.
-    async fn ask(
+    /// At most `limit` documents that an index finds.
+    async fn hinted(
         &self,
         collection: Collection,
         index: &'static str,
         filter: Document,
         fields: Document,
-    ) -> Result<Option<Cursor<RawDocumentBuf>>, StoreError> {
+        order: Option<Document>,
+        limit: usize,
+    ) -> Result<Vec<RawDocumentBuf>, StoreError> {
         let collection = self.database.collection::<RawDocumentBuf>(collection.as_str());
-        let batch_size = u32::try_from(WINDOW_MAX).unwrap_or(u32::MAX);
+        let (limit, batch_size) = (i64::try_from(limit).unwrap_or(i64::MAX), u32::try_from(limit).unwrap_or(u32::MAX));
         within_deadline(async move {
-            let find = collection.find(filter).projection(fields).hint(Hint::Name(index.to_owned()));
-            find.batch_size(batch_size).max_time(COMMAND_TIME_MAX).await.map(Some)
+            let mut find = collection.find(filter).projection(fields).limit(limit).batch_size(batch_size);
+            find = find.max_time(COMMAND_TIME_MAX);
+            if let Some(order) = order {
+                find = find.sort(order);
+            }
+            find.hint(Hint::Name(index.to_owned())).await?.try_collect().await
         })
         .await
     }
 
-    /// The organizations that want card notices.
+    /// Organizations that want card notices, after the organization `after`, ordered by `_id`.
+    ///
+    /// Pages and not one cursor: what is done between two pages may take longer than a server keeps a cursor that is not used.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn organizations_with_card_notices(&self) -> Result<CardOrganizations, StoreError> {
-        let filter = doc! { "card_notice_days": { "$exists": true } };
-        let fields = doc! { "timezone": 1, "card_notice_days": 1 };
-        let cursor = self.ask(Collection::Organizations, CARD_NOTICES, filter, fields).await?;
-        Ok(CardOrganizations { cursor })
+    pub async fn card_organizations(&self, after: Option<&str>) -> Result<CardOrganizationsPage, StoreError> {
+        let mut id = doc! { "$type": "string" };
+        if let Some(after) = after {
+            id.insert("$gt", after);
+        }
+        let filter = |id: Document| doc! { "_id": id, "card_notice_days": { "$exists": true } };
+        let fields = || doc! { "timezone": 1, "card_notice_days": 1 };
+        let (of, index) = (Collection::Organizations, CARD_ORGANIZATIONS);
+        let order = Some(doc! { "_id": 1 });
+        let found = self.hinted(of, index, filter(id), fields(), order, ORGANIZATIONS_PAGE_MAX.into()).await?;
+        let mut page = CardOrganizationsPage {
+            organizations: found.iter().filter_map(|raw| CardOrganization::read(raw)).collect(),
+            last: found.last().and_then(|raw| raw.get_str("_id").ok()).map(str::to_owned),
+        };
+        if page.last.is_none() {
+            // Ids of other types, which no organization can have, are at the end.
+            let others = filter(doc! { "$type": NO_TEXT.as_slice() });
+            let others = self.hinted(of, index, others, fields(), None, UNWORKABLE_OF_ONE_FAULT_MAX).await?;
+            page.organizations.extend(others.iter().filter_map(|raw| CardOrganization::read(raw)));
+        }
+        Ok(page)
     }
 
     /// The cards of `organization` that expire in the month `expires` and have not got the notice `kind` yet, in accounts
@@ -451,8 +590,8 @@ impl Store {
         organization: &OrganizationId,
         expires: YearMonth,
         kind: NoticeKind,
-        after: Option<&AccountId>,
-        accounts_max: i64,
+        after: Option<&str>,
+        accounts_max: usize,
     ) -> Result<CardsPage, StoreError> {
         let expires = expires.to_string();
         let kind = super::update::bson(&kind)?;
@@ -479,49 +618,50 @@ impl Store {
         };
         let mut ids = doc! { "$type": "string" };
         if let Some(after) = after {
-            ids.insert("$gt", after.as_str());
+            ids.insert("$gt", after);
         }
         filter.insert("_id", ids);
-        let collection = self.database.collection::<RawDocumentBuf>(Collection::Accounts.as_str());
-        let accounts: Vec<RawDocumentBuf> = within_deadline(async move {
-            collection
-                .find(filter)
-                .projection(doc! { "cards.id": 1, "cards.expires": 1 })
-                .sort(doc! { "_id": 1 })
-                .limit(accounts_max)
-                .hint(Hint::Name(CARD_EXPIRY.to_owned()))
-                .max_time(COMMAND_TIME_MAX)
-                .await?
-                .try_collect()
-                .await
-        })
-        .await?;
-        let last = accounts.last().and_then(super::id::<AccountId>);
+        let fields = doc! {
+            "cards.id": 1, "cards.expires": 1, "card_notices_count": { "$size": items("$card_notices") },
+        };
+        let order = Some(doc! { "_id": 1 });
+        let accounts = self.hinted(Collection::Accounts, CARD_EXPIRY, filter, fields, order, accounts_max).await?;
+        let mut page = CardsPage {
+            last: accounts.last().and_then(|raw| raw.get_str("_id").ok()).map(str::to_owned),
+            ..CardsPage::default()
+        };
 
-        let mut cards: HashMap<&str, Vec<CardId>> = HashMap::new();
+        let mut cards: HashMap<&str, (Vec<CardId>, bool)> = HashMap::new();
         for raw in &accounts {
             let Ok(id) = raw.get_str("_id") else { continue };
             let Ok(of_account) = raw.get_array("cards") else { continue };
+            let count = raw.get("card_notices_count").ok().flatten().and_then(whole_number);
+            let is_full =
+                count.is_some_and(|count| usize::try_from(count).is_ok_and(|count| count >= CARD_NOTICES_MAX));
             for card in of_account.into_iter().flatten().filter_map(RawBsonRef::as_document) {
                 let (Ok(card_id), Ok(month)) = (card.get_str("id"), card.get_str("expires")) else { continue };
                 if month == expires {
-                    cards.entry(id).or_default().extend(CardId::try_from(card_id));
+                    let (cards, _) = cards.entry(id).or_insert_with(|| (Vec::new(), is_full));
+                    cards.extend(CardId::try_from(card_id));
                 }
             }
         }
-        let live = self.with_live_subscription(cards.keys().copied().collect()).await?;
-        let due = live
-            .iter()
-            .flat_map(|account| {
-                let cards = cards.remove(account.as_str()).unwrap_or_default();
-                cards.into_iter().map(|card| (account.clone(), card)).collect::<Vec<_>>()
-            })
-            .collect();
-        Ok(CardsPage { due, last })
+        for account in self.with_live_subscription(cards.keys().copied().collect()).await? {
+            let (cards, is_full) = cards.remove(account.as_str()).unwrap_or_default();
+            match AccountId::try_from(account.as_str()) {
+                Ok(id) => page.due.extend(cards.into_iter().map(|card| DueCard { account: id.clone(), card, is_full })),
+                Err(_) => page.unworkable.push(Unworkable {
+                    collection: Collection::Accounts,
+                    id: account,
+                    reason: "_id is text of more than 128 characters or of none".to_owned(),
+                }),
+            }
+        }
+        Ok(page)
     }
 
     /// Those of the accounts that have a live subscription.
-    async fn with_live_subscription(&self, accounts: Vec<&str>) -> Result<Vec<AccountId>, StoreError> {
+    async fn with_live_subscription(&self, accounts: Vec<&str>) -> Result<Vec<String>, StoreError> {
         if accounts.is_empty() {
             return Ok(Vec::new());
         }
@@ -535,7 +675,7 @@ impl Store {
             })
             .await?;
         let values = reply.get_array("values").cloned().unwrap_or_default();
-        Ok(values.iter().filter_map(|id| id.as_str()?.try_into().ok()).collect())
+        Ok(values.iter().filter_map(|id| Some(id.as_str()?.to_owned())).collect())
     }
 
     /// Deletes the tombstones whose last email and event were sent, or given up, 30 days ago.
@@ -560,20 +700,43 @@ impl Store {
         let reply = self
             .command(doc! {
                 "delete": Collection::Subscriptions.as_str(),
-                "deletes": [{ "q": filter, "limit": 0 }],
+                "deletes": [{ "q": filter, "limit": 0, "hint": REMOVED }],
             })
             .await?;
+        // The command succeeds, whatever became of its statement.
+        if let Some(error) = reply.get_array("writeErrors").ok().and_then(|errors| errors.first()?.as_document()) {
+            let code = error.get_i32("code").unwrap_or(0);
+            return Err(if code == TIME_EXCEEDED {
+                StoreError::TimedOut
+            } else {
+                StoreError::Refused(format!("to delete tombstones, code {code}"))
+            });
+        }
         Ok(reply.get("n").and_then(|count| u64::try_from(count.as_i32()?).ok()).unwrap_or(0))
     }
 }
 
 /// Some of the cards whose notice is due.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct CardsPage {
-    /// The cards with their accounts.
-    pub due: Vec<(AccountId, CardId)>,
+    /// The cards.
+    pub due: Vec<DueCard>,
+    /// Accounts that cannot get any.
+    pub unworkable: Vec<Unworkable>,
     /// The last account that was looked at: the next page comes after it. None: there is no further one.
-    pub last: Option<AccountId>,
+    pub last: Option<String>,
+}
+
+/// A card whose notice is due.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DueCard {
+    /// Whose it is.
+    pub account: AccountId,
+    /// Its id.
+    pub card: CardId,
+    /// Whether the account has [`CARD_NOTICES_MAX`] notices or more. The rules then give no further one, unless some of them may be
+    /// forgotten.
+    pub is_full: bool,
 }
 
 /// A whole number, in whichever of BSON's number types another system wrote it.
@@ -616,8 +779,4 @@ fn shown_id(raw: &RawDocument) -> String {
         Ok(id) => format!("with an _id that is {}", kind(id)),
         Err(_) => "that cannot be read".to_owned(),
     }
-}
-
-fn unworkable(raw: &RawDocument, reason: String) -> Unworkable {
-    Unworkable { collection: Collection::Subscriptions, id: shown_id(raw), reason }
 }

@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use offramp::domain::account::NoticeKind;
 use offramp::domain::billing::YearMonth;
 use offramp::store::Store;
-use offramp::store::sweep::Zones;
+use offramp::store::sweep::{PassedOver, Zones};
 use offramp::tls::Tls;
 
 use crate::support::eventually;
@@ -97,7 +97,7 @@ async fn a_sweep_reads_what_is_due_and_nothing_else() {
         "{ status: 1, billing.day: 1, expires_on: 1, organization_id: 1, _id: 1 }",
         "{ status: 1, expires_on: 1 }",
         "{ organization_id: 1, cards.expires: 1, _id: 1 }",
-        "{ card_notice_days: 1 }",
+        "{ _id: 1, timezone: 1 }",
         "{ ended_on: 1 }",
         "{ account_id: 1 }",
     ] {
@@ -196,11 +196,14 @@ async fn natural_ends_are_found_on_their_day() {
         // Noon there, on that day.
         let zone: chrono_tz::Tz = zone.parse().unwrap();
         let now = today.and_hms_opt(12, 0, 0).unwrap().and_local_timezone(zone).unwrap().to_utc();
-        let window = store.natural_ends(now, &HashSet::new(), &mut Zones::default()).await.unwrap();
+        let mut passed = PassedOver::default();
+        let window = store.natural_ends(now, &mut passed, &mut Zones::default()).await.unwrap();
         let found: BTreeSet<String> = window.due.iter().map(ToString::to_string).collect();
         assert_eq!(found, expected, "{today}");
-        let passing_over: HashSet<_> = window.due.into_iter().collect();
-        let others = store.natural_ends(now, &passing_over, &mut Zones::default()).await.unwrap();
+        for id in window.due {
+            passed.add(id);
+        }
+        let others = store.natural_ends(now, &mut passed, &mut Zones::default()).await.unwrap();
         assert!(others.due.is_empty());
     }
     world.remove().await;
@@ -225,10 +228,10 @@ async fn pages_of_cards_read_each_account_once() {
     start_noting(&world).await;
     let organization = "org".try_into().unwrap();
     let month: YearMonth = "2030-06".parse().unwrap();
-    let (mut after, mut cards) = (None, 0);
+    let (mut after, mut cards): (Option<String>, usize) = (None, 0);
     loop {
         let kind = NoticeKind::Days(30);
-        let page = store.cards_without_notice(&organization, month, kind, after.as_ref(), 50).await.unwrap();
+        let page = store.cards_without_notice(&organization, month, kind, after.as_deref(), 50).await.unwrap();
         cards += page.due.len();
         match page.last {
             Some(last) => after = Some(last),
@@ -287,6 +290,49 @@ async fn workers_share_what_is_due() {
     assert!(2 * four <= 3 * one, "{one} documents read by one worker, {four} by four");
 }
 
+/// However many due subscriptions cannot be ended, each gets its turn in one sweep, and few ids are in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
+    const STUCK: usize = 40_000;
+    const NAMELESS: usize = 3;
+    let world = World::new("stuck").await;
+    let store = store_of(&world).await;
+    let now = Utc::now();
+    let document = |id: Bson, index: usize| {
+        let ends_at = now - TimeDelta::seconds(60 + i64::try_from(index % 1_000).unwrap());
+        doc! { "_id": id, "status": "cancellation_scheduled", "ends_at": Instant::from(ends_at) }
+    };
+    let stuck = (0..STUCK).map(|index| document(format!("sub-{index:05}").into(), index));
+    let nameless = (0..NAMELESS).map(|index| document(bson::oid::ObjectId::new().into(), 400 * index));
+    world.collection("subscriptions").insert_many(stuck.chain(nameless)).await.unwrap();
+
+    let mut passed = PassedOver::default();
+    let (mut tried, mut unworkable, mut ids_max) = (HashSet::new(), HashSet::new(), 0);
+    loop {
+        let window = store.scheduled_ends(now, &mut passed).await.unwrap();
+        unworkable.extend(window.unworkable.into_iter().map(|document| document.id));
+        if window.due.is_empty() {
+            break;
+        }
+        // Half of the window, from a random place, as a sweep does it.
+        let mut due = window.due;
+        due.sort_unstable();
+        let begin = fastrand::usize(..due.len());
+        due.rotate_left(begin);
+        for id in due.drain(..due.len().div_ceil(2)) {
+            assert!(tried.insert(id.clone()), "{id} was tried before");
+            passed.add(id);
+        }
+        ids_max = ids_max.max(passed.ids_count());
+    }
+    assert_eq!(tried.len(), STUCK);
+    assert_eq!(unworkable.len(), NAMELESS);
+    assert_eq!(passed.ids_count(), 0, "all of them are passed over by number");
+    println!("at most {ids_max} of {STUCK} ids in memory");
+    assert!(ids_max < STUCK);
+    world.remove().await;
+}
+
 /// The value of `offramp_unworkable_documents` for a collection.
 async fn unworkable(worker: &Worker, collection: &str) -> Option<u64> {
     let metrics = get(worker.port(), "/metrics").await?;
@@ -321,6 +367,12 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
     add(expiring("expires-later", 15, Instant::MAX), doc! { "status": "active" }, expires);
     add(expiring("expires-never", 15, "never"), doc! {}, "expires_on is not a date such as");
     add(expiring("expires-slashes", 15, "01/02/2026"), doc! {}, "expires_on");
+    add(expiring("expires-empty", 15, ""), doc! {}, "expires_on is not a date such as");
+    add(expiring("expires-reversed", 15, "30/06/2026"), doc! {}, "expires_on is not a date such as");
+    add(expiring("expires-time", 15, "2199-06-30T00:00:00Z"), doc! {}, "expires_on is not a date such as");
+    add(expiring("expires-line", 15, "2199-06-30\n"), doc! { "status": "active" }, "expires_on is not a date such as");
+    add(expiring("expires-month", 15, "2199-13-01"), doc! {}, "expires_on is not a date such as");
+    add(expiring("expires-day", 15, "2199-06-31"), doc! {}, "expires_on is not a date such as");
     add(expiring("day-text", "15", "2026-01-01"), doc! {}, "billing.day is text, where a whole number");
     add(expiring("day-large", 32, "2026-01-01"), doc! {}, "billing.day is not a whole number");
     add(expiring("day-half", 1.5, "2199-01-01"), doc! {}, "billing.day is not a whole number");
@@ -333,6 +385,14 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
     add(scheduled("bad-activities", past), doc! { "activities": 5 }, "activities: expected a list, found an integer");
     let in_order: Vec<Document> = vec![
         expiring("fine", 15, "2199-01-01"),
+        expiring("fine-31", 31, "2199-12-31"),
+        expiring("fine-leap", 31, "2204-02-29"),
+        expiring("fine-never", 31, "9999-12-31"),
+        {
+            let mut ended = expiring("ended-text", 15, "30/06/2026");
+            ended.insert("status", "cancelled");
+            ended
+        },
         expiring("null", 15, Bson::Null),
         expiring("over", 15, "2020-01-01"),
         scheduled("scheduled", Utc::now() + TimeDelta::days(30)),
@@ -346,7 +406,9 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
     subscriptions.insert_many(documents.iter().chain(&in_order)).await.unwrap();
     let mut bad_days = organization("bad-days");
     bad_days.insert("card_notice_days", "30");
-    world.collection("organizations").insert_one(bad_days).await.unwrap();
+    let mut nameless = organization("nameless");
+    nameless.extend(doc! { "_id": bson::oid::ObjectId::new(), "card_notice_days": [30] });
+    world.collection("organizations").insert_many([bad_days, nameless]).await.unwrap();
 
     store_of(&world).await;
     start_noting(&world).await;
@@ -358,7 +420,7 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
     let count = expected.len() as u64;
     eventually("the count", || async { (unworkable(&worker, "subscriptions").await == Some(count)).then_some(()) })
         .await;
-    eventually("organizations", || async { (unworkable(&worker, "organizations").await == Some(1)).then_some(()) })
+    eventually("organizations", || async { (unworkable(&worker, "organizations").await == Some(2)).then_some(()) })
         .await;
     let so_far = sweeps(&world).await;
     eventually("two more sweeps", || async { (sweeps(&world).await >= so_far + 2).then_some(()) }).await;
@@ -379,7 +441,7 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
         assert_eq!(of_it.len(), 1, "{id}: {reports:#?}");
         assert!(of_it[0].contains(sentence) && of_it[0].contains("ERROR"), "{sentence}: {}", of_it[0]);
     }
-    assert_eq!(reports.len(), expected.len() + 1, "{reports:#?}");
+    assert_eq!(reports.len(), expected.len() + 2, "{reports:#?}");
     world.remove().await;
 }
 
@@ -438,26 +500,146 @@ async fn a_worker_builds_missing_indexes_and_asks_for_none_that_is_there() {
     let sink = SmtpSink::start().await;
     populate(&world).await;
     world.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
+    start_noting(&world).await;
     let worker = Worker::start(&world, &sink.url()).await;
-    eventually("the end", || async {
-        let over = world.document("subscriptions", "over").await.unwrap();
-        over.get_str("status").is_ok_and(|status| status == "cancelled").then_some(())
-    })
-    .await;
+    status_becomes(&world, "over", "cancelled").await;
+    // The last of them.
+    index_appears(&world, "organizations", "offramp_card_organizations").await;
     assert!(worker.stop().await.success());
+    // One member that hangs must not hold up a build; a standalone server builds alone, and refuses to be told.
+    let hello = world.database.run_command(doc! { "hello": 1 }).await.unwrap();
+    let expected = hello.contains_key("setName").then_some("majority");
+    let builds = builds(&notes(&world).await);
+    assert!(!builds.is_empty());
+    for build in &builds {
+        assert_eq!(build.get_str("commitQuorum").ok(), expected, "{build}");
+    }
     assert!(index_names(&world, "subscriptions").await.contains(&"offramp_natural_ends".to_owned()));
-    assert!(index_names(&world, "organizations").await.contains(&"offramp_card_notices".to_owned()));
 
     start_noting(&world).await;
     let worker = Worker::start(&world, &sink.url()).await;
     eventually("a sweep", || async { (sweeps(&world).await > 0).then_some(()) }).await;
     assert!(worker.stop().await.success());
-    let notes = notes(&world).await;
-    assert!(
-        !notes
-            .iter()
-            .any(|note| note.get_document("command").is_ok_and(|command| command.contains_key("createIndexes")))
-    );
+    assert!(self::builds(&notes(&world).await).is_empty());
+    world.remove().await;
+}
+
+/// The commands that build indexes.
+fn builds(notes: &[Document]) -> Vec<Document> {
+    let commands = notes.iter().filter_map(|note| note.get_document("command").ok());
+    commands.filter(|command| command.contains_key("createIndexes")).cloned().collect()
+}
+
+async fn status_becomes(world: &World, id: &str, status: &str) {
+    eventually(&format!("{id} to be {status}"), || async {
+        let document = world.document("subscriptions", id).await.unwrap();
+        document.get_str("status").is_ok_and(|now| now == status).then_some(())
+    })
+    .await;
+}
+
+async fn index_appears(world: &World, collection: &str, name: &str) {
+    eventually(&format!("the index {name}"), || async {
+        index_names(world, collection).await.iter().any(|other| other == name).then_some(())
+    })
+    .await;
+}
+
+/// A build takes minutes where a collection is large. Here it takes as long as the test wants.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_are_consumed_while_an_index_is_built() {
+    let mut world = World::new("building").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    world.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
+    let (proxy, url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+    world.mongodb_url = url;
+    proxy.hold_requests("createIndexes");
+
+    let worker = Worker::start(&world, &sink.url()).await;
+    world.command(&cancellation("c-1", "sub")).await;
+    status_becomes(&world, "sub", "cancellation_scheduled").await;
+    world.outboxes_empty().await;
+    assert_eq!(sink.mails().len(), 1);
+    let ready = worker.readyz().await.unwrap();
+    assert!(ready.starts_with("HTTP/1.1 200"), "a worker that builds indexes works: {ready}");
+    assert_eq!(index_names(&world, "subscriptions").await, ["_id_"]);
+    let over = world.document("subscriptions", "over").await.unwrap();
+    assert_eq!(over.get_str("status").unwrap(), "cancellation_scheduled", "this needs an index");
+
+    proxy.hold_requests("");
+    status_becomes(&world, "over", "cancelled").await;
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// What needs that index waits for it; everything else goes on. The worker says so until the index exists, also while it tries
+/// again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_cannot_be_built_stops_only_what_needs_it() {
+    let world = World::new("no-index").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let past = Utc::now() - TimeDelta::hours(1);
+    // MongoDB cannot index two lists of one document in one index.
+    let mut lists = scheduled("lists", past);
+    lists.extend(doc! { "status": ["cancellation_scheduled"], "ends_at": [Instant::from(past)] });
+    let documents = [lists, scheduled("scheduled", past), expiring("natural", 15, "2020-01-01")];
+    world.collection("subscriptions").insert_many(documents).await.unwrap();
+    start_noting(&world).await;
+
+    let worker = Worker::spawn(&world, &sink.url(), &[], Stdio::null());
+    eventually("a worker that is not ready", || async {
+        worker.readyz().await.filter(|answer| answer.contains("offramp_scheduled_ends: CannotIndexParallelArrays"))
+    })
+    .await;
+    status_becomes(&world, "natural", "expired").await;
+    world.command(&cancellation("c-1", "sub")).await;
+    status_becomes(&world, "sub", "cancellation_scheduled").await;
+    let tries = doc! { "command.createIndexes": "subscriptions", "command.indexes.0.name": "offramp_scheduled_ends" };
+    eventually("three tries", || async {
+        let answer = worker.readyz().await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("offramp_scheduled_ends"), "{answer}");
+        let count = world.collection("system.profile").count_documents(tries.clone()).await.unwrap();
+        (count >= 3).then_some(())
+    })
+    .await;
+    let waiting = world.document("subscriptions", "scheduled").await.unwrap();
+    assert_eq!(waiting.get_str("status").unwrap(), "cancellation_scheduled");
+
+    world.collection("subscriptions").delete_one(doc! { "_id": "lists" }).await.unwrap();
+    status_becomes(&world, "scheduled", "cancelled").await;
+    let worker = worker.ready().await;
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// Somebody drops indexes while a worker runs: it builds them again, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_index_is_built_again() {
+    let world = World::new("dropped").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let worker = Worker::start(&world, &sink.url()).await;
+    index_appears(&world, "organizations", "offramp_card_organizations").await;
+    for (collection, name) in [
+        ("subscriptions", "offramp_scheduled_ends"),
+        ("subscriptions", "offramp_natural_ends"),
+        ("subscriptions", "offramp_removed"),
+        ("subscriptions", "offramp_due"),
+        ("accounts", "offramp_due"),
+        ("organizations", "offramp_card_organizations"),
+    ] {
+        world.database.run_command(doc! { "dropIndexes": collection, "index": name }).await.unwrap();
+        index_appears(&world, collection, name).await;
+    }
+    let past = Utc::now() - TimeDelta::hours(1);
+    let documents = [scheduled("scheduled", past), expiring("natural", 15, "2020-01-01")];
+    world.collection("subscriptions").insert_many(documents).await.unwrap();
+    status_becomes(&world, "scheduled", "cancelled").await;
+    status_becomes(&world, "natural", "expired").await;
+    let worker = worker.ready().await;
+    assert!(worker.stop().await.success());
     world.remove().await;
 }
 

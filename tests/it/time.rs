@@ -1,17 +1,20 @@
 //! What time does (contract §4, "As time passes"): dates, cards, and leases that ran out. Any number of workers may look.
 
+use std::collections::BTreeSet;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bson::{Document, doc};
 use chrono::{Datelike, Days, TimeDelta, Utc};
 use mail_parser::MessageParser;
+use offramp::domain::account::CARD_NOTICES_MAX;
 use serde_json::json;
 
 use crate::support::eventually;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-use crate::support::worker::Worker;
+use crate::support::worker::{Worker, get};
 use crate::support::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,6 +145,131 @@ async fn a_card_is_announced_once_per_month_and_lead_time() {
     let account = world.document("accounts", "two-cards").await.unwrap();
     assert_eq!(account.get_array("card_notices").unwrap().len(), 2);
     assert_eq!(account.get_array("notifications").unwrap().len(), 4);
+    world.remove().await;
+}
+
+/// An organization that wants card notices all month long.
+fn with_notices(id: &str) -> Document {
+    let mut organization = organization(id);
+    organization.extend(doc! { "card_notice_days": [31], "timezone": "UTC" });
+    organization
+}
+
+/// An account with cards that expire this month.
+fn with_expiring_cards(id: &str, organization: &str, cards: usize) -> Document {
+    let today = Utc::now().date_naive();
+    let month = format!("{}-{:02}", today.year(), today.month());
+    let card =
+        |index: usize| doc! { "id": format!("card-{index}"), "brand": "Visa", "last4": "4242", "expires": &month };
+    let mut document = account(id, organization);
+    document.insert("cards", (0..cards).map(card).collect::<Vec<_>>());
+    document
+}
+
+/// More cards than one batch has, so one account is written more than once in one sweep, and the first write forgets an old notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_many_cards_of_an_account_is_announced_once() {
+    const CARDS: usize = 210;
+    let world = World::new("many-cards").await;
+    let sink = SmtpSink::start().await;
+    world.collection("organizations").insert_one(with_notices("org")).await.unwrap();
+    let mut account = with_expiring_cards("acc", "org", CARDS);
+    let old = doc! { "card_id": "old", "expires": "2020-01", "notice": "early", "at": bson::DateTime::from_millis(0) };
+    account.insert("card_notices", [old]);
+    world.collection("accounts").insert_one(account).await.unwrap();
+    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+
+    let workers = [Worker::start(&world, &sink.url()).await, Worker::start(&world, &sink.url()).await];
+    eventually("all notices", || async {
+        let account = world.document("accounts", "acc").await.unwrap();
+        let notices = account.get_array("card_notices").unwrap();
+        (notices.len() >= CARDS && sink.mails().len() >= 2 * CARDS).then_some(())
+    })
+    .await;
+    // A card that was added later is announced by a sweep that looked at all the others again.
+    let mut card = with_expiring_cards("acc", "org", 1).get_array("cards").unwrap()[0].as_document().unwrap().clone();
+    card.insert("id", "later");
+    let later = doc! { "$push": { "cards": card }, "$inc": { "version": 1 } };
+    world.collection("accounts").update_one(doc! { "_id": "acc" }, later).await.unwrap();
+    eventually("the notice of the later card", || async { (sink.mails().len() >= 2 * CARDS + 2).then_some(()) }).await;
+    world.outboxes_empty().await;
+    for worker in workers {
+        assert!(worker.stop().await.success());
+    }
+    let account = world.document("accounts", "acc").await.unwrap();
+    let notices = account.get_array("card_notices").unwrap();
+    let ids: BTreeSet<&str> =
+        notices.iter().map(|notice| notice.as_document().unwrap().get_str("card_id").unwrap()).collect();
+    assert_eq!((notices.len(), ids.len()), (CARDS + 1, CARDS + 1));
+    assert!(!ids.contains("old"));
+    assert_eq!(account.get_array("notifications").unwrap().len(), 2 * (CARDS + 1));
+    assert_eq!(sink.mails().len(), 2 * (CARDS + 1));
+    world.remove().await;
+}
+
+/// What the database refuses for one organization's accounts, and what is wrong with an organization or an account, is theirs.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_organization_in_trouble_delays_no_notices_of_others() {
+    let world = World::new("card-trouble").await;
+    let sink = SmtpSink::start().await;
+    let mut corrupt = with_notices("corrupt");
+    corrupt.insert("timezone", "Mars/Olympus");
+    let organizations = [with_notices("refused"), corrupt, with_notices("full"), with_notices("fine")];
+    world.collection("organizations").insert_many(organizations).await.unwrap();
+    let mut accounts: Vec<Document> =
+        (0..5).map(|index| with_expiring_cards(&format!("a-refused-{index}"), "refused", 1)).collect();
+    accounts.push(with_expiring_cards("b-corrupt", "corrupt", 1));
+    let mut full = with_expiring_cards("c-full", "full", 1);
+    let remembered = |index: usize| {
+        doc! {
+            "card_id": format!("other-{index}"), "expires": "2199-01", "notice": "early", "at": bson::DateTime::now(),
+        }
+    };
+    full.insert("card_notices", (0..CARD_NOTICES_MAX).map(remembered).collect::<Vec<_>>());
+    accounts.push(full);
+    accounts.push(with_expiring_cards("d-fine", "fine", 1));
+    let subscriptions: Vec<Document> = accounts
+        .iter()
+        .map(|account| {
+            let id = account.get_str("_id").unwrap();
+            subscription(&format!("sub-{id}"), account.get_str("organization_id").unwrap(), id)
+        })
+        .collect();
+    world.collection("accounts").insert_many(accounts).await.unwrap();
+    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    let forbidden = doc! { "$nor": [{ "organization_id": "refused", "card_notices": { "$exists": true } }] };
+    world.database.run_command(doc! { "collMod": "accounts", "validator": forbidden }).await.unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let file = std::fs::File::create(&log).unwrap();
+    let worker = Worker::spawn(&world, &sink.url(), &[], Stdio::from(file)).ready().await;
+    eventually("the notices of the organization without trouble", || async { (sink.mails().len() >= 2).then_some(()) })
+        .await;
+    eventually("the full account and the refused ones in the log", || async {
+        let log = std::fs::read_to_string(&log).unwrap();
+        (log.contains("c-full") && log.contains("due documents could not be changed")).then_some(())
+    })
+    .await;
+    let metrics = get(worker.port(), "/metrics").await.unwrap();
+    let unworkable =
+        |collection: &str, count: u32| format!("offramp_unworkable_documents{{collection=\"{collection}\"}} {count}\n");
+    assert!(metrics.contains(&unworkable("accounts", 1)), "only the full one: {metrics}");
+    assert!(metrics.contains(&unworkable("organizations", 1)), "{metrics}");
+    // What was refused is tried again.
+    world.database.run_command(doc! { "collMod": "accounts", "validator": {} }).await.unwrap();
+    eventually("the notices that were refused", || async { (sink.mails().len() >= 12).then_some(()) }).await;
+    world.outboxes_empty().await;
+    assert!(worker.stop().await.success());
+
+    let log = std::fs::read_to_string(log).unwrap();
+    let errors: Vec<&str> = log.lines().filter(|line| line.contains("cannot be processed")).collect();
+    assert_eq!(errors.len(), 2, "{errors:#?}");
+    assert!(errors.iter().any(|line| line.contains("c-full") && line.contains("10000 notices")), "{errors:#?}");
+    assert_eq!(log.matches("due documents could not be changed").count(), 1, "{log}");
+    let to: BTreeSet<String> = sink.mails().iter().flat_map(|mail| mail.to.clone()).collect();
+    assert_eq!(sink.mails().len(), 12);
+    assert!(to.contains("d-fine@home.example") && to.contains("a-refused-4@home.example"), "{to:?}");
     world.remove().await;
 }
 

@@ -49,6 +49,14 @@ struct Weather {
     late: Duration,
     /// What is added to the time of day that MongoDB's `hello` answers with, in milliseconds.
     clock_shift: i64,
+    /// What contains this does not pass to the server. Empty: everything passes.
+    held: &'static str,
+}
+
+impl Weather {
+    fn holds(&self, bytes: &[u8]) -> bool {
+        !self.held.is_empty() && bytes.windows(self.held.len()).any(|window| window == self.held.as_bytes())
+    }
 }
 
 impl Proxy {
@@ -63,7 +71,8 @@ impl Proxy {
         let target = (host.to_owned(), port);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let fair = Weather { mute: false, deaf: false, cuts: 0, closes: 0, late: Duration::ZERO, clock_shift: 0 };
+        let fair =
+            Weather { mute: false, deaf: false, cuts: 0, closes: 0, late: Duration::ZERO, clock_shift: 0, held: "" };
         let (weather, seen) = watch::channel(fair);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -154,6 +163,12 @@ impl Proxy {
         self.hold(false, false);
     }
 
+    /// From now on requests that contain this text wait, until there is another one. Only for clients that ask one thing at a
+    /// time over a connection.
+    pub fn hold_requests(&self, with: &'static str) {
+        self.weather.send_modify(|weather| weather.held = with);
+    }
+
     /// From now on each answer comes so much later. Only for clients that ask one thing at a time over a connection.
     pub fn delay_answers(&self, late: Duration) {
         self.weather.send_modify(|weather| weather.late = late);
@@ -213,7 +228,8 @@ async fn pass(
                 tokio::time::sleep(late).await;
             }
         }
-        let passes = |weather: &Weather| !if to_client { weather.mute } else { weather.deaf };
+        let bytes = &buffer[..count];
+        let passes = |weather: &Weather| !if to_client { weather.mute } else { weather.deaf || weather.holds(bytes) };
         if seen.wait_for(passes).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
