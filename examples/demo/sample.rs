@@ -2,7 +2,7 @@
 //! other systems would have written (contract: `schemas/documents/`). All dates are relative to the day of the run.
 
 use chrono::{Datelike, Days, Months, NaiveDate};
-use offramp::domain::billing::{Billing, BillingDay, BillingMode, YearMonth, end_of_day};
+use offramp::domain::billing::{BillingDay, BillingMode, YearMonth, day_before, end_of_day};
 use serde_json::{Value, json};
 
 /// An organization that sells subscriptions.
@@ -108,30 +108,30 @@ impl Subscription {
 
     /// The billing date of that month.
     pub fn billing_date(&self, months: u32) -> NaiveDate {
-        self.billing().date_in(self.month(months))
+        self.billing_day().date_in(self.month(months))
     }
 
     /// The last day of access when that month is chosen.
     pub fn last_day_in(&self, months: u32) -> NaiveDate {
-        self.billing().end_in_month(self.month(months)).ends_on
+        self.billing_day().end_in_month(self.mode, self.month(months)).ends_on
     }
 
     /// The last day of access when that month's invoice is the last.
     pub fn last_day_after_invoice(&self, months: u32) -> NaiveDate {
-        self.billing().end_after_invoice(self.billing_date(months)).ends_on
+        self.billing_day().end_after_invoice(self.billing_date(months)).ends_on
     }
 
     /// The last day of what is paid for.
     pub fn paid_until(&self) -> NaiveDate {
-        self.next_on - Days::new(1)
+        day_before(self.next_on)
     }
 
     pub fn newest_invoice(&self) -> String {
-        self.invoice(self.billing().date_before(self.next_on))
+        self.invoice(self.billing_day().date_before(self.next_on))
     }
 
     pub fn older_invoice(&self) -> String {
-        self.invoice(self.billing().date_before(self.billing().date_before(self.next_on)))
+        self.invoice(self.billing_day().date_before(self.billing_day().date_before(self.next_on)))
     }
 
     fn invoice(&self, billed_on: NaiveDate) -> String {
@@ -143,10 +143,9 @@ impl Subscription {
     }
 
     /// The worker's own calendar.
-    fn billing(&self) -> Billing {
+    fn billing_day(&self) -> BillingDay {
         #[allow(clippy::expect_used, reason = "the days are written in `Cast::on`")]
-        let day = BillingDay::try_from(i64::from(self.day)).expect("a day of the month");
-        Billing { mode: self.mode, day }
+        BillingDay::try_from(i64::from(self.day)).expect("a day of the month")
     }
 
     fn document(&self) -> Value {
@@ -161,7 +160,7 @@ impl Subscription {
                 "mode": self.mode,
                 "day": self.day,
                 "next_on": self.next_on,
-                "last_on": self.billing().date_before(self.next_on),
+                "last_on": self.billing_day().date_before(self.next_on),
                 "last_invoice_id": self.newest_invoice(),
             },
             "activities": [{ "id": format!("activity-{number}"), "name": self.activity }],
@@ -170,11 +169,11 @@ impl Subscription {
             document["expires_on"] = json!(day);
         }
         if self.is_cancelled {
-            let end = self.billing().end_before(self.next_on);
+            let ends_on = self.paid_until();
             document["status"] = "cancellation_scheduled".into();
-            document["ends_on"] = json!(end.ends_on);
-            document["ends_at"] = json!({ "$date": end_of_day(end.ends_on, self.account.organization.timezone) });
-            document["final_billing_on"] = json!(end.final_billing_on);
+            document["ends_on"] = json!(ends_on);
+            document["ends_at"] = json!({ "$date": end_of_day(ends_on, self.account.organization.timezone) });
+            document["final_billing_on"] = json!(self.billing_day().date_before(self.next_on));
             document["version"] = 3.into();
         }
         document
@@ -217,7 +216,7 @@ impl Cast {
                     expires_on,
                     is_cancelled,
                 };
-                Subscription { next_on: new.billing().date_after(today), ..new }
+                Subscription { next_on: new.billing_day().date_after(today), ..new }
             };
         // The day of the purchase, or the day that the organization has set for everybody.
         let bought = |day| (BillingMode::Anniversary, day);

@@ -222,10 +222,41 @@ impl BillingDay {
         if same_month > date { same_month } else { self.date_in(month.next()) }
     }
 
+    /// The newest billing date before `date`.
+    #[must_use]
+    pub fn date_before(self, date: NaiveDate) -> NaiveDate {
+        self.newest_date(day_before(date))
+    }
+
+    /// Whether an invoice can be dated `date`.
+    #[must_use]
+    pub fn is_billing_date(self, date: NaiveDate) -> bool {
+        self.date_in(YearMonth::of(date)) == date
+    }
+
     /// The last day of access of a subscription that expires by itself.
     #[must_use]
     pub fn natural_end(self, expires_on: NaiveDate) -> NaiveDate {
         day_before(self.date_after(expires_on))
+    }
+
+    /// Cancelled with `month` chosen: May's invoice is the last when June is chosen. Only here the mode matters.
+    #[must_use]
+    pub fn end_in_month(self, mode: BillingMode, month: YearMonth) -> End {
+        End {
+            ends_on: match mode {
+                BillingMode::Anniversary => day_before(self.date_in(month)),
+                BillingMode::FixedDay => month.last_day(),
+            },
+            final_billing_on: self.date_in(month.previous()),
+        }
+    }
+
+    /// Cancelled with `final_billing_on`, a billing date, as the last invoice.
+    #[must_use]
+    pub fn end_after_invoice(self, final_billing_on: NaiveDate) -> End {
+        let following = self.date_in(YearMonth::of(final_billing_on).next());
+        End { ends_on: day_before(following), final_billing_on }
     }
 }
 
@@ -238,69 +269,9 @@ pub struct End {
     pub final_billing_on: NaiveDate,
 }
 
-/// On which days a subscription is billed (`subscriptions.billing`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Billing {
-    /// Whose day it is: the purchase's or the organization's.
-    pub mode: BillingMode,
-    /// The billing day, never clamped.
-    pub day: BillingDay,
-}
-
-impl Billing {
-    /// The billing day of `month`, or the month's last day where it is shorter.
-    #[must_use]
-    pub fn date_in(&self, month: YearMonth) -> NaiveDate {
-        self.day.date_in(month)
-    }
-
-    /// Whether an invoice can be dated `date`.
-    #[must_use]
-    pub fn is_billing_date(&self, date: NaiveDate) -> bool {
-        self.date_in(YearMonth::of(date)) == date
-    }
-
-    /// The newest billing date before `date`.
-    #[must_use]
-    pub fn date_before(&self, date: NaiveDate) -> NaiveDate {
-        let month = YearMonth::of(date);
-        let same_month = self.date_in(month);
-        if same_month < date { same_month } else { self.date_in(month.previous()) }
-    }
-
-    /// The first billing date after `date`.
-    #[must_use]
-    pub fn date_after(&self, date: NaiveDate) -> NaiveDate {
-        self.day.date_after(date)
-    }
-
-    /// Cancelled with `month` chosen: May's invoice is the last when June is chosen.
-    #[must_use]
-    pub fn end_in_month(&self, month: YearMonth) -> End {
-        End {
-            ends_on: match self.mode {
-                BillingMode::Anniversary => day_before(self.date_in(month)),
-                BillingMode::FixedDay => month.last_day(),
-            },
-            final_billing_on: self.date_in(month.previous()),
-        }
-    }
-
-    /// Cancelled with no date: the period already invoiced is the last.
-    #[must_use]
-    pub fn end_before(&self, next_on: NaiveDate) -> End {
-        End { ends_on: day_before(next_on), final_billing_on: self.date_before(next_on) }
-    }
-
-    /// Cancelled with `final_billing_on`, a billing date, as the last invoice.
-    #[must_use]
-    pub fn end_after_invoice(&self, final_billing_on: NaiveDate) -> End {
-        let following = self.date_in(YearMonth::of(final_billing_on).next());
-        End { ends_on: day_before(following), final_billing_on }
-    }
-}
-
-fn day_before(date: NaiveDate) -> NaiveDate {
+/// The day before `date`. Before the first invoice not yet generated, it is the last day of what is paid for.
+#[must_use]
+pub fn day_before(date: NaiveDate) -> NaiveDate {
     date - Days::new(1)
 }
 

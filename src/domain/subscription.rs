@@ -4,7 +4,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::billing::{Billing, BillingDay, YearMonth};
+use super::billing::{BillingDay, BillingMode, YearMonth};
 use super::command::{Actor, Amount, CommandKey, CommandRef, PaymentCard};
 use super::field::{Field, Malformed, fault};
 use super::text::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
@@ -79,9 +79,10 @@ impl Subscription {
     pub fn faults(&self) -> Vec<&Malformed> {
         let Some(it) = &self.details else { return Vec::new() };
         let names = [fault(&it.participant), fault(&it.plan)];
-        let billing = [fault(&it.billing), fault(&it.next_on), fault(&it.last_on), fault(&it.last_invoice_id)];
+        let billing = [fault(&it.billing_mode), fault(&it.billing_day), fault(&it.next_on)];
+        let invoices = [fault(&it.last_on), fault(&it.last_invoice_id)];
         let rest = [fault(&it.expires_on), fault(&it.activities), fault(&it.end), fault(&it.request)];
-        names.into_iter().chain(billing).chain(rest).flatten().collect()
+        names.into_iter().chain(billing).chain(invoices).chain(rest).flatten().collect()
     }
 
     /// Checks that a live one has a next invoice: without it, no command can be decided (contract §4).
@@ -107,9 +108,9 @@ pub struct Details {
     pub participant: Field<String>,
     /// The name of what was bought.
     pub plan: Field<String>,
-    /// On which days it is billed.
-    pub billing: Field<Billing>,
-    /// The billing day alone: what a natural end needs.
+    /// Whose day it is billed on (`billing.mode`). It matters only where a month of cancellation is chosen.
+    pub billing_mode: Field<BillingMode>,
+    /// On which day of the month it is billed (`billing.day`).
     pub billing_day: Field<BillingDay>,
     /// The first invoice not yet generated (`billing.next_on`). Every live subscription has one.
     pub next_on: Field<Option<NaiveDate>>,

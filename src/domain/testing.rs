@@ -7,7 +7,7 @@ use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::{Value, json};
 
 use super::account::Account;
-use super::billing::{Billing, BillingDay, BillingMode, YearMonth, end_of_day, parse_date};
+use super::billing::{BillingDay, BillingMode, YearMonth, end_of_day, parse_date};
 use super::command::{Actor, Command};
 use super::fold::{AccountDraft, Loaded, Missing, SubscriptionDraft, Task, Verdict, World};
 use super::notification::{Brand, Mailbox, Notification};
@@ -31,9 +31,9 @@ pub(crate) fn now() -> DateTime<Utc> {
     instant("2026-06-01T16:00:00Z")
 }
 
-/// A billing with this mode and day.
-pub(crate) fn billing(mode: BillingMode, day: i64) -> Billing {
-    Billing { mode, day: BillingDay::try_from(day).unwrap() }
+/// A billing day.
+pub(crate) fn billing_day(day: i64) -> BillingDay {
+    BillingDay::try_from(day).unwrap()
 }
 
 /// One subscription with its account and organization.
@@ -79,8 +79,8 @@ pub(crate) fn scene(status: Status) -> Scene {
     let details = Details {
         participant: Ok("Zoé Roy".into()),
         plan: Ok("Natation".into()),
-        billing: Ok(billing(BillingMode::Anniversary, 15)),
-        billing_day: Ok(billing(BillingMode::Anniversary, 15).day),
+        billing_mode: Ok(BillingMode::Anniversary),
+        billing_day: Ok(billing_day(15)),
         next_on: Ok((!is_over).then(|| date("2026-06-15"))),
         last_on: Ok(Some(date("2026-05-15"))),
         last_invoice_id: Ok(Some("inv-may".try_into().unwrap())),

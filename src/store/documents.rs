@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::account::{Account, CardNotice, NoticeKind};
-use crate::domain::billing::{Billing, BillingDay, BillingMode, DOCUMENT_YEARS, YearMonth, iso_date, parse_date};
+use crate::domain::billing::{BillingDay, BillingMode, DOCUMENT_YEARS, YearMonth, iso_date, parse_date};
 use crate::domain::command::{Actor, Amount, Card, CommandKey, CommandRef, Last4, PaymentCard};
 use crate::domain::field::{Field, Malformed};
 use crate::domain::fold::Loaded;
@@ -714,14 +714,12 @@ fn details(document: SubscriptionDocument, status: Status) -> Details {
     let request = |request: Option<RequestDocument>| request.map(Request::try_from).transpose();
     let cancellation = |record: Option<CancellationDocument>| record.map(CancellationRecord::try_from).transpose();
     let billing = document.billing.and_then(required).read(&of, "billing");
-    let (billing, billing_day, next_on, last_on, last_invoice_id) = match billing {
+    let (billing_mode, billing_day, next_on, last_on, last_invoice_id) = match billing {
         Ok(billing) => {
             let in_month = |Integer(day)| BillingDay::try_from(day).map_err(Fault::new);
-            let day = billing.day.and_then(required).and_then(in_month).read(&of, "billing.day");
-            let mode = billing.mode.and_then(required).read(&of, "billing.mode");
             (
-                mode.and_then(|mode| Ok(Billing { mode, day: day.clone()? })),
-                day,
+                billing.mode.and_then(required).read(&of, "billing.mode"),
+                billing.day.and_then(required).and_then(in_month).read(&of, "billing.day"),
                 billing.next_on.and_then(date).read(&of, "billing.next_on"),
                 billing.last_on.and_then(date).read(&of, "billing.last_on"),
                 billing.last_invoice_id.read(&of, "billing.last_invoice_id"),
@@ -732,7 +730,7 @@ fn details(document: SubscriptionDocument, status: Status) -> Details {
     Details {
         participant,
         plan,
-        billing,
+        billing_mode,
         billing_day,
         next_on,
         last_on,

@@ -7,12 +7,7 @@ use proptest::prelude::*;
 
 use super::BillingMode::{Anniversary, FixedDay};
 use super::*;
-use crate::domain::testing::{billing, date, instant, month};
-
-/// A billing of which only the day matters.
-fn day(day: i64) -> Billing {
-    billing(Anniversary, day)
-}
+use crate::domain::testing::{billing_day as day, date, instant, month};
 
 #[test]
 fn billing_dates() {
@@ -38,7 +33,7 @@ fn billing_dates() {
 fn the_newest_billing_date() {
     #[track_caller]
     fn check(billing_day: i64, until: &str, expected: &str) {
-        assert_eq!(day(billing_day).day.newest_date(date(until)), date(expected));
+        assert_eq!(day(billing_day).newest_date(date(until)), date(expected));
     }
     check(15, "2026-06-14", "2026-05-15");
     check(15, "2026-06-15", "2026-06-15");
@@ -61,8 +56,8 @@ proptest! {
     ) {
         let expires_on = date("2026-01-01") + Days::new(expires);
         let today = expires_on + TimeDelta::days(later);
-        let billing = day(billing_day);
-        prop_assert_eq!(billing.day.natural_end(expires_on) < today, expires_on < billing.day.newest_date(today));
+        let billing_day = day(billing_day);
+        prop_assert_eq!(billing_day.natural_end(expires_on) < today, expires_on < billing_day.newest_date(today));
     }
 }
 
@@ -105,7 +100,7 @@ fn what_is_a_billing_date() {
 fn cancelled_with_a_month() {
     #[track_caller]
     fn check(mode: BillingMode, billing_day: i64, chosen: &str, ends_on: &str, final_billing_on: &str) {
-        let end = billing(mode, billing_day).end_in_month(month(chosen));
+        let end = day(billing_day).end_in_month(mode, month(chosen));
         assert_eq!(end, End { ends_on: date(ends_on), final_billing_on: date(final_billing_on) });
     }
     check(Anniversary, 15, "2026-06", "2026-06-14", "2026-05-15");
@@ -128,15 +123,13 @@ fn cancelled_with_a_month() {
     check(FixedDay, 31, "2027-01", "2027-01-31", "2026-12-31");
 }
 
-/// With no month, by the client, or accepted with no date: both modes alike.
+/// With no month, by the client, or accepted with no date.
 #[test]
 fn cancelled_before_the_next_invoice() {
     #[track_caller]
     fn check(billing_day: i64, next_on: &str, ends_on: &str, final_billing_on: &str) {
-        for mode in [Anniversary, FixedDay] {
-            let end = billing(mode, billing_day).end_before(date(next_on));
-            assert_eq!(end, End { ends_on: date(ends_on), final_billing_on: date(final_billing_on) });
-        }
+        let found = (day_before(date(next_on)), day(billing_day).date_before(date(next_on)));
+        assert_eq!(found, (date(ends_on), date(final_billing_on)));
     }
     check(15, "2026-06-15", "2026-06-14", "2026-05-15");
     check(1, "2026-03-01", "2026-02-28", "2026-02-01");
@@ -151,15 +144,13 @@ fn cancelled_before_the_next_invoice() {
     check(31, "2026-03-28", "2026-03-27", "2026-02-28");
 }
 
-/// Accepted with a date: both modes alike.
+/// Accepted with a date.
 #[test]
 fn cancelled_after_an_invoice() {
     #[track_caller]
     fn check(billing_day: i64, final_billing_on: &str, ends_on: &str) {
-        for mode in [Anniversary, FixedDay] {
-            let end = billing(mode, billing_day).end_after_invoice(date(final_billing_on));
-            assert_eq!(end, End { ends_on: date(ends_on), final_billing_on: date(final_billing_on) });
-        }
+        let end = day(billing_day).end_after_invoice(date(final_billing_on));
+        assert_eq!(end, End { ends_on: date(ends_on), final_billing_on: date(final_billing_on) });
     }
     check(15, "2026-06-15", "2026-07-14");
     check(1, "2026-06-01", "2026-06-30");
@@ -175,7 +166,7 @@ fn cancelled_after_an_invoice() {
 fn natural_ends() {
     #[track_caller]
     fn check(billing_day: i64, expires_on: &str, expected: &str) {
-        assert_eq!(day(billing_day).day.natural_end(date(expires_on)), date(expected));
+        assert_eq!(day(billing_day).natural_end(date(expires_on)), date(expected));
     }
     check(15, "2026-06-14", "2026-06-14");
     check(15, "2026-06-15", "2026-07-14"); // billed once more on the day itself
@@ -254,46 +245,47 @@ proptest! {
 
     #[test]
     fn computed_is_walked(mode in any_mode(), day in 1..=31_u32, on in any_date()) {
-        let billing = billing(mode, i64::from(day));
+        let billing_day = BillingDay(day);
         let pair = |end: End| (end.ends_on, end.final_billing_on);
         let of_month = YearMonth::of(on);
-        prop_assert_eq!(pair(billing.end_in_month(of_month)), walk::with_month(mode, day, of_month.first_day()));
-        prop_assert_eq!(pair(billing.end_before(on)), walk::with_no_month(day, on));
-        prop_assert_eq!(billing.day.natural_end(on), walk::natural_end(day, on));
-        prop_assert_eq!(billing.is_billing_date(on), walk::is_billing_date(day, on));
-        let invoice = billing.date_in(of_month);
-        prop_assert_eq!(pair(billing.end_after_invoice(invoice)), (walk::accepted(day, invoice), invoice));
+        prop_assert_eq!(pair(billing_day.end_in_month(mode, of_month)), walk::with_month(mode, day, of_month.first_day()));
+        prop_assert_eq!((day_before(on), billing_day.date_before(on)), walk::with_no_month(day, on));
+        prop_assert_eq!(billing_day.natural_end(on), walk::natural_end(day, on));
+        prop_assert_eq!(billing_day.is_billing_date(on), walk::is_billing_date(day, on));
+        let invoice = billing_day.date_in(of_month);
+        prop_assert_eq!(pair(billing_day.end_after_invoice(invoice)), (walk::accepted(day, invoice), invoice));
     }
 
     /// What is paid with an invoice is one cycle: from its date to the day before the next. A month of a fixed day
     /// gives the rest of that calendar month on top.
     #[test]
     fn every_end_lies_in_its_cycle(mode in any_mode(), day in 1..=31_u32, on in any_date()) {
-        let billing = billing(mode, i64::from(day));
-        let cycle = |end: End| (end.final_billing_on, billing.date_after(end.final_billing_on));
+        let billing_day = BillingDay(day);
+        let cycle = |invoice: NaiveDate| (invoice, billing_day.date_after(invoice));
         let of_month = YearMonth::of(on);
-        let invoice = billing.date_in(of_month);
+        let invoice = billing_day.date_in(of_month);
 
-        let with_month = billing.end_in_month(of_month);
-        let (from, until) = cycle(with_month);
-        prop_assert!(billing.is_billing_date(from) && YearMonth::of(from) == of_month.previous());
+        let with_month = billing_day.end_in_month(mode, of_month);
+        let (from, until) = cycle(with_month.final_billing_on);
+        prop_assert!(billing_day.is_billing_date(from) && YearMonth::of(from) == of_month.previous());
         prop_assert_eq!(YearMonth::of(until), of_month);
         match mode {
             Anniversary => prop_assert_eq!(with_month.ends_on + Days::new(1), until),
             FixedDay => prop_assert_eq!(with_month.ends_on, of_month.last_day()),
         }
 
-        let accepted = billing.end_after_invoice(invoice);
-        prop_assert_eq!(accepted.ends_on + Days::new(1), cycle(accepted).1);
+        let accepted = billing_day.end_after_invoice(invoice);
+        let next_on = cycle(invoice).1;
+        prop_assert_eq!(accepted.ends_on + Days::new(1), next_on);
         // To accept with the newest invoice is to accept with no date.
-        prop_assert_eq!(billing.end_before(cycle(accepted).1), accepted);
+        let End { ends_on, final_billing_on } = accepted;
+        prop_assert_eq!((day_before(next_on), billing_day.date_before(next_on)), (ends_on, final_billing_on));
 
         // Even where the next invoice is not dated on the billing day, the last day is in the last invoice's cycle.
-        let (from, until) = cycle(billing.end_before(on));
-        let ends_on = billing.end_before(on).ends_on;
-        prop_assert!(from <= ends_on && ends_on < until);
-        let natural_end = billing.day.natural_end(on);
-        prop_assert!(natural_end >= on && billing.is_billing_date(natural_end + Days::new(1)));
+        let (from, until) = cycle(billing_day.date_before(on));
+        prop_assert!(from <= day_before(on) && day_before(on) < until);
+        let natural_end = billing_day.natural_end(on);
+        prop_assert!(natural_end >= on && billing_day.is_billing_date(natural_end + Days::new(1)));
     }
 
     #[test]

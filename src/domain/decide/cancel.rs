@@ -3,10 +3,10 @@
 use chrono::NaiveDate;
 
 use super::{
-    Change, Context, Ending, Live, Obstacle, Outcome, Rejection, RejectionReason, Schedule, about, ending, name_of,
+    Change, Context, Ending, Live, Obstacle, Outcome, RejectionReason, Schedule, about, ending, ending_before, name_of,
     require_admin, require_before_natural_end, require_live, require_owner,
 };
-use crate::domain::billing::{Billing, End, YearMonth};
+use crate::domain::billing::YearMonth;
 use crate::domain::command::{Cancellation, CancellationVia, CommandRef};
 use crate::domain::event::{Event, Removed};
 use crate::domain::field::Field;
@@ -27,12 +27,10 @@ pub(super) fn decide(
         CancellationVia::Purchases { month } => {
             require_admin(&data.actor, "cancel from the purchases tab")?;
             let Live { details, next_on } = require_live(subscription)?;
-            let billing = details.billing.clone()?;
-            let end = match month {
-                Some(month) => end_in_month(billing, *month, next_on)?,
-                None => billing.end_before(next_on),
+            let ending = match month {
+                Some(month) => ending_in_month(details, *month, next_on)?,
+                None => ending_before(details, next_on)?,
             };
-            let ending = ending(details, billing, end, next_on)?;
             schedule(subscription, details, command, data, (By::Admin, Via::Purchases, *month), ending, context)
         }
         CancellationVia::Account => {
@@ -43,8 +41,7 @@ pub(super) fn decide(
                     .into());
             }
             let Live { details, next_on } = require_live(subscription)?;
-            let billing = details.billing.clone()?;
-            let ending = ending(details, billing, billing.end_before(next_on), next_on)?;
+            let ending = ending_before(details, next_on)?;
             schedule(subscription, details, command, data, (By::Client, Via::Account, None), ending, context)
         }
         CancellationVia::Invoice { invoice_id, refund } => {
@@ -56,14 +53,17 @@ pub(super) fn decide(
     }
 }
 
-fn end_in_month(billing: Billing, month: YearMonth, next_on: NaiveDate) -> Result<End, Rejection> {
+fn ending_in_month(details: &Details, month: YearMonth, next_on: NaiveDate) -> Result<Ending, Obstacle> {
     if month < YearMonth::of(next_on) {
-        return Err(RejectionReason::MonthAlreadyInvoiced.because(format!(
-            "The next invoice is that of {next_on}, so {} is the earliest month of cancellation; {month} was chosen.",
-            YearMonth::of(next_on)
-        )));
+        return Err(RejectionReason::MonthAlreadyInvoiced
+            .because(format!(
+                "The next invoice is that of {next_on}, so {} is the earliest month of cancellation; {month} was chosen.",
+                YearMonth::of(next_on)
+            ))
+            .into());
     }
-    Ok(billing.end_in_month(month))
+    let end = details.billing_day.clone()?.end_in_month(details.billing_mode.clone()?, month);
+    Ok(ending(details, end, next_on)?)
 }
 
 fn schedule(

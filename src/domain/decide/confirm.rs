@@ -3,10 +3,9 @@
 use chrono::NaiveDate;
 
 use super::{
-    Change, Context, Live, Obstacle, Outcome, Rejection, RejectionReason, Schedule, about, already_scheduled, ending,
-    name_of, require_admin, require_before_natural_end, require_live,
+    Change, Context, Ending, Live, Obstacle, Outcome, RejectionReason, Schedule, about, already_scheduled, ending,
+    ending_before, name_of, require_admin, require_before_natural_end, require_live,
 };
-use crate::domain::billing::{Billing, End};
 use crate::domain::command::{CancellationConfirmation, CommandRef, Decision};
 use crate::domain::event::{CancellationDeclined, Event};
 use crate::domain::field::Field;
@@ -34,12 +33,10 @@ pub(super) fn decide(
     }
     match data.decision {
         Decision::Accept { final_billing_date } => {
-            let billing = details.billing.clone()?;
-            let end = match final_billing_date {
-                Some(invoice_on) => end_after_invoice(billing, invoice_on, next_on)?,
-                None => billing.end_before(next_on),
+            let ending = match final_billing_date {
+                Some(invoice_on) => ending_after_invoice(details, invoice_on, next_on)?,
+                None => ending_before(details, next_on)?,
             };
-            let ending = ending(details, billing, end, next_on)?;
             require_before_natural_end(details, ending.ends_on)?;
             let schedule = Schedule {
                 command,
@@ -62,21 +59,26 @@ pub(super) fn decide(
     }
 }
 
-fn end_after_invoice(billing: Billing, date: NaiveDate, next_on: NaiveDate) -> Result<End, Rejection> {
-    if !billing.is_billing_date(date) {
-        return Err(RejectionReason::NotABillingDate.because(format!(
-            "{date} is not a billing date; the subscription is billed on {} and {}.",
-            billing.date_before(date),
-            billing.date_after(date)
-        )));
+fn ending_after_invoice(details: &Details, date: NaiveDate, next_on: NaiveDate) -> Result<Ending, Obstacle> {
+    let day = details.billing_day.clone()?;
+    if !day.is_billing_date(date) {
+        return Err(RejectionReason::NotABillingDate
+            .because(format!(
+                "{date} is not a billing date; the subscription is billed on {} and {}.",
+                day.date_before(date),
+                day.date_after(date)
+            ))
+            .into());
     }
-    let newest = billing.date_before(next_on);
+    let newest = day.date_before(next_on);
     if date < newest {
-        return Err(RejectionReason::FinalBillingDatePassed.because(format!(
-            "The billing date before the next invoice is {newest}, so the last invoice cannot be that of {date}."
-        )));
+        return Err(RejectionReason::FinalBillingDatePassed
+            .because(format!(
+                "The billing date before the next invoice is {newest}, so the last invoice cannot be that of {date}."
+            ))
+            .into());
     }
-    Ok(billing.end_after_invoice(date))
+    Ok(ending(details, day.end_after_invoice(date), next_on)?)
 }
 
 fn decline(

@@ -23,7 +23,7 @@ pub use card_expiry::{decide as decide_card_expiry, notice_due};
 pub use lapse::{end, expire};
 
 use super::account::{Account, CardNotice};
-use super::billing::{Billing, End, end_of_day};
+use super::billing::{End, day_before, end_of_day};
 use super::command::{Actor, CommandRef, SubscriptionCommand};
 use super::event::{About, CancellationScheduled, Event};
 use super::field::{Field, Malformed};
@@ -300,18 +300,29 @@ struct Ending {
     final_billing_on: Option<NaiveDate>,
 }
 
+/// The ending where no month and no date was chosen: the period already invoiced is the last.
+fn ending_before(details: &Details, next_on: NaiveDate) -> Field<Ending> {
+    Ok(Ending { ends_on: day_before(next_on), final_billing_on: newest_invoice_date(details, next_on)? })
+}
+
 /// The ending that the calendar computed. A last invoice before the next one exists already: it is the newest that was made,
 /// whatever the calendar says, and there may be none.
-fn ending(details: &Details, billing: Billing, computed: End, next_on: NaiveDate) -> Field<Ending> {
+fn ending(details: &Details, computed: End, next_on: NaiveDate) -> Field<Ending> {
     let End { ends_on, final_billing_on } = computed;
-    let final_billing_on = if final_billing_on >= next_on {
-        Some(final_billing_on)
-    } else if let Some(last_on) = details.last_on.clone()? {
-        Some(last_on)
-    } else {
-        details.last_invoice_id.clone()?.map(|_| billing.date_before(next_on))
-    };
+    let final_billing_on =
+        if final_billing_on >= next_on { Some(final_billing_on) } else { newest_invoice_date(details, next_on)? };
     Ok(Ending { ends_on, final_billing_on })
+}
+
+/// The date of the newest invoice that exists. The calendar is asked only where the document does not say.
+fn newest_invoice_date(details: &Details, next_on: NaiveDate) -> Field<Option<NaiveDate>> {
+    if let Some(last_on) = details.last_on.clone()? {
+        return Ok(Some(last_on));
+    }
+    match details.last_invoice_id.clone()? {
+        Some(_) => Ok(Some(details.billing_day.clone()?.date_before(next_on))),
+        None => Ok(None),
+    }
 }
 
 /// Rejects an end that would come after the natural end.

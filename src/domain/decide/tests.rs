@@ -401,24 +401,23 @@ fn a_malformed_field_stops_only_what_needs_it() {
     fn bad<T>() -> Field<T> {
         Err(Malformed("bad".to_owned()))
     }
-    const EVERYTHING: [&str; 11] = [
+    const EVERYTHING: [&str; 12] = [
         "purchases",
         "month",
         "invoice",
         "account",
         "request",
         "accept",
+        "accept with a date",
         "decline",
         "payment",
         "card",
         "end",
         "expire",
     ];
-    const EMAILS: [&str; 9] =
-        ["purchases", "month", "invoice", "account", "request", "accept", "decline", "payment", "card"];
-    const ABOUT_SUBSCRIPTIONS: [&str; 8] =
-        ["purchases", "month", "invoice", "account", "request", "accept", "decline", "payment"];
-    const SCHEDULES: [&str; 4] = ["purchases", "month", "account", "accept"];
+    const ABOUT_SUBSCRIPTIONS: [&str; 9] =
+        ["purchases", "month", "invoice", "account", "request", "accept", "accept with a date", "decline", "payment"];
+    const SCHEDULES: [&str; 5] = ["purchases", "month", "account", "accept", "accept with a date"];
 
     #[track_caller]
     fn check(field: &str, spoil: impl Fn(&mut Scene), needed_by: &[&str]) {
@@ -430,7 +429,7 @@ fn a_malformed_field_stops_only_what_needs_it() {
             .into_iter()
             .filter(|what| {
                 let status = match *what {
-                    "accept" | "decline" => Status::CancellationRequested,
+                    "accept" | "accept with a date" | "decline" => Status::CancellationRequested,
                     "end" => Status::CancellationScheduled,
                     _ => Status::Active,
                 };
@@ -446,6 +445,7 @@ fn a_malformed_field_stops_only_what_needs_it() {
                     "account" => scene.tell(&account()).verdict,
                     "request" => scene.tell(&request()).verdict,
                     "accept" => scene.tell(&accept("")).verdict,
+                    "accept with a date" => scene.tell(&accept("2026-06-15")).verdict,
                     "decline" => scene.tell(&decline()).verdict,
                     "payment" => scene.tell(&payment_failure()).verdict,
                     "card" => scene.tell(&card_expiry("2026-06")).verdict,
@@ -476,10 +476,12 @@ fn a_malformed_field_stops_only_what_needs_it() {
     }
 
     check("nothing", |_| {}, &[]);
-    check("organization name", |scene| scene.organization.name = bad(), &EMAILS);
-    check("contact", |scene| scene.organization.contact = bad(), &EMAILS);
-    check("manager", |scene| scene.account.manager = bad(), &EMAILS);
-    let zones = ["purchases", "month", "invoice", "account", "request", "accept", "decline", "card", "expire"];
+    let emails = [&ABOUT_SUBSCRIPTIONS[..], &["card"]].concat();
+    check("organization name", |scene| scene.organization.name = bad(), &emails);
+    check("contact", |scene| scene.organization.contact = bad(), &emails);
+    check("manager", |scene| scene.account.manager = bad(), &emails);
+    let but_payments = ABOUT_SUBSCRIPTIONS.into_iter().filter(|what| *what != "payment");
+    let zones: Vec<&str> = but_payments.chain(["card", "expire"]).collect();
     check("timezone", |scene| scene.organization.timezone = bad(), &zones);
     check("client_cancellation", |scene| scene.organization.client_cancellation = bad(), &["account"]);
     let own = |scene: &mut Scene| scene.organization.notify_client_of_own_actions = bad();
@@ -489,14 +491,25 @@ fn a_malformed_field_stops_only_what_needs_it() {
     check("card_notices", |scene| scene.account.card_notices = bad(), &["card"]);
     check("participant", of(|details| details.participant = bad()), &ABOUT_SUBSCRIPTIONS);
     check("plan", of(|details| details.plan = bad()), &ABOUT_SUBSCRIPTIONS);
-    check("billing", of(|details| details.billing = bad()), &SCHEDULES);
-    check("billing day", of(|details| details.billing_day = bad()), &["expire"]);
+    check("billing mode", of(|details| details.billing_mode = bad()), &["month"]);
+    check("billing day", of(|details| details.billing_day = bad()), &["month", "accept with a date", "expire"]);
     check("next_on", of(|details| details.next_on = bad()), &ABOUT_SUBSCRIPTIONS);
     check("last_on", of(|details| details.last_on = bad()), &["purchases", "account", "accept"]);
     check("last_invoice_id", of(|details| details.last_invoice_id = bad()), &["invoice"]);
-    let expiry = ["purchases", "month", "account", "accept", "expire"];
-    check("expires_on", of(|details| details.expires_on = bad()), &expiry);
+    // Without `last_on`, the date of the last invoice is computed.
+    let computed = |details: &mut crate::domain::subscription::Details| {
+        details.last_on = Ok(None);
+        details.billing_day = bad();
+    };
+    let day = ["purchases", "month", "account", "accept", "accept with a date", "expire"];
+    check("billing day, without last_on", of(computed), &day);
+    let nothing_known = |details: &mut crate::domain::subscription::Details| {
+        details.last_on = Ok(None);
+        details.last_invoice_id = bad();
+    };
+    check("last_invoice_id, without last_on", of(nothing_known), &["purchases", "invoice", "account", "accept"]);
+    check("expires_on", of(|details| details.expires_on = bad()), &[&SCHEDULES[..], &["expire"]].concat());
     check("activities", of(|details| details.activities = bad()), &["invoice", "end", "expire"]);
     check("end", of(|details| details.end = bad()), &[&SCHEDULES[..], &["payment", "end"]].concat());
-    check("request", of(|details| details.request = bad()), &["accept", "decline"]);
+    check("request", of(|details| details.request = bad()), &["accept", "accept with a date", "decline"]);
 }
