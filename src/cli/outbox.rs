@@ -7,8 +7,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use offramp::clock;
 use offramp::config::{DatabaseSettings, TlsSettings};
-use offramp::store::Store;
 use offramp::store::stuck::{Condition, Stuck, StuckEntries};
+use offramp::store::{Store, StoreError};
 use serde_json::json;
 
 use super::WrongConfiguration;
@@ -75,17 +75,8 @@ Examples:
   offramp outbox retry --to @example.org
   offramp outbox retry --all --dry-run")]
 struct Retry {
-    /// Tell what would be tried again, and change nothing
-    #[arg(long)]
-    dry_run: bool,
-
     #[command(flatten)]
-    selection: Selection,
-
-    #[command(flatten)]
-    database: DatabaseSettings,
-    #[command(flatten)]
-    tls: TlsSettings,
+    chosen: Chosen,
 }
 
 /// Give refused ones up for good: they are never sent; asks first
@@ -100,11 +91,18 @@ Examples:
   offramp outbox drop --to @closed.example --yes")]
 struct Discard {
     /// Do not ask
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     yes: bool,
 
-    /// Tell what would be dropped, and change nothing
-    #[arg(long, conflicts_with = "yes")]
+    #[command(flatten)]
+    chosen: Chosen,
+}
+
+/// The refused entries that something is done to.
+#[derive(Args, Debug)]
+struct Chosen {
+    /// Show which entries it would be, and change nothing
+    #[arg(long)]
     dry_run: bool,
 
     #[command(flatten)]
@@ -210,23 +208,12 @@ impl List {
 
 impl Retry {
     async fn run(self) -> anyhow::Result<()> {
-        self.selection.check()?;
-        let store = Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?;
-        if self.dry_run {
-            let shown = self.selection.look(&store, usize::MAX).await?;
-            if shown.total > 0 {
-                shown.print()?;
-                writeln!(stdout().lock(), "{} would be tried again; nothing was changed", shown.total)?;
-            }
-            return Ok(());
+        let store = self.chosen.open().await?;
+        if self.chosen.dry_run {
+            return self.chosen.show(&store, "tried again").await;
         }
-        let (mut meant, mut made_due) = (0, 0);
-        let mut refused = store.stuck(Condition::Refused).await?;
-        while let Some(batch) = self.selection.next_batch(&mut refused).await? {
-            meant += batch.len();
-            made_due += store.retry(&batch, clock::now()).await?;
-        }
-        self.selection.found(meant as u64)?;
+        let (meant, made_due) =
+            self.chosen.change(&store, |_| true, async |batch| store.retry(&batch, clock::now()).await).await?;
         if meant > 0 {
             writeln!(stdout().lock(), "{made_due} due now; a worker tries them within seconds")?;
             others_were_faster(meant - made_due)?;
@@ -237,8 +224,8 @@ impl Retry {
 
 impl Discard {
     async fn run(self) -> anyhow::Result<()> {
-        self.selection.check()?;
-        if !self.yes && !self.dry_run && !stdin().is_terminal() {
+        let Self { yes, chosen } = self;
+        if !yes && !chosen.dry_run && !stdin().is_terminal() {
             return Err(WrongConfiguration(
                 "there is no terminal to ask on whether to drop entries for good; --yes does it without asking. Nothing was \
                  dropped"
@@ -246,38 +233,67 @@ impl Discard {
             )
             .into());
         }
-        let store = Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?;
+        let store = chosen.open().await?;
+        if chosen.dry_run {
+            return chosen.show(&store, "dropped").await;
+        }
         let asked_at = clock::now();
-        if !self.yes {
-            let shown = self.selection.look(&store, SHOWN_MAX).await?;
+        if !yes {
+            let shown = chosen.selection.look(&store, SHOWN_MAX).await?;
             if shown.total == 0 {
                 return Ok(());
             }
             shown.print()?;
-            let number = count(shown.total, "entry");
-            if self.dry_run {
-                writeln!(stdout().lock(), "{number} would be dropped; nothing was changed")?;
-                return Ok(());
-            }
-            let question = format!("Drop {number} for good? [y/N] ");
+            let question = format!("Drop {} for good? [y/N] ", count(shown.total, "entry"));
             if !tokio::task::spawn_blocking(move || ask(&question)).await?? {
                 bail!("nothing was dropped");
             }
         }
-        let (mut meant, mut dropped) = (0, 0);
-        let mut refused = store.stuck(Condition::Refused).await?;
-        while let Some(mut batch) = self.selection.next_batch(&mut refused).await? {
-            // What was refused since then was not asked about.
-            batch.retain(|entry| self.yes || entry.failed_at.is_some_and(|at| at <= asked_at));
-            meant += batch.len();
-            dropped += store.drop_refused(&batch).await?;
-        }
-        self.selection.found(meant as u64)?;
+        // What was refused since then was not asked about.
+        let was_asked_about = |entry: &Stuck| yes || entry.failed_at.is_some_and(|at| at <= asked_at);
+        let (meant, dropped) =
+            chosen.change(&store, was_asked_about, async |batch| store.drop_refused(&batch).await).await?;
         if meant > 0 {
             writeln!(stdout().lock(), "dropped {}", count(dropped as u64, "entry"))?;
             others_were_faster(meant - dropped)?;
         }
         Ok(())
+    }
+}
+
+impl Chosen {
+    /// Checks what was chosen, and connects.
+    async fn open(&self) -> anyhow::Result<Store> {
+        self.selection.check()?;
+        Ok(Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?)
+    }
+
+    /// The whole table of what would be `done`.
+    async fn show(&self, store: &Store, done: &str) -> anyhow::Result<()> {
+        let shown = self.selection.look(store, usize::MAX).await?;
+        if shown.total > 0 {
+            shown.print()?;
+            writeln!(stdout().lock(), "{} would be {done}; nothing was changed", count(shown.total, "entry"))?;
+        }
+        Ok(())
+    }
+
+    /// Changes the chosen entries that are `meant`, a batch at a time. Returns how many these were, and how many `change` changed.
+    async fn change(
+        &self,
+        store: &Store,
+        meant: impl Fn(&Stuck) -> bool,
+        change: impl AsyncFn(Vec<Stuck>) -> Result<usize, StoreError>,
+    ) -> anyhow::Result<(usize, usize)> {
+        let (mut found, mut changed) = (0, 0);
+        let mut refused = store.stuck(Condition::Refused).await?;
+        while let Some(mut batch) = self.selection.next_batch(&mut refused).await? {
+            batch.retain(&meant);
+            found += batch.len();
+            changed += change(batch).await?;
+        }
+        self.selection.found(found as u64)?;
+        Ok((found, changed))
     }
 }
 

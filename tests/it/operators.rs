@@ -541,7 +541,7 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
     let nobody = failure(&world, &["outbox", "retry", "zzzzzzzz"], 1);
     assert!(nobody.contains("outbox list"), "{nobody}");
     let dry = output(&world, &["outbox", "retry", "--all", "--dry-run"]);
-    assert!(dry.contains("6 would be tried again; nothing was changed"), "{dry}");
+    assert!(dry.contains("6 entries would be tried again; nothing was changed"), "{dry}");
 
     // Refused again, it is listed again, with one more try.
     let version = || async { world.document("subscriptions", "sub").await.unwrap().get_i64("version").unwrap() };
