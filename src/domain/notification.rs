@@ -215,10 +215,15 @@ pub struct Facts {
     /// What the payment system says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_message: Option<String>,
-    /// The day of the next try to pay; absent: there is none.
+    /// The day of the next attempt to pay: the day of the decision or later.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
     #[schemars(with = "Option<NaiveDate>")]
     pub next_attempt_on: Option<NaiveDate>,
+    /// The day of the next attempt where the command came late, and that day was over: what came of it is not known. Without this
+    /// and `next_attempt_on` there is no further attempt.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
+    #[schemars(with = "Option<NaiveDate>")]
+    pub past_attempt_on: Option<NaiveDate>,
     /// Where administrators see the subscription; in the organization's mails only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin_url: Option<String>,
@@ -307,6 +312,7 @@ impl Facts {
             attempt: None,
             failure_message: None,
             next_attempt_on: None,
+            past_attempt_on: None,
             admin_url: None,
         })
     }

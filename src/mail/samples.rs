@@ -135,6 +135,7 @@ fn payment_failed() -> Vec<(&'static str, Facts)> {
         ..subscription_facts()
     });
     vec![
+        ("past-attempt", Facts { next_attempt_on: None, past_attempt_on: date(2026, 6, 18), ..full.clone() }),
         ("no-further-attempt", Facts { next_attempt_on: None, attempt: Some(3), ..full.clone() }),
         ("full", full),
         ("minimal", payment(few_facts())),
@@ -164,6 +165,7 @@ pub(super) fn every_fact() -> Facts {
         attempt: Some(1),
         failure_message: text("x"),
         next_attempt_on: date(2026, 6, 14),
+        past_attempt_on: date(2026, 6, 14),
         admin_url: text("https://example.com/"),
     }
 }
@@ -191,6 +193,7 @@ fn few_facts() -> Facts {
         attempt: None,
         failure_message: None,
         next_attempt_on: None,
+        past_attempt_on: None,
         admin_url: None,
     }
 }

@@ -64,6 +64,7 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> View {
         attempt,
         failure_message,
         next_attempt_on,
+        past_attempt_on,
         admin_url,
     } = facts;
     let date = |date: &Option<NaiveDate>| date.map(|date| formats.date(date));
@@ -107,6 +108,7 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> View {
     put(&mut view, "attempt", attempt.map(|attempt| attempt.to_string()));
     put(&mut view, "failure_message", prose(failure_message));
     put(&mut view, "next_attempt_on", date(next_attempt_on));
+    put(&mut view, "past_attempt_on", date(past_attempt_on));
     put(&mut view, "admin_url", admin_url.as_deref().and_then(web_address));
     view
 }

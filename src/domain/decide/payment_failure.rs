@@ -13,6 +13,11 @@ pub(super) fn decide(
     // Only a removed subscription has no details: what was used until it ended still has to be paid.
     let details = subscription.details.as_ref().ok_or_else(|| already_ended(subscription))?;
     let end = details.end.clone()?;
+    // A command may come late. Whether an attempt of an earlier day was refused, too, is told by a command of its own.
+    let (next_attempt_on, past_attempt_on) = match data.next_attempt_on {
+        Some(day) if day < context.organization.date_at(context.now)? => (None, Some(day)),
+        next_attempt_on => (next_attempt_on, None),
+    };
     let facts = Facts {
         invoice_id: Some(data.invoice_id.to_string()),
         amount: Some(data.amount.clone()),
@@ -24,7 +29,8 @@ pub(super) fn decide(
         }),
         attempt: Some(data.attempt.get()),
         failure_message: data.failure_message.as_ref().map(|message| message.as_str().to_owned()),
-        next_attempt_on: data.next_attempt_on,
+        next_attempt_on,
+        past_attempt_on,
         ends_on: end.map(|end| end.ends_on),
         final_billing_on: end.and_then(|end| end.final_billing_on),
         ..context.facts(subscription, details)?
@@ -50,6 +56,7 @@ pub(super) fn decide(
 mod tests {
     use serde_json::json;
 
+    use crate::domain::command::{CommandBody, SubscriptionCommand};
     use crate::domain::subscription::Status;
     use crate::domain::testing::*;
 
@@ -72,6 +79,29 @@ mod tests {
             invoice_id: inv-may, amount.value: 1049.9, amount.currency: CAD, card.brand: Visa, card.last4: 0042, card.expired: false, attempt: 2, failure_message: Fonds insuffisants, next_attempt_on: 2026-06-04
         "#,
         );
+    }
+
+    /// The organization's calendar decides: at 03:00 UTC on 11 June it is still the 10th in Montréal.
+    #[test]
+    fn an_attempt_of_an_earlier_day_is_not_announced() {
+        #[track_caller]
+        fn check(next_attempt_on: &str, next: Option<&str>, past: Option<&str>) {
+            let mut failure = payment_failure();
+            if let CommandBody::Subscription(SubscriptionCommand::PaymentFailure(data)) = &mut failure.body {
+                data.next_attempt_on = Some(date(next_attempt_on));
+            }
+            let told = scene(Status::Active).with(|scene| scene.now = instant("2026-06-11T03:00:00Z")).tell(&failure);
+            let added = &told.subscription.unwrap().added[0];
+            for email in &added.notifications {
+                let facts = &email.facts;
+                assert_eq!((facts.next_attempt_on, facts.past_attempt_on), (next.map(date), past.map(date)));
+            }
+            let recorded = added.record.payment_failure.as_ref().unwrap();
+            assert_eq!(recorded.next_attempt_on, Some(date(next_attempt_on)), "as the command says");
+        }
+        check("2026-06-11", Some("2026-06-11"), None);
+        check("2026-06-10", Some("2026-06-10"), None);
+        check("2026-06-09", None, Some("2026-06-09"));
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub enum Fact {
     Attempt,
     FailureMessage,
     NextAttemptOn,
+    PastAttemptOn,
 }
 
 /// The facts of a mail.
@@ -54,6 +55,7 @@ pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
             Attempt,
             FailureMessage,
             NextAttemptOn,
+            PastAttemptOn,
             EndsOn,
             FinalBillingOn,
         ],
@@ -101,6 +103,7 @@ impl Fact {
             Self::Attempt => facts.attempt.map(|attempt| attempt.to_string()),
             Self::FailureMessage => facts.failure_message.clone(),
             Self::NextAttemptOn => day(facts.next_attempt_on),
+            Self::PastAttemptOn => day(facts.past_attempt_on),
         }
     }
 }
