@@ -1,9 +1,12 @@
 //! Files with a JSON value a line: documents to import or to simulate on, commands to publish or to simulate.
 
+use std::collections::HashSet;
+use std::fmt;
 use std::io::{self, BufRead};
 
 use bson::{Document, RawDocumentBuf};
 use serde::Deserialize;
+use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::domain::account::Account;
 use crate::domain::field::Malformed;
@@ -51,6 +54,86 @@ pub fn lines(input: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
         .filter(|line| !line.as_ref().is_ok_and(|line| line.bytes.trim_ascii().is_empty()))
 }
 
+impl Line {
+    fn bad(&self, reason: String) -> BadLine {
+        BadLine { number: self.number, reason }
+    }
+
+    fn read<T: DeserializeOwned>(&self) -> Result<T, BadLine> {
+        let mut json = serde_json::Deserializer::from_slice(&self.bytes);
+        let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+            let reason = error.inner();
+            self.bad(match error.path().to_string().as_str() {
+                "." => reason.to_string(),
+                path => format!("{path}: {reason}"),
+            })
+        })?;
+        json.end().map_err(|error| self.bad(error.to_string()))?;
+        Ok(parsed)
+    }
+}
+
+/// A JSON value in which no object has a key twice. A BSON document is read from such an object without a word, and has the last
+/// of the two values.
+struct UniqueKeys;
+
+impl<'de> Deserialize<'de> for UniqueKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+
+        impl<'de> Visitor<'de> for Any {
+            type Value = UniqueKeys;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON value")
+            }
+
+            fn visit_unit<E>(self) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<UniqueKeys, E> {
+                Ok(UniqueKeys)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<UniqueKeys, A::Error> {
+                while values.next_element::<UniqueKeys>()?.is_some() {}
+                Ok(UniqueKeys)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<UniqueKeys, A::Error> {
+                let mut keys = HashSet::new();
+                while let Some(key) = entries.next_key::<String>()? {
+                    if keys.contains(&key) {
+                        return Err(A::Error::custom(format!("the key `{key}` is given twice")));
+                    }
+                    keys.insert(key);
+                    entries.next_value::<UniqueKeys>()?;
+                }
+                Ok(UniqueKeys)
+            }
+        }
+
+        deserializer.deserialize_any(Any)
+    }
+}
+
 /// A document for a collection: `{"collection": "subscriptions", "document": {…}}`, with instants and other types that JSON
 /// lacks in extended JSON (`{"$date": "2026-06-15T04:00:00Z"}`).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -63,11 +146,11 @@ pub struct ForCollection {
     pub document: Document,
 }
 
-fn collection<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Collection, D::Error> {
+fn collection<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Collection, D::Error> {
     let name = String::deserialize(deserializer)?;
     Collection::ALL.into_iter().find(|collection| collection.as_str() == name).ok_or_else(|| {
         let names = Collection::ALL.map(Collection::as_str).join(", ");
-        serde::de::Error::custom(format!("\"{name}\" is none of the collections {names}"))
+        D::Error::custom(format!("\"{name}\" is none of the collections {names}"))
     })
 }
 
@@ -87,21 +170,13 @@ impl ForCollection {
     /// Reads a line.
     ///
     /// # Errors
-    /// When it is not JSON, not of this form, or has no `_id` that is a text of 1 to 128 characters.
+    /// When it is not JSON, not of this form, names a key twice, or has no `_id` that is a text of 1 to 128 characters.
     pub fn parse(line: &Line) -> Result<Self, BadLine> {
-        let bad = |reason: String| BadLine { number: line.number, reason };
-        let mut json = serde_json::Deserializer::from_slice(&line.bytes);
-        let parsed: Self = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            let reason = error.inner();
-            bad(match error.path().to_string().as_str() {
-                "." => reason.to_string(),
-                path => format!("{path}: {reason}"),
-            })
-        })?;
-        json.end().map_err(|error| bad(error.to_string()))?;
+        let parsed: Self = line.read()?;
+        let _: UniqueKeys = line.read()?;
         match parsed.document.get_str("_id").map(|id| id.chars().count()) {
             Ok(1..=128) => Ok(parsed),
-            _ => Err(bad("document._id: must be a text of 1 to 128 characters".to_owned())),
+            _ => Err(line.bad("document._id: must be a text of 1 to 128 characters".to_owned())),
         }
     }
 
@@ -216,6 +291,27 @@ mod tests {
             "line 7: document._id: must be a text of 1 to 128 characters"
         );
         assert!(reason("{").starts_with("line 7: "));
+        let twice = |document: &str| {
+            let line = format!(r#"{{"collection": "subscriptions", "document": {{"_id": "a", {document}}}}}"#);
+            parse(&line).unwrap_err()
+        };
+        assert!(
+            twice(r#""status": "active", "status": "x""#)
+                .starts_with("line 7: document: the key `status` is given twice")
+        );
+        assert!(
+            twice(r#""billing": {"day": 1, "mode": "x", "day": 2}"#)
+                .starts_with("line 7: document.billing: the key `day` is given twice")
+        );
+        assert!(
+            twice(r#""activities": [{"id": "a"}, {"id": "b", "id": "c"}]"#)
+                .starts_with("line 7: document.activities[1]: the key `id` is given twice")
+        );
+        // The same key of two objects is none twice.
+        assert!(
+            parse(r#"{"collection": "accounts", "document": {"_id": "a", "b": {"_id": null}, "c": [{"_id": 1.5}]}}"#)
+                .is_ok()
+        );
         let found =
             parse(r#"{"collection": "accounts", "document": {"_id": "a", "organization_id": 3}}"#).unwrap().found();
         let error = found.error().unwrap();

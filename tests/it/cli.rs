@@ -250,6 +250,10 @@ async fn import_checks_everything_first_and_leaves_what_it_does_not_name() {
     let ran = import(&format!("{documents}{{\"collection\": \"members\", \"document\": {{}}}}\n"));
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains("line 11: collection: \"members\" is none of"), "{}", ran.stderr);
+    let twice = documents.replace("\"day\": 15", "\"day\": 15, \"day\": 16");
+    let ran = import(&twice);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.stderr.contains("line 5: document.billing: the key `day` is given twice"), "{}", ran.stderr);
     assert_eq!(world.document("subscriptions", "sub-1002").await, None, "nothing was imported");
 
     let ran = import(&documents);

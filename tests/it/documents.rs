@@ -1,17 +1,20 @@
 //! Documents as the world writes them: what the worker writes it can read back, and what other systems write stops no more than
 //! what needs it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use bson::oid::ObjectId;
-use bson::{Bson, DateTime, Document, doc};
+use bson::{Bson, DateTime, Document, RawDocument, doc};
+use chrono::Months;
 use fastrand::Rng;
 use offramp::clock;
-use offramp::domain::command::{Command, CommandBody};
+use offramp::domain::account::Account;
+use offramp::domain::billing::YearMonth;
+use offramp::domain::command::Command;
 use offramp::domain::fold::{Loaded, Task, Verdict};
 use offramp::domain::subscription::Subscription;
-use offramp::store::commit::Committed;
-use offramp::store::documents::{SubscriptionDocument, read};
+use offramp::store::commit::{Committed, GuardedUpdate};
+use offramp::store::documents::{AccountDocument, SubscriptionDocument, read};
 use offramp::store::outbox::{Lease, OutboxEntry};
 use offramp::store::{Collection, Need, Store, changes};
 use offramp::tls::Tls as StoreTls;
@@ -25,10 +28,11 @@ use crate::support::worker::{Worker, get};
 use crate::support::world::World;
 
 const SUBSCRIPTIONS: usize = 120;
+const ACCOUNTS: usize = 30;
 const ROUNDS: usize = 8;
 
-/// Any accepted command, with dates at the ends of the calendar and texts at their limits, leaves a document that reads back as it
-/// was decided, and every entry of its outbox as itself.
+/// Any accepted command, with dates at the ends of the calendar and texts at their limits, and whatever time does, leaves a
+/// document that reads back as it was decided, and every entry of its outbox as itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_accepted_command_leaves_a_document_that_reads_back() {
     let world = World::new("round-trip").await;
@@ -39,31 +43,46 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
     for (at, zone) in ["Pacific/Kiritimati", "Pacific/Pago_Pago", "America/Toronto"].iter().enumerate() {
         let id = format!("org-{at}");
         let mut document = organization(&id);
-        document.extend(doc! { "timezone": zone, "notify_client_of_own_actions": true });
+        document.extend(doc! {
+            "timezone": zone, "notify_client_of_own_actions": true, "card_notice_days": [731, 90, 30, 5],
+        });
         world.collection("organizations").insert_one(document).await.unwrap();
-        world.collection("accounts").insert_one(account(&format!("acc-{at}"), &id)).await.unwrap();
     }
+    let accounts: Vec<Document> = (0..ACCOUNTS).map(|at| any_account(&mut random, at)).collect();
+    world.collection("accounts").insert_many(&accounts).await.unwrap();
     let documents: Vec<Document> = (0..SUBSCRIPTIONS).map(|at| any_subscription(&mut random, at)).collect();
     world.collection("subscriptions").insert_many(&documents).await.unwrap();
 
-    let (mut applied, mut statuses) = (0, BTreeSet::new());
+    let need = Need {
+        subscriptions: documents.iter().map(|document| id(document).try_into().unwrap()).collect(),
+        accounts: accounts.iter().map(|document| id(document).try_into().unwrap()).collect(),
+        ..Need::default()
+    };
+    let (mut applied, mut statuses, mut notices) = (0, BTreeSet::new(), BTreeSet::new());
     for round in 0..ROUNDS {
-        let commands: Vec<Command> =
-            documents.iter().enumerate().map(|(at, document)| any_command(&mut random, document, at, round)).collect();
-        let need = Need {
-            subscriptions: commands.iter().map(|command| subscription_id(command).try_into().unwrap()).collect(),
-            ..Need::default()
-        };
+        let mut tasks: Vec<Task> = Vec::new();
+        for (at, document) in documents.iter().enumerate() {
+            tasks.push(Task::Command(any_command(&mut random, document, at, round)));
+            if random.u8(..4) == 0 {
+                tasks.push(Task::Lapse(id(document).try_into().unwrap()));
+            }
+        }
+        for (at, document) in accounts.iter().enumerate() {
+            tasks.push(Task::Command(any_card_expiry(&mut random, document, at, round)));
+            let card = format!("card-{}", random.usize(..CARDS));
+            tasks.push(Task::CardNotice(id(document).try_into().unwrap(), card.as_str().try_into().unwrap()));
+        }
         let mut loaded = store.load(&need).await.unwrap();
         let now = clock::now();
-        for command in &commands {
-            match loaded.fold(&Task::Command(command.clone()), now) {
+        for task in &tasks {
+            match loaded.fold(task, now) {
                 Verdict::Applied => applied += 1,
                 Verdict::Unchanged | Verdict::Rejected(_) => {}
                 other => panic!("seed {seed}: {other:?}"),
             }
         }
         let after: Vec<Subscription> = loaded.changed_subscriptions().map(|draft| draft.after.clone()).collect();
+        let accounts_after: Vec<Account> = loaded.changed_accounts().map(|draft| draft.after.clone()).collect();
         let lease = Lease { holder: Uuid::new_v4(), until: now };
         let updates = changes::updates(loaded, &lease, "tests", &identify, now).unwrap();
         let committed = store.commit(&updates).await.unwrap();
@@ -80,18 +99,86 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
             expected.history_length = found.history_length;
             assert_eq!(found, expected, "seed {seed}");
             statuses.insert(found.status.as_str());
-
-            let update = updates.iter().find(|update| update.id == id).unwrap();
-            let outbox = raw.get_array("outbox").unwrap().into_iter().map(|entry| entry.unwrap());
-            let entries: Vec<OutboxEntry> = outbox
-                .map(|entry| bson::deserialize_from_slice(entry.as_document().unwrap().as_bytes()).unwrap())
-                .collect();
-            let newest = &entries[entries.len() - update.entries.len()..];
-            assert_eq!(newest, update.entries, "seed {seed}");
+            check_outbox(&raw, &id, &updates);
+        }
+        for mut expected in accounts_after {
+            let id = expected.id.to_string();
+            let raw = store.document(Collection::Accounts, &id).await.unwrap().unwrap();
+            let Loaded::Read(found) = read::<AccountDocument, Account>("accounts", &raw) else {
+                panic!("seed {seed}: {id} cannot be read");
+            };
+            assert!(found.faults().is_empty(), "seed {seed}: {:?}", found.faults());
+            expected.version = Some(expected.version.unwrap_or(0) + 1);
+            assert_eq!(found, expected, "seed {seed}");
+            notices.extend(found.card_notices.unwrap().into_iter().map(|notice| notice.kind));
+            check_outbox(&raw, &id, &updates);
         }
     }
-    assert!(applied > SUBSCRIPTIONS, "{applied} commands were applied");
-    assert_eq!(statuses.len(), 4, "{statuses:?}");
+    assert!(applied > SUBSCRIPTIONS, "{applied} tasks were applied");
+    assert_eq!(statuses.len(), 6, "{statuses:?}");
+    assert!(notices.len() > 3, "{notices:?}");
+    world.remove().await;
+}
+
+/// The newest entries of a document's outbox are those that its update brought.
+#[track_caller]
+fn check_outbox(raw: &RawDocument, id: &str, updates: &[GuardedUpdate]) {
+    let update = updates.iter().find(|update| update.id == id).unwrap();
+    let entries: Vec<OutboxEntry> = match raw.get_array("outbox") {
+        Ok(outbox) => outbox
+            .into_iter()
+            .map(|entry| bson::deserialize_from_slice(entry.unwrap().as_document().unwrap().as_bytes()).unwrap())
+            .collect(),
+        Err(_) => Vec::new(),
+    };
+    assert_eq!(entries[entries.len() - update.entries.len()..], update.entries, "{id}");
+}
+
+/// A batch as long as the longest, all about one document, is committed and comes again, because its worker ended before the ack:
+/// each command is remembered, so nothing is decided twice. With one command more, the first would be forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_remembers_a_full_batch() {
+    const BATCH_MAX: usize = 200;
+    let world = World::new("full-batch").await;
+    populate(&world).await;
+    let store = Store::open(&world.mongodb_url, &StoreTls::default()).await.unwrap();
+    let need = Need {
+        subscriptions: HashSet::from(["sub".try_into().unwrap()]),
+        accounts: HashSet::from(["acc".try_into().unwrap()]),
+        ..Need::default()
+    };
+    let commands: Vec<Command> = (0..BATCH_MAX)
+        .flat_map(|at| {
+            let payment = json!({
+                "organization_id": "org", "subscription_id": "sub", "invoice_id": "inv-5", "attempt": at + 1,
+                "amount": { "value": "1.00", "currency": "CAD" }, "card": { "brand": "Visa", "last4": "4242" },
+            });
+            let card = json!({ "id": format!("card-{at}"), "brand": "Visa", "last4": "4242", "expires": "2199-06" });
+            let card = json!({ "organization_id": "org", "account_id": "acc", "card": card });
+            [
+                command(&format!("payment-{at}"), "payment.failure", payment),
+                command(&format!("card-{at}"), "card.expiry", card),
+            ]
+        })
+        .map(|command| Command::parse(command.to_string().as_bytes()).unwrap())
+        .collect();
+    for expected in [Verdict::Applied, Verdict::Unchanged] {
+        let mut loaded = store.load(&need).await.unwrap();
+        let now = clock::now();
+        for command in &commands {
+            assert_eq!(loaded.fold(&Task::Command(command.clone()), now), expected, "{:?}", command.reference);
+        }
+        let lease = Lease { holder: Uuid::new_v4(), until: now };
+        let updates = commit::updates(loaded, &lease, "tests", &identify, now).unwrap();
+        assert_eq!(updates.len(), if expected == Verdict::Applied { 2 } else { 0 });
+        let committed = store.commit(&updates).await.unwrap();
+        assert!(committed.iter().all(|committed| *committed == Committed::Written), "{committed:?}");
+    }
+    for collection in ["subscriptions", "accounts"] {
+        let document = world.document(collection, if collection == "accounts" { "acc" } else { "sub" }).await.unwrap();
+        assert_eq!(document.get_array("applied").unwrap().len(), BATCH_MAX, "{collection}");
+        assert_eq!(document.get_array("notifications").unwrap().len(), 2 * BATCH_MAX, "{collection}");
+    }
     world.remove().await;
 }
 
@@ -160,15 +247,44 @@ async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
     world.remove().await;
 }
 
-fn subscription_id(command: &Command) -> &str {
-    match &command.body {
-        CommandBody::Subscription(data) => data.subscription_id().as_str(),
-        CommandBody::CardExpiry(_) => unreachable!(),
-    }
+fn id(document: &Document) -> &str {
+    document.get_str("_id").unwrap()
 }
 
 fn pick<T: Copy>(random: &mut Rng, choices: &[T]) -> T {
     choices[random.usize(..choices.len())]
+}
+
+/// How many cards an account has.
+const CARDS: usize = 4;
+
+fn any_account(random: &mut Rng, at: usize) -> Document {
+    let mut document = account(&format!("acc-{at}"), &format!("org-{}", at % 3));
+    let cards: Vec<Document> = (0..CARDS)
+        .map(|card| {
+            let expires = any_month(random);
+            doc! { "id": format!("card-{card}"), "brand": text(random, 256), "last4": "4242", "expires": expires }
+        })
+        .collect();
+    document.insert("cards", cards);
+    document
+}
+
+/// Of a card: long over, a few months from now, or at the end of the calendar.
+fn any_month(random: &mut Rng) -> String {
+    let soon = YearMonth::of(clock::now().date_naive() + Months::new(random.u32(..6)));
+    pick(random, &[None, None, Some("2000-01"), Some("2998-12")]).map_or_else(|| soon.to_string(), str::to_owned)
+}
+
+fn any_card_expiry(random: &mut Rng, document: &Document, at: usize, round: usize) -> Command {
+    let card = json!({
+        "id": pick(random, &["card-0", "card-1", "c"]), "brand": text(random, 256), "last4": "0042",
+        "expires": any_month(random),
+    });
+    let organization = document.get_str("organization_id").unwrap();
+    let data = json!({ "organization_id": organization, "account_id": id(document), "card": card });
+    let command = command(&format!("card-{at}-{round}"), "card.expiry", data);
+    Command::parse(command.to_string().as_bytes()).unwrap()
 }
 
 fn any_subscription(random: &mut Rng, at: usize) -> Document {
@@ -182,7 +298,7 @@ fn any_subscription(random: &mut Rng, at: usize) -> Document {
         "last_invoice_id": pick(random, &[Some("inv-5"), None]),
     };
     document.insert("billing", billing);
-    document.insert("expires_on", pick(random, &[Some("9999-12-31"), Some("2999-12-31"), None]));
+    document.insert("expires_on", pick(random, &[Some("9999-12-31"), Some("2999-12-31"), Some("1999-01-31"), None]));
     document
 }
 
@@ -308,6 +424,74 @@ async fn documents_of_other_drivers_pass_through_the_whole_job() {
         world.document("subscriptions", "odd-notifications").await.unwrap().get_str("notifications").unwrap(),
         "none"
     );
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// The same of accounts: a notice about a card leaves what others wrote as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn accounts_of_other_drivers_pass_through_the_whole_job() {
+    let world = World::new("account-drivers").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let null_lists = ["cards", "applied", "outbox", "card_notices", "notifications"];
+    let with = |id: &str, fields: Document| {
+        let mut document = account(id, "org");
+        document.extend(fields);
+        document
+    };
+    let mut documents: Vec<Document> = [Bson::Int32(3), Bson::Int64(3), Bson::Double(3.0), Bson::Null]
+        .into_iter()
+        .enumerate()
+        .map(|(at, version)| with(&format!("version-{at}"), doc! { "version": version }))
+        .collect();
+    documents.push(with("nulls", null_lists.iter().map(|list| ((*list).to_owned(), Bson::Null)).collect()));
+    documents.extend(null_lists.map(|list| with(&format!("null-{list}"), doc! { list: null })));
+    let theirs = doc! { "__v": 0, "createdAt": DateTime::now(), "owner": ObjectId::new(), "score": 0.5, "tags": null };
+    let mut unknown = with("unknown-fields", theirs.clone());
+    let manager = unknown.get_document_mut("manager").unwrap();
+    manager.extend(doc! { "locale": null, "phone": null, "born": DateTime::from_millis(0) });
+    documents.push(unknown.clone());
+    let given = doc! {
+        "card_id": "other", "expires": "2199-06", "notice": { "days": 30 }, "at": DateTime::now(), "by": ObjectId::new(),
+    };
+    documents.push(with("notice-of-before", doc! { "card_notices": [given.clone()] }));
+    documents.push(with("odd-notifications", doc! { "notifications": "none" }));
+    documents.push(with("odd-cards", doc! { "cards": [{ "id": "bank", "brand": "", "last4": "", "expires": null }] }));
+    world.collection("accounts").insert_many(&documents).await.unwrap();
+
+    let worker = Worker::start(&world, &sink.url()).await;
+    for document in &documents {
+        let card = json!({ "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" });
+        let data = json!({ "organization_id": "org", "account_id": id(document), "card": card });
+        world.command(&command(&format!("expiry-{}", id(document)), "card.expiry", data)).await;
+    }
+    eventually("every notice", || async {
+        let given = doc! { "card_notices.card_id": "card", "outbox": { "$size": 0 } };
+        let count = world.collection("accounts").count_documents(given).await.unwrap();
+        (count == documents.len() as u64).then_some(())
+    })
+    .await;
+    assert_eq!(sink.mails().len(), 2 * documents.len(), "one email to each side");
+    assert!(world.take("dead-letters").await.is_none());
+    for id in ["version-2", "version-3", "nulls", "null-notifications"] {
+        let document = world.document("accounts", id).await.unwrap();
+        assert!(document.get_i64("version").unwrap() > 0, "{id}");
+        let records = document.get_array("notifications").unwrap();
+        assert!(
+            records.iter().all(|record| record.as_document().unwrap().get_datetime("sent_at").is_ok()),
+            "{records:?}"
+        );
+    }
+    let found = world.document("accounts", "unknown-fields").await.unwrap();
+    assert_eq!(found.get("manager"), unknown.get("manager"));
+    for field in theirs.keys() {
+        assert_eq!(found.get(field), unknown.get(field), "{field}");
+    }
+    let found = world.document("accounts", "notice-of-before").await.unwrap();
+    assert_eq!(found.get_array("card_notices").unwrap()[0], Bson::from(given));
+    let found = world.document("accounts", "odd-notifications").await.unwrap();
+    assert_eq!(found.get_str("notifications").unwrap(), "none");
     assert!(worker.stop().await.success());
     world.remove().await;
 }
