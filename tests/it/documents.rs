@@ -169,7 +169,7 @@ async fn a_document_remembers_a_full_batch() {
             assert_eq!(loaded.fold(&Task::Command(command.clone()), now), expected, "{:?}", command.reference);
         }
         let lease = Lease { holder: Uuid::new_v4(), until: now };
-        let updates = commit::updates(loaded, &lease, "tests", &identify, now).unwrap();
+        let updates = changes::updates(loaded, &lease, "tests", &identify, now).unwrap();
         assert_eq!(updates.len(), if expected == Verdict::Applied { 2 } else { 0 });
         let committed = store.commit(&updates).await.unwrap();
         assert!(committed.iter().all(|committed| *committed == Committed::Written), "{committed:?}");
