@@ -135,10 +135,10 @@ fn payment_failed() -> Vec<(&'static str, Facts)> {
         ..subscription_facts()
     });
     vec![
-        ("past-attempt", Facts { next_attempt_on: None, past_attempt_on: date(2026, 6, 18), ..full.clone() }),
         ("no-further-attempt", Facts { next_attempt_on: None, attempt: Some(3), ..full.clone() }),
-        ("full", full),
+        ("full", full.clone()),
         ("minimal", payment(few_facts())),
+        ("past-attempt", Facts { next_attempt_on: None, past_attempt_on: date(2026, 6, 18), ..full }),
     ]
 }
 
