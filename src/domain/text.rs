@@ -151,3 +151,34 @@ pub type FreeText = Text<0, 2000>;
 pub type PersonName = Text<0, 1000>;
 /// A card's brand, 1 to 256 characters.
 pub type CardBrand = Text<1, 256>;
+
+/// Whether a text names a language: a BCP 47 tag such as `fr` or `fr-CA`, or as operating systems write it (`fr_CA.UTF-8`). Many
+/// systems write something else (an empty text, `C`, `und`, `français`) where nobody has chosen one.
+#[must_use]
+pub fn names_language(text: &str) -> bool {
+    let tag = text.trim().split(['.', '@']).next().unwrap_or_default();
+    let mut subtags = tag.split(['-', '_']);
+    let language = subtags.next().unwrap_or_default();
+    matches!(language.len(), 2 | 3)
+        && language.bytes().all(|byte| byte.is_ascii_alphabetic())
+        && !language.eq_ignore_ascii_case("und")
+        && subtags
+            .all(|subtag| (1..=8).contains(&subtag.len()) && subtag.bytes().all(|byte| byte.is_ascii_alphanumeric()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn languages() {
+        for text in
+            ["fr", "fr-CA", "fr_CA.UTF-8", "FR", "fr-CA-u-nu-arab", "zh-Hant-TW", "fil", " es ", "ca_ES@valencia"]
+        {
+            assert!(names_language(text), "{text}");
+        }
+        for text in ["", " ", "C", "und", "null", "français", "english!", "POSIX", "fr CA", "fr-", "-CA", "12"] {
+            assert!(!names_language(text), "{text}");
+        }
+    }
+}

@@ -24,7 +24,9 @@ use crate::domain::subscription::{
     By, CancellationRecord, Closed, Details, HistoryEntry, Named, PaymentFailureRecord, Request, RequestDecision,
     ScheduledEnd, Status, Subscription, Via,
 };
-use crate::domain::text::{AccountId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use crate::domain::text::{
+    AccountId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, SubscriptionId, names_language,
+};
 
 use super::Collection;
 use super::outbox::OutboxEntry;
@@ -138,7 +140,7 @@ pub struct ManagerDocument {
     pub name: String,
     /// Their address.
     pub email: String,
-    /// Their language, a BCP 47 tag; absent: the organization's.
+    /// Their language, a BCP 47 tag; absent, or not such a tag: the organization's.
     #[serde(default)]
     #[schemars(with = "Option<String>")]
     pub locale: Stored<Option<String>>,
@@ -664,7 +666,7 @@ impl TryFrom<AccountDocument> for Account {
         Ok(Self {
             organization_id: document.organization_id,
             manager,
-            manager_locale: manager_locale.filter(|locale| !locale.trim().is_empty()),
+            manager_locale: manager_locale.filter(|locale| names_language(locale)),
             cards: document.cards.into_iter().map(|stored| stored.read(&of, "cards").map(card)).collect(),
             version: document.version,
             applied: document.applied.into_iter().map(|applied| applied.key).collect(),

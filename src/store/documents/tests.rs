@@ -209,7 +209,7 @@ fn malformed_cards_brands_and_languages() {
         ],
     };
     let Loaded::Read(account) = read::<AccountDocument, Account>("accounts", &raw(&account)) else { panic!() };
-    assert_eq!(account.manager_locale, None);
+    assert_eq!(account.manager_locale, None, "an empty text names no language");
     assert_eq!(account.cards.iter().flatten().count(), 1);
     let faults: Vec<String> = account.faults().iter().map(ToString::to_string).collect();
     assert_eq!(faults, ["accounts acc-1: cards[0].brand: must be 1 to 256 characters long, is 0"]);
