@@ -211,7 +211,7 @@ fn payment_failure(id: &str, attempt: i32) -> Value {
 }
 
 /// How many messages wait in a queue, and how many consumers it has.
-async fn waiting(world: &World, queue: &str) -> (u32, u32) {
+pub async fn waiting(world: &World, queue: &str) -> (u32, u32) {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let queue = format!("{}.{queue}", world.prefix);
     let queue = world.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();

@@ -1,14 +1,19 @@
 //! Stopping and dying: SIGTERM under load finishes what is in hand and exits 0; a worker that is killed loses nothing.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use bson::doc;
 use mail_parser::MessageParser;
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use crate::outages::waiting;
 use crate::support::eventually;
-use crate::support::samples::{account, cancellation, organization, subscription};
+use crate::support::proxy::Proxy;
+use crate::support::rabbit::amqp_url;
+use crate::support::samples::{account, cancellation, command, organization, subscription};
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::Worker;
 use crate::support::world::World;
@@ -45,16 +50,17 @@ async fn check_all_done(world: &World, sink: &SmtpSink) -> usize {
     world.outboxes_empty().await;
     let once = doc! { "history": { "$size": 1 }, "applied": { "$size": 1 }, "notifications": { "$size": 1 } };
     assert_eq!(world.collection("subscriptions").count_documents(once).await.unwrap(), SUBSCRIPTIONS as u64);
-    let mut ids: Vec<String> = sink
-        .mails()
+    let ids = message_ids(sink);
+    assert_eq!(ids.len(), SUBSCRIPTIONS);
+    sink.mails().len() - ids.len()
+}
+
+/// The `Message-ID`s of all emails that were sent.
+fn message_ids(sink: &SmtpSink) -> BTreeSet<String> {
+    sink.mails()
         .iter()
         .map(|mail| MessageParser::default().parse(&mail.bytes).unwrap().message_id().unwrap().to_owned())
-        .collect();
-    let sent = ids.len();
-    ids.sort_unstable();
-    ids.dedup();
-    assert_eq!(ids.len(), SUBSCRIPTIONS);
-    sent - ids.len()
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,6 +134,59 @@ async fn a_worker_killed_at_any_time_loses_nothing() {
     println!("mails sent twice after 4 kills: {twice}");
     assert!(twice <= 4 * 1_100, "{twice}");
     assert!(worker.readyz().await.unwrap().contains("\"ready\": true"));
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// Commands about one subscription, as many as the longest batch has, are committed, and their worker is killed before RabbitMQ has an
+/// ack. All come again. Each is remembered, so nothing is decided twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_committed_and_not_acknowledged_is_decided_once() {
+    const COMMANDS: usize = 200;
+    let world = World::new("unacked").await;
+    let sink = SmtpSink::start().await;
+    world.collection("organizations").insert_one(organization("org")).await.unwrap();
+    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+    let (mongodb, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+    let (rabbitmq, amqp_url) = Proxy::in_front_of(&amqp_url()).await;
+    let lease = ("OFFRAMP_LEASE_SECONDS", "20");
+    let settings = [("OFFRAMP_MONGODB_URL", mongodb_url.as_str()), ("OFFRAMP_AMQP_URL", amqp_url.as_str()), lease];
+    let mut worker = Worker::start_with(&world, &sink.url(), &settings).await;
+
+    mongodb.stall();
+    for attempt in 1..=COMMANDS {
+        let data = json!({
+            "organization_id": "org", "subscription_id": "sub", "invoice_id": "inv-5", "attempt": attempt,
+            "amount": { "value": "1.00", "currency": "CAD" }, "card": { "brand": "Visa", "last4": "4242" },
+        });
+        world.command(&command(&format!("payment-{attempt}"), "payment.failure", data)).await;
+    }
+    eventually("every command to be delivered", || async {
+        (waiting(&world, "payment-failure").await.0 == 0).then_some(())
+    })
+    .await;
+    rabbitmq.deafen();
+    mongodb.resume();
+    let committed = doc! { "applied": { "$size": i32::try_from(COMMANDS).unwrap() } };
+    eventually("every command to be committed", || async {
+        world.collection("subscriptions").find_one(committed.clone()).await.unwrap()
+    })
+    .await;
+    worker.kill();
+    rabbitmq.cut();
+
+    let worker = Worker::start_with(&world, &sink.url(), &[lease]).await;
+    eventually("every command to be settled again", || async {
+        (worker.settled().await == COMMANDS as u64).then_some(())
+    })
+    .await;
+    world.outboxes_empty().await;
+    let found = world.document("subscriptions", "sub").await.unwrap();
+    for (list, length) in [("applied", COMMANDS), ("notifications", 2 * COMMANDS), ("payment_failures", 20)] {
+        assert_eq!(found.get_array(list).unwrap().len(), length, "{list}");
+    }
+    assert_eq!(message_ids(&sink).len(), 2 * COMMANDS);
     assert!(worker.stop().await.success());
     world.remove().await;
 }

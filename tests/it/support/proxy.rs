@@ -158,6 +158,11 @@ impl Proxy {
         self.hold(true, false);
     }
 
+    /// From now on the client hears everything, and nothing that it says arrives.
+    pub fn deafen(&self) {
+        self.hold(false, true);
+    }
+
     /// Everything passes again, also what had been held.
     pub fn resume(&self) {
         self.hold(false, false);
