@@ -276,8 +276,8 @@ pub struct WorkerSettings {
     )]
     pub batch_max: usize,
 
-    /// Seconds between two looks for dates that have passed and mails that wait, 1 to 86400; cards are looked at every hour, or
-    /// as often as this if it is below 60
+    /// Seconds between two sweeps for dates that have passed, on average, 1 to 86400; saved cards are swept every hour (each time, if
+    /// this is below 60), due outbox entries are claimed every 2 seconds (every sweep, if that is more often)
     #[arg(
         long = "sweep-seconds",
         env = "OFFRAMP_SWEEP_SECONDS",

@@ -20,8 +20,9 @@ use super::words::printable;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A line is {\"collection\": \"subscriptions\", \"document\": {\"_id\": …}}, with instants as {\"$date\": \"2026-06-15T04:00:00Z\"}. \
-The fields of the file are set, others stay as they are. Everything is checked first: when the worker could not work with one of \
-the documents, nothing is written. `offramp schemas` has their JSON Schemas.
+The fields in the file replace those in the database, also fields that Offramp writes, such as status. Other fields are kept. \
+The whole file is checked first. Nothing is written if a line has another form or names a key twice, or if a document has a field \
+that would stop a decision. References between documents are not checked. `offramp schemas` prints the JSON Schemas of documents.
 
 Example:
   offramp import documents.jsonl")]
@@ -30,7 +31,7 @@ pub struct Arguments {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Import documents that the worker cannot work with, too
+    /// Also import documents with fields that would stop a decision
     #[arg(long)]
     force: bool,
 
