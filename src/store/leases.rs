@@ -18,6 +18,7 @@ use super::changes::next;
 use super::commit::{Committed, GuardedUpdate};
 use super::documents::integer;
 use super::outbox::{self, Content, Identify, Kind, Lease, Leased, OUTBOXES, OutboxEntry};
+use super::sweep::DUE;
 use super::update::{Refusal, raw};
 use super::{Collection, Store, StoreError};
 
@@ -293,7 +294,7 @@ impl Store {
             use futures_util::TryStreamExt;
             let find = collection.find(filter).projection(projection).skip(skip).limit(limit);
             // The index of earlier versions, which may still be there, has another order.
-            let find = find.hint(Hint::Name("offramp_due".to_owned())).max_time(super::COMMAND_TIME_MAX);
+            let find = find.hint(Hint::Name(DUE.to_owned())).max_time(super::COMMAND_TIME_MAX);
             find.batch_size(u32::try_from(limit).unwrap_or(u32::MAX)).await?.try_collect().await
         })
         .await?;
