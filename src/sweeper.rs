@@ -37,9 +37,6 @@ const WINDOW_CHUNKS: usize = 16;
 const WINDOW_PARTS: usize = 4;
 /// The fewest tasks that are decided together, if there are as many.
 const CHUNK_MIN: usize = 32;
-/// How many ids of subscriptions that were found due and did not end are in memory. There are rarely more than three windows of
-/// them, because those at the beginning of the index are passed over by number.
-const PASSED_OVER_MAX: usize = 65_536;
 /// How many organizations get their card notices at once. One that is slow holds up none of the others.
 const ORGANIZATIONS_AT_ONCE: usize = 4;
 /// How many documents that cannot be processed are remembered, so that each is reported once. The same for those that could not
@@ -393,19 +390,17 @@ impl Sweeper {
             if due.is_empty() {
                 return Ok(());
             }
-            if passed.ids_count() >= PASSED_OVER_MAX {
-                tracing::warn!(
-                    passed_over = passed.ids_count(),
-                    "too many due subscriptions cannot be ended; the next sweep begins elsewhere"
-                );
-                return Ok(());
+            if passed.is_full() {
+                // From the beginning of the index, so that what was tried there is passed over by number.
+                place = None;
+            } else {
+                due.sort_unstable();
+                let begin = match &place {
+                    Some(last) => due.partition_point(|id| id <= last) % due.len(),
+                    None => fastrand::usize(..due.len()),
+                };
+                due.rotate_left(begin);
             }
-            due.sort_unstable();
-            let begin = match &place {
-                Some(last) => due.partition_point(|id| id <= last) % due.len(),
-                None => fastrand::usize(..due.len()),
-            };
-            due.rotate_left(begin);
             let chunk = (due.len() / WINDOW_CHUNKS).max(CHUNK_MIN).min(self.batch_max * BATCHES_AT_ONCE);
             due.truncate((due.len() / WINDOW_PARTS).max(chunk));
             for chunk in due.chunks(chunk) {

@@ -26,6 +26,8 @@ const TOMBSTONE_DAYS: i64 = 30;
 const UTC_OFFSET_HOURS_MAX: i64 = 14;
 /// How many ids of due subscriptions are read at a time.
 const WINDOW_MAX: usize = 8_192;
+/// How many ids of subscriptions that are passed over should be in memory: some windows.
+const PASSED_OVER_IDS_MAX: usize = 2 * WINDOW_MAX;
 /// How many organizations with card notices are read at a time.
 const ORGANIZATIONS_PAGE_MAX: u16 = 256;
 /// How many documents of one fault are listed. The metric counts no further.
@@ -206,6 +208,12 @@ impl PassedOver {
     #[must_use]
     pub fn ids_count(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Whether there are so many that what comes first in a window should be tried first: these ids are then not needed any more.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.ids.len() >= PASSED_OVER_IDS_MAX
     }
 
     /// Moves the place by one entry.

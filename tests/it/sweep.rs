@@ -314,12 +314,14 @@ async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
         if window.due.is_empty() {
             break;
         }
-        // Half of the window, from a random place, as a sweep does it.
+        // Part of the window, from a random place where a sweep may choose.
         let mut due = window.due;
-        due.sort_unstable();
-        let begin = fastrand::usize(..due.len());
-        due.rotate_left(begin);
-        for id in due.drain(..due.len().div_ceil(2)) {
+        if !passed.is_full() {
+            let begin = fastrand::usize(..due.len());
+            due.rotate_left(begin);
+        }
+        due.truncate(due.len().div_ceil(4));
+        for id in due {
             assert!(tried.insert(id.clone()), "{id} was tried before");
             passed.add(id);
         }
@@ -329,7 +331,7 @@ async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
     assert_eq!(unworkable.len(), NAMELESS);
     assert_eq!(passed.ids_count(), 0, "all of them are passed over by number");
     println!("at most {ids_max} of {STUCK} ids in memory");
-    assert!(ids_max < STUCK);
+    assert!(ids_max < STUCK / 2, "{ids_max}");
     world.remove().await;
 }
 
