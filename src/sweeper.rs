@@ -428,17 +428,22 @@ impl Sweeper {
         let mut organizations_count = 0;
         // None: there is no further page.
         let mut after = Some(None);
+        // Organizations that were begun are brought to their end, or what they have committed would wait for its lease to expire.
+        let mut result = Ok(());
         loop {
-            while at_work.len() < ORGANIZATIONS_AT_ONCE {
+            while result.is_ok() && at_work.len() < ORGANIZATIONS_AT_ONCE {
                 if page.is_empty()
                     && let Some(after_id) = after.take()
                 {
-                    let CardOrganizationsPage { organizations, last } =
-                        self.store.card_organizations(Option::as_deref(&after_id)).await?;
-                    page = organizations;
-                    // Not all workers in the same order.
-                    fastrand::shuffle(&mut page);
-                    after = last.map(Some);
+                    match self.store.card_organizations(Option::as_deref(&after_id)).await {
+                        Ok(CardOrganizationsPage { organizations, last }) => {
+                            page = organizations;
+                            // Not all workers in the same order.
+                            fastrand::shuffle(&mut page);
+                            after = last.map(Some);
+                        }
+                        Err(error) => result = Err(error.into()),
+                    }
                     continue;
                 }
                 match page.pop() {
@@ -451,12 +456,13 @@ impl Sweeper {
                 }
             }
             match at_work.next().await {
-                Some(of_organization) => found.extend(of_organization?),
+                Some(Ok(of_organization)) => found.extend(of_organization),
+                Some(Err(cut)) => result = Err(cut),
                 None => break,
             }
         }
         tracing::debug!(organizations = organizations_count, "looked for cards");
-        Ok(())
+        result
     }
 
     /// Gives the card notices of one organization. What goes wrong with it is its own affair, unless the database is unavailable.
@@ -547,4 +553,48 @@ fn random_below(longest: Duration) -> Duration {
 /// together.
 fn around(mean: Duration) -> Duration {
     mean / 2 + random_below(mean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unworkable(id: &str) -> Unworkable {
+        Unworkable { collection: Collection::Subscriptions, id: id.to_owned(), reason: "it is wrong".to_owned() }
+    }
+
+    fn found(ids: &[&str]) -> Found {
+        Found { unworkable: ids.iter().map(|id| unworkable(id)).collect(), failed: vec![unworkable("busy")] }
+    }
+
+    /// A question that failed says nothing new about its documents, and nothing at all about those of the others.
+    #[test]
+    fn each_question_answers_for_its_own_documents() {
+        let (first, second) = (Question::Ends(Ends::Natural), Question::Faults(Fault::ExpiryText));
+        let mut reported = Reported::of(&[Collection::Subscriptions]);
+        reported.answered(first, found(&["a", "b"]));
+        reported.answered(second, found(&["b", "c"]));
+        assert_eq!(reported.unworkable.len(), 3, "b counts once; what failed does not count");
+        reported.unanswered(second, &StoreError::TimedOut);
+        reported.answered(first, found(&["a"]));
+        assert_eq!(reported.unworkable.len(), 2, "c is still known");
+        reported.answered(second, found(&["b", "c"]));
+        assert_eq!(reported.unworkable.len(), 3);
+        assert!(reported.unanswered.is_empty());
+        reported.answered(second, Found::default());
+        assert_eq!(reported.unworkable.len(), 1);
+        assert!(reported.failed[&second].is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_document_is_no_passing_failure() {
+        let settle = |settled| {
+            let mut found = Found::default();
+            let verdict = found.settle(Collection::Subscriptions, "sub", settled);
+            (found.unworkable.len(), found.failed.len(), verdict)
+        };
+        assert_eq!(settle(Settled::Decided(Verdict::Corrupt("it is wrong".to_owned()))), (1, 0, None));
+        assert_eq!(settle(Settled::Failed("others kept changing the document".to_owned())), (0, 1, None));
+        assert_eq!(settle(Settled::Decided(Verdict::Applied)), (0, 0, Some(Verdict::Applied)));
+    }
 }

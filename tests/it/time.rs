@@ -12,6 +12,7 @@ use offramp::domain::account::CARD_NOTICES_MAX;
 use serde_json::json;
 
 use crate::support::eventually;
+use crate::support::proxy::Proxy;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::{Worker, get};
@@ -270,6 +271,34 @@ async fn an_organization_in_trouble_delays_no_notices_of_others() {
     let to: BTreeSet<String> = sink.mails().iter().flat_map(|mail| mail.to.clone()).collect();
     assert_eq!(sink.mails().len(), 12);
     assert!(to.contains("d-fine@home.example") && to.contains("a-refused-4@home.example"), "{to:?}");
+    world.remove().await;
+}
+
+/// A search that MongoDB does not answer is one organization's. Here nothing about it passes until the others have their notices.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_organization_delays_no_notices_of_others() {
+    const OTHERS: usize = 12;
+    let mut world = World::new("card-slow").await;
+    let sink = SmtpSink::start().await;
+    let ids = || (0..OTHERS).map(|index| format!("fine-{index}")).chain(["molasses".to_owned()]);
+    world.collection("organizations").insert_many(ids().map(|id| with_notices(&id))).await.unwrap();
+    let accounts = ids().map(|id| with_expiring_cards(&format!("acc-{id}"), &id, 1));
+    world.collection("accounts").insert_many(accounts).await.unwrap();
+    let subscriptions = ids().map(|id| subscription(&format!("sub-{id}"), &id, &format!("acc-{id}")));
+    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    let (proxy, url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+    world.mongodb_url = url;
+    proxy.hold_requests("molasses");
+
+    let worker = Worker::spawn(&world, &sink.url(), &[], Stdio::null());
+    eventually("the notices of the others", || async { (sink.mails().len() >= 2 * OTHERS).then_some(()) }).await;
+    assert!(!sink.mails().iter().any(|mail| mail.to[0].contains("molasses")));
+    proxy.hold_requests("");
+    eventually("all notices", || async { (sink.mails().len() >= 2 * OTHERS + 2).then_some(()) }).await;
+    world.outboxes_empty().await;
+    let worker = worker.ready().await;
+    assert!(worker.stop().await.success());
+    assert_eq!(sink.mails().len(), 2 * OTHERS + 2);
     world.remove().await;
 }
 
