@@ -295,6 +295,8 @@ async fn workers_share_what_is_due() {
 async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
     const STUCK: usize = 40_000;
     const NAMELESS: usize = 3;
+    // Two windows before the first entries are tried first, and twice the quarter of what is read at a time: less than two windows.
+    const IDS_MAX: usize = 3 * 8_192;
     let world = World::new("stuck").await;
     let store = store_of(&world).await;
     let now = Utc::now();
@@ -331,7 +333,7 @@ async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
     assert_eq!(unworkable.len(), NAMELESS);
     assert_eq!(passed.ids_count(), 0, "all of them are passed over by number");
     println!("at most {ids_max} of {STUCK} ids in memory");
-    assert!(ids_max < STUCK / 2, "{ids_max}");
+    assert!(ids_max <= IDS_MAX, "{ids_max}");
     world.remove().await;
 }
 
