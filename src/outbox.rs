@@ -35,12 +35,12 @@ const OFFER_PATIENCE: Duration = Duration::from_secs(1);
 /// How many events are published at once.
 const PUBLISH_MAX: usize = 512;
 /// How many emails may be sent and not yet marked. When this process is killed, these are sent once more.
-const UNMARKED_EMAILS_MAX: usize = 256;
+const UNMARKED_EMAILS_MAX: usize = 128;
 /// How many published events may wait for the marker. A repeat is harmless: it has the same id.
 const UNMARKED_EVENTS_MAX: usize = 512;
 /// No email is sent while a statement that marks others takes longer than this: should this process be killed before the
 /// database answers, each of them would be sent twice.
-const MARKS_LATE_AFTER: Duration = Duration::from_millis(100);
+const MARKS_LATE_AFTER: Duration = Duration::from_millis(50);
 /// How many entries are marked at once.
 const FLUSH_MAX: usize = 256;
 /// The shortest time from the beginning of one flush to the next. An entry after a longer pause is marked at once.

@@ -2,8 +2,7 @@
 //! written, and no email holds up an event.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bson::{Bson, DateTime, Document, doc};
@@ -30,20 +29,6 @@ use crate::support::world::World;
 
 /// The shortest lease that is allowed: an email that is not marked would soon be sent again.
 const SHORT_LEASE: [(&str, &str); 1] = [("OFFRAMP_LEASE_SECONDS", "20")];
-
-/// A mail server that is unavailable until the switch is set.
-async fn unavailable_server() -> (SmtpSink, Arc<AtomicBool>) {
-    let is_back = Arc::new(AtomicBool::new(false));
-    let sink = SmtpSink::scripted(Tls::No, {
-        let is_back = Arc::clone(&is_back);
-        move |step, _| match step {
-            Step::Greeting if !is_back.load(Ordering::Relaxed) => Action::Answer("421 Try again later"),
-            _ => Action::Ok,
-        }
-    })
-    .await;
-    (sink, is_back)
-}
 
 async fn store(world: &World) -> Store {
     Store::open(&world.mongodb_url, &StoreTls::default()).await.unwrap()
@@ -77,7 +62,7 @@ fn entries(document: &Document) -> Vec<&Document> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_is_recorded_with_the_decision_and_as_sent_once_it_is() {
     let world = World::new("recorded").await;
-    let (sink, is_back) = unavailable_server().await;
+    let (sink, is_back) = SmtpSink::unavailable().await;
     populate(&world).await;
     let worker = Worker::start(&world, &sink.url()).await;
     world.command(&cancellation("cancel", "sub")).await;
@@ -119,7 +104,7 @@ async fn an_email_is_recorded_with_the_decision_and_as_sent_once_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_whose_record_cannot_be_written_is_sent_once() {
     let world = World::new("unrecorded").await;
-    let (sink, is_back) = unavailable_server().await;
+    let (sink, is_back) = SmtpSink::unavailable().await;
     populate(&world).await;
     let subscriptions = world.collection("subscriptions");
     let at_commit = [("null", Bson::Null), ("text", "x".into()), ("list", Bson::Array(vec![]))];
@@ -269,7 +254,7 @@ async fn marks_may_be_written_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tombstone_keeps_its_records_without_addresses() {
     let world = World::new("tombstone").await;
-    let (sink, is_back) = unavailable_server().await;
+    let (sink, is_back) = SmtpSink::unavailable().await;
     populate(&world).await;
     let earlier = doc! { "$set": {
         "notifications": [{ "id": "old", "template": "payment-failed", "to": "old@home.example" }, 5],
@@ -370,8 +355,8 @@ async fn a_refused_email_is_not_sent_again_because_its_error_cannot_be_written()
 async fn emails_wait_while_sent_ones_cannot_be_marked() {
     const EMAILS: usize = 150;
     let world = World::new("late-marks").await;
-    let (sink, is_back) = unavailable_server().await;
-    // A few emails at a time fit into a tenth of a second.
+    let (sink, is_back) = SmtpSink::unavailable().await;
+    // Few emails are sent before marks count as late.
     let (slow, smtp_url) = Proxy::in_front_of(&sink.url()).await;
     slow.delay_answers(Duration::from_millis(20));
     let (line, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
@@ -413,7 +398,7 @@ async fn emails_wait_while_sent_ones_cannot_be_marked() {
 async fn a_due_event_does_not_wait_for_emails() {
     let count: usize = std::env::var("EMAILS").map_or(4_000, |count| count.parse().unwrap());
     let world = World::new("kinds").await;
-    let (sink, _is_back) = unavailable_server().await;
+    let (sink, _is_back) = SmtpSink::unavailable().await;
     populate(&world).await;
     let store = store(&world).await;
     let events = world.watch_events().await;

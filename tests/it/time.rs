@@ -2,8 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use bson::{Document, doc};
 use chrono::{Datelike, Days, TimeDelta, Utc};
@@ -339,15 +338,7 @@ async fn what_a_worker_has_no_room_for_is_sent_when_the_mail_server_is_back() {
     // More than the 512 mails that a worker holds in memory.
     const COUNT: usize = 800;
     let world = World::new("room").await;
-    let is_back = Arc::new(AtomicBool::new(false));
-    let sink = SmtpSink::scripted(Tls::No, {
-        let is_back = Arc::clone(&is_back);
-        move |step, _| match step {
-            Step::Greeting if !is_back.load(Ordering::Relaxed) => Action::Answer("421 Try again later"),
-            _ => Action::Ok,
-        }
-    })
-    .await;
+    let (sink, is_back) = SmtpSink::unavailable().await;
     populate(&world).await;
     let subscriptions = world.collection("subscriptions");
     let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -90,6 +91,20 @@ impl SmtpSink {
     /// A server that takes every mail.
     pub async fn start() -> Self {
         Self::scripted(Tls::No, |_, _| Action::Ok).await
+    }
+
+    /// A server that is unavailable until the switch is set.
+    pub async fn unavailable() -> (Self, Arc<AtomicBool>) {
+        let is_back = Arc::new(AtomicBool::new(false));
+        let sink = Self::scripted(Tls::No, {
+            let is_back = Arc::clone(&is_back);
+            move |step, _| match step {
+                Step::Greeting if !is_back.load(Ordering::Relaxed) => Action::Answer("421 Try again later"),
+                _ => Action::Ok,
+            }
+        })
+        .await;
+        (sink, is_back)
     }
 
     /// A server that does what `script` says for the n-th time (from 1) that a step is reached, over all connections.
