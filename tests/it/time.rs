@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::support::eventually;
 use crate::support::proxy::Proxy;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
+use crate::support::smtp::SmtpSink;
 use crate::support::worker::{Worker, get};
 use crate::support::world::World;
 
