@@ -665,7 +665,7 @@ async fn refused_entries_are_dropped() {
     world.collection("subscriptions").update_one(doc! { "_id": "tombstone" }, due).await.unwrap();
 
     // A tombstone; and a record that a validator forbids does not keep the entry.
-    let validator = doc! { "notifications.error": { "$exists": false } };
+    let validator = doc! { "notifications.failed_at": { "$exists": false } };
     let command = doc! { "collMod": "subscriptions", "validator": validator };
     assert_eq!(output(&world, &["outbox", "drop", "--all", "--dry-run"]).matches("tombstone").count(), 2);
     world.collection("subscriptions").delete_one(doc! { "_id": "recorded" }).await.unwrap();
