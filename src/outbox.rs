@@ -373,20 +373,21 @@ impl Postman {
                 return (Fate::Failed { at, error }, None);
             }
         };
-        let sent = timeout(self.reserve, self.connection.send(&composed))
-            .await
-            .unwrap_or_else(|_| Err(SendError::Unavailable("took too long".to_owned())));
-        let put_off = |error| Fate::PutOff { until: put_off_until(leased, EMAIL_PUT_OFF), error };
-        match sent {
-            Ok(_) => (Fate::Sent { at: clock::now() }, Some(false)),
-            Err(SendError::Permanent(error)) => {
-                tracing::error!(entry, template, %error, "the mail server rejected an email for good; it is kept for an operator");
-                (Fate::Failed { at: clock::now(), error }, Some(false))
+        let error = match timeout(self.reserve, self.connection.send(&composed)).await {
+            Ok(Ok(_)) => return (Fate::Sent { at: clock::now() }, Some(false)),
+            Ok(Err(error)) => error,
+            Err(_elapsed) => self.connection.given_up("took too long"),
+        };
+        let put_off = Fate::PutOff { until: put_off_until(leased, EMAIL_PUT_OFF), error: error.to_string() };
+        match &error {
+            SendError::Permanent(_) => {
+                tracing::error!(entry, template, error = error.brief(), "the mail server rejected an email for good; it is kept for an operator");
+                (Fate::Failed { at: clock::now(), error: error.to_string() }, Some(false))
             }
-            Err(SendError::Transient(error)) => (put_off(error), Some(false)),
-            Err(SendError::Unavailable(error)) => {
-                tracing::warn!(%error, "the mail server is unavailable; emails wait");
-                (put_off(error), Some(true))
+            SendError::Transient(_) | SendError::Throttled(_) | SendError::Sender { is_of_connection: false, .. } => (put_off, Some(false)),
+            SendError::Unavailable(_) | SendError::InDoubt(_) | SendError::Sender { .. } => {
+                tracing::warn!(error = error.brief(), "the mail server is unavailable; emails wait");
+                (put_off, Some(true))
             }
         }
     }

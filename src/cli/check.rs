@@ -200,7 +200,7 @@ async fn mongodb(settings: DatabaseSettings, tls: &Tls) -> Finding {
 async fn mail_server(settings: MailSettings, tls: &Tls) -> Finding {
     let url = settings.smtp_url;
     let checking = async {
-        let transport = Transport::new(&url, tls, Deadlines::default()).map_err(|error| error.to_string())?;
+        let transport = Transport::new(&url, tls, Deadlines::interactive()).map_err(|error| error.to_string())?;
         transport.check().await.map_err(|error| error.to_string())
     };
     connection("mail", checking.await.map(|()| url.to_string()).map_err(|error| format!("{url}: {error}")))

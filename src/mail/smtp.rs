@@ -1,47 +1,97 @@
-//! How mails leave: over SMTP, on a connection of one's own that is used again and again, or into files.
+//! How emails leave: over SMTP, on a connection of one's own that is used again and again, or into files.
 //!
-//! A mail counts as sent when the server has answered 250 to its content, or when its file is on the disk. Whenever it
-//! is not clear what a server has understood, the connection is dropped; it is never used again to find out.
+//! An email counts as sent when the server has replied 250 to its content, or when its file is on the disk. The dialogue
+//! never guesses: each reply is read before anything is sent that depends on it, and after a timeout, an I/O error or an
+//! unreadable reply nothing more is sent on that connection, not even QUIT. A late reply must not be taken for the reply to
+//! a later command.
+
+mod reply;
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use lettre::transport::smtp::authentication::{Credentials, Mechanism};
-use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
-use lettre::transport::smtp::commands::{Data, Ehlo, Mail, Rcpt, Rset};
-use lettre::transport::smtp::extension::{ClientId, Extension, MailBodyParameter, MailParameter};
-use lettre::transport::smtp::response::Response;
+use lettre::transport::smtp::commands::{Mail, Rcpt};
+use lettre::transport::smtp::extension::{ClientId, MailBodyParameter, MailParameter};
 use memchr::memmem;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 use url::Url;
 
+use self::reply::{Blame, Reply, Step};
 use super::message::{Composed, shorten, single_line};
 use crate::tls::{Tls, explain};
 
-/// Why a mail did not leave, by whose trouble it is.
+/// Why an email was not sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The server will never take this mail (5xx to its recipient or its content). Other mails are not affected.
-    #[error("refused for good: {0}")]
-    Permanent(String),
-    /// The server does not take this mail now (4xx to its recipient or its content). Other mails are not affected.
-    #[error("refused for now: {0}")]
-    Transient(String),
-    /// The server cannot be reached, is not let in by, does not answer, or broke off: no mail can leave now. When it
-    /// broke off after the content was sent, the mail may have been taken; the message id lets a repeat be recognised.
+    /// The server rejects this recipient or this content. No later try can help; other emails are not affected.
+    #[error("rejected for good: {0}")]
+    Permanent(Cause),
+    /// The server does not take this email now. Other emails are not affected.
+    #[error("rejected for now: {0}")]
+    Transient(Cause),
+    /// The server takes no email now, or not so many.
+    #[error("throttled: {0}")]
+    Throttled(Cause),
+    /// The server rejects who we are: name, rights, reputation, quota. Other emails are affected, too.
+    #[error("rejected because of the sender: {cause}")]
+    Sender {
+        /// What it said.
+        cause: Cause,
+        /// What an operator should look at.
+        remedy: &'static str,
+        /// Whether the connection itself is rejected, so that no email can leave.
+        is_of_connection: bool,
+    },
+    /// The server cannot be reached, does not reply, or broke off before it had the whole content.
     #[error("mail server unavailable: {0}")]
-    Unavailable(String),
+    Unavailable(Cause),
+    /// The whole content was sent, and no reply to it could be read.
+    #[error("in doubt, it may have been delivered: {0}")]
+    InDoubt(Cause),
+}
+
+impl SendError {
+    /// What happened, without the server's words, which may hold a recipient's address.
+    #[must_use]
+    pub fn brief(&self) -> &str {
+        match self {
+            Self::Permanent(cause)
+            | Self::Transient(cause)
+            | Self::Throttled(cause)
+            | Self::Sender { cause, .. }
+            | Self::Unavailable(cause)
+            | Self::InDoubt(cause) => &cause.brief,
+        }
+    }
+}
+
+/// What happened. Its `Display` is a sentence that quotes the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause {
+    sentence: String,
+    brief: String,
+}
+
+impl Cause {
+    fn of_ours(sentence: String) -> Self {
+        Self { brief: sentence.clone(), sentence }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.sentence)
+    }
 }
 
 /// Why the settings for mails cannot be used. Never holds a password.
@@ -171,27 +221,46 @@ impl fmt::Debug for MailUrl {
     }
 }
 
-/// How long each step may take. When one takes longer the server counts as unavailable.
+/// How long each step may take. What takes longer counts as no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
     /// To find the host and open a TCP connection.
     pub connect: Duration,
-    /// For the answer to any one command, the greeting, or a TLS handshake.
-    pub command: Duration,
-    /// For the answer to a mail's content: servers look for viruses before they give it.
+    /// For the greeting, and for each step up to the login.
+    pub greeting: Duration,
+    /// For the replies to MAIL and RCPT.
+    pub envelope: Duration,
+    /// For the reply to DATA.
+    pub data: Duration,
+    /// For each block of the content to be taken over by the network.
+    pub block: Duration,
+    /// For the reply to the whole content: servers scan it first.
     pub content: Duration,
-    /// For a farewell, which nothing depends on.
-    pub quit: Duration,
+    /// For RSET and QUIT, which no email depends on.
+    pub farewell: Duration,
 }
 
 impl Default for Deadlines {
+    /// Those of RFC 5321 §4.5.3.2. Servers do use them: for call-outs to other servers, greylisting and scanners.
     fn default() -> Self {
         Self {
-            connect: Duration::from_secs(10),
-            command: Duration::from_secs(30),
-            content: Duration::from_secs(60),
-            quit: Duration::from_secs(2),
+            connect: Duration::from_secs(30),
+            greeting: Duration::from_secs(5 * 60),
+            envelope: Duration::from_secs(5 * 60),
+            data: Duration::from_secs(2 * 60),
+            block: Duration::from_secs(3 * 60),
+            content: Duration::from_secs(10 * 60),
+            farewell: Duration::from_secs(2),
         }
+    }
+}
+
+impl Deadlines {
+    /// For a person who waits for the answer.
+    #[must_use]
+    pub fn interactive() -> Self {
+        let step = Duration::from_secs(30);
+        Self { connect: Duration::from_secs(10), greeting: step, envelope: step, data: step, ..Self::default() }
     }
 }
 
@@ -212,7 +281,7 @@ pub struct SmtpServer {
     encryption: Encryption,
     login: Option<Credentials>,
     connector: TlsConnector,
-    hello: ClientId,
+    name: ClientId,
     deadlines: Deadlines,
 }
 
@@ -241,7 +310,7 @@ impl Transport {
                 encryption: *encryption,
                 login: login.clone().map(|(user, password)| Credentials::new(user, password)),
                 connector: tls.client_config()?.into(),
-                hello: ClientId::default(),
+                name: ClientId::default(),
                 deadlines,
             }))),
         }
@@ -254,8 +323,8 @@ impl Transport {
     pub async fn check(&self) -> Result<(), SendError> {
         match self {
             Self::Smtp(server) => {
-                let connection = server.connect().await?;
-                server.quit(connection).await;
+                let session = server.connect().await.map_err(|failure| server.error(failure))?;
+                server.quit(session).await;
                 Ok(())
             }
             Self::Files(directory) => {
@@ -271,189 +340,323 @@ impl Transport {
     }
 }
 
-/// One task's way out for mails. It connects with the first mail and stays connected.
+/// One task's way out for emails. It connects with the first email and stays connected.
 ///
 /// A `send` that is dropped half-way (a shutdown, a deadline around it) leaves no connection behind in an unknown state:
 /// the next `send` connects anew.
 #[derive(Debug)]
 pub struct MailConnection {
     transport: Arc<Transport>,
-    /// Taken out for as long as a mail is under way, and put back when it is clear what the server has understood.
-    idle: Option<Open>,
+    /// Taken out for as long as an email is under way, and put back when every reply was read.
+    idle: Option<Session>,
+    /// Whether a server has the whole content of the last email.
+    is_content_sent: bool,
 }
 
-/// A connection over which mails can be sent.
-struct Open {
-    smtp: AsyncSmtpConnection,
-    /// Whether the server takes several commands at once (RFC 2920).
-    pipelines: bool,
-    /// Whether it may still say something that was asked for a mail that is done with. Then nothing that it says next can
-    /// be trusted.
-    lags: bool,
+/// What a connection is made of: TCP, or TLS over it.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+/// A connection over which emails can be sent.
+struct Session {
+    wire: BufReader<Box<dyn Wire>>,
+    /// What the server offers, a line for each extension.
+    offers: Vec<String>,
+    /// Whether it is unknown what the server says next. Nothing more is sent then.
+    is_lost: bool,
 }
 
-impl fmt::Debug for Open {
+impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Open").field("pipelines", &self.pipelines).finish_non_exhaustive()
+        f.debug_struct("Session").field("offers", &self.offers).finish_non_exhaustive()
     }
+}
+
+impl Session {
+    fn over(wire: Box<dyn Wire>) -> Self {
+        Self { wire: BufReader::new(wire), offers: Vec::new(), is_lost: false }
+    }
+
+    fn offers(&self, extension: &str) -> bool {
+        self.offers.iter().any(|line| line.trim().eq_ignore_ascii_case(extension))
+    }
+
+    /// Whether the server offers a way to log in.
+    fn offers_login(&self, mechanism: Mechanism) -> bool {
+        let mechanism = mechanism.to_string();
+        self.offers.iter().any(|line| {
+            let mut words = line.split_ascii_whitespace();
+            words.next().is_some_and(|word| word.eq_ignore_ascii_case("AUTH"))
+                && words.any(|word| word.eq_ignore_ascii_case(&mechanism))
+        })
+    }
+
+    async fn say(&mut self, step: Step, limit: Duration, bytes: &[u8]) -> Result<(), Failure> {
+        let writing = async {
+            self.wire.write_all(bytes).await?;
+            self.wire.flush().await
+        };
+        let written = within(step, limit, writing).await;
+        self.is_lost |= written.is_err();
+        written
+    }
+
+    async fn hear(&mut self, step: Step, limit: Duration) -> Result<Reply, Failure> {
+        let reply = within(step, limit, Reply::read(&mut self.wire)).await;
+        self.is_lost |= reply.is_err();
+        reply
+    }
+
+    async fn ask(&mut self, step: Step, limit: Duration, command: &str) -> Result<Reply, Failure> {
+        self.say(step, limit, command.as_bytes()).await?;
+        self.hear(step, limit).await
+    }
+}
+
+/// Why a step did not go as it should.
+#[derive(Debug)]
+struct Failure {
+    step: Step,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    /// The server said no: a 4xx or 5xx.
+    Rejected(Reply),
+    /// The server said something that makes no sense here.
+    Unexpected(Reply),
+    NoReply(Duration),
+    Broken(io::Error),
+    /// The connection is not as the settings want it.
+    Unfit(String),
+}
+
+impl Failure {
+    /// Whether the connection is as good as before, and every reply was read. 421 says that the server closes it.
+    fn leaves_connection(&self) -> bool {
+        !self.step.is_of_connection() && matches!(&self.what, What::Rejected(reply) if reply.code != 421)
+    }
+
+    /// Whether it looks as if the server closed an idle connection.
+    fn is_closed(&self) -> bool {
+        match &self.what {
+            What::Rejected(reply) => reply.code == 421,
+            What::Broken(error) => error.kind() != io::ErrorKind::InvalidData,
+            What::Unexpected(_) | What::NoReply(_) | What::Unfit(_) => false,
+        }
+    }
+}
+
+impl Reply {
+    /// The reply, if it is what is wanted: a whole code, or its first digit.
+    fn expect(self, step: Step, wanted: u16) -> Result<Self, Failure> {
+        let what = match self.code {
+            code if code == wanted || code / 100 == wanted => return Ok(self),
+            400.. => What::Rejected(self),
+            _ => What::Unexpected(self),
+        };
+        Err(Failure { step, what })
+    }
+}
+
+/// Any code from 200 to 299.
+const POSITIVE: u16 = 2;
+
+async fn within<T>(
+    step: Step,
+    limit: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> Result<T, Failure> {
+    let what = match tokio::time::timeout(limit, work).await {
+        Ok(Ok(done)) => return Ok(done),
+        Ok(Err(error)) => What::Broken(error),
+        Err(_elapsed) => What::NoReply(limit),
+    };
+    Err(Failure { step, what })
 }
 
 impl MailConnection {
     /// A way out that is not connected yet.
     #[must_use]
     pub fn new(transport: Arc<Transport>) -> Self {
-        Self { transport, idle: None }
+        Self { transport, idle: None, is_content_sent: false }
     }
 
-    /// Sends one mail, to its one recipient. Gives the words with which it was taken, or the file that it is in.
+    /// Sends one email, to its one recipient. Gives the words with which it was accepted, or the file that it is in.
     ///
     /// # Errors
     /// See [`SendError`].
     pub async fn send(&mut self, mail: &Composed) -> Result<String, SendError> {
-        match &*self.transport {
+        self.is_content_sent = false;
+        let transport = Arc::clone(&self.transport);
+        match &*transport {
             Transport::Files(directory) => {
                 let (directory, name) = (directory.clone(), file_name(mail));
                 // Whoever opens the file shall be able to read it.
-                let bytes = mail.bytes(false).map_err(|error| SendError::Transient(error.to_string()))?;
+                let bytes = mail
+                    .bytes(false)
+                    .map_err(|error| SendError::Transient(Cause::of_ours(error.to_string())))?;
                 let temporary = format!(".{}.tmp", mail.entry_id);
                 let file = directory.join(&name).display().to_string();
                 blocking(move || write_file(&directory, &temporary, &name, &bytes)).await.map(|()| file)
             }
-            Transport::Smtp(server) => {
-                let (mut connection, fresh) = match self.idle.take() {
-                    Some(connection) => (connection, false),
-                    None => (server.connect().await?, true),
-                };
-                if mail.needs_smtputf8() && !connection.smtp.server_info().supports_feature(Extension::SmtpUtfEight) {
-                    self.idle = Some(connection);
-                    let why = "an address has letters beyond ASCII before the @, and the server takes none such (no SMTPUTF8)";
-                    return Err(SendError::Permanent(why.to_owned()));
-                }
-                let content = match server.begin(&mut connection, mail).await {
-                    Ok(content) => content,
-                    // Servers close connections that are idle or have carried many mails. That shows with the first
-                    // command, before anything was sent of this mail, so it may start over.
-                    Err(SendError::Unavailable(_)) if !fresh => {
-                        drop(connection);
-                        connection = server.connect().await?;
-                        server.begin(&mut connection, mail).await?
-                    }
-                    Err(error) => return Err(error),
-                };
-                let result = server.transfer(&mut connection, mail, content).await;
-                let usable = match &result {
-                    Ok(_) => true,
-                    Err(SendError::Permanent(_) | SendError::Transient(_)) => server.reset(&mut connection).await,
-                    Err(SendError::Unavailable(_)) => false,
-                };
-                if usable {
-                    self.idle = Some(connection);
-                }
-                result
-            }
+            Transport::Smtp(server) => self.send_to(server, mail).await,
         }
     }
 
-    /// Says goodbye to the server. A next mail connects anew.
+    async fn send_to(&mut self, server: &SmtpServer, mail: &Composed) -> Result<String, SendError> {
+        let idle = self.idle.take();
+        let is_fresh = idle.is_none();
+        let mut session = match idle {
+            Some(session) => session,
+            None => server.connect().await.map_err(|failure| server.error(failure))?,
+        };
+        if mail.needs_smtputf8() && !session.offers("SMTPUTF8") {
+            self.idle = Some(session);
+            let why = "an address has letters beyond ASCII before the @, and the server takes none such (no SMTPUTF8)";
+            return Err(SendError::Permanent(Cause::of_ours(why.to_owned())));
+        }
+        let mut content = server.content(&session, mail)?;
+        let mut announced = server.announce(&mut session, mail, &content).await;
+        // Servers close connections that are idle or have carried many emails. That shows with the first command, before
+        // anything was sent of this email, so it may start over.
+        if !is_fresh && announced.as_ref().is_err_and(Failure::is_closed) {
+            drop(session);
+            session = server.connect().await.map_err(|failure| server.error(failure))?;
+            content = server.content(&session, mail)?;
+            announced = server.announce(&mut session, mail, &content).await;
+        }
+        let sent = match announced {
+            Ok(()) => server.transfer(&mut session, content, &mut self.is_content_sent).await,
+            Err(failure) => Err(failure),
+        };
+        let is_usable = match &sent {
+            Ok(_) => true,
+            Err(failure) => !session.is_lost && failure.leaves_connection() && server.reset(&mut session).await,
+        };
+        if is_usable {
+            self.idle = Some(session);
+        }
+        sent.map_err(|failure| server.error(failure))
+    }
+
+    /// The error of a `send` that was dropped because it took too long.
+    #[must_use]
+    pub fn given_up(&self, why: &str) -> SendError {
+        let cause = Cause::of_ours(why.to_owned());
+        if self.is_content_sent { SendError::InDoubt(cause) } else { SendError::Unavailable(cause) }
+    }
+
+    /// Says goodbye to the server. A next email connects anew.
     pub async fn quit(&mut self) {
-        if let (Transport::Smtp(server), Some(connection)) = (&*self.transport, self.idle.take()) {
-            server.quit(connection).await;
+        if let (Transport::Smtp(server), Some(session)) = (&*self.transport, self.idle.take()) {
+            server.quit(session).await;
         }
     }
 }
 
 impl SmtpServer {
-    /// Opens a connection up to the point where mails can be sent. Every failure is the server's trouble.
-    async fn connect(&self) -> Result<Open, SendError> {
-        let tcp = self
-            .within("connecting", self.deadlines.connect, TcpStream::connect((self.host.as_str(), self.port)))
-            .await?;
-        // Without this, what is said in two pieces waits until the server has acknowledged the first, which takes it 40 ms.
-        tcp.set_nodelay(true).map_err(|error| self.unavailable("connecting", error))?;
-        let (stream, first_words, offers): (Box<dyn AsyncTokioStream>, _, _) = match self.encryption {
-            Encryption::Implicit => (Box::new(self.encrypt(tcp, &[]).await?), FIRST_WORDS_OVER_TLS, None),
-            Encryption::Required | Encryption::WhereOffered => self.start_tls(tcp).await?,
-            Encryption::Never => (Box::new(tcp), "greeting", None),
+    /// Opens a connection up to the point where emails can be sent.
+    async fn connect(&self) -> Result<Session, Failure> {
+        let limit = self.deadlines.greeting;
+        let connecting = async {
+            let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
+            // Without this, what is said in two pieces waits until the server has acknowledged the first, which takes it
+            // 40 ms.
+            tcp.set_nodelay(true)?;
+            Ok(tcp)
         };
-        let mut smtp = self
-            .within(
-                first_words,
-                self.deadlines.command,
-                AsyncSmtpConnection::connect_with_transport(stream, &self.hello),
-            )
-            .await?;
-        if let Some(login) = &self.login {
-            self.within("logging in", self.deadlines.command, smtp.auth(&[Mechanism::Plain, Mechanism::Login], login))
-                .await?;
+        let tcp: Box<dyn Wire> = Box::new(within(Step::Connecting, self.deadlines.connect, connecting).await?);
+        let is_implicit = self.encryption == Encryption::Implicit;
+        let (wire, greeting) =
+            if is_implicit { (self.encrypt(tcp).await?, Step::FirstWordsOverTls) } else { (tcp, Step::Greeting) };
+        let mut session = Session::over(wire);
+        session.hear(greeting, limit).await?.expect(greeting, 220)?;
+        self.greet(&mut session, Step::Ehlo).await?;
+        if matches!(self.encryption, Encryption::Required | Encryption::WhereOffered) {
+            session = self.start_tls(session).await?;
         }
-        // lettre does not tell of everything that the server offers.
-        let offers = if let Some(offers) = offers {
-            offers
-        } else {
-            let hello = smtp.command(Ehlo::new(self.hello.clone()));
-            let answer = self.within("EHLO", self.deadlines.command, hello).await?;
-            answer.message().map(str::to_owned).collect()
-        };
-        Ok(Open { smtp, pipelines: has(&offers, "PIPELINING"), lags: false })
+        if let Some(login) = &self.login {
+            self.log_in(&mut session, login).await?;
+        }
+        Ok(session)
     }
 
-    /// Upgrades a fresh connection with STARTTLS as far as the settings and the server want it. Returns it with the name of
-    /// the next step, and what the server offers where that is known already.
-    ///
-    /// lettre can do this too, but it reads through a buffer that outlives the upgrade: an answer that somebody on the way
-    /// slipped in before it would count as the server's own. Here anything beyond the one answer is refused.
-    async fn start_tls(
-        &self,
-        tcp: TcpStream,
-    ) -> Result<(Box<dyn AsyncTokioStream>, &'static str, Option<Vec<String>>), SendError> {
-        let limit = self.deadlines.command;
-        let mut tcp = BufReader::new(tcp);
-        self.within("greeting", limit, expect(&mut tcp, 220)).await?;
-        let hello = format!("EHLO {}\r\n", self.hello);
-        let saying_hello = self.within("EHLO", limit, async {
-            tcp.write_all(hello.as_bytes()).await?;
-            expect(&mut tcp, 250).await
-        });
-        let offers = saying_hello.await?;
-        if !has(&offers, "STARTTLS") {
+    async fn greet(&self, session: &mut Session, step: Step) -> Result<(), Failure> {
+        let hello = format!("EHLO {}\r\n", self.name);
+        session.offers = session.ask(step, self.deadlines.greeting, &hello).await?.expect(step, 250)?.lines;
+        Ok(())
+    }
+
+    /// Upgrades a connection with STARTTLS as far as the settings and the server want it.
+    async fn start_tls(&self, mut session: Session) -> Result<Session, Failure> {
+        let unfit = |why: &str| Failure { step: Step::StartTls, what: What::Unfit(why.to_owned()) };
+        if !session.offers("STARTTLS") {
             if self.encryption == Encryption::Required {
-                return Err(self.unavailable("STARTTLS", "the server does not offer it, and ?tls=required asks for it"));
+                return Err(unfit("the server does not offer it, and ?tls=required asks for it"));
             }
             if self.login.is_some() {
-                let why = "the server does not offer it, and a password is not sent in the clear (?tls=none would)";
-                return Err(self.unavailable("STARTTLS", why));
+                return Err(unfit(
+                    "the server does not offer it, and a password is not sent in the clear (?tls=none would)",
+                ));
             }
-            return Ok((Box::new(Session { stream: tcp.into_inner(), greeting: GREETED }), "EHLO", Some(offers)));
+            return Ok(session);
         }
-        self.within("STARTTLS", limit, async {
-            tcp.write_all(b"STARTTLS\r\n").await?;
-            expect(&mut tcp, 220).await
-        })
-        .await?;
-        if !tcp.buffer().is_empty() {
-            return Err(self.unavailable("STARTTLS", "there is more than the server's answer, sent before encryption"));
+        let reply = session.ask(Step::StartTls, self.deadlines.greeting, "STARTTLS\r\n").await?;
+        reply.expect(Step::StartTls, 220)?;
+        // Whatever somebody on the way slipped in before encryption would count as said by the server.
+        if !session.wire.buffer().is_empty() {
+            return Err(unfit("there is more than the server's reply, sent before encryption"));
         }
-        Ok((Box::new(self.encrypt(tcp.into_inner(), GREETED).await?), FIRST_WORDS_OVER_TLS, None))
+        let wire = self.encrypt(session.wire.into_inner()).await?;
+        let mut session = Session::over(wire);
+        self.greet(&mut session, Step::FirstWordsOverTls).await?;
+        Ok(session)
     }
 
-    async fn encrypt(
-        &self,
-        tcp: TcpStream,
-        greeting: &'static [u8],
-    ) -> Result<Session<TlsStream<TcpStream>>, SendError> {
-        let name = ServerName::try_from(self.host.clone()).map_err(|error| self.unavailable(HANDSHAKE, error))?;
-        let handshake = self.connector.connect(name, tcp);
-        let stream = self.within(HANDSHAKE, self.deadlines.command, handshake).await?;
-        Ok(Session { stream, greeting })
+    async fn encrypt(&self, wire: Box<dyn Wire>) -> Result<Box<dyn Wire>, Failure> {
+        let name = ServerName::try_from(self.host.clone())
+            .map_err(|error| Failure { step: Step::Tls, what: What::Unfit(error.to_string()) })?;
+        let stream = within(Step::Tls, self.deadlines.greeting, self.connector.connect(name, wire)).await?;
+        Ok(Box::new(stream))
     }
 
-    /// Encodes a mail as this connection takes it, and announces it. Every refusal is the server's trouble: the sender is
-    /// the same for all mails, so a server that does not like it likes none.
-    ///
-    /// A server that takes several commands at once is told the recipient, too, and that the content comes next.
-    async fn begin(&self, open: &mut Open, mail: &Composed) -> Result<Vec<u8>, SendError> {
-        let takes_8bit = open.smtp.server_info().supports_feature(Extension::EightBitMime);
-        let content = mail.bytes(takes_8bit).map_err(|error| SendError::Transient(self.sentence("signing", error)))?;
+    async fn log_in(&self, session: &mut Session, login: &Credentials) -> Result<(), Failure> {
+        let limit = self.deadlines.greeting;
+        let unfit = |why: &str| Failure { step: Step::Auth, what: What::Unfit(why.to_owned()) };
+        let offered = [Mechanism::Plain, Mechanism::Login].into_iter().find(|way| session.offers_login(*way));
+        let way = offered.ok_or_else(|| unfit("the server offers neither AUTH PLAIN nor AUTH LOGIN"))?;
+        let mut line = format!("AUTH {way}");
+        if way.supports_initial_response() {
+            let response = way.response(login, None).map_err(|error| unfit(&error.to_string()))?;
+            line.extend([" ", &BASE64.encode(response)]);
+        }
+        // The user and the password, each for a challenge.
+        for _ in 0..3 {
+            let reply = session.ask(Step::Auth, limit, &format!("{line}\r\n")).await?;
+            if reply.code != 334 {
+                reply.expect(Step::Auth, 235)?;
+                return Ok(());
+            }
+            let challenge = BASE64.decode(reply.text().trim()).unwrap_or_default();
+            let challenge = String::from_utf8_lossy(&challenge);
+            let response = way.response(login, Some(&challenge)).map_err(|error| unfit(&error.to_string()))?;
+            line = BASE64.encode(response);
+        }
+        Err(unfit("the server goes on asking after user and password"))
+    }
+
+    /// Encodes an email as this connection takes it.
+    fn content(&self, session: &Session, mail: &Composed) -> Result<Vec<u8>, SendError> {
+        mail.bytes(session.offers("8BITMIME"))
+            .map_err(|error| SendError::Transient(Cause::of_ours(format!("{}: {error}", self.address()))))
+    }
+
+    /// Names the sender and the recipient, at once where the server takes several commands at once (RFC 2920). Every reply
+    /// is read, also when the first is a rejection.
+    async fn announce(&self, session: &mut Session, mail: &Composed, content: &[u8]) -> Result<(), Failure> {
+        let limit = self.deadlines.envelope;
         let mut options = Vec::new();
         if mail.needs_smtputf8() {
             options.push(MailParameter::SmtpUtfEight);
@@ -461,130 +664,108 @@ impl SmtpServer {
         if !content.is_ascii() {
             options.push(MailParameter::Body(MailBodyParameter::EightBitMime));
         }
-        let mut commands = Mail::new(mail.envelope.from().cloned(), options).to_string();
-        if open.pipelines {
-            commands.extend([recipient(mail), Data.to_string()]);
-        }
-        self.within("MAIL", self.deadlines.command, open.smtp.command(commands)).await?;
-        Ok(content)
-    }
-
-    /// Names the recipient and sends the content. Gives the answer to it.
-    async fn transfer(&self, open: &mut Open, mail: &Composed, content: Vec<u8>) -> Result<String, SendError> {
-        let limit = self.deadlines.command;
-        let ready = if open.pipelines {
-            if let Err(error) = self.verdict("RCPT", limit, open.smtp.read_response()).await {
-                open.lags = !self.take_back(&mut open.smtp).await;
-                return Err(error);
+        let sender = Mail::new(mail.envelope.from().cloned(), options).to_string();
+        if session.offers("PIPELINING") {
+            session.say(Step::Mail, limit, (sender + &recipient(mail)).as_bytes()).await?;
+            let sender = session.hear(Step::Mail, limit).await?.expect(Step::Mail, POSITIVE);
+            if sender.as_ref().is_err_and(|failure| !failure.leaves_connection()) {
+                return sender.map(drop);
             }
-            self.verdict("DATA", limit, open.smtp.read_response()).await?
+            let recipient = session.hear(Step::Rcpt, limit).await;
+            // A rejected sender is the answer, whatever is said of the recipient.
+            sender?;
+            recipient?.expect(Step::Rcpt, POSITIVE)?;
         } else {
-            self.verdict("RCPT", limit, open.smtp.command(recipient(mail))).await?;
-            self.verdict("DATA", limit, open.smtp.command(Data)).await?
-        };
-        if !ready.has_code(354) {
-            return Err(self.unavailable("DATA", format!("answered {} in place of 354", u16::from(ready.code()))));
+            session.ask(Step::Mail, limit, &sender).await?.expect(Step::Mail, POSITIVE)?;
+            session.ask(Step::Rcpt, limit, &recipient(mail)).await?.expect(Step::Rcpt, POSITIVE)?;
         }
-        let accepted = self.verdict("content", self.deadlines.content, open.smtp.command(closed(content))).await?;
-        if !accepted.has_code(250) {
-            return Err(self.unavailable("content", format!("answered {} in place of 250", u16::from(accepted.code()))));
-        }
-        let words: Vec<&str> = accepted.message().collect();
-        Ok(shorten(&single_line(&format!("250 {}", words.join(" "))), ERROR_CHARS_MAX))
+        Ok(())
     }
 
-    /// Hears the answer to the DATA that a server was told together with a recipient that it has refused. One that goes on
-    /// all the same gets nothing (RFC 2920 §3.1). Tells whether everything is answered now.
-    async fn take_back(&self, smtp: &mut AsyncSmtpConnection) -> bool {
-        let has_answered = |answer: Result<Response, lettre::transport::smtp::Error>| {
-            answer.map_or_else(|error| error.status().is_some(), |_| true)
-        };
-        let hearing = async {
-            match smtp.read_response().await {
-                Ok(_) => has_answered(smtp.command(".\r\n").await),
-                refused => has_answered(refused),
+    /// Sends the content for a recipient who was accepted. Gives the reply to it.
+    async fn transfer(&self, session: &mut Session, content: Vec<u8>, is_sent: &mut bool) -> Result<String, Failure> {
+        session.ask(Step::Data, self.deadlines.data, "DATA\r\n").await?.expect(Step::Data, 354)?;
+        for block in closed(content).chunks(BLOCK_BYTES) {
+            session.say(Step::Content, self.deadlines.block, block).await?;
+        }
+        *is_sent = true;
+        let accepted = session.hear(Step::Reply, self.deadlines.content).await?.expect(Step::Reply, 250)?;
+        Ok(shorten(&single_line(&format!("250 {}", accepted.text())), ERROR_CHARS_MAX))
+    }
+
+    /// Makes a connection ready for the next email after a rejected one. Tells whether that worked.
+    async fn reset(&self, session: &mut Session) -> bool {
+        let reply = session.ask(Step::Mail, self.deadlines.farewell, "RSET\r\n").await;
+        reply.is_ok_and(|reply| reply.code == 250)
+    }
+
+    async fn quit(&self, mut session: Session) {
+        // Nothing depends on the reply: the connection is closed either way.
+        let _ = session.ask(Step::Mail, self.deadlines.farewell, "QUIT\r\n").await;
+    }
+
+    fn error(&self, Failure { step, what }: Failure) -> SendError {
+        let (at, name) = (self.address(), step.as_str());
+        let quoted = |reply: &Reply| shorten(&single_line(&reply.text()), ERROR_CHARS_MAX);
+        match what {
+            What::Rejected(reply) => {
+                let cause = Cause {
+                    sentence: format!("{at}: {name}: {} {}", reply.code, quoted(&reply)).trim_end().to_owned(),
+                    brief: format!("{at}: {name}: {}", reply.codes()),
+                };
+                match reply.blame(step) {
+                    Blame::Sender => SendError::Sender {
+                        cause,
+                        remedy: reply.remedy(step),
+                        is_of_connection: step.is_of_connection(),
+                    },
+                    Blame::Server | Blame::Rate if step.is_of_connection() => SendError::Unavailable(cause),
+                    Blame::Rate => SendError::Throttled(cause),
+                    Blame::Server => SendError::Transient(cause),
+                    Blame::Email => SendError::Permanent(cause),
+                }
             }
-        };
-        tokio::time::timeout(self.deadlines.command, hearing).await.unwrap_or(false)
-    }
-
-    /// Makes a connection ready for the next mail after a refused one. Tells whether that worked.
-    async fn reset(&self, open: &mut Open) -> bool {
-        !open.lags && self.within("RSET", self.deadlines.command, open.smtp.command(Rset)).await.is_ok()
-    }
-
-    async fn quit(&self, mut connection: Open) {
-        // Nothing depends on the answer: the connection is closed either way.
-        let _ = tokio::time::timeout(self.deadlines.quit, connection.smtp.quit()).await;
-    }
-
-    /// Waits for a step that concerns this one mail, and tells a refusal of the mail from trouble of the server.
-    async fn verdict(
-        &self,
-        step: &str,
-        limit: Duration,
-        answer: impl Future<Output = Result<Response, lettre::transport::smtp::Error>>,
-    ) -> Result<Response, SendError> {
-        let error = match tokio::time::timeout(limit, answer).await {
-            Ok(Ok(response)) => return Ok(response),
-            Ok(Err(error)) => error,
-            Err(_) => return Err(self.timed_out(step, limit)),
-        };
-        match error.status().map(u16::from) {
-            // "I am closing", "not now, not in this order", "log in first": true of every mail, not of this one.
-            None | Some(421 | 503 | 530) => Err(self.unavailable(step, error)),
-            Some(400..500) => Err(SendError::Transient(self.sentence(step, error))),
-            Some(_) => Err(SendError::Permanent(self.sentence(step, error))),
+            What::Unexpected(reply) => no_reply(step, Cause {
+                sentence: format!("{at}: {name}: unexpected reply {} {}", reply.code, quoted(&reply)),
+                brief: format!("{at}: {name}: unexpected reply {}", reply.codes()),
+            }),
+            What::NoReply(limit) => {
+                no_reply(step, Cause::of_ours(format!("{at}: {name}: no reply within {} s", limit.as_secs_f32())))
+            }
+            What::Broken(error) => {
+                let error = shorten(&single_line(&error.to_string()), ERROR_CHARS_MAX);
+                let error = explain(&error, matches!(step, Step::Tls | Step::FirstWordsOverTls));
+                no_reply(step, Cause::of_ours(format!("{at}: {name}: {error}")))
+            }
+            What::Unfit(why) => SendError::Unavailable(Cause::of_ours(format!("{at}: {name}: {why}"))),
         }
     }
 
-    /// Waits for a step whose failure is the server's trouble.
-    async fn within<T, E: fmt::Display>(
-        &self,
-        step: &str,
-        limit: Duration,
-        answer: impl Future<Output = Result<T, E>>,
-    ) -> Result<T, SendError> {
-        match tokio::time::timeout(limit, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(self.unavailable(step, error)),
-            Err(_) => Err(self.timed_out(step, limit)),
-        }
-    }
-
-    fn timed_out(&self, step: &str, limit: Duration) -> SendError {
-        self.unavailable(step, format!("no answer within {} s", limit.as_secs_f32()))
-    }
-
-    fn unavailable(&self, step: &str, error: impl fmt::Display) -> SendError {
-        SendError::Unavailable(self.sentence(step, error))
-    }
-
-    /// `mail.example.com:25: RCPT: …`, of bounded length whatever the server says.
-    fn sentence(&self, step: &str, error: impl fmt::Display) -> String {
-        let error = shorten(&single_line(&error.to_string()), ERROR_CHARS_MAX);
-        let error = explain(&error, [HANDSHAKE, FIRST_WORDS_OVER_TLS].contains(&step));
-        format!("{}:{}: {step}: {error}", self.host, self.port)
+    fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
     }
 }
 
-/// The step in which connections become encrypted.
-const HANDSHAKE: &str = "TLS";
-
-/// The step after it: a server that wants another certificate of us says so only now, or hangs up.
-const FIRST_WORDS_OVER_TLS: &str = "first words over TLS";
+fn no_reply(step: Step, cause: Cause) -> SendError {
+    if step == Step::Reply { SendError::InDoubt(cause) } else { SendError::Unavailable(cause) }
+}
 
 /// The command that names the one recipient.
 fn recipient(mail: &Composed) -> String {
     mail.envelope.to().iter().map(|address| Rcpt::new(address.clone(), vec![]).to_string()).collect()
 }
 
-/// A mail with the dot that ends it, in one piece: lettre's own way is to send the dot by itself, which costs a packet and
-/// wakes the server once more. Dots at the beginning of lines are doubled (RFC 5321 §4.5.2).
-fn closed(content: Vec<u8>) -> String {
+/// How much of a content is written under one deadline. Most emails are one block.
+const BLOCK_BYTES: usize = 64 * 1024;
+
+/// The longest part of a server's words that is passed on, in characters.
+const ERROR_CHARS_MAX: usize = 400;
+
+/// An email with the dot that ends it. Dots at the beginning of lines are doubled (RFC 5321 §4.5.2).
+fn closed(content: Vec<u8>) -> Vec<u8> {
     let mut closed = if memmem::find(&content, b"\n.").is_some() { double_dots(&content) } else { content };
     closed.extend_from_slice(if closed.ends_with(b"\r\n") { b".\r\n" } else { b"\r\n.\r\n" });
-    String::from_utf8(closed).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    closed
 }
 
 /// The dots at the beginnings of lines.
@@ -600,98 +781,13 @@ fn double_dots(content: &[u8]) -> Vec<u8> {
     doubled
 }
 
-/// The longest part of a server's words that is passed on, in characters.
-const ERROR_CHARS_MAX: usize = 400;
-
-/// The longest line of an answer, in bytes; RFC 5321 allows 512.
-const ANSWER_LINE_BYTES_MAX: u64 = 2048;
-
-/// The most lines of an answer.
-const ANSWER_LINES_MAX: usize = 100;
-
-/// Reads one answer of the code `code`, and gives the text of its lines.
-async fn expect(stream: &mut BufReader<TcpStream>, code: u16) -> io::Result<Vec<String>> {
-    let code = code.to_string();
-    let mut lines = Vec::new();
-    loop {
-        let mut bytes = Vec::new();
-        (&mut *stream).take(ANSWER_LINE_BYTES_MAX).read_until(b'\n', &mut bytes).await?;
-        let line = String::from_utf8_lossy(&bytes);
-        if !line.ends_with('\n') || lines.len() == ANSWER_LINES_MAX {
-            return Err(io::Error::other("the answer is cut off or far too long"));
-        }
-        let (rest, last) = match line.strip_prefix(code.as_str()) {
-            Some(rest) if rest.starts_with('-') => (&rest[1..], false),
-            Some(rest) => (rest, true),
-            None => return Err(io::Error::other(format!("answered {}", line.trim_end()))),
-        };
-        lines.push(rest.trim_end().to_owned());
-        if last {
-            return Ok(lines);
-        }
-    }
-}
-
-/// Whether a server offers an extension of SMTP.
-fn has(offers: &[String], extension: &str) -> bool {
-    offers.iter().any(|line| line.trim().eq_ignore_ascii_case(extension))
-}
-
-/// What a client reads first on a session whose real greeting was read before it was encrypted.
-const GREETED: &[u8] = b"220 greeted\r\n";
-
-/// A connection as lettre's client takes it: what `greeting` still holds comes first, then what the server says.
-#[derive(Debug)]
-struct Session<S> {
-    stream: S,
-    greeting: &'static [u8],
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Session<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.greeting.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
-        }
-        let (now, later) = self.greeting.split_at(self.greeting.len().min(buf.remaining()));
-        buf.put_slice(now);
-        self.greeting = later;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Session<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl AsyncTokioStream for Session<TcpStream> {
-    fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.stream.peer_addr()
-    }
-}
-
-impl AsyncTokioStream for Session<TlsStream<TcpStream>> {
-    fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.stream.get_ref().0.peer_addr()
-    }
-}
-
 /// Runs file work where it may block.
 async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), SendError> {
     let result = match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(io::Error::other(error)),
     };
-    result.map_err(|error| SendError::Unavailable(format!("mail directory: {error}")))
+    result.map_err(|error| SendError::Unavailable(Cause::of_ours(format!("mail directory: {error}"))))
 }
 
 /// Writes a mail under its own name, whole or not at all, and waits until it is on the disk: only then it is sent.
@@ -719,7 +815,7 @@ mod tests {
     fn dots_at_the_beginnings_of_lines_are_doubled_and_the_last_one_ends_the_mail() {
         #[track_caller]
         fn check(content: &str, expected: &str) {
-            assert_eq!(closed(content.as_bytes().to_vec()), expected);
+            assert_eq!(closed(content.as_bytes().to_vec()), expected.as_bytes());
         }
         check("To: a\r\n\r\nHello.\r\n", "To: a\r\n\r\nHello.\r\n.\r\n");
         check("a\r\n.\r\nb\r\n", "a\r\n..\r\nb\r\n.\r\n");

@@ -63,7 +63,19 @@ pub fn bytes(mail: &Composed) -> Vec<u8> {
 
 pub fn deadlines() -> Deadlines {
     let short = Duration::from_millis(300);
-    Deadlines { connect: short, command: short, content: short, quit: short }
+    all_deadlines(short)
+}
+
+fn all_deadlines(limit: Duration) -> Deadlines {
+    Deadlines {
+        connect: limit,
+        greeting: limit,
+        envelope: limit,
+        data: limit,
+        block: limit,
+        content: limit,
+        farewell: limit,
+    }
 }
 
 pub fn connection(url: &str, tls: &ClientTls) -> MailConnection {
@@ -620,72 +632,156 @@ async fn a_refusal_of_the_mail_is_the_mails_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn a_server_that_waits_for_a_mail_whose_recipient_it_refused_gets_none() {
-    let script = |at, nth| match (at, nth) {
-        (Step::Rcpt, 1) => Action::Answer("550 no such user"),
-        (Step::Data, 1) => Action::Answer("354 go on"),
-        _ => Action::Ok,
-    };
-    let sink = SmtpSink::scripted(Tls::No, script).await;
-    let mut connection = to(&sink);
-    let error = connection.send(&composed(&sample())).await.unwrap_err();
-    assert!(matches!(error, SendError::Permanent(_)), "{error:?}");
-    connection.send(&composed(&sample())).await.unwrap();
-    assert_eq!((sink.mails().len(), sink.connections()), (1, 1));
-    assert!(sink.mails()[0].bytes.starts_with(b"From: "));
-}
-
-#[tokio::test]
-async fn a_refusal_of_the_recipient_stands_when_the_server_says_no_more() {
-    for action in [Action::Stall, Action::Drop] {
-        let script = move |at, nth| match (at, nth) {
-            (Step::Rcpt, 1) => Action::Answer("550 no such user"),
-            (Step::Data, 1) => action,
-            _ => Action::Ok,
-        };
-        let sink = SmtpSink::scripted(Tls::No, script).await;
-        let mut connection = to(&sink);
-        let error = connection.send(&composed(&sample())).await.unwrap_err();
+async fn data_is_sent_only_after_the_recipient_was_accepted() {
+    for sink in both(Step::Rcpt, |_| true, Action::Answer("550 no such user")).await {
+        let error = send(&sink).await.unwrap_err();
         assert!(matches!(error, SendError::Permanent(_)), "{error:?}");
-        connection.send(&composed(&sample())).await.unwrap();
-        assert_eq!((sink.mails().len(), sink.connections()), (1, 2), "{action:?}");
+        sink.deserted().await;
+        assert!(!sink.commands().iter().any(|command| command == "DATA"), "{:?}", sink.commands());
     }
 }
 
 #[tokio::test]
-async fn trouble_of_the_server_is_not_the_mails() {
-    for (step, action) in [
-        (Step::Greeting, Action::Answer("554 go away")),
-        (Step::Greeting, Action::Answer("421 busy")),
-        (Step::Greeting, Action::Stall),
-        (Step::Greeting, Action::Drop),
-        (Step::Ehlo, Action::Answer("502 no")),
-        (Step::Mail, Action::Answer("550 not you")),
-        (Step::Mail, Action::Answer("451 later")),
-        (Step::Mail, Action::Stall),
-        (Step::Rcpt, Action::Answer("421 closing")),
-        (Step::Rcpt, Action::Answer("530 log in first")),
-        (Step::Rcpt, Action::Answer("gibberish")),
-        (Step::Rcpt, Action::Stall),
-        (Step::Rcpt, Action::Drop),
-        (Step::Data, Action::Answer("250 what")),
-        (Step::Data, Action::Stall),
-        (Step::Content, Action::Answer("251 maybe")),
-        (Step::Content, Action::Answer("354 more")),
-        (Step::Content, Action::Stall),
-        (Step::Content, Action::Drop),
-    ] {
+async fn a_rejection_of_the_sender_is_the_servers_answer() {
+    for sink in both(Step::Mail, |nth| nth == 1, Action::Answer("550 5.7.60 not you")).await {
+        let mut connection = to(&sink);
+        let error = connection.send(&composed(&sample())).await.unwrap_err();
+        assert!(is_of_sender(&error) && error.to_string().contains("not you"), "{error:?}");
+        // Where the recipient was named with the sender, that reply was read, too.
+        connection.send(&composed(&sample())).await.unwrap();
+        assert_eq!((sink.mails().len(), sink.connections()), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_says_decides_whose_fault_it_is() {
+    type Case = (Step, Action, fn(&SendError) -> bool);
+    let cases: [Case; 22] = [
+        (Step::Greeting, Action::Answer("554 go away"), is_of_connection),
+        (Step::Greeting, Action::Answer("421 busy"), is_unavailable),
+        (Step::Greeting, Action::Stall, is_unavailable),
+        (Step::Greeting, Action::Drop, is_unavailable),
+        (Step::Ehlo, Action::Answer("502 no"), is_of_connection),
+        (Step::Ehlo, Action::Answer("220-without\r\n220 end"), is_unavailable),
+        (Step::Mail, Action::Answer("550 not you"), is_of_sender),
+        (Step::Mail, Action::Answer("451 later"), is_throttled),
+        (Step::Mail, Action::Stall, is_unavailable),
+        (Step::Rcpt, Action::Answer("421 closing"), is_throttled),
+        (Step::Rcpt, Action::Answer("530 log in first"), is_of_sender),
+        (Step::Rcpt, Action::Answer("554 5.7.1 relay access denied"), is_of_sender),
+        (Step::Rcpt, Action::Answer("gibberish"), is_unavailable),
+        (Step::Rcpt, Action::Stall, is_unavailable),
+        (Step::Rcpt, Action::Drop, is_unavailable),
+        (Step::Data, Action::Answer("250 what"), is_unavailable),
+        (Step::Data, Action::Stall, is_unavailable),
+        (Step::Content, Action::Answer("454 4.7.0 Maximum sending rate exceeded"), is_throttled),
+        (Step::Content, Action::Answer("251 maybe"), is_in_doubt),
+        (Step::Content, Action::Answer("gibberish"), is_in_doubt),
+        (Step::Content, Action::Stall, is_in_doubt),
+        (Step::Content, Action::Drop, is_in_doubt),
+    ];
+    for (step, action, expected) in cases {
         for sink in both(step, |_| true, action).await {
             let started = Instant::now();
             let error = send(&sink).await.unwrap_err();
-            assert!(matches!(error, SendError::Unavailable(_)), "{step:?} {action:?}: {error:?}");
+            assert!(expected(&error), "{step:?} {action:?}: {error:?}");
             assert!(error.to_string().contains(&sink.address.to_string()), "{error}");
             assert!(started.elapsed() < Duration::from_secs(2), "{step:?} {action:?}");
             assert_eq!(sink.mails().len(), 0, "{step:?} {action:?}");
         }
     }
     let error = connection("smtp://127.0.0.1:1", &ClientTls::default()).send(&composed(&sample())).await.unwrap_err();
-    assert!(matches!(error, SendError::Unavailable(_)), "{error:?}");
+    assert!(is_unavailable(&error), "{error:?}");
+}
+
+fn is_unavailable(error: &SendError) -> bool {
+    matches!(error, SendError::Unavailable(_))
+}
+
+fn is_throttled(error: &SendError) -> bool {
+    matches!(error, SendError::Throttled(_))
+}
+
+fn is_in_doubt(error: &SendError) -> bool {
+    matches!(error, SendError::InDoubt(_))
+}
+
+fn is_of_sender(error: &SendError) -> bool {
+    matches!(error, SendError::Sender { is_of_connection: false, .. })
+}
+
+fn is_of_connection(error: &SendError) -> bool {
+    matches!(error, SendError::Sender { is_of_connection: true, .. })
+}
+
+#[tokio::test]
+async fn a_late_reply_is_never_taken_for_another() {
+    let late = Action::Late(2 * deadlines().envelope);
+    for step in [Step::Greeting, Step::Ehlo, Step::Mail, Step::Rcpt, Step::Data, Step::Content] {
+        for sink in late_at(step, late).await {
+            let mut connection = to(&sink);
+            let mail = composed(&sample());
+            let error = connection.send(&mail).await.unwrap_err();
+            assert_eq!(is_in_doubt(&error), step == Step::Content, "{step:?}: {error:?}");
+            assert_eq!(is_unavailable(&error), step != Step::Content, "{step:?}: {error:?}");
+            // The server goes on with what it has, and hears nothing more.
+            sink.deserted().await;
+            let commands = sink.commands();
+            let last = commands.last().map_or("", |command| command.split([' ', ':']).next().unwrap());
+            let expected = match step {
+                Step::Greeting => "",
+                Step::Ehlo => "EHLO",
+                Step::Mail if commands.len() == 2 => "MAIL",
+                Step::Mail | Step::Rcpt => "RCPT",
+                _ => "DATA",
+            };
+            assert_eq!(last, expected, "{step:?}: {commands:?}");
+            connection.send(&mail).await.unwrap();
+            let taken = sink.mails();
+            assert_eq!(taken.len(), if step == Step::Content { 2 } else { 1 }, "{step:?}");
+            assert!(taken.iter().all(|taken| taken.bytes == mail.bytes(true).unwrap()), "{step:?}: not a whole email");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_slow_server_gets_every_email_once() {
+    let late = Action::Late(deadlines().envelope);
+    for step in [Step::Greeting, Step::Ehlo, Step::Mail, Step::Rcpt, Step::Data, Step::Content] {
+        for sink in late_at(step, late).await {
+            let patient = all_deadlines(Duration::from_secs(10));
+            let transport = Transport::new(&MailUrl::parse(&sink.url()).unwrap(), &ClientTls::default(), patient);
+            let mail = composed(&sample());
+            MailConnection::new(Arc::new(transport.unwrap())).send(&mail).await.unwrap();
+            let taken = sink.mails();
+            assert_eq!((taken.len(), sink.connections()), (1, 1), "{step:?}");
+            assert_eq!(taken[0].bytes, mail.bytes(true).unwrap(), "{step:?}");
+        }
+    }
+}
+
+/// Servers that are late the first time that they are at `step`; with and without pipelining.
+async fn late_at(step: Step, late: Action) -> [SmtpSink; 2] {
+    let script = move |at, nth| if (at, nth) == (step, 1) { late } else { Action::Ok };
+    if step == Step::Ehlo {
+        return [SmtpSink::scripted(Tls::No, script).await, SmtpSink::scripted(Tls::No, script).await];
+    }
+    both(step, |nth| nth == 1, late).await
+}
+
+#[tokio::test]
+async fn a_server_gone_mad_costs_no_memory() {
+    static WITHOUT_END: LazyLock<String> = LazyLock::new(|| "250-x\r\n".repeat(100_000));
+    static ONE_LINE: LazyLock<String> = LazyLock::new(|| format!("250 {}", "x".repeat(1_000_000)));
+    for answer in [WITHOUT_END.as_str(), ONE_LINE.as_str()] {
+        for step in [Step::Greeting, Step::Ehlo, Step::Mail, Step::Rcpt] {
+            for sink in both(step, |nth| nth == 1, Action::Answer(answer)).await {
+                let error = send(&sink).await.unwrap_err();
+                assert!(is_unavailable(&error), "{step:?}: {error:?}");
+                assert!(error.to_string().len() < 1_000, "{error}");
+            }
+        }
+    }
 }
 
 #[tokio::test]
@@ -774,7 +870,7 @@ async fn connections_are_encrypted_as_the_settings_say() {
     ] {
         let sink = SmtpSink::scripted(tls, ok).await;
         let error = connection(&localhost(&sink, scheme, "", option), settings).send(&mail).await.unwrap_err();
-        assert!(matches!(&error, SendError::Unavailable(text) if text.contains(why)), "{error}");
+        assert!(is_unavailable(&error) && error.to_string().contains(why), "{error}");
         assert_eq!(sink.mails().len(), 0);
     }
 
@@ -831,11 +927,20 @@ async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
     assert!(!sink.commands().iter().any(|command| command.starts_with("AUTH")));
     connection(&localhost(&sink, "smtp", login, "?tls=none"), &trusting).send(&mail).await.unwrap();
 
+    let script = |at, _| {
+        if at == Step::Ehlo { Action::Answer("250-sink\r\n250-PIPELINING\r\n250 AUTH LOGIN") } else { Action::Ok }
+    };
+    let sink = SmtpSink::scripted(Tls::No, script).await;
+    connection(&localhost(&sink, "smtp", login, "?tls=none"), &trusting).send(&mail).await.unwrap();
+    let commands = sink.commands();
+    // Nothing is asked again after the login.
+    assert_eq!(commands[1..3], ["AUTH LOGIN".to_owned(), "MAIL FROM:<no-reply@mail.example.com>".to_owned()]);
+
     let script = |at, _| if at == Step::Auth { Action::Answer("535 wrong") } else { Action::Ok };
     let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), script).await;
     let url = localhost(&sink, "smtp", login, "");
     let error = connection(&url, &trusting).send(&mail).await.unwrap_err();
-    assert!(matches!(error, SendError::Unavailable(_)), "{error}");
+    assert!(is_of_connection(&error), "{error}");
     let transport = Transport::new(&MailUrl::parse(&url).unwrap(), &trusting, deadlines()).unwrap();
     for shown in [format!("{transport:?}"), error.to_string(), format!("{error:?}")] {
         assert!(!shown.contains("cret") && !shown.contains("marie@example.com\0"), "{shown}");
@@ -854,7 +959,7 @@ async fn check_goes_as_far_as_a_mail_would_and_says_where_it_failed() {
     assert_eq!(sink.commands().last().map(String::as_str), Some("QUIT"));
     let sink = SmtpSink::scripted(Tls::No, |at, _| if at == Step::Ehlo { Action::Stall } else { Action::Ok }).await;
     let error = check(&sink).await.unwrap_err();
-    assert!(error.to_string().contains("EHLO: no answer within"), "{error}");
+    assert!(error.to_string().contains("EHLO: no reply within"), "{error}");
 }
 
 #[tokio::test]
@@ -875,7 +980,7 @@ async fn an_address_beyond_ascii_needs_a_server_that_takes_it() {
     let sink = SmtpSink::start().await;
     let mut connection = to(&sink);
     let error = connection.send(&mail).await.unwrap_err();
-    assert!(matches!(&error, SendError::Permanent(why) if why.contains("SMTPUTF8")), "{error}");
+    assert!(matches!(&error, SendError::Permanent(_)) && error.to_string().contains("SMTPUTF8"), "{error}");
     connection.send(&composed(&sample())).await.unwrap();
 
     let script =

@@ -123,7 +123,7 @@ impl Pages {
     /// Sends a mail, and gives the server's answer.
     async fn send(&self, composed: &Composed) -> Result<String, String> {
         let (url, tls) = (self.smtp_url.clone(), self.tls.clone());
-        let transport = tokio::task::spawn_blocking(move || Transport::new(&url, &tls, Deadlines::default()))
+        let transport = tokio::task::spawn_blocking(move || Transport::new(&url, &tls, Deadlines::interactive()))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;

@@ -36,6 +36,8 @@ pub enum Action {
     Answer(&'static str),
     /// Says nothing for a long time.
     Stall,
+    /// Does what a good server does, and says so only after this time. At `Content` the mail is taken at once.
+    Late(Duration),
     /// Closes the connection without a word. At `Content` the mail has been read by then.
     Drop,
     /// Takes the mail and closes the connection before it says so (`Content` only): the sender cannot know.
@@ -69,6 +71,7 @@ struct Log {
     mails: Vec<Taken>,
     commands: Vec<String>,
     connections: usize,
+    open: usize,
     counts: HashMap<Step, usize>,
 }
 
@@ -120,14 +123,17 @@ impl SmtpSink {
                 while let Ok((stream, _)) = listener.accept().await {
                     // Its answers leave at once, as those of real servers do, even to commands that came together.
                     stream.set_nodelay(true).unwrap();
-                    log.lock().unwrap().connections += 1;
+                    let counted = Open::count(&log);
                     let session = Session {
                         script: Arc::clone(&script),
                         log: Arc::clone(&log),
                         tls: tls.clone(),
                         encrypted: false,
                     };
-                    sessions.spawn(session.run(stream));
+                    sessions.spawn(async move {
+                        session.run(stream).await;
+                        drop(counted);
+                    });
                 }
             }
         });
@@ -156,6 +162,33 @@ impl SmtpSink {
 
     pub fn connections(&self) -> usize {
         self.log.lock().unwrap().connections
+    }
+
+    /// Waits until every connection has ended: then nothing more will be taken.
+    pub async fn deserted(&self) {
+        super::eventually("the end of all connections to the sink", || {
+            let is_deserted = self.log.lock().unwrap().open == 0;
+            async move { is_deserted.then_some(()) }
+        })
+        .await;
+    }
+}
+
+/// A connection that has not ended.
+struct Open(Arc<Mutex<Log>>);
+
+impl Open {
+    fn count(log: &Arc<Mutex<Log>>) -> Self {
+        let mut counts = log.lock().unwrap();
+        counts.connections += 1;
+        counts.open += 1;
+        Self(Arc::clone(log))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().open -= 1;
     }
 }
 
@@ -197,7 +230,7 @@ impl Session {
     }
 
     async fn talk(&mut self, mut wire: BufReader<Box<dyn Wire>>) -> Result<(), Over> {
-        let (mut from, mut to) = (String::new(), Vec::new());
+        let (mut from, mut to) = (None, Vec::new());
         loop {
             let mut line = String::new();
             if wire.read_line(&mut line).await? == 0 {
@@ -227,11 +260,12 @@ impl Session {
                     self.answer(&mut wire, Step::Auth, "235 welcome").await?;
                 }
                 "MAIL" => {
-                    to.clear();
+                    (from, to) = (None, Vec::new());
                     if self.answer(&mut wire, Step::Mail, "250 ok").await? {
-                        from = address(&line);
+                        from = Some(address(&line));
                     }
                 }
+                "RCPT" if from.is_none() => wire.write_all(b"503 5.5.1 from whom?\r\n").await?,
                 "RCPT" => {
                     if self.answer(&mut wire, Step::Rcpt, "250 ok").await? {
                         to.push(address(&line));
@@ -248,8 +282,9 @@ impl Session {
                             continue;
                         }
                         let (action, text) = self.decide(Step::Content, "250 taken");
-                        if matches!(action, Action::Ok | Action::TakeAndDrop) {
-                            let (from, to, encrypted) = (from.clone(), to.clone(), self.encrypted);
+                        let (from, to) = (from.take().unwrap_or_default(), std::mem::take(&mut to));
+                        if matches!(action, Action::Ok | Action::TakeAndDrop | Action::Late(_)) {
+                            let encrypted = self.encrypted;
                             let answered = matches!(action, Action::Ok);
                             let taken = Taken { from, to, bytes, encrypted, at: Instant::now(), answered };
                             self.log.lock().unwrap().mails.push(taken);
@@ -258,6 +293,7 @@ impl Session {
                     }
                 }
                 "RSET" => {
+                    (from, to) = (None, Vec::new());
                     self.answer(&mut wire, Step::Rset, "250 ok").await?;
                 }
                 "QUIT" => {
@@ -273,7 +309,7 @@ impl Session {
     async fn answer(&self, wire: &mut BufReader<Box<dyn Wire>>, step: Step, usual: &'static str) -> Result<bool, Over> {
         let (action, text) = self.decide(step, usual);
         Self::act(wire, action, text).await?;
-        Ok(matches!(action, Action::Ok))
+        Ok(matches!(action, Action::Ok | Action::Late(_)))
     }
 
     /// What to do now, and the words for it.
@@ -291,6 +327,7 @@ impl Session {
     async fn act(wire: &mut BufReader<Box<dyn Wire>>, action: Action, text: &str) -> Result<(), Over> {
         match action {
             Action::Ok | Action::Answer(_) => {}
+            Action::Late(delay) => tokio::time::sleep(delay).await,
             Action::Stall => {
                 tokio::time::sleep(Duration::from_secs(600)).await;
                 return Err(Over);
