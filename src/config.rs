@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::broker::{BrokerUrls, InvalidBrokerUrl};
 use crate::mail::dkim::{DkimKey, DkimSigner, parse_domain, parse_selector};
-use crate::mail::{MailUrl, Sender};
+use crate::mail::{MailUrl, Sender, SmtpName};
 use crate::tls::{Authorities, Identity, Tls};
 
 pub use secret::MongodbUrl;
@@ -125,6 +125,36 @@ pub struct MailSettings {
         value_parser = setting(number::<1, 64>)
     )]
     pub mail_connections: usize,
+
+    /// Emails per second at most, 0.01 to 10000; a mail server that throttles lowers the rate by itself
+    /// [default: unlimited]
+    #[arg(
+        long,
+        env = "OFFRAMP_MAIL_PER_SECOND",
+        hide_env_values = true,
+        value_name = "NUMBER",
+        value_parser = setting(per_second)
+    )]
+    pub mail_per_second: Option<f64>,
+
+    /// Name of this worker in EHLO: a domain, or an address as [192.0.2.1] or [IPv6:2001:db8::1] [default: the host name if it
+    /// has a dot, else the domain of OFFRAMP_MAIL_FROM]
+    #[arg(
+        long,
+        env = "OFFRAMP_SMTP_NAME",
+        hide_env_values = true,
+        value_name = "NAME",
+        value_parser = setting(smtp_name)
+    )]
+    pub smtp_name: Option<SmtpName>,
+}
+
+impl MailSettings {
+    /// The name of this worker in EHLO.
+    #[must_use]
+    pub fn name(&self, sender: &Sender) -> SmtpName {
+        self.smtp_name.clone().unwrap_or_else(|| SmtpName::of_host_or(sender))
+    }
 }
 
 /// TLS with all three servers.
@@ -409,6 +439,10 @@ fn mail_url(text: &str) -> Result<MailUrl, String> {
     MailUrl::parse(text).map_err(|error| error.to_string())
 }
 
+fn smtp_name(text: &str) -> Result<SmtpName, String> {
+    SmtpName::parse(text)
+}
+
 fn sender(text: &str) -> Result<Sender, String> {
     Sender::parse(text).map_err(|error| error.to_string())
 }
@@ -438,6 +472,13 @@ fn number<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, Strin
         .ok()
         .filter(|number| (MIN..=MAX).contains(number))
         .ok_or_else(|| format!("it must be a whole number from {MIN} to {MAX}"))
+}
+
+fn per_second(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (0.01..=10_000.0).contains(number))
+        .ok_or_else(|| "it must be a number from 0.01 to 10000, such as 14 or 0.5".to_owned())
 }
 
 fn seconds<const MIN: u64, const MAX: u64>(text: &str) -> Result<Duration, String> {

@@ -17,6 +17,7 @@ pub mod jsonl;
 pub mod logging;
 pub mod mail;
 pub mod outbox;
+pub mod pacer;
 pub mod pauses;
 pub mod run;
 pub mod schemas;

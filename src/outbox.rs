@@ -23,8 +23,9 @@ use crate::mail::dkim::DkimSigner;
 use crate::mail::message::{Composed, Origin, Sender, compose};
 use crate::mail::smtp::{MailConnection, SendError, Transport};
 use crate::mail::templates::Templates;
+use crate::pacer::Pacer;
 use crate::pauses::Pauses;
-use crate::store::leases::{Fate, Mark};
+use crate::store::leases::{Count, Fate, Mark};
 use crate::store::outbox::{Content, EmailIdentity, Kind, Leased};
 use crate::store::{Collection, Store, StoreError};
 
@@ -59,7 +60,23 @@ const IDLE_MAX: Duration = Duration::from_secs(20);
 const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
 /// How long an email that could not be sent is put off: the first time, and at most. See [`Pauses::after`].
 const EMAIL_PUT_OFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(15 * 60));
-/// The same for an event. There is one broker, which is back for all of them at once, and takes thousands a second.
+/// The same for an email that the mail server rejected because of the sender: an operator has to do something first.
+const SENDER_PUT_OFF: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
+/// How long such an email is tried, from the first rejection on.
+const SENDER_PATIENCE: TimeDelta = TimeDelta::hours(24);
+/// How long an email is put off that may have been delivered; up to a quarter is added. A server that was only slow has
+/// delivered it by then.
+const IN_DOUBT_PUT_OFF: Duration = Duration::from_secs(15 * 60);
+/// How often such an email is tried again.
+const IN_DOUBT_RETRIES_MAX: i32 = 3;
+/// How often a throttled email is tried before it is put off: until then, it costs the database nothing.
+const THROTTLED_TRIES_MAX: u32 = 3;
+/// How often a lease is tried to be extended while the database is unavailable.
+const EXTEND_EVERY: Duration = Duration::from_secs(1);
+/// How often the same reason is reported for which the mail server rejects this worker.
+const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
+/// How long an event is put off, likewise. There is one broker, which is back for all of them at once, and takes thousands a
+/// second.
 const EVENT_PUT_OFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
 
 /// Where committed changes leave their entries.
@@ -71,16 +88,51 @@ pub struct Outbox {
 }
 
 /// What is known of the mail server.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct MailServer {
     is_unavailable: AtomicBool,
     /// How many emails are being sent to it, or wait because it was unavailable for them.
     in_hand: AtomicUsize,
+    pacer: Pacer,
+    /// How much of a lease emails may wait in memory.
+    patience: Duration,
+    /// What an operator was told, and when.
+    reported: Mutex<HashMap<&'static str, Instant>>,
 }
 
 impl MailServer {
     fn is_unavailable(&self) -> bool {
         self.is_unavailable.load(Ordering::Relaxed)
+    }
+
+    /// How many emails may wait in memory: no more than can be sent before their lease is half over.
+    fn queue_max(&self) -> usize {
+        let allowance = self.pacer.allowance(self.patience);
+        allowance.map_or(QUEUE_MAX, |allowance| allowance.clamp(1, QUEUE_MAX))
+    }
+
+    fn accepted(&self) {
+        if self.pacer.accepted() {
+            tracing::info!("the mail server accepts emails at the full rate again");
+        }
+    }
+
+    fn throttled(&self, error: &SendError) {
+        if self.pacer.throttled() {
+            tracing::warn!(error = error.brief(), "the mail server throttles; this worker sends fewer emails");
+        }
+    }
+
+    /// Says once what an operator has to do.
+    fn report(&self, error: &SendError, remedy: &'static str) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.get(remedy).is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+            reported.insert(remedy, Instant::now());
+            tracing::error!(
+                error = error.brief(),
+                "the mail server rejects this worker: {remedy}; its emails are retried for a day, then kept for an operator"
+            );
+        }
     }
 }
 
@@ -141,7 +193,8 @@ impl Drop for HeldBack<'_> {
 
 impl Outbox {
     /// Hands entries over. Returns those for which there is no room, to be given back for whoever has some: see
-    /// [`Store::give_back`]. While the mail server is unavailable, nobody has: such emails wait for their lease to expire.
+    /// [`Store::give_back`]. While the mail server is unavailable or throttles, nobody has: such emails wait for their lease to
+    /// expire.
     #[must_use]
     pub async fn offer(&self, entries: Vec<Leased>) -> Vec<Mark> {
         // Events first: they do not wait for a mail server.
@@ -155,6 +208,10 @@ impl Outbox {
                 Kind::Email => &self.emails,
                 Kind::Event => &self.events,
             };
+            let queue_max = self.mail_server.queue_max();
+            if kind == Kind::Email && queue_max < QUEUE_MAX && self.emails.len() >= queue_max {
+                continue;
+            }
             let Err(full) = queue.try_send(leased) else { continue };
             let leased = full.into_inner();
             if kind == Kind::Email && self.mail_server.is_unavailable() {
@@ -176,7 +233,7 @@ impl Outbox {
             Kind::Email if self.mail_server.is_unavailable() => {
                 usize::from(self.emails.is_empty() && self.mail_server.in_hand.load(Ordering::Relaxed) == 0)
             }
-            Kind::Email => QUEUE_MAX.saturating_sub(self.emails.len()),
+            Kind::Email => self.mail_server.queue_max().saturating_sub(self.emails.len()),
             Kind::Event => QUEUE_MAX.saturating_sub(self.events.len()),
         }
     }
@@ -233,18 +290,30 @@ pub struct Dispatcher {
     emails: async_channel::Receiver<Leased>,
     events: async_channel::Receiver<Leased>,
     mail_server: Arc<MailServer>,
-    /// An entry is sent only while this much of its lease is left, and within it.
-    reserve: Duration,
+    /// How long entries belong to this process.
+    lease: Duration,
 }
 
-/// An outbox, and the dispatcher that empties it. Entries belong to this process for `lease`.
+/// An outbox, and the dispatcher that empties it. Entries belong to this process for `lease`, and at most `mail_per_second`
+/// emails are sent.
 #[must_use]
-pub fn outbox(lease: Duration) -> (Outbox, Dispatcher) {
+pub fn outbox(lease: Duration, mail_per_second: Option<f64>) -> (Outbox, Dispatcher) {
     let (emails_in, emails) = async_channel::bounded(QUEUE_MAX);
     let (events_in, events) = async_channel::bounded(QUEUE_MAX);
-    let mail_server = Arc::new(MailServer::default());
+    let mail_server = Arc::new(MailServer {
+        is_unavailable: AtomicBool::new(false),
+        in_hand: AtomicUsize::new(0),
+        pacer: Pacer::new(mail_per_second),
+        patience: lease / 4,
+        reported: Mutex::default(),
+    });
     let outbox = Outbox { emails: emails_in, events: events_in, mail_server: Arc::clone(&mail_server) };
-    (outbox, Dispatcher { emails, events, mail_server, reserve: lease / 2 })
+    (outbox, Dispatcher { emails, events, mail_server, lease })
+}
+
+/// An entry is sent only while this much of its lease is left.
+fn reserve(lease: Duration) -> Duration {
+    lease / 2
 }
 
 impl Dispatcher {
@@ -271,12 +340,13 @@ impl Dispatcher {
                 unmarked: Arc::clone(&unmarked),
                 writer: Arc::clone(&writer),
                 connection: MailConnection::new(Arc::clone(&transport)),
-                reserve: self.reserve,
+                store: store.clone(),
+                lease: self.lease,
             };
             senders.spawn(postman.run());
         }
         drop(settle_email);
-        senders.spawn(publish_events(self.events, settle_event, publisher, topology, self.reserve));
+        senders.spawn(publish_events(self.events, settle_event, publisher, topology, reserve(self.lease)));
         let (put_aside, aside) = async_channel::bounded(ASIDE_MAX);
         let flusher = Flusher { store, unmarked };
         let marking_aside = tokio::spawn(flusher.clone().flush_aside(aside));
@@ -312,7 +382,16 @@ struct Postman {
     unmarked: Arc<Unmarked>,
     writer: Arc<Writer>,
     connection: MailConnection,
-    reserve: Duration,
+    store: Store,
+    lease: Duration,
+}
+
+/// How a try to send an email went.
+struct Try {
+    fate: Fate,
+    outcome: &'static str,
+    /// Whether the server seems to be unavailable, if it was asked.
+    is_unavailable: Option<bool>,
 }
 
 impl Postman {
@@ -327,7 +406,7 @@ impl Postman {
                     continue;
                 }
             };
-            if !may_send(&leased, self.reserve) || self.unmarked.sent().contains(&leased.entry.id) {
+            if !self.may_send(&leased) {
                 continue;
             }
             self.mail_server.in_hand.fetch_add(1, Ordering::Relaxed);
@@ -340,11 +419,31 @@ impl Postman {
         self.connection.quit().await;
     }
 
+    fn may_send(&self, leased: &Leased) -> bool {
+        may_send(leased, reserve(self.lease)) && !self.unmarked.sent().contains(&leased.entry.id)
+    }
+
     /// Sends one email, or puts it off, and waits where the server is unavailable. Tells whether anybody still marks entries.
     async fn deliver(&mut self, leased: Leased, permit: OwnedSemaphorePermit, pauses: &mut Pauses) -> bool {
         let Content::Mail(email) = &leased.entry.content else { return true };
-        let (fate, is_unavailable) = self.send(&leased, email).await;
-        count(email, &fate);
+        self.mail_server.pacer.turn().await;
+        if !self.may_send(&leased) {
+            return true;
+        }
+        let mut tries = 1;
+        let Try { fate, outcome, is_unavailable } = loop {
+            let tried = self.send(&leased, email).await;
+            if tried.outcome != THROTTLED || tries == THROTTLED_TRIES_MAX || self.emails.is_closed() {
+                break tried;
+            }
+            tries += 1;
+            self.mail_server.pacer.turn().await;
+            if !self.may_send(&leased) {
+                break tried;
+            }
+            count(email, THROTTLED);
+        };
+        count(email, outcome);
         if matches!(fate, Fate::Sent { .. }) {
             self.unmarked.sent().insert(leased.entry.id.clone());
         }
@@ -362,33 +461,139 @@ impl Postman {
         true
     }
 
-    /// Sends one email; also tells whether the server seems to be unavailable, if it was asked.
-    async fn send(&mut self, leased: &Leased, email: &Notification) -> (Fate, Option<bool>) {
+    async fn send(&mut self, leased: &Leased, email: &Notification) -> Try {
         let at = clock::now();
         let (entry, template) = (&leased.entry.id, email.template.as_str());
         let composed = match origin(leased).and_then(|origin| self.writer.write(origin, email, at)) {
             Ok(composed) => composed,
             Err(error) => {
-                tracing::error!(entry, template, %error, "an email cannot be written; it is kept for an operator");
-                return (Fate::Failed { at, error }, None);
+                // Not the error: it may name an address.
+                tracing::error!(
+                    entry,
+                    template,
+                    "an email cannot be written; it is kept for an operator (`offramp outbox list` says why)"
+                );
+                return Try { fate: Fate::Failed { at, error }, outcome: REFUSED, is_unavailable: None };
             }
         };
-        let error = match timeout(self.reserve, self.connection.send(&composed)).await {
-            Ok(Ok(_)) => return (Fate::Sent { at: clock::now() }, Some(false)),
-            Ok(Err(error)) => error,
-            Err(_elapsed) => self.connection.given_up("took too long"),
+        match self.send_within_lease(leased, &composed).await {
+            Ok(_) => {
+                self.mail_server.accepted();
+                Try { fate: Fate::Sent { at: clock::now() }, outcome: SENT, is_unavailable: Some(false) }
+            }
+            Err(error) => self.judge(leased, template, &error),
+        }
+    }
+
+    /// Sends one email. When that takes long, its lease is extended, so that no other worker sends it meanwhile.
+    async fn send_within_lease(&mut self, leased: &Leased, composed: &Composed) -> Result<String, SendError> {
+        let lost = tokio::select! {
+            biased;
+            sent = self.connection.send(composed) => return sent,
+            lost = lease_lost(&self.store, leased, self.lease) => lost,
         };
-        let put_off = Fate::PutOff { until: put_off_until(leased, EMAIL_PUT_OFF), error: error.to_string() };
-        match &error {
+        Err(self.connection.given_up(lost))
+    }
+
+    /// What becomes of an email that was not sent.
+    fn judge(&self, leased: &Leased, template: &str, error: &SendError) -> Try {
+        let entry = &leased.entry.id;
+        let at = clock::now();
+        let put_off = |pause: Duration, count: Count| Fate::PutOff {
+            until: at + TimeDelta::from_std(pause).unwrap_or(TimeDelta::MAX),
+            error: error.to_string(),
+            count,
+        };
+        let put_off_as_usual = || put_off(Pauses::after(leased.entry.attempts, EMAIL_PUT_OFF), Count::Nothing);
+        match error {
             SendError::Permanent(_) => {
-                tracing::error!(entry, template, error = error.brief(), "the mail server rejected an email for good; it is kept for an operator");
-                (Fate::Failed { at: clock::now(), error: error.to_string() }, Some(false))
+                tracing::error!(
+                    entry,
+                    template,
+                    error = error.brief(),
+                    "the mail server rejected an email for good; it is kept for an operator"
+                );
+                let fate = Fate::Failed { at, error: error.to_string() };
+                Try { fate, outcome: REFUSED, is_unavailable: Some(false) }
             }
-            SendError::Transient(_) | SendError::Throttled(_) | SendError::Sender { is_of_connection: false, .. } => (put_off, Some(false)),
-            SendError::Unavailable(_) | SendError::InDoubt(_) | SendError::Sender { .. } => {
+            SendError::Transient(_) => {
+                self.mail_server.pacer.put_off();
+                Try { fate: put_off_as_usual(), outcome: PUT_OFF, is_unavailable: Some(false) }
+            }
+            SendError::Throttled(_) => {
+                self.mail_server.throttled(error);
+                Try { fate: put_off_as_usual(), outcome: THROTTLED, is_unavailable: Some(false) }
+            }
+            SendError::Unavailable(_) => {
                 tracing::warn!(error = error.brief(), "the mail server is unavailable; emails wait");
-                (put_off, Some(true))
+                Try { fate: put_off_as_usual(), outcome: PUT_OFF, is_unavailable: Some(true) }
             }
+            SendError::Sender { remedy, is_of_connection, .. } => {
+                self.mail_server.throttled(error);
+                self.mail_server.report(error, remedy);
+                let since = leased.entry.sender_rejected_at.map_or(at, bson::DateTime::to_chrono);
+                let fate = if at - since < SENDER_PATIENCE {
+                    put_off(Pauses::after(leased.entry.attempts, SENDER_PUT_OFF), Count::Sender { at })
+                } else {
+                    tracing::error!(
+                        entry,
+                        template,
+                        error = error.brief(),
+                        "the mail server has rejected an email for a day because of the sender; it is kept for an operator"
+                    );
+                    Fate::Failed { at, error: error.to_string() }
+                };
+                Try { fate, outcome: SENDER_REJECTED, is_unavailable: Some(*is_of_connection) }
+            }
+            SendError::InDoubt(_) => {
+                let fate = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {
+                    tracing::warn!(
+                        entry,
+                        template,
+                        error = error.brief(),
+                        "an email may have been delivered; it is retried later"
+                    );
+                    put_off(Pauses::after(0, (IN_DOUBT_PUT_OFF, IN_DOUBT_PUT_OFF)), Count::InDoubt)
+                } else {
+                    tracing::error!(
+                        entry,
+                        template,
+                        error = error.brief(),
+                        "an email may have been delivered, several times; it is kept for an operator"
+                    );
+                    Fate::Failed { at, error: error.to_string() }
+                };
+                Try { fate, outcome: IN_DOUBT, is_unavailable: Some(true) }
+            }
+        }
+    }
+}
+
+fn count(email: &Notification, outcome: &'static str) {
+    counter!("offramp_mails_total", "template" => email.template.as_str(), "outcome" => outcome).increment(1);
+}
+
+// Values of the label `outcome`.
+const SENT: &str = "sent";
+const REFUSED: &str = "refused";
+const PUT_OFF: &str = "put_off";
+const THROTTLED: &str = "throttled";
+const SENDER_REJECTED: &str = "sender_rejected";
+const IN_DOUBT: &str = "in_doubt";
+
+/// Extends the lease of an entry whenever only the reserve is left of it. Ends, with a reason, when the lease is lost.
+async fn lease_lost(store: &Store, leased: &Leased, lease: Duration) -> &'static str {
+    let Some(mut due) = leased.entry.due.map(bson::DateTime::to_chrono) else { return "the entry is not leased" };
+    let lease = TimeDelta::from_std(lease).unwrap_or(TimeDelta::MAX);
+    loop {
+        let pause = (due - lease / 2 - clock::now()).to_std().unwrap_or_default();
+        tokio::time::sleep(pause).await;
+        let until = clock::now() + lease;
+        match store.extend(leased, until).await {
+            Ok(true) => due = until,
+            Ok(false) => return "it took longer than its lease, and another worker has the email",
+            Err(_) if clock::now() >= due => return "it took longer than its lease, which could not be extended",
+            Err(_) => tokio::time::sleep(EXTEND_EVERY).await,
         }
     }
 }
@@ -425,7 +630,7 @@ async fn publish_events(
                 Ok(()) => (Fate::Sent { at: clock::now() }, "published"),
                 Err(error) => {
                     let until = put_off_until(&leased, EVENT_PUT_OFF);
-                    (Fate::PutOff { until, error: error.to_string() }, "put_off")
+                    (Fate::PutOff { until, error: error.to_string(), count: Count::Nothing }, PUT_OFF)
                 }
             };
             counter!("offramp_events_total", "outcome" => outcome).increment(1);
@@ -684,13 +889,4 @@ fn may_send(leased: &Leased, reserve: Duration) -> bool {
 /// When an entry that was tried in vain may be tried again.
 fn put_off_until(leased: &Leased, pauses: (Duration, Duration)) -> DateTime<Utc> {
     clock::now() + TimeDelta::from_std(Pauses::after(leased.entry.attempts, pauses)).unwrap_or(TimeDelta::MAX)
-}
-
-fn count(email: &Notification, fate: &Fate) {
-    let outcome = match fate {
-        Fate::Sent { .. } => "sent",
-        Fate::Failed { .. } => "refused",
-        Fate::PutOff { .. } | Fate::GivenBack { .. } => "put_off",
-    };
-    counter!("offramp_mails_total", "template" => email.template.as_str(), "outcome" => outcome).increment(1);
 }

@@ -48,6 +48,8 @@ pub struct Parts {
     pub transport: Transport,
     /// How many connections to the mail server.
     pub mail_connections: usize,
+    /// How many emails per second at most.
+    pub mail_per_second: Option<f64>,
     /// The worker's pace.
     pub pace: WorkerSettings,
 }
@@ -156,11 +158,11 @@ impl Worker {
         database_ready: ReadyHandle,
         missing: Vec<Index>,
     ) -> Self {
-        let Parts { broker, topology, writer, transport, mail_connections, pace, .. } = parts;
+        let Parts { broker, topology, writer, transport, mail_connections, mail_per_second, pace, .. } = parts;
         let publisher = Publisher::declaring(broker.clone(), topology.clone());
         let watched = publisher.clone();
         readiness.watch("publisher", move || watched.status());
-        let (outbox, dispatcher): (Outbox, Dispatcher) = outbox(pace.lease);
+        let (outbox, dispatcher): (Outbox, Dispatcher) = outbox(pace.lease, mail_per_second);
         let writer = Arc::new(writer);
         let engine = Engine::new(
             store.clone(),

@@ -56,7 +56,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let templates = templates(&sender);
     let signatures = signatures(&dkim, &sender);
     let (broker, database, mail) =
-        tokio::join!(rabbitmq(broker, &tls), mongodb(database, &tls), mail_server(mail, &tls));
+        tokio::join!(rabbitmq(broker, &tls), mongodb(database, &tls), mail_server(mail, &sender, &tls));
     let findings: Vec<Finding> =
         [settings, templates].into_iter().chain(signatures).chain([broker, database, mail]).collect();
 
@@ -197,10 +197,11 @@ async fn mongodb(settings: DatabaseSettings, tls: &Tls) -> Finding {
     )
 }
 
-async fn mail_server(settings: MailSettings, tls: &Tls) -> Finding {
+async fn mail_server(settings: MailSettings, sender: &SenderSettings, tls: &Tls) -> Finding {
+    let name = settings.name(&sender.mail_from);
     let url = settings.smtp_url;
     let checking = async {
-        let transport = Transport::new(&url, tls, Deadlines::interactive()).map_err(|error| error.to_string())?;
+        let transport = Transport::new(&url, name, tls, Deadlines::interactive()).map_err(|error| error.to_string())?;
         transport.check().await.map_err(|error| error.to_string())
     };
     connection("mail", checking.await.map(|()| url.to_string()).map_err(|error| format!("{url}: {error}")))

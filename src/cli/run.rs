@@ -26,7 +26,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Settings { broker, database, mail, tls, sender, dkim, worker, http: health } = arguments.settings;
     let tls = tls.tls();
     let templates = load_templates(&sender)?;
-    let transport = Transport::new(&mail.smtp_url, &tls, Deadlines::default())
+    let transport = Transport::new(&mail.smtp_url, mail.name(&sender.mail_from), &tls, Deadlines::default())
         .map_err(|error| WrongConfiguration(error.to_string()))?;
     let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
     let parts = Parts {
@@ -37,6 +37,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         writer: Writer { templates, sender: sender.mail_from, signer },
         transport,
         mail_connections: mail.mail_connections,
+        mail_per_second: mail.mail_per_second,
         pace: worker,
     };
     let listener = http::bind(health.http_addr)

@@ -71,6 +71,8 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.database.mongodb_url.database(), "offramp");
     assert_eq!(settings.mail.smtp_url.to_string(), "smtp://localhost:1025");
     assert_eq!(settings.mail.mail_connections, 8);
+    assert_eq!(settings.mail.mail_per_second, None);
+    assert_eq!(settings.mail.smtp_name, None);
     assert_eq!(settings.sender.mail_from.email(), "no-reply@localhost");
     assert_eq!(settings.sender.templates, None);
     assert!(settings.tls.tls_ca.is_none() && settings.tls.tls_certificate.is_none());
@@ -100,7 +102,7 @@ fn every_setting_is_a_variable_and_a_flag_of_the_same_name() {
         assert!(arg.get_help().is_some() && arg.get_help_heading().is_some(), "{name}");
         names.push(name);
     }
-    assert_eq!(names.len(), 21, "{names:?}");
+    assert_eq!(names.len(), 23, "{names:?}");
 }
 
 #[test]

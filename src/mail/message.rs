@@ -124,10 +124,10 @@ impl Composed {
         self.envelope.to().first().map_or("", AsRef::as_ref)
     }
 
-    /// Whether a server must know SMTPUTF8 (RFC 6531) to take it. Only an address can bring that about.
+    /// Whether a server must know SMTPUTF8 (RFC 6531) to take it. Only the addresses that it goes from and to decide.
     #[must_use]
     pub fn needs_smtputf8(&self) -> bool {
-        !self.headers.is_ascii()
+        needs_smtputf8(&self.envelope)
     }
 
     /// The same mail, to be signed by `signer` when it leaves.
@@ -167,6 +167,9 @@ impl Composed {
 
 /// Puts the mail of an outbox entry together.
 ///
+/// An address for answers that is not in ASCII is left out, unless the recipient's is not either: it would need SMTPUTF8 from
+/// every server on the way, and one that lacks it would keep the email from a recipient whom it can reach.
+///
 /// The same entry gives the same `Message-ID` and MIME boundary every time, so a mail sent twice can be recognised. Mails of
 /// the same conversation refer to the same id, which is that of no mail, so mail programs show them together.
 ///
@@ -196,7 +199,7 @@ pub fn compose(
     let conversation = sender.message_id(origin.conversation_id);
     let mut headers = Headers::with_capacity(HEADERS_MAX);
     headers.set(header::From::from(Mailboxes::from(from)));
-    if let Some(reply_to) = reply_to {
+    if let Some(reply_to) = reply_to.filter(|to| is_ascii(&to.email) || needs_smtputf8(&envelope)) {
         headers.set(header::ReplyTo::from(Mailboxes::from(reply_to)));
     }
     headers.set(header::To::from(Mailboxes::from(to)));
@@ -225,6 +228,14 @@ pub fn compose(
         html,
         signer: None,
     })
+}
+
+fn needs_smtputf8(envelope: &Envelope) -> bool {
+    !envelope.from().into_iter().chain(envelope.to()).all(is_ascii)
+}
+
+fn is_ascii(address: &Address) -> bool {
+    AsRef::<str>::as_ref(address).is_ascii()
 }
 
 /// How many headers [`compose`] writes.

@@ -16,5 +16,5 @@ mod view;
 
 pub use dkim::{DkimKey, DkimSigner};
 pub use message::{AddressError, Composed, Origin, Sender, compose};
-pub use smtp::{Deadlines, MailConfigError, MailConnection, MailUrl, SendError, Transport};
+pub use smtp::{Deadlines, MailConfigError, MailConnection, MailUrl, SendError, SmtpName, Transport};
 pub use templates::{RenderError, Rendered, TemplateProblem, Templates};

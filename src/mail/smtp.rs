@@ -221,6 +221,56 @@ impl fmt::Debug for MailUrl {
     }
 }
 
+/// The name of this worker in EHLO. Many servers reject one without a dot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SmtpName(ClientId);
+
+impl SmtpName {
+    /// Reads a domain, or an address literal such as `[192.0.2.1]` or `[IPv6:2001:db8::1]`.
+    ///
+    /// # Errors
+    /// A sentence, when it is neither.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let not = || "it is neither a domain, such as worker.example.com, nor an address in brackets".to_owned();
+        let text = text.trim();
+        if let Some(literal) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
+            let ipv6 = literal.get(..5).filter(|tag| tag.eq_ignore_ascii_case("IPv6:")).map(|_| &literal[5..]);
+            return match ipv6 {
+                Some(address) => address.parse().map(ClientId::Ipv6).map_err(|_| not()),
+                None => literal.parse().map(ClientId::Ipv4).map_err(|_| not()),
+            }
+            .map(Self);
+        }
+        // Domains beyond ASCII become their `xn--` form. A bare IP address is no domain.
+        let Ok(url::Host::Domain(domain)) = url::Host::parse(text) else { return Err(not()) };
+        let is_label = |label: &str| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            (1..=63).contains(&label.len())
+                && label.bytes().all(allowed)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let is_domain = domain.len() <= 253 && domain.split('.').all(is_label);
+        if is_domain { Ok(Self(ClientId::Domain(domain))) } else { Err(not()) }
+    }
+
+    /// The name of this host if it has a dot, else the domain of the sender.
+    #[must_use]
+    pub fn of_host_or(sender: &super::message::Sender) -> Self {
+        let host = ClientId::default().to_string();
+        let full = |name: &str| Self::parse(name).ok();
+        let of_host = if host.contains('.') && !host.starts_with('[') { full(&host) } else { None };
+        // The domain of an address is a domain, unless it is a literal.
+        of_host.or_else(|| full(sender.domain())).unwrap_or_else(|| Self(ClientId::Domain("localhost".to_owned())))
+    }
+}
+
+impl fmt::Display for SmtpName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// How long each step may take. What takes longer counts as no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
@@ -281,7 +331,7 @@ pub struct SmtpServer {
     encryption: Encryption,
     login: Option<Credentials>,
     connector: TlsConnector,
-    name: ClientId,
+    name: SmtpName,
     deadlines: Deadlines,
 }
 
@@ -292,11 +342,12 @@ impl fmt::Debug for SmtpServer {
 }
 
 impl Transport {
-    /// Prepares the way that `url` names; nothing is connected yet. Blocks while it reads the system's certificates.
+    /// Prepares the way that `url` names, to a server that knows us as `name`; nothing is connected yet. Blocks while it reads
+    /// the system's certificates.
     ///
     /// # Errors
     /// When TLS cannot be set up, or the directory for mails cannot be made.
-    pub fn new(url: &MailUrl, tls: &Tls, deadlines: Deadlines) -> Result<Self, MailConfigError> {
+    pub fn new(url: &MailUrl, name: SmtpName, tls: &Tls, deadlines: Deadlines) -> Result<Self, MailConfigError> {
         match &url.0 {
             Target::Files(path) => {
                 let failed = |cause| MailConfigError::Directory { path: path.clone(), cause };
@@ -310,7 +361,7 @@ impl Transport {
                 encryption: *encryption,
                 login: login.clone().map(|(user, password)| Credentials::new(user, password)),
                 connector: tls.client_config()?.into(),
-                name: ClientId::default(),
+                name,
                 deadlines,
             }))),
         }
@@ -463,11 +514,7 @@ impl Reply {
 /// Any code from 200 to 299.
 const POSITIVE: u16 = 2;
 
-async fn within<T>(
-    step: Step,
-    limit: Duration,
-    work: impl Future<Output = io::Result<T>>,
-) -> Result<T, Failure> {
+async fn within<T>(step: Step, limit: Duration, work: impl Future<Output = io::Result<T>>) -> Result<T, Failure> {
     let what = match tokio::time::timeout(limit, work).await {
         Ok(Ok(done)) => return Ok(done),
         Ok(Err(error)) => What::Broken(error),
@@ -494,9 +541,8 @@ impl MailConnection {
             Transport::Files(directory) => {
                 let (directory, name) = (directory.clone(), file_name(mail));
                 // Whoever opens the file shall be able to read it.
-                let bytes = mail
-                    .bytes(false)
-                    .map_err(|error| SendError::Transient(Cause::of_ours(error.to_string())))?;
+                let bytes =
+                    mail.bytes(false).map_err(|error| SendError::Transient(Cause::of_ours(error.to_string())))?;
                 let temporary = format!(".{}.tmp", mail.entry_id);
                 let file = directory.join(&name).display().to_string();
                 blocking(move || write_file(&directory, &temporary, &name, &bytes)).await.map(|()| file)
@@ -531,6 +577,7 @@ impl MailConnection {
             Ok(()) => server.transfer(&mut session, content, &mut self.is_content_sent).await,
             Err(failure) => Err(failure),
         };
+        self.is_content_sent = false;
         let is_usable = match &sent {
             Ok(_) => true,
             Err(failure) => !session.is_lost && failure.leaves_connection() && server.reset(&mut session).await,
@@ -725,10 +772,13 @@ impl SmtpServer {
                     Blame::Email => SendError::Permanent(cause),
                 }
             }
-            What::Unexpected(reply) => no_reply(step, Cause {
-                sentence: format!("{at}: {name}: unexpected reply {} {}", reply.code, quoted(&reply)),
-                brief: format!("{at}: {name}: unexpected reply {}", reply.codes()),
-            }),
+            What::Unexpected(reply) => no_reply(
+                step,
+                Cause {
+                    sentence: format!("{at}: {name}: unexpected reply {} {}", reply.code, quoted(&reply)),
+                    brief: format!("{at}: {name}: unexpected reply {}", reply.codes()),
+                },
+            ),
             What::NoReply(limit) => {
                 no_reply(step, Cause::of_ours(format!("{at}: {name}: no reply within {} s", limit.as_secs_f32())))
             }
@@ -810,6 +860,36 @@ fn file_name(mail: &Composed) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_in_ehlo_are_domains_or_address_literals() {
+        for (text, name) in [
+            ("worker.example.com", "worker.example.com"),
+            ("École.example", "xn--cole-9oa.example"),
+            ("localhost", "localhost"),
+            ("[192.0.2.1]", "[192.0.2.1]"),
+            ("[ipv6:2001:DB8::1]", "[IPv6:2001:db8::1]"),
+        ] {
+            assert_eq!(SmtpName::parse(text).unwrap().to_string(), name);
+        }
+        for text in [
+            "",
+            "192.0.2.1",
+            "[192.0.2]",
+            "[2001:db8::1]",
+            "[IPv6:x]",
+            "a b",
+            "a\r\nQUIT",
+            "a..b",
+            "-a.b",
+            "a_b.c",
+            "a:25",
+        ] {
+            assert!(SmtpName::parse(text).is_err(), "{text}");
+        }
+        let sender = super::super::message::Sender::parse("no-reply@mail.example.com").unwrap();
+        assert!(SmtpName::of_host_or(&sender).to_string().contains('.'));
+    }
 
     #[test]
     fn dots_at_the_beginnings_of_lines_are_doubled_and_the_last_one_ends_the_mail() {

@@ -89,6 +89,8 @@ pub enum Fate {
         until: DateTime<Utc>,
         /// Why.
         error: String,
+        /// What is counted of it.
+        count: Count,
     },
     /// Never.
     Failed {
@@ -96,6 +98,20 @@ pub enum Fate {
         at: DateTime<Utc>,
         /// Why.
         error: String,
+    },
+}
+
+/// What is counted of an entry that was put off, besides `attempts`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// Nothing: it may be tried without limit.
+    Nothing,
+    /// It may have been delivered.
+    InDoubt,
+    /// The mail server rejected it because of the sender.
+    Sender {
+        /// When.
+        at: DateTime<Utc>,
     },
 }
 
@@ -371,6 +387,26 @@ impl Store {
         let mut troubled = try_join_all(of_collections).await?.concat();
         troubled.sort_unstable();
         Ok(troubled)
+    }
+
+    /// Extends the lease of one entry, which takes long to send. Returns whether it is still ours.
+    ///
+    /// # Errors
+    /// When the server does not answer: the same again is then safe.
+    pub async fn extend(&self, leased: &Leased, until: DateTime<Utc>) -> Result<bool, StoreError> {
+        let (id, holder) = (&leased.entry.id, &leased.entry.holder);
+        // An entry that failed or was retried by an operator has no holder of ours, or no `due`.
+        let ours = doc! { "id": id, "holder": holder, "due": { "$exists": true } };
+        let statement = doc! {
+            "q": { "_id": &leased.document_id, "outbox": { "$elemMatch": ours } },
+            "u": { "$set": { "outbox.$[entry].due": Instant::from(until) }, "$inc": { "version": 1_i64 } },
+            "arrayFilters": [{ "entry.id": id, "entry.holder": holder }],
+        };
+        let updated = self.update_each(leased.collection, vec![raw(&statement)?]).await?;
+        if !updated.troubled.is_empty() {
+            return Err(StoreError::TimedOut);
+        }
+        Ok(updated.matched > 0)
     }
 
     /// Gives entries back before their lease runs out. Should that fail, the lease still does.
@@ -750,21 +786,29 @@ fn not_sent(mark: &Mark, with_error: bool) -> Document {
     // Only while it is ours: it is not for us to put off what somebody else is sending.
     let mut ours = doc! { "id": id, "holder": &mark.holder };
     let (mut set, mut unset) = (Document::new(), Document::new());
-    let mut increments = doc! { "version": 1_i64 };
+    let (mut increments, mut earliest) = (doc! { "version": 1_i64 }, Document::new());
     // What is written again, because the first answer was lost, must not count twice.
     let error = match &mark.fate {
         Fate::Sent { at } | Fate::GivenBack { at } => {
             set.insert("outbox.$[entry].due", Instant::from(*at));
             None
         }
-        Fate::PutOff { until, error } => {
+        Fate::PutOff { until, error, count } => {
             ours.insert("due", doc! { "$ne": Instant::from(*until) });
             set.insert("outbox.$[entry].due", Instant::from(*until));
+            match count {
+                Count::Nothing => {}
+                Count::InDoubt => drop(increments.insert("outbox.$[entry].in_doubt", 1)),
+                Count::Sender { at } => drop(earliest.insert("outbox.$[entry].sender_rejected_at", Instant::from(*at))),
+            }
             Some(error)
         }
         Fate::Failed { at, error } => {
             ours.insert("failed_at", doc! { "$exists": false });
-            unset.insert("outbox.$[entry].due", "");
+            // An operator who has it tried again gives it all its tries again.
+            for field in ["due", "in_doubt", "sender_rejected_at"] {
+                unset.insert(format!("outbox.$[entry].{field}"), "");
+            }
             set.insert("outbox.$[entry].failed_at", Instant::from(*at));
             Some(error)
         }
@@ -778,6 +822,9 @@ fn not_sent(mark: &Mark, with_error: bool) -> Document {
     let mut update = doc! { "$set": set, "$inc": increments };
     if !unset.is_empty() {
         update.insert("$unset", unset);
+    }
+    if !earliest.is_empty() {
+        update.insert("$min", earliest);
     }
     doc! {
         "q": { "_id": &mark.document_id, "outbox": { "$elemMatch": ours } },

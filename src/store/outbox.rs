@@ -57,6 +57,13 @@ pub struct OutboxEntry {
     /// How often it was tried in vain.
     #[serde(default)]
     pub attempts: i32,
+    /// How often it was sent as a whole and the mail server gave no reply: it may have been delivered.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub in_doubt: i32,
+    /// When the mail server first rejected it because of the sender (name, rights, reputation, quota).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub sender_rejected_at: Option<Instant>,
     /// Why the newest try was in vain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -67,6 +74,11 @@ pub struct OutboxEntry {
     /// The email, or the event.
     #[serde(flatten)]
     pub content: Content,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &i32) -> bool {
+    *count == 0
 }
 
 impl OutboxEntry {
@@ -164,6 +176,8 @@ pub fn entries<R>(added: Added<R>, lease: &Lease, source: &str, at: DateTime<Utc
         due: Some(lease.until.into()),
         holder: lease.holder.to_string(),
         attempts: 0,
+        in_doubt: 0,
+        sender_rejected_at: None,
         error: None,
         failed_at: None,
         content,

@@ -48,6 +48,8 @@ use upstream::Upstream;
 
 /// How many commands a second, besides the pulse. With the 300 seconds of `make chaos` more than 20,000 in all.
 const COMMANDS_PER_SECOND: u64 = 65;
+/// Longer than a lease, and shorter than the pause of an email to which a mail server gave no reply.
+const IN_DOUBT_PAUSE_MIN_MILLISECONDS: i64 = 5 * 60 * 1_000;
 /// How long nothing may arrive, and nothing be due, before whatever is missing counts as lost: longer than any lease.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// How long to wait for mails that had bad luck often and are put off: longer than any is.
@@ -168,6 +170,7 @@ async fn settle(plan: &Plan, observer: &Observer, world: &World, publishing: &Jo
     let begin = Instant::now();
     let (mut effects, mut newest) = (0, begin);
     loop {
+        make_doubtful_emails_due(world).await;
         let put_off = match waiting(world).await {
             Waiting::Nothing if publishing.is_finished() && observer.effects() == plan.effects.len() => return,
             Waiting::PutOff => begin.elapsed() < PUT_OFF_MAX,
@@ -182,6 +185,19 @@ async fn settle(plan: &Plan, observer: &Observer, world: &World, publishing: &Jo
             return;
         }
         sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Lets a quarter of an hour pass: that long emails wait to which a mail server gave no reply.
+async fn make_doubtful_emails_due(world: &World) {
+    let later = bson::DateTime::from_millis(bson::DateTime::now().timestamp_millis() + IN_DOUBT_PAUSE_MIN_MILLISECONDS);
+    let waits = doc! { "in_doubt": { "$gt": 0 }, "due": { "$gt": later } };
+    let update = doc! { "$set": { "outbox.$[email].due": bson::DateTime::now() }, "$inc": { "version": 1_i64 } };
+    let filter = doc! { "email.in_doubt": { "$gt": 0 }, "email.due": { "$gt": later } };
+    for collection in ["subscriptions", "accounts"] {
+        let collection = world.collection(collection);
+        let updating = collection.update_many(doc! { "outbox": { "$elemMatch": waits.clone() } }, update.clone());
+        updating.array_filters([filter.clone()]).await.unwrap();
     }
 }
 

@@ -12,7 +12,8 @@ use mail_parser::{Address, MessageParser, MimeHeaders, PartType};
 use offramp::domain::notification::{Notification, Recipient, Template};
 use offramp::mail::samples::{Sample, samples};
 use offramp::mail::{
-    Composed, Deadlines, MailConnection, MailUrl, Origin, Rendered, SendError, Sender, Templates, Transport, compose,
+    Composed, Deadlines, DkimKey, DkimSigner, MailConnection, MailUrl, Origin, Rendered, SendError, Sender, SmtpName,
+    Templates, Transport, compose,
 };
 use offramp::tls::Tls as ClientTls;
 use uuid::Uuid;
@@ -79,7 +80,12 @@ fn all_deadlines(limit: Duration) -> Deadlines {
 }
 
 pub fn connection(url: &str, tls: &ClientTls) -> MailConnection {
-    MailConnection::new(Arc::new(Transport::new(&MailUrl::parse(url).unwrap(), tls, deadlines()).unwrap()))
+    MailConnection::new(Arc::new(transport(url, tls, deadlines())))
+}
+
+fn transport(url: &str, tls: &ClientTls, deadlines: Deadlines) -> Transport {
+    let name = SmtpName::parse("worker.example.com").unwrap();
+    Transport::new(&MailUrl::parse(url).unwrap(), name, tls, deadlines).unwrap()
 }
 
 pub fn to(sink: &SmtpSink) -> MailConnection {
@@ -750,9 +756,9 @@ async fn a_slow_server_gets_every_email_once() {
     for step in [Step::Greeting, Step::Ehlo, Step::Mail, Step::Rcpt, Step::Data, Step::Content] {
         for sink in late_at(step, late).await {
             let patient = all_deadlines(Duration::from_secs(10));
-            let transport = Transport::new(&MailUrl::parse(&sink.url()).unwrap(), &ClientTls::default(), patient);
+            let transport = transport(&sink.url(), &ClientTls::default(), patient);
             let mail = composed(&sample());
-            MailConnection::new(Arc::new(transport.unwrap())).send(&mail).await.unwrap();
+            MailConnection::new(Arc::new(transport)).send(&mail).await.unwrap();
             let taken = sink.mails();
             assert_eq!((taken.len(), sink.connections()), (1, 1), "{step:?}");
             assert_eq!(taken[0].bytes, mail.bytes(true).unwrap(), "{step:?}");
@@ -941,7 +947,7 @@ async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
     let url = localhost(&sink, "smtp", login, "");
     let error = connection(&url, &trusting).send(&mail).await.unwrap_err();
     assert!(is_of_connection(&error), "{error}");
-    let transport = Transport::new(&MailUrl::parse(&url).unwrap(), &trusting, deadlines()).unwrap();
+    let transport = transport(&url, &trusting, deadlines());
     for shown in [format!("{transport:?}"), error.to_string(), format!("{error:?}")] {
         assert!(!shown.contains("cret") && !shown.contains("marie@example.com\0"), "{shown}");
     }
@@ -950,13 +956,12 @@ async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
 #[tokio::test]
 async fn check_goes_as_far_as_a_mail_would_and_says_where_it_failed() {
     let check = |sink: &SmtpSink| {
-        let transport =
-            Transport::new(&MailUrl::parse(&sink.url()).unwrap(), &ClientTls::default(), deadlines()).unwrap();
+        let transport = transport(&sink.url(), &ClientTls::default(), deadlines());
         async move { transport.check().await }
     };
     let sink = SmtpSink::start().await;
     check(&sink).await.unwrap();
-    assert_eq!(sink.commands().last().map(String::as_str), Some("QUIT"));
+    assert_eq!(sink.commands(), ["EHLO worker.example.com", "QUIT"]);
     let sink = SmtpSink::scripted(Tls::No, |at, _| if at == Step::Ehlo { Action::Stall } else { Action::Ok }).await;
     let error = check(&sink).await.unwrap_err();
     assert!(error.to_string().contains("EHLO: no reply within"), "{error}");
@@ -988,6 +993,30 @@ async fn an_address_beyond_ascii_needs_a_server_that_takes_it() {
     let sink = SmtpSink::scripted(Tls::No, script).await;
     to(&sink).send(&mail).await.unwrap();
     assert_eq!(sink.mails()[0].to, ["zoé@example.com"]);
+}
+
+#[tokio::test]
+async fn an_address_for_answers_beyond_ascii_keeps_no_email_from_its_recipient() {
+    let signer = DkimSigner::new(
+        DkimKey::parse(include_str!("support/dkim/ed25519.pem")).unwrap(),
+        "s1".to_owned(),
+        "mail.example.com".to_owned(),
+    );
+    let mut notification = sample();
+    notification.reply_to.email = "josé@example.org".to_owned();
+    let mail = composed(&notification).signed_by(Some(Arc::new(signer)));
+    let features = "250-sink\r\n250-8BITMIME\r\n250 SMTPUTF8";
+    for features in [ONE_BY_ONE, features] {
+        let script = move |at, _| if at == Step::Ehlo { Action::Answer(features) } else { Action::Ok };
+        let sink = SmtpSink::scripted(Tls::No, script).await;
+        to(&sink).send(&mail).await.unwrap();
+        let bytes = &sink.mails()[0].bytes;
+        let names = header_names(bytes);
+        assert!(bytes.is_ascii() && !names.contains("Reply-To") && names.contains("DKIM-Signature"), "{names:?}");
+    }
+    // Who reads it can read the address.
+    notification.to.email = "zoé@example.com".to_owned();
+    assert!(String::from_utf8(bytes(&composed(&notification))).unwrap().contains("josé@example.org>\r\n"));
 }
 
 // ---- files ----

@@ -10,6 +10,7 @@ mod documents;
 mod every_mail;
 mod hostile;
 mod mail;
+mod mail_server;
 mod model;
 mod operators;
 mod outages;

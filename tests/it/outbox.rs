@@ -13,7 +13,7 @@ use offramp::clock;
 use offramp::domain::command::Command;
 use offramp::domain::fold::{Task, Verdict};
 use offramp::store::commit::GuardedUpdate;
-use offramp::store::leases::{DueQueue, Fate, Mark};
+use offramp::store::leases::{Count, DueQueue, Fate, Mark};
 use offramp::store::outbox::{Kind, Lease, Leased};
 use offramp::store::{Need, Store, changes};
 use offramp::tls::Tls as StoreTls;
@@ -210,7 +210,7 @@ async fn marks_may_be_written_again() {
     let document = async || world.document("subscriptions", "sub").await.unwrap();
 
     let until = clock::now() + TimeDelta::minutes(5);
-    let put_off = Mark::new(&event, Fate::PutOff { until, error: "not now".to_owned() });
+    let put_off = Mark::new(&event, Fate::PutOff { until, error: "not now".to_owned(), count: Count::Nothing });
     let at = clock::now();
     let failed = Mark::new(&email, Fate::Failed { at, error: "550 no".to_owned() });
     let marks = [put_off, failed];
@@ -248,6 +248,54 @@ async fn marks_may_be_written_again() {
         let expected = doc! { "id": &marks[0].entry_id, "sent_at": DateTime::from(at) };
         assert_eq!(records(&document), [&expected]);
     }
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
+    let world = World::new("counted").await;
+    populate(&world).await;
+    let store = store(&world).await;
+    let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
+    let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap();
+    let entry = async || {
+        let document = world.document("subscriptions", "sub").await.unwrap();
+        entries(&document).into_iter().find(|entry| entry.contains_key("mail")).unwrap().clone()
+    };
+    // An entry has neither field before.
+    assert!(!entry().await.contains_key("in_doubt") && !entry().await.contains_key("sender_rejected_at"));
+    let (now, error) = (clock::now(), "maybe".to_owned());
+    let put_off = |minutes, count| {
+        Mark::new(email, Fate::PutOff { until: now + TimeDelta::minutes(minutes), error: error.clone(), count })
+    };
+    let at = |minutes| now + TimeDelta::minutes(minutes);
+    for mark in [
+        put_off(1, Count::InDoubt),
+        put_off(2, Count::Sender { at: at(2) }),
+        put_off(3, Count::InDoubt),
+        put_off(4, Count::Sender { at: at(4) }),
+        put_off(5, Count::Nothing),
+    ] {
+        for _ in 0..2 {
+            assert!(store.settle(std::slice::from_ref(&mark)).await.unwrap().is_empty());
+        }
+    }
+    let counted = entry().await;
+    assert_eq!((counted.get_i32("attempts").unwrap(), counted.get_i32("in_doubt").unwrap()), (5, 2));
+    assert_eq!(counted.get_datetime("sender_rejected_at").unwrap(), &DateTime::from(at(2)));
+
+    // A lease is extended by its holder alone.
+    let until = clock::now() + TimeDelta::hours(2);
+    assert!(store.extend(email, until).await.unwrap());
+    assert_eq!(entry().await.get_datetime("due").unwrap(), &DateTime::from(until));
+    let mut of_another = email.clone();
+    of_another.entry.holder = Uuid::new_v4().to_string();
+    assert!(!store.extend(&of_another, until).await.unwrap());
+    let failed = Mark::new(email, Fate::Failed { at: now, error });
+    assert!(store.settle(&[failed]).await.unwrap().is_empty());
+    let failed = entry().await;
+    assert!(!failed.contains_key("in_doubt") && !failed.contains_key("sender_rejected_at"), "{failed}");
+    assert!(!store.extend(email, until).await.unwrap(), "what has failed is not leased again");
     world.remove().await;
 }
 
@@ -571,7 +619,7 @@ async fn what_a_worker_has_no_room_for_does_not_wait_for_its_lease() {
     let store = store(&world).await;
     let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
     let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap();
-    let (outbox, _nobody_sends) = offramp::outbox::outbox(Duration::from_secs(3_600));
+    let (outbox, _nobody_sends) = offramp::outbox::outbox(Duration::from_secs(3_600), None);
     let room = outbox.room(Kind::Email);
     assert!(outbox.offer(vec![email.clone(); room]).await.is_empty());
     assert_eq!(outbox.room(Kind::Email), 0);

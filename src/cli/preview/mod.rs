@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use gallery::Gallery;
-use pages::Pages;
+use pages::{MailServer, Pages};
 
 use super::WrongConfiguration;
 
@@ -51,7 +51,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
     let stop = stop_signal()?;
     let gallery = Arc::new(Gallery::open(sender.templates).await?);
-    let pages = Pages::new(Arc::clone(&gallery), sender.mail_from, signer, mail.smtp_url, tls.tls(), stop.clone());
+    let name = mail.name(&sender.mail_from);
+    let mail_server = MailServer { url: mail.smtp_url, name, tls: tls.tls() };
+    let pages = Pages::new(Arc::clone(&gallery), sender.mail_from, signer, mail_server, stop.clone());
     let listener = http::bind(addr).await.with_context(|| format!("--addr: {addr} cannot be had"))?;
     let address = listener.local_addr()?;
 

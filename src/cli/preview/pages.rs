@@ -23,8 +23,8 @@ use offramp::domain::notification::{Mailbox, Notification, Recipient, Template};
 use offramp::mail::message::Origin;
 use offramp::mail::samples::samples;
 use offramp::mail::{
-    AddressError, Composed, Deadlines, DkimSigner, MailConnection, MailUrl, Rendered, Sender, Templates, Transport,
-    compose,
+    AddressError, Composed, Deadlines, DkimSigner, MailConnection, MailUrl, Rendered, Sender, SmtpName, Templates,
+    Transport, compose,
 };
 use offramp::tls::Tls;
 use serde::{Deserialize, Serialize};
@@ -57,13 +57,20 @@ const READERS: [&str; 3] = ["en-CA", "es-MX", "fr-CA"];
 const MAIL_POLICY: &str = "default-src 'none'; img-src 'self' http: https: data:; style-src 'unsafe-inline'; \
     frame-ancestors 'self'; sandbox allow-same-origin allow-popups allow-popups-to-escape-sandbox";
 
+/// Where samples are sent.
+#[derive(Clone)]
+pub struct MailServer {
+    pub url: MailUrl,
+    pub name: SmtpName,
+    pub tls: Tls,
+}
+
 /// All that answers are made of.
 pub struct Pages {
     gallery: Arc<Gallery>,
     sender: Sender,
     signer: Option<Arc<DkimSigner>>,
-    smtp_url: MailUrl,
-    tls: Tls,
+    mail_server: MailServer,
     stop: CancellationToken,
 }
 
@@ -72,11 +79,10 @@ impl Pages {
         gallery: Arc<Gallery>,
         sender: Sender,
         signer: Option<Arc<DkimSigner>>,
-        smtp_url: MailUrl,
-        tls: Tls,
+        mail_server: MailServer,
         stop: CancellationToken,
     ) -> Self {
-        Self { gallery, sender, signer, smtp_url, tls, stop }
+        Self { gallery, sender, signer, mail_server, stop }
     }
 
     pub fn router(self) -> Router {
@@ -122,8 +128,8 @@ impl Pages {
 
     /// Sends a mail, and gives the server's answer.
     async fn send(&self, composed: &Composed) -> Result<String, String> {
-        let (url, tls) = (self.smtp_url.clone(), self.tls.clone());
-        let transport = tokio::task::spawn_blocking(move || Transport::new(&url, &tls, Deadlines::interactive()))
+        let MailServer { url, name, tls } = self.mail_server.clone();
+        let transport = tokio::task::spawn_blocking(move || Transport::new(&url, name, &tls, Deadlines::interactive()))
             .await
             .map_err(|error| error.to_string())?
             .map_err(|error| error.to_string())?;
@@ -212,7 +218,7 @@ async fn list(State(app): App) -> Json<List> {
     let problems = shown.problems.into_iter();
     Json(List {
         directory: app.gallery.directory().map(|path| path.display().to_string()),
-        smtp_url: app.smtp_url.to_string(),
+        smtp_url: app.mail_server.url.to_string(),
         locales: locales(&shown.templates),
         mails: mails()
             .map(|(template, recipient)| Listed {

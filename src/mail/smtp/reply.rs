@@ -212,7 +212,10 @@ mod tests {
     #[tokio::test]
     async fn replies_are_read_whole_or_not_at_all() {
         let reply = read(b"250-mail.example\r\n250-PIPELINING\n250 8BITMIME\r\n").await.unwrap();
-        assert_eq!(reply, Reply { code: 250, lines: ["mail.example", "PIPELINING", "8BITMIME"].map(Into::into).into() });
+        assert_eq!(
+            reply,
+            Reply { code: 250, lines: ["mail.example", "PIPELINING", "8BITMIME"].map(Into::into).into() }
+        );
         assert_eq!(read(b"354\r\n").await.unwrap(), Reply { code: 354, lines: vec![String::new()] });
         assert_eq!(read(b"550 5.1.1 \xff\r\n").await.unwrap().text(), "5.1.1 \u{fffd}");
         for (bytes, kind) in [
@@ -257,7 +260,11 @@ mod tests {
         use Blame::{Email, Rate, Sender, Server};
         let table = [
             // Postfix
-            (Step::Rcpt, "550 5.1.1 <a@b.example>: Recipient address rejected: User unknown in local recipient table", Email),
+            (
+                Step::Rcpt,
+                "550 5.1.1 <a@b.example>: Recipient address rejected: User unknown in local recipient table",
+                Email,
+            ),
             (Step::Rcpt, "450 4.1.1 <a@b.example>: Recipient address rejected: unverified address", Server),
             (Step::Rcpt, "450 4.2.0 <a@b.example>: Recipient address rejected: Greylisted", Server),
             (Step::Rcpt, "451 4.3.0 <a@b.example>: Temporary lookup failure", Rate),
@@ -267,7 +274,11 @@ mod tests {
             (Step::Rcpt, "554 5.7.1 <a@b.example>: Relay access denied", Sender),
             (Step::Rcpt, "550 5.1.8 <c@d.example>: Sender address rejected: Domain not found", Sender),
             (Step::Rcpt, "553 5.7.1 <c@d.example>: Sender address rejected: not owned by user e", Sender),
-            (Step::Rcpt, "554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.spamhaus.org", Sender),
+            (
+                Step::Rcpt,
+                "554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked using zen.spamhaus.org",
+                Sender,
+            ),
             (Step::Rcpt, "450 4.7.25 Client host rejected: cannot find your hostname, [192.0.2.1]", Rate),
             (Step::Mail, "530 5.7.0 Must issue a STARTTLS command first", Sender),
             (Step::Mail, "552 5.3.4 Message size exceeds fixed limit", Sender),
@@ -294,13 +305,21 @@ mod tests {
             // Gmail
             (Step::Rcpt, "550-5.1.1 The email account that you tried to reach does not exist.\n550 5.1.1 Try", Email),
             (Step::Rcpt, "552-5.2.2 The email account that you tried to reach is over quota.\n552 5.2.2 x", Email),
-            (Step::Rcpt, "450-4.2.1 The user you are trying to contact is receiving email at a rate that\n450 4.2.1 x", Server),
+            (
+                Step::Rcpt,
+                "450-4.2.1 The user you are trying to contact is receiving email at a rate that\n450 4.2.1 x",
+                Server,
+            ),
             (Step::Mail, "550-5.4.5 Daily user sending limit exceeded.\n550 5.4.5 gsmtp", Sender),
             (Step::Reply, "550-5.7.26 This message does not pass authentication checks\n550 5.7.26 gsmtp", Sender),
             (Step::Reply, "421-4.7.0 Our system has detected an unusual rate of unsolicited mail\n421 4.7.0 x", Rate),
             (Step::Auth, "534-5.7.9 Application-specific password required.\n534 5.7.9 gsmtp", Sender),
             // Exchange
-            (Step::Rcpt, "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient not found by SMTP address lookup", Email),
+            (
+                Step::Rcpt,
+                "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient not found by SMTP address lookup",
+                Email,
+            ),
             (Step::Rcpt, "550 5.4.1 Recipient address rejected: Access denied", Sender),
             (Step::Reply, "550 5.7.60 SMTP; Client does not have permissions to send as this sender", Sender),
             (Step::Mail, "550 5.7.64 TenantAttribution; Relay Access Denied", Sender),
@@ -327,7 +346,11 @@ mod tests {
             (Step::Mail, "530 5.7.0 Must issue a STARTTLS command first", "?tls=required"),
             (Step::Auth, "535 5.7.8 Error: authentication failed", "password"),
             (Step::Mail, "530 5.7.57 Client not authenticated to send mail", "password"),
-            (Step::Reply, "550 5.7.60 SMTP; Client does not have permissions to send as this sender", "OFFRAMP_MAIL_FROM"),
+            (
+                Step::Reply,
+                "550 5.7.60 SMTP; Client does not have permissions to send as this sender",
+                "OFFRAMP_MAIL_FROM",
+            ),
             (Step::Rcpt, "550 5.1.8 <c@d.example>: Sender address rejected: Domain not found", "OFFRAMP_MAIL_FROM"),
             (Step::Reply, "550 5.4.5 Daily user sending limit exceeded", "OFFRAMP_MAIL_PER_SECOND"),
             (Step::Rcpt, "554 5.7.1 <a@b.example>: Relay access denied", "relay"),
