@@ -70,7 +70,7 @@ const IN_DOUBT_PUT_OFF: Duration = Duration::from_secs(15 * 60);
 /// How often such an email is tried again.
 const IN_DOUBT_RETRIES_MAX: i32 = 3;
 /// How often a throttled email is tried before it is put off: until then, it costs the database nothing.
-const THROTTLED_TRIES_MAX: u32 = 3;
+const THROTTLED_ATTEMPTS_MAX: u32 = 3;
 /// How often a lease is tried to be extended while the database is unavailable.
 const EXTEND_EVERY: Duration = Duration::from_secs(1);
 /// How often the same reason is reported for which the mail server rejects this worker.
@@ -386,8 +386,8 @@ struct Postman {
     lease: Duration,
 }
 
-/// How a try to send an email went.
-struct Try {
+/// How an attempt to send an email went.
+struct Attempt {
     fate: Fate,
     outcome: &'static str,
     /// Whether the server seems to be unavailable, if it was asked.
@@ -430,16 +430,16 @@ impl Postman {
         if !self.may_send(&leased) {
             return true;
         }
-        let mut tries = 1;
-        let Try { fate, outcome, is_unavailable } = loop {
-            let tried = self.send(&leased, email).await;
-            if tried.outcome != THROTTLED || tries == THROTTLED_TRIES_MAX || self.emails.is_closed() {
-                break tried;
+        let mut count_so_far = 1;
+        let Attempt { fate, outcome, is_unavailable } = loop {
+            let attempt = self.send(&leased, email).await;
+            if attempt.outcome != THROTTLED || count_so_far == THROTTLED_ATTEMPTS_MAX || self.emails.is_closed() {
+                break attempt;
             }
-            tries += 1;
+            count_so_far += 1;
             self.mail_server.pacer.turn().await;
             if !self.may_send(&leased) {
-                break tried;
+                break attempt;
             }
             count(email, THROTTLED);
         };
@@ -461,7 +461,7 @@ impl Postman {
         true
     }
 
-    async fn send(&mut self, leased: &Leased, email: &Notification) -> Try {
+    async fn send(&mut self, leased: &Leased, email: &Notification) -> Attempt {
         let at = clock::now();
         let (entry, template) = (&leased.entry.id, email.template.as_str());
         let composed = match origin(leased).and_then(|origin| self.writer.write(origin, email, at)) {
@@ -473,13 +473,13 @@ impl Postman {
                     template,
                     "an email cannot be written; it is kept for an operator (`offramp outbox list` says why)"
                 );
-                return Try { fate: Fate::Failed { at, error }, outcome: REFUSED, is_unavailable: None };
+                return Attempt { fate: Fate::Failed { at, error }, outcome: REFUSED, is_unavailable: None };
             }
         };
         match self.send_within_lease(leased, &composed).await {
             Ok(_) => {
                 self.mail_server.accepted();
-                Try { fate: Fate::Sent { at: clock::now() }, outcome: SENT, is_unavailable: Some(false) }
+                Attempt { fate: Fate::Sent { at: clock::now() }, outcome: SENT, is_unavailable: Some(false) }
             }
             Err(error) => self.judge(leased, template, &error),
         }
@@ -496,7 +496,7 @@ impl Postman {
     }
 
     /// What becomes of an email that was not sent.
-    fn judge(&self, leased: &Leased, template: &str, error: &SendError) -> Try {
+    fn judge(&self, leased: &Leased, template: &str, error: &SendError) -> Attempt {
         let entry = &leased.entry.id;
         let at = clock::now();
         let put_off = |pause: Duration, count: Count| Fate::PutOff {
@@ -514,19 +514,19 @@ impl Postman {
                     "the mail server rejected an email for good; it is kept for an operator"
                 );
                 let fate = Fate::Failed { at, error: error.to_string() };
-                Try { fate, outcome: REFUSED, is_unavailable: Some(false) }
+                Attempt { fate, outcome: REFUSED, is_unavailable: Some(false) }
             }
             SendError::Transient(_) => {
                 self.mail_server.pacer.put_off();
-                Try { fate: put_off_as_usual(), outcome: PUT_OFF, is_unavailable: Some(false) }
+                Attempt { fate: put_off_as_usual(), outcome: PUT_OFF, is_unavailable: Some(false) }
             }
             SendError::Throttled(_) => {
                 self.mail_server.throttled(error);
-                Try { fate: put_off_as_usual(), outcome: THROTTLED, is_unavailable: Some(false) }
+                Attempt { fate: put_off_as_usual(), outcome: THROTTLED, is_unavailable: Some(false) }
             }
             SendError::Unavailable(_) => {
                 tracing::warn!(error = error.brief(), "the mail server is unavailable; emails wait");
-                Try { fate: put_off_as_usual(), outcome: PUT_OFF, is_unavailable: Some(true) }
+                Attempt { fate: put_off_as_usual(), outcome: PUT_OFF, is_unavailable: Some(true) }
             }
             SendError::Sender { remedy, is_of_connection, .. } => {
                 self.mail_server.throttled(error);
@@ -543,7 +543,7 @@ impl Postman {
                     );
                     Fate::Failed { at, error: error.to_string() }
                 };
-                Try { fate, outcome: SENDER_REJECTED, is_unavailable: Some(*is_of_connection) }
+                Attempt { fate, outcome: SENDER_REJECTED, is_unavailable: Some(*is_of_connection) }
             }
             SendError::InDoubt(_) => {
                 let fate = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {
@@ -563,7 +563,7 @@ impl Postman {
                     );
                     Fate::Failed { at, error: error.to_string() }
                 };
-                Try { fate, outcome: IN_DOUBT, is_unavailable: Some(true) }
+                Attempt { fate, outcome: IN_DOUBT, is_unavailable: Some(true) }
             }
         }
     }

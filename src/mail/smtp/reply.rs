@@ -140,11 +140,10 @@ impl Reply {
             return if is_rate { Blame::Rate } else { Blame::Server };
         }
         match (step, parts) {
-            // "Bad sender's address", which servers often say only after RCPT, and Exchange's "daily limit".
-            (_, Some((1, 7 | 8 | 90))) => Blame::Sender,
             (Step::Mail, Some((6, _))) => Blame::Email,
-            // Said before a recipient is named, it is true of every email.
-            (Step::Mail, _) => Blame::Sender,
+            // "Bad sender's address", which servers often say only after RCPT, and Exchange's "daily limit". And whatever is said
+            // before a recipient is named is true of every email.
+            (_, Some((1, 7 | 8 | 90))) | (Step::Mail, _) => Blame::Sender,
             (step, _) if step.is_of_connection() => Blame::Sender,
             (_, Some((1 | 2 | 6, _))) => Blame::Email,
             (_, Some((3 | 4 | 5 | 7, _))) => Blame::Sender,
@@ -234,7 +233,7 @@ mod tests {
 
     #[tokio::test]
     async fn replies_without_end_are_given_up() {
-        assert_eq!(read(&[b'2'; 1 << 20]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(read(&vec![b'2'; 1 << 20]).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
         assert_eq!(read(&b"250-x\r\n".repeat(10_000)).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
