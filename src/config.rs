@@ -137,8 +137,8 @@ pub struct MailSettings {
     )]
     pub mail_per_second: Option<f64>,
 
-    /// Name of this worker in EHLO: a domain, or an address as [192.0.2.1] or [IPv6:2001:db8::1] [default: the host name if it
-    /// has a dot, else the domain of OFFRAMP_MAIL_FROM]
+    /// Name of this worker in EHLO: a domain, or an IP address in brackets [default: the host name if it has a dot, else the
+    /// domain of OFFRAMP_MAIL_FROM]
     #[arg(
         long,
         env = "OFFRAMP_SMTP_NAME",
