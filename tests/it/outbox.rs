@@ -160,9 +160,9 @@ async fn an_email_and_its_event_are_marked_with_one_write() {
     const COUNT: usize = 20;
     let world = World::new("together").await;
     let sink = SmtpSink::start().await;
-    // Every event is confirmed before its email is accepted.
+    // So that events are confirmed before their emails are accepted.
     let (slow, smtp_url) = Proxy::in_front_of(&sink.url()).await;
-    slow.delay_answers(Duration::from_millis(50));
+    slow.delay_answers(Duration::from_millis(25));
     populate(&world).await;
     let subscriptions = world.collection("subscriptions");
     let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
