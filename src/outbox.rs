@@ -36,7 +36,7 @@ const OFFER_PATIENCE: Duration = Duration::from_secs(1);
 /// How many events are published at once.
 const PUBLISH_MAX: usize = 512;
 /// How many emails may be sent and not yet marked. When this process is killed, these are sent once more.
-const UNMARKED_EMAILS_MAX: usize = 128;
+const UNMARKED_EMAILS_MAX: usize = 256;
 /// How many published events may wait for the marker. A repeat is harmless: it has the same id.
 const UNMARKED_EVENTS_MAX: usize = 512;
 /// No email is sent while a statement that marks others takes longer than this: should this process be killed before the
@@ -44,10 +44,9 @@ const UNMARKED_EVENTS_MAX: usize = 512;
 const MARKS_LATE_AFTER: Duration = Duration::from_millis(50);
 /// How many entries are marked at once.
 const FLUSH_MAX: usize = 256;
-/// The shortest time from the beginning of one flush to the next. An entry after a longer pause is marked at once.
-const FLUSH_EVERY: Duration = Duration::from_millis(10);
-/// How many flushes may wait for the database at the same time.
-const FLUSHES_MAX: usize = 4;
+/// The shortest time from the end of one flush to the next, so that under load many entries share a statement. An entry after a
+/// longer pause is marked at once.
+const FLUSH_PAUSE: Duration = Duration::from_millis(10);
 /// How long a published event waits for the emails of the same change, so that its document is written once for all of them.
 const COMPANIONS_PATIENCE: Duration = Duration::from_millis(500);
 /// How many events wait like that, and how many documents are remembered whose emails were faster.
@@ -675,8 +674,8 @@ impl Marker {
                 }
             }
             let has_room = batch.marks.len() < FLUSH_MAX;
-            let flush_at = (!batch.marks.is_empty() && flushes.len() < FLUSHES_MAX).then(|| match flushed_at {
-                Some(flushed_at) if has_room => flushed_at + FLUSH_EVERY,
+            let flush_at = (!batch.marks.is_empty() && flushes.is_empty()).then(|| match flushed_at {
+                Some(flushed_at) if has_room => flushed_at + FLUSH_PAUSE,
                 _ => Instant::now(),
             });
             tokio::select! {
@@ -701,11 +700,10 @@ impl Marker {
                     batch.marks.extend(self.parked.take_overdue());
                 }
                 () = wait_until(flush_at) => {
-                    flushed_at = Some(Instant::now());
                     let batch = std::mem::take(&mut batch);
                     flushes.spawn(self.flusher.clone().flush(batch, self.aside.clone()));
                 }
-                Some(_) = flushes.join_next() => {}
+                Some(_) = flushes.join_next() => flushed_at = Some(Instant::now()),
             }
         }
     }
