@@ -197,11 +197,10 @@ async fn emails_leave_no_faster_than_is_allowed() {
     for id in &ids {
         world.command(&cancellation(&format!("c-{id}"), id)).await;
     }
-    world.outboxes_empty().await;
+    eventually("every email", || async { (sink.mails().len() == COUNT).then_some(()) }).await;
     let mut taken: Vec<Instant> = sink.mails().iter().map(|taken| taken.at).collect();
     taken.sort_unstable();
     let lasted = taken[COUNT - 1] - taken[0];
-    assert_eq!(taken.len(), COUNT);
     assert!(lasted > Duration::from_millis(2_800), "{lasted:?}");
     assert!(worker.stop().await.success());
     world.remove().await;
