@@ -6,7 +6,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,10 +27,8 @@ const CLAIM_EVERY: Duration = Duration::from_secs(2);
 const ROOM_EVERY: Duration = Duration::from_millis(100);
 /// From how many documents entries are claimed at once.
 const CLAIM_DOCUMENTS_MAX: usize = 256;
-/// For how long after the database was unavailable emails are claimed late.
-const LATE_CLAIMS_FOR: Duration = Duration::from_secs(60);
-/// How late: whoever sent them before it was unavailable has marked them by then, or never will.
-const LATE_CLAIMS_BY: TimeDelta = TimeDelta::seconds(10);
+/// How long no emails are claimed after the database was unavailable: whoever has sent them before has marked them by then.
+const EMAILS_WAIT_FOR_MARKS: Duration = Duration::from_secs(10);
 /// How often documents are tried again that nothing can be claimed from.
 const RETRY_UNCLAIMABLE_EVERY: Duration = Duration::from_secs(60);
 /// How many unclaimable documents are remembered as reported.
@@ -83,20 +80,12 @@ struct Claims {
     queues: Vec<Watched>,
     /// The documents that nothing can be claimed from and that were reported.
     reported: HashSet<(Collection, String)>,
-    /// When the database was last found unavailable.
-    unavailable_at: Option<Instant>,
 }
 
 impl Claims {
     fn of(kind: Kind) -> Self {
         let queues = DueQueue::of(kind).into_iter().map(Watched::new).collect();
-        Self { kind, queues, reported: HashSet::new(), unavailable_at: None }
-    }
-
-    /// By when entries must have been due at `now`. An email must not arrive twice; an event that does is recognized.
-    fn due_by(&self, now: DateTime<Utc>) -> DateTime<Utc> {
-        let is_late = self.unavailable_at.is_some_and(|at| at.elapsed() < LATE_CLAIMS_FOR);
-        if is_late && self.kind == Kind::Email { now - LATE_CLAIMS_BY } else { now }
+        Self { kind, queues, reported: HashSet::new() }
     }
 }
 
@@ -131,7 +120,7 @@ impl Claimer {
         let mut goes_on = false;
         for index in 0..claims.queues.len() {
             let Some(room) = self.room(claims.kind, shutdown).await else { return false };
-            if !self.is_able(claims.queues[index].queue.collection) {
+            if !self.is_able(claims.kind, claims.queues[index].queue.collection) {
                 continue;
             }
             match self.claim(claims, index, room).await {
@@ -140,11 +129,9 @@ impl Claimer {
                     goes_on |= has_more;
                 }
                 Err(error @ StoreError::TimedOut) => self.engine.report(&error),
-                Err(error @ StoreError::Unavailable(_)) => {
-                    claims.unavailable_at = Some(Instant::now());
-                    self.engine.report(&error);
-                    return false;
-                }
+                Err(StoreError::Unavailable(_)) if self.engine.is_unavailable().await => return false,
+                // A shard, or a right that is missing.
+                Err(StoreError::Unavailable(error)) => claims.queues[index].report_refusal(claims.kind, error),
                 Err(StoreError::Refused(error)) => {
                     self.indexes.check_again();
                     claims.queues[index].report_refusal(claims.kind, error);
@@ -157,20 +144,22 @@ impl Claimer {
     /// Claims from one queue, and hands over what it got. Whether there is more.
     async fn claim(&self, claims: &mut Claims, index: usize, room: usize) -> Result<bool, StoreError> {
         let now = clock::now();
-        let due_by = claims.due_by(now);
         let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
         let queue = &mut claims.queues[index].queue;
         let identify = |id, email: &Notification| self.writer.identify(id, email);
-        let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, due_by, &identify).await?;
+        let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now, &identify).await?;
         report(queue.collection, &claimed, &mut claims.reported);
         counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
         self.store.give_back(&self.outbox.offer(claimed.entries).await).await;
         Ok(claimed.goes_on)
     }
 
-    /// Whether entries can be looked for without reading everything, and leased by a clock that is right.
-    fn is_able(&self, collection: Collection) -> bool {
-        self.indexes.has(collection, DUE) && self.engine.clock_offset().is_none()
+    /// Whether entries can be looked for without reading everything, and leased by a clock that is right; and no email that
+    /// was sent before an outage of the database still waits for its mark. An event that is sent twice is recognized.
+    fn is_able(&self, kind: Kind, collection: Collection) -> bool {
+        self.indexes.has(collection, DUE)
+            && self.engine.clock_offset().is_none()
+            && !(kind == Kind::Email && self.engine.was_unavailable_within(EMAILS_WAIT_FOR_MARKS))
     }
 
     /// Waits for room in the dispatcher. None: the program is stopping.

@@ -47,6 +47,8 @@ pub struct Engine {
     /// By how much this machine's clock is wrong, while it is wrong: leases and ends that are decided by it would be wrong,
     /// too.
     clock_offset: Arc<watch::Sender<Option<ClockOffset>>>,
+    /// When the database was last found unavailable.
+    unavailable_at: Arc<watch::Sender<Option<Instant>>>,
 }
 
 /// What became of a task.
@@ -92,6 +94,7 @@ impl Engine {
             ready: Arc::new(ready),
             probe: Arc::default(),
             clock_offset: Arc::new(watch::Sender::new(None)),
+            unavailable_at: Arc::new(watch::Sender::new(None)),
         }
     }
 
@@ -155,7 +158,7 @@ impl Engine {
         };
         match looking.await {
             Ok(_) => self.answered(),
-            Err(error) => self.report(&error),
+            Err(error) => self.report_unavailable(&error),
         }
     }
 
@@ -203,6 +206,30 @@ impl Engine {
         }
     }
 
+    fn report_unavailable(&self, error: &StoreError) {
+        self.report(error);
+        if *error != StoreError::TimedOut {
+            self.unavailable_at.send_replace(Some(Instant::now()));
+        }
+    }
+
+    /// Finds out, after an operation failed, whether the database takes no writes at all; and tells.
+    pub async fn is_unavailable(&self) -> bool {
+        match self.store.check_majority().await {
+            Ok(()) => false,
+            Err(error) => {
+                self.report_unavailable(&error);
+                true
+            }
+        }
+    }
+
+    /// Whether the database was found unavailable less than so long ago.
+    #[must_use]
+    pub fn was_unavailable_within(&self, time: Duration) -> bool {
+        self.unavailable_at.borrow().is_some_and(|at| at.elapsed() < time)
+    }
+
     /// Waits until the database answers. One lane at a time asks; the others wait for what it hears.
     ///
     /// # Errors
@@ -221,7 +248,7 @@ impl Engine {
                 match looking.await {
                     Ok(None) => break,
                     Ok(Some(_)) => self.answered(),
-                    Err(error) => self.report(&error),
+                    Err(error) => self.report_unavailable(&error),
                 }
                 sleep(pauses.next_pause()).await;
             }

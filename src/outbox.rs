@@ -13,7 +13,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use metrics::counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::broker::{Outgoing, Publisher, Topology};
@@ -23,7 +24,7 @@ use crate::mail::dkim::DkimSigner;
 use crate::mail::message::{Composed, Origin, Sender, compose};
 use crate::mail::smtp::{MailConnection, SendError, Transport};
 use crate::mail::templates::Templates;
-use crate::pacer::Pacer;
+use crate::pacer::{Pacer, Turn};
 use crate::pauses::Pauses;
 use crate::store::leases::{Count, Fate, Mark};
 use crate::store::outbox::{Content, EmailIdentity, Kind, Leased};
@@ -84,6 +85,22 @@ pub struct Outbox {
     emails: async_channel::Sender<Leased>,
     events: async_channel::Sender<Leased>,
     mail_server: Arc<MailServer>,
+    giving_back: GivingBack,
+}
+
+/// Tells senders to leave what is in the queues, which is given back then.
+#[derive(Clone, Debug)]
+struct GivingBack {
+    all: CancellationToken,
+    /// Cancelled with `all`, or before.
+    emails: CancellationToken,
+}
+
+impl Default for GivingBack {
+    fn default() -> Self {
+        let all = CancellationToken::new();
+        Self { emails: all.child_token(), all }
+    }
 }
 
 /// What is known of the mail server.
@@ -156,11 +173,15 @@ impl Default for Unmarked {
 }
 
 impl Unmarked {
-    /// Waits until the marks keep up, and there is room for one more email.
+    /// Waits until there is room for one more email.
     async fn permit(&self) -> Option<OwnedSemaphorePermit> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.ok()?;
-        self.late_flushes.subscribe().wait_for(|&late| late == 0).await.ok()?;
-        Some(permit)
+        Arc::clone(&self.permits).acquire_owned().await.ok()
+    }
+
+    /// Waits until no flush is late.
+    async fn keep_up(&self) {
+        // It is dropped with us.
+        drop(self.late_flushes.subscribe().wait_for(|&late| late == 0).await);
     }
 
     fn forget(&self, marks: &[Mark]) {
@@ -237,10 +258,20 @@ impl Outbox {
         }
     }
 
-    /// Takes no more: the dispatcher ends when it has sent what it has.
+    /// Takes no more: the dispatcher ends when it has sent what it has. Emails for which the mail server is unavailable or too
+    /// slow are given back: another worker may have one that is not.
     pub fn close(&self) {
         self.emails.close();
         self.events.close();
+        if self.mail_server.is_unavailable() || self.mail_server.pacer.is_limited() {
+            self.giving_back.emails.cancel();
+        }
+    }
+
+    /// Gives back what is not being sent yet.
+    pub fn give_back(&self) {
+        self.close();
+        self.giving_back.all.cancel();
     }
 }
 
@@ -289,6 +320,7 @@ pub struct Dispatcher {
     emails: async_channel::Receiver<Leased>,
     events: async_channel::Receiver<Leased>,
     mail_server: Arc<MailServer>,
+    giving_back: GivingBack,
     /// How long entries belong to this process.
     lease: Duration,
 }
@@ -306,8 +338,14 @@ pub fn outbox(lease: Duration, mail_per_second: Option<f64>) -> (Outbox, Dispatc
         patience: lease / 4,
         reported: Mutex::default(),
     });
-    let outbox = Outbox { emails: emails_in, events: events_in, mail_server: Arc::clone(&mail_server) };
-    (outbox, Dispatcher { emails, events, mail_server, lease })
+    let giving_back = GivingBack::default();
+    let outbox = Outbox {
+        emails: emails_in,
+        events: events_in,
+        mail_server: Arc::clone(&mail_server),
+        giving_back: giving_back.clone(),
+    };
+    (outbox, Dispatcher { emails, events, mail_server, giving_back, lease })
 }
 
 /// An entry is sent only while this much of its lease is left.
@@ -317,7 +355,7 @@ fn reserve(lease: Duration) -> Duration {
 
 impl Dispatcher {
     /// Works with `connections` connections to the mail server until the outbox is closed and everything in it is sent or
-    /// was tried, and marked.
+    /// was tried, and marked, or is given back.
     pub async fn run(
         self,
         store: Store,
@@ -336,6 +374,7 @@ impl Dispatcher {
                 emails: self.emails.clone(),
                 settle: settle_email.clone(),
                 mail_server: Arc::clone(&self.mail_server),
+                giving_back: self.giving_back.emails.clone(),
                 unmarked: Arc::clone(&unmarked),
                 writer: Arc::clone(&writer),
                 connection: MailConnection::new(Arc::clone(&transport)),
@@ -345,9 +384,17 @@ impl Dispatcher {
             senders.spawn(postman.run());
         }
         drop(settle_email);
-        senders.spawn(publish_events(self.events, settle_event, publisher, topology, reserve(self.lease)));
+        let event_sender = EventSender {
+            events: self.events.clone(),
+            settle: settle_event,
+            giving_back: self.giving_back.all,
+            publisher,
+            topology,
+            reserve: reserve(self.lease),
+        };
+        senders.spawn(event_sender.run());
         let (put_aside, aside) = async_channel::bounded(ASIDE_MAX);
-        let flusher = Flusher { store, unmarked };
+        let flusher = Flusher { store: store.clone(), unmarked, lease: self.lease };
         let marking_aside = tokio::spawn(flusher.clone().flush_aside(aside));
         let marker = Marker {
             emails: settled_emails,
@@ -367,6 +414,13 @@ impl Dispatcher {
                 return;
             }
         }
+        let at = clock::now();
+        let left = std::iter::from_fn(|| self.emails.try_recv().or_else(|_| self.events.try_recv()).ok());
+        let left: Vec<_> = left.map(|leased| Mark::new(&leased, Fate::GivenBack { at })).collect();
+        if !left.is_empty() {
+            tracing::info!(entries = left.len(), "giving entries back that were not sent; any worker may send them");
+            store.give_back(&left).await;
+        }
         // All senders are gone, so these end when everything is marked.
         drop(marking.await);
         drop(marking_aside.await);
@@ -378,6 +432,7 @@ struct Postman {
     emails: async_channel::Receiver<Leased>,
     settle: async_channel::Sender<Tried>,
     mail_server: Arc<MailServer>,
+    giving_back: CancellationToken,
     unmarked: Arc<Unmarked>,
     writer: Arc<Writer>,
     connection: MailConnection,
@@ -388,29 +443,34 @@ struct Postman {
 /// How an attempt to send an email went.
 struct Attempt {
     fate: Fate,
-    outcome: &'static str,
+    outcome: Outcome,
     /// Whether the server seems to be unavailable, if it was asked.
     is_unavailable: Option<bool>,
 }
 
 impl Postman {
     async fn run(mut self) {
+        let (mail_server, giving_back) = (Arc::clone(&self.mail_server), self.giving_back.clone());
         let mut pauses = Pauses::between(RECONNECT_EVERY);
         while let Some(permit) = self.unmarked.permit().await {
-            let leased = match timeout(IDLE_MAX, self.emails.recv()).await {
-                Ok(Ok(leased)) => leased,
-                Ok(Err(_closed)) => break,
-                Err(_idle) => {
+            // The turn comes first, and nothing waits for it in hand: an email that waited could outlast its lease.
+            let taking = timeout(IDLE_MAX, take_in_turn(&mail_server.pacer, &self.emails));
+            let (turn, leased) = match giving_back.run_until_cancelled(taking).await {
+                Some(Ok(Some(taken))) => taken,
+                Some(Ok(None)) | None => break,
+                Some(Err(_idle)) => {
                     self.connection.quit().await;
                     continue;
                 }
             };
+            self.unmarked.keep_up().await;
             if !self.may_send(&leased) {
                 continue;
             }
-            self.mail_server.in_hand.fetch_add(1, Ordering::Relaxed);
+            turn.take();
+            mail_server.in_hand.fetch_add(1, Ordering::Relaxed);
             let is_marked = self.deliver(leased, permit, &mut pauses).await;
-            self.mail_server.in_hand.fetch_sub(1, Ordering::Relaxed);
+            mail_server.in_hand.fetch_sub(1, Ordering::Relaxed);
             if !is_marked {
                 break;
             }
@@ -425,22 +485,15 @@ impl Postman {
     /// Sends one email, or puts it off, and waits where the server is unavailable. Tells whether anybody still marks entries.
     async fn deliver(&mut self, leased: Leased, permit: OwnedSemaphorePermit, pauses: &mut Pauses) -> bool {
         let Content::Mail(email) = &leased.entry.content else { return true };
-        self.mail_server.pacer.turn().await;
-        if !self.may_send(&leased) {
-            return true;
-        }
         let mut count_so_far = 1;
         let Attempt { fate, outcome, is_unavailable } = loop {
             let attempt = self.send(&leased, email).await;
-            if attempt.outcome != THROTTLED || count_so_far == THROTTLED_ATTEMPTS_MAX || self.emails.is_closed() {
+            let is_last = attempt.outcome != Outcome::Throttled || count_so_far == THROTTLED_ATTEMPTS_MAX;
+            if is_last || !self.next_turn(&leased).await {
                 break attempt;
             }
             count_so_far += 1;
-            self.mail_server.pacer.turn().await;
-            if !self.may_send(&leased) {
-                break attempt;
-            }
-            count(email, THROTTLED);
+            count(email, attempt.outcome);
         };
         count(email, outcome);
         if matches!(fate, Fate::Sent { .. }) {
@@ -453,10 +506,25 @@ impl Postman {
         let Some(is_unavailable) = is_unavailable else { return true };
         self.mail_server.is_unavailable.store(is_unavailable, Ordering::Relaxed);
         if is_unavailable {
-            tokio::time::sleep(pauses.next_pause()).await;
+            sleep(pauses.next_pause()).await;
         } else {
             *pauses = Pauses::between(RECONNECT_EVERY);
         }
+        true
+    }
+
+    /// Waits for one more turn for an email in hand. Returns whether it may be sent then.
+    async fn next_turn(&mut self, leased: &Leased) -> bool {
+        if self.emails.is_closed() {
+            return false;
+        }
+        let turn = timeout(lease_left(leased).saturating_sub(reserve(self.lease)), self.mail_server.pacer.turn());
+        let Some(Ok(turn)) = self.giving_back.run_until_cancelled(turn).await else { return false };
+        self.unmarked.keep_up().await;
+        if !self.may_send(leased) {
+            return false;
+        }
+        turn.take();
         true
     }
 
@@ -472,13 +540,13 @@ impl Postman {
                     template,
                     "an email cannot be written; it is kept for an operator (`offramp outbox list` says why)"
                 );
-                return Attempt { fate: Fate::Failed { at, error }, outcome: REFUSED, is_unavailable: None };
+                return Attempt { fate: Fate::Failed { at, error }, outcome: Outcome::Refused, is_unavailable: None };
             }
         };
         match self.send_within_lease(leased, &composed).await {
             Ok(_) => {
                 self.mail_server.accepted();
-                Attempt { fate: Fate::Sent { at: clock::now() }, outcome: SENT, is_unavailable: Some(false) }
+                Attempt { fate: Fate::Sent { at: clock::now() }, outcome: Outcome::Sent, is_unavailable: Some(false) }
             }
             Err(error) => self.judge(leased, template, &error),
         }
@@ -513,19 +581,19 @@ impl Postman {
                     "the mail server rejected an email for good; it is kept for an operator"
                 );
                 let fate = Fate::Failed { at, error: error.to_string() };
-                Attempt { fate, outcome: REFUSED, is_unavailable: Some(false) }
+                Attempt { fate, outcome: Outcome::Refused, is_unavailable: Some(false) }
             }
             SendError::Transient(_) => {
                 self.mail_server.pacer.put_off();
-                Attempt { fate: put_off_as_usual(), outcome: PUT_OFF, is_unavailable: Some(false) }
+                Attempt { fate: put_off_as_usual(), outcome: Outcome::PutOff, is_unavailable: Some(false) }
             }
             SendError::Throttled(_) => {
                 self.mail_server.throttled(error);
-                Attempt { fate: put_off_as_usual(), outcome: THROTTLED, is_unavailable: Some(false) }
+                Attempt { fate: put_off_as_usual(), outcome: Outcome::Throttled, is_unavailable: Some(false) }
             }
             SendError::Unavailable(_) => {
                 tracing::warn!(error = error.brief(), "the mail server is unavailable; emails wait");
-                Attempt { fate: put_off_as_usual(), outcome: PUT_OFF, is_unavailable: Some(true) }
+                Attempt { fate: put_off_as_usual(), outcome: Outcome::PutOff, is_unavailable: Some(true) }
             }
             SendError::Sender { remedy, is_of_connection, .. } => {
                 self.mail_server.throttled(error);
@@ -542,7 +610,7 @@ impl Postman {
                     );
                     Fate::Failed { at, error: error.to_string() }
                 };
-                Attempt { fate, outcome: SENDER_REJECTED, is_unavailable: Some(*is_of_connection) }
+                Attempt { fate, outcome: Outcome::SenderRejected, is_unavailable: Some(*is_of_connection) }
             }
             SendError::InDoubt(_) => {
                 let fate = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {
@@ -562,37 +630,67 @@ impl Postman {
                     );
                     Fate::Failed { at, error: error.to_string() }
                 };
-                Attempt { fate, outcome: IN_DOUBT, is_unavailable: Some(true) }
+                Attempt { fate, outcome: Outcome::InDoubt, is_unavailable: Some(true) }
             }
         }
     }
 }
 
-fn count(email: &Notification, outcome: &'static str) {
-    counter!("offramp_mails_total", "template" => email.template.as_str(), "outcome" => outcome).increment(1);
+/// Waits for a turn, then for an email. None: the queue is closed and empty.
+async fn take_in_turn<'a>(pacer: &'a Pacer, emails: &async_channel::Receiver<Leased>) -> Option<(Turn<'a>, Leased)> {
+    let turn = pacer.turn().await;
+    Some((turn, emails.recv().await.ok()?))
 }
 
-// Values of the label `outcome`.
-const SENT: &str = "sent";
-const REFUSED: &str = "refused";
-const PUT_OFF: &str = "put_off";
-const THROTTLED: &str = "throttled";
-const SENDER_REJECTED: &str = "sender_rejected";
-const IN_DOUBT: &str = "in_doubt";
+fn count(email: &Notification, outcome: Outcome) {
+    counter!("offramp_mails_total", "template" => email.template.as_str(), "outcome" => outcome.as_str()).increment(1);
+}
+
+/// How an attempt to send an email went, for the metric.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Sent,
+    Refused,
+    PutOff,
+    Throttled,
+    SenderRejected,
+    InDoubt,
+}
+
+impl Outcome {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Refused => "refused",
+            Self::PutOff => "put_off",
+            Self::Throttled => "throttled",
+            Self::SenderRejected => "sender_rejected",
+            Self::InDoubt => "in_doubt",
+        }
+    }
+}
 
 /// Extends the lease of an entry whenever only the reserve is left of it. Ends, with a reason, when the lease is lost.
 async fn lease_lost(store: &Store, leased: &Leased, lease: Duration) -> &'static str {
-    let Some(mut due) = leased.entry.due.map(bson::DateTime::to_chrono) else { return "the entry is not leased" };
-    let lease = TimeDelta::from_std(lease).unwrap_or(TimeDelta::MAX);
+    let mut left = lease_left(leased);
     loop {
-        let pause = (due - lease / 2 - clock::now()).to_std().unwrap_or_default();
-        tokio::time::sleep(pause).await;
-        let until = clock::now() + lease;
+        sleep(left.saturating_sub(reserve(lease))).await;
+        match timeout(left.min(reserve(lease)), extend(store, leased, lease)).await {
+            Ok(Some(extended_at)) => left = lease.saturating_sub(extended_at.elapsed()),
+            Ok(None) => return "it took longer than its lease, and another worker has the email",
+            Err(_) => return "it took longer than its lease, which could not be extended",
+        }
+    }
+}
+
+/// Extends the lease of an entry, trying until the database answers. Returns from when on it lasts, if the entry is still ours.
+async fn extend(store: &Store, leased: &Leased, lease: Duration) -> Option<Instant> {
+    loop {
+        let extended_at = Instant::now();
+        let until = clock::now() + TimeDelta::from_std(lease).unwrap_or(TimeDelta::MAX);
         match store.extend(leased, until).await {
-            Ok(true) => due = until,
-            Ok(false) => return "it took longer than its lease, and another worker has the email",
-            Err(_) if clock::now() >= due => return "it took longer than its lease, which could not be extended",
-            Err(_) => tokio::time::sleep(EXTEND_EVERY).await,
+            Ok(is_ours) => return is_ours.then_some(extended_at),
+            Err(_) => sleep(EXTEND_EVERY).await,
         }
     }
 }
@@ -606,36 +704,47 @@ struct Tried {
 }
 
 /// Publishes events, as many at once as there are.
-async fn publish_events(
+struct EventSender {
     events: async_channel::Receiver<Leased>,
     settle: async_channel::Sender<Published>,
+    giving_back: CancellationToken,
     publisher: Publisher,
     topology: Topology,
     reserve: Duration,
-) {
-    let exchange = topology.event_exchange();
-    while let Some(bulk) = take_bulk(&events).await {
-        let bulk: Vec<Leased> = bulk.into_iter().filter(|leased| may_send(leased, reserve)).collect();
-        let messages: Vec<_> = bulk
-            .iter()
-            .filter_map(|leased| match &leased.entry.content {
-                Content::Event(event) => Some(Outgoing::event(exchange.as_str(), event.kind.as_str(), event)),
-                Content::Mail(_) => None,
-            })
-            .collect();
-        let results = publisher.publish_all(&messages).await;
-        for (leased, result) in bulk.into_iter().zip(results) {
-            let (fate, outcome) = match result {
-                Ok(()) => (Fate::Sent { at: clock::now() }, "published"),
-                Err(error) => {
-                    let until = put_off_until(&leased, EVENT_PUT_OFF);
-                    (Fate::PutOff { until, error: error.to_string(), count: Count::Nothing }, PUT_OFF)
+}
+
+impl EventSender {
+    async fn run(self) {
+        let exchange = self.topology.event_exchange();
+        while let Some(Some(bulk)) = self.giving_back.run_until_cancelled(take_bulk(&self.events)).await {
+            let bulk: Vec<Leased> = bulk.into_iter().filter(|leased| may_send(leased, self.reserve)).collect();
+            let messages: Vec<_> = bulk
+                .iter()
+                .filter_map(|leased| match &leased.entry.content {
+                    Content::Event(event) => Some(Outgoing::event(exchange.as_str(), event.kind.as_str(), event)),
+                    Content::Mail(_) => None,
+                })
+                .collect();
+            let results = self.giving_back.run_until_cancelled(self.publisher.publish_all(&messages)).await;
+            let mut results = results.into_iter().flatten();
+            for leased in bulk {
+                let count = |outcome| counter!("offramp_events_total", "outcome" => outcome).increment(1);
+                let fate = match results.next() {
+                    Some(Ok(())) => {
+                        count("published");
+                        Fate::Sent { at: clock::now() }
+                    }
+                    Some(Err(error)) => {
+                        count("put_off");
+                        let until = put_off_until(&leased, EVENT_PUT_OFF);
+                        Fate::PutOff { until, error: error.to_string(), count: Count::Nothing }
+                    }
+                    None => Fate::GivenBack { at: clock::now() },
+                };
+                let has_emails = leased.has_companions && matches!(fate, Fate::Sent { .. });
+                if self.settle.send(Published { mark: Mark::new(&leased, fate), has_emails }).await.is_err() {
+                    return;
                 }
-            };
-            counter!("offramp_events_total", "outcome" => outcome).increment(1);
-            let has_emails = leased.has_companions && outcome == "published";
-            if settle.send(Published { mark: Mark::new(&leased, fate), has_emails }).await.is_err() {
-                return;
             }
         }
     }
@@ -703,7 +812,13 @@ impl Marker {
                     let batch = std::mem::take(&mut batch);
                     flushes.spawn(self.flusher.clone().flush(batch, self.aside.clone()));
                 }
-                Some(_) = flushes.join_next() => flushed_at = Some(Instant::now()),
+                Some(flushed) = flushes.join_next() => {
+                    // One that broke has a mistake in it: see [`Dispatcher::run`].
+                    if flushed.is_err() {
+                        return;
+                    }
+                    flushed_at = Some(Instant::now());
+                }
             }
         }
     }
@@ -721,12 +836,14 @@ struct Batch {
 struct Flusher {
     store: Store,
     unmarked: Arc<Unmarked>,
+    lease: Duration,
 }
 
 impl Flusher {
     /// Hands marks that only a part of the database cannot take now to `aside`.
     async fn flush(self, batch: Batch, aside: async_channel::Sender<Mark>) {
         let Batch { mut marks, permits } = batch;
+        let began = Instant::now();
         let troubled = {
             let settling = self.settle(&marks);
             tokio::pin!(settling);
@@ -739,7 +856,11 @@ impl Flusher {
             }
         };
         let again = take(&mut marks, troubled);
-        self.unmarked.forget(&marks);
+        if began.elapsed() < self.lease / 4 {
+            self.unmarked.forget(&marks);
+        } else {
+            self.forget_after_lease(marks);
+        }
         drop(permits);
         for mark in again {
             if aside.send(mark).await.is_err() {
@@ -756,7 +877,7 @@ impl Flusher {
                 Ok(troubled) => return troubled,
                 Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
                     tracing::warn!(%error, entries = marks.len(), "sent entries cannot be marked yet; retrying");
-                    tokio::time::sleep(pauses.next_pause()).await;
+                    sleep(pauses.next_pause()).await;
                 }
                 Err(StoreError::Refused(error)) => {
                     tracing::error!(%error, entries = marks.len(), "MongoDB refuses to mark sent entries; they may be sent again");
@@ -772,7 +893,7 @@ impl Flusher {
             let mut marks = vec![first];
             let mut pauses = Pauses::between(RECONNECT_EVERY);
             while !marks.is_empty() {
-                tokio::time::sleep(pauses.next_pause()).await;
+                sleep(pauses.next_pause()).await;
                 while marks.len() < ASIDE_MAX
                     && let Ok(mark) = aside.try_recv()
                 {
@@ -780,10 +901,19 @@ impl Flusher {
                 }
                 let troubled = self.settle(&marks).await;
                 let again = take(&mut marks, troubled);
-                self.unmarked.forget(&marks);
+                self.forget_after_lease(marks);
                 marks = again;
             }
         }
+    }
+
+    /// Forgets entries that were marked so late that this process may have claimed them again, and have them in its queue.
+    fn forget_after_lease(&self, marks: Vec<Mark>) {
+        let (unmarked, lease) = (Arc::clone(&self.unmarked), self.lease);
+        tokio::spawn(async move {
+            sleep(lease).await;
+            unmarked.forget(&marks);
+        });
     }
 }
 
@@ -795,7 +925,7 @@ fn take<T>(items: &mut Vec<T>, positions: Vec<usize>) -> Vec<T> {
 /// Waits until an instant; for ever where there is none.
 async fn wait_until(instant: Option<Instant>) {
     match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
+        Some(instant) => sleep_until(instant).await,
         None => std::future::pending().await,
     }
 }
@@ -880,8 +1010,12 @@ async fn take_bulk<T>(queue: &async_channel::Receiver<T>) -> Option<Vec<T>> {
 
 /// Whether enough of the lease is left: nobody else may take the entry before this process is done with it.
 fn may_send(leased: &Leased, reserve: Duration) -> bool {
-    let reserve = TimeDelta::from_std(reserve).unwrap_or(TimeDelta::MAX);
-    leased.entry.due.is_some_and(|due| due.to_chrono() - clock::now() >= reserve)
+    lease_left(leased) >= reserve
+}
+
+fn lease_left(leased: &Leased) -> Duration {
+    let due = leased.entry.due.map(bson::DateTime::to_chrono);
+    due.and_then(|due| (due - clock::now()).to_std().ok()).unwrap_or_default()
 }
 
 /// When an entry that was tried in vain may be tried again.

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 /// The lowest rate, in emails per second: someone must find out whether the server takes more again.
 const RATE_MIN: f64 = 0.2;
@@ -26,6 +26,22 @@ const PUT_OFF_IN_A_ROW_MAX: u32 = 5;
 #[derive(Debug)]
 pub struct Pacer {
     state: Mutex<State>,
+    /// Held by the one whose turn is next, while there is a limit.
+    queue: tokio::sync::Mutex<()>,
+}
+
+/// The permission to send one email now. Dropped without [`Turn::take`], it is the next one's.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    pacer: &'a Pacer,
+    _next: Option<tokio::sync::MutexGuard<'a, ()>>,
+}
+
+impl Turn<'_> {
+    /// An email is sent now.
+    pub fn take(self) {
+        self.pacer.state().take_turn(Instant::now());
+    }
 }
 
 #[derive(Debug)]
@@ -49,15 +65,28 @@ impl Pacer {
     /// A pace of at most `per_second` emails.
     #[must_use]
     pub fn new(per_second: Option<f64>) -> Self {
-        Self { state: Mutex::new(State::new(per_second, Instant::now())) }
+        Self { state: Mutex::new(State::new(per_second, Instant::now())), queue: tokio::sync::Mutex::default() }
     }
 
     /// Waits until one more email may be sent.
-    pub async fn turn(&self) {
-        let turn = self.state().take_turn(Instant::now());
-        if let Some(turn) = turn {
-            tokio::time::sleep_until(turn).await;
+    pub async fn turn(&self) -> Turn<'_> {
+        if !self.is_limited() {
+            return Turn { pacer: self, _next: None };
         }
+        let next = self.queue.lock().await;
+        // The pace may change meanwhile.
+        loop {
+            let until = self.state().wait_until(Instant::now());
+            let Some(until) = until else { break };
+            sleep_until(until).await;
+        }
+        Turn { pacer: self, _next: Some(next) }
+    }
+
+    /// Whether there is a limit now.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.state().rate.is_finite()
     }
 
     /// A server has accepted an email. Tells whether the rate is now the full one again.
@@ -124,20 +153,22 @@ impl State {
         }
     }
 
-    /// When the next email may be sent, if not now.
-    fn take_turn(&mut self, now: Instant) -> Option<Instant> {
+    /// Until when the next email has to wait, if it has to.
+    fn wait_until(&self, now: Instant) -> Option<Instant> {
+        (self.rate.is_finite() && self.next > now).then_some(self.next)
+    }
+
+    /// An email is sent.
+    fn take_turn(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.measured.1);
         if elapsed >= MEASURE_OVER {
             self.before = f64::from(self.measured.0) / elapsed.as_secs_f64();
             self.measured = (0, now);
         }
         self.measured.0 += 1;
-        if !self.rate.is_finite() {
-            return None;
+        if self.rate.is_finite() {
+            self.next = self.next.max(now) + Duration::from_secs_f64(1.0 / self.rate);
         }
-        let turn = self.next.max(now);
-        self.next = turn + Duration::from_secs_f64(1.0 / self.rate);
-        (turn > now).then_some(turn)
     }
 
     fn cut(&mut self, now: Instant) -> bool {
@@ -148,11 +179,12 @@ impl State {
         self.cut_at = Some(now);
         let was_full = self.rate >= self.ceiling;
         let measured = self.before.max(f64::from(self.measured.0));
-        self.too_high = self.rate.min(measured.max(RATE_MIN));
+        let rate_min = RATE_MIN.min(self.ceiling);
+        self.too_high = self.rate.min(measured.max(rate_min));
         self.rate = self.too_high / 2.0;
-        if self.rate < RATE_MIN {
+        if self.rate < rate_min {
             // The server accepts nothing, which says nothing about a rate.
-            (self.rate, self.too_high) = (RATE_MIN, f64::INFINITY);
+            (self.rate, self.too_high) = (rate_min, f64::INFINITY);
         }
         self.next = self.next.max(now) + Duration::from_secs_f64(1.0 / self.rate);
         was_full
@@ -161,6 +193,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
 
     /// Asks a server for `seconds` at the pace; how many emails it accepted, and how many it did not.
@@ -169,10 +203,12 @@ mod tests {
         let (mut accepted, mut throttled) = (0, 0);
         loop {
             // Eight connections and a server that replies in 5 ms can ask 1,600 times a second.
-            *now = state.take_turn(*now).unwrap_or(*now).max(*now + Duration::from_micros(625));
+            let earliest = *now + Duration::from_micros(625);
+            *now = state.wait_until(*now).unwrap_or(*now).max(earliest);
             if *now >= end {
                 return (accepted, throttled);
             }
+            state.take_turn(*now);
             if accepts(*now) {
                 accepted += 1;
                 state.grow();
@@ -223,6 +259,24 @@ mod tests {
         assert!(throttled < 1_000, "{throttled}");
         ask(&mut state, &mut now, 60, |_| true);
         assert!(state.rate > 100.0, "{}", state.rate);
+    }
+
+    #[test]
+    fn a_server_that_throttles_never_raises_the_rate_above_the_ceiling() {
+        let mut now = Instant::now();
+        let mut state = State::new(Some(0.05), now);
+        ask(&mut state, &mut now, 600, |_| false);
+        assert!(state.rate <= 0.05, "{}", state.rate);
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_nobody_took_is_the_next_ones() {
+        let pacer = Pacer::new(Some(20.0));
+        pacer.turn().await.take();
+        assert!(pacer.turn().now_or_never().is_none());
+        drop(pacer.turn().await);
+        pacer.turn().now_or_never().expect("a turn").take();
+        assert!(pacer.turn().now_or_never().is_none());
     }
 
     #[test]

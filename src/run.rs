@@ -30,6 +30,8 @@ const PREFETCH_BATCHES: usize = 2;
 /// How long to wait before a server that is away at the start is tried again: from the first to the longest, see
 /// [`Pauses`].
 const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
+/// How much of the time for stopping is kept for giving back what could not be sent: a part of it, and at most so much.
+const GIVE_BACK: (u32, Duration) = (4, Duration::from_secs(3));
 
 /// Everything that a worker works with.
 #[derive(Debug)]
@@ -247,15 +249,23 @@ impl Worker {
         tracing::info!("stopping: finishing what is in hand");
         self.working.not_ready("stopping");
         self.stop.cancel();
+        let outbox = self.outbox;
         let finishing = async {
             while self.makers.join_next().await.is_some() {}
-            self.outbox.close();
+            outbox.close();
             if !self.dispatcher.is_finished() {
                 drop((&mut self.dispatcher).await);
             }
             self.publisher.close().await;
         };
-        match timeout(self.shutdown_within, finishing).await {
+        tokio::pin!(finishing);
+        let giving_back = GIVE_BACK.1.min(self.shutdown_within / GIVE_BACK.0);
+        let mut finished = timeout(self.shutdown_within - giving_back, &mut finishing).await;
+        if finished.is_err() {
+            outbox.give_back();
+            finished = timeout(giving_back, finishing).await;
+        }
+        match finished {
             Ok(()) => tracing::info!("stopped"),
             Err(_) => {
                 tracing::warn!("stopped before everything in hand was done; nothing is lost, it will be done again");

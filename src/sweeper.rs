@@ -346,8 +346,7 @@ impl Sweeper {
             Ok(()) => reported.answered(question, found),
             Err(Cut::Stopped) => return Err(Cut::Stopped),
             Err(Cut::Store(error)) => {
-                if matches!(error, StoreError::Unavailable(_)) {
-                    self.engine.report(&error);
+                if matches!(error, StoreError::Unavailable(_)) && self.engine.is_unavailable().await {
                     return Err(Cut::Store(error));
                 }
                 if matches!(error, StoreError::Refused(_)) {

@@ -187,7 +187,8 @@ impl Templates {
 
     /// The words closest to `locale`: its region's, its language's, English.
     fn new_reader(&self, locale: &str) -> Reader {
-        let wanted = parse_tag(locale);
+        // Where the rest of a tag is not readable, as in `fr-1`, its language is.
+        let wanted = parse_tag(locale).or_else(|| parse_tag(locale.split(['-', '_']).next()?));
         let found = wanted.as_ref().and_then(|wanted| {
             ancestry(wanted).iter().find_map(|tag| self.sets.iter().position(|set| set.locale == *tag))
         });

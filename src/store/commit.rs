@@ -92,7 +92,10 @@ impl GuardedUpdate {
                             let kept = pushes.iter().flatten().filter(|(field, _)| *field != cstr!("notifications"));
                             let mut pushes = RawDocumentBuf::new();
                             kept.for_each(|(field, value)| pushes.append(field, value));
-                            without.append(operator, pushes);
+                            // MongoDB 4.4 refuses an empty one.
+                            if !pushes.is_empty() {
+                                without.append(operator, pushes);
+                            }
                         }
                         None => without.append(operator, fields),
                     }

@@ -84,19 +84,26 @@ impl Store {
         Ok(existing.map(|(collection, specification)| Index { collection, specification }).collect())
     }
 
-    /// Every index of our collections, as far as this user may look.
+    /// Every index of our collections that is built, as far as this user may look.
     async fn existing_indexes(&self) -> Result<Vec<(Collection, Document)>, StoreError> {
         let mut indexes = Vec::new();
         for collection in Collection::ALL {
             let database = self.database.clone();
-            let command = doc! { "listIndexes": collection.as_str(), "maxTimeMS": milliseconds(COMMAND_TIME_MAX) };
+            // With `includeBuildUUIDs`, the server says which indexes are still being built.
+            let command = doc! {
+                "listIndexes": collection.as_str(),
+                "includeBuildUUIDs": true,
+                "maxTimeMS": milliseconds(COMMAND_TIME_MAX),
+            };
             let reply = within_deadline(async move {
                 match database.run_command(command).await {
                     Err(error) if is_nothing_to_list(&error) => Ok(Document::new()),
                     reply => reply,
                 }
             });
-            indexes.extend(first_batch(&reply.await?).map(|index| (collection, index.clone())));
+            indexes.extend(
+                first_batch(&reply.await?).filter(|index| is_built(index)).map(|index| (collection, index.clone())),
+            );
         }
         Ok(indexes)
     }
@@ -249,6 +256,10 @@ fn is_replicated(hello: &Document) -> bool {
 fn first_batch(reply: &Document) -> impl Iterator<Item = &Document> {
     let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
     batch.into_iter().flatten().filter_map(Bson::as_document)
+}
+
+fn is_built(index: &Document) -> bool {
+    !index.contains_key("buildUUID")
 }
 
 fn name(document: &Document) -> &str {

@@ -248,7 +248,7 @@ enum Plan {
 }
 
 impl Store {
-    /// Takes the entries that were due at `due_by` from at most `documents` documents of a queue, drawn from the oldest ones, for
+    /// Takes the entries that are due at `now` from at most `documents` documents of a queue, drawn from the oldest ones, for
     /// `lease`. `identify` tells what emails of earlier versions are recorded with.
     ///
     /// # Errors
@@ -258,11 +258,11 @@ impl Store {
         queue: &mut DueQueue,
         documents: usize,
         lease: &Lease,
-        due_by: DateTime<Utc>,
+        now: DateTime<Utc>,
         identify: Identify<'_>,
     ) -> Result<Claimed, StoreError> {
         let page_max = (4 * documents).clamp(CANDIDATES_MIN, CANDIDATES_MAX);
-        let page = self.candidates(queue, page_max, due_by.into()).await?;
+        let page = self.candidates(queue, page_max, now.into()).await?;
         let mut open: Vec<&Candidate> =
             page.iter().filter(|candidate| !queue.passed_over.contains(&candidate.key)).collect();
         if open.is_empty() {
@@ -285,7 +285,7 @@ impl Store {
             .await?;
         let plans = raw.iter().map(|raw| {
             let id = raw.get("_id").ok().flatten().map(key).unwrap_or_default();
-            (id, plan(queue, raw, lease, due_by, identify))
+            (id, plan(queue, raw, lease, now, identify))
         });
         let plans: Vec<_> = plans.collect();
         // Where others were faster everywhere, they are at work.
@@ -450,8 +450,9 @@ impl Store {
                     error,
                     "MongoDB refused to mark many entries at once; marking them document by document"
                 );
-                self.settle_without_error(collection, marks, &others).await?;
-                return self.settle_with_care(collection, &documents).await;
+                let mut troubled = self.settle_without_error(collection, marks, &others).await?;
+                troubled.extend(self.settle_with_care(collection, &documents).await?);
+                return Ok(troubled);
             }
             Err(error) => return Err(error),
         };
@@ -462,7 +463,7 @@ impl Store {
         if updated.matched < expected || !updated.refused.is_empty() {
             let refused = marks_of(&updated.refused);
             let others: Vec<usize> = others.into_iter().filter(|index| refused.contains(index)).collect();
-            self.settle_without_error(collection, marks, &others).await?;
+            troubled.extend(self.settle_without_error(collection, marks, &others).await?);
             let untroubled: Vec<Sent<'_>> = documents
                 .into_iter()
                 .filter(|document| !document.indexes.iter().any(|index| troubled.contains(index)))
@@ -473,15 +474,17 @@ impl Store {
     }
 
     /// Marks entries that were not sent, without saying why: a validator may forbid that. What failed must not be tried again.
+    /// Returns those to be repeated.
     async fn settle_without_error(
         &self,
         collection: Collection,
         marks: &[Mark],
         indexes: &[usize],
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<usize>, StoreError> {
         let statements =
             indexes.iter().map(|&index| raw(&not_sent(&marks[index], false))).collect::<Result<Vec<_>, _>>()?;
-        for refusal in self.update_each(collection, statements).await?.refused {
+        let updated = self.update_each(collection, statements).await?;
+        for refusal in updated.refused {
             let document = indexes.get(refusal.position).map(|&index| &marks[index].document_id);
             tracing::error!(
                 collection = collection.as_str(),
@@ -490,7 +493,7 @@ impl Store {
                 "MongoDB refuses to change outbox entries that could not be sent; they are tried again when their lease expires"
             );
         }
-        Ok(())
+        Ok(updated.troubled.iter().filter_map(|trouble| indexes.get(trouble.position)).copied().collect())
     }
 
     /// Marks sent entries document by document. Each statement is harmless after the others, because it finds the document only
@@ -531,7 +534,7 @@ fn plan(
     queue: &DueQueue,
     raw: &RawDocumentBuf,
     lease: &Lease,
-    due_by: DateTime<Utc>,
+    now: DateTime<Utc>,
     identify: Identify<'_>,
 ) -> Result<Plan, bson::error::Error> {
     let document: Claimable = bson::deserialize_from_slice(raw.as_bytes())?;
@@ -543,7 +546,7 @@ fn plan(
     for (place, entry) in document.outbox.into_iter().enumerate() {
         // What is no document has no `due`, so it is nobody's.
         let Some(entry) = entry?.as_document() else { continue };
-        let Some(due) = entry.get_datetime("due").ok().filter(|due| due.to_chrono() <= due_by) else { continue };
+        let Some(due) = entry.get_datetime("due").ok().filter(|due| due.to_chrono() <= now) else { continue };
         let kind = entry.get_str("kind").ok();
         if kind != queue.kind.map(Kind::as_str) {
             continue;
@@ -561,7 +564,7 @@ fn plan(
             (Ok(entry), None) => {
                 set.insert(field("kind"), entry.kind().as_str());
                 if let (Content::Mail(email), Ok(id)) = (&entry.content, Uuid::parse_str(&entry.id)) {
-                    records.push(bson::serialize_to_bson(&outbox::record(id, email, identify, due_by))?);
+                    records.push(bson::serialize_to_bson(&outbox::record(id, email, identify, now))?);
                 }
             }
             (Err(_), _) if is_of_later_version(entry) => of_later_version += 1,
@@ -789,6 +792,7 @@ fn not_sent(mark: &Mark, with_error: bool) -> Document {
     let (mut increments, mut earliest) = (doc! { "version": 1_i64 }, Document::new());
     // What is written again, because the first answer was lost, must not count twice.
     let error = match &mark.fate {
+        // Those that were sent are marked elsewhere.
         Fate::Sent { at } | Fate::GivenBack { at } => {
             set.insert("outbox.$[entry].due", Instant::from(*at));
             None
