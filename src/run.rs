@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Broker, Consumer, LaneHealth, LaneState, Publisher, Topology, TopologyError};
+use crate::broker::{Broker, Consumer, LaneHealth, Publisher, Topology, TopologyError};
 use crate::claimer::Claimer;
 use crate::config::{MongodbUrl, WorkerSettings};
 use crate::domain::command::CommandType;
@@ -195,11 +195,7 @@ impl Worker {
             let queue = topology.work_queue(kind);
             let health = LaneHealth::new(&queue);
             let watched = health.clone();
-            readiness.watch(&queue, move || {
-                let status = watched.status();
-                let ready = status.state == LaneState::Consuming;
-                ready.then_some(()).ok_or_else(|| status.problem.unwrap_or_else(|| status.state.as_str().to_owned()))
-            });
+            readiness.watch(&queue, move || watched.readiness());
             let prefetch = u16::try_from(pace.batch_max * PREFETCH_BATCHES).unwrap_or(u16::MAX);
             let lane = Lane {
                 kind,

@@ -2,16 +2,19 @@
 //!
 //! A lane consumes one work queue, one batch at a time. A batch is whatever waits, so a quiet lane has batches of one
 //! message and no timer. All messages of a batch are settled before it is acked with one ack; a batch that was not acked
-//! comes again, and `applied` in the documents tells what was done already.
+//! comes again, and `applied` in the documents tells what was done already. A message whose copy RabbitMQ rejects is set
+//! aside ([`set_aside`]), so that it holds up no other.
+
+mod set_aside;
 
 use std::time::Duration;
 
-use metrics::{counter, histogram};
-use tokio::time::timeout;
+use metrics::histogram;
 use tokio_util::sync::CancellationToken;
 
+use self::set_aside::{Errand, SetAside};
 use crate::broker::delivery::RETURNS_MAX;
-use crate::broker::{Batch, Consumer, Delivery, Outgoing, PublishError, Publisher, RetryDelay, Topology};
+use crate::broker::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publisher, RetryDelay, Topology};
 use crate::clock;
 use crate::domain::command::{Command, CommandBody, CommandType, InvalidCommand};
 use crate::domain::decide::Rejection;
@@ -27,9 +30,8 @@ const RETRIES_MAX: u32 = 5;
 /// How long to wait before a copy that the broker did not take is published again: from the first to the longest,
 /// see [`Pauses`].
 const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
-
-/// How long the queues that senders want their answers in may take to confirm them, all together.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+/// How often the broker may reject the copies of a batch before their messages are set aside.
+const REJECTIONS_MAX: u32 = 3;
 /// How long to wait, at least, before a lane that gave its messages back takes some again: from the first to the longest,
 /// when it gives them back each time. See [`Pauses`].
 const RESUME_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
@@ -71,23 +73,40 @@ enum Disposition {
 impl Lane {
     /// Works until `shutdown`; then finishes the batch in hand.
     pub async fn run(mut self, shutdown: CancellationToken) {
+        let set_aside = SetAside::new(
+            self.kind,
+            self.topology.work_queue(self.kind),
+            self.publisher.clone(),
+            self.consumer.health().clone(),
+        );
+        let end = CancellationToken::new();
+        let working = async {
+            self.work(&set_aside, &shutdown).await;
+            end.cancel();
+        };
+        tokio::join!(working, set_aside.keep_trying(&end));
+        self.consumer.close().await;
+    }
+
+    async fn work(&mut self, set_aside: &SetAside, shutdown: &CancellationToken) {
         let mut pauses = Pauses::between(RESUME_EVERY);
-        while let Some(batch) = self.consumer.next_batch(self.batch_max, &shutdown).await {
-            match self.process(&batch, &shutdown).await {
-                Ok(()) => {
+        loop {
+            shutdown.run_until_cancelled(set_aside.wait_for_room()).await;
+            let Some(batch) = self.consumer.next_batch(self.batch_max, shutdown).await else { break };
+            match self.process(&batch, set_aside, shutdown).await {
+                Ok(errands) => {
                     pauses = Pauses::between(RESUME_EVERY);
-                    if let Err(lost) = batch.ack().await {
-                        tracing::warn!(lane = %self.kind, %lost, "the batch is done but could not be acked; it comes again, without effect");
-                    }
+                    self.settle(batch, errands, set_aside).await;
                 }
                 Err(Interrupted::Stopping) => batch.release().await,
                 Err(interrupted @ Interrupted::Away(_)) => {
                     let tasks: Vec<Task> = batch.deliveries.iter().filter_map(|delivery| read(delivery).ok()).collect();
-                    self.give_back(batch, &shutdown).await;
+                    let kept = self.give_back(batch, shutdown).await;
                     self.consumer.suspend(&interrupted.to_string()).await;
+                    drop(kept);
                     let waiting = async {
                         tokio::time::sleep(pauses.next_pause()).await;
-                        self.engine.wait_for_documents(&tasks, &shutdown).await
+                        self.engine.wait_for_documents(&tasks, shutdown).await
                     };
                     if !matches!(shutdown.run_until_cancelled(waiting).await, Some(Ok(()))) {
                         break;
@@ -95,44 +114,78 @@ impl Lane {
                 }
             }
         }
-        self.consumer.close().await;
+    }
+
+    /// Acknowledges a batch, but for the messages whose copies were rejected: these are set aside.
+    async fn settle(&self, mut batch: Batch, errands: Vec<Errand>, set_aside: &SetAside) {
+        let deliveries = std::mem::take(&mut batch.deliveries);
+        match batch.ack_but(&rejected(&errands)).await {
+            Ok(kept) => {
+                let mut kept = kept.into_iter();
+                for (delivery, errand) in deliveries.into_iter().zip(errands) {
+                    if errand.is_done() {
+                        errand.count(self.kind);
+                    } else if let Some(kept) = kept.next() {
+                        set_aside.add(kept, delivery, errand);
+                    }
+                }
+            }
+            Err(lost) => {
+                tracing::warn!(lane = %self.kind, %lost, "the batch is done but could not be acked; it comes again, without effect");
+            }
+        }
     }
 
     /// Gives back a batch that cannot be decided now. The broker counts it, and a message that has come back often is taken
-    /// for one that ends processes. So before that, copies go back, which nothing is counted of yet.
-    async fn give_back(&self, batch: Batch, shutdown: &CancellationToken) {
+    /// for one that ends processes. So before that, copies go back, which nothing is counted of yet. Those that could not be
+    /// copied go back when they are dropped.
+    async fn give_back(&self, batch: Batch, shutdown: &CancellationToken) -> Vec<Kept> {
         if batch.deliveries.iter().all(|delivery| delivery.delivery_count < RETURNS_WORN) {
-            return;
+            return Vec::new();
         }
         let queue = self.topology.work_queue(self.kind);
-        let copies = batch.deliveries.iter().map(|delivery| delivery.fresh_copy(&queue)).collect();
+        let mut errands: Vec<_> =
+            batch.deliveries.iter().map(|delivery| Errand::copy(delivery.fresh_copy(&queue))).collect();
         // What is not copied or not acked comes again as it was.
-        if self.publish(copies, &batch, shutdown).await.is_ok()
-            && let Err(lost) = batch.ack().await
-        {
-            tracing::debug!(lane = %self.kind, %lost, "copied, and not acked");
+        if self.publish(&mut errands, REJECTIONS_MAX, &batch, shutdown).await.is_err() {
+            return Vec::new();
         }
+        batch.ack_but(&rejected(&errands)).await.unwrap_or_else(|lost| {
+            tracing::debug!(lane = %self.kind, %lost, "copied, and not acked");
+            Vec::new()
+        })
     }
 
-    async fn process(&self, batch: &Batch, shutdown: &CancellationToken) -> Result<(), Interrupted> {
+    /// Decides a batch and publishes what must be confirmed before it is acknowledged. One errand for each delivery; those
+    /// whose copies were rejected are not done.
+    async fn process(
+        &self,
+        batch: &Batch,
+        set_aside: &SetAside,
+        shutdown: &CancellationToken,
+    ) -> Result<Vec<Errand>, Interrupted> {
         histogram!("offramp_batch_size", "lane" => self.kind.as_str()).record(batch_size(batch));
         let parsed: Vec<Result<Task, Disposition>> = batch.deliveries.iter().map(read).collect();
         let tasks: Vec<&Task> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
         let mut settled = self.engine.run(&tasks, shutdown).await?.into_iter();
 
-        let mut outgoing = Vec::new();
+        let mut errands = Vec::with_capacity(parsed.len());
         for (delivery, parsed) in batch.deliveries.iter().zip(&parsed) {
             let disposition = match parsed {
                 Ok(_) => dispose(answer(settled.next()), delivery.attempt),
                 Err(disposition) => disposition.clone(),
             };
-            self.count(&disposition);
-            outgoing.extend(self.messages(delivery, parsed.as_ref().ok(), disposition));
+            let outcome = disposition.outcome();
+            let (answers, copies) =
+                self.messages(delivery, parsed.as_ref().ok(), disposition).into_iter().partition(is_answer);
+            errands.push(Errand::new(outcome, copies, answers));
         }
-        let (answers, outgoing) = outgoing.into_iter().partition(is_answer);
-        self.publish(outgoing, batch, shutdown).await?;
-        self.answer(answers).await;
-        Ok(())
+        // While messages are set aside, it is known already that some copies are rejected.
+        let rejections_max = if set_aside.is_empty() { REJECTIONS_MAX } else { 1 };
+        self.publish(&mut errands, rejections_max, batch, shutdown).await?;
+        let done = errands.iter_mut().filter(|errand| errand.is_done());
+        set_aside::answer(self.kind, &self.publisher, done.flat_map(Errand::take_answers).collect()).await;
+        Ok(errands)
     }
 
     /// The messages that a disposition entails.
@@ -176,67 +229,55 @@ impl Lane {
         rejection_event(command, rejection, account_id.clone(), &self.source)
     }
 
-    /// Publishes until the broker has confirmed everything: only then may the batch be acked.
+    /// Publishes until the broker has confirmed everything, or has rejected something `rejections_max` times: only what is
+    /// confirmed may be acked.
     async fn publish(
         &self,
-        mut outgoing: Vec<Outgoing>,
+        errands: &mut [Errand],
+        rejections_max: u32,
         batch: &Batch,
         shutdown: &CancellationToken,
     ) -> Result<(), Interrupted> {
         let mut pauses = Pauses::between(REPUBLISH_EVERY);
-        while !outgoing.is_empty() {
-            let results = self.publisher.publish_all(&outgoing).await;
-            let mut newest = None;
-            let mut results = results.into_iter();
-            outgoing.retain(|_| match results.next() {
-                Some(Ok(())) => false,
-                Some(Err(error)) => {
-                    newest = Some(error);
-                    true
-                }
-                None => true,
-            });
-            let Some(error) = newest else { break };
-            tracing::warn!(lane = %self.kind, waiting = outgoing.len(), %error, "the broker did not take a message; the originals are kept until it does");
-            if error == PublishError::Unroutable {
-                counter!("offramp_unroutable_total", "lane" => self.kind.as_str()).increment(1);
+        let mut rejections = 0;
+        loop {
+            let errors = set_aside::publish(self.kind, &self.publisher, errands.iter_mut()).await;
+            let Some(error) = errors.last() else { return Ok(()) };
+            tracing::warn!(lane = %self.kind, waiting = errors.len(), %error, "the broker did not take a message; the originals are kept until it does");
+            // Without an answer nothing is known of the message: that is an outage, for which everything waits.
+            if !errors.iter().any(|error| matches!(error, PublishError::Unavailable(_))) {
+                rejections += 1;
             }
             if !batch.is_live() {
                 // The messages come again anyway.
                 return Err(Interrupted::Stopping);
+            }
+            if rejections >= rejections_max {
+                return Ok(());
             }
             tokio::select! {
                 () = tokio::time::sleep(pauses.next_pause()) => {}
                 () = shutdown.cancelled() => return Err(Interrupted::Stopping),
             }
         }
-        Ok(())
     }
+}
 
-    /// Publishes the answers to `reply_to`, once, when all else is confirmed. The queue for the answer is the sender's own
-    /// affair: full, gone or silent, it must not hold up the lane.
-    async fn answer(&self, answers: Vec<Outgoing>) {
-        if answers.is_empty() {
-            return;
-        }
-        let Ok(results) = timeout(ANSWER_PATIENCE, self.publisher.publish_all(&answers)).await else {
-            tracing::warn!(lane = %self.kind, answers = answers.len(), "some answers to reply_to were not confirmed; they are not repeated");
-            return;
-        };
-        for error in results.into_iter().filter_map(Result::err) {
-            tracing::warn!(lane = %self.kind, %error, "an answer to reply_to was not delivered; it is not repeated");
+impl Disposition {
+    /// How it is counted.
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Reject(rejected) => rejected.rejection.reason.as_str(),
+            Self::Retry(_) => "retry",
+            Self::DeadLetter { reason, .. } => reason,
         }
     }
+}
 
-    fn count(&self, disposition: &Disposition) {
-        let outcome = match disposition {
-            Disposition::Done => "done",
-            Disposition::Reject(rejected) => rejected.rejection.reason.as_str(),
-            Disposition::Retry(_) => "retry",
-            Disposition::DeadLetter { reason, .. } => reason,
-        };
-        counter!("offramp_commands_total", "lane" => self.kind.as_str(), "outcome" => outcome).increment(1);
-    }
+/// The indexes of those that are not done.
+fn rejected(errands: &[Errand]) -> Vec<usize> {
+    errands.iter().enumerate().filter(|(_, errand)| !errand.is_done()).map(|(index, _)| index).collect()
 }
 
 /// The task of a message, or what becomes of it without one.

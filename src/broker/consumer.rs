@@ -4,10 +4,11 @@
 //! by the broker, queue deleted — it tries again, with growing pauses, until it is told to stop. What was delivered and
 //! not acknowledged by then comes again, from the broker.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt, stream};
@@ -62,6 +63,9 @@ struct Open {
     stream: Deliveries,
     /// How many messages are sent ahead. See [`Consumer::begin`].
     window: u16,
+    /// The last delivery tag that was passed when this consumer began: what was kept up to there takes no room in its
+    /// window.
+    began_after: u64,
 }
 
 /// What is delivered on a channel. It is fused: lapin's own must not be asked again after its end, or it waits for
@@ -74,8 +78,10 @@ pub(super) struct Session {
     link: Arc<Link>,
     /// Something on it went wrong; nothing is taken from it or acknowledged on it any more.
     doubtful: AtomicBool,
-    /// The last delivery tag that is settled, and all before it with it.
+    /// The last delivery tag that is settled or kept, and all before it with it.
     settled: AtomicU64,
+    /// The delivery tags that are kept: neither acknowledged nor given back. See [`Batch::ack_but`].
+    kept: Mutex<BTreeSet<u64>>,
 }
 
 impl Session {
@@ -90,6 +96,37 @@ impl Session {
     /// The delivery with this tag, and all before it, take no room here any more.
     fn forget(&self, tag: u64) {
         self.link.in_hand().forget(tag);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands acks to the network, under a deadline.
+    async fn send(&self, acks: impl Future<Output = lapin::Result<bool>>) -> Result<(), Lost> {
+        if !self.is_live() {
+            return Err(Lost("the channel is gone".to_owned()));
+        }
+        let handed_over = tokio::select! {
+            biased;
+            done = timeout(Duration::from_secs(ACK_SECONDS_MAX), acks) => done,
+            () = self.link.gone() => return Err(Lost("the connection is gone".to_owned())),
+        };
+        match handed_over {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => {
+                self.doubt();
+                Err(Lost("the channel is gone".to_owned()))
+            }
+            Ok(Err(error)) => {
+                self.doubt();
+                Err(Lost(explain(&error)))
+            }
+            Err(_) => {
+                self.link.cut();
+                Err(Lost(format!("not sent within {ACK_SECONDS_MAX} s")))
+            }
+        }
     }
 }
 
@@ -115,6 +152,12 @@ impl Consumer {
             pauses: Pauses::between(RECONNECT_EVERY),
             pause: None,
         }
+    }
+
+    /// What it says of itself.
+    #[must_use]
+    pub fn health(&self) -> &LaneHealth {
+        &self.health
     }
 
     /// Waits for the first delivery, for as long as it takes, then takes what is waiting besides, up to `max`: never empty,
@@ -143,7 +186,7 @@ impl Consumer {
                     self.cancel().await;
                     return None;
                 }
-                first = open.stream.next() => first,
+                first = open.next(&self.queue) => first,
             };
             let problem = match first {
                 Some(Ok(first)) => match self.begin(first, max).await {
@@ -153,7 +196,7 @@ impl Consumer {
                     }
                     Err(problem) => problem,
                 },
-                Some(Err(error)) => explain(&error),
+                Some(Err(problem)) => problem,
                 None => "RabbitMQ cancelled it, as it does when a queue is deleted".to_owned(),
             };
             tracing::warn!(queue = self.queue, problem, "consumer lost");
@@ -287,9 +330,14 @@ impl Consumer {
     async fn consume(&self, link: &Arc<Link>) -> Result<Open, BrokerError> {
         let channel = link.channel().await?;
         let (tag, stream) = consume(link, &channel, &self.queue, 1).await?;
-        let session =
-            Session { channel, link: link.clone(), doubtful: AtomicBool::new(false), settled: AtomicU64::new(0) };
-        Ok(Open { session: Arc::new(session), tag, stream, window: 1 })
+        let session = Session {
+            channel,
+            link: link.clone(),
+            doubtful: AtomicBool::new(false),
+            settled: AtomicU64::new(0),
+            kept: Mutex::default(),
+        };
+        Ok(Open { session: Arc::new(session), tag, stream, window: 1, began_after: 0 })
     }
 }
 
@@ -309,26 +357,38 @@ async fn consume(
 }
 
 impl Open {
+    /// The next delivery. The cancellation of this future loses none.
+    async fn next(&mut self, queue: &str) -> Option<Result<Received, String>> {
+        let kept = self.session.kept().range(self.began_after + 1..).count();
+        // Nothing more would come: kept deliveries count as sent ahead, for the consumer that they came to.
+        if kept >= usize::from(self.window)
+            && let Err(error) = self.widen(queue, self.window).await
+        {
+            return Some(Err(error.to_string()));
+        }
+        self.stream.next().await.map(|delivered| delivered.map_err(|error| explain(&error)))
+    }
+
     /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged, and what it had not
     /// handed over yet comes first. What the broker is about to send to a consumer that is cancelled goes back to the
     /// queue, and *counts as returned*: tried with RabbitMQ 3.10. So this is for when nothing is under way: as many are
     /// in our hands as may be sent ahead, or nothing more came for a while.
     async fn widen(&mut self, queue: &str, window: u16) -> Result<(), BrokerError> {
-        let Session { link, channel, .. } = &*self.session;
+        let Session { link, channel, settled, .. } = &*self.session;
+        let began_after = settled.load(Ordering::Acquire);
         let cancelling = channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
         link.ask("cancel a consumer", cancelling).await?;
         let (tag, stream) = consume(link, channel, queue, window).await?;
         let before = std::mem::replace(&mut self.stream, Box::pin(stream::empty()));
         (self.tag, self.stream, self.window) = (tag, Box::pin(before.chain(stream)), window);
+        self.began_after = began_after;
         Ok(())
     }
 
     /// The batch that begins with `first`; `None` when the channel is gone, so that nothing of it could be acknowledged.
     /// `patiently`: as many as may be sent ahead are waited for, for a moment.
     async fn collect(&mut self, first: Received, max: usize, patiently: bool) -> Option<Batch> {
-        let first_tag = first.delivery_tag;
-        let mut acker = first.acker.clone();
-        let mut last_tag = first_tag;
+        let mut ackers = vec![(first.delivery_tag, first.acker.clone())];
         let mut deliveries = vec![Delivery::from(first)];
         let patience_end = Instant::now() + SENT_AHEAD_PATIENCE;
         while deliveries.len() < max {
@@ -339,18 +399,16 @@ impl Open {
             };
             match next.flatten() {
                 Some(Ok(next)) => {
-                    acker = next.acker.clone();
-                    last_tag = next.delivery_tag;
+                    ackers.push((next.delivery_tag, next.acker.clone()));
                     deliveries.push(Delivery::from(next));
                 }
                 Some(Err(_)) => self.session.doubt(),
                 None => break,
             }
         }
-        self.session.is_live().then(|| Batch {
-            deliveries,
-            receipt: Receipt { session: self.session.clone(), acker, first_tag, last_tag, settled: false },
-        })
+        self.session
+            .is_live()
+            .then(|| Batch { deliveries, receipt: Receipt { session: self.session.clone(), ackers, settled: false } })
     }
 }
 
@@ -382,16 +440,23 @@ impl Batch {
     /// # Errors
     /// [`Lost`] when the channel is gone, or the ack did not leave within 5 seconds: the broker will deliver these
     /// messages again, to this worker or another.
-    pub async fn ack(mut self) -> Result<(), Lost> {
-        self.receipt.settle(|acker| async move { acker.ack(BasicAckOptions { multiple: true }).await }).await
+    pub async fn ack(self) -> Result<(), Lost> {
+        self.ack_but(&[]).await.map(drop)
+    }
+
+    /// Acknowledges every delivery but those at these indexes, which are kept: the broker still counts them as in our
+    /// hands, and later batches can be settled all the same. One [`Kept`] for each, in the order of the deliveries.
+    ///
+    /// # Errors
+    /// As [`Self::ack`]; then nothing is kept.
+    pub async fn ack_but(mut self, kept: &[usize]) -> Result<Vec<Kept>, Lost> {
+        self.receipt.ack_but(kept).await
     }
 
     /// Gives every delivery back to the queue, to be delivered again at once. The broker counts that against its delivery
     /// limit: while something is away, hold the batch, or [`Consumer::suspend`].
     pub async fn release(mut self) {
-        let options = BasicNackOptions { multiple: true, requeue: true };
-        let released = self.receipt.settle(|acker| async move { acker.nack(options).await }).await;
-        if let Err(lost) = released {
+        if let Err(lost) = self.receipt.release().await {
             tracing::debug!(%lost, "nothing to release");
         }
     }
@@ -406,46 +471,72 @@ impl Batch {
 /// The right to settle a batch, once.
 struct Receipt {
     session: Arc<Session>,
-    acker: Acker,
-    first_tag: u64,
-    last_tag: u64,
+    /// One for each delivery, with its tag; never empty.
+    ackers: Vec<(u64, Acker)>,
     settled: bool,
 }
 
 impl Receipt {
-    /// Settles everything up to the last delivery with one frame. That covers exactly this batch, because every delivery
-    /// before it is settled: it is checked, since otherwise an ack would lose messages.
-    async fn settle<F>(&mut self, send: impl FnOnce(Acker) -> F) -> Result<(), Lost>
-    where
-        F: Future<Output = lapin::Result<bool>>,
-    {
-        if self.session.settled.load(Ordering::Acquire) + 1 != self.first_tag {
+    /// Acknowledges what is not kept: with one frame, which covers everything up to the last delivery. That is exactly this
+    /// batch, because every delivery before it is settled: it is checked, since otherwise an ack would lose messages. Where
+    /// anything is kept, from this batch or an earlier one, each delivery has a frame of its own.
+    async fn ack_but(&mut self, kept: &[usize]) -> Result<Vec<Kept>, Lost> {
+        let is_one_frame = self.check()? && kept.is_empty();
+        let acks = async {
+            if is_one_frame {
+                return self.last().1.ack(BasicAckOptions { multiple: true }).await;
+            }
+            for (index, (_, acker)) in self.ackers.iter().enumerate() {
+                if !kept.contains(&index) && !acker.ack(BasicAckOptions { multiple: false }).await? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        self.session.send(acks).await?;
+        let kept = kept.iter().map(|&index| {
+            let (tag, acker) = self.ackers[index].clone();
+            self.session.kept().insert(tag);
+            Kept { session: self.session.clone(), acker, tag, settled: false }
+        });
+        let kept = kept.collect();
+        self.passed();
+        Ok(kept)
+    }
+
+    async fn release(&mut self) -> Result<(), Lost> {
+        let is_one_frame = self.check()?;
+        let released = async {
+            if is_one_frame {
+                return self.last().1.nack(BasicNackOptions { multiple: true, requeue: true }).await;
+            }
+            for (_, acker) in &self.ackers {
+                if !acker.nack(BasicNackOptions { multiple: false, requeue: true }).await? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        self.session.send(released).await?;
+        self.passed();
+        Ok(())
+    }
+
+    /// Whether one frame for everything up to the last delivery would cover this batch alone.
+    fn check(&self) -> Result<bool, Lost> {
+        if self.session.settled.load(Ordering::Acquire) + 1 != self.ackers[0].0 {
             return Err(Lost("an earlier batch is not settled".to_owned()));
         }
-        if !self.session.is_live() {
-            return Err(Lost("the channel is gone".to_owned()));
-        }
-        let handed_over = tokio::select! {
-            biased;
-            done = timeout(Duration::from_secs(ACK_SECONDS_MAX), send(self.acker.clone())) => done,
-            () = self.session.link.gone() => return Err(Lost("the connection is gone".to_owned())),
-        };
-        match handed_over {
-            Ok(Ok(true)) => {
-                self.settled = true;
-                self.session.settled.store(self.last_tag, Ordering::Release);
-                Ok(())
-            }
-            Ok(Ok(false)) => Err(Lost("the channel is gone".to_owned())),
-            Ok(Err(error)) => {
-                self.session.doubt();
-                Err(Lost(explain(&error)))
-            }
-            Err(_) => {
-                self.session.link.cut();
-                Err(Lost(format!("not sent within {ACK_SECONDS_MAX} s")))
-            }
-        }
+        Ok(self.session.kept().is_empty())
+    }
+
+    fn last(&self) -> &(u64, Acker) {
+        &self.ackers[self.ackers.len() - 1]
+    }
+
+    fn passed(&mut self) {
+        self.settled = true;
+        self.session.settled.store(self.last().0, Ordering::Release);
     }
 }
 
@@ -454,7 +545,52 @@ impl Drop for Receipt {
         if !self.settled {
             self.session.doubt();
         }
-        self.session.forget(self.last_tag);
+        self.session.forget(self.last().0);
+    }
+}
+
+/// A delivery that is neither acknowledged nor given back, while others after it are settled. Dropped unsettled, its
+/// connection is thrown away, and the broker delivers again whatever was not acknowledged on it.
+pub struct Kept {
+    session: Arc<Session>,
+    acker: Acker,
+    tag: u64,
+    settled: bool,
+}
+
+impl Kept {
+    /// Whether it can still be acknowledged. If not, it comes again.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.session.is_live()
+    }
+
+    /// Acknowledges it.
+    ///
+    /// # Errors
+    /// As [`Batch::ack`].
+    pub async fn ack(mut self) -> Result<(), Lost> {
+        self.session.send(self.acker.ack(BasicAckOptions { multiple: false })).await?;
+        self.settled = true;
+        // Only now: before, an ack of a whole batch would have covered this one.
+        self.session.kept().remove(&self.tag);
+        Ok(())
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.session.doubt();
+            // Otherwise a consumer that waits for its next delivery would not notice.
+            self.session.link.cut();
+        }
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept").field("live", &self.is_live()).finish_non_exhaustive()
     }
 }
 

@@ -19,6 +19,8 @@ struct Recorded {
     state: LaneState,
     since: Instant,
     problem: Option<String>,
+    /// Why some messages are held back, while the lane goes on with the others.
+    held_back: Option<String>,
     session: Weak<Session>,
 }
 
@@ -57,7 +59,8 @@ pub struct LaneStatus {
     pub state: LaneState,
     /// For how long it has been doing so.
     pub since: Duration,
-    /// Why it is not consuming, where that is known. Never holds a password.
+    /// Why it is not consuming, where that is known; or why it holds messages back while it consumes. Never holds a
+    /// password.
     pub problem: Option<String>,
 }
 
@@ -65,8 +68,13 @@ impl LaneHealth {
     /// A lane that has not begun: [`LaneState::Connecting`].
     #[must_use]
     pub fn new(lane: impl Into<String>) -> Self {
-        let state =
-            Recorded { state: LaneState::Connecting, since: Instant::now(), problem: None, session: Weak::new() };
+        let state = Recorded {
+            state: LaneState::Connecting,
+            since: Instant::now(),
+            problem: None,
+            held_back: None,
+            session: Weak::new(),
+        };
         Self(Arc::new(Inner { lane: lane.into(), state: Mutex::new(state) }))
     }
 
@@ -77,18 +85,36 @@ impl LaneHealth {
         // The lane may be busy with a batch, and not know yet that its channel is gone.
         let lost = recorded.state == LaneState::Consuming
             && !recorded.session.upgrade().is_some_and(|session| session.is_live());
+        let problem = if lost { Some("its channel is gone".to_owned()) } else { recorded.problem.clone() };
         LaneStatus {
             lane: self.0.lane.clone(),
             state: if lost { LaneState::Connecting } else { recorded.state },
             since: recorded.since.elapsed(),
-            problem: if lost { Some("its channel is gone".to_owned()) } else { recorded.problem.clone() },
+            problem: problem.or_else(|| recorded.held_back.clone()),
         }
     }
 
-    /// Whether the lane consumes: what readiness asks.
+    /// Whether the lane consumes, and holds nothing back: what readiness asks. The error says why not.
+    ///
+    /// # Errors
+    /// Why not, as a sentence without passwords.
+    pub fn readiness(&self) -> Result<(), String> {
+        let LaneStatus { state, problem, .. } = self.status();
+        match (state, problem) {
+            (LaneState::Consuming, None) => Ok(()),
+            (state, problem) => Err(problem.unwrap_or_else(|| state.as_str().to_owned())),
+        }
+    }
+
+    /// The same, without the reason.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.status().state == LaneState::Consuming
+        self.readiness().is_ok()
+    }
+
+    /// For the lane: some messages are held back (`why`), or none are any more. It goes on with the others.
+    pub fn holds_back(&self, why: Option<String>) {
+        self.lock().held_back = why;
     }
 
     /// For the lane: it holds what it has and waits for something else to come back (`why`), without consuming further.

@@ -22,7 +22,7 @@ pub mod topology;
 pub mod url;
 
 pub use connection::{Broker, BrokerError};
-pub use consumer::{Batch, Consumer, Lost};
+pub use consumer::{Batch, Consumer, Kept, Lost};
 pub use dead_letters::{DeadLetters, DeadLettersError, Held, Letter, Scan};
 pub use delivery::{Delivery, Outgoing};
 pub use health::{LaneHealth, LaneState, LaneStatus};

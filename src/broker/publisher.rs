@@ -195,6 +195,9 @@ impl Publisher {
                 }
             }
             match sent {
+                // RabbitMQ 3.10 goes on rejecting what comes over a channel that it has told of a full queue, also when
+                // the queue is not full any more: the next attempt has to use a new one.
+                Sent::Answered if is_any_rejected(&group, results) => self.idle().clear(),
                 Sent::Answered => self.idle().push(slot),
                 // One message of several may have closed the channel for all: each gets its own.
                 Sent::ChannelClosed { .. } if group.len() > 1 => {
@@ -377,6 +380,10 @@ async fn send(
         None if group.iter().all(|&index| results.0[index].is_some()) => Sent::Answered,
         None => Sent::Late,
     }
+}
+
+fn is_any_rejected(group: &[usize], results: &Results) -> bool {
+    group.iter().any(|&index| matches!(results.0[index], Some(Err(PublishError::Refused(_)))))
 }
 
 /// Whether something of ours is missing at the broker: an exchange, or a queue or binding that a message should have taken.

@@ -1,7 +1,7 @@
 //! No message is lost between the broker and us: declarations, confirms, retry queues, batches, and every way to lose a
 //! connection, on a real RabbitMQ.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::DateTime;
@@ -10,7 +10,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, ExchangeKind};
 use offramp::broker::delivery::RETURNS_MAX;
 use offramp::broker::{
-    Batch, Broker, BrokerError, Consumer, LaneHealth, LaneState, Outgoing, PublishError, Publisher, RetryDelay,
+    Batch, Broker, BrokerError, Consumer, Kept, LaneHealth, LaneState, Outgoing, PublishError, Publisher, RetryDelay,
     Topology, TopologyError,
 };
 use offramp::domain::command::CommandType;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::proxy::{NESTED, NOT_UTF8, Proxy, nested_arrays};
-use crate::support::rabbit::{Rabbit, amqp_url, eventually};
+use crate::support::rabbit::{Policy, Rabbit, amqp_url, eventually};
 use crate::support::tls::{ThrowAwayCa, TlsServers};
 
 /// Long enough for two missed heartbeats and a pause.
@@ -515,6 +515,90 @@ async fn a_later_batch_cannot_acknowledge_an_earlier_one() {
             batch.ack().await.unwrap();
         }
         consumer.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_kept_delivery_is_settled_by_nobody_else_and_comes_again() {
+    Rabbit::declared(async |rabbit| {
+        let texts: Vec<String> = (0..20).map(|index| index.to_string()).collect();
+        rabbit.commands(texts.iter().map(String::as_str)).await;
+        let health = lane();
+        let mut consumer = consumer(rabbit, &health);
+        let mut kept = BTreeMap::new();
+        let mut seen = 0;
+        while seen < texts.len() {
+            let batch = timeout(SOON, consumer.next_batch(6, &CancellationToken::new())).await.unwrap().unwrap();
+            seen += batch.deliveries.len();
+            let bodies: Vec<_> = bodies(&batch).into_iter().map(str::to_owned).collect();
+            let indexes: Vec<_> =
+                (0..bodies.len()).filter(|&index| ["0", "7", "13"].contains(&&*bodies[index])).collect();
+            let names = indexes.iter().map(|&index| bodies[index].clone());
+            kept.extend(names.zip(batch.ack_but(&indexes).await.unwrap()));
+        }
+        assert_eq!(kept.keys().collect::<Vec<_>>(), ["0", "13", "7"]);
+        kept.remove("7").unwrap().ack().await.unwrap();
+        rabbit.commands(["20"]).await;
+        let batch = next(&mut consumer).await;
+        assert_eq!(bodies(&batch), ["20"]);
+        batch.ack().await.unwrap();
+        assert!(kept.values().all(Kept::is_live));
+
+        // A lane that waits for its next delivery begins anew.
+        let (batch, ()) = tokio::join!(next(&mut consumer), async {
+            eventually("it consumes", async || health.is_ready()).await;
+            drop(kept);
+        });
+        let mut again: Vec<_> = bodies(&batch).into_iter().map(str::to_owned).collect();
+        batch.ack().await.unwrap();
+        while again.len() < 2 {
+            let batch = next(&mut consumer).await;
+            again.extend(bodies(&batch).into_iter().map(str::to_owned));
+            batch.ack().await.unwrap();
+        }
+        again.sort();
+        assert_eq!(again, ["0", "13"]);
+        consumer.close().await;
+        assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn kept_deliveries_take_no_room_from_those_that_follow() {
+    Rabbit::declared(async |rabbit| {
+        let texts: Vec<String> = (0..12).map(|index| index.to_string()).collect();
+        rabbit.commands(texts.iter().map(String::as_str)).await;
+        let mut consumer = Consumer::new(rabbit.broker(), rabbit.topology.clone(), rabbit.queue(), 2, lane());
+        let mut kept = Vec::new();
+        for text in &texts {
+            let batch = timeout(SOON, consumer.next_batch(1, &CancellationToken::new())).await.unwrap().unwrap();
+            assert_eq!(bodies(&batch), [text]);
+            kept.extend(batch.ack_but(&[0]).await.unwrap());
+        }
+        for kept in kept {
+            kept.ack().await.unwrap();
+        }
+        consumer.close().await;
+        assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_publisher_whose_messages_were_rejected_goes_on_as_soon_as_they_are_not() {
+    Rabbit::declared(async |rabbit| {
+        let queue = rabbit.topology.dead_letter_queue();
+        let publisher = Publisher::new(rabbit.broker());
+        let message = [Outgoing::new("", &queue, b"letter".to_vec()).mandatory()];
+        assert_eq!(publisher.publish_all(&message).await, [Ok(())]);
+        let policy = Policy::that_rejects(&queue).await;
+        let rejected = publisher.publish_all(&message).await;
+        assert!(matches!(rejected[..], [Err(PublishError::Refused(_))]), "{rejected:?}");
+        drop(policy);
+        eventually("it is taken", async || publisher.publish_all(&message).await == [Ok(())]).await;
+        publisher.close().await;
     })
     .await;
 }

@@ -1,7 +1,9 @@
 //! Servers that are away: nobody's failure, so nothing is counted, nothing is lost, and work goes on by itself.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 use lapin::message::BasicGetMessage;
@@ -14,10 +16,11 @@ use serde_json::{Value, json};
 use crate::support::eventually;
 use crate::support::private::PrivateServers;
 use crate::support::proxy::Proxy;
+use crate::support::rabbit::Policy;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
 use crate::support::smtp::SmtpSink;
-use crate::support::worker::Worker;
-use crate::support::world::World;
+use crate::support::worker::{self, Worker};
+use crate::support::world::{LANES, World};
 
 const SUBSCRIPTIONS: usize = 20;
 
@@ -218,4 +221,111 @@ pub async fn waiting(world: &World, queue: &str) -> (u32, u32) {
     let queue = format!("{}.{queue}", world.prefix);
     let queue = world.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
     (queue.message_count(), queue.consumer_count())
+}
+
+/// What a worker counts under this name, with these labels.
+async fn counted(worker: &Worker, line: &str) -> Option<u64> {
+    let metrics = worker::get(worker.port(), "/metrics").await?;
+    metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
+}
+
+async fn scheduled(world: &World, id: &str) {
+    eventually(&format!("{id} to be decided"), || async {
+        let document = world.document("subscriptions", id).await?;
+        (document.get_str("status").ok()? == "cancellation_scheduled").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
+    let world = World::new("rejected").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    let others = ["sub-1", "sub-2"].map(|id| subscription(id, "org", "acc"));
+    world.collection("subscriptions").insert_many(others).await.unwrap();
+    let worker = Worker::start(&world, &sink.url()).await;
+    let letters = format!("{}.dead-letters", world.prefix);
+    let policy = Policy::that_rejects(&letters).await;
+
+    let begin = Instant::now();
+    world.publish("subscription.cancellation", b"nonsense").await;
+    world.command(&cancellation("c-0", "sub")).await;
+    scheduled(&world, "sub").await;
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    let answer = eventually("a lane that says why", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains(&letters))
+    })
+    .await;
+    let components: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    for lane in LANES {
+        let ready = lane != "cancellation";
+        assert_eq!(components["components"][format!("{}.{lane}", world.prefix)]["ready"], ready, "{answer}");
+    }
+    // Those that come later are settled too, with others that are set aside.
+    for id in ["sub-1", "sub-2"] {
+        world.publish("subscription.cancellation", id.as_bytes()).await;
+        world.command(&cancellation(id, id)).await;
+        scheduled(&world, id).await;
+    }
+    let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
+    eventually("three that are counted", || async { (counted(&worker, rejected).await? == 3).then_some(()) }).await;
+    eventually("three that are settled", || async { (worker.settled().await == 3).then_some(()) }).await;
+
+    drop(policy);
+    let mut bodies = Vec::new();
+    while bodies.len() < 3 {
+        let letter = world.dead_letter().await;
+        if letter.body != b"probe" {
+            assert_eq!(letter.header("offramp-reason"), "invalid");
+            bodies.push(String::from_utf8(letter.body).unwrap());
+        }
+    }
+    bodies.sort();
+    assert_eq!(bodies, ["nonsense", "sub-1", "sub-2"]);
+    eventually("a ready worker", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
+    })
+    .await;
+    assert_eq!(worker.settled().await, 6);
+    assert!(worker.stop().await.success());
+    assert_eq!(waiting(&world, "cancellation").await, (0, 0));
+    assert!(world.take("dead-letters").await.is_none());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_that_are_set_aside_outlive_their_worker() {
+    let world = World::new("set-aside").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    // Two are sent ahead: far fewer than are set aside.
+    let settings = [("OFFRAMP_BATCH_MAX", "1")];
+    let mut worker = Worker::start_with(&world, &sink.url(), &settings).await;
+    let retry = Policy::that_rejects(&format!("{}.retry.5s", world.prefix)).await;
+    let letters = Policy::that_rejects(&format!("{}.dead-letters", world.prefix)).await;
+    for index in 0..5 {
+        world.command(&cancellation(&format!("unknown-{index}"), "unknown")).await;
+        world.publish("subscription.cancellation", format!("nonsense {index}").as_bytes()).await;
+    }
+    world.command(&cancellation("c-0", "sub")).await;
+    scheduled(&world, "sub").await;
+    let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
+    assert!(counted(&worker, rejected).await.unwrap() >= 10);
+    worker.kill();
+    drop((retry, letters));
+
+    let worker = Worker::start_with(&world, &sink.url(), &settings).await;
+    let mut bodies = BTreeSet::new();
+    while bodies.len() < 5 {
+        let letter = world.dead_letter().await;
+        if letter.body != b"probe" {
+            assert_eq!(letter.header("offramp-reason"), "invalid");
+            assert!(bodies.insert(letter.body), "twice");
+        }
+    }
+    let retries = "offramp_commands_total{lane=\"subscription.cancellation\",outcome=\"retry\"}";
+    eventually("five that are retried", || async { (counted(&worker, retries).await? >= 5).then_some(()) }).await;
+    assert!(worker.stop().await.success());
+    world.remove().await;
 }

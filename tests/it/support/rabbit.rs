@@ -1,6 +1,8 @@
 //! RabbitMQ for tests: a fresh prefix for each, its objects deleted afterwards; and a second, independent client to look
 //! at them with.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use offramp::broker::{Broker, RetryDelay, Topology};
 use offramp::domain::command::CommandType;
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 /// How long a condition may take to come true, in seconds: more than two missed heartbeats.
@@ -132,6 +135,57 @@ impl Rabbit {
             channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
         }
         self.connection.close(200, "OK".into()).await.unwrap();
+    }
+}
+
+/// A policy at the broker, as operators set them; gone when dropped.
+pub struct Policy {
+    path: String,
+}
+
+impl Policy {
+    /// Has a queue reject whatever is published to it, and waits until it does.
+    pub async fn that_rejects(queue: &str) -> Self {
+        let policy = Self { path: format!("/api/policies/%2f/{queue}") };
+        let pattern = format!("^{}$", queue.replace('.', "\\."));
+        let definition = json!({ "pattern": pattern, "apply-to": "queues",
+            "definition": { "max-length": 0, "overflow": "reject-publish" } });
+        policy.request("PUT", &definition.to_string());
+        let connection = Connection::connect(&amqp_url(), ConnectionProperties::default()).await.unwrap();
+        eventually("the policy is in force", async || {
+            let channel = connection.create_channel().await.unwrap();
+            channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+            let options = BasicPublishOptions::default();
+            let probe = channel.basic_publish("".into(), queue.into(), options, b"probe", BasicProperties::default());
+            matches!(probe.await.unwrap().await.unwrap(), lapin::Confirmation::Nack(_))
+        })
+        .await;
+        // Its channels may be closing still.
+        drop(connection.close(200, "OK".into()).await);
+        policy
+    }
+
+    fn request(&self, method: &str, body: &str) {
+        let admin = std::env::var("SERVICES_RABBITMQ_ADMIN").unwrap_or_else(|_| "http://127.0.0.1:15672".to_owned());
+        let address = admin.strip_prefix("http://").unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        // guest:guest
+        let request = format!(
+            "{method} {} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            self.path,
+            body.len()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+    }
+}
+
+impl Drop for Policy {
+    fn drop(&mut self) {
+        self.request("DELETE", "");
     }
 }
 
