@@ -6,16 +6,16 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::{FutureExt, Stream, StreamExt, stream};
+use futures_util::StreamExt;
 use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Acker, Channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -38,7 +38,10 @@ const SENT_AHEAD_PATIENCE: Duration = Duration::from_millis(100);
 /// How long to hold a suspect that comes first, at most, in milliseconds. See [`Consumer::begin`].
 const SUSPENSE_MILLISECONDS_MAX: u64 = 500;
 /// What a lane says of a channel that ended without a word.
-const GONE: &str = "its channel is gone";
+pub(super) const GONE: &str = "its channel is gone";
+/// What a lane says when the broker ended its consumer, and not the channel.
+const CANCELLED: &str =
+    "RabbitMQ cancelled its consumer, as it does when a queue is deleted or a message is not acknowledged in time";
 /// AMQP's code for an object that does not exist.
 const NOT_FOUND: u16 = 404;
 
@@ -60,17 +63,15 @@ pub struct Consumer {
 struct Open {
     session: Arc<Session>,
     tag: ShortString,
-    stream: Deliveries,
+    /// Where further consumers go.
+    consumers: UnboundedSender<lapin::Consumer>,
+    deliveries: UnboundedReceiver<lapin::Result<Received>>,
     /// How many messages are sent ahead. See [`Consumer::begin`].
     window: u16,
     /// The last delivery tag that was passed when this consumer began: what was kept up to there takes no room in its
     /// window.
     began_after: u64,
 }
-
-/// What is delivered on a channel. It is fused: lapin's own must not be asked again after its end, or it waits for
-/// ever.
-type Deliveries = Pin<Box<dyn Stream<Item = lapin::Result<Received>> + Send + Sync>>;
 
 /// A channel with a consumer on it. Deliveries can only be acknowledged on the one they came over.
 pub(super) struct Session {
@@ -80,13 +81,74 @@ pub(super) struct Session {
     doubtful: AtomicBool,
     /// The last delivery tag that is settled or kept, and all before it with it.
     settled: AtomicU64,
+    ends: Arc<Ends>,
     /// The delivery tags that are kept: neither acknowledged nor given back. See [`Batch::ack_but`].
     kept: Mutex<BTreeSet<u64>>,
 }
 
+/// How consumers on a channel end.
+#[derive(Default)]
+struct Ends {
+    /// How many are about to end because we cancel them.
+    expected: AtomicU32,
+    /// The broker ended one by itself. The channel may stand all the same.
+    cancelled: AtomicBool,
+}
+
+impl Ends {
+    fn expect(&self) {
+        self.expected.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Whether this end was expected.
+    fn ended(&self) -> bool {
+        let one_less = |expected: u32| expected.checked_sub(1);
+        let is_expected = self.expected.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok();
+        if !is_expected {
+            self.cancelled.store(true, Ordering::Release);
+        }
+        is_expected
+    }
+}
+
+/// Passes on what is delivered, at once: so the end of a consumer is noticed while its lane is busy. One consumer after
+/// the other; lapin's must not be polled again after its end, or it waits for ever.
+async fn pass_on(
+    mut consumers: UnboundedReceiver<lapin::Consumer>,
+    deliveries: UnboundedSender<lapin::Result<Received>>,
+    ends: Arc<Ends>,
+) {
+    while let Some(mut consumer) = consumers.recv().await {
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = deliveries.closed() => return,
+                next = consumer.next() => next,
+            };
+            match next {
+                Some(delivered) => {
+                    if deliveries.send(delivered).is_err() {
+                        return;
+                    }
+                }
+                None if ends.ended() => break,
+                None => return,
+            }
+        }
+    }
+}
+
 impl Session {
     pub(super) fn is_live(&self) -> bool {
-        !self.doubtful.load(Ordering::Acquire) && self.channel.status().connected() && self.link.is_live()
+        self.problem().is_none()
+    }
+
+    /// Why nothing can be acknowledged on it any more.
+    pub(super) fn problem(&self) -> Option<&'static str> {
+        let is_gone =
+            self.doubtful.load(Ordering::Acquire) || !self.channel.status().connected() || !self.link.is_live();
+        let is_cancelled = || self.ends.cancelled.load(Ordering::Acquire);
+        if is_gone { Some(GONE) } else { is_cancelled().then_some(CANCELLED) }
     }
 
     fn doubt(&self) {
@@ -104,8 +166,8 @@ impl Session {
 
     /// Hands acks to the network, under a deadline.
     async fn send(&self, acks: impl Future<Output = lapin::Result<bool>>) -> Result<(), Lost> {
-        if !self.is_live() {
-            return Err(Lost("the channel is gone".to_owned()));
+        if let Some(problem) = self.problem() {
+            return Err(Lost(problem.to_owned()));
         }
         let handed_over = tokio::select! {
             biased;
@@ -197,7 +259,7 @@ impl Consumer {
                     Err(problem) => problem,
                 },
                 Some(Err(problem)) => problem,
-                None => "RabbitMQ cancelled it, as it does when a queue is deleted".to_owned(),
+                None => CANCELLED.to_owned(),
             };
             tracing::warn!(queue = self.queue, problem, "consumer lost");
             self.open = None;
@@ -265,11 +327,13 @@ impl Consumer {
     /// Tells the broker to deliver no more. On failure there is nothing left to do: the connection is about to be closed.
     async fn cancel(&mut self) {
         if let Some(open) = self.open.take() {
-            let Open { session, tag, mut stream, .. } = open;
+            let Open { session, tag, consumers, mut deliveries, .. } = open;
+            drop(consumers);
+            session.ends.expect();
             let cancelling = session.channel.basic_cancel(tag, BasicCancelOptions::default());
             // The answer may be behind deliveries that are not read while there is too much in hand.
             let throwing_away = async {
-                while let Some(delivered) = stream.next().await {
+                while let Some(delivered) = deliveries.recv().await {
                     session.forget(delivered.map_or(0, |delivery| delivery.delivery_tag));
                 }
             };
@@ -329,31 +393,33 @@ impl Consumer {
 
     async fn consume(&self, link: &Arc<Link>) -> Result<Open, BrokerError> {
         let channel = link.channel().await?;
-        let (tag, stream) = consume(link, &channel, &self.queue, 1).await?;
+        let consumer = consume(link, &channel, &self.queue, 1).await?;
+        let tag = consumer.tag();
+        let (consumers, receiver) = unbounded_channel();
+        let (sender, deliveries) = unbounded_channel();
+        let ends = Arc::new(Ends::default());
+        tokio::spawn(pass_on(receiver, sender, ends.clone()));
+        // The receiver is there for as long as there are deliveries to wait for.
+        let _ = consumers.send(consumer);
         let session = Session {
             channel,
             link: link.clone(),
             doubtful: AtomicBool::new(false),
             settled: AtomicU64::new(0),
+            ends,
             kept: Mutex::default(),
         };
-        Ok(Open { session: Arc::new(session), tag, stream, window: 1, began_after: 0 })
+        Ok(Open { session: Arc::new(session), tag, consumers, deliveries, window: 1, began_after: 0 })
     }
 }
 
 /// Has a queue delivered on a channel, so many messages ahead of our acks.
-async fn consume(
-    link: &Link,
-    channel: &Channel,
-    queue: &str,
-    prefetch: u16,
-) -> Result<(ShortString, Deliveries), BrokerError> {
+async fn consume(link: &Link, channel: &Channel, queue: &str, prefetch: u16) -> Result<lapin::Consumer, BrokerError> {
     link.ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let queue = ShortString::try_new(queue).unwrap_or_default();
     let (tag, none) = (ShortString::default(), FieldTable::default());
     let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
-    let consumer = link.ask("deliver from the queue", consuming).await?;
-    Ok((consumer.tag(), Box::pin(consumer.fuse())))
+    link.ask("deliver from the queue", consuming).await
 }
 
 impl Open {
@@ -366,7 +432,7 @@ impl Open {
         {
             return Some(Err(error.to_string()));
         }
-        self.stream.next().await.map(|delivered| delivered.map_err(|error| explain(&error)))
+        self.deliveries.recv().await.map(|delivered| delivered.map_err(|error| explain(&error)))
     }
 
     /// Has more sent ahead, on the same channel: what it has delivered can still be acknowledged, and what it had not
@@ -374,14 +440,15 @@ impl Open {
     /// queue, and *counts as returned*: tried with RabbitMQ 3.10. So this is for when nothing is under way: as many are
     /// in our hands as may be sent ahead, or nothing more came for a while.
     async fn widen(&mut self, queue: &str, window: u16) -> Result<(), BrokerError> {
-        let Session { link, channel, settled, .. } = &*self.session;
+        let Session { link, channel, settled, ends, .. } = &*self.session;
         let began_after = settled.load(Ordering::Acquire);
+        ends.expect();
         let cancelling = channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
         link.ask("cancel a consumer", cancelling).await?;
-        let (tag, stream) = consume(link, channel, queue, window).await?;
-        let before = std::mem::replace(&mut self.stream, Box::pin(stream::empty()));
-        (self.tag, self.stream, self.window) = (tag, Box::pin(before.chain(stream)), window);
-        self.began_after = began_after;
+        let consumer = consume(link, channel, queue, window).await?;
+        (self.tag, self.window, self.began_after) = (consumer.tag(), window, began_after);
+        // Without a receiver, the deliveries end, and that is noticed.
+        let _ = self.consumers.send(consumer);
         Ok(())
     }
 
@@ -393,11 +460,11 @@ impl Open {
         let patience_end = Instant::now() + SENT_AHEAD_PATIENCE;
         while deliveries.len() < max {
             let next = if patiently && deliveries.len() < usize::from(self.window) {
-                timeout_at(patience_end, self.stream.next()).await.ok()
+                timeout_at(patience_end, self.deliveries.recv()).await.ok().flatten()
             } else {
-                self.stream.next().now_or_never()
+                self.deliveries.try_recv().ok()
             };
-            match next.flatten() {
+            match next {
                 Some(Ok(next)) => {
                     ackers.push((next.delivery_tag, next.acker.clone()));
                     deliveries.push(Delivery::from(next));

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::consumer::Session;
+use super::consumer::{GONE, Session};
 
 /// A lane's state, shared between the lane and whoever asks. Cheap to clone.
 #[derive(Clone)]
@@ -83,12 +83,15 @@ impl LaneHealth {
     pub fn status(&self) -> LaneStatus {
         let recorded = self.lock();
         // The lane may be busy with a batch, and not know yet that its channel is gone.
-        let lost = recorded.state == LaneState::Consuming
-            && !recorded.session.upgrade().is_some_and(|session| session.is_live());
-        let problem = if lost { Some("its channel is gone".to_owned()) } else { recorded.problem.clone() };
+        let lost = match recorded.session.upgrade() {
+            _ if recorded.state != LaneState::Consuming => None,
+            Some(session) => session.problem(),
+            None => Some(GONE),
+        };
+        let problem = lost.map_or_else(|| recorded.problem.clone(), |why| Some(why.to_owned()));
         LaneStatus {
             lane: self.0.lane.clone(),
-            state: if lost { LaneState::Connecting } else { recorded.state },
+            state: if lost.is_some() { LaneState::Connecting } else { recorded.state },
             since: recorded.since.elapsed(),
             problem: problem.or_else(|| recorded.held_back.clone()),
         }

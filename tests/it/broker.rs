@@ -977,6 +977,30 @@ async fn a_deleted_queue_is_declared_again_and_consumed() {
 }
 
 #[tokio::test]
+async fn a_lane_with_a_batch_in_hand_notices_that_its_consumer_was_cancelled() {
+    Rabbit::declared(async |rabbit| {
+        rabbit.commands(["one"]).await;
+        let health = lane();
+        let mut consumer = consumer(rabbit, &health);
+        let batch = next(&mut consumer).await;
+        assert!(batch.is_live() && health.is_ready());
+        // The broker then cancels the consumer, and the channel stands.
+        rabbit.delete_queue(&rabbit.queue()).await;
+        eventually("the batch knows", async || !batch.is_live()).await;
+        assert!(health.readiness().unwrap_err().contains("cancelled"), "{:?}", health.readiness());
+        batch.ack().await.unwrap_err();
+        let (batch, ()) = tokio::join!(next(&mut consumer), async {
+            eventually("it consumes again", async || health.is_ready()).await;
+            rabbit.commands(["after"]).await;
+        });
+        assert_eq!(bodies(&batch), ["after"]);
+        batch.ack().await.unwrap();
+        consumer.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn after_a_cut_connection_consumer_and_publisher_go_on() {
     Rabbit::declared(async |rabbit| {
         let proxy = Proxy::start().await;
