@@ -144,7 +144,7 @@ struct Worker {
     /// Says that it works, until it begins to stop: before anything of it does.
     working: ReadyHandle,
     stop: CancellationToken,
-    /// Lanes, sweeper and claimer, which make new work; and what looks after the database.
+    /// Lanes, sweeper and claimer, which make new work; and what looks after the servers.
     makers: JoinSet<()>,
     outbox: Outbox,
     dispatcher: tokio::task::JoinHandle<()>,
@@ -191,6 +191,7 @@ impl Worker {
         let indexes = Indexes::new(missing);
         makers.spawn(indexes.clone().keep(store.clone(), readiness.component("indexes"), stop.clone()));
         makers.spawn(engine.clone().keep_looking(pace.sweep, stop.clone()));
+        makers.spawn(publisher.clone().keep_declared(pace.sweep, stop.clone()));
         for kind in CommandType::ALL {
             let queue = topology.work_queue(kind);
             let health = LaneHealth::new(&queue);
@@ -234,7 +235,7 @@ impl Worker {
         let result = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
             ended = self.makers.join_next() => {
-                tracing::error!(?ended, "a lane, the sweeper, the claimer or a watch on the database has ended by itself; stopping");
+                tracing::error!(?ended, "a lane, the sweeper, the claimer or a watch on a server has ended by itself; stopping");
                 Err(RunError::Broken)
             }
             ended = &mut self.dispatcher => {

@@ -15,6 +15,7 @@ use lapin::{Channel, Confirmation};
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, code, count_connection, explain};
 use super::delivery::Outgoing;
@@ -143,6 +144,41 @@ impl Publisher {
             runtime.spawn(async move { publisher.publish_all(&[Outgoing::new("", PROBE_KEY, Vec::new())]).await });
         }
         problem.map_or(Ok(()), Err)
+    }
+
+    /// Declares the exchanges and bindings that publishers of commands and subscribers to events use, where they are missing:
+    /// once every `every`, until `shutdown`.
+    pub async fn keep_declared(self, every: Duration, shutdown: CancellationToken) {
+        let Some(topology) = self.0.topology.clone() else {
+            return shutdown.cancelled().await;
+        };
+        let mut may_bind = true;
+        while shutdown.run_until_cancelled(sleep(every)).await.is_some() {
+            let deadline = Instant::now() + Duration::from_secs(PUBLISH_SECONDS_MAX);
+            let restoring = async {
+                let link = self.link().await;
+                // It would not answer.
+                if link.is_blocked() {
+                    return Ok(Vec::new());
+                }
+                topology.restore_on(&link, &mut may_bind).await
+            };
+            let restored = shutdown.run_until_cancelled(timeout_at(deadline, restoring)).await;
+            match restored {
+                Some(Ok(Ok(created))) if created.is_empty() => {}
+                Some(Ok(Ok(created))) => {
+                    tracing::warn!(
+                        ?created,
+                        "exchanges at the broker were missing; they are declared again, with their bindings"
+                    );
+                }
+                Some(Ok(Err(error))) => {
+                    tracing::warn!(%error, "exchanges and bindings at the broker could not be checked; retrying");
+                }
+                // The broker is away, which others report, or it is time to stop.
+                Some(Err(_)) | None => {}
+            }
+        }
     }
 
     /// Closes the connection, after the calls under way. Clones can publish no more.

@@ -150,6 +150,45 @@ impl Topology {
         Ok(declaring.declared)
     }
 
+    /// Declares what publishers see, where it is missing: both exchanges and the bindings to the work queues. Nothing of ours
+    /// would notice: messages without a binding are lost in silence. `may_bind` becomes false when the user has no right to
+    /// bind, so that the broker is not asked for it again. The answer is what was missing, but for bindings, which cannot be
+    /// looked at.
+    pub(super) async fn restore_on(&self, link: &Link, may_bind: &mut bool) -> Result<Vec<String>, TopologyError> {
+        let mut declaring = Declaring { link, channel: None, declared: Declared::default() };
+        for exchange in self.exchanges() {
+            // One that exists is not declared: a user without the right to configure would be refused, each time.
+            if !declaring.exists(&exchange).await? {
+                declaring.object(&exchange).await?;
+            }
+        }
+        for binding in self.bindings() {
+            if !*may_bind {
+                break;
+            }
+            match declaring.attempt(&binding, false).await {
+                Err(error) if code(&error) == Some(ACCESS_REFUSED) => *may_bind = false,
+                result => result?,
+            }
+        }
+        Ok(declaring.declared.created)
+    }
+
+    /// Events, then commands: what publishers see comes last.
+    fn exchanges(&self) -> [Object; 2] {
+        [self.event_exchange(), self.command_exchange()]
+            .map(|name| Object::Exchange { name, kind: ExchangeKind::Topic })
+    }
+
+    /// From the command exchange to the work queues.
+    fn bindings(&self) -> [Object; CommandType::ALL.len()] {
+        CommandType::ALL.map(|command| Object::Binding {
+            exchange: self.command_exchange(),
+            key: command.as_str().to_owned(),
+            queue: self.work_queue(command),
+        })
+    }
+
     fn objects(&self) -> Vec<Object> {
         let dead_letters = Object::Queue(Queue {
             name: self.dead_letter_queue(),
@@ -189,14 +228,8 @@ impl Topology {
                 },
             ]
         });
-        let events = Object::Exchange { name: self.event_exchange(), kind: ExchangeKind::Topic };
-        let commands = Object::Exchange { name: self.command_exchange(), kind: ExchangeKind::Topic };
-        let bindings = CommandType::ALL.map(|command| Object::Binding {
-            exchange: self.command_exchange(),
-            key: command.as_str().to_owned(),
-            queue: self.work_queue(command),
-        });
-        std::iter::once(dead_letters).chain(work).chain(retry).chain([events, commands]).chain(bindings).collect()
+        let queues = std::iter::once(dead_letters).chain(work).chain(retry);
+        queues.chain(self.exchanges()).chain(self.bindings()).collect()
     }
 }
 

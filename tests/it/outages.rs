@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicGetOptions, BasicNackOptions, BasicPublishOptions, ExchangeDeclareOptions, ExchangeDeleteOptions,
+    QueueDeclareOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Confirmation, ExchangeKind};
 use mongodb::Client;
 use offramp::broker::delivery::RETURNS_MAX;
 use serde_json::{Value, json};
@@ -221,6 +225,54 @@ pub async fn waiting(world: &World, queue: &str) -> (u32, u32) {
     let queue = format!("{}.{queue}", world.prefix);
     let queue = world.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
     (queue.message_count(), queue.consumer_count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exchanges_and_bindings_that_were_deleted_are_back_within_a_sweep() {
+    let world = World::new("declared-again").await;
+    let sink = SmtpSink::start().await;
+    populate(&world).await;
+    world.collection("subscriptions").insert_one(subscription("sub-1", "org", "acc")).await.unwrap();
+    let worker = Worker::start(&world, &sink.url()).await;
+    let (commands, events) = (world.prefix.clone(), format!("{}.events", world.prefix));
+    let queue = format!("{}.cancellation", world.prefix);
+
+    // Publishing to an exchange that does not exist closes the channel, so it is looked for on others.
+    for exchange in [&commands, &events] {
+        world.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
+        eventually("the exchange", || async {
+            let world = world.reopened().await;
+            let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+            let none = FieldTable::default();
+            world.channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Topic, options, none).await.ok()
+        })
+        .await;
+    }
+    // The bindings are gone with their exchange.
+    is_bound(&world, &commands, "sub").await;
+    scheduled(&world, "sub").await;
+
+    let key = "subscription.cancellation";
+    let none = FieldTable::default();
+    world.channel.queue_unbind(queue.as_str().into(), commands.as_str().into(), key.into(), none).await.unwrap();
+    is_bound(&world, &commands, "sub-1").await;
+    scheduled(&world, "sub-1").await;
+    assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+/// Waits until a command for this subscription, which is decided by that, gets to a queue.
+async fn is_bound(world: &World, exchange: &str, id: &str) {
+    let body = cancellation(&format!("bound-{id}"), id).to_string();
+    eventually("the binding", || async {
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let key = "subscription.cancellation".into();
+        let properties = BasicProperties::default().with_delivery_mode(2);
+        let sent = world.channel.basic_publish(exchange.into(), key, options, body.as_bytes(), properties).await;
+        let confirmed = sent.unwrap().await.unwrap();
+        (confirmed == Confirmation::Ack(None)).then_some(())
+    })
+    .await;
 }
 
 /// What a worker counts under this name, with these labels.
