@@ -11,6 +11,9 @@ use tracing_subscriber::{EnvFilter, fmt, registry};
 
 use crate::config::{LogFormat, LogSettings};
 
+/// Where `lapin` logs the messages that no queue takes.
+const RETURNED_MESSAGES: &str = "lapin::returned_messages";
+
 /// Starts logging, with the filter `default` where none is set.
 ///
 /// # Errors
@@ -40,14 +43,28 @@ fn without_lapin(filter: &str) -> Cow<'_, str> {
 }
 
 /// Whether something may be logged, whatever the filter says: at its lowest level `lapin` logs every frame, and one of them
-/// has the password.
+/// has the password; and it logs each message that no queue takes as a warning, with its body.
 fn tells_no_secret(metadata: &Metadata<'_>) -> bool {
-    !(metadata.target().starts_with("lapin") && *metadata.level() == Level::TRACE)
+    is_no_secret(metadata.target(), *metadata.level())
+}
+
+fn is_no_secret(target: &str, level: Level) -> bool {
+    let is_lapin = target == "lapin" || target.starts_with("lapin::");
+    !(is_lapin && (level == Level::TRACE || target.starts_with(RETURNED_MESSAGES)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn neither_frames_nor_messages_are_logged_at_any_level() {
+        for level in [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE] {
+            assert!(!is_no_secret("lapin::returned_messages", level), "{level}");
+            assert_eq!(is_no_secret("lapin::channel", level), level != Level::TRACE, "{level}");
+            assert!(is_no_secret("offramp::broker", level), "{level}");
+        }
+    }
 
     #[test]
     fn lapin_is_heard_only_where_it_is_asked_for() {
