@@ -14,6 +14,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Confirmation, ExchangeKind};
 use mongodb::Client;
+use offramp::broker::Delivery;
 use offramp::broker::delivery::RETURNS_MAX;
 use serde_json::{Value, json};
 
@@ -379,5 +380,68 @@ async fn messages_that_are_set_aside_outlive_their_worker() {
     let retries = "offramp_commands_total{lane=\"subscription.cancellation\",outcome=\"retry\"}";
     eventually("five that are retried", || async { (counted(&worker, retries).await? >= 5).then_some(()) }).await;
     assert!(worker.stop().await.success());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_messages_whose_copies_are_rejected_is_settled_once_it_can_be() {
+    const MESSAGES: usize = 500;
+    let world = World::new("flood").await;
+    let sink = SmtpSink::start().await;
+    let worker = Worker::start(&world, &sink.url()).await;
+    let policy = Policy::that_rejects(&format!("{}.dead-letters", world.prefix)).await;
+    for index in 0..MESSAGES {
+        world.publish("subscription.cancellation", index.to_string().as_bytes()).await;
+    }
+    let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
+    eventually("many set aside", || async { (counted(&worker, rejected).await? >= 200).then_some(()) }).await;
+    drop(policy);
+    let mut bodies = BTreeSet::new();
+    while bodies.len() < MESSAGES {
+        let letter = world.dead_letter().await;
+        assert!(letter.body == b"probe" || bodies.insert(letter.body), "twice");
+    }
+    eventually("a ready worker", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
+    })
+    .await;
+    assert_eq!(worker.settled().await, MESSAGES as u64);
+    assert!(worker.stop().await.success());
+    assert_eq!(waiting(&world, "cancellation").await, (0, 0));
+    assert!(world.take("dead-letters").await.is_none());
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_set_aside_again_and_again_is_never_taken_for_one_that_ends_processes() {
+    let world = World::new("worn").await;
+    let queue = format!("{}.cancellation", world.prefix);
+    let sink = SmtpSink::start().await;
+    assert!(Worker::start(&world, &sink.url()).await.stop().await.success());
+    world.publish("subscription.cancellation", b"nonsense").await;
+    for _ in 0..RETURNS_MAX / 2 {
+        let other = world.reopened().await;
+        eventually("the message", || get(&other, &queue)).await;
+        other.channel.close(200, "OK".into()).await.unwrap();
+    }
+    let policy = Policy::that_rejects(&format!("{}.dead-letters", world.prefix)).await;
+    let worker = Worker::start_with(&world, &sink.url(), &[]).await;
+    // A copy takes its place, and is set aside in its turn.
+    let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
+    eventually("a copy set aside", || async { (counted(&worker, rejected).await? == 2).then_some(()) }).await;
+    assert_eq!(worker.settled().await, 0);
+    worker.stop().await;
+    let message = eventually("the message", || get(&world, &queue)).await;
+    let returns = Delivery::new(Vec::new(), message.properties.clone()).delivery_count;
+    assert!(returns < RETURNS_MAX / 2, "{returns}");
+    message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
+    drop(policy);
+
+    let worker = Worker::start(&world, &sink.url()).await;
+    eventually("the letter to be settled", || async { (worker.settled().await == 1).then_some(()) }).await;
+    assert!(worker.stop().await.success());
+    let letters = async || Some(world.take("dead-letters").await?.0);
+    while letters().await.expect("the letter") != b"nonsense" {}
+    assert!(letters().await.is_none());
     world.remove().await;
 }
