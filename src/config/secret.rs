@@ -9,6 +9,9 @@ use super::source::PEM;
 /// Said with every bad address: it is the usual reason.
 const ENCODE: &str = "special characters in a user name or password are written percent-encoded, such as %40 for @";
 
+/// Parameters of a `MongoDB` URL with which any certificate passes.
+const UNCHECKED_TLS: [&str; 3] = ["tlsInsecure", "tlsAllowInvalidCertificates", "tlsAllowInvalidHostnames"];
+
 /// A `MongoDB` deployment, with the name of the database.
 #[derive(Clone)]
 pub struct MongodbUrl {
@@ -30,6 +33,11 @@ impl MongodbUrl {
             let quotes_secret = user_info(text).is_some_and(|user| user.split(':').any(|part| why.contains(part)));
             if quotes_secret { format!("it cannot be read; {ENCODE}") } else { format!("{why}; {ENCODE}") }
         })?;
+        if let Some(name) = trusts_everybody(text) {
+            return Err(format!(
+                "with {name} it would trust any server; name the authority to trust in OFFRAMP_TLS_CA instead"
+            ));
+        }
         let database = parsed
             .default_database
             .filter(|name| !name.is_empty())
@@ -60,6 +68,17 @@ impl fmt::Debug for MongodbUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "MongodbUrl({self})")
     }
+}
+
+/// The parameter that switches off the check of the server's certificate, if there is one.
+fn trusts_everybody(text: &str) -> Option<&'static str> {
+    let (_, parameters) = text.split_once('?')?;
+    let is_on = |wanted: &&str| {
+        // The driver reads names in any case.
+        let mut settings = parameters.split('&').filter_map(|parameter| parameter.split_once('='));
+        settings.any(|(name, value)| name.eq_ignore_ascii_case(wanted) && !value.eq_ignore_ascii_case("false"))
+    };
+    UNCHECKED_TLS.into_iter().find(is_on)
 }
 
 /// What may be a user name and password: everything up to the last `@` behind the scheme.

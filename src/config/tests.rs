@@ -259,6 +259,21 @@ fn a_bad_address_keeps_its_password() {
     }
 }
 
+#[test]
+fn a_mongodb_url_that_trusts_any_server_is_refused() {
+    let url = |parameters: &str| format!("mongodb://app:s3cret@db/shop?tls=true&{parameters}");
+    for (parameter, name) in [
+        ("tlsInsecure=true", "tlsInsecure"),
+        ("TLSINSECURE=true", "tlsInsecure"),
+        ("w=majority&tlsAllowInvalidCertificates=true", "tlsAllowInvalidCertificates"),
+    ] {
+        let error = parse(&["run", "--mongodb-url", &url(parameter)], &[]).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("OFFRAMP_TLS_CA"), "{error}");
+        assert!(!error.contains("s3cret"), "{error}");
+    }
+    settings(&["--mongodb-url", &url("tlsInsecure=false")], &[]);
+}
+
 const RSA_KEY: &str = include_str!("../../tests/it/support/dkim/rsa.pkcs8.pem");
 const ED25519_KEY: &str = include_str!("../../tests/it/support/dkim/ed25519.pem");
 
