@@ -48,15 +48,16 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Cancelled with the first SIGTERM or SIGINT. The second one ends the process: whatever it has in hand is not acked, so the
-/// broker delivers it again.
+/// Cancelled with the first SIGTERM, SIGINT or SIGHUP. The second one ends the process: whatever it has in hand is not acked,
+/// so the broker delivers it again. SIGHUP, which a closed terminal sends, would otherwise end it at once.
 fn stop_signal() -> anyhow::Result<CancellationToken> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     let stop = CancellationToken::new();
     let token = stop.clone();
     tokio::spawn(async move {
         for signals in 1.. {
-            tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+            tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} _ = hangup.recv() => {} }
             if signals > 1 {
                 tracing::warn!("stopped at once; what was in hand will be done again");
                 std::process::exit(1);

@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::outages::waiting;
 use crate::support::eventually;
+use crate::support::process::Signal;
 use crate::support::proxy::Proxy;
 use crate::support::rabbit::amqp_url;
 use crate::support::samples::{account, cancellation, command, organization, subscription};
@@ -61,6 +62,21 @@ fn message_ids(sink: &SmtpSink) -> BTreeSet<String> {
         .iter()
         .map(|mail| MessageParser::default().parse(&mail.bytes).unwrap().message_id().unwrap().to_owned())
         .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sighup_is_an_orderly_stop() {
+    let world = World::new("sighup").await;
+    let sink = SmtpSink::start().await;
+    let mut worker = Worker::start(&world, &sink.url()).await;
+    worker.signal(Signal::HUP);
+    let status = eventually("the end of the worker", || {
+        let ended = worker.ended();
+        async move { ended }
+    })
+    .await;
+    assert!(status.success(), "{status}");
+    world.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

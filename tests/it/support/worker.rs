@@ -152,7 +152,12 @@ impl Worker {
 
     /// Asks it to stop.
     pub fn terminate(&self) {
-        process::signal(&self.child, Signal::TERM).unwrap();
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        process::signal(&self.child, signal).unwrap();
     }
 
     /// Asks it to stop, and waits until it has.
