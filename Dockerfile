@@ -20,8 +20,9 @@ COPY --from=build /usr/local/bin/offramp /usr/local/bin/offramp
 USER 10001
 ENV OFFRAMP_HTTP_ADDR=0.0.0.0:9464
 EXPOSE 9464
-# Ready, as the worker itself says. The image has no curl; bash can ask as well.
+# Alive, and not ready: a worker that waits for a server must not be restarted for it. The image has no curl; bash can ask
+# as well.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["bash", "-c", "exec 3<>\"/dev/tcp/127.0.0.1/${OFFRAMP_HTTP_ADDR##*:}\" && printf 'GET /readyz HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
+    CMD ["bash", "-c", "exec 3<>\"/dev/tcp/127.0.0.1/${OFFRAMP_HTTP_ADDR##*:}\" && printf 'GET /livez HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
 ENTRYPOINT ["offramp"]
 CMD ["run"]
