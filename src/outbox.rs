@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use futures_util::future::join;
 use metrics::counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
@@ -387,12 +388,16 @@ impl Dispatcher {
         let event_sender = EventSender {
             events: self.events.clone(),
             settle: settle_event,
-            giving_back: self.giving_back.all,
+            giving_back: self.giving_back.all.clone(),
             publisher,
             topology,
             reserve: reserve(self.lease),
         };
         senders.spawn(event_sender.run());
+        let returning = tokio::spawn(join(
+            give_back_rest(self.emails, self.giving_back.emails, store.clone()),
+            give_back_rest(self.events, self.giving_back.all.clone(), store.clone()),
+        ));
         let (put_aside, aside) = async_channel::bounded(ASIDE_MAX);
         let flusher = Flusher { store: store.clone(), unmarked, lease: self.lease };
         let marking_aside = tokio::spawn(flusher.clone().flush_aside(aside));
@@ -414,16 +419,23 @@ impl Dispatcher {
                 return;
             }
         }
-        let at = clock::now();
-        let left = std::iter::from_fn(|| self.emails.try_recv().or_else(|_| self.events.try_recv()).ok());
-        let left: Vec<_> = left.map(|leased| Mark::new(&leased, Fate::GivenBack { at })).collect();
-        if !left.is_empty() {
-            tracing::info!(entries = left.len(), "giving entries back that were not sent; any worker may send them");
-            store.give_back(&left).await;
-        }
+        self.giving_back.all.cancel();
+        drop(returning.await);
         // All senders are gone, so these end when everything is marked.
         drop(marking.await);
         drop(marking_aside.await);
+    }
+}
+
+/// Gives back what is left in a queue, once it is time to.
+async fn give_back_rest(queue: async_channel::Receiver<Leased>, giving_back: CancellationToken, store: Store) {
+    giving_back.cancelled().await;
+    let at = clock::now();
+    let rest = std::iter::from_fn(|| queue.try_recv().ok());
+    let marks: Vec<_> = rest.map(|leased| Mark::new(&leased, Fate::GivenBack { at })).collect();
+    if !marks.is_empty() {
+        tracing::info!(entries = marks.len(), "giving entries back that were not sent; any worker may send them");
+        store.give_back(&marks).await;
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use bson::doc;
+use bson::{Bson, DateTime, Document, doc};
+use futures_util::TryStreamExt;
 use mail_parser::MessageParser;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -152,6 +153,64 @@ async fn a_worker_killed_at_any_time_loses_nothing() {
     assert!(worker.readyz().await.unwrap().contains("\"ready\": true"));
     assert!(worker.stop().await.success());
     world.remove().await;
+}
+
+/// The emails in outboxes, of which nothing is sent.
+async fn emails(world: &World) -> Vec<Document> {
+    let documents = world.collection("subscriptions").find(doc! { "outbox.kind": "email" }).await.unwrap();
+    let documents: Vec<Document> = documents.try_collect().await.unwrap();
+    let entries = documents.iter().flat_map(|document| document.get_array("outbox").unwrap());
+    entries.filter_map(Bson::as_document).filter(|entry| entry.contains_key("mail")).cloned().collect()
+}
+
+fn is_due(entry: &&Document) -> bool {
+    entry.get_datetime("due").unwrap() <= &DateTime::now()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn emails_that_are_not_sent_in_time_are_given_back() {
+    const COUNT: usize = 5;
+    let world = World::new("given-back").await;
+    let sink =
+        SmtpSink::scripted(Tls::No, |step, _| if step == Step::Content { Action::Stall } else { Action::Ok }).await;
+    populate(&world).await;
+    let settings = [("OFFRAMP_MAIL_CONNECTIONS", "1"), ("OFFRAMP_SHUTDOWN_SECONDS", "4")];
+    let worker = Worker::start_with(&world, &sink.url(), &settings).await;
+    for index in 0..COUNT {
+        world.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
+    }
+    eventually("an email under way", || async { sink.commands().contains(&"DATA".to_owned()).then_some(()) }).await;
+    eventually("every decision", || async { (scheduled(&world).await == COUNT as u64).then_some(()) }).await;
+    assert!(worker.stop().await.success());
+    // Any worker may claim them at once, but for the one that the mail server has.
+    let emails = emails(&world).await;
+    assert_eq!((emails.len(), emails.iter().filter(is_due).count()), (COUNT, COUNT - 1));
+    world.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn emails_for_an_unavailable_mail_server_do_not_hold_up_a_stop() {
+    const COUNT: usize = 20;
+    let world = World::new("given-up").await;
+    let (sink, _) = SmtpSink::unavailable().await;
+    populate(&world).await;
+    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_MAIL_CONNECTIONS", "1")]).await;
+    for index in 0..COUNT {
+        world.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
+    }
+    eventually("every decision", || async { (scheduled(&world).await == COUNT as u64).then_some(()) }).await;
+    eventually("an attempt", || async { emails(&world).await.iter().find(|entry| was_tried(entry)).map(drop) }).await;
+    assert!(worker.stop().await.success());
+    let emails = emails(&world).await;
+    let (tried, untried): (Vec<_>, Vec<_>) = emails.iter().partition(|entry| was_tried(entry));
+    assert_eq!(tried.len() + untried.len(), COUNT);
+    assert!(tried.len() < COUNT / 2, "{} were tried", tried.len());
+    assert!(untried.iter().all(is_due), "{untried:?}");
+    world.remove().await;
+}
+
+fn was_tried(entry: &Document) -> bool {
+    entry.get_i32("attempts").is_ok_and(|attempts| attempts > 0)
 }
 
 /// Commands about one subscription, as many as the longest batch has, are committed, and their worker is killed before RabbitMQ has an
