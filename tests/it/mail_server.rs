@@ -208,15 +208,16 @@ async fn emails_leave_no_faster_than_is_allowed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_a_slow_pace_no_email_outlasts_its_lease_while_it_waits_for_its_turn() {
-    const COUNT: usize = 5;
+    // More than there are connections.
+    const COUNT: usize = 16;
     let world = World::new("slow-pace").await;
     let sink = SmtpSink::start().await;
     populate(&world).await;
     let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
     let subscriptions = world.collection("subscriptions");
     subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
-    // An email is sent every five seconds, and only in the first half of its lease: after that, somebody else may have it.
-    let settings = [("OFFRAMP_LEASE_SECONDS", "20"), ("OFFRAMP_MAIL_PER_SECOND", "0.2")];
+    // In the half of a lease in which an email may be sent, fewer leave than there are connections.
+    let settings = [("OFFRAMP_LEASE_SECONDS", "20"), ("OFFRAMP_MAIL_PER_SECOND", "0.5")];
     let worker = Worker::start_with(&world, &sink.url(), &settings).await;
     for id in &ids {
         world.command(&cancellation(&format!("c-{id}"), id)).await;
@@ -226,7 +227,7 @@ async fn at_a_slow_pace_no_email_outlasts_its_lease_while_it_waits_for_its_turn(
     assert_eq!(sink.mails().len(), COUNT);
     let metrics = get(worker.port(), "/metrics").await.unwrap();
     let claimed = metrics.lines().find_map(|line| line.strip_prefix("offramp_claimed_total ")).unwrap_or("0");
-    assert!(claimed.parse::<usize>().unwrap() < COUNT, "{claimed} claimed");
+    assert!(claimed.parse::<usize>().unwrap() <= COUNT, "{claimed} claimed");
     assert!(worker.stop().await.success());
     world.remove().await;
 }
