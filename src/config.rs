@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::broker::{BrokerUrls, InvalidBrokerUrl};
 use crate::mail::dkim::{DkimKey, DkimSigner, parse_domain, parse_selector};
-use crate::mail::{MailUrl, Sender, SmtpName};
+use crate::mail::{MailConfigError, MailUrl, Sender, SmtpName};
 use crate::tls::{Authorities, Identity, Tls};
 
 pub use secret::MongodbUrl;
@@ -115,6 +115,10 @@ pub struct MailSettings {
     )]
     pub smtp_url: MailUrl,
 
+    /// File with an OAuth 2.0 access token, to log in with XOAUTH2 instead of a password; it is read for each connection
+    #[arg(long, env = "OFFRAMP_SMTP_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
+    pub smtp_token_file: Option<PathBuf>,
+
     /// Connections to the mail server at most, 1 to 64
     #[arg(
         long,
@@ -150,6 +154,17 @@ pub struct MailSettings {
 }
 
 impl MailSettings {
+    /// Where emails go.
+    ///
+    /// # Errors
+    /// When the user and how to log in do not go together.
+    pub fn url(&self) -> Result<MailUrl, MailConfigError> {
+        match &self.smtp_token_file {
+            Some(file) => self.smtp_url.clone().with_token_file(file.clone()),
+            None => Ok(self.smtp_url.clone()),
+        }
+    }
+
     /// The name of this worker in EHLO.
     #[must_use]
     pub fn name(&self, sender: &Sender) -> SmtpName {

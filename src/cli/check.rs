@@ -199,8 +199,9 @@ async fn mongodb(settings: DatabaseSettings, tls: &Tls) -> Finding {
 
 async fn mail_server(settings: MailSettings, sender: &SenderSettings, tls: &Tls) -> Finding {
     let name = settings.name(&sender.mail_from);
-    let url = settings.smtp_url;
+    let url = settings.smtp_url.clone();
     let checking = async {
+        let url = settings.url().map_err(|error| error.to_string())?;
         let transport = Transport::new(&url, name, tls, Deadlines::interactive()).map_err(|error| error.to_string())?;
         transport.check().await.map_err(|error| error.to_string())
     };

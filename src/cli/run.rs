@@ -26,7 +26,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Settings { broker, database, mail, tls, sender, dkim, worker, http: health } = arguments.settings;
     let tls = tls.tls();
     let templates = load_templates(&sender)?;
-    let transport = Transport::new(&mail.smtp_url, mail.name(&sender.mail_from), &tls, Deadlines::default())
+    let transport = mail
+        .url()
+        .and_then(|url| Transport::new(&url, mail.name(&sender.mail_from), &tls, Deadlines::default()))
         .map_err(|error| WrongConfiguration(error.to_string()))?;
     let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
     let parts = Parts {

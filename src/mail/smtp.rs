@@ -21,7 +21,7 @@ use lettre::transport::smtp::commands::{Mail, Rcpt};
 use lettre::transport::smtp::extension::{ClientId, MailBodyParameter, MailParameter};
 use memchr::memmem;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::Url;
@@ -99,9 +99,12 @@ impl fmt::Display for Cause {
 pub enum MailConfigError {
     /// `OFFRAMP_SMTP_URL` is not such an URL.
     #[error(
-        "not a mail URL ({0}): use smtp://[user:password@]host[:port][?tls=required|none], smtps://[user:password@]host[:port], or file:///directory"
+        "not a mail URL ({0}): use smtp://[user[:password]@]host[:port][?tls=required|none], smtps://[user[:password]@]host[:port], or file:///directory"
     )]
     Url(&'static str),
+    /// The user and how to log in do not go together.
+    #[error("{0}")]
+    Login(&'static str),
     /// TLS cannot be set up.
     #[error("TLS: {0}")]
     Tls(#[from] rustls::Error),
@@ -134,13 +137,29 @@ pub struct MailUrl(Target);
 
 #[derive(Clone, PartialEq, Eq)]
 enum Target {
-    Smtp { host: String, port: u16, encryption: Encryption, login: Option<(String, String)> },
+    Smtp { host: String, port: u16, encryption: Encryption, login: Option<Login> },
     Files(PathBuf),
 }
 
+/// Who logs in to a mail server.
+#[derive(Clone, PartialEq, Eq)]
+struct Login {
+    user: String,
+    secret: Secret,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Secret {
+    Password(String),
+    /// The file with an OAuth 2.0 access token. Others replace it before the token expires.
+    TokenFile(PathBuf),
+    /// To be given apart from the URL.
+    Missing,
+}
+
 impl MailUrl {
-    /// Reads `smtp://[user:password@]host[:port]` (port 25, or 587 with a password), `smtps://…` (port 465) or
-    /// `file:///directory`.
+    /// Reads `smtp://[user[:password]@]host[:port]` (port 25, or 587 with a user), `smtps://…` (port 465) or
+    /// `file:///directory`. A user without a password needs [`Self::with_token_file`].
     ///
     /// `smtp://` is encrypted with STARTTLS where the server offers it, `?tls=required` refuses a server that does not, and
     /// `?tls=none` never encrypts.
@@ -171,8 +190,11 @@ impl MailUrl {
         let host = url.host_str().filter(|host| !host.is_empty()).ok_or(MailConfigError::Url("the host is missing"))?;
         let login = match (url.username(), url.password()) {
             ("", None) => None,
-            (user, Some(password)) if !user.is_empty() => Some((decoded(user)?, decoded(password)?)),
-            _ => return Err(MailConfigError::Url("a user needs a password, and a password a user")),
+            ("", Some(_)) => return Err(MailConfigError::Url("a password needs a user")),
+            (user, None) => Some(Login { user: decoded(user)?, secret: Secret::Missing }),
+            (user, Some(password)) => {
+                Some(Login { user: decoded(user)?, secret: Secret::Password(decoded(password)?) })
+            }
         };
         let port = url.port().unwrap_or(match (encryption, &login) {
             (Encryption::Implicit, _) => 465,
@@ -182,6 +204,21 @@ impl MailUrl {
         // An IPv6 address is in brackets in an URL, and nowhere else.
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Self(Target::Smtp { host, port, encryption, login }))
+    }
+
+    /// The same, with an OAuth 2.0 access token instead of a password. It is read from `file` for each connection.
+    ///
+    /// # Errors
+    /// When the URL names no user, or a password.
+    pub fn with_token_file(mut self, file: PathBuf) -> Result<Self, MailConfigError> {
+        let Target::Smtp { login: Some(login), .. } = &mut self.0 else {
+            return Err(MailConfigError::Login("a token needs a user: smtp://user@host"));
+        };
+        if login.secret != Secret::Missing {
+            return Err(MailConfigError::Login("there is a token and a password; remove one of them"));
+        }
+        login.secret = Secret::TokenFile(file);
+        Ok(self)
     }
 }
 
@@ -329,7 +366,7 @@ pub struct SmtpServer {
     host: String,
     port: u16,
     encryption: Encryption,
-    login: Option<Credentials>,
+    login: Option<Login>,
     connector: TlsConnector,
     name: SmtpName,
     deadlines: Deadlines,
@@ -346,7 +383,7 @@ impl Transport {
     /// the system's certificates.
     ///
     /// # Errors
-    /// When TLS cannot be set up, or the directory for mails cannot be made.
+    /// When a user has neither password nor token, TLS cannot be set up, or the directory for mails cannot be made.
     pub fn new(url: &MailUrl, name: SmtpName, tls: &Tls, deadlines: Deadlines) -> Result<Self, MailConfigError> {
         match &url.0 {
             Target::Files(path) => {
@@ -354,12 +391,15 @@ impl Transport {
                 fs::create_dir_all(path).map_err(failed)?;
                 Ok(Self::Files(path.clone()))
             }
+            Target::Smtp { login: Some(Login { secret: Secret::Missing, .. }), .. } => {
+                Err(MailConfigError::Login("the user needs a password, or a token in OFFRAMP_SMTP_TOKEN_FILE"))
+            }
             Target::Smtp { host, port, encryption, login } => Ok(Self::Smtp(Box::new(SmtpServer {
                 url: url.clone(),
                 host: host.clone(),
                 port: *port,
                 encryption: *encryption,
-                login: login.clone().map(|(user, password)| Credentials::new(user, password)),
+                login: login.clone(),
                 connector: tls.client_config()?.into(),
                 name,
                 deadlines,
@@ -669,14 +709,29 @@ impl SmtpServer {
         Ok(Box::new(stream))
     }
 
-    async fn log_in(&self, session: &mut Session, login: &Credentials) -> Result<(), Failure> {
+    async fn log_in(&self, session: &mut Session, login: &Login) -> Result<(), Failure> {
         let limit = self.deadlines.greeting;
-        let unfit = |why: &str| Failure { step: Step::Auth, what: What::Unfit(why.to_owned()) };
-        let offered = [Mechanism::Plain, Mechanism::Login].into_iter().find(|way| session.offers_login(*way));
-        let way = offered.ok_or_else(|| unfit("the server offers neither AUTH PLAIN nor AUTH LOGIN"))?;
+        let unfit = |why: String| Failure { step: Step::Auth, what: What::Unfit(why) };
+        let (ways, secret): (&[Mechanism], _) = match &login.secret {
+            Secret::Password(password) => (&[Mechanism::Plain, Mechanism::Login], password.clone()),
+            Secret::TokenFile(file) => {
+                let token = within(Step::Auth, limit, read_token(file)).await;
+                let read = |failure: Failure| match failure.what {
+                    What::Broken(error) => unfit(format!("the token in {}: {error}", file.display())),
+                    _ => failure,
+                };
+                (&[Mechanism::Xoauth2], token.map_err(read)?)
+            }
+            Secret::Missing => return Err(unfit("the user has no password".to_owned())),
+        };
+        let credentials = Credentials::new(login.user.clone(), secret);
+        let Some(way) = ways.iter().find(|way| session.offers_login(**way)) else {
+            let ways: Vec<_> = ways.iter().map(|way| format!("AUTH {way}")).collect();
+            return Err(unfit(format!("the server does not offer {}", ways.join(" or "))));
+        };
         let mut line = format!("AUTH {way}");
         if way.supports_initial_response() {
-            let response = way.response(login, None).map_err(|error| unfit(&error.to_string()))?;
+            let response = way.response(&credentials, None).map_err(|error| unfit(error.to_string()))?;
             line.extend([" ", &BASE64.encode(response)]);
         }
         // The user and the password, each for a challenge.
@@ -686,12 +741,18 @@ impl SmtpServer {
                 reply.expect(Step::Auth, 235)?;
                 return Ok(());
             }
-            let challenge = BASE64.decode(reply.text().trim()).unwrap_or_default();
-            let challenge = String::from_utf8_lossy(&challenge);
-            let response = way.response(login, Some(&challenge)).map_err(|error| unfit(&error.to_string()))?;
-            line = BASE64.encode(response);
+            line = match way {
+                // It says what is wrong with the token, and rejects it when it has our consent.
+                Mechanism::Xoauth2 => String::new(),
+                Mechanism::Plain | Mechanism::Login => {
+                    let challenge = BASE64.decode(reply.text().trim()).unwrap_or_default();
+                    let challenge = String::from_utf8_lossy(&challenge);
+                    let response = way.response(&credentials, Some(&challenge));
+                    BASE64.encode(response.map_err(|error| unfit(error.to_string()))?)
+                }
+            };
         }
-        Err(unfit("the server goes on asking after user and password"))
+        Err(unfit("the server goes on asking after user and password".to_owned()))
     }
 
     /// Encodes an email as this connection takes it.
@@ -808,6 +869,9 @@ fn recipient(mail: &Composed) -> String {
 /// How much of a content is written under one deadline. Most emails are one block.
 const BLOCK_BYTES: usize = 64 * 1024;
 
+/// The longest file with a token, in bytes.
+const TOKEN_BYTES_MAX: u64 = 16 * 1024;
+
 /// The longest part of a server's words that is passed on, in characters.
 const ERROR_CHARS_MAX: usize = 400;
 
@@ -829,6 +893,18 @@ fn double_dots(content: &[u8]) -> Vec<u8> {
     }
     doubled.extend_from_slice(&content[copied..]);
     doubled
+}
+
+/// Reads an OAuth 2.0 access token: printable ASCII without blanks (RFC 6750 §2.1).
+async fn read_token(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    tokio::fs::File::open(file).await?.take(TOKEN_BYTES_MAX + 1).read_to_string(&mut text).await?;
+    let token = text.trim();
+    let is_too_long = text.len() as u64 > TOKEN_BYTES_MAX;
+    if token.is_empty() || is_too_long || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(io::Error::other("the file holds no token, or more than that"));
+    }
+    Ok(token.to_owned())
 }
 
 /// Runs file work where it may block.

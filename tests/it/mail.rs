@@ -954,6 +954,43 @@ async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
 }
 
 #[tokio::test]
+async fn a_token_is_read_for_each_connection() {
+    let ca = ThrowAwayCa::new();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("token");
+    let script = |at, nth| match at {
+        Step::Auth if nth == 3 => Action::Answer("334 eyJzdGF0dXMiOiI0MDAifQ=="),
+        _ => Action::Ok,
+    };
+    let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), script).await;
+    let url = MailUrl::parse(&localhost(&sink, "smtp", "marie%40example.com@", "")).unwrap();
+    let name = SmtpName::parse("worker.example.com").unwrap();
+    let new = |url: &MailUrl| Transport::new(url, name.clone(), &ca.client(false), deadlines());
+    assert!(new(&url).unwrap_err().to_string().contains("OFFRAMP_SMTP_TOKEN_FILE"));
+    let transport = Arc::new(new(&url.with_token_file(file.clone()).unwrap()).unwrap());
+    let send = async || MailConnection::new(Arc::clone(&transport)).send(&composed(&sample())).await;
+
+    let error = send().await.unwrap_err();
+    assert!(is_of_connection(&error) && error.to_string().contains(file.to_str().unwrap()), "{error}");
+    for (token, encoded) in [
+        ("first.token", "dXNlcj1tYXJpZUBleGFtcGxlLmNvbQFhdXRoPUJlYXJlciBmaXJzdC50b2tlbgEB"),
+        ("second-token", "dXNlcj1tYXJpZUBleGFtcGxlLmNvbQFhdXRoPUJlYXJlciBzZWNvbmQtdG9rZW4BAQ=="),
+    ] {
+        std::fs::write(&file, format!("{token}\n")).unwrap();
+        send().await.unwrap();
+        assert!(sink.commands().contains(&format!("AUTH XOAUTH2 {encoded}")), "{:?}", sink.commands());
+    }
+    // The server says why it rejects a token before it does.
+    let error = send().await.unwrap_err();
+    assert!(is_of_connection(&error) && error.to_string().contains("535 5.7.8"), "{error}");
+
+    for content in ["", " \n", "two tokens", "line\nline"] {
+        std::fs::write(&file, content).unwrap();
+        assert!(send().await.unwrap_err().to_string().contains("holds no token"), "{content:?}");
+    }
+}
+
+#[tokio::test]
 async fn check_goes_as_far_as_a_mail_would_and_says_where_it_failed() {
     let check = |sink: &SmtpSink| {
         let transport = transport(&sink.url(), &ClientTls::default(), deadlines());

@@ -52,7 +52,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     let gallery = Arc::new(Gallery::open(sender.templates).await?);
     let name = mail.name(&sender.mail_from);
-    let mail_server = MailServer { url: mail.smtp_url, name, tls: tls.tls() };
+    let url = mail.url().map_err(|error| WrongConfiguration(error.to_string()))?;
+    let mail_server = MailServer { url, name, tls: tls.tls() };
     let pages = Pages::new(Arc::clone(&gallery), sender.mail_from, signer, mail_server, stop.clone());
     let listener = http::bind(addr).await.with_context(|| format!("--addr: {addr} cannot be had"))?;
     let address = listener.local_addr()?;

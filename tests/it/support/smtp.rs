@@ -243,9 +243,9 @@ impl Session {
                 "EHLO" => {
                     let offer = matches!(self.tls, Tls::Upgrade(_)) && !self.encrypted;
                     let answer = if offer {
-                        "250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN"
+                        "250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-STARTTLS\r\n250 AUTH PLAIN LOGIN XOAUTH2"
                     } else {
-                        "250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 AUTH PLAIN LOGIN"
+                        "250-sink\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 AUTH PLAIN LOGIN XOAUTH2"
                     };
                     self.answer(&mut wire, Step::Ehlo, answer).await?;
                 }
@@ -259,6 +259,8 @@ impl Session {
                 "AUTH" => {
                     self.answer(&mut wire, Step::Auth, "235 welcome").await?;
                 }
+                // What a client says when it has been told why its token is rejected.
+                "" => wire.write_all(b"535 5.7.8 bad token\r\n").await?,
                 "MAIL" => {
                     (from, to) = (None, Vec::new());
                     if self.answer(&mut wire, Step::Mail, "250 ok").await? {
