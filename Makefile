@@ -56,14 +56,16 @@ mail-audit: cargo ## look at every mail with Chromium, axe-core and SpamAssassin
 	@scripts/mail-audit $(addprefix --only ,$(ONLY))
 
 # libFuzzer's instrumentation exists in nightly compilers only; RUSTC_BOOTSTRAP=1 makes a stable one take it.
+TARGET ?= command
+
 .PHONY: fuzz
-fuzz: cargo ## feed the command parser what a fuzzer thinks of, for SECONDS=300
+fuzz: cargo ## feed the command parser what a fuzzer thinks of, for SECONDS=300 (TARGET=frames: the filter of what RabbitMQ sends)
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz" >&2; exit 1; }
 	@[ -n "$${RUSTC_BOOTSTRAP:-}" ] || [[ $$(rustc --version) == *nightly* ]] || { \
 	  echo "Fuzzing needs a nightly compiler: RUSTUP_TOOLCHAIN=nightly make fuzz (or RUSTC_BOOTSTRAP=1 make fuzz)" >&2; exit 1; }
 	@cp Cargo.lock fuzz/Cargo.lock # the program's own dependencies, to the version
-	@mkdir -p fuzz/corpus/command
-	cargo fuzz run --sanitizer none command fuzz/corpus/command schemas/examples/commands -- \
+	@mkdir -p fuzz/corpus/$(TARGET)
+	cargo fuzz run --sanitizer none $(TARGET) fuzz/corpus/$(TARGET) $(if $(filter command,$(TARGET)),schemas/examples/commands) -- \
 	  -max_total_time=$(SECONDS) -max_len=270000 -timeout=10
 
 .PHONY: check

@@ -17,6 +17,9 @@
 //! takes longer (`lapin` bears it for 20 s, RabbitMQ for not much longer), the connection is lost, and all of it comes
 //! again.
 
+#[cfg(any(test, fuzzing))]
+pub mod properties;
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
@@ -147,10 +150,12 @@ impl InHand {
 /// A connection that is guarded on its way in.
 pub(super) struct Guarded<S> {
     stream: S,
-    /// Bytes that were read: those that were handed on, those that may be, and the beginning of the next frame.
+    /// Bytes that were read: those that were handed on, those that may be, and the beginning of the next frame. Behind them is
+    /// room for more.
     buffer: Vec<u8>,
     handed_on: usize,
     checked: usize,
+    filled: usize,
     /// How much of the frame at `checked` is still to come, and passes unseen.
     passing: usize,
     in_hand: Arc<InHand>,
@@ -167,6 +172,7 @@ impl<S> Guarded<S> {
             buffer: Vec::new(),
             handed_on: 0,
             checked: 0,
+            filled: 0,
             passing: 0,
             in_hand,
             delivered: None,
@@ -178,7 +184,7 @@ impl<S> Guarded<S> {
     fn check(&mut self) {
         self.is_held = false;
         loop {
-            let rest = &mut self.buffer[self.checked..];
+            let rest = &mut self.buffer[self.checked..self.filled];
             let pass = self.passing.min(rest.len());
             self.passing -= pass;
             self.checked += pass;
@@ -214,8 +220,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         while this.handed_on == this.checked {
-            this.buffer.drain(..this.checked);
-            (this.handed_on, this.checked) = (0, 0);
+            this.buffer.copy_within(this.checked..this.filled, 0);
+            (this.handed_on, this.checked, this.filled) = (0, 0, this.filled - this.checked);
             if this.is_held {
                 this.in_hand.reader.register(context.waker());
                 this.check();
@@ -224,14 +230,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
                 }
                 continue;
             }
-            let rest = this.buffer.len();
-            this.buffer.resize(rest + READ_BYTES, 0);
-            let read = Pin::new(&mut this.stream).poll_read(context, &mut this.buffer[rest..]);
-            this.buffer.truncate(rest + if let Poll::Ready(Ok(count)) = read { count } else { 0 });
-            if ready!(read)? == 0 {
+            let end = this.filled + READ_BYTES;
+            if this.buffer.len() < end {
+                this.buffer.resize(end, 0);
+            }
+            let room = &mut this.buffer[this.filled..end];
+            let count = ready!(Pin::new(&mut this.stream).poll_read(context, room))?;
+            if count == 0 {
                 // The end; half a frame is of no use to anybody.
                 return Poll::Ready(Ok(0));
             }
+            this.filled += count;
             this.check();
         }
         let ready = &this.buffer[this.handed_on..this.checked];
@@ -389,7 +398,11 @@ mod tests {
     use futures_util::FutureExt;
     use futures_util::io::{AsyncReadExt, Cursor};
 
+    use super::properties::{check, read};
     use super::*;
+
+    /// How many mutations are tried: some seconds' worth. `make fuzz` goes on for as long as one likes.
+    const MUTATIONS: u64 = 5_000;
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
@@ -416,27 +429,8 @@ mod tests {
         table
     }
 
-    /// Hands on what comes in pieces of `piece` bytes.
-    async fn guarded(bytes: &[u8], piece: usize) -> Vec<u8> {
-        struct Pieces(Cursor<Vec<u8>>, usize);
-        impl AsyncRead for Pieces {
-            fn poll_read(
-                mut self: Pin<&mut Self>,
-                context: &mut Context<'_>,
-                to: &mut [u8],
-            ) -> Poll<io::Result<usize>> {
-                let count = self.1.min(to.len());
-                Pin::new(&mut self.0).poll_read(context, &mut to[..count])
-            }
-        }
-        let mut out = Vec::new();
-        let pieces = Pieces(Cursor::new(bytes.to_vec()), piece);
-        Guarded::new(pieces, Arc::default()).read_to_end(&mut out).await.unwrap();
-        out
-    }
-
-    #[tokio::test]
-    async fn what_does_no_harm_passes_untouched_however_it_is_cut() {
+    #[test]
+    fn what_does_no_harm_passes_untouched_however_it_is_cut() {
         let frames = [
             frame(1, b"method"),
             header("é".as_bytes(), &nested(DEPTH_MAX - 1)),
@@ -448,25 +442,25 @@ mod tests {
         ]
         .concat();
         for piece in [1, 2, 3, 7, 64, 1_000, usize::MAX] {
-            assert_eq!(guarded(&frames, piece).await, frames, "{piece}");
+            assert_eq!(read(&frames, piece), frames, "{piece}");
         }
     }
 
-    #[tokio::test]
-    async fn what_is_too_deep_becomes_bytes() {
+    #[test]
+    fn what_is_too_deep_becomes_bytes() {
         // As deep as fits into a frame, and then some.
         let frames = [header(b"t", &nested(30_000)), frame(3, b"after")].concat();
         for piece in [1_000, usize::MAX] {
-            let out = guarded(&frames, piece).await;
+            let out = read(&frames, piece);
             assert_eq!(out.len(), frames.len());
             let changed: Vec<_> = (0..out.len()).filter(|&index| out[index] != frames[index]).collect();
             assert_eq!(changed.iter().map(|&index| (frames[index], out[index])).collect::<Vec<_>>(), [(b'A', b'x')]);
         }
     }
 
-    #[tokio::test]
-    async fn text_that_is_not_utf8_becomes_readable() {
-        let out = guarded(&header(b"a\xff\xc3b", b"\x02k\xffV"), 5).await;
+    #[test]
+    fn text_that_is_not_utf8_becomes_readable() {
+        let out = read(&header(b"a\xff\xc3b", b"\x02k\xffV"), 5);
         assert_eq!(out, header(b"a??b", b"\x02k?V"));
         for start in [
             &b"\0\x3c\0\x3c\x02\xff\xff12345678\x01"[..],
@@ -475,9 +469,9 @@ mod tests {
         ] {
             let method = |start: &[u8], key: &[u8]| frame(METHOD, &[start, b"\x01x\x02", key].concat());
             let key = |frame: &[u8]| frame[frame.len() - 3..].to_vec();
-            let out = guarded(&method(start, b"k\xff"), 5).await;
+            let out = read(&method(start, b"k\xff"), 5);
             assert_eq!(key(&out), b"k?\xce", "{out:?}");
-            assert_eq!(guarded(&method(start, b"ok"), 5).await.len(), out.len());
+            assert_eq!(read(&method(start, b"ok"), 5).len(), out.len());
         }
     }
 
@@ -533,12 +527,40 @@ mod tests {
         assert_eq!(read_now(&mut guarded), (deliveries[0].clone(), false));
     }
 
-    #[tokio::test]
-    async fn nonsense_passes_untouched() {
+    #[test]
+    fn nonsense_passes_untouched() {
         let lengths = [header(b"t", b"\x01nS\xff\xff\xff\xff"), frame(CONTENT_HEADER, b"short"), vec![2, 0, 0]];
         for bytes in [&lengths.concat()[..], b"AMQP\0\0\x09\x01", b""] {
-            let out = guarded(bytes, 4).await;
+            let out = read(bytes, 4);
             assert!(bytes.starts_with(&out) && bytes.len() - out.len() <= FRAME_START_BYTES, "{out:?}");
         }
+    }
+
+    #[test]
+    fn no_bytes_upset_the_guard_or_lapin() {
+        let everything: Vec<u8> = (0..16).flat_map(|_| b"\x01nA\0\0\0\x05F\0\0\0\0".to_vec()).collect();
+        let samples = [
+            delivery(1, 5),
+            header(b"text/plain", &nested(DEPTH_MAX + 3)),
+            header(b"\xff", b"\x01aV\x01bt\x01\x01cS\0\0\0\x01x\x01dI\0\0\0\x01\x01eT\0\0\0\0\0\0\0\x01"),
+            header(b"t", &everything),
+            [frame(METHOD, b"\0\x3c\0\x32\x01\x38\x04text\x01x\x01k"), frame(3, b"body"), frame(8, b"")].concat(),
+        ];
+        for seed in 0..MUTATIONS {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut bytes = samples[random.usize(..samples.len())].clone();
+            for _ in 0..random.usize(..4) {
+                let at = random.usize(..=bytes.len());
+                let end = (at + random.usize(..32)).min(bytes.len());
+                match random.u8(..4) {
+                    0 => bytes[at..end].iter_mut().take(1).for_each(|byte| *byte = random.u8(..)),
+                    1 => drop(bytes.drain(at..end)),
+                    2 => drop(bytes.splice(at..at, bytes[at..end].to_vec())),
+                    _ => bytes.extend_from_slice(&samples[random.usize(..samples.len())]),
+                }
+            }
+            check(&bytes);
+        }
+        check(&header(b"t", &nested(30_000)));
     }
 }

@@ -25,6 +25,8 @@ pub use connection::{Broker, BrokerError};
 pub use consumer::{Batch, Consumer, Kept, Lost};
 pub use dead_letters::{DeadLetters, DeadLettersError, Held, Letter, Scan};
 pub use delivery::{Delivery, Outgoing};
+#[cfg(fuzzing)]
+pub use guard::properties::check as check_frames;
 pub use health::{LaneHealth, LaneState, LaneStatus};
 pub use publisher::{PublishError, Publisher};
 pub use topology::{Declared, Inspected, RetryDelay, Topology, TopologyError};

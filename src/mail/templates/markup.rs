@@ -261,8 +261,8 @@ fn inlines(events: &mut Events<'_>, begins: usize, source: &Source<'_>) -> Resul
             Event::Start(Tag::Strong) => found.push(Inline::Strong(inlines(events, line, source)?)),
             Event::Start(Tag::Link { dest_url, .. }) => {
                 let url = dest_url.to_string();
-                if url != PAGE && !["http://", "https://", "mailto:"].iter().any(|start| url.starts_with(start)) {
-                    return Err((line, format!("the link leads to `{url}`, which is no address of the web")));
+                if url != PAGE {
+                    check_address(&url).map_err(|why| (line, format!("the link leads to `{url}`, {why}")))?;
                 }
                 found.push(Inline::Link(Link { label: inlines(events, line, source)?, url }));
             }
@@ -276,6 +276,18 @@ fn inlines(events: &mut Events<'_>, begins: usize, source: &Source<'_>) -> Resul
         }
     }
     Ok(found)
+}
+
+/// Whether a link may lead there. Whoever wrote a fact must not choose the host or the addressee.
+fn check_address(url: &str) -> Result<(), &'static str> {
+    let Some(rest) = ["http://", "https://", "mailto:"].iter().find_map(|start| url.strip_prefix(start)) else {
+        return Err("which is no address of the web");
+    };
+    let whom = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if whom.contains("{{") {
+        return Err("whose host or addressee is a fact; write it out, and use facts only behind it");
+    }
+    Ok(())
 }
 
 /// What is wrong with a sentence as Markdown has read it.
@@ -554,6 +566,9 @@ mod tests {
         check("a\n\n\n<div>\n", 4, "nothing else");
         check("a `b`\n", 1, "nothing else");
         check("![a](https://a.example)\n", 1, "nothing else");
+        check("[a](https://{{note}})\n", 1, "host or addressee is a fact");
+        check("[a](https://b.example{{note}}/c)\n", 1, "host or addressee is a fact");
+        check("See [a](mailto:{{note}}).\n", 1, "host or addressee is a fact");
         check("- a\n", 1, "label in bold");
         check("[a](javascript:b)\n", 1, "no address of the web");
         check("x\n[a](/b)\n", 2, "no address of the web");

@@ -1,0 +1,67 @@
+//! What holds for all bytes that a broker may send. Shared by the fuzz target and a bounded run in the unit tests.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures_util::FutureExt;
+use futures_util::io::{AsyncRead, AsyncReadExt, Cursor};
+use lapin::protocol::{basic, parse_class};
+
+use super::{CONTENT_HEADER, FRAME_END_BYTES, FRAME_START_BYTES, Guarded, METHOD};
+
+/// The longest piece in which bytes come a second time.
+const PIECE_MAX: usize = 61;
+
+/// Guards the bytes; fails when a promise of the guard is broken, or what `lapin` reads of them would end the process.
+pub fn check(bytes: &[u8]) {
+    let guarded = read(bytes, usize::MAX);
+    assert!(guarded.len() <= bytes.len());
+    for (&before, &after) in bytes.iter().zip(&guarded) {
+        let is_depth = matches!(before, b'A' | b'F') && after == b'x';
+        let is_text = !before.is_ascii() && after == b'?';
+        assert!(before == after || is_depth || is_text, "{before} became {after}");
+    }
+    assert_eq!(read(bytes, 1 + bytes.len() % PIECE_MAX), guarded, "however it is cut");
+    assert_eq!(read(&guarded, usize::MAX), guarded, "what is harmless stays as it is");
+    for (kind, payload) in frames(&guarded) {
+        // Errors are fine, and so is anything else that comes back.
+        match kind {
+            METHOD => drop(parse_class(payload)),
+            CONTENT_HEADER => drop(payload.get(12..).map(basic::parse_properties)),
+            _ => {}
+        }
+    }
+}
+
+/// The type and payload of each whole frame.
+fn frames(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut frames = Vec::new();
+    while let Some(&[kind, _, _, a, b, c, d]) = bytes.first_chunk::<FRAME_START_BYTES>() {
+        let payload_bytes = u32::from_be_bytes([a, b, c, d]) as usize;
+        let rest = &bytes[FRAME_START_BYTES..];
+        let Some(payload) = rest.get(..payload_bytes) else { break };
+        frames.push((kind, payload));
+        bytes = rest.get(payload_bytes + FRAME_END_BYTES..).unwrap_or_default();
+    }
+    frames
+}
+
+/// What `lapin` is given of bytes that come in pieces of `piece`.
+pub(super) fn read(bytes: &[u8], piece: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    let pieces = Pieces(Cursor::new(bytes.to_vec()), piece);
+    let read = Guarded::new(pieces, Arc::default()).read_to_end(&mut out).now_or_never();
+    assert!(matches!(read, Some(Ok(_))), "it neither waits nor fails");
+    out
+}
+
+struct Pieces(Cursor<Vec<u8>>, usize);
+
+impl AsyncRead for Pieces {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
+        let count = self.1.min(to.len());
+        Pin::new(&mut self.0).poll_read(context, &mut to[..count])
+    }
+}
