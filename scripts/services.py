@@ -1,7 +1,7 @@
 """The part of scripts/services that speaks the servers' protocols. Called by it, with the packages of requirements.txt.
 
-wait SERVER PORT PID SECONDS [TLS]   return when the server on that port of 127.0.0.1 answers; fail when its process has
-                               ended; TLS: a folder with the ca.pem of the server and a client.pem for it
+wait SERVER PORT PID SECONDS [TLS]   return when the server on that port of 127.0.0.1 answers, and print its version if it
+                               tells one; fail when its process has ended; TLS: a folder with the ca.pem of the server and a client.pem for it
 smtp-sink PORT FOLDER          an SMTP server that accepts every mail and keeps it in FOLDER as .eml, and .html to look at
 """
 
@@ -27,7 +27,8 @@ def main():
     verb, *arguments = sys.argv[1:]
     if verb == "wait":
         server, port, pid, seconds, *tls = arguments
-        wait(server, int(port), int(pid), float(seconds), Path(*tls) if tls else None)
+        version = wait(server, int(port), int(pid), float(seconds), Path(*tls) if tls else None)
+        print(version or "")
     elif verb == "smtp-sink":
         port, folder = arguments
         asyncio.run(receive_mails(int(port), Path(folder)))
@@ -74,7 +75,9 @@ def ask_rabbitmq(port, tls):
     )
     connection = pika.BlockingConnection(parameters)
     connection.channel().queue_declare("", exclusive=True)
+    version = connection._impl.server_properties["version"]  # pika has no public name for it
     connection.close()
+    return version
 
 
 def ask_mongodb(port, tls):
@@ -94,7 +97,7 @@ def ask_mongodb(port, tls):
     ) as client:
         hello = client.admin.command("hello")
         if hello.get("isWritablePrimary") and hello["hosts"] == [member]:
-            return
+            return client.server_info()["version"]
         try:
             current = client.admin.command("replSetGetConfig")["config"]
             if current["members"][0]["host"] != member:  # it had another port when it ran last
