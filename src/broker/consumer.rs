@@ -283,7 +283,7 @@ impl Consumer {
     async fn begin(&mut self, first: Received, max: usize) -> Result<Batch, String> {
         let Some(open) = self.open.as_mut() else { return Err(GONE.to_owned()) };
         let settled = open.session.settled.load(Ordering::Acquire);
-        let returns = delivery_count(&first.properties);
+        let returns = delivery_count(&first);
         let is_suspect = returns >= SUSPICIOUS_RETURNS;
         if is_suspect {
             let message_id = first.properties.message_id().as_ref().map(ShortString::as_str);

@@ -52,8 +52,8 @@ pub struct Delivery {
     pub attempt: u32,
     /// Whether the broker has delivered it before, so its effects may be stored already.
     pub redelivered: bool,
-    /// How often the broker took it back unacknowledged (a process ended, a connection was lost), where it says so: quorum
-    /// queues do.
+    /// How often the broker took it back because a process ended or a channel closed, where it says so: quorum queues do.
+    /// What was given back with `basic.nack` counts up to RabbitMQ 4.2, and no more from 4.3 on.
     pub delivery_count: u64,
     /// Where the sender wants the answer: a queue's name, for the default exchange.
     pub reply_to: Option<String>,
@@ -71,7 +71,7 @@ impl Delivery {
             body,
             attempt: number(&properties, ATTEMPT_HEADER).and_then(|count| u32::try_from(count).ok()).unwrap_or(0),
             redelivered: false,
-            delivery_count: delivery_count(&properties),
+            delivery_count: 0,
             reply_to: properties.reply_to().as_ref().map(ToString::to_string).filter(|name| !name.is_empty()),
             routing_key: String::new(),
             properties,
@@ -162,6 +162,7 @@ impl From<lapin::message::Delivery> for Delivery {
     fn from(delivery: lapin::message::Delivery) -> Self {
         Self {
             redelivered: delivery.redelivered,
+            delivery_count: delivery_count(&delivery),
             routing_key: delivery.routing_key.to_string(),
             ..Self::new(delivery.data, delivery.properties)
         }
@@ -311,9 +312,10 @@ fn copied(original: &BasicProperties, own: &[(&'static str, AMQPValue)]) -> Basi
     copy
 }
 
-/// How often the broker took it back, as it says in a header of its own.
-pub(super) fn delivery_count(properties: &BasicProperties) -> u64 {
-    number(properties, "x-delivery-count").unwrap_or(0)
+/// How often the broker took it back, as it says in a header of its own. On a first delivery RabbitMQ 4 leaves a header of
+/// that name as its publisher wrote it.
+pub(super) fn delivery_count(delivery: &lapin::message::Delivery) -> u64 {
+    if delivery.redelivered { number(&delivery.properties, "x-delivery-count").unwrap_or(0) } else { 0 }
 }
 
 /// A header as a count: any of AMQP's integer types, or digits as text (some clients send those).

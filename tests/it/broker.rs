@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::DateTime;
-use lapin::options::{BasicGetOptions, BasicNackOptions, ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, ExchangeKind};
 use offramp::broker::delivery::RETURNS_MAX;
@@ -131,14 +131,7 @@ async fn dead_letters_survive_being_looked_at_again_and_again() {
         rabbit.publish("", &queue, b"kept", BasicProperties::default().with_delivery_mode(2)).await;
         // More often than 4.x's own limit of 20.
         for _ in 0..50 {
-            let message = loop {
-                if let Some(message) =
-                    rabbit.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap()
-                {
-                    break message;
-                }
-            };
-            message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
+            rabbit.come_back(&queue, 1).await;
         }
         assert_eq!(rabbit.await_message(&queue).await.data, b"kept");
     })
@@ -149,18 +142,12 @@ async fn dead_letters_survive_being_looked_at_again_and_again() {
 async fn a_message_that_ends_every_worker_becomes_a_dead_letter() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["poison"]).await;
-        let queue = rabbit.queue();
-        let mut returned = 0;
-        while rabbit.count(&rabbit.topology.dead_letter_queue()).await == 0 {
-            if let Some(message) =
-                rabbit.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap()
-            {
-                message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
-                returned += 1;
-                assert!(returned < 150, "still delivered");
-            }
+        // The first 101 deliveries are those that the limit of 100 returns allows.
+        for _ in 0..101 {
+            rabbit.come_back(&rabbit.queue(), 1).await;
         }
         assert_eq!(rabbit.await_message(&rabbit.topology.dead_letter_queue()).await.data, b"poison");
+        assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
     })
     .await;
 }
@@ -768,17 +755,30 @@ async fn a_message_that_ends_each_process_that_takes_it_becomes_a_dead_letter_al
     .await;
 }
 
+#[tokio::test]
+async fn a_publishers_own_delivery_count_does_not_make_a_message_one_that_ends_workers() {
+    Rabbit::declared(async |rabbit| {
+        // As on a message that somebody has moved here from another quorum queue.
+        let mut headers = FieldTable::default();
+        headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(25));
+        let properties = BasicProperties::default().with_headers(headers);
+        rabbit.publish(&rabbit.prefix, "subscription.cancellation", b"moved", properties).await;
+        for returns in 0..2 {
+            let mut consumer = consumer(rabbit, &lane());
+            let batch = next(&mut consumer).await;
+            assert_eq!((batch.deliveries[0].delivery_count, batch.deliveries[0].is_worn_out()), (returns, false));
+            consumer.close().await;
+        }
+    })
+    .await;
+}
+
 /// Has what waits in the work queue come back so often.
 async fn come_back(rabbit: &Rabbit, times: u64) {
     let queue = rabbit.queue();
     let waiting = rabbit.count(&queue).await;
     for _ in 0..times {
-        let mut newest = None;
-        for _ in 0..waiting {
-            let message = rabbit.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap();
-            newest = Some(message.expect("the message came back"));
-        }
-        newest.unwrap().nack(BasicNackOptions { requeue: true, multiple: true }).await.unwrap();
+        rabbit.come_back(&queue, waiting).await;
         eventually("they are back", async || rabbit.count(&queue).await == waiting).await;
     }
 }

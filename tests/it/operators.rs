@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bson::{Bson, Document, doc};
 use chrono::Utc;
 use lapin::BasicProperties;
-use lapin::options::{BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use offramp::broker::{Broker, DeadLetters, Delivery, Publisher, Topology};
 use offramp::store::Store;
@@ -226,14 +226,11 @@ async fn what_the_broker_gave_up_is_listed_and_goes_home() {
     declare(&world).await;
     world.command(&command("poison", "card.expiry", json!({}))).await;
     let queue = format!("{}.card-expiry", world.prefix);
-    eventually("the end of the broker's patience", || async {
-        if let Some(message) = world.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap()
-        {
-            message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
-        }
-        (waiting(&world, "dead-letters").await == 1).then_some(())
-    })
-    .await;
+    // The end of the broker's patience: 100 returns, and one more.
+    for _ in 0..101 {
+        world.come_back("card-expiry").await;
+    }
+    becomes(&world, "dead-letters", 1).await;
     let groups = objects(&world, &["dead-letters", "list", "--json"]);
     assert_eq!(groups.len(), 1);
     assert_eq!(groups[0]["reason"], "delivery_limit");

@@ -112,6 +112,11 @@ impl Rabbit {
         self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count()
     }
 
+    /// Has the first messages of a queue come back, as many as `messages`. See [`come_back`].
+    pub async fn come_back(&self, queue: &str, messages: u32) {
+        come_back(&self.connection, queue, messages).await;
+    }
+
     pub async fn delete_queue(&self, queue: &str) {
         self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
     }
@@ -136,6 +141,19 @@ impl Rabbit {
         }
         self.connection.close(200, "OK".into()).await.unwrap();
     }
+}
+
+/// Takes the first messages of a queue, as many as `messages`, and ends with them in hand, as a worker does that is killed.
+/// (What is given back with `basic.nack` is not counted from RabbitMQ 4.3 on.)
+pub async fn come_back(connection: &Connection, queue: &str, messages: u32) {
+    let channel = connection.create_channel().await.unwrap();
+    for _ in 0..messages {
+        eventually("a message", async || {
+            channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap().is_some()
+        })
+        .await;
+    }
+    channel.close(200, "OK".into()).await.unwrap();
 }
 
 /// A policy at the broker, as operators set them; gone when dropped.

@@ -11,7 +11,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Exchange
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{eventually, setting};
+use super::{eventually, rabbit, setting};
 
 /// The work queues of a prefix.
 pub const LANES: [&str; 5] =
@@ -24,7 +24,7 @@ pub struct World {
     pub mongodb_url: String,
     pub database: mongodb::Database,
     pub channel: Channel,
-    _connection: Connection,
+    connection: Connection,
 }
 
 impl World {
@@ -43,14 +43,14 @@ impl World {
         database.run_command(doc! { "ping": 1 }).await.expect("MongoDB does not answer; run `make services-up`");
 
         let (connection, channel) = connect().await;
-        Self { prefix: name, mongodb_url, database, channel, _connection: connection }
+        Self { prefix: name, mongodb_url, database, channel, connection }
     }
 
     /// The same world over a new connection to the broker, for one that a restart has ended.
     pub async fn reopened(&self) -> Self {
         let (connection, channel) = connect().await;
         let (prefix, mongodb_url, database) = (self.prefix.clone(), self.mongodb_url.clone(), self.database.clone());
-        Self { prefix, mongodb_url, database, channel, _connection: connection }
+        Self { prefix, mongodb_url, database, channel, connection }
     }
 
     /// A collection of the database.
@@ -131,6 +131,11 @@ impl World {
         let got = self.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap()?;
         got.ack(BasicAckOptions::default()).await.unwrap();
         Some((got.data.clone(), got.properties.clone()))
+    }
+
+    /// Has the first message of a queue of this prefix come back. See [`rabbit::come_back`].
+    pub async fn come_back(&self, queue: &str) {
+        rabbit::come_back(&self.connection, &format!("{}.{queue}", self.prefix), 1).await;
     }
 
     /// Waits for the next dead letter.
