@@ -262,6 +262,7 @@ impl fmt::Debug for Outgoing {
 /// The properties of a copy: the original's, with `own` headers instead of earlier ones of ours, and without
 /// - the headers named above,
 /// - `expiration`: it would bring a message back early, or let a dead letter expire,
+/// - `priority`: a copy would overtake messages that wait, or be overtaken by all of them,
 /// - `user_id`: the broker closes the channel when it is not our own user's name.
 fn copied(original: &BasicProperties, own: &[(&'static str, AMQPValue)]) -> BasicProperties {
     let mut headers = FieldTable::default();
@@ -287,9 +288,6 @@ fn copied(original: &BasicProperties, own: &[(&'static str, AMQPValue)]) -> Basi
     }
     if let Some(value) = original.content_encoding() {
         copy = copy.with_content_encoding(value.clone());
-    }
-    if let Some(value) = original.priority() {
-        copy = copy.with_priority(*value);
     }
     if let Some(value) = original.correlation_id() {
         copy = copy.with_correlation_id(value.clone());

@@ -333,6 +333,7 @@ async fn a_retry_copy_comes_back_whole_and_may_do_so_again() {
             .with_user_id("guest".into())
             .with_timestamp(1_780_000_000)
             .with_expiration("600000".into())
+            .with_priority(9)
             .with_headers(headers);
         let body = "{\"é\": 1}\n\0".as_bytes();
         rabbit.publish(&rabbit.prefix, "subscription.cancellation", body, properties).await;
@@ -358,6 +359,7 @@ async fn a_retry_copy_comes_back_whole_and_may_do_so_again() {
             let names: Vec<_> = sent.inner().keys().map(lapin::types::ShortString::as_str).collect();
             assert_eq!(names, ["offramp-attempt", "tenant"]);
             assert_eq!((copy.properties.expiration(), copy.properties.user_id()), (&None, &None));
+            assert_eq!(copy.properties.priority(), &None);
             if attempt < 2 {
                 let began = Instant::now();
                 assert_eq!(publisher.publish_all(&[copy]).await, [Ok(())]);
@@ -383,7 +385,8 @@ async fn a_retry_copy_comes_back_whole_and_may_do_so_again() {
 #[tokio::test]
 async fn a_dead_letter_says_why_and_a_replay_does_not() {
     Rabbit::declared(async |rabbit| {
-        rabbit.commands(["not json"]).await;
+        let properties = BasicProperties::default().with_priority(9);
+        rabbit.publish(&rabbit.prefix, "subscription.cancellation", b"not json", properties).await;
         let publisher = Publisher::new(rabbit.broker());
         let mut consumer = consumer(rabbit, &lane());
         let batch = next(&mut consumer).await;
@@ -394,6 +397,7 @@ async fn a_dead_letter_says_why_and_a_replay_does_not() {
         batch.ack().await.unwrap();
         let dead = rabbit.await_message(&rabbit.topology.dead_letter_queue()).await;
         assert_eq!(dead.data, b"not json");
+        assert_eq!(dead.properties.priority(), &None);
         let headers = dead.properties.headers().clone().unwrap();
         assert_eq!(text(&headers, "offramp-reason"), "invalid");
         assert!(text(&headers, "offramp-error").starts_with("data.month is not a month é"));
