@@ -8,8 +8,8 @@ use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_rs::Tokio;
@@ -127,8 +127,9 @@ impl Broker {
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
             .with_client_property(ShortString::from("version"), LongString::from(env!("CARGO_PKG_VERSION")));
         // lapin asks for a stream from its own thread, and without a deadline: it gets the one that is open already.
-        let in_hand = Arc::new(InHand::default());
-        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(Guarded::new(stream, in_hand.clone()))));
+        let (in_hand, version) = (Arc::new(InHand::default()), Arc::new(OnceLock::new()));
+        let guarded = Guarded::new(stream, in_hand.clone(), version.clone());
+        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(guarded)));
         let connecting = Connection::connector(
             url.for_handshake(HEARTBEAT_SECONDS),
             guard::runtime(),
@@ -145,7 +146,7 @@ impl Broker {
                 denied: code(&error).is_some_and(is_denied),
                 why: explain_tls(&explain(&error), url.is_tls()),
             })?;
-        Ok(Link { connection, socket, in_hand })
+        Ok(Link { connection, socket, in_hand, version })
     }
 }
 
@@ -187,6 +188,7 @@ pub struct Link {
     connection: Connection,
     socket: Socket,
     in_hand: Arc<InHand>,
+    version: Arc<OnceLock<String>>,
 }
 
 impl Link {
@@ -227,6 +229,11 @@ impl Link {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.connection.status().connected()
+    }
+
+    /// The broker's version, as it tells it; empty when it tells none.
+    pub(super) fn broker_version(&self) -> &str {
+        self.version.get().map_or("", String::as_str)
     }
 
     /// What was delivered over it and is not out of our hands yet.

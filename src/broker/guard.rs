@@ -10,6 +10,8 @@
 //! not UTF-8 gets a `?` for each byte beyond ASCII. All else passes untouched. What it does not understand passes as well:
 //! it is a filter for messages that would do harm, not a second parser.
 //!
+//! And it remembers the version that the broker tells in its first frame, which `lapin` does not hand on.
+//!
 //! And it bounds memory. AMQP limits how many messages are sent ahead, not how large they are, and `lapin` takes
 //! whatever comes. So on a consumer's connection the guard counts what was delivered and is not out of our hands yet;
 //! at [`IN_HAND_BYTES_MAX`] it reads no further than to the next delivery, until something is settled. Whole messages
@@ -25,7 +27,7 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -36,6 +38,9 @@ use futures_util::Stream;
 use futures_util::io::{AsyncRead, AsyncWrite, IoSlice};
 use futures_util::task::AtomicWaker;
 use lapin::AsyncTcpStream;
+use lapin::types::parsing::parse_field_table;
+
+use super::delivery::text;
 
 /// How deep header fields may be nested: far beyond what anybody means, far from what a stack takes.
 const DEPTH_MAX: usize = 64;
@@ -59,6 +64,10 @@ const METHOD: u8 = 1;
 const CONTENT_HEADER: u8 = 2;
 /// Class and method of a delivery.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
+/// Class and method of the broker's first frame.
+const START: [u8; 4] = [0, 10, 0, 10];
+/// The version of AMQP in it.
+const PROTOCOL_VERSION_BYTES: usize = 2;
 
 /// Tokio, with connections that are guarded.
 pub(super) type GuardedRuntime = Runtime<RuntimeParts<Tokio, GuardedTcp>>;
@@ -97,7 +106,7 @@ impl Reactor for GuardedTcp {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async move { Ok(Guarded::new(AsyncTcpStream::Plain(connecting.await?), Arc::default())) }
+        async move { Ok(Guarded::new(AsyncTcpStream::Plain(connecting.await?), Arc::default(), Arc::default())) }
     }
 }
 
@@ -159,6 +168,8 @@ pub(super) struct Guarded<S> {
     /// How much of the frame at `checked` is still to come, and passes unseen.
     passing: usize,
     in_hand: Arc<InHand>,
+    /// Where the broker's version goes, once it has told it.
+    version: Arc<OnceLock<String>>,
     /// The delivery whose content comes next.
     delivered: Option<u64>,
     /// The next frame is a delivery, and there is too much in hand.
@@ -166,7 +177,7 @@ pub(super) struct Guarded<S> {
 }
 
 impl<S> Guarded<S> {
-    pub(super) fn new(stream: S, in_hand: Arc<InHand>) -> Self {
+    pub(super) fn new(stream: S, in_hand: Arc<InHand>, version: Arc<OnceLock<String>>) -> Self {
         Self {
             stream,
             buffer: Vec::new(),
@@ -175,6 +186,7 @@ impl<S> Guarded<S> {
             filled: 0,
             passing: 0,
             in_hand,
+            version,
             delivered: None,
             is_held: false,
         }
@@ -209,7 +221,13 @@ impl<S> Guarded<S> {
                 }
                 // Where it is not understood, it is as it was: lapin says what it thinks of it.
                 let fields = Fields(payload);
-                let _ = if kind == METHOD { fields.method() } else { fields.content_header() };
+                let understood = if kind == METHOD { fields.method() } else { fields.content_header() };
+                if kind == METHOD
+                    && understood.is_some()
+                    && let Some(version) = broker_version(payload)
+                {
+                    self.version.get_or_init(|| version);
+                }
             }
             self.passing = frame_bytes;
         }
@@ -273,6 +291,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     }
 }
 
+/// The broker's version, in its first frame. Only of what [`Fields::method`] has understood: this reads fields recursively.
+fn broker_version(method: &[u8]) -> Option<String> {
+    let properties = method.strip_prefix(&START)?.get(PROTOCOL_VERSION_BYTES..)?;
+    let (_, properties) = parse_field_table(properties).ok()?;
+    text(properties.inner().get("version")?).map(str::to_owned)
+}
+
 /// Which delivery a method is; `None` when it is something else.
 fn delivery_tag(method: &[u8]) -> Option<u64> {
     let arguments = method.strip_prefix(&DELIVER)?;
@@ -290,9 +315,13 @@ fn body_bytes(content_header: &[u8]) -> usize {
 struct Fields<'a>(&'a mut [u8]);
 
 impl<'a> Fields<'a> {
-    /// Of the methods with a publisher's text in them, those of class 60, "basic".
+    /// The broker's first frame, and of the methods with a publisher's text in them those of class 60, "basic".
     fn method(mut self) -> Option<()> {
         match *self.take(4)? {
+            [0, 10, 0, 10] => {
+                self.take(PROTOCOL_VERSION_BYTES)?;
+                return Fields(self.long_bytes()?).table(1);
+            }
             [0, 60, 0, 50] => {
                 self.take(2)?; // reply code
                 self.short_string()?; // reply text
@@ -429,6 +458,30 @@ mod tests {
         table
     }
 
+    #[tokio::test]
+    async fn the_brokers_version_is_known_from_its_first_frame() {
+        let start = |table: &[u8]| {
+            let table_bytes = u32::try_from(table.len()).unwrap().to_be_bytes();
+            let mechanisms_and_locales = b"\0\0\0\x05PLAIN\0\0\0\x05en_US";
+            frame(METHOD, &[&START[..], &[0, 9], &table_bytes, table, mechanisms_and_locales].concat())
+        };
+        let told = async |bytes: Vec<u8>| {
+            let version = Arc::new(OnceLock::new());
+            let mut out = Vec::new();
+            let mut guarded = Guarded::new(Cursor::new(bytes.clone()), Arc::default(), version.clone());
+            guarded.read_to_end(&mut out).await.unwrap();
+            assert!(out == bytes);
+            version.get().cloned()
+        };
+        let named = start(b"\x07productS\0\0\0\x08RabbitMQ\x07versionS\0\0\0\x054.3.6");
+        assert_eq!(told(named).await.as_deref(), Some("4.3.6"));
+        for other in [start(b""), start(b"\x07versiont\x01"), start(b"\x07versionS\0\0\0\xff4"), frame(METHOD, &START)]
+        {
+            assert_eq!(told(other).await, None);
+        }
+        assert!(read(&start(&nested(20_000)), usize::MAX) != start(&nested(20_000)), "lapin reads this frame, too");
+    }
+
     #[test]
     fn what_does_no_harm_passes_untouched_however_it_is_cut() {
         let frames = [
@@ -501,7 +554,7 @@ mod tests {
         let deliveries = [delivery(1, half), delivery(2, half), delivery(3, usize::MAX), delivery(4, 0), frame(8, b"")];
         let in_hand = Arc::new(InHand::default());
         in_hand.bound();
-        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), in_hand.clone());
+        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), in_hand.clone(), Arc::default());
         assert_eq!(read_now(&mut guarded), (deliveries[..2].concat(), false));
         assert_eq!(read_now(&mut guarded), (vec![], false));
         in_hand.forget(1);
@@ -511,7 +564,7 @@ mod tests {
         in_hand.forget(3);
         assert_eq!(read_now(&mut guarded), (deliveries[3..].concat(), true));
 
-        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), Arc::default());
+        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), Arc::default(), Arc::default());
         assert_eq!(read_now(&mut guarded), (deliveries.concat(), true), "who does not consume has no bound");
     }
 
@@ -523,7 +576,7 @@ mod tests {
         let deliveries = [heavy, delivery(2, 0)];
         let in_hand = Arc::new(InHand::default());
         in_hand.bound();
-        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), in_hand);
+        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), in_hand, Arc::default());
         assert_eq!(read_now(&mut guarded), (deliveries[0].clone(), false));
     }
 

@@ -137,7 +137,8 @@ impl Topology {
         }
         let Declared { existing, unchecked, .. } = declaring.declared;
         link.close().await;
-        result.map(|()| Inspected { existing, unchecked, missing })
+        let broker_version = link.broker_version().to_owned();
+        result.map(|()| Inspected { existing, unchecked, missing, broker_version })
     }
 
     pub(super) async fn declare_on(&self, link: &Link) -> Result<Declared, TopologyError> {
@@ -307,6 +308,8 @@ pub struct Inspected {
     pub unchecked: Vec<String>,
     /// What does not exist.
     pub missing: Vec<String>,
+    /// Which version of RabbitMQ has them, as it tells it.
+    pub broker_version: String,
 }
 
 /// Why the objects at the broker are not as they should be.

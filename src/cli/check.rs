@@ -27,6 +27,12 @@ pub struct Arguments {
     settings: Settings,
 }
 
+/// The first version of RabbitMQ in which dead-lettering at least once does not stop (its issue 16652).
+const DEAD_LETTERING_REPAIRED: [u32; 3] = [4, 3, 3];
+const DEAD_LETTERING_WARNING: &str = "\
+warning: in a cluster, RabbitMQ before 4.3.3 can stop dead-lettering for good after nodes were replaced; commands in retry queues then \
+never return to work. Upgrade to 4.3.3 or newer. A single node is not affected";
+
 /// What a check found.
 #[derive(Debug, Serialize)]
 struct Finding {
@@ -148,23 +154,32 @@ async fn rabbitmq(settings: BrokerSettings, tls: &Tls) -> Finding {
     connection(
         "RabbitMQ",
         match found {
-            Ok(found) if found.missing.is_empty() => {
-                let mut lines = vec![format!("{url}, {} objects as they should be", found.existing.len())];
+            Ok(found) => {
+                let server = format!("{url}, version {}", found.broker_version);
+                let mut lines = if found.missing.is_empty() {
+                    vec![format!("{server}, {} objects as they should be", found.existing.len())]
+                } else if found.existing.is_empty() && found.unchecked.is_empty() {
+                    vec![format!("{server}, with no objects yet: `offramp init` or `offramp run` makes them")]
+                } else {
+                    let missing = found.missing.join(", ");
+                    vec![server, format!("missing: {missing} (`offramp init` or `offramp run` makes them)")]
+                };
                 if !found.unchecked.is_empty() {
                     lines.push(format!("this user may not check {}", found.unchecked.join(", ")));
                 }
+                lines.extend(dead_lettering_can_stop(&found.broker_version).then(|| DEAD_LETTERING_WARNING.to_owned()));
                 Ok(lines.join("\n"))
-            }
-            Ok(found) if found.existing.is_empty() && found.unchecked.is_empty() => {
-                Ok(format!("{url}, with no objects yet: `offramp init` or `offramp run` makes them"))
-            }
-            Ok(found) => {
-                Ok(format!("{url}\nmissing: {} (`offramp init` or `offramp run` makes them)", found.missing.join(", ")))
             }
             Err(TopologyError::Broker(error)) => Err(error.to_string()),
             Err(error) => Err(format!("{url}\n{error}")),
         },
     )
+}
+
+/// Whether this version of RabbitMQ lacks the repair in [`DEAD_LETTERING_REPAIRED`]. Not of one that cannot be read.
+fn dead_lettering_can_stop(version: &str) -> bool {
+    let numbers: Vec<u32> = version.split(['.', '-', '+']).map_while(|number| number.parse().ok()).take(3).collect();
+    !numbers.is_empty() && numbers[..] < DEAD_LETTERING_REPAIRED[..]
 }
 
 async fn mongodb(settings: DatabaseSettings, tls: &Tls) -> Finding {
@@ -206,4 +221,19 @@ async fn mail_server(settings: MailSettings, sender: &SenderSettings, tls: &Tls)
         transport.check().await.map_err(|error| error.to_string())
     };
     connection("mail", checking.await.map(|()| url.to_string()).map_err(|error| format!("{url}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_before_4_3_3_are_warned_about() {
+        for version in ["3.10.8", "3.13.7", "4.0.5", "4.2.9", "4.3", "4.3.2", "4.3.2+1.gabcdef"] {
+            assert!(dead_lettering_can_stop(version), "{version}");
+        }
+        for version in ["4.3.3", "4.3.6", "4.3.10", "4.4.0", "4.4.0-rc.1", "10.0.0", "", "unknown"] {
+            assert!(!dead_lettering_can_stop(version), "{version}");
+        }
+    }
 }

@@ -352,6 +352,11 @@ async fn check_says_what_is_wrong_and_changes_nothing() {
     let ran = succeeds(&mut check(), &["check"], "");
     assert_eq!(ran.stdout.matches('✓').count(), 5, "{}", ran.stdout);
     assert!(ran.stdout.contains("with no objects yet"), "{}", ran.stdout);
+    let rabbitmq = ran.stdout.lines().find(|line| line.contains("RabbitMQ")).expect("a line about RabbitMQ");
+    let version = rabbitmq.split_once(", version ").expect("its version").1.split(',').next().unwrap();
+    let numbers: Vec<u32> = version.split('.').map(|number| number.parse().expect("a number")).collect();
+    // It is no error.
+    assert_eq!(ran.stdout.contains("Upgrade to 4.3.3"), numbers < vec![4, 3, 3], "{}", ran.stdout);
     assert!(succeeds(&mut check(), &["check"], "").stdout.contains("with no objects yet"), "it made none");
     assert!(world.database.list_collection_names().await.unwrap().is_empty(), "it made none");
     succeeds(&mut offramp(&world), &["init"], "");

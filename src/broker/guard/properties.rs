@@ -52,7 +52,7 @@ fn frames(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
 pub(super) fn read(bytes: &[u8], piece: usize) -> Vec<u8> {
     let mut out = Vec::new();
     let pieces = Pieces(Cursor::new(bytes.to_vec()), piece);
-    let read = Guarded::new(pieces, Arc::default()).read_to_end(&mut out).now_or_never();
+    let read = Guarded::new(pieces, Arc::default(), Arc::default()).read_to_end(&mut out).now_or_never();
     assert!(matches!(read, Some(Ok(_))), "it neither waits nor fails");
     out
 }
