@@ -3,6 +3,21 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
+# RABBITMQ=3.10 or RABBITMQ=4: with that RabbitMQ instead of this machine's own, on servers beside the usual ones. With Docker, under
+# another name and on other ports.
+RABBITMQ ?=
+ifneq ($(RABBITMQ),)
+export OFFRAMP_SERVICES_RABBITMQ := $(RABBITMQ)
+export OFFRAMP_SERVICES_DIR := $(CURDIR)/.services/rabbitmq-$(RABBITMQ)
+export OFFRAMP_SERVICES_TOOLS := $(CURDIR)/.services/tools
+export COMPOSE_PROJECT_NAME := offramp-rabbitmq-$(subst .,-,$(RABBITMQ))
+export RABBITMQ_PORT := 5972
+export RABBITMQ_ADMIN_PORT := 15972
+export MONGODB_PORT := 27317
+export SMTP_PORT := 1325
+export MAILPIT_PORT := 8325
+endif
+
 # The settings of the running servers, for one command line.
 with_services := settings=$$(scripts/services env) && eval "$$settings" &&
 
@@ -18,7 +33,7 @@ demo: cargo services-up ## start servers, build, and show a story of cancellatio
 	@$(with_services) cargo run --quiet --locked --example demo
 
 .PHONY: test
-test: cargo services-up ## start servers, and run every test against them, unit and integration; then a minute of chaos
+test: cargo services-up ## start servers, run every test against them, unit and integration; then a minute of chaos (RABBITMQ=4 or 3.10: with that one)
 	@$(with_services) cargo test --locked
 	@$(MAKE) --no-print-directory chaos SECONDS=60 PROFILE=dev
 
