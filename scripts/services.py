@@ -3,6 +3,9 @@
 wait SERVER PORT PID SECONDS [TLS]   return when the server on that port of 127.0.0.1 answers, and print its version if it
                                tells one; fail when its process has ended; TLS: a folder with the ca.pem of the server and a client.pem for it
 smtp-sink PORT FOLDER          an SMTP server that accepts every mail and keeps it in FOLDER as .eml, and .html to look at
+postfix-policy FOLDER SECONDS  greylisting and a slow content filter for Postfix, see scripts/mail-servers; FOLDER: what is
+                               greylisted; SECONDS: how long the filter takes
+opensmtpd-policy FOLDER SECONDS  the same for OpenSMTPD
 """
 
 import asyncio
@@ -14,6 +17,7 @@ import re
 import smtplib
 import ssl
 import sys
+import threading
 import time
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +36,10 @@ def main():
     elif verb == "smtp-sink":
         port, folder = arguments
         asyncio.run(receive_mails(int(port), Path(folder)))
+    elif verb in ("postfix-policy", "opensmtpd-policy"):
+        folder, seconds = arguments
+        policy = postfix_policy if verb == "postfix-policy" else opensmtpd_policy
+        policy(Path(folder), float(seconds))
     else:
         sys.exit(__doc__)
 
@@ -40,7 +48,7 @@ def main():
 
 
 def wait(server, port, pid, seconds, tls):
-    ask = {"rabbitmq": ask_rabbitmq, "mongodb": ask_mongodb, "smtp": ask_smtp}[server]
+    ask = {"rabbitmq": ask_rabbitmq, "mongodb": ask_mongodb}.get(server, ask_smtp)
     logging.disable(logging.CRITICAL)  # the clients log every refused attempt
     deadline = time.monotonic() + seconds
     while True:
@@ -150,6 +158,69 @@ class Keeper:
         unfinished.write_bytes(content)
         os.rename(unfinished, self.folder / f"{stem}.eml")
         return "250 OK, kept"
+
+
+# -------------------------------------------------------------------------------------- policies of mail servers
+
+
+def is_greylisted(recipient, folder):
+    """Whether to reject an email for now: the first one to a recipient who asks for that."""
+    if not recipient.startswith("greylisted@"):
+        return False
+    try:
+        (folder / recipient).touch(exist_ok=False)
+        return True
+    except FileExistsError:
+        return False
+
+
+def is_filtered(recipient):
+    return recipient.startswith("scanned@")
+
+
+def postfix_policy(folder, filter_seconds):
+    """Answers Postfix's questions (its SMTPD_POLICY_README): lines of name=value, and an empty one."""
+    question = {}
+    for line in sys.stdin:
+        if line != "\n":
+            name, _, value = line.rstrip("\n").partition("=")
+            question[name] = value
+            continue
+        action, recipient = "DUNNO", question["recipient"]
+        if question["protocol_state"] == "RCPT" and is_greylisted(recipient, folder):
+            action = "DEFER_IF_PERMIT 4.2.0 Greylisted, please try again"
+        if question["protocol_state"] == "END-OF-MESSAGE" and is_filtered(recipient):
+            time.sleep(filter_seconds)
+        print(f"action={action}\n", flush=True)
+        question = {}
+
+
+def opensmtpd_policy(folder, filter_seconds):
+    """Answers OpenSMTPD's questions (its smtpd-filters(7)), for all sessions at once."""
+    recipients = {}
+    writing = threading.Lock()
+
+    def say(*words):
+        with writing:
+            print(*words, sep="|", flush=True)
+
+    for line in sys.stdin:
+        kind, *fields = line.rstrip("\n").split("|")
+        if kind == "config" and fields == ["ready"]:
+            for phase in ("rcpt-to", "commit"):
+                say("register", "filter", "smtp-in", phase)
+            say("register", "ready")
+        if kind != "filter":
+            continue
+        _version, _time, _direction, phase, session, token, *rest = fields
+        answer, seconds = ["proceed"], 0
+        if phase == "rcpt-to":
+            recipients[session] = rest[0]
+            if is_greylisted(rest[0], folder):
+                answer = ["reject", "450 4.2.0 Greylisted, please try again"]
+        if phase == "commit" and is_filtered(recipients[session]):
+            seconds = filter_seconds
+        threading.Timer(seconds, say, ("filter-result", session, token, *answer)).start()
 
 
 if __name__ == "__main__":
