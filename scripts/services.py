@@ -14,6 +14,7 @@ import email.policy
 import logging
 import os
 import re
+import select
 import smtplib
 import ssl
 import sys
@@ -190,7 +191,9 @@ def postfix_policy(folder, filter_seconds):
         if question["protocol_state"] == "RCPT" and is_greylisted(recipient, folder):
             action = "DEFER_IF_PERMIT 4.2.0 Greylisted, please try again"
         if question["protocol_state"] == "END-OF-MESSAGE" and is_filtered(recipient):
-            time.sleep(filter_seconds)
+            gone, _, _ = select.select([sys.stdin], [], [], filter_seconds)
+            if gone:
+                return  # Postfix says nothing until it has an answer: it has ended
         print(f"action={action}\n", flush=True)
         question = {}
 
@@ -220,7 +223,9 @@ def opensmtpd_policy(folder, filter_seconds):
                 answer = ["reject", "450 4.2.0 Greylisted, please try again"]
         if phase == "commit" and is_filtered(recipients[session]):
             seconds = filter_seconds
-        threading.Timer(seconds, say, ("filter-result", session, token, *answer)).start()
+        timer = threading.Timer(seconds, say, ("filter-result", session, token, *answer))
+        timer.daemon = True
+        timer.start()
 
 
 if __name__ == "__main__":
