@@ -17,7 +17,7 @@ use crate::support::worker::{Worker, get};
 use crate::support::world::World;
 
 /// The email in the outbox of `sub`, once it is as wanted.
-async fn email(world: &World, what: &str, is_wanted: impl Fn(&Document) -> bool) -> Document {
+pub async fn email(world: &World, what: &str, is_wanted: impl Fn(&Document) -> bool) -> Document {
     eventually(what, || async {
         let document = world.document("subscriptions", "sub").await?;
         let entries = document.get_array("outbox").ok()?.iter().filter_map(Bson::as_document);
@@ -27,7 +27,7 @@ async fn email(world: &World, what: &str, is_wanted: impl Fn(&Document) -> bool)
 }
 
 /// Time passes: emails that wait are due.
-async fn make_due(world: &World, and: Document) {
+pub async fn make_due(world: &World, and: Document) {
     let mut set = doc! { "outbox.$[email].due": DateTime::now() };
     set.extend(and);
     let update = doc! { "$set": set, "$inc": { "version": 1_i64 } };
@@ -37,7 +37,7 @@ async fn make_due(world: &World, and: Document) {
     assert_eq!(updating.await.unwrap().matched_count, 1);
 }
 
-async fn outcomes(worker: &Worker, outcome: &str) -> u64 {
+pub async fn outcomes(worker: &Worker, outcome: &str) -> u64 {
     let metrics = get(worker.port(), "/metrics").await.unwrap_or_default();
     let is_this =
         |line: &&str| line.starts_with("offramp_mails_total{") && line.contains(&format!("outcome=\"{outcome}\""));

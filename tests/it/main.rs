@@ -16,6 +16,8 @@ mod operators;
 mod outages;
 mod outbox;
 mod preview;
+#[cfg(target_os = "linux")]
+mod real_mail_servers;
 mod shutdown;
 mod story;
 mod support;

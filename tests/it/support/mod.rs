@@ -29,7 +29,14 @@ pub fn setting(name: &str, default: &str) -> String {
 
 /// Waits until `look` answers, and says `what` was awaited in vain otherwise.
 #[track_caller]
-pub fn eventually<T, F: Future<Output = Option<T>>>(
+pub fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl FnMut() -> F) -> impl Future<Output = T> {
+    eventually_within(PATIENCE, what, look)
+}
+
+/// The same for what may take longer, or not so long.
+#[track_caller]
+pub fn eventually_within<T, F: Future<Output = Option<T>>>(
+    patience: Duration,
     what: &str,
     mut look: impl FnMut() -> F,
 ) -> impl Future<Output = T> {
@@ -40,7 +47,7 @@ pub fn eventually<T, F: Future<Output = Option<T>>>(
             if let Some(found) = look().await {
                 return found;
             }
-            assert!(begin.elapsed() < PATIENCE, "{caller}: waited {PATIENCE:?} in vain: {what}");
+            assert!(begin.elapsed() < patience, "{caller}: waited {patience:?} in vain: {what}");
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
     }

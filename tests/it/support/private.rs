@@ -12,7 +12,7 @@ pub struct PrivateServers {
 }
 
 impl PrivateServers {
-    /// Starts `rabbitmq`, `mongodb` or both, with further settings of `scripts/services`.
+    /// Starts servers that `scripts/services` knows, with further settings of it.
     pub fn start(names: &[&str], environment: Vec<(&'static str, PathBuf)>) -> Self {
         let servers = Self { directory: tempfile::tempdir().unwrap(), environment };
         for name in names {
@@ -25,6 +25,11 @@ impl PrivateServers {
     pub fn port(&self, name: &str) -> u16 {
         let file = self.directory.path().join(format!("run/{name}.port"));
         std::fs::read_to_string(file).unwrap().trim().parse().unwrap()
+    }
+
+    /// Where they keep what they have.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     fn services(&self, arguments: &[&str]) -> bool {

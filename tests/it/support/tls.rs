@@ -1,6 +1,6 @@
 //! A certificate authority that lives as long as a test, and servers of the test's own that demand its certificates.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use offramp::tls::{Authorities, Identity, Tls};
@@ -50,6 +50,11 @@ impl ThrowAwayCa {
 
     pub fn path(&self, file: &str) -> PathBuf {
         self.directory.path().join(file)
+    }
+
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     /// For clients that trust this authority, and have a certificate of it or none.

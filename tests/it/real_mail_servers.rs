@@ -1,0 +1,462 @@
+//! The worker and the mail servers that most of the world runs: Postfix, Exim and OpenSMTPD, with the same mailboxes and
+//! policies (`scripts/mail-servers`). What they agree on is said once, here; where they differ, [`Server`] says how.
+
+use std::fmt;
+use std::fs;
+use std::future::Future;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use bson::{DateTime, Document, doc};
+use chrono::{TimeDelta, Utc};
+use mail_parser::{MessageParser, MimeHeaders};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::mail_server::{email, make_due, outcomes};
+use crate::support::private::PrivateServers;
+use crate::support::samples::{cancellation, populate, subscription, with};
+use crate::support::smtp::SmtpSink;
+use crate::support::tls::ThrowAwayCa;
+use crate::support::worker::Worker;
+use crate::support::world::World;
+use crate::support::{eventually, eventually_within};
+
+/// A mail server, as it is called in `scripts/services`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Server {
+    Postfix,
+    Exim,
+    OpenSmtpd,
+}
+
+impl Server {
+    const ALL: [Self; 3] = [Self::Postfix, Self::Exim, Self::OpenSmtpd];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Postfix => "postfix",
+            Self::Exim => "exim",
+            Self::OpenSmtpd => "opensmtpd",
+        }
+    }
+
+    /// What it says to an email that is too large.
+    fn too_large(self) -> &'static str {
+        match self {
+            Self::Postfix => "552 5.3.4 Error: message file too big",
+            Self::Exim => "552 Message size exceeds maximum permitted",
+            Self::OpenSmtpd => "554 5.3.4 Message too big for system",
+        }
+    }
+
+    /// What it says to a name in EHLO without a dot. Postfix says so only to RCPT.
+    fn bad_name(self) -> &'static str {
+        match self {
+            Self::Postfix => "RCPT: 504 5.5.2",
+            Self::Exim | Self::OpenSmtpd => "EHLO: 550 5.7.1",
+        }
+    }
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// All three, running. They end when no test uses them.
+struct Running {
+    servers: PrivateServers,
+    ca: ThrowAwayCa,
+}
+
+fn running() -> Arc<Running> {
+    static RUNNING: Mutex<Weak<Running>> = Mutex::new(Weak::new());
+    let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    running.upgrade().unwrap_or_else(|| {
+        let ca = ThrowAwayCa::new();
+        let environment = vec![("OFFRAMP_SERVICES_TLS", ca.directory().to_owned())];
+        let started =
+            Arc::new(Running { servers: PrivateServers::start(&Server::ALL.map(Server::as_str), environment), ca });
+        *running = Arc::downgrade(&started);
+        started
+    })
+}
+
+/// Runs a test with each server, all at the same time.
+async fn with_each<F>(test: impl Fn(Post) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let running = running();
+    let mut tests = JoinSet::new();
+    for server in Server::ALL {
+        let test = test(Post { server, running: Arc::clone(&running) });
+        tests.spawn(async move { (server, tokio::spawn(test).await) });
+    }
+    let ended = tests.join_all().await;
+    let failed: Vec<_> = ended.iter().filter(|(_, result)| result.is_err()).map(|(server, _)| server).collect();
+    assert!(failed.is_empty(), "it went wrong with {failed:?}, see above");
+}
+
+/// One of the servers, with what a test asks it.
+struct Post {
+    server: Server,
+    running: Arc<Running>,
+}
+
+impl Post {
+    /// A world whose account manager has this mailbox.
+    async fn world(&self, mailbox: &str) -> World {
+        let world = World::new(&format!("{}-{mailbox}", self.server)).await;
+        populate(&world).await;
+        let address = doc! { "$set": { "manager.email": format!("{mailbox}@home.example") } };
+        world.collection("accounts").update_one(doc! { "_id": "acc" }, address).await.unwrap();
+        world
+    }
+
+    /// Its address without encryption.
+    fn plain_url(&self) -> String {
+        format!("smtp://127.0.0.1:{}?tls=none", self.running.servers.port(self.server.as_str()))
+    }
+
+    fn encrypted_url(&self) -> String {
+        format!("smtp://localhost:{}?tls=required", self.running.servers.port(self.server.as_str()))
+    }
+
+    /// Where it wants a login.
+    fn submission_url(&self, password: &str) -> String {
+        let port = self.running.servers.port(&format!("{}_submission", self.server));
+        format!("smtp://offramp:{password}@localhost:{port}?tls=required")
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.running.ca.path("ca.pem")
+    }
+
+    /// The emails in a mailbox. Whatever arrives has to be complete.
+    fn mailbox(&self, name: &str) -> Vec<Vec<u8>> {
+        let directory = self.running.servers.directory().join(format!("{}/mail/{name}/new", self.server));
+        let Ok(files) = fs::read_dir(directory) else { return Vec::new() };
+        let emails: Vec<_> = files.map(|file| fs::read(file.unwrap().path()).unwrap()).collect();
+        for email in &emails {
+            assert_complete(email);
+        }
+        emails
+    }
+
+    /// Waits for a number of emails in a mailbox.
+    async fn delivered(&self, name: &str, count: usize) -> Vec<Vec<u8>> {
+        let what = format!("{count} emails in the mailbox {name} of {}", self.server);
+        let emails =
+            eventually(&what, || async { Some(self.mailbox(name)).filter(|emails| emails.len() >= count) }).await;
+        assert_eq!(emails.len(), count, "{what}");
+        emails
+    }
+}
+
+fn assert_complete(email: &[u8]) {
+    let text = String::from_utf8_lossy(email);
+    let parsed = MessageParser::default().parse(email).unwrap();
+    assert!(parsed.message_id().is_some() && parsed.subject().is_some(), "{text}");
+    assert_eq!((parsed.text_body_count(), parsed.html_body_count()), (1, 1), "{text}");
+    let boundary = parsed.content_type().and_then(|kind| kind.attribute("boundary")).unwrap();
+    assert!(text.trim_end().ends_with(&format!("--{boundary}--")), "{text}");
+}
+
+/// A worker whose log is kept.
+struct Logged {
+    worker: Worker,
+    log: JoinHandle<String>,
+}
+
+impl Logged {
+    async fn start(world: &World, url: &str, settings: &[(&str, &str)]) -> Self {
+        let mut worker = Worker::spawn(world, url, settings, Stdio::piped());
+        let mut stderr = worker.take_log();
+        let log = tokio::task::spawn_blocking(move || {
+            let mut log = String::new();
+            stderr.read_to_string(&mut log).map(|_| log).unwrap()
+        });
+        Self { worker: worker.ready().await, log }
+    }
+
+    /// Stops it, and gives what it has logged.
+    async fn stop(self) -> String {
+        assert!(self.worker.stop().await.success());
+        self.log.await.unwrap()
+    }
+}
+
+/// The email of `sub` after so many tries, when it waits for another.
+async fn tried(world: &World, times: i32) -> Document {
+    email(world, "an email that was put off", |entry| {
+        entry.get_i32("attempts").ok() == Some(times) && entry.contains_key("due")
+    })
+    .await
+}
+
+/// Words of our own for the emails of a worker, in a folder for `OFFRAMP_TEMPLATES`.
+fn templates(words: &[(&str, &str)]) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("en")).unwrap();
+    for (name, words) in words {
+        let text = format!("Subject: Résiliation, {{{{ends_on}}}}\n\n# {{{{subject}}}}\n\n{words}\n");
+        fs::write(directory.path().join(format!("en/{name}.account_manager.md")), text).unwrap();
+    }
+    directory
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+// ---------------------------------------------------------------------------------------------------------- scenarios
+
+/// The fields of an email but for its date and those that servers add, and its body.
+fn what_was_sent(email: &[u8]) -> (Vec<String>, String) {
+    const ADDED: [&str; 7] =
+        ["Date:", "Received:", "Return-path:", "Delivered-To:", "X-Original-To:", "Envelope-to:", "Delivery-date:"];
+    let text = String::from_utf8(email.to_vec()).unwrap().replace("\r\n", "\n");
+    let (header, body) = text.split_once("\n\n").unwrap();
+    let header = header.replace("\n ", " ").replace("\n\t", " ");
+    let is_added = |line: &str| {
+        ADDED.iter().any(|name| line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name)))
+    };
+    (header.lines().filter(|line| !is_added(line)).map(str::to_owned).collect(), body.trim_end().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_mail_servers_deliver_emails_as_they_were_written() {
+    with_each(|post| async move {
+        let long_line = "Ünïcödé ".repeat(150);
+        let words = [
+            ("cancelled-by-admin", ".begins with a dot: é ü 漢字 🏊"),
+            ("removed-by-admin", &format!("..begins with two: {long_line}")),
+        ];
+        let templates = templates(&words);
+        let settings = [("OFFRAMP_TEMPLATES", path(templates.path()))];
+        let sink = SmtpSink::start().await;
+        let mut ids = Vec::new();
+        // The same emails, once to a server that keeps each byte: their ids depend on nothing but the commands.
+        for url in [sink.url(), post.plain_url()] {
+            let world = post.world("plain").await;
+            world.collection("subscriptions").insert_one(subscription("sub-2", "org", "acc")).await.unwrap();
+            let worker = Worker::start_with(&world, &url, &settings).await;
+            world.command(&cancellation("c-1", "sub")).await;
+            let removal = with(cancellation("c-2", "sub-2"), "via", "invoice".into());
+            world.command(&with(removal, "invoice_id", "inv-5".into())).await;
+            eventually("two emails", || async { (outcomes(&worker, "sent").await == 2).then_some(()) }).await;
+            world.outboxes_empty().await;
+            ids.push(worker.id());
+            assert!(worker.stop().await.success());
+            world.remove().await;
+        }
+        let sorted = |emails: Vec<Vec<u8>>| {
+            let mut emails: Vec<_> = emails.iter().map(|email| what_was_sent(email)).collect();
+            emails.sort();
+            emails
+        };
+        let delivered = post.delivered("plain", 2).await;
+        let texts: Vec<_> = delivered
+            .iter()
+            .map(|email| MessageParser::default().parse(email).unwrap().body_text(0).unwrap().replace("\r\n", "\n"))
+            .collect();
+        for (_, words) in words {
+            assert!(texts.iter().any(|text| text.contains(&format!("\n{}\n", words.trim_end()))), "{texts:#?}");
+        }
+        let sent = sink.mails().iter().map(|taken| taken.bytes.clone()).collect();
+        assert_eq!(sorted(delivered), sorted(sent));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_that_is_greylisted_arrives_once() {
+    with_each(|post| async move {
+        let world = post.world("greylisted").await;
+        let worker = Worker::start(&world, &post.plain_url()).await;
+        world.command(&cancellation("c-1", "sub")).await;
+        tried(&world, 1).await;
+        make_due(&world, doc! {}).await;
+        world.outboxes_empty().await;
+        assert_eq!((outcomes(&worker, "put_off").await, outcomes(&worker, "sent").await), (1, 1));
+        post.delivered("greylisted", 1).await;
+        assert!(worker.stop().await.success());
+        world.remove().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_to_nobody_is_kept_for_an_operator() {
+    with_each(|post| async move {
+        let world = post.world("nobody").await;
+        let events = world.watch_events().await;
+        let worker = Worker::start(&world, &post.plain_url()).await;
+        world.command(&cancellation("c-1", "sub")).await;
+        let failed = email(&world, "an email for an operator", |entry| entry.contains_key("failed_at")).await;
+        assert!(failed.get_str("error").unwrap().contains("RCPT: 550"), "{failed}");
+        let event = events.next(&world, |event| event["type"] == "notification.failed").await;
+        assert_eq!(event["data"]["template"], "cancelled-by-admin");
+        assert_eq!((outcomes(&worker, "refused").await, outcomes(&worker, "sent").await), (1, 0));
+        assert!(worker.stop().await.success());
+        world.remove().await;
+    })
+    .await;
+}
+
+/// Not every server says whether an email is too large for the recipient or for itself. With an enhanced code of 5.3.x it is the
+/// server's limit, which an operator can have raised.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_that_is_too_large_is_retried_where_that_is_said_to_be_the_servers_limit() {
+    with_each(|post| async move {
+        let templates = templates(&[("cancelled-by-admin", &"Too many words. ".repeat(2_000))]);
+        let world = post.world("large").await;
+        let settings = [("OFFRAMP_TEMPLATES", path(templates.path()))];
+        let worker = Worker::start_with(&world, &post.plain_url(), &settings).await;
+        world.command(&cancellation("c-1", "sub")).await;
+        let is_limit = post.server.too_large().contains(" 5.3.4 ");
+        let entry = if is_limit {
+            let entry = tried(&world, 1).await;
+            let pause = entry.get_datetime("due").unwrap().to_chrono() - Utc::now();
+            assert!(pause > TimeDelta::seconds(40) && pause < TimeDelta::seconds(80), "{pause}");
+            make_due(&world, doc! {}).await;
+            tried(&world, 2).await
+        } else {
+            email(&world, "an email for an operator", |entry| entry.contains_key("failed_at")).await
+        };
+        assert!(entry.get_str("error").unwrap().contains(post.server.too_large()), "{entry}");
+        let counted = (outcomes(&worker, "sender_rejected").await > 0, outcomes(&worker, "refused").await > 0);
+        assert_eq!(counted, (is_limit, !is_limit));
+        assert_eq!(post.mailbox("large").len(), 0);
+        assert!(worker.stop().await.success());
+        world.remove().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_email_leaves_before_the_certificate_is_trusted() {
+    with_each(|post| async move {
+        let world = post.world("encrypted").await;
+        let worker = Logged::start(&world, &post.encrypted_url(), &[]).await;
+        world.command(&cancellation("c-1", "sub")).await;
+        let entry = tried(&world, 1).await;
+        assert!(entry.get_str("error").unwrap().contains("OFFRAMP_TLS_CA"), "{entry}");
+        assert_eq!(outcomes(&worker.worker, "sent").await, 0);
+        let log = worker.stop().await;
+        assert!(log.contains("OFFRAMP_TLS_CA"), "{log}");
+        assert_eq!(post.mailbox("encrypted").len(), 0);
+
+        let ca = post.ca();
+        let worker = Worker::start_with(&world, &post.encrypted_url(), &[("OFFRAMP_TLS_CA", path(&ca))]).await;
+        make_due(&world, doc! {}).await;
+        world.outboxes_empty().await;
+        let delivered = post.delivered("encrypted", 1).await;
+        let protocol = String::from_utf8_lossy(&delivered[0]).to_ascii_lowercase();
+        assert!(protocol.contains("with esmtps "), "{protocol}");
+        assert!(worker.stop().await.success());
+        world.remove().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_costs_no_email_and_is_reported_once() {
+    with_each(|post| async move {
+        let (world, ca) = (post.world("authenticated").await, post.ca());
+        let settings = [("OFFRAMP_TLS_CA", path(&ca))];
+        let worker = Logged::start(&world, &post.submission_url("wrong"), &settings).await;
+        world.command(&cancellation("c-1", "sub")).await;
+        still_retried_within_a_day(&world, &worker.worker, "AUTH: 535").await;
+        let log = worker.stop().await;
+        assert_eq!(log.matches("see the user and the password in OFFRAMP_SMTP_URL").count(), 1, "{log}");
+        assert!(
+            !log.contains("home.example") && !log.contains("wrong"),
+            "no addresses and no passwords in logs: {log}"
+        );
+        assert_eq!(post.mailbox("authenticated").len(), 0);
+
+        let worker = Worker::start_with(&world, &post.submission_url("a-secret"), &settings).await;
+        make_due(&world, doc! {}).await;
+        world.outboxes_empty().await;
+        let delivered = post.delivered("authenticated", 1).await;
+        let protocol = String::from_utf8_lossy(&delivered[0]).to_ascii_lowercase();
+        assert!(protocol.contains("with esmtpsa "), "{protocol}");
+        assert!(worker.stop().await.success());
+        world.remove().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_rejected_costs_no_email_and_is_reported_once() {
+    with_each(|post| async move {
+        let world = post.world("named").await;
+        let worker = Logged::start(&world, &post.plain_url(), &[("OFFRAMP_SMTP_NAME", "worker")]).await;
+        world.command(&cancellation("c-1", "sub")).await;
+        still_retried_within_a_day(&world, &worker.worker, post.server.bad_name()).await;
+        let log = worker.stop().await;
+        assert_eq!(log.matches("set OFFRAMP_SMTP_NAME").count(), 1, "{log}");
+        assert_eq!(post.mailbox("named").len(), 0);
+
+        let settings = [("OFFRAMP_SMTP_NAME", "worker.example.com")];
+        let worker = Worker::start_with(&world, &post.plain_url(), &settings).await;
+        make_due(&world, doc! {}).await;
+        world.outboxes_empty().await;
+        post.delivered("named", 1).await;
+        assert!(worker.stop().await.success());
+        world.remove().await;
+    })
+    .await;
+}
+
+/// The server rejects this worker, and goes on doing so until nearly a day after the first time.
+async fn still_retried_within_a_day(world: &World, worker: &Worker, reply: &str) {
+    let first = tried(world, 1).await;
+    assert!(first.get_str("error").unwrap().contains(reply), "{first}");
+    make_due(world, doc! {}).await;
+    tried(world, 2).await;
+    let nearly_a_day_ago = DateTime::from(Utc::now() - TimeDelta::minutes(23 * 60 + 50));
+    make_due(world, doc! { "outbox.$[email].sender_rejected_at": nearly_a_day_ago }).await;
+    tried(world, 3).await;
+    assert!(outcomes(worker, "sender_rejected").await >= 3);
+    assert_eq!(outcomes(worker, "refused").await, 0);
+    assert!(worker.readyz().await.unwrap().starts_with("HTTP/1.1 200"));
+}
+
+/// Longer than a lease, and than the shortest deadlines that mail clients have.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_arrives_once_where_the_content_is_filtered_for_70_s() {
+    with_each(|post| async move {
+        let world = post.world("scanned").await;
+        let settings = [("OFFRAMP_LEASE_SECONDS", "20")];
+        let url = post.plain_url();
+        let workers =
+            [Worker::start_with(&world, &url, &settings).await, Worker::start_with(&world, &url, &settings).await];
+        world.command(&cancellation("c-1", "sub")).await;
+        eventually_within(Duration::from_secs(120), "an email that was filtered", || async {
+            let document = world.document("subscriptions", "sub").await?;
+            (document.contains_key("notifications") && document.get_array("outbox").is_ok_and(Vec::is_empty))
+                .then_some(())
+        })
+        .await;
+        let mut counted = [0; 3];
+        for worker in &workers {
+            for (sum, outcome) in counted.iter_mut().zip(["sent", "in_doubt", "put_off"]) {
+                *sum += outcomes(worker, outcome).await;
+            }
+        }
+        assert_eq!(counted, [1, 0, 0]);
+        post.delivered("scanned", 1).await;
+        for worker in workers {
+            assert!(worker.stop().await.success());
+        }
+        world.remove().await;
+    })
+    .await;
+}
