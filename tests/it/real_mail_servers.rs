@@ -414,12 +414,10 @@ async fn a_name_that_is_rejected_costs_no_email_and_is_reported_once() {
 async fn still_retried_within_a_day(world: &World, worker: &Worker, reply: &str) {
     let first = tried(world, 1).await;
     assert!(first.get_str("error").unwrap().contains(reply), "{first}");
-    make_due(world, doc! {}).await;
-    tried(world, 2).await;
     let nearly_a_day_ago = DateTime::from(Utc::now() - TimeDelta::minutes(23 * 60 + 50));
     make_due(world, doc! { "outbox.$[email].sender_rejected_at": nearly_a_day_ago }).await;
-    tried(world, 3).await;
-    assert!(outcomes(worker, "sender_rejected").await >= 3);
+    tried(world, 2).await;
+    assert!(outcomes(worker, "sender_rejected").await >= 2);
     assert_eq!(outcomes(worker, "refused").await, 0);
     assert!(worker.readyz().await.unwrap().starts_with("HTTP/1.1 200"));
 }
