@@ -304,6 +304,36 @@ async fn an_email_to_nobody_is_kept_for_an_operator() {
     .await;
 }
 
+/// More rejections than the servers take over one connection: they slow down, say 421 or hang up.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_emails_to_nobody_cost_no_other_email() {
+    const COUNT: usize = 25;
+    with_each(|post| async move {
+        let world = post.world("nobody").await;
+        let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
+        let subscriptions = world.collection("subscriptions");
+        subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
+        let worker = Worker::start_with(&world, &post.plain_url(), &[("OFFRAMP_MAIL_CONNECTIONS", "1")]).await;
+        for id in &ids {
+            world.command(&cancellation(&format!("c-{id}"), id)).await;
+        }
+        eventually("every email for an operator", || async {
+            let failed = subscriptions.count_documents(doc! { "outbox.failed_at": { "$exists": true } }).await.unwrap();
+            (failed == COUNT as u64).then_some(())
+        })
+        .await;
+        let counted = ["refused", "put_off", "throttled", "sender_rejected", "in_doubt"];
+        let mut counts = Vec::new();
+        for outcome in counted {
+            counts.push(outcomes(&worker, outcome).await);
+        }
+        assert_eq!(counts, [COUNT as u64, 0, 0, 0, 0], "{counted:?}");
+        assert!(worker.stop().await.success());
+        world.remove().await;
+    })
+    .await;
+}
+
 /// Not every server says whether an email is too large for the recipient or for itself. With an enhanced code of 5.3.x it is the
 /// server's limit, which an operator can have raised.
 #[tokio::test(flavor = "multi_thread")]
