@@ -304,7 +304,7 @@ async fn an_email_to_nobody_is_kept_for_an_operator() {
     .await;
 }
 
-/// More rejections than the servers take over one connection: they slow down, say 421 or hang up.
+/// More than two of the servers take over one connection: Postfix says 421 at the twentieth, Exim hangs up after ten RSETs.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_emails_to_nobody_cost_no_other_email() {
     const COUNT: usize = 25;
