@@ -275,7 +275,7 @@ async fn real_mail_servers_deliver_emails_as_they_were_written() {
             for (_, words) in words() {
                 let has_words = |email: &Vec<u8>| {
                     let text = MessageParser::default().parse(email).unwrap().body_text(0).unwrap().replace('\r', "");
-                    text.contains(&format!("\n{}\n", words))
+                    text.contains(&format!("\n{words}\n"))
                 };
                 assert!(delivered.iter().any(has_words), "{words}");
             }
