@@ -824,9 +824,9 @@ impl Marker {
                     let batch = std::mem::take(&mut batch);
                     flushes.spawn(self.flusher.clone().flush(batch, self.aside.clone()));
                 }
-                Some(flushed) = flushes.join_next() => {
+                Some(ended) = flushes.join_next() => {
                     // One that broke has a mistake in it: see [`Dispatcher::run`].
-                    if flushed.is_err() {
+                    if ended.is_err() {
                         return;
                     }
                     flushed_at = Some(Instant::now());

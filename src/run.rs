@@ -257,7 +257,7 @@ impl Worker {
         };
         tokio::pin!(finishing);
         let giving_back = GIVE_BACK.1.min(self.shutdown_within / GIVE_BACK.0);
-        let mut finished = timeout(self.shutdown_within - giving_back, &mut finishing).await;
+        let mut finished = timeout(self.shutdown_within.saturating_sub(giving_back), &mut finishing).await;
         if finished.is_err() {
             outbox.give_back();
             finished = timeout(giving_back, finishing).await;

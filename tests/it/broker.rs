@@ -601,8 +601,8 @@ async fn headers_too_deep_for_any_stack_do_no_harm() {
         let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
         let mut message = Outgoing::new("", rabbit.queue(), b"deep".to_vec()).mandatory().header("tenant", "north");
         let mut headers = message.properties.headers().clone().unwrap();
-        // As deep as fits into a frame.
-        headers.insert(NESTED.into(), AMQPValue::ByteArray(nested_arrays(26_000).into()));
+        // Deeper than any stack, and not as deep as fits into a frame: RabbitMQ 3.10 takes seconds for that.
+        headers.insert(NESTED.into(), AMQPValue::ByteArray(nested_arrays(10_000).into()));
         message.properties = message.properties.with_headers(headers);
         assert_eq!(publisher.publish_all(&[message]).await, [Ok(())]);
         rabbit.commands(["after"]).await;

@@ -971,7 +971,8 @@ async fn a_token_is_read_for_each_connection() {
     let send = async || MailConnection::new(Arc::clone(&transport)).send(&composed(&sample())).await;
 
     let error = send().await.unwrap_err();
-    assert!(is_of_connection(&error) && error.to_string().contains(file.to_str().unwrap()), "{error}");
+    assert!(matches!(error, SendError::Unavailable(_)), "{error}");
+    assert!(error.to_string().contains(file.to_str().unwrap()), "{error}");
     for (token, encoded) in [
         ("first.token", "dXNlcj1tYXJpZUBleGFtcGxlLmNvbQFhdXRoPUJlYXJlciBmaXJzdC50b2tlbgEB"),
         ("second-token", "dXNlcj1tYXJpZUBleGFtcGxlLmNvbQFhdXRoPUJlYXJlciBzZWNvbmQtdG9rZW4BAQ=="),

@@ -163,7 +163,7 @@ async fn emails(world: &World) -> Vec<Document> {
     entries.filter_map(Bson::as_document).filter(|entry| entry.contains_key("mail")).cloned().collect()
 }
 
-fn is_due(entry: &&Document) -> bool {
+fn is_due(entry: &Document) -> bool {
     entry.get_datetime("due").unwrap() <= &DateTime::now()
 }
 
@@ -184,7 +184,7 @@ async fn emails_that_are_not_sent_in_time_are_given_back() {
     assert!(worker.stop().await.success());
     // Any worker may claim them at once, but for the one that the mail server has.
     let emails = emails(&world).await;
-    assert_eq!((emails.len(), emails.iter().filter(is_due).count()), (COUNT, COUNT - 1));
+    assert_eq!((emails.len(), emails.iter().filter(|entry| is_due(entry)).count()), (COUNT, COUNT - 1));
     world.remove().await;
 }
 
@@ -205,7 +205,7 @@ async fn emails_for_an_unavailable_mail_server_do_not_hold_up_a_stop() {
     let (tried, untried): (Vec<_>, Vec<_>) = emails.iter().partition(|entry| was_tried(entry));
     assert_eq!(tried.len() + untried.len(), COUNT);
     assert!(tried.len() < COUNT / 2, "{} were tried", tried.len());
-    assert!(untried.iter().all(is_due), "{untried:?}");
+    assert!(untried.iter().all(|entry| is_due(entry)), "{untried:?}");
     world.remove().await;
 }
 
