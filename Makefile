@@ -11,11 +11,12 @@ export OFFRAMP_SERVICES_RABBITMQ := $(RABBITMQ)
 export OFFRAMP_SERVICES_DIR := $(CURDIR)/.services/rabbitmq-$(RABBITMQ)
 export OFFRAMP_SERVICES_TOOLS := $(CURDIR)/.services/tools
 export COMPOSE_PROJECT_NAME := offramp-rabbitmq-$(subst .,-,$(RABBITMQ))
-export RABBITMQ_PORT := 5972
-export RABBITMQ_ADMIN_PORT := 15972
-export MONGODB_PORT := 27317
-export SMTP_PORT := 1325
-export MAILPIT_PORT := 8325
+beside := $(if $(filter 4,$(RABBITMQ)),3,4)
+export RABBITMQ_PORT := 5$(beside)72
+export RABBITMQ_ADMIN_PORT := 15$(beside)72
+export MONGODB_PORT := 27$(beside)17
+export SMTP_PORT := 1$(beside)25
+export MAILPIT_PORT := 8$(beside)25
 endif
 
 # The settings of the running servers, for one command line.

@@ -158,7 +158,9 @@ impl Engine {
         };
         match looking.await {
             Ok(_) => self.answered(),
-            Err(error) => self.report_unavailable(&error),
+            // A missing right or shard is reported as well, but not all is unavailable then.
+            Err(error) if !self.is_unavailable().await => self.report(&error),
+            Err(_) => {}
         }
     }
 
@@ -208,7 +210,7 @@ impl Engine {
 
     fn report_unavailable(&self, error: &StoreError) {
         self.report(error);
-        if *error != StoreError::TimedOut {
+        if matches!(error, StoreError::Unavailable(_)) {
             self.unavailable_at.send_replace(Some(Instant::now()));
         }
     }

@@ -35,6 +35,8 @@ use crate::store::{Collection, Store, StoreError};
 const QUEUE_MAX: usize = 512;
 /// How long a lane waits for room in the queues, so that it does not run far ahead of a mail server that works.
 const OFFER_PATIENCE: Duration = Duration::from_secs(1);
+/// How long emails that wait for their turn may hold up a stop.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 /// How many events are published at once.
 const PUBLISH_MAX: usize = 512;
 /// How many emails may be sent and not yet marked. When this process is killed, these are sent once more.
@@ -264,7 +266,9 @@ impl Outbox {
     pub fn close(&self) {
         self.emails.close();
         self.events.close();
-        if self.mail_server.is_unavailable() || self.mail_server.pacer.is_limited() {
+        let allowance = self.mail_server.pacer.allowance(CLOSING_PATIENCE);
+        let is_slow = allowance.is_some_and(|allowance| self.emails.len() > allowance);
+        if self.mail_server.is_unavailable() || is_slow {
             self.giving_back.emails.cancel();
         }
     }
@@ -395,8 +399,8 @@ impl Dispatcher {
         };
         senders.spawn(event_sender.run());
         let returning = tokio::spawn(join(
-            give_back_rest(self.emails, self.giving_back.emails, store.clone()),
-            give_back_rest(self.events, self.giving_back.all.clone(), store.clone()),
+            give_back_rest(self.emails, self.giving_back.emails, store.clone(), Arc::clone(&unmarked)),
+            give_back_rest(self.events, self.giving_back.all.clone(), store.clone(), Arc::clone(&unmarked)),
         ));
         let (put_aside, aside) = async_channel::bounded(ASIDE_MAX);
         let flusher = Flusher { store: store.clone(), unmarked, lease: self.lease };
@@ -427,11 +431,17 @@ impl Dispatcher {
     }
 }
 
-/// Gives back what is left in a queue, once it is time to.
-async fn give_back_rest(queue: async_channel::Receiver<Leased>, giving_back: CancellationToken, store: Store) {
+/// Gives back what is left in a queue, once it is time to; but for what this process has sent already.
+async fn give_back_rest(
+    queue: async_channel::Receiver<Leased>,
+    giving_back: CancellationToken,
+    store: Store,
+    unmarked: Arc<Unmarked>,
+) {
     giving_back.cancelled().await;
     let at = clock::now();
     let rest = std::iter::from_fn(|| queue.try_recv().ok());
+    let rest = rest.filter(|leased| !unmarked.sent().contains(&leased.entry.id));
     let marks: Vec<_> = rest.map(|leased| Mark::new(&leased, Fate::GivenBack { at })).collect();
     if !marks.is_empty() {
         tracing::info!(entries = marks.len(), "giving entries back that were not sent; any worker may send them");
@@ -476,10 +486,22 @@ impl Postman {
                 }
             };
             self.unmarked.keep_up().await;
-            if !self.may_send(&leased) {
+            let is_in_turn = if turn.is_valid() {
+                let may_send = self.may_send(&leased);
+                if may_send {
+                    turn.take();
+                }
+                may_send
+            } else {
+                drop(turn);
+                self.next_turn(&leased).await
+            };
+            if !is_in_turn {
+                if !self.give_back(&leased, permit).await {
+                    break;
+                }
                 continue;
             }
-            turn.take();
             mail_server.in_hand.fetch_add(1, Ordering::Relaxed);
             let is_marked = self.deliver(leased, permit, &mut pauses).await;
             mail_server.in_hand.fetch_sub(1, Ordering::Relaxed);
@@ -498,16 +520,15 @@ impl Postman {
     async fn deliver(&mut self, leased: Leased, permit: OwnedSemaphorePermit, pauses: &mut Pauses) -> bool {
         let Content::Mail(email) = &leased.entry.content else { return true };
         let mut count_so_far = 1;
-        let Attempt { fate, outcome, is_unavailable } = loop {
+        let Attempt { fate, is_unavailable, .. } = loop {
             let attempt = self.send(&leased, email).await;
+            count(email, attempt.outcome);
             let is_last = attempt.outcome != Outcome::Throttled || count_so_far == THROTTLED_ATTEMPTS_MAX;
             if is_last || !self.next_turn(&leased).await {
                 break attempt;
             }
             count_so_far += 1;
-            count(email, attempt.outcome);
         };
-        count(email, outcome);
         if matches!(fate, Fate::Sent { .. }) {
             self.unmarked.sent().insert(leased.entry.id.clone());
         }
@@ -525,12 +546,22 @@ impl Postman {
         true
     }
 
+    /// Leaves an email to whoever claims it, unless this process has sent it already. Tells whether anybody still marks entries.
+    async fn give_back(&mut self, leased: &Leased, permit: OwnedSemaphorePermit) -> bool {
+        if self.unmarked.sent().contains(&leased.entry.id) {
+            return true;
+        }
+        let mark = Mark::new(leased, Fate::GivenBack { at: clock::now() });
+        self.settle.send(Tried { mark, has_events: false, permit }).await.is_ok()
+    }
+
     /// Waits for one more turn for an email in hand. Returns whether it may be sent then.
     async fn next_turn(&mut self, leased: &Leased) -> bool {
         if self.emails.is_closed() {
             return false;
         }
-        let turn = timeout(lease_left(leased).saturating_sub(reserve(self.lease)), self.mail_server.pacer.turn());
+        let patience = lease_left(leased).saturating_sub(reserve(self.lease));
+        let turn = timeout(patience, self.mail_server.pacer.turn_aside());
         let Some(Ok(turn)) = self.giving_back.run_until_cancelled(turn).await else { return false };
         self.unmarked.keep_up().await;
         if !self.may_send(leased) {

@@ -34,10 +34,16 @@ pub struct Pacer {
 #[derive(Debug)]
 pub struct Turn<'a> {
     pacer: &'a Pacer,
-    _next: Option<tokio::sync::MutexGuard<'a, ()>>,
+    next: Option<tokio::sync::MutexGuard<'a, ()>>,
 }
 
 impl Turn<'_> {
+    /// Whether it is still one: it is not when it was had without a limit, and there is one now.
+    #[must_use]
+    pub fn is_valid(&self) -> bool {
+        self.next.is_some() || !self.pacer.is_limited()
+    }
+
     /// An email is sent now.
     pub fn take(self) {
         self.pacer.state().take_turn(Instant::now());
@@ -71,16 +77,27 @@ impl Pacer {
     /// Waits until one more email may be sent.
     pub async fn turn(&self) -> Turn<'_> {
         if !self.is_limited() {
-            return Turn { pacer: self, _next: None };
+            return Turn { pacer: self, next: None };
         }
         let next = self.queue.lock().await;
+        self.wait().await;
+        Turn { pacer: self, next: Some(next) }
+    }
+
+    /// The same for an email in hand, beside those who wait for a turn and then for an email. Now and then one too many is
+    /// sent therefore.
+    pub async fn turn_aside(&self) -> Turn<'_> {
+        self.wait().await;
+        Turn { pacer: self, next: None }
+    }
+
+    async fn wait(&self) {
         // The pace may change meanwhile.
         loop {
             let until = self.state().wait_until(Instant::now());
-            let Some(until) = until else { break };
+            let Some(until) = until else { return };
             sleep_until(until).await;
         }
-        Turn { pacer: self, _next: Some(next) }
     }
 
     /// Whether there is a limit now.
@@ -277,6 +294,24 @@ mod tests {
         drop(pacer.turn().await);
         pacer.turn().now_or_never().expect("a turn").take();
         assert!(pacer.turn().now_or_never().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_turn_without_a_limit_ends_with_the_first_one() {
+        let pacer = Pacer::new(None);
+        let turn = pacer.turn().await;
+        assert!(turn.is_valid());
+        pacer.throttled();
+        assert!(!turn.is_valid());
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_an_email_holds_up_no_email_in_hand() {
+        let pacer = Pacer::new(Some(100.0));
+        let idle = pacer.turn().await;
+        pacer.turn_aside().await.take();
+        pacer.turn_aside().await.take();
+        assert!(idle.is_valid());
     }
 
     #[test]

@@ -310,10 +310,33 @@ fn copied(original: &BasicProperties, own: &[(&'static str, AMQPValue)]) -> Basi
     copy
 }
 
-/// How often the broker took it back, as it says in a header of its own. On a first delivery RabbitMQ 4 leaves a header of
-/// that name as its publisher wrote it.
+/// What the headers of a message weigh in memory, in bytes, more or less.
+#[must_use]
+pub fn weight(properties: &BasicProperties) -> usize {
+    fn of(value: &AMQPValue) -> usize {
+        size_of::<AMQPValue>()
+            + match value {
+                AMQPValue::LongString(text) => text.as_bytes().len(),
+                AMQPValue::ByteArray(bytes) => bytes.len(),
+                AMQPValue::FieldArray(array) => array.as_slice().iter().map(of).sum(),
+                AMQPValue::FieldTable(table) => of_table(table),
+                _ => 0,
+            }
+    }
+    fn of_table(table: &FieldTable) -> usize {
+        table.inner().iter().map(|(name, value)| size_of::<ShortString>() + name.as_str().len() + of(value)).sum()
+    }
+    properties.headers().as_ref().map_or(0, of_table)
+}
+
+/// How often the broker took it back, as it says in a header of its own. RabbitMQ 4 leaves a header of that name as its publisher
+/// wrote it until it has something to count; in another, which is always its own on a redelivery, it counts a little more.
 pub(super) fn delivery_count(delivery: &lapin::message::Delivery) -> u64 {
-    if delivery.redelivered { number(&delivery.properties, "x-delivery-count").unwrap_or(0) } else { 0 }
+    if !delivery.redelivered {
+        return 0;
+    }
+    let count = number(&delivery.properties, "x-delivery-count").unwrap_or(0);
+    number(&delivery.properties, "x-acquired-count").map_or(count, |acquired| count.min(acquired))
 }
 
 /// A header as a count: any of AMQP's integer types, or digits as text (some clients send those).

@@ -145,7 +145,15 @@ enum Target {
 #[derive(Clone, PartialEq, Eq)]
 struct Login {
     user: String,
-    secret: Secret,
+    /// None: to be given apart from the URL.
+    secret: Option<Secret>,
+}
+
+impl Login {
+    fn complete(self) -> Result<(String, Secret), MailConfigError> {
+        let missing = "the user needs a password, or a token in OFFRAMP_SMTP_TOKEN_FILE";
+        self.secret.map(|secret| (self.user, secret)).ok_or(MailConfigError::Login(missing))
+    }
 }
 
 #[derive(Clone, PartialEq, Eq)]
@@ -153,8 +161,6 @@ enum Secret {
     Password(String),
     /// The file with an OAuth 2.0 access token. Others replace it before the token expires.
     TokenFile(PathBuf),
-    /// To be given apart from the URL.
-    Missing,
 }
 
 impl MailUrl {
@@ -191,9 +197,9 @@ impl MailUrl {
         let login = match (url.username(), url.password()) {
             ("", None) => None,
             ("", Some(_)) => return Err(MailConfigError::Url("a password needs a user")),
-            (user, None) => Some(Login { user: decoded(user)?, secret: Secret::Missing }),
+            (user, None) => Some(Login { user: decoded(user)?, secret: None }),
             (user, Some(password)) => {
-                Some(Login { user: decoded(user)?, secret: Secret::Password(decoded(password)?) })
+                Some(Login { user: decoded(user)?, secret: Some(Secret::Password(decoded(password)?)) })
             }
         };
         let port = url.port().unwrap_or(match (encryption, &login) {
@@ -214,10 +220,10 @@ impl MailUrl {
         let Target::Smtp { login: Some(login), .. } = &mut self.0 else {
             return Err(MailConfigError::Login("a token needs a user: smtp://user@host"));
         };
-        if login.secret != Secret::Missing {
+        if login.secret.is_some() {
             return Err(MailConfigError::Login("there is a token and a password; remove one of them"));
         }
-        login.secret = Secret::TokenFile(file);
+        login.secret = Some(Secret::TokenFile(file));
         Ok(self)
     }
 }
@@ -366,7 +372,8 @@ pub struct SmtpServer {
     host: String,
     port: u16,
     encryption: Encryption,
-    login: Option<Login>,
+    /// Who logs in, and with what.
+    login: Option<(String, Secret)>,
     connector: TlsConnector,
     name: SmtpName,
     deadlines: Deadlines,
@@ -391,15 +398,12 @@ impl Transport {
                 fs::create_dir_all(path).map_err(failed)?;
                 Ok(Self::Files(path.clone()))
             }
-            Target::Smtp { login: Some(Login { secret: Secret::Missing, .. }), .. } => {
-                Err(MailConfigError::Login("the user needs a password, or a token in OFFRAMP_SMTP_TOKEN_FILE"))
-            }
             Target::Smtp { host, port, encryption, login } => Ok(Self::Smtp(Box::new(SmtpServer {
                 url: url.clone(),
                 host: host.clone(),
                 port: *port,
                 encryption: *encryption,
-                login: login.clone(),
+                login: login.clone().map(Login::complete).transpose()?,
                 connector: tls.client_config()?.into(),
                 name,
                 deadlines,
@@ -709,10 +713,10 @@ impl SmtpServer {
         Ok(Box::new(stream))
     }
 
-    async fn log_in(&self, session: &mut Session, login: &Login) -> Result<(), Failure> {
+    async fn log_in(&self, session: &mut Session, (user, secret): &(String, Secret)) -> Result<(), Failure> {
         let limit = self.deadlines.greeting;
         let unfit = |why: String| Failure { step: Step::Auth, what: What::Unfit(why) };
-        let (ways, secret): (&[Mechanism], _) = match &login.secret {
+        let (ways, secret): (&[Mechanism], _) = match secret {
             Secret::Password(password) => (&[Mechanism::Plain, Mechanism::Login], password.clone()),
             Secret::TokenFile(file) => {
                 let token = within(Step::Auth, limit, read_token(file)).await;
@@ -722,9 +726,8 @@ impl SmtpServer {
                 };
                 (&[Mechanism::Xoauth2], token.map_err(read)?)
             }
-            Secret::Missing => return Err(unfit("the user has no password".to_owned())),
         };
-        let credentials = Credentials::new(login.user.clone(), secret);
+        let credentials = Credentials::new(user.clone(), secret);
         let Some(way) = ways.iter().find(|way| session.offers_login(**way)) else {
             let ways: Vec<_> = ways.iter().map(|way| format!("AUTH {way}")).collect();
             return Err(unfit(format!("the server does not offer {}", ways.join(" or "))));
@@ -742,7 +745,7 @@ impl SmtpServer {
                 return Ok(());
             }
             line = match way {
-                // It says what is wrong with the token, and rejects it when it has our consent.
+                // The challenge says what is wrong with the token; the server rejects it after an empty line.
                 Mechanism::Xoauth2 => String::new(),
                 Mechanism::Plain | Mechanism::Login => {
                     let challenge = BASE64.decode(reply.text().trim()).unwrap_or_default();
@@ -752,7 +755,7 @@ impl SmtpServer {
                 }
             };
         }
-        Err(unfit("the server goes on asking after user and password".to_owned()))
+        Err(unfit("the server keeps asking for user and password".to_owned()))
     }
 
     /// Encodes an email as this connection takes it.

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::RETURNS_WORN;
+use crate::broker::delivery::weight;
 use crate::broker::{Delivery, Kept, LaneHealth, Outgoing, PublishError, Publisher};
 use crate::domain::command::CommandType;
 use crate::pauses::Pauses;
@@ -208,9 +209,11 @@ impl SetAside {
         // These have come again already, or will.
         messages.retain(|message| message.kept.is_live());
         publish(self.lane, &self.publisher, messages.iter_mut().map(|message| &mut message.errand)).await;
-        let (done, mut rejected): (Vec<_>, Vec<_>) = messages.into_iter().partition(|message| message.errand.is_done());
-        for Message { kept, mut errand, .. } in done {
-            answer(self.lane, &self.publisher, errand.take_answers()).await;
+        let (mut done, mut rejected): (Vec<_>, Vec<_>) =
+            messages.into_iter().partition(|message| message.errand.is_done());
+        let answers = done.iter_mut().flat_map(|message| message.errand.take_answers()).collect();
+        answer(self.lane, &self.publisher, answers).await;
+        for Message { kept, errand, .. } in done {
             match kept.ack().await {
                 Ok(()) => {
                     errand.count(self.lane);
@@ -272,7 +275,8 @@ impl SetAside {
 impl Message {
     fn bytes(&self) -> usize {
         let copies = self.errand.copies.iter().chain(&self.errand.answers);
-        self.delivery.body.len() + copies.map(|copy| copy.body.len()).sum::<usize>()
+        let of_copies: usize = copies.map(|copy| copy.body.len() + weight(&copy.properties)).sum();
+        self.delivery.body.len() + weight(&self.delivery.properties) + of_copies
     }
 
     /// Whether a copy should take its place. Not of one that may end the process: it would begin anew.

@@ -10,11 +10,11 @@ use bson::{Bson, DateTime, Document, doc};
 use chrono::{TimeDelta, Utc};
 use mail_parser::MessageParser;
 
-use crate::support::eventually;
 use crate::support::samples::{cancellation, populate, subscription};
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::{Worker, get};
 use crate::support::world::World;
+use crate::support::{eventually, eventually_within};
 
 /// The email in the outbox of `sub`, once it is as wanted.
 pub async fn email(world: &World, what: &str, is_wanted: impl Fn(&Document) -> bool) -> Document {
@@ -209,7 +209,7 @@ async fn emails_leave_no_faster_than_is_allowed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn at_a_slow_pace_no_email_outlasts_its_lease_while_it_waits_for_its_turn() {
     // More than there are connections.
-    const COUNT: usize = 16;
+    const COUNT: usize = 12;
     let world = World::new("slow-pace").await;
     let sink = SmtpSink::start().await;
     populate(&world).await;
@@ -222,7 +222,10 @@ async fn at_a_slow_pace_no_email_outlasts_its_lease_while_it_waits_for_its_turn(
     for id in &ids {
         world.command(&cancellation(&format!("c-{id}"), id)).await;
     }
-    eventually("every email", || async { (sink.mails().len() >= COUNT).then_some(()) }).await;
+    eventually_within(Duration::from_secs(120), "every email", || async {
+        (sink.mails().len() >= COUNT).then_some(())
+    })
+    .await;
     world.outboxes_empty().await;
     assert_eq!(sink.mails().len(), COUNT);
     let metrics = get(worker.port(), "/metrics").await.unwrap();

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
 use lapin::message::BasicGetMessage;
@@ -23,7 +22,7 @@ use crate::support::private::PrivateServers;
 use crate::support::proxy::Proxy;
 use crate::support::rabbit::Policy;
 use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
-use crate::support::smtp::SmtpSink;
+use crate::support::smtp::{Action, SmtpSink, Step, Tls};
 use crate::support::worker::{self, Worker};
 use crate::support::world::{LANES, World};
 
@@ -135,7 +134,11 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
 
     let limited = world.mongodb_url.replace("root:root", "worker:worker");
     let settings = [("OFFRAMP_MONGODB_URL", limited.as_str()), ("OFFRAMP_HOLD_SECONDS", "1")];
-    let sink = SmtpSink::start().await;
+    let script = |step, nth| match step {
+        Step::Rcpt if nth == 1 => Action::Answer("451 Please try again later"),
+        _ => Action::Ok,
+    };
+    let sink = SmtpSink::scripted(Tls::No, script).await;
     let mut worker = Worker::spawn(&world, &sink.url(), &settings, Stdio::piped());
     let mut stderr = worker.take_log();
     let log = tokio::task::spawn_blocking(move || {
@@ -164,6 +167,11 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
         })
         .await;
     }
+    eventually("every email, also the one that was put off", || async {
+        let waiting = world.collection("subscriptions").find_one(doc! { "outbox.kind": "email" }).await.unwrap();
+        waiting.is_none().then_some(())
+    })
+    .await;
     assert_eq!(worker.connections("card-expiry").await, 1);
     let answer = worker.readyz().await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("lacks a right (Unauthorized"), "{answer}");
@@ -300,11 +308,9 @@ async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
     let letters = format!("{}.dead-letters", world.prefix);
     let policy = Policy::that_rejects(&letters).await;
 
-    let begin = Instant::now();
     world.publish("subscription.cancellation", b"nonsense").await;
     world.command(&cancellation("c-0", "sub")).await;
     scheduled(&world, "sub").await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     let answer = eventually("a lane that says why", || async {
         worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains(&letters))
     })

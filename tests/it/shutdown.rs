@@ -1,6 +1,7 @@
 //! Stopping and dying: SIGTERM under load finishes what is in hand and exits 0; a worker that is killed loses nothing.
 
 use std::collections::BTreeSet;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use bson::{Bson, DateTime, Document, doc};
@@ -17,7 +18,7 @@ use crate::support::proxy::Proxy;
 use crate::support::rabbit::amqp_url;
 use crate::support::samples::{account, cancellation, command, organization, subscription};
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-use crate::support::worker::Worker;
+use crate::support::worker::{PROGRAM, Worker, offramp};
 use crate::support::world::World;
 
 const SUBSCRIPTIONS: usize = 2_000;
@@ -77,6 +78,28 @@ async fn sighup_is_an_orderly_stop() {
     })
     .await;
     assert!(status.success(), "{status}");
+    world.remove().await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_was_started_with_nohup_outlives_its_terminal() {
+    let world = World::new("nohup").await;
+    let sink = SmtpSink::start().await;
+    let mut program = std::process::Command::new("sh");
+    let settings = offramp(&world);
+    program.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", PROGRAM]);
+    program
+        .envs(settings.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .env("OFFRAMP_SMTP_URL", sink.url());
+    let worker = Worker::of(&mut program, Stdio::null()).ready().await;
+    worker.signal(Signal::HUP);
+    world.collection("organizations").insert_one(organization("org")).await.unwrap();
+    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+    world.command(&cancellation("c-0", "sub")).await;
+    eventually("a decision", || async { (scheduled(&world).await == 1).then_some(()) }).await;
+    assert!(worker.stop().await.success());
     world.remove().await;
 }
 
@@ -174,7 +197,7 @@ async fn emails_that_are_not_sent_in_time_are_given_back() {
     let sink =
         SmtpSink::scripted(Tls::No, |step, _| if step == Step::Content { Action::Stall } else { Action::Ok }).await;
     populate(&world).await;
-    let settings = [("OFFRAMP_MAIL_CONNECTIONS", "1"), ("OFFRAMP_SHUTDOWN_SECONDS", "4")];
+    let settings = [("OFFRAMP_MAIL_CONNECTIONS", "1"), ("OFFRAMP_SHUTDOWN_SECONDS", "8")];
     let worker = Worker::start_with(&world, &sink.url(), &settings).await;
     for index in 0..COUNT {
         world.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;

@@ -162,7 +162,7 @@ impl Reply {
         } else if has(&["starttls"]) {
             "it asks for encryption: see ?tls=required of OFFRAMP_SMTP_URL"
         } else if step == Step::Auth || self.code == 530 || matches!(parts, Some((7, 8 | 9 | 57 | 139))) {
-            "it rejects the login: see the user and the password in OFFRAMP_SMTP_URL"
+            "it rejects the login: see the user and the password in OFFRAMP_SMTP_URL, or OFFRAMP_SMTP_TOKEN_FILE"
         } else if step == Step::Mail || matches!(parts, Some((1, 7 | 8) | (7, 60))) || has(&["sender address"]) {
             "it rejects the sender's address: see OFFRAMP_MAIL_FROM"
         } else if matches!(parts, Some((4, 5) | (1, 90))) || has(&["limit exceeded", "quota"]) {
