@@ -163,6 +163,8 @@ impl Reply {
             "it asks for encryption: see ?tls=required of OFFRAMP_SMTP_URL"
         } else if step == Step::Auth || self.code == 530 || matches!(parts, Some((7, 8 | 9 | 57 | 139))) {
             "it rejects the login: see the user and the password in OFFRAMP_SMTP_URL, or OFFRAMP_SMTP_TOKEN_FILE"
+        } else if parts == Some((3, 4)) {
+            "an email is larger than it takes: its limit for the size of an email is too low"
         } else if step == Step::Mail || matches!(parts, Some((1, 7 | 8) | (7, 60))) || has(&["sender address"]) {
             "it rejects the sender's address: see OFFRAMP_MAIL_FROM"
         } else if matches!(parts, Some((4, 5) | (1, 90))) || has(&["limit exceeded", "quota"]) {
@@ -352,6 +354,7 @@ mod tests {
             ),
             (Step::Rcpt, "550 5.1.8 <c@d.example>: Sender address rejected: Domain not found", "OFFRAMP_MAIL_FROM"),
             (Step::Reply, "550 5.4.5 Daily user sending limit exceeded", "OFFRAMP_MAIL_PER_SECOND"),
+            (Step::Reply, "552 5.3.4 Error: message file too big", "size of an email"),
             (Step::Rcpt, "554 5.7.1 <a@b.example>: Relay access denied", "relay"),
             (Step::Reply, "550 5.7.1 Spam message rejected", "who runs the mail server"),
         ] {
