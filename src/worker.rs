@@ -3,7 +3,7 @@
 //! A lane consumes one work queue, one batch at a time. A batch is whatever waits, so a quiet lane has batches of one
 //! message and no timer. All messages of a batch are settled before it is acked with one ack; a batch that was not acked
 //! comes again, and `applied` in the documents tells what was done already. A message whose copy RabbitMQ rejects is set
-//! aside ([`set_aside`]), so that it holds up no other.
+//! aside (`set_aside`), so that it holds up no other.
 
 mod set_aside;
 
