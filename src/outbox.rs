@@ -403,7 +403,7 @@ impl Dispatcher {
             give_back_rest(self.events, self.giving_back.all.clone(), store.clone(), Arc::clone(&unmarked)),
         ));
         let (put_aside, aside) = async_channel::bounded(ASIDE_MAX);
-        let flusher = Flusher { store: store.clone(), unmarked, lease: self.lease };
+        let flusher = Flusher { store, unmarked, lease: self.lease };
         let marking_aside = tokio::spawn(flusher.clone().flush_aside(aside));
         let marker = Marker {
             emails: settled_emails,
