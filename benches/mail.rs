@@ -7,9 +7,9 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use offramp::domain::notification::{Notification, Template};
-use offramp::mail::samples::samples;
-use offramp::mail::{Composed, DkimKey, DkimSigner, Origin, Rendered, Sender, Templates, compose};
+use offramp_domain::notification::{Notification, Template};
+use offramp_mail::samples::samples;
+use offramp_mail::{Composed, DkimKey, DkimSigner, Origin, Rendered, Sender, Templates, compose};
 use uuid::Uuid;
 
 /// As in the program.

@@ -12,7 +12,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock;
-use crate::domain::notification::Notification;
 use crate::engine::Engine;
 use crate::indexes::Indexes;
 use crate::outbox::{Outbox, Writer};
@@ -20,6 +19,7 @@ use crate::store::leases::{Claimed, DueQueue};
 use crate::store::outbox::{Kind, Lease};
 use crate::store::sweep::DUE;
 use crate::store::{Collection, Store, StoreError};
+use offramp_domain::notification::Notification;
 
 /// How often to look for due entries, at least.
 const CLAIM_EVERY: Duration = Duration::from_secs(2);

@@ -18,9 +18,9 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use crate::broker::{BrokerUrls, InvalidBrokerUrl};
-use crate::mail::dkim::{DkimKey, DkimSigner, parse_domain, parse_selector};
-use crate::mail::{MailConfigError, MailUrl, Sender, SmtpName};
 use crate::tls::{Authorities, Identity, Tls};
+use offramp_mail::dkim::{DkimKey, DkimSigner, parse_domain, parse_selector};
+use offramp_mail::{MailConfigError, MailUrl, Sender, SmtpName};
 
 pub use secret::MongodbUrl;
 use source::{secret_setting, setting};

@@ -12,8 +12,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock;
-use crate::domain::command::CommandBody;
-use crate::domain::fold::{Task, Verdict, World};
 use crate::http::ReadyHandle;
 use crate::outbox::{Outbox, Writer};
 use crate::pauses::Pauses;
@@ -22,6 +20,8 @@ use crate::store::commit::Committed;
 use crate::store::inspect::ClockOffset;
 use crate::store::outbox::Lease;
 use crate::store::{Collection, Need, Store, StoreError};
+use offramp_domain::command::CommandBody;
+use offramp_domain::fold::{Task, Verdict, World};
 
 /// How often a document that others keep changing is read again before its tasks count as failed.
 const ROUNDS_MAX: usize = 20;

@@ -8,13 +8,13 @@ use bson::{Document, RawDocumentBuf};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::domain::account::Account;
-use crate::domain::field::Malformed;
-use crate::domain::fold::{Loaded, World};
-use crate::domain::organization::Organization;
-use crate::domain::subscription::Subscription;
 use crate::store::Collection;
 use crate::store::documents::{self, AccountDocument, OrganizationDocument, SubscriptionDocument};
+use offramp_domain::account::Account;
+use offramp_domain::field::Malformed;
+use offramp_domain::fold::{Loaded, World};
+use offramp_domain::organization::Organization;
+use offramp_domain::subscription::Subscription;
 
 /// A line, with its number from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]

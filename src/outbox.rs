@@ -20,16 +20,16 @@ use uuid::Uuid;
 
 use crate::broker::{Outgoing, Publisher, Topology};
 use crate::clock;
-use crate::domain::notification::Notification;
-use crate::mail::dkim::DkimSigner;
-use crate::mail::message::{Composed, Origin, Sender, compose};
-use crate::mail::smtp::{MailConnection, SendError, Transport};
-use crate::mail::templates::Templates;
 use crate::pacer::{Pacer, Turn};
 use crate::pauses::Pauses;
 use crate::store::leases::{Count, Fate, Mark};
 use crate::store::outbox::{Content, EmailIdentity, Kind, Leased};
 use crate::store::{Collection, Store, StoreError};
+use offramp_domain::notification::Notification;
+use offramp_mail::dkim::DkimSigner;
+use offramp_mail::message::{Composed, Origin, Sender, compose};
+use offramp_mail::smtp::{MailConnection, SendError, Transport};
+use offramp_mail::templates::Templates;
 
 /// How many emails, and how many events, wait in memory: more than two full batches have. More wait in the database.
 const QUEUE_MAX: usize = 512;

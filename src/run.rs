@@ -12,11 +12,9 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{Broker, Consumer, LaneHealth, Publisher, Topology, TopologyError};
 use crate::claimer::Claimer;
 use crate::config::{MongodbUrl, WorkerSettings};
-use crate::domain::command::CommandType;
 use crate::engine::Engine;
 use crate::http::{self, Readiness, ReadyHandle};
 use crate::indexes::Indexes;
-use crate::mail::Transport;
 use crate::outbox::{Dispatcher, Outbox, Writer, outbox};
 use crate::pauses::Pauses;
 use crate::store::inspect::Index;
@@ -24,6 +22,8 @@ use crate::store::{Store, StoreError};
 use crate::sweeper::Sweeper;
 use crate::tls::Tls;
 use crate::worker::Lane;
+use offramp_domain::command::CommandType;
+use offramp_mail::Transport;
 
 /// How many messages the broker sends ahead, in batches: the next batch waits in memory while one is worked on.
 const PREFETCH_BATCHES: usize = 2;

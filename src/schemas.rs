@@ -7,13 +7,13 @@ use schemars::transform::{Transform, transform_subschemas};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::domain::billing::YearMonth;
-use crate::domain::command::{
-    Cancellation, CancellationConfirmation, CancellationRequest, CardExpiry, CommandKey, CommandType, PaymentFailure,
-};
-use crate::domain::event::{self, About, CloudEvent, CommandRejected};
 use crate::store::Collection;
 use crate::store::documents::{AccountDocument, OrganizationDocument, SubscriptionDocument};
+use offramp_domain::billing::YearMonth;
+use offramp_domain::command::{
+    Cancellation, CancellationConfirmation, CancellationRequest, CardExpiry, CommandKey, CommandType, PaymentFailure,
+};
+use offramp_domain::event::{self, About, CloudEvent, CommandRejected};
 
 /// A schema and where it belongs.
 #[derive(Clone, Debug)]

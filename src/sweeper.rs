@@ -17,9 +17,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::domain::account::CARD_NOTICES_MAX;
-use crate::domain::fold::{Task, Verdict};
-use crate::domain::text::SubscriptionId;
 use crate::engine::{Engine, Interrupted, Settled};
 use crate::indexes::Indexes;
 use crate::store::inspect::Index;
@@ -27,6 +24,9 @@ use crate::store::sweep::{
     self, CardOrganization, CardOrganizationsPage, Fault, PassedOver, Unworkable, Window, Zones,
 };
 use crate::store::{Collection, Store, StoreError};
+use offramp_domain::account::CARD_NOTICES_MAX;
+use offramp_domain::fold::{Task, Verdict};
+use offramp_domain::text::SubscriptionId;
 
 /// How many batches are decided at once. The database goes through one batch on one processor, and time has all its work to
 /// do at midnight.

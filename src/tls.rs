@@ -38,7 +38,7 @@ impl Tls {
     ///
     /// # Errors
     /// When the crypto provider lacks what TLS needs, which the one that is built in does not.
-    pub(crate) fn client_config(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
+    pub fn client_config(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
         if let Some(config) = self.config.get() {
             return Ok(Arc::clone(config));
         }

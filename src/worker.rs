@@ -16,12 +16,12 @@ use self::set_aside::{Errand, SetAside};
 use crate::broker::delivery::RETURNS_MAX;
 use crate::broker::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publisher, RetryDelay, Topology};
 use crate::clock;
-use crate::domain::command::{Command, CommandBody, CommandType, InvalidCommand};
-use crate::domain::decide::Rejection;
-use crate::domain::event::{self, CloudEvent, CommandRejected, EffectIds};
-use crate::domain::fold::{Missing, Rejected, Task, Verdict};
 use crate::engine::{Engine, Interrupted, Settled};
 use crate::pauses::Pauses;
+use offramp_domain::command::{Command, CommandBody, CommandType, InvalidCommand};
+use offramp_domain::decide::Rejection;
+use offramp_domain::event::{self, CloudEvent, CommandRejected, EffectIds};
+use offramp_domain::fold::{Missing, Rejected, Task, Verdict};
 
 /// How often a command waits for something that may still be on its way (contract §4 *wait*: 5 s, 30 s, 2 min).
 const WAITS_MAX: u32 = 3;
@@ -338,7 +338,7 @@ fn dead_letter_of(invalid: &InvalidCommand) -> Disposition {
 pub fn rejection_event(
     command: &Command,
     rejection: &Rejection,
-    account_id: Option<crate::domain::text::AccountId>,
+    account_id: Option<offramp_domain::text::AccountId>,
     source: &str,
 ) -> CloudEvent {
     let (document, subscription_id, account_id) = match &command.body {
@@ -373,7 +373,7 @@ fn batch_size(batch: &Batch) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::decide::RejectionReason;
+    use offramp_domain::decide::RejectionReason;
 
     fn rejected(reason: RejectionReason) -> Settled {
         let rejection = reason.because("Because.");

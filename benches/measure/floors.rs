@@ -22,14 +22,14 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer
 use mongodb::Database;
 use offramp::broker::Topology;
 use offramp::clock;
-use offramp::domain::command::{Command, CommandType};
-use offramp::domain::fold::{Task, Verdict};
-use offramp::mail::{Sender, Templates};
 use offramp::outbox::{Writer, origin};
 use offramp::store::documents::decisive;
 use offramp::store::outbox::{Content, Lease};
 use offramp::store::{Collection, Need, Store, changes};
 use offramp::tls::Tls;
+use offramp_domain::command::{Command, CommandType};
+use offramp_domain::fold::{Task, Verdict};
+use offramp_mail::{Sender, Templates};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;

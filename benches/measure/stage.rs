@@ -9,7 +9,7 @@ use bson::{Document, doc};
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use offramp::broker::Topology;
-use offramp::domain::command::CommandType;
+use offramp_domain::command::CommandType;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 

@@ -15,7 +15,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
 use offramp::broker::{RetryDelay, Topology};
 use offramp::config::secret::redact;
-use offramp::domain::command::CommandType;
+use offramp_domain::command::CommandType;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;

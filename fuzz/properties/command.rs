@@ -1,6 +1,6 @@
 //! What holds for all bytes that are read as a command. Shared by the fuzz target and a bounded run in `tests/it`.
 
-use offramp::domain::command::{
+use offramp_domain::command::{
     Actor, COMMAND_BYTES_MAX, CancellationVia, Command, CommandBody, Decision, InvalidCommand, SubscriptionCommand,
 };
 use serde_json::{Value, json};

@@ -32,7 +32,7 @@ use super::connection::{Broker, BrokerError, Link};
 use super::delivery::{DIED_AT_HEADER, Delivery, ERROR_HEADER, Outgoing, QUEUE_HEADER, REASON_HEADER, text};
 use super::publisher::{PublishError, Publisher};
 use super::topology::Topology;
-use crate::domain::command::CommandType;
+use offramp_domain::command::CommandType;
 
 /// How many letters may be on their way to us at once: that many may be in memory, whatever they weigh.
 const WINDOW: u16 = 100;

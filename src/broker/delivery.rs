@@ -10,7 +10,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::topology::{RetryDelay, Topology};
-use crate::domain::event::CloudEvent;
+use offramp_domain::event::CloudEvent;
 
 /// How often a message has been through a retry queue; absent means 0.
 pub const ATTEMPT_HEADER: &str = "offramp-attempt";

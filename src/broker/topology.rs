@@ -14,7 +14,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, ExchangeKind};
 
 use super::connection::{Broker, BrokerError, Link, ask};
-use crate::domain::command::CommandType;
+use offramp_domain::command::CommandType;
 
 /// How often the broker may deliver one message without an answer before it makes it a dead letter, with no word of ours.
 /// Only for what ends the process before a lane sees it (see `Delivery::is_worn_out`): our own header counts attempts.

@@ -6,9 +6,9 @@ use anyhow::bail;
 use clap::Args;
 use offramp::broker::{Broker, Topology, TopologyError};
 use offramp::config::{BrokerSettings, DatabaseSettings, DkimSettings, MailSettings, SenderSettings, Settings};
-use offramp::mail::{Deadlines, Templates, Transport};
 use offramp::store::Store;
 use offramp::tls::Tls;
+use offramp_mail::{Deadlines, Templates, Transport};
 use serde::Serialize;
 
 use super::WrongConfiguration;
@@ -217,6 +217,7 @@ async fn mail_server(settings: MailSettings, sender: &SenderSettings, tls: &Tls)
     let url = settings.smtp_url.clone();
     let checking = async {
         let url = settings.url().map_err(|error| error.to_string())?;
+        let tls = tls.client_config().map_err(|error| error.to_string())?;
         let transport = Transport::new(&url, name, tls, Deadlines::interactive()).map_err(|error| error.to_string())?;
         transport.check().await.map_err(|error| error.to_string())
     };

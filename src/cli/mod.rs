@@ -21,7 +21,7 @@ pub use words::printable;
 use clap::{Parser, Subcommand};
 use offramp::config::{LogSettings, SenderSettings};
 use offramp::logging;
-use offramp::mail::Templates;
+use offramp_mail::Templates;
 
 /// Ends monthly subscriptions: commands in from RabbitMQ, documents changed in MongoDB, mails and events out
 #[derive(Debug, Parser)]

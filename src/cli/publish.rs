@@ -9,8 +9,8 @@ use clap::Args;
 use indicatif::ProgressBar;
 use offramp::broker::{Broker, Outgoing, PublishError, Publisher, Topology};
 use offramp::config::{BrokerSettings, TlsSettings};
-use offramp::domain::command::Command;
 use offramp::jsonl::Line;
+use offramp_domain::command::Command;
 use serde::Deserialize;
 
 use super::input::Input;

@@ -7,9 +7,9 @@ use clap::Args;
 use offramp::broker::{Broker, Topology};
 use offramp::config::Settings;
 use offramp::http;
-use offramp::mail::{Deadlines, Transport};
 use offramp::outbox::Writer;
 use offramp::run::{Parts, run as work};
+use offramp_mail::{Deadlines, Transport};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let templates = load_templates(&sender)?;
     let transport = mail
         .url()
-        .and_then(|url| Transport::new(&url, mail.name(&sender.mail_from), &tls, Deadlines::default()))
+        .and_then(|url| Transport::new(&url, mail.name(&sender.mail_from), tls.client_config()?, Deadlines::default()))
         .map_err(|error| WrongConfiguration(error.to_string()))?;
     let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
     let parts = Parts {

@@ -9,17 +9,17 @@ use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 use clap::Args;
 use offramp::config::{DatabaseSettings, TlsSettings};
-use offramp::domain::account::Account;
-use offramp::domain::command::{Actor, CommandRef};
-use offramp::domain::fold::Loaded;
-use offramp::domain::organization::Organization;
-use offramp::domain::subscription::{Named, Status, Subscription};
 use offramp::store::documents::{
     self, AccountDocument, HistoryDocument, NotificationDocument, OrganizationDocument, PaymentFailureDocument, Stored,
     SubscriptionDocument,
 };
 use offramp::store::outbox::{Content, OutboxEntry};
 use offramp::store::{Collection, Store};
+use offramp_domain::account::Account;
+use offramp_domain::command::{Actor, CommandRef};
+use offramp_domain::fold::Loaded;
+use offramp_domain::organization::Organization;
+use offramp_domain::subscription::{Named, Status, Subscription};
 use serde::Serialize;
 
 use super::words::printable;

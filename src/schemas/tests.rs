@@ -8,12 +8,12 @@ use chrono::{DateTime, Utc};
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
-use crate::domain::command::{Command, InvalidCommand};
-use crate::domain::decide::RejectionReason;
-use crate::domain::event::{EffectIds, rejected};
-use crate::domain::fold::{Task, Verdict, World};
 use crate::jsonl::{ForCollection, lines};
 use crate::store::outbox::{Content, Lease, entries};
+use offramp_domain::command::{Command, InvalidCommand};
+use offramp_domain::decide::RejectionReason;
+use offramp_domain::event::{EffectIds, rejected};
+use offramp_domain::fold::{Task, Verdict, World};
 
 use super::*;
 

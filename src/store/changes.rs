@@ -5,9 +5,9 @@ use bson::{RawArrayBuf, RawBson, RawDocumentBuf, rawdoc};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 
-use crate::domain::account::Account;
-use crate::domain::fold::{Added, Changed, ChangedAccount, ChangedSubscription, World};
-use crate::domain::subscription::{Details, Request, Status, Subscription};
+use offramp_domain::account::Account;
+use offramp_domain::fold::{Added, Changed, ChangedAccount, ChangedSubscription, World};
+use offramp_domain::subscription::{Details, Request, Status, Subscription};
 
 use super::commit::GuardedUpdate;
 use super::documents::{

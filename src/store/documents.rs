@@ -13,18 +13,18 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::domain::account::{Account, CardNotice, NoticeKind};
-use crate::domain::billing::{BillingDay, BillingMode, DOCUMENT_YEARS, YearMonth, iso_date, parse_date};
-use crate::domain::command::{Actor, Amount, Card, CommandKey, CommandRef, Last4, PaymentCard};
-use crate::domain::field::{Field, Malformed};
-use crate::domain::fold::Loaded;
-use crate::domain::notification::{Brand, Mailbox};
-use crate::domain::organization::{ClientCancellation, Organization};
-use crate::domain::subscription::{
+use offramp_domain::account::{Account, CardNotice, NoticeKind};
+use offramp_domain::billing::{BillingDay, BillingMode, DOCUMENT_YEARS, YearMonth, iso_date, parse_date};
+use offramp_domain::command::{Actor, Amount, Card, CommandKey, CommandRef, Last4, PaymentCard};
+use offramp_domain::field::{Field, Malformed};
+use offramp_domain::fold::Loaded;
+use offramp_domain::notification::{Brand, Mailbox};
+use offramp_domain::organization::{ClientCancellation, Organization};
+use offramp_domain::subscription::{
     By, CancellationRecord, Closed, Details, HistoryEntry, Named, PaymentFailureRecord, Request, RequestDecision,
     ScheduledEnd, Status, Subscription, Via,
 };
-use crate::domain::text::{
+use offramp_domain::text::{
     AccountId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, SubscriptionId, names_language,
 };
 

@@ -27,10 +27,10 @@ use mongodb::options::{ClientOptions, ReadPreference, SelectionCriteria};
 use mongodb::{Client, Database};
 use tokio::time::timeout;
 
-use crate::domain::fold::{Loaded, World};
-use crate::domain::subscription::{Status, Subscription};
-use crate::domain::text::{AccountId, OrganizationId, SubscriptionId};
 use crate::tls::{Tls, explain};
+use offramp_domain::fold::{Loaded, World};
+use offramp_domain::subscription::{Status, Subscription};
+use offramp_domain::text::{AccountId, OrganizationId, SubscriptionId};
 
 use documents::{AccountDocument, OrganizationDocument, SubscriptionDocument};
 
@@ -279,7 +279,7 @@ impl Store {
 fn add_accounts(world: &mut World, raw: &[RawDocumentBuf], organizations_behind: &mut HashSet<OrganizationId>) {
     for raw in raw {
         let Some(id) = id(raw) else { continue };
-        let loaded = documents::read::<AccountDocument, crate::domain::account::Account>("accounts", raw);
+        let loaded = documents::read::<AccountDocument, offramp_domain::account::Account>("accounts", raw);
         if let Loaded::Read(account) = &loaded {
             organizations_behind.insert(account.organization_id.clone());
         }

@@ -7,9 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::domain::event::{CloudEvent, Event};
-use crate::domain::fold::Added;
-use crate::domain::notification::{Notification, conversation_id};
+use offramp_domain::event::{CloudEvent, Event};
+use offramp_domain::fold::Added;
+use offramp_domain::notification::{Notification, conversation_id};
 
 use super::Collection;
 use super::documents::{ExtendedJsonDate, NotificationDocument};

@@ -12,9 +12,9 @@ use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use mongodb::options::Hint;
 
-use crate::domain::account::{CARD_NOTICES_MAX, NoticeKind};
-use crate::domain::billing::{BillingDay, YearMonth, parse_date};
-use crate::domain::text::{AccountId, CardId, OrganizationId, SubscriptionId};
+use offramp_domain::account::{CARD_NOTICES_MAX, NoticeKind};
+use offramp_domain::billing::{BillingDay, YearMonth, parse_date};
+use offramp_domain::text::{AccountId, CardId, OrganizationId, SubscriptionId};
 
 use super::documents::CARD_NOTICE_DAYS_MAX;
 use super::inspect::Index;

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::RETURNS_WORN;
 use crate::broker::delivery::weight;
 use crate::broker::{Delivery, Kept, LaneHealth, Outgoing, PublishError, Publisher};
-use crate::domain::command::CommandType;
 use crate::pauses::Pauses;
+use offramp_domain::command::CommandType;
 
 /// How long to wait before rejected copies are published again: from the first to the longest, see [`Pauses`].
 const TRY_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use chrono::Utc;
-use offramp::mail::Templates;
+use offramp_mail::Templates;
 
 use crate::devtools::Browser;
 use crate::spam::SpamFilter;

@@ -20,7 +20,7 @@ use std::time::Instant;
 use chrono::Utc;
 use clap::Parser;
 use futures_util::{FutureExt, StreamExt};
-use offramp::mail::Templates;
+use offramp_mail::Templates;
 
 mod control;
 mod devtools;

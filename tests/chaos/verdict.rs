@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use bson::{Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
-use offramp::domain::account::Account;
-use offramp::domain::command::{Command, CommandKey};
-use offramp::domain::fold::{AccountDraft, Loaded, SubscriptionDraft};
-use offramp::domain::subscription::{Status, Subscription};
 use offramp::store::documents::{AccountDocument, NotificationDocument, Stored, SubscriptionDocument, read};
 use offramp::store::outbox::Content;
+use offramp_domain::account::Account;
+use offramp_domain::command::{Command, CommandKey};
+use offramp_domain::fold::{AccountDraft, Loaded, SubscriptionDraft};
+use offramp_domain::subscription::{Status, Subscription};
 
 use crate::faults::{Account as FaultAccount, Chaos, PAUSE_WANTED};
 use crate::fleet::{Fleet, LEASE_SECONDS};

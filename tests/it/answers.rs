@@ -3,13 +3,13 @@
 use bson::{Document, doc};
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
-use offramp::domain::command::Command;
-use offramp::domain::fold::{Task, Verdict};
 use offramp::store::changes;
 use offramp::store::commit::Committed;
 use offramp::store::outbox::Lease;
 use offramp::store::{Need, Store};
 use offramp::tls::Tls;
+use offramp_domain::command::Command;
+use offramp_domain::fold::{Task, Verdict};
 use serde_json::{Value, json};
 
 use crate::support::eventually;

@@ -13,8 +13,8 @@ use offramp::broker::{
     Batch, Broker, BrokerError, Consumer, Kept, LaneHealth, LaneState, Outgoing, PublishError, Publisher, RetryDelay,
     Topology, TopologyError,
 };
-use offramp::domain::command::CommandType;
 use offramp::tls::{Authorities, Identity, Tls};
+use offramp_domain::command::CommandType;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use bson::Document;
 use mail_auth::DkimResult;
 use mail_parser::{MessageParser, MimeHeaders};
-use offramp::domain::event::EffectIds;
-use offramp::domain::notification::{Notification, conversation_id};
-use offramp::mail::samples::Sample;
-use offramp::mail::{Composed, Rendered, compose};
 use offramp::tls::Tls as ClientTls;
+use offramp_domain::event::EffectIds;
+use offramp_domain::notification::{Notification, conversation_id};
+use offramp_mail::samples::Sample;
+use offramp_mail::{Composed, Rendered, compose};
 use serde_json::{Value, json};
 
 use crate::cli::succeeds;

@@ -1,8 +1,8 @@
 //! What holds of every mail in every language. (`make mail-audit` goes on from here, with a browser and a spam filter.)
 
 use chrono::Utc;
-use offramp::domain::notification::Notification;
-use offramp::mail::Templates;
+use offramp_domain::notification::Notification;
+use offramp_mail::Templates;
 
 use crate::support::html::Html;
 use crate::support::mails::{Mail, every_mail};

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use bson::{Bson, doc};
 use mail_parser::{MessageParser, MimeHeaders};
-use offramp::domain::command::COMMAND_BYTES_MAX;
+use offramp_domain::command::COMMAND_BYTES_MAX;
 use serde_json::json;
 
 #[path = "../../fuzz/properties/command.rs"]

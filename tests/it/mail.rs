@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use mail_parser::{Address, MessageParser, MimeHeaders, PartType};
-use offramp::domain::notification::{Notification, Recipient, Template};
-use offramp::mail::samples::{Sample, samples};
-use offramp::mail::{
+use offramp::tls::Tls as ClientTls;
+use offramp_domain::notification::{Notification, Recipient, Template};
+use offramp_mail::samples::{Sample, samples};
+use offramp_mail::{
     Composed, Deadlines, DkimKey, DkimSigner, MailConnection, MailUrl, Origin, Rendered, SendError, Sender, SmtpName,
     Templates, Transport, compose,
 };
-use offramp::tls::Tls as ClientTls;
 use uuid::Uuid;
 
 use crate::support::smtp::{Action, SmtpSink, Step, Tls};
@@ -85,7 +85,7 @@ pub fn connection(url: &str, tls: &ClientTls) -> MailConnection {
 
 fn transport(url: &str, tls: &ClientTls, deadlines: Deadlines) -> Transport {
     let name = SmtpName::parse("worker.example.com").unwrap();
-    Transport::new(&MailUrl::parse(url).unwrap(), name, tls, deadlines).unwrap()
+    Transport::new(&MailUrl::parse(url).unwrap(), name, tls.client_config().unwrap(), deadlines).unwrap()
 }
 
 pub fn to(sink: &SmtpSink) -> MailConnection {
@@ -965,7 +965,7 @@ async fn a_token_is_read_for_each_connection() {
     let sink = SmtpSink::scripted(Tls::Upgrade(ca.server_config(false)), script).await;
     let url = MailUrl::parse(&localhost(&sink, "smtp", "marie%40example.com@", "")).unwrap();
     let name = SmtpName::parse("worker.example.com").unwrap();
-    let new = |url: &MailUrl| Transport::new(url, name.clone(), &ca.client(false), deadlines());
+    let new = |url: &MailUrl| Transport::new(url, name.clone(), ca.client(false).client_config().unwrap(), deadlines());
     assert!(new(&url).unwrap_err().to_string().contains("OFFRAMP_SMTP_TOKEN_FILE"));
     let transport = Arc::new(new(&url.with_token_file(file.clone()).unwrap()).unwrap());
     let send = async || MailConnection::new(Arc::clone(&transport)).send(&composed(&sample())).await;

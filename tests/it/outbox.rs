@@ -10,13 +10,13 @@ use chrono::{TimeDelta, Utc};
 use futures_util::TryStreamExt;
 use mail_parser::MessageParser;
 use offramp::clock;
-use offramp::domain::command::Command;
-use offramp::domain::fold::{Task, Verdict};
 use offramp::store::commit::GuardedUpdate;
 use offramp::store::leases::{Count, DueQueue, Fate, Mark};
 use offramp::store::outbox::{Kind, Lease, Leased};
 use offramp::store::{Need, Store, changes};
 use offramp::tls::Tls as StoreTls;
+use offramp_domain::command::Command;
+use offramp_domain::fold::{Task, Verdict};
 use serde_json::{Value, json};
 use uuid::Uuid;
 

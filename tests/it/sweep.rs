@@ -7,11 +7,11 @@ use std::process::Stdio;
 use bson::{Bson, DateTime as Instant, Document, doc};
 use chrono::{Datelike, Days, NaiveDate, TimeDelta, Utc};
 use futures_util::TryStreamExt;
-use offramp::domain::account::NoticeKind;
-use offramp::domain::billing::YearMonth;
 use offramp::store::Store;
 use offramp::store::sweep::{PassedOver, Zones};
 use offramp::tls::Tls;
+use offramp_domain::account::NoticeKind;
+use offramp_domain::billing::YearMonth;
 
 use crate::support::eventually;
 use crate::support::proxy::Proxy;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use bson::{Document, doc};
 use chrono::{Datelike, Days, TimeDelta, Utc};
 use mail_parser::MessageParser;
-use offramp::domain::account::CARD_NOTICES_MAX;
+use offramp_domain::account::CARD_NOTICES_MAX;
 use serde_json::json;
 
 use crate::support::eventually;

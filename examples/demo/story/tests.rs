@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::TimeDelta;
-use offramp::domain::command::{Command, InvalidCommand};
-use offramp::domain::fold::{Task, Verdict, World};
-use offramp::domain::subscription::Status;
 use offramp::jsonl::{ForCollection, Line};
+use offramp_domain::command::{Command, InvalidCommand};
+use offramp_domain::fold::{Task, Verdict, World};
+use offramp_domain::subscription::Status;
 
 use super::*;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use offramp::mail::{TemplateProblem, Templates};
+use offramp_mail::{TemplateProblem, Templates};
 use tokio::sync::watch;
 
 use crate::cli::WrongConfiguration;

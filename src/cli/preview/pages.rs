@@ -19,14 +19,14 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
 use offramp::clock;
-use offramp::domain::notification::{Mailbox, Notification, Recipient, Template};
-use offramp::mail::message::Origin;
-use offramp::mail::samples::samples;
-use offramp::mail::{
+use offramp::tls::Tls;
+use offramp_domain::notification::{Mailbox, Notification, Recipient, Template};
+use offramp_mail::message::Origin;
+use offramp_mail::samples::samples;
+use offramp_mail::{
     AddressError, Composed, Deadlines, DkimSigner, MailConnection, MailUrl, Rendered, Sender, SmtpName, Templates,
     Transport, compose,
 };
-use offramp::tls::Tls;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -129,10 +129,12 @@ impl Pages {
     /// Sends a mail, and gives the server's answer.
     async fn send(&self, composed: &Composed) -> Result<String, String> {
         let MailServer { url, name, tls } = self.mail_server.clone();
-        let transport = tokio::task::spawn_blocking(move || Transport::new(&url, name, &tls, Deadlines::interactive()))
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(|error| error.to_string())?;
+        let transport = tokio::task::spawn_blocking(move || {
+            Transport::new(&url, name, tls.client_config()?, Deadlines::interactive())
+        })
+        .await
+        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
         let mut connection = MailConnection::new(Arc::new(transport));
         let answer = connection.send(composed).await.map_err(|error| error.to_string())?;
         connection.quit().await;

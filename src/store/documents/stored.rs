@@ -4,7 +4,7 @@ use bson::{Bson, Document, RawBsonRef, RawDeserializer, RawDocument, rawdoc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
-use crate::domain::field::Malformed;
+use offramp_domain::field::Malformed;
 
 /// A field's value, or what is wrong with it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use mail_auth::common::parse::TxtRecordParser;
 use mail_auth::common::verify::DomainKey;
 use mail_auth::hickory_resolver::config::{ResolverConfig, ResolverOpts};
 use mail_auth::{AuthenticatedMessage, DkimResult, MessageAuthenticator, Parameters, ResolverCache, Txt};
-use offramp::mail::{DkimKey, DkimSigner};
+use offramp_mail::{DkimKey, DkimSigner};
 
 /// Made for tests alone with `openssl genrsa -traditional`, and the same key in PKCS#8.
 pub const RSA_PKCS1: &str = include_str!("dkim/rsa.pkcs1.pem");

@@ -1,8 +1,8 @@
 //! What each mail has to say, whatever its templates look like: the contract's (§5), a second time, as a table.
 
 use chrono::NaiveDate;
-use offramp::domain::notification::{Facts, Notification, Recipient, Template};
-use offramp::mail::locale::{Formats, parse_tag};
+use offramp_domain::notification::{Facts, Notification, Recipient, Template};
+use offramp_mail::locale::{Formats, parse_tag};
 
 /// Something that a mail says, if it has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
 //! Every mail that there can be: each sample in each language, as it leaves; and what none of them may lack or have.
 
 use chrono::{DateTime, Utc};
-use offramp::domain::notification::{Notification, Recipient, Template};
-use offramp::mail::message::Origin;
-use offramp::mail::samples::samples;
-use offramp::mail::{Rendered, Sender, Templates, compose};
+use offramp_domain::notification::{Notification, Recipient, Template};
+use offramp_mail::message::Origin;
+use offramp_mail::samples::samples;
+use offramp_mail::{Rendered, Sender, Templates, compose};
 use url::Url;
 use uuid::Uuid;
 

@@ -1,8 +1,8 @@
 //! Documents and commands that tests begin with.
 
 use bson::{Document, doc};
-use offramp::domain::notification::Notification;
 use offramp::store::outbox::EmailIdentity;
+use offramp_domain::notification::Notification;
 use serde_json::{Value, json};
 use uuid::Uuid;
 

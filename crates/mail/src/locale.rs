@@ -1,0 +1,246 @@
+//! Dates, months and money as the reader writes them (ICU4X), and what to make of a language tag.
+//!
+//! Nothing here fails: a tag that is none is answered with `None`, and what cannot be formatted is written as the
+//! document has it (`2026-06-14`, `49.99 CAD`), which is still a fact that a person can read.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use chrono::{Datelike, NaiveDate};
+use fixed_decimal::Decimal;
+use icu::calendar::{Date, Gregorian};
+use icu::datetime::FixedCalendarDateTimeFormatter;
+use icu::datetime::fieldsets::{YM, YMD};
+use icu::decimal::DecimalFormatter;
+use icu::locale::LanguageIdentifier;
+use icu::locale::extensions::unicode::Value;
+use icu::locale::preferences::extensions::unicode::keywords::CurrencyType;
+use icu_experimental::dimension::currency::formatter::CurrencyFormatter;
+use icu_experimental::dimension::currency::options::CurrencyFormatterOptions;
+
+use offramp_domain::billing::YearMonth;
+use offramp_domain::command::Amount;
+
+/// The longest text that is looked at as a language tag, in bytes. Longer than every real one.
+const TAG_BYTES_MAX: usize = 35;
+
+/// The most currencies whose formatters one locale keeps; amounts in further ones get a formatter of their own.
+const CURRENCIES_MAX: usize = 32;
+
+/// Reads a language tag as documents write it: BCP 47 (`fr-CA`), or as operating systems do (`fr_CA.UTF-8`). Variants
+/// and extensions are dropped: they change nothing that a mail says.
+#[must_use]
+pub fn parse_tag(text: &str) -> Option<LanguageIdentifier> {
+    let tag = text.trim().split(['.', '@']).next().unwrap_or_default();
+    if tag.is_empty() || tag.len() > TAG_BYTES_MAX {
+        return None;
+    }
+    let mut id = icu::locale::Locale::try_from_str(&tag.replace('_', "-")).ok()?.id;
+    id.variants.clear();
+    (!id.language.is_unknown()).then_some(id)
+}
+
+/// How one locale writes dates, months and money.
+#[derive(Debug)]
+pub struct Formats {
+    locale: LanguageIdentifier,
+    date: Option<FixedCalendarDateTimeFormatter<Gregorian, YMD>>,
+    month: Option<FixedCalendarDateTimeFormatter<Gregorian, YM>>,
+    money: RwLock<HashMap<String, Arc<Money>>>,
+}
+
+/// How one locale writes one currency; `None` where ICU knows no way.
+type Money = Option<MoneyFormat>;
+
+#[derive(Debug)]
+struct MoneyFormat {
+    formatter: CurrencyFormatter<DecimalFormatter>,
+    /// How many digits the currency has after the point.
+    fraction_digits: usize,
+}
+
+impl Formats {
+    /// Loads what ICU knows of `locale`; for a region that it does not know that is what the language does.
+    #[must_use]
+    pub fn new(locale: &LanguageIdentifier) -> Self {
+        let icu_locale = icu::locale::Locale::from(locale.clone());
+        Self {
+            date: FixedCalendarDateTimeFormatter::try_new((&icu_locale).into(), YMD::long()).ok(),
+            month: FixedCalendarDateTimeFormatter::try_new((&icu_locale).into(), YM::long()).ok(),
+            money: RwLock::default(),
+            locale: locale.clone(),
+        }
+    }
+
+    /// `14 juin 2026`, `June 14, 2026`, `14 de junio de 2026`. The spaces are ordinary ones, so that a search for a date
+    /// finds it.
+    #[must_use]
+    pub fn date(&self, date: NaiveDate) -> String {
+        let formatted = gregorian(date).zip(self.date.as_ref()).map(|(day, format)| format.format(&day).to_string());
+        let text = formatted.unwrap_or_else(|| date.to_string());
+        // French counts the first of the month and no other day: "1er juin". CLDR leaves that to the writer.
+        match text.strip_prefix("1 ") {
+            Some(rest) if self.locale.language.as_str() == "fr" => format!("1er {rest}"),
+            _ => text,
+        }
+    }
+
+    /// `juin 2026`, `June 2026`, `junio de 2026`.
+    #[must_use]
+    pub fn month(&self, month: YearMonth) -> String {
+        let formatted =
+            gregorian(month.first_day()).zip(self.month.as_ref()).map(|(day, format)| format.format(&day).to_string());
+        formatted.unwrap_or_else(|| month.to_string())
+    }
+
+    /// `49,99 $` for Canadian dollars in `fr-CA`, `$49.99` in `en-CA`; a currency that is not the locale's own says whose it
+    /// is: `49,99 $ US`, `US$49.99`. Digits after the point as many as the currency has, or as the amount needs.
+    #[must_use]
+    pub fn money(&self, amount: &Amount) -> String {
+        let (value, currency) = (amount.value.as_str(), amount.currency.as_str());
+        let fraction = value.split_once('.').map_or("", |(_, fraction)| fraction.trim_end_matches('0'));
+        match (Decimal::try_from_str(value), &*self.money_formatter(currency)) {
+            // ICU rounds to the currency's digits. An amount that would change is written as it came.
+            (Ok(mut decimal), Some(money)) if fraction.len() <= money.fraction_digits => {
+                decimal.trim_start();
+                money.formatter.format_fixed_decimal(&decimal).to_string()
+            }
+            _ => format!("{value}\u{a0}{currency}"),
+        }
+    }
+
+    fn money_formatter(&self, currency: &str) -> Arc<Money> {
+        // A lock is poisoned when a holder panicked. The map is whole even then: entries are only ever added.
+        if let Some(known) = self.money.read().unwrap_or_else(PoisonError::into_inner).get(currency) {
+            return Arc::clone(known);
+        }
+        let formatter = Arc::new(self.new_money_formatter(currency));
+        let mut known = self.money.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() < CURRENCIES_MAX {
+            known.insert(currency.to_owned(), Arc::clone(&formatter));
+        }
+        formatter
+    }
+
+    fn new_money_formatter(&self, currency: &str) -> Money {
+        let currency = CurrencyType::try_from(Value::try_from_str(currency).ok()?).ok()?;
+        let locale = icu::locale::Locale::from(self.locale.clone());
+        let options = CurrencyFormatterOptions::default();
+        let formatter = CurrencyFormatter::try_new_symbol((&locale).into(), currency, options).ok()?;
+        let nothing = formatter.format_fixed_decimal(&Decimal::from(0)).to_string();
+        let fraction_digits = nothing.chars().filter(|c| c.is_numeric()).count().saturating_sub(1);
+        Some(MoneyFormat { formatter, fraction_digits })
+    }
+}
+
+fn gregorian(date: NaiveDate) -> Option<Date<Gregorian>> {
+    let (month, day) = (u8::try_from(date.month()).ok()?, u8::try_from(date.day()).ok()?);
+    Date::try_new_gregorian(date.year(), month, day).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn formats(tag: &str) -> Formats {
+        Formats::new(&parse_tag(tag).expect("a tag"))
+    }
+
+    fn date(text: &str) -> NaiveDate {
+        text.parse().expect("a date")
+    }
+
+    #[track_caller]
+    fn check_money(tag: &str, value: &str, currency: &str, expected: &str) {
+        let amount =
+            Amount { value: value.try_into().expect("a value"), currency: currency.try_into().expect("a currency") };
+        assert_eq!(formats(tag).money(&amount), expected, "{tag} {value} {currency}");
+    }
+
+    #[test]
+    fn dates_are_written_as_the_reader_writes_them() {
+        for (tag, expected) in [
+            ("fr", "14 juin 2026"),
+            ("fr-CA", "14 juin 2026"),
+            ("en", "June 14, 2026"),
+            ("en-CA", "June 14, 2026"),
+            ("en-GB", "14 June 2026"),
+            ("es", "14 de junio de 2026"),
+            ("es-MX", "14 de junio de 2026"),
+            ("fr-ZZ", "14 juin 2026"),
+        ] {
+            assert_eq!(formats(tag).date(date("2026-06-14")), expected, "{tag}");
+        }
+    }
+
+    #[test]
+    fn the_first_of_the_month_is_counted_in_french_alone() {
+        assert_eq!(formats("fr-CA").date(date("2026-06-01")), "1er juin 2026");
+        assert_eq!(formats("fr-CA").date(date("2026-06-11")), "11 juin 2026");
+        assert_eq!(formats("es").date(date("2026-06-01")), "1 de junio de 2026");
+        assert_eq!(formats("en").date(date("2026-06-01")), "June 1, 2026");
+    }
+
+    #[test]
+    fn months_have_their_year() {
+        let june = YearMonth::of(date("2026-06-14"));
+        assert_eq!(formats("fr-CA").month(june), "juin 2026");
+        assert_eq!(formats("en-CA").month(june), "June 2026");
+        assert_eq!(formats("es").month(june), "junio de 2026");
+    }
+
+    #[test]
+    fn money_is_the_locales_own_or_says_whose_it_is() {
+        check_money("fr-CA", "49.99", "CAD", "49,99\u{a0}$");
+        check_money("fr-CA", "49.99", "USD", "49,99\u{a0}$\u{a0}US");
+        check_money("fr-CA", "49.99", "EUR", "49,99\u{a0}€");
+        check_money("fr", "49.99", "CAD", "49,99\u{a0}$CA");
+        check_money("fr", "1234.5", "EUR", "1\u{202f}234,50\u{a0}€");
+        check_money("fr-CA", "1234.5", "CAD", "1\u{a0}234,50\u{a0}$");
+        check_money("en-CA", "49.99", "CAD", "$49.99");
+        check_money("en-CA", "49.99", "USD", "US$49.99");
+        check_money("en-US", "49.99", "USD", "$49.99");
+        check_money("en-US", "49.99", "CAD", "CA$49.99");
+        check_money("en", "49.99", "CAD", "CA$49.99");
+        check_money("es-MX", "49.99", "MXN", "$49.99");
+        check_money("es", "49.99", "EUR", "49,99\u{a0}€");
+        check_money("es", "49.99", "CAD", "49,99\u{a0}CA$");
+        check_money("en-CA", "49", "CAD", "$49.00");
+        check_money("fr-CA", "49.9", "CAD", "49,90\u{a0}$");
+        check_money("en-CA", "5000", "JPY", "JP¥5,000");
+        check_money("en-CA", "12.345", "KWD", "KWD\u{a0}12.345");
+        check_money("fr-CA", "0049.9900", "CAD", "49,99\u{a0}$");
+        check_money("fr-CA", "0.50", "CAD", "0,50\u{a0}$");
+        check_money("fr-CA", "12", "XQQ", "12,00\u{a0}XQQ");
+    }
+
+    #[test]
+    fn money_is_never_rounded() {
+        check_money("fr-CA", "49.999", "CAD", "49.999\u{a0}CAD");
+        check_money("en-CA", "50.5", "JPY", "50.5\u{a0}JPY");
+    }
+
+    #[test]
+    fn tags_are_read_as_documents_write_them() {
+        for (text, expected) in [
+            ("fr-CA", Some("fr-CA")),
+            ("fr_CA", Some("fr-CA")),
+            ("FR-ca", Some("fr-CA")),
+            (" fr_CA.UTF-8 ", Some("fr-CA")),
+            ("ca@valencia", Some("ca")),
+            ("zh-hant-tw", Some("zh-Hant-TW")),
+            ("en-CA-u-nu-arab", Some("en-CA")),
+            ("es-419", Some("es-419")),
+            ("", None),
+            ("und", None),
+            ("-", None),
+            ("français", None),
+            ("fr CA", None),
+            ("../../etc/passwd", None),
+            ("x\r\nBcc: a@b", None),
+        ] {
+            assert_eq!(parse_tag(text).map(|tag| tag.to_string()).as_deref(), expected, "{text:?}");
+        }
+        assert!(parse_tag(&"fr-".repeat(100_000)).is_none());
+    }
+}
