@@ -62,7 +62,7 @@ mod tests {
         for level in [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE] {
             assert!(!is_no_secret("lapin::returned_messages", level), "{level}");
             assert_eq!(is_no_secret("lapin::channel", level), level != Level::TRACE, "{level}");
-            assert!(is_no_secret("offramp::broker", level), "{level}");
+            assert!(is_no_secret("offramp::amqp", level), "{level}");
         }
     }
 

@@ -175,7 +175,7 @@ async fn searches(world: &World) -> Searches {
 
 /// Starts a worker. Its work begins when it says so; it says as well when it has looked for cards.
 async fn start(bench: &Bench, world: &World, name: &str) -> (Worker, Moment, oneshot::Receiver<Moment>) {
-    let settings = [("OFFRAMP_SWEEP_SECONDS", "3600"), ("OFFRAMP_LOG", "info,offramp::sweeper=debug")];
+    let settings = [("OFFRAMP_SWEEP_SECONDS", "3600"), ("OFFRAMP_LOG", "info,offramp::worker::sweeper=debug")];
     let mut worker = Worker::spawn(world, &bench.sink.url(), &settings, Stdio::piped());
     let log = bench.logs.join(format!("{name}.log"));
     let works = |line: &str| line.contains("working");

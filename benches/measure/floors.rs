@@ -20,13 +20,13 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer};
 use mongodb::Database;
-use offramp::broker::Topology;
+use offramp::amqp::Topology;
 use offramp::clock;
-use offramp::outbox::{Writer, origin};
 use offramp::store::documents::decisive;
-use offramp::store::outbox::{Content, Lease};
+use offramp::store::outbox::entry::{Content, Lease};
 use offramp::store::{Collection, Need, Store, changes};
 use offramp::tls::Tls;
+use offramp::worker::dispatcher::{Writer, origin};
 use offramp_domain::command::{Command, CommandType};
 use offramp_domain::fold::{Task, Verdict};
 use offramp_mail::{Sender, Templates};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bson::{Document, doc};
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
-use offramp::broker::Topology;
+use offramp::amqp::Topology;
 use offramp_domain::command::CommandType;
 use serde_json::{Value, json};
 use tokio::time::sleep;

@@ -13,7 +13,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
-use offramp::broker::{RetryDelay, Topology};
+use offramp::amqp::{RetryDelay, Topology};
 use offramp::config::secret::redact;
 use offramp_domain::command::CommandType;
 use serde_json::Value;

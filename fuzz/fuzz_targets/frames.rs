@@ -1,4 +1,4 @@
 //! Bytes from anywhere, read as a broker's frames.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| offramp::broker::check_frames(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| offramp::amqp::check_frames(bytes));

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write, stdout};
 
 use anyhow::bail;
 use clap::Args;
-use offramp::broker::{Broker, Topology, TopologyError};
+use offramp::amqp::{Broker, Topology, TopologyError};
 use offramp::config::{BrokerSettings, DatabaseSettings, DkimSettings, MailSettings, SenderSettings, Settings};
 use offramp::store::Store;
 use offramp::tls::Tls;

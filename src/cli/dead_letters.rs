@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write, stdin, stdout};
 use anyhow::bail;
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
-use offramp::broker::{Broker, DeadLetters, Held, Letter, PublishError, Publisher, Topology};
+use offramp::amqp::{Broker, DeadLetters, Held, Letter, PublishError, Publisher, Topology};
 use offramp::clock;
 use offramp::config::{BrokerSettings, TlsSettings};
 use serde_json::{Value, json};

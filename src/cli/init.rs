@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use offramp::broker::{Broker, Declared, Topology};
+use offramp::amqp::{Broker, Declared, Topology};
 use offramp::config::{BrokerSettings, DatabaseSettings, TlsSettings};
 use offramp::store::Store;
 use offramp::store::inspect::Index;

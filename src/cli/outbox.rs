@@ -7,7 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use offramp::clock;
 use offramp::config::{DatabaseSettings, TlsSettings};
-use offramp::store::stuck::{Condition, Stuck, StuckEntries};
+use offramp::store::outbox::admin::{Condition, Stuck, StuckEntries};
 use offramp::store::{Store, StoreError};
 use serde_json::json;
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use indicatif::ProgressBar;
-use offramp::broker::{Broker, Outgoing, PublishError, Publisher, Topology};
+use offramp::amqp::{Broker, Outgoing, PublishError, Publisher, Topology};
 use offramp::config::{BrokerSettings, TlsSettings};
 use offramp::jsonl::Line;
 use offramp_domain::command::Command;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use offramp::broker::{Broker, Topology};
+use offramp::amqp::{Broker, Topology};
 use offramp::config::Settings;
 use offramp::http;
-use offramp::outbox::Writer;
-use offramp::run::{Parts, run as work};
+use offramp::worker::dispatcher::Writer;
+use offramp::worker::{Parts, run as work};
 use offramp_mail::{Deadlines, Transport};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;

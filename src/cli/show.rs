@@ -13,7 +13,7 @@ use offramp::store::documents::{
     self, AccountDocument, HistoryDocument, NotificationDocument, OrganizationDocument, PaymentFailureDocument, Stored,
     SubscriptionDocument,
 };
-use offramp::store::outbox::{Content, OutboxEntry};
+use offramp::store::outbox::entry::{Content, OutboxEntry};
 use offramp::store::{Collection, Store};
 use offramp_domain::account::Account;
 use offramp_domain::command::{Actor, CommandRef};

@@ -9,7 +9,7 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 
 use crate::jsonl::{ForCollection, lines};
-use crate::store::outbox::{Content, Lease, entries};
+use crate::store::outbox::entry::{Content, Lease, entries};
 use offramp_domain::command::{Command, InvalidCommand};
 use offramp_domain::decide::RejectionReason;
 use offramp_domain::event::{EffectIds, rejected};

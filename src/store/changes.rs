@@ -14,7 +14,7 @@ use super::documents::{
     AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, NotificationDocument,
     PaymentFailureDocument, RequestDocument,
 };
-use super::outbox::{self, Identify, Lease, OutboxEntry};
+use super::outbox::entry::{self, Identify, Lease, OutboxEntry};
 use super::update::{bson, not_bson, raw, raw_array};
 use super::{Collection, StoreError};
 
@@ -250,11 +250,11 @@ fn update_account(
 }
 
 fn entries<R>(added: Vec<Added<R>>, lease: &Lease, source: &str, now: DateTime<Utc>) -> Vec<OutboxEntry> {
-    added.into_iter().flat_map(|added| outbox::entries(added, lease, source, now)).collect()
+    added.into_iter().flat_map(|added| entry::entries(added, lease, source, now)).collect()
 }
 
 fn records<R>(added: &[Added<R>], identify: Identify<'_>, now: DateTime<Utc>) -> Vec<NotificationDocument> {
-    added.iter().flat_map(|added| outbox::records(added, identify, now)).collect()
+    added.iter().flat_map(|added| entry::records(added, identify, now)).collect()
 }
 
 fn applied<R>(added: &[Added<R>], now: DateTime<Utc>) -> Vec<AppliedDocument> {

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use bson::raw::{CString, cstr};
 use bson::{Document, RawArrayBuf, RawBson, RawDocumentBuf, doc, rawdoc};
 
-use super::outbox::{Kind, Leased, OutboxEntry};
+use super::outbox::entry::{Kind, Leased, OutboxEntry};
 use super::update::{Refusal, STATEMENTS_BYTES_MAX, raw};
 use super::{Collection, Store, StoreError};
 

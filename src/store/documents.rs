@@ -29,7 +29,7 @@ use offramp_domain::text::{
 };
 
 use super::Collection;
-use super::outbox::OutboxEntry;
+use super::outbox::entry::OutboxEntry;
 
 use stored::{Fault, list};
 pub use stored::{Stored, kind};

@@ -9,9 +9,7 @@ pub mod commit;
 pub mod documents;
 pub mod import;
 pub mod inspect;
-pub mod leases;
 pub mod outbox;
-pub mod stuck;
 pub mod sweep;
 mod update;
 

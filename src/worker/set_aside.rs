@@ -13,10 +13,10 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::RETURNS_WORN;
-use crate::broker::delivery::weight;
-use crate::broker::{Delivery, Kept, LaneHealth, Outgoing, PublishError, Publisher};
-use crate::pauses::Pauses;
+use super::lane::RETURNS_WORN;
+use crate::amqp::message::weight;
+use crate::amqp::{Delivery, Kept, LaneHealth, Outgoing, PublishError, Publisher};
+use crate::backoff::Pauses;
 use offramp_domain::command::CommandType;
 
 /// How long to wait before rejected copies are published again: from the first to the longest, see [`Pauses`].

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bson::{Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use offramp::store::documents::{AccountDocument, NotificationDocument, Stored, SubscriptionDocument, read};
-use offramp::store::outbox::Content;
+use offramp::store::outbox::entry::Content;
 use offramp_domain::account::Account;
 use offramp_domain::command::{Command, CommandKey};
 use offramp_domain::fold::{AccountDraft, Loaded, SubscriptionDraft};

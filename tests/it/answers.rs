@@ -5,7 +5,7 @@ use lapin::BasicProperties;
 use lapin::types::FieldTable;
 use offramp::store::changes;
 use offramp::store::commit::Committed;
-use offramp::store::outbox::Lease;
+use offramp::store::outbox::entry::Lease;
 use offramp::store::{Need, Store};
 use offramp::tls::Tls;
 use offramp_domain::command::Command;

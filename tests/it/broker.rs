@@ -8,8 +8,8 @@ use chrono::DateTime;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{BasicProperties, ExchangeKind};
-use offramp::broker::delivery::RETURNS_MAX;
-use offramp::broker::{
+use offramp::amqp::message::RETURNS_MAX;
+use offramp::amqp::{
     Batch, Broker, BrokerError, Consumer, Kept, LaneHealth, LaneState, Outgoing, PublishError, Publisher, RetryDelay,
     Topology, TopologyError,
 };
@@ -406,7 +406,7 @@ async fn a_dead_letter_says_why_and_a_replay_does_not() {
         assert_eq!(text(&headers, "offramp-died-at"), "2026-06-14T08:30:00.250Z");
         assert_eq!(headers.inner().get("offramp-attempt"), Some(&AMQPValue::LongInt(0)));
 
-        let again = offramp::broker::Delivery::from(dead).replay_copy(&rabbit.queue());
+        let again = offramp::amqp::Delivery::from(dead).replay_copy(&rabbit.queue());
         assert_eq!(publisher.publish_all(&[again]).await, [Ok(())]);
         let batch = next(&mut consumer).await;
         assert_eq!(bodies(&batch), ["not json"]);
@@ -1140,7 +1140,7 @@ async fn a_silent_network_ends_publishing_within_its_deadline_and_consuming_by_h
 async fn the_second_address_is_used_when_the_first_is_dead() {
     Rabbit::declared(async |rabbit| {
         let urls = format!("amqp://u:secret@127.0.0.1:1,{}", amqp_url());
-        let broker = offramp::broker::Broker::new(urls.parse().unwrap(), rabbit.prefix.clone());
+        let broker = offramp::amqp::Broker::new(urls.parse().unwrap(), rabbit.prefix.clone());
         broker.connect("test").await.unwrap().close().await;
         let publisher = Publisher::new(broker);
         let message = Outgoing::new("", rabbit.queue(), b"x".to_vec()).mandatory();
@@ -1155,17 +1155,17 @@ async fn who_is_refused_is_told_so_and_no_password_is_shown() {
     Rabbit::run(async |_| {
         let mut url = url::Url::parse(&amqp_url()).unwrap();
         url.set_password(Some("very-secret")).unwrap();
-        let error = offramp::broker::Broker::new(url.as_str().parse().unwrap(), "t").connect("test").await.unwrap_err();
+        let error = offramp::amqp::Broker::new(url.as_str().parse().unwrap(), "t").connect("test").await.unwrap_err();
         assert!(matches!(error, BrokerError::Denied(_)), "{error:?}");
         assert!(error.to_string().contains("ACCESS_REFUSED"), "{error}");
         assert!(!format!("{error} {error:?}").contains("very-secret"));
 
         let mut url = url::Url::parse(&amqp_url()).unwrap();
         url.set_path("/nowhere");
-        let error = offramp::broker::Broker::new(url.as_str().parse().unwrap(), "t").connect("test").await.unwrap_err();
+        let error = offramp::amqp::Broker::new(url.as_str().parse().unwrap(), "t").connect("test").await.unwrap_err();
         assert!(matches!(&error, BrokerError::Denied(why) if why.contains("nowhere")), "{error:?}");
 
-        let broker = offramp::broker::Broker::new("amqp://u:very-secret@127.0.0.1:1".parse().unwrap(), "t");
+        let broker = offramp::amqp::Broker::new("amqp://u:very-secret@127.0.0.1:1".parse().unwrap(), "t");
         let error = broker.connect("test").await.unwrap_err();
         assert!(matches!(error, BrokerError::Unreachable(_)), "{error:?}");
         assert!(!format!("{error} {error:?} {broker:?}").contains("very-secret"));

@@ -10,7 +10,7 @@ use fastrand::Rng;
 use offramp::clock;
 use offramp::store::commit::{Committed, GuardedUpdate};
 use offramp::store::documents::{AccountDocument, SubscriptionDocument, read};
-use offramp::store::outbox::{Lease, OutboxEntry};
+use offramp::store::outbox::entry::{Lease, OutboxEntry};
 use offramp::store::{Collection, Need, Store, changes};
 use offramp::tls::Tls as StoreTls;
 use offramp_domain::account::Account;

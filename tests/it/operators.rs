@@ -12,9 +12,9 @@ use chrono::Utc;
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use offramp::broker::{Broker, DeadLetters, Delivery, Publisher, Topology};
+use offramp::amqp::{Broker, DeadLetters, Delivery, Publisher, Topology};
 use offramp::store::Store;
-use offramp::store::stuck::Condition;
+use offramp::store::outbox::admin::Condition;
 use serde_json::{Value, json};
 
 use crate::support::eventually;
@@ -438,7 +438,7 @@ async fn operators_wait_for_one_another() {
 
     // While somebody holds them for long, others say so and do nothing.
     bury(&world, &topology, &commands[..1], "exhausted", "No.", "cancellation").await;
-    let held = offramp::broker::DeadLetters::open(&broker(), &topology).await.unwrap();
+    let held = offramp::amqp::DeadLetters::open(&broker(), &topology).await.unwrap();
     let busy = failure(&world, &["dead-letters", "replay", "--all"], 1);
     assert!(busy.contains("another `offramp dead-letters` is at work"), "{busy}");
     held.close().await;

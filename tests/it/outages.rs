@@ -13,8 +13,8 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Confirmation, ExchangeKind};
 use mongodb::Client;
-use offramp::broker::Delivery;
-use offramp::broker::delivery::RETURNS_MAX;
+use offramp::amqp::Delivery;
+use offramp::amqp::message::RETURNS_MAX;
 use serde_json::{Value, json};
 
 use crate::support::eventually;

@@ -20,10 +20,10 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, ask, count_connection, explain};
-use super::delivery::{Delivery, delivery_count};
 use super::health::LaneHealth;
+use super::message::{Delivery, delivery_count};
 use super::topology::{Topology, TopologyError};
-use crate::pauses::Pauses;
+use crate::backoff::Pauses;
 
 /// The most deliveries that the broker may send ahead of our acks: quorum queues take no more.
 pub const PREFETCH_MAX: u16 = 2_000;

@@ -5,19 +5,17 @@
 //! comes again, and `applied` in the documents tells what was done already. A message whose copy RabbitMQ rejects is set
 //! aside (`set_aside`), so that it holds up no other.
 
-mod set_aside;
-
 use std::time::Duration;
 
 use metrics::histogram;
 use tokio_util::sync::CancellationToken;
 
-use self::set_aside::{Errand, SetAside};
-use crate::broker::delivery::RETURNS_MAX;
-use crate::broker::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publisher, RetryDelay, Topology};
+use super::set_aside::{self, Errand, SetAside};
+use crate::amqp::message::RETURNS_MAX;
+use crate::amqp::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publisher, RetryDelay, Topology};
+use crate::backoff::Pauses;
 use crate::clock;
-use crate::engine::{Engine, Interrupted, Settled};
-use crate::pauses::Pauses;
+use crate::worker::engine::{Engine, Interrupted, Settled};
 use offramp_domain::command::{Command, CommandBody, CommandType, InvalidCommand};
 use offramp_domain::decide::Rejection;
 use offramp_domain::event::{self, CloudEvent, CommandRejected, EffectIds};
@@ -36,7 +34,7 @@ const REJECTIONS_MAX: u32 = 3;
 /// when it gives them back each time. See [`Pauses`].
 const RESUME_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 /// How often a message may have come back before a lane that cannot decide it gives back a copy instead.
-const RETURNS_WORN: u64 = RETURNS_MAX / 2;
+pub(super) const RETURNS_WORN: u64 = RETURNS_MAX / 2;
 
 /// One work queue and what it takes to work it off.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::connection::{Broker, BrokerError, Link};
-use super::delivery::{DIED_AT_HEADER, Delivery, ERROR_HEADER, Outgoing, QUEUE_HEADER, REASON_HEADER, text};
+use super::message::{DIED_AT_HEADER, Delivery, ERROR_HEADER, Outgoing, QUEUE_HEADER, REASON_HEADER, text};
 use super::publisher::{PublishError, Publisher};
 use super::topology::Topology;
 use offramp_domain::command::CommandType;

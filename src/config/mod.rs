@@ -17,7 +17,7 @@ use std::time::Duration;
 use clap::Args;
 use tracing_subscriber::EnvFilter;
 
-use crate::broker::{BrokerUrls, InvalidBrokerUrl};
+use crate::amqp::{BrokerUrls, InvalidBrokerUrl};
 use crate::tls::{Authorities, Identity, Tls};
 use offramp_mail::dkim::{DkimKey, DkimSigner, parse_domain, parse_selector};
 use offramp_mail::{MailConfigError, MailUrl, Sender, SmtpName};

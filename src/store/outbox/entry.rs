@@ -11,8 +11,8 @@ use offramp_domain::event::{CloudEvent, Event};
 use offramp_domain::fold::Added;
 use offramp_domain::notification::{Notification, conversation_id};
 
-use super::Collection;
-use super::documents::{ExtendedJsonDate, NotificationDocument};
+use crate::store::Collection;
+use crate::store::documents::{ExtendedJsonDate, NotificationDocument};
 
 /// The collections whose documents have an outbox.
 pub(super) const OUTBOXES: [Collection; 2] = [Collection::Subscriptions, Collection::Accounts];

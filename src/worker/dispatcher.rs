@@ -1,7 +1,7 @@
 //! The dispatcher: sends the emails and events of committed changes, and marks them as sent.
 //!
 //! Nothing is sent except from the outbox entries in the documents. A commit hands its entries over in memory, under a lease;
-//! whatever this process does not get done before the lease expires, any worker claims again ([`crate::claimer`]). So the
+//! whatever this process does not get done before the lease expires, any worker claims again ([`crate::worker::claimer`]). So the
 //! queues here are bounded, and may be lost, without losing an email or an event.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -18,13 +18,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::broker::{Outgoing, Publisher, Topology};
+use crate::amqp::{Outgoing, Publisher, Topology};
+use crate::backoff::Pauses;
 use crate::clock;
-use crate::pacer::{Pacer, Turn};
-use crate::pauses::Pauses;
-use crate::store::leases::{Count, Fate, Mark};
-use crate::store::outbox::{Content, EmailIdentity, Kind, Leased};
+use crate::store::outbox::claim::{Count, Fate, Mark};
+use crate::store::outbox::entry::{Content, EmailIdentity, Kind, Leased};
 use crate::store::{Collection, Store, StoreError};
+use crate::worker::pacer::{Pacer, Turn};
 use offramp_domain::notification::Notification;
 use offramp_mail::dkim::DkimSigner;
 use offramp_mail::message::{Composed, Origin, Sender, compose};

@@ -1,5 +1,14 @@
 //! The worker as a whole: everything that runs, in the order in which it starts and stops.
 
+pub mod claimer;
+pub mod dispatcher;
+pub mod engine;
+pub mod indexes;
+pub mod lane;
+pub mod pacer;
+mod set_aside;
+pub mod sweeper;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,19 +18,19 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{Broker, Consumer, LaneHealth, Publisher, Topology, TopologyError};
-use crate::claimer::Claimer;
+use crate::amqp::{Broker, Consumer, LaneHealth, Publisher, Topology, TopologyError};
+use crate::backoff::Pauses;
 use crate::config::{MongodbUrl, WorkerSettings};
-use crate::engine::Engine;
 use crate::http::{self, Readiness, ReadyHandle};
-use crate::indexes::Indexes;
-use crate::outbox::{Dispatcher, Outbox, Writer, outbox};
-use crate::pauses::Pauses;
 use crate::store::inspect::Index;
 use crate::store::{Store, StoreError};
-use crate::sweeper::Sweeper;
 use crate::tls::Tls;
-use crate::worker::Lane;
+use crate::worker::claimer::Claimer;
+use crate::worker::dispatcher::{Dispatcher, Outbox, Writer, outbox};
+use crate::worker::engine::Engine;
+use crate::worker::indexes::Indexes;
+use crate::worker::lane::Lane;
+use crate::worker::sweeper::Sweeper;
 use offramp_domain::command::CommandType;
 use offramp_mail::Transport;
 

@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock;
-use crate::engine::Engine;
-use crate::indexes::Indexes;
-use crate::outbox::{Outbox, Writer};
-use crate::store::leases::{Claimed, DueQueue};
-use crate::store::outbox::{Kind, Lease};
+use crate::store::outbox::claim::{Claimed, DueQueue};
+use crate::store::outbox::entry::{Kind, Lease};
 use crate::store::sweep::DUE;
 use crate::store::{Collection, Store, StoreError};
+use crate::worker::dispatcher::{Outbox, Writer};
+use crate::worker::engine::Engine;
+use crate::worker::indexes::Indexes;
 use offramp_domain::notification::Notification;
 
 /// How often to look for due entries, at least.

@@ -11,15 +11,15 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::backoff::Pauses;
 use crate::clock;
 use crate::http::ReadyHandle;
-use crate::outbox::{Outbox, Writer};
-use crate::pauses::Pauses;
 use crate::store::changes;
 use crate::store::commit::Committed;
 use crate::store::inspect::ClockOffset;
-use crate::store::outbox::Lease;
+use crate::store::outbox::entry::Lease;
 use crate::store::{Collection, Need, Store, StoreError};
+use crate::worker::dispatcher::{Outbox, Writer};
 use offramp_domain::command::CommandBody;
 use offramp_domain::fold::{Task, Verdict, World};
 

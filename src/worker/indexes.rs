@@ -10,8 +10,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Pauses;
 use crate::http::ReadyHandle;
-use crate::pauses::Pauses;
 use crate::store::inspect::Index;
 use crate::store::{Collection, Store, StoreError};
 

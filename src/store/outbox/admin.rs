@@ -10,9 +10,9 @@ use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use serde::Deserialize;
 
-use super::outbox::Kind;
-use super::update::raw;
-use super::{Collection, Store, StoreError, within_deadline};
+use super::entry::Kind;
+use crate::store::update::raw;
+use crate::store::{Collection, Store, StoreError, within_deadline};
 
 /// Which entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use lapin::types::{LongString, ShortString};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::time::{sleep, timeout};
 
-use super::guard::{self, Guarded, InHand};
+use super::frame_filter::{self, Guarded, InHand};
 use super::url::{BrokerUrl, BrokerUrls};
 use crate::tls::{Tls, explain as explain_tls};
 
@@ -34,7 +34,7 @@ const CLOSE_SECONDS_MAX: u64 = 2;
 const LOOK_MILLISECONDS: u64 = 100;
 /// The heartbeat that we ask for, in seconds. A peer silent for twice as long is taken for dead.
 const HEARTBEAT_SECONDS: u16 = 10;
-/// How long to wait before trying again to connect: from the first to the longest, see [`crate::pauses`].
+/// How long to wait before trying again to connect: from the first to the longest, see [`crate::backoff`].
 pub(super) const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 
 /// The codes with which the broker refuses a user or a virtual host: `ACCESS_REFUSED`, `NOT_ALLOWED`.
@@ -132,7 +132,7 @@ impl Broker {
         let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(guarded)));
         let connecting = Connection::connector(
             url.for_handshake(HEARTBEAT_SECONDS),
-            guard::runtime(),
+            frame_filter::runtime(),
             async move |_, _| {
                 let stream = stream.lock().ok().and_then(|mut stream| stream.take());
                 stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
@@ -152,7 +152,7 @@ impl Broker {
 
 /// Opens TCP to the first of a host's addresses that answers. Each has its share of the time: a silent one leaves some to
 /// the next.
-async fn dial(addresses: Vec<SocketAddr>) -> io::Result<guard::Connection> {
+async fn dial(addresses: Vec<SocketAddr>) -> io::Result<frame_filter::Connection> {
     let share = Duration::from_secs(DIAL_SECONDS_MAX) / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX);
     let mut newest = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in addresses {

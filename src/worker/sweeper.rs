@@ -17,13 +17,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::engine::{Engine, Interrupted, Settled};
-use crate::indexes::Indexes;
 use crate::store::inspect::Index;
 use crate::store::sweep::{
     self, CardOrganization, CardOrganizationsPage, Fault, PassedOver, Unworkable, Window, Zones,
 };
 use crate::store::{Collection, Store, StoreError};
+use crate::worker::engine::{Engine, Interrupted, Settled};
+use crate::worker::indexes::Indexes;
 use offramp_domain::account::CARD_NOTICES_MAX;
 use offramp_domain::fold::{Task, Verdict};
 use offramp_domain::text::SubscriptionId;

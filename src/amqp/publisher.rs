@@ -18,9 +18,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, code, count_connection, explain};
-use super::delivery::Outgoing;
+use super::message::Outgoing;
 use super::topology::Topology;
-use crate::pauses::Pauses;
+use crate::backoff::Pauses;
 
 /// From the call to the last confirm, in seconds, reconnecting included.
 pub const PUBLISH_SECONDS_MAX: u64 = 10;

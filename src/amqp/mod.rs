@@ -14,9 +14,9 @@
 pub mod connection;
 pub mod consumer;
 pub mod dead_letters;
-pub mod delivery;
-mod guard;
+mod frame_filter;
 pub mod health;
+pub mod message;
 pub mod publisher;
 pub mod topology;
 pub mod url;
@@ -24,10 +24,10 @@ pub mod url;
 pub use connection::{Broker, BrokerError};
 pub use consumer::{Batch, Consumer, Kept, Lost};
 pub use dead_letters::{DeadLetters, DeadLettersError, Held, Letter, Scan};
-pub use delivery::{Delivery, Outgoing};
 #[cfg(fuzzing)]
-pub use guard::properties::check as check_frames;
+pub use frame_filter::properties::check as check_frames;
 pub use health::{LaneHealth, LaneState, LaneStatus};
+pub use message::{Delivery, Outgoing};
 pub use publisher::{PublishError, Publisher};
 pub use topology::{Declared, Inspected, RetryDelay, Topology, TopologyError};
 pub use url::{BrokerUrls, InvalidBrokerUrl};

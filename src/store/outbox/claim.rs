@@ -14,13 +14,13 @@ use uuid::Uuid;
 
 use crate::clock;
 
-use super::changes::next;
-use super::commit::{Committed, GuardedUpdate};
-use super::documents::integer;
-use super::outbox::{self, Content, Identify, Kind, Lease, Leased, OUTBOXES, OutboxEntry};
-use super::sweep::DUE;
-use super::update::{Refusal, raw};
-use super::{Collection, Store, StoreError};
+use super::entry::{self, Content, Identify, Kind, Lease, Leased, OUTBOXES, OutboxEntry};
+use crate::store::changes::next;
+use crate::store::commit::{Committed, GuardedUpdate};
+use crate::store::documents::integer;
+use crate::store::sweep::DUE;
+use crate::store::update::{Refusal, raw};
+use crate::store::{Collection, Store, StoreError};
 
 /// From how many candidates the documents to claim are drawn, at most and at least. Several workers that took the oldest
 /// ones would all want the same.
@@ -306,11 +306,11 @@ impl Store {
         let collection = self.database.collection::<RawDocumentBuf>(queue.collection.as_str());
         let projection = doc! { "outbox.kind": 1, "outbox.due": 1 };
         let (skip, limit) = (queue.skip, i64::try_from(max).unwrap_or(i64::MAX));
-        let found: Vec<RawDocumentBuf> = super::within_deadline(async move {
+        let found: Vec<RawDocumentBuf> = crate::store::within_deadline(async move {
             use futures_util::TryStreamExt;
             let find = collection.find(filter).projection(projection).skip(skip).limit(limit);
             // The index of earlier versions, which may still be there, has another order.
-            let find = find.hint(Hint::Name(DUE.to_owned())).max_time(super::COMMAND_TIME_MAX);
+            let find = find.hint(Hint::Name(DUE.to_owned())).max_time(crate::store::COMMAND_TIME_MAX);
             find.batch_size(u32::try_from(limit).unwrap_or(u32::MAX)).await?.try_collect().await
         })
         .await?;
@@ -564,7 +564,7 @@ fn plan(
             (Ok(entry), None) => {
                 set.insert(field("kind"), entry.kind().as_str());
                 if let (Content::Mail(email), Ok(id)) = (&entry.content, Uuid::parse_str(&entry.id)) {
-                    records.push(bson::serialize_to_bson(&outbox::record(id, email, identify, now))?);
+                    records.push(bson::serialize_to_bson(&entry::record(id, email, identify, now))?);
                 }
             }
             (Err(_), _) if is_of_later_version(entry) => of_later_version += 1,

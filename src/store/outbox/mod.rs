@@ -1,0 +1,5 @@
+//! The outbox that lives in the documents: what an entry is, who may send it, and what operators do with it.
+
+pub mod admin;
+pub mod claim;
+pub mod entry;
