@@ -90,6 +90,10 @@ check: cargo ## formatting, lints and documentation, each without a warning
 	cargo clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
 
+.PHONY: lint
+lint: cargo ## spelling, shell scripts, unused dependencies, and the licences and sources of all dependencies
+	@scripts/lint
+
 .PHONY: schemas
 schemas: cargo ## write schemas/ anew from the types in the code
 	cargo run --quiet --locked -- schemas --write schemas
