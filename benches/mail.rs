@@ -9,7 +9,7 @@ use divan::Bencher;
 use divan::counter::ItemsCount;
 use offramp_domain::notification::{Notification, Template};
 use offramp_mail::samples::samples;
-use offramp_mail::{Composed, DkimKey, DkimSigner, Origin, Rendered, Sender, Templates, compose};
+use offramp_mail::{ComposedEmail, DkimKey, DkimSigner, Origin, RenderedEmail, Sender, Templates, compose};
 use uuid::Uuid;
 
 /// As in the program.
@@ -31,7 +31,7 @@ fn notifications() -> Vec<Notification> {
         .collect()
 }
 
-fn mail(sender: &Sender, notification: &Notification, rendered: Rendered) -> Composed {
+fn mail(sender: &Sender, notification: &Notification, rendered: RenderedEmail) -> ComposedEmail {
     let origin = Origin { entry_id: Uuid::from_u128(42), conversation_id: Uuid::from_u128(7) };
     let date: DateTime<Utc> = DateTime::UNIX_EPOCH;
     compose(sender, origin, notification, rendered, date).expect("samples have good addresses")
@@ -51,7 +51,7 @@ fn encode(bencher: Bencher, takes_8bit: bool, key: Option<&str>) {
     let signer = key.map(|pem| {
         Arc::new(DkimSigner::new(DkimKey::parse(pem).expect("a key"), "s1".to_owned(), "example.com".to_owned()))
     });
-    let rendered: Vec<(Notification, Rendered)> = notifications()
+    let rendered: Vec<(Notification, RenderedEmail)> = notifications()
         .into_iter()
         .map(|notification| {
             let rendered = templates.render(&notification).expect("good templates");

@@ -5,6 +5,7 @@
 //! does. Around them, one folder for each server: [`broker`], [`store`], [`mail`]. [`run`] puts them together; [`config`], [`tls`], [`http`], [`logging`] are what every service has; [`jsonl`] and
 //! [`schemas`] are for those who write documents and commands.
 
+pub mod advice;
 pub mod amqp;
 pub mod backoff;
 pub mod clock;

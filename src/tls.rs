@@ -14,6 +14,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 
+use crate::advice;
+
 /// The largest PEM file that is read, in bytes: a whole system's authorities are a quarter of it.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
 
@@ -132,25 +134,8 @@ impl fmt::Debug for Identity {
 /// Why a connection failed, with what to do about it where that has to do with certificates. `is_handshake` is whether the
 /// server may have meant us when it merely ended the connection.
 pub(crate) fn explain(error: &str, is_handshake: bool) -> String {
-    let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
-    let advice = if says(&["UnknownIssuer", "BadSignature"]) {
-        "the server's certificate is of no authority that is trusted here; OFFRAMP_TLS_CA names a file of such authorities"
-    } else if says(&["not valid for name"]) {
-        "the URL must have a name of the server that is in its certificate"
-    } else if says(&["certificate expired"]) {
-        "the server needs a new certificate"
-    } else if says(&["InvalidContentType"]) {
-        "the server does not speak TLS at this port"
-    } else if says(&["received fatal alert"]) || is_handshake && says(&HUNG_UP) {
-        "the server may want to see a client certificate, or another one; OFFRAMP_TLS_CERTIFICATE names the file of ours"
-    } else {
-        return error.to_owned();
-    };
-    format!("{error} ({advice})")
+    advice::append(error, advice::tls(error, is_handshake))
 }
-
-/// What is left to see when a server refuses a certificate by ending the connection.
-const HUNG_UP: [&str; 3] = ["without sending TLS close_notify", "reset by peer", "Broken pipe"];
 
 /// The one crypto provider. Every crate is told or compiled to use it: `cargo tree` has no other.
 fn provider() -> CryptoProvider {

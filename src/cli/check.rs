@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write, stdout};
 
 use anyhow::bail;
 use clap::Args;
+use offramp::advice;
 use offramp::amqp::{Broker, Topology, TopologyError};
 use offramp::config::{BrokerSettings, DatabaseSettings, DkimSettings, MailSettings, SenderSettings, Settings};
 use offramp::store::Store;
@@ -216,10 +217,11 @@ async fn mail_server(settings: MailSettings, sender: &SenderSettings, tls: &Tls)
     let name = settings.name(&sender.mail_from);
     let url = settings.smtp_url.clone();
     let checking = async {
-        let url = settings.url().map_err(|error| error.to_string())?;
+        let unusable = |error| advice::append(&error, advice::mail_config_error(&error));
+        let url = settings.url().map_err(unusable)?;
         let tls = tls.client_config().map_err(|error| error.to_string())?;
-        let transport = Transport::new(&url, name, tls, Deadlines::interactive()).map_err(|error| error.to_string())?;
-        transport.check().await.map_err(|error| error.to_string())
+        let transport = Transport::new(&url, name, tls, Deadlines::interactive()).map_err(unusable)?;
+        transport.check().await.map_err(|error| advice::append(&error, advice::send_error(&error)))
     };
     connection("mail", checking.await.map(|()| url.to_string()).map_err(|error| format!("{url}: {error}")))
 }

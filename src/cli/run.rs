@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use offramp::advice;
 use offramp::amqp::{Broker, Topology};
 use offramp::config::Settings;
 use offramp::http;
@@ -26,10 +27,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Settings { broker, database, mail, tls, sender, dkim, worker, http: health } = arguments.settings;
     let tls = tls.tls();
     let templates = load_templates(&sender)?;
+    let tls_config = tls.client_config().map_err(|error| WrongConfiguration(format!("TLS: {error}")))?;
     let transport = mail
         .url()
-        .and_then(|url| Transport::new(&url, mail.name(&sender.mail_from), tls.client_config()?, Deadlines::default()))
-        .map_err(|error| WrongConfiguration(error.to_string()))?;
+        .and_then(|url| Transport::new(&url, mail.name(&sender.mail_from), tls_config, Deadlines::default()))
+        .map_err(|error| WrongConfiguration(advice::append(&error, advice::mail_config_error(&error))))?;
     let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
     let parts = Parts {
         broker: Broker::with_tls(broker.amqp_url, "offramp", tls.clone()),

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::advice;
 use crate::amqp::{Outgoing, Publisher, Topology};
 use crate::backoff::Pauses;
 use crate::clock;
@@ -27,8 +28,8 @@ use crate::store::{Collection, Store, StoreError};
 use crate::worker::pacer::{Pacer, Turn};
 use offramp_domain::notification::Notification;
 use offramp_mail::dkim::DkimSigner;
-use offramp_mail::message::{Composed, Origin, Sender, compose};
-use offramp_mail::smtp::{MailConnection, SendError, Transport};
+use offramp_mail::message::{ComposedEmail, Origin, Sender, compose};
+use offramp_mail::smtp::{MailConnection, SendError, SenderProblem, Transport};
 use offramp_mail::templates::Templates;
 
 /// How many emails, and how many events, wait in memory: more than two full batches have. More wait in the database.
@@ -116,7 +117,7 @@ struct MailServer {
     /// How much of a lease emails may wait in memory.
     patience: Duration,
     /// What an operator was told, and when.
-    reported: Mutex<HashMap<&'static str, Instant>>,
+    reported: Mutex<HashMap<SenderProblem, Instant>>,
 }
 
 impl MailServer {
@@ -143,13 +144,14 @@ impl MailServer {
     }
 
     /// Says once what an operator has to do.
-    fn report(&self, error: &SendError, remedy: &'static str) {
+    fn report(&self, error: &SendError, problem: SenderProblem) {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        if reported.get(remedy).is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
-            reported.insert(remedy, Instant::now());
+        if reported.get(&problem).is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+            reported.insert(problem, Instant::now());
+            let advice = advice::sender_problem(problem);
             tracing::error!(
                 error = error.brief(),
-                "the mail server rejects this worker: {remedy}; its emails are retried for a day, then kept for an operator"
+                "the mail server rejects this worker: {advice}; its emails are retried for a day, then kept for an operator"
             );
         }
     }
@@ -302,7 +304,7 @@ impl Writer {
     ///
     /// # Errors
     /// A sentence, when no later try can help: an address that is none, a template that does not go with the facts.
-    pub fn write(&self, origin: Origin, mail: &Notification, at: DateTime<Utc>) -> Result<Composed, String> {
+    pub fn write(&self, origin: Origin, mail: &Notification, at: DateTime<Utc>) -> Result<ComposedEmail, String> {
         let rendered = self.templates.render(mail).map_err(|error| error.to_string())?;
         let composed = compose(&self.sender, origin, mail, rendered, at).map_err(|error| error.to_string())?;
         Ok(composed.signed_by(self.signer.clone()))
@@ -596,13 +598,13 @@ impl Postman {
     }
 
     /// Sends one email. When that takes long, its lease is extended, so that no other worker sends it meanwhile.
-    async fn send_within_lease(&mut self, leased: &Leased, composed: &Composed) -> Result<String, SendError> {
+    async fn send_within_lease(&mut self, leased: &Leased, composed: &ComposedEmail) -> Result<String, SendError> {
         let lost = tokio::select! {
             biased;
             sent = self.connection.send(composed) => return sent,
             lost = lease_lost(&self.store, leased, self.lease) => lost,
         };
-        Err(self.connection.given_up(lost))
+        Err(self.connection.interrupted(lost))
     }
 
     /// What becomes of an email that was not sent.
@@ -611,7 +613,7 @@ impl Postman {
         let at = clock::now();
         let put_off = |pause: Duration, count: Count| Fate::PutOff {
             until: at + TimeDelta::from_std(pause).unwrap_or(TimeDelta::MAX),
-            error: error.to_string(),
+            error: advice::append(error, advice::send_error(error)),
             count,
         };
         let put_off_as_usual = || put_off(Pauses::after(leased.entry.attempts, EMAIL_PUT_OFF), Count::Nothing);
@@ -635,12 +637,13 @@ impl Postman {
                 Attempt { fate: put_off_as_usual(), outcome: Outcome::Throttled, is_unavailable: Some(false) }
             }
             SendError::Unavailable(_) => {
-                tracing::warn!(error = error.brief(), "the mail server is unavailable; emails wait");
+                let error = advice::append(error.brief(), advice::send_error(error));
+                tracing::warn!(error, "the mail server is unavailable; emails wait");
                 Attempt { fate: put_off_as_usual(), outcome: Outcome::PutOff, is_unavailable: Some(true) }
             }
-            SendError::Sender { remedy, is_of_connection, .. } => {
+            SendError::Sender { problem, rejects_connection, .. } => {
                 self.mail_server.throttled(error);
-                self.mail_server.report(error, remedy);
+                self.mail_server.report(error, *problem);
                 let since = leased.entry.sender_rejected_at.map_or(at, bson::DateTime::to_chrono);
                 let fate = if at - since < SENDER_PATIENCE {
                     put_off(Pauses::after(leased.entry.attempts, SENDER_PUT_OFF), Count::Sender { at })
@@ -653,7 +656,7 @@ impl Postman {
                     );
                     Fate::Failed { at, error: error.to_string() }
                 };
-                Attempt { fate, outcome: Outcome::SenderRejected, is_unavailable: Some(*is_of_connection) }
+                Attempt { fate, outcome: Outcome::SenderRejected, is_unavailable: Some(*rejects_connection) }
             }
             SendError::InDoubt(_) => {
                 let fate = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {

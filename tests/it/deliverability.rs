@@ -10,7 +10,7 @@ use offramp::tls::Tls as ClientTls;
 use offramp_domain::event::EffectIds;
 use offramp_domain::notification::{Notification, conversation_id};
 use offramp_mail::samples::Sample;
-use offramp_mail::{Composed, Rendered, compose};
+use offramp_mail::{ComposedEmail, RenderedEmail, compose};
 use serde_json::{Value, json};
 
 use crate::cli::succeeds;
@@ -27,8 +27,8 @@ use crate::support::world::World;
 const SHOWN_BYTES_MAX: usize = 100_000;
 
 /// A mail of these words.
-fn saying(text: &str, html: &str) -> Composed {
-    let rendered = Rendered {
+fn saying(text: &str, html: &str) -> ComposedEmail {
+    let rendered = RenderedEmail {
         subject: "Hello".to_owned(),
         text: text.to_owned(),
         html: html.to_owned(),
@@ -46,7 +46,7 @@ const KNOWS_8BITMIME: &str = "250-sink\r\n250-PIPELINING\r\n250 8BITMIME";
 const KNOWS_NOTHING: &str = "250 sink";
 
 /// The mail as it arrived, and how it was announced.
-async fn sent(mail: &Composed, answer: &'static str) -> (Taken, String) {
+async fn sent(mail: &ComposedEmail, answer: &'static str) -> (Taken, String) {
     let sink = server(answer).await;
     to(&sink).send(mail).await.unwrap();
     let announced = sink.commands().into_iter().find(|command| command.starts_with("MAIL")).unwrap();
@@ -155,7 +155,7 @@ fn long_names_and_subjects_are_folded_and_read_back_whole() {
             notification.facts.organization.name.clone_from(name);
             notification.to.name = Some(name.clone());
             notification.reply_to.name = Some(name.clone());
-            let rendered = Rendered { subject: subject.clone(), ..built_in().render(&notification).unwrap() };
+            let rendered = RenderedEmail { subject: subject.clone(), ..built_in().render(&notification).unwrap() };
             let mail = bytes(&compose(&sender(), origin(), &notification, rendered, date()).unwrap());
             check_form(&mail, false);
             let parsed = MessageParser::default().parse(&mail).unwrap();

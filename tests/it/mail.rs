@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use mail_parser::{Address, MessageParser, MimeHeaders, PartType};
+use offramp::advice;
 use offramp::tls::Tls as ClientTls;
 use offramp_domain::notification::{Notification, Recipient, Template};
 use offramp_mail::samples::{Sample, samples};
 use offramp_mail::{
-    Composed, Deadlines, DkimKey, DkimSigner, MailConnection, MailUrl, Origin, Rendered, SendError, Sender, SmtpName,
-    Templates, Transport, compose,
+    ComposedEmail, Deadlines, DkimKey, DkimSigner, MailConnection, MailUrl, Origin, RenderedEmail, SendError, Sender,
+    SmtpName, Templates, Transport, compose,
 };
 use uuid::Uuid;
 
@@ -48,7 +49,7 @@ pub fn date() -> DateTime<Utc> {
     "2026-06-14T12:00:00Z".parse().unwrap()
 }
 
-pub fn composed(notification: &Notification) -> Composed {
+pub fn composed(notification: &Notification) -> ComposedEmail {
     let rendered = built_in().render(notification).unwrap();
     compose(&sender(), origin(), notification, rendered, date()).unwrap()
 }
@@ -58,7 +59,7 @@ pub fn origin() -> Origin {
 }
 
 /// As it is written for a server that knows nothing.
-pub fn bytes(mail: &Composed) -> Vec<u8> {
+pub fn bytes(mail: &ComposedEmail) -> Vec<u8> {
     mail.bytes(false).unwrap()
 }
 
@@ -101,7 +102,7 @@ fn every_mail_in_every_language() {
         for (template, recipient) in mails() {
             let mut shown = String::new();
             for sample in samples(template, recipient, locale) {
-                let Rendered { subject, text, .. } = templates.render(&sample.notification).unwrap();
+                let RenderedEmail { subject, text, .. } = templates.render(&sample.notification).unwrap();
                 write!(shown, "──── {}\nSubject: {subject}\n\n{text}\n", sample.variant).unwrap();
             }
             insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
@@ -116,7 +117,7 @@ fn html_parts_are_documents_that_say_the_same() {
     let templates = built_in();
     for locale in LOCALES {
         for Sample { variant, notification } in every_sample(locale) {
-            let Rendered { html, text, language, .. } = templates.render(&notification).unwrap();
+            let RenderedEmail { html, text, language, .. } = templates.render(&notification).unwrap();
             let what = format!("{locale} {} {:?} {variant}", notification.template, notification.recipient);
             assert!(html.starts_with("<!doctype html>"), "{what}");
             assert!(html.contains(&format!("<html lang=\"{language}\" ")), "{what}");
@@ -713,11 +714,11 @@ fn is_in_doubt(error: &SendError) -> bool {
 }
 
 fn is_of_sender(error: &SendError) -> bool {
-    matches!(error, SendError::Sender { is_of_connection: false, .. })
+    matches!(error, SendError::Sender { rejects_connection: false, .. })
 }
 
 fn is_of_connection(error: &SendError) -> bool {
-    matches!(error, SendError::Sender { is_of_connection: true, .. })
+    matches!(error, SendError::Sender { rejects_connection: true, .. })
 }
 
 #[tokio::test]
@@ -901,7 +902,8 @@ async fn who_is_hung_up_on_after_the_handshake_is_told_that_it_may_be_the_certif
         let sink = SmtpSink::scripted(tls, script).await;
         let url = localhost(&sink, scheme, "", "");
         let error = connection(&url, &trusting).send(&composed(&sample())).await.unwrap_err();
-        assert_eq!(error.to_string().contains("OFFRAMP_TLS_CERTIFICATE"), says_so, "{hangs_up_at:?}: {error}");
+        let advises = advice::send_error(&error).is_some_and(|it| it.contains("OFFRAMP_TLS_CERTIFICATE"));
+        assert_eq!(advises, says_so, "{hangs_up_at:?}: {error}");
     }
 }
 
@@ -966,7 +968,8 @@ async fn a_token_is_read_for_each_connection() {
     let url = MailUrl::parse(&localhost(&sink, "smtp", "marie%40example.com@", "")).unwrap();
     let name = SmtpName::parse("worker.example.com").unwrap();
     let new = |url: &MailUrl| Transport::new(url, name.clone(), ca.client(false).client_config().unwrap(), deadlines());
-    assert!(new(&url).unwrap_err().to_string().contains("OFFRAMP_SMTP_TOKEN_FILE"));
+    let error = new(&url).unwrap_err();
+    assert!(advice::mail_config_error(&error).unwrap().contains("OFFRAMP_SMTP_TOKEN_FILE"), "{error}");
     let transport = Arc::new(new(&url.with_token_file(file.clone()).unwrap()).unwrap());
     let send = async || MailConnection::new(Arc::clone(&transport)).send(&composed(&sample())).await;
 

@@ -15,6 +15,8 @@ pub mod templates;
 mod view;
 
 pub use dkim::{DkimKey, DkimSigner};
-pub use message::{AddressError, Composed, Origin, Sender, compose};
-pub use smtp::{Deadlines, MailConfigError, MailConnection, MailUrl, SendError, SmtpName, Transport};
-pub use templates::{RenderError, Rendered, TemplateProblem, Templates};
+pub use message::{AddressError, ComposedEmail, Origin, Sender, compose};
+pub use smtp::{
+    Deadlines, LoginProblem, MailConfigError, MailConnection, MailUrl, SendError, SenderProblem, SmtpName, Transport,
+};
+pub use templates::{RenderError, RenderedEmail, TemplateProblem, Templates};

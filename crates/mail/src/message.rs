@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::dkim::{DkimSigner, SigningError};
 use super::mime::{Alternative, Encoding};
-use super::templates::Rendered;
+use super::templates::RenderedEmail;
 use offramp_domain::notification::{Mailbox, Notification, Template};
 
 /// The longest display name of an address, in characters. A header carries no more than a reader sees of it.
@@ -96,7 +96,7 @@ pub struct Origin {
 
 /// A mail that is ready to leave, once it is known how its body has to be encoded.
 #[derive(Clone, Debug)]
-pub struct Composed {
+pub struct ComposedEmail {
     /// The outbox entry that it comes from.
     pub entry_id: Uuid,
     /// Which mail it is.
@@ -117,7 +117,7 @@ pub struct Composed {
     signer: Option<Arc<DkimSigner>>,
 }
 
-impl Composed {
+impl ComposedEmail {
     /// The one address that it goes to.
     #[must_use]
     pub fn to(&self) -> &str {
@@ -180,9 +180,9 @@ pub fn compose(
     sender: &Sender,
     origin: Origin,
     notification: &Notification,
-    rendered: Rendered,
+    rendered: RenderedEmail,
     date: DateTime<Utc>,
-) -> Result<Composed, AddressError> {
+) -> Result<ComposedEmail, AddressError> {
     let to = header_mailbox("recipient's", &notification.to)?;
     // An address that is none must not keep the mail from the one who has a good one.
     let reply_to = header_mailbox("reply-to", &notification.reply_to).ok();
@@ -193,7 +193,7 @@ pub fn compose(
         AddressError { which: "recipient's", address: printable(&notification.to.email), cause: cause.to_string() }
     })?;
 
-    let Rendered { subject, text, html, language } = rendered;
+    let RenderedEmail { subject, text, html, language } = rendered;
     let template = notification.template;
     let message_id = sender.message_id(origin.entry_id);
     let conversation = sender.message_id(origin.conversation_id);
@@ -216,7 +216,7 @@ pub fn compose(
     headers.insert_raw(plain("Content-Language", &language));
     // For filters and for tests.
     headers.insert_raw(plain("X-Offramp-Template", template.as_str()));
-    Ok(Composed {
+    Ok(ComposedEmail {
         entry_id: origin.entry_id,
         template,
         language,
@@ -375,7 +375,7 @@ mod tests {
         let mut samples = samples(Template::RequestAccepted, Recipient::AccountManager, "en");
         let notification = samples.remove(0).notification;
         let check = |year, expected: &str| {
-            let rendered = Rendered {
+            let rendered = RenderedEmail {
                 subject: "S".to_owned(),
                 text: "T".to_owned(),
                 html: "H".to_owned(),

@@ -27,8 +27,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
+pub use self::reply::SenderProblem;
 use self::reply::{Blame, Reply, Step};
-use crate::message::{Composed, shorten, single_line};
+use crate::message::{ComposedEmail, shorten, single_line};
 
 /// Why an email was not sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,10 +48,10 @@ pub enum SendError {
     Sender {
         /// What it said.
         cause: Cause,
-        /// What an operator should look at.
-        remedy: &'static str,
-        /// Whether the connection itself is rejected, so that no email can leave.
-        is_of_connection: bool,
+        /// What the server objects to.
+        problem: SenderProblem,
+        /// Whether it rejects the connection itself, so that no email can be sent.
+        rejects_connection: bool,
     },
     /// The server cannot be reached, does not reply, or broke off before it had the whole content.
     #[error("mail server unavailable: {0}")]
@@ -80,11 +81,25 @@ impl SendError {
 pub struct Cause {
     sentence: String,
     brief: String,
+    in_tls_handshake: bool,
 }
 
 impl Cause {
     fn of_ours(sentence: String) -> Self {
-        Self { brief: sentence.clone(), sentence }
+        Self { brief: sentence.clone(), sentence, in_tls_handshake: false }
+    }
+
+    /// What happened, without the server's text, which may contain a recipient's address.
+    #[must_use]
+    pub fn brief(&self) -> &str {
+        &self.brief
+    }
+
+    /// Whether the connection failed in the TLS handshake, or before the server's first words after it. A server that
+    /// rejects a client certificate may say so only then, or merely close the connection.
+    #[must_use]
+    pub fn in_tls_handshake(&self) -> bool {
+        self.in_tls_handshake
     }
 }
 
@@ -104,10 +119,7 @@ pub enum MailConfigError {
     Url(&'static str),
     /// The user and how to log in do not go together.
     #[error("{0}")]
-    Login(&'static str),
-    /// TLS cannot be set up.
-    #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
+    Login(LoginProblem),
     /// The directory for mails cannot be used.
     #[error("{path}: {cause}")]
     Directory {
@@ -116,6 +128,20 @@ pub enum MailConfigError {
         /// Why.
         cause: io::Error,
     },
+}
+
+/// Why it is unclear how to log in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoginProblem {
+    /// There is a user, and neither a password nor a token.
+    #[error("the user has neither a password nor a token")]
+    SecretMissing,
+    /// There is a token and no user.
+    #[error("there is a token without a user")]
+    UserMissing,
+    /// There is a token, and a password as well.
+    #[error("there is both a password and a token")]
+    TwoSecrets,
 }
 
 /// Whether an `smtp://` connection is encrypted.
@@ -151,8 +177,8 @@ struct Login {
 
 impl Login {
     fn complete(self) -> Result<(String, Secret), MailConfigError> {
-        let missing = "the user needs a password, or a token in OFFRAMP_SMTP_TOKEN_FILE";
-        self.secret.map(|secret| (self.user, secret)).ok_or(MailConfigError::Login(missing))
+        let missing = MailConfigError::Login(LoginProblem::SecretMissing);
+        self.secret.map(|secret| (self.user, secret)).ok_or(missing)
     }
 }
 
@@ -218,10 +244,10 @@ impl MailUrl {
     /// When the URL names no user, or a password.
     pub fn with_token_file(mut self, file: PathBuf) -> Result<Self, MailConfigError> {
         let Target::Smtp { login: Some(login), .. } = &mut self.0 else {
-            return Err(MailConfigError::Login("a token needs a user: smtp://user@host"));
+            return Err(MailConfigError::Login(LoginProblem::UserMissing));
         };
         if login.secret.is_some() {
-            return Err(MailConfigError::Login("there is a token and a password; remove one of them"));
+            return Err(MailConfigError::Login(LoginProblem::TwoSecrets));
         }
         login.secret = Some(Secret::TokenFile(file));
         Ok(self)
@@ -583,7 +609,7 @@ impl MailConnection {
     ///
     /// # Errors
     /// See [`SendError`].
-    pub async fn send(&mut self, mail: &Composed) -> Result<String, SendError> {
+    pub async fn send(&mut self, mail: &ComposedEmail) -> Result<String, SendError> {
         self.is_content_sent = false;
         let transport = Arc::clone(&self.transport);
         match &*transport {
@@ -600,7 +626,7 @@ impl MailConnection {
         }
     }
 
-    async fn send_to(&mut self, server: &SmtpServer, mail: &Composed) -> Result<String, SendError> {
+    async fn send_to(&mut self, server: &SmtpServer, mail: &ComposedEmail) -> Result<String, SendError> {
         let idle = self.idle.take();
         let is_fresh = idle.is_none();
         let mut session = match idle {
@@ -639,7 +665,7 @@ impl MailConnection {
 
     /// The error of a `send` that was dropped because it took too long.
     #[must_use]
-    pub fn given_up(&self, why: &str) -> SendError {
+    pub fn interrupted(&self, why: &str) -> SendError {
         let cause = Cause::of_ours(why.to_owned());
         if self.is_content_sent { SendError::InDoubt(cause) } else { SendError::Unavailable(cause) }
     }
@@ -764,14 +790,14 @@ impl SmtpServer {
     }
 
     /// Encodes an email as this connection takes it.
-    fn content(&self, session: &Session, mail: &Composed) -> Result<Vec<u8>, SendError> {
+    fn content(&self, session: &Session, mail: &ComposedEmail) -> Result<Vec<u8>, SendError> {
         mail.bytes(session.offers("8BITMIME"))
             .map_err(|error| SendError::Transient(Cause::of_ours(format!("{}: {error}", self.address()))))
     }
 
     /// Names the sender and the recipient, at once where the server takes several commands at once (RFC 2920). Every reply
     /// is read, also when the first is a rejection.
-    async fn announce(&self, session: &mut Session, mail: &Composed, content: &[u8]) -> Result<(), Failure> {
+    async fn announce(&self, session: &mut Session, mail: &ComposedEmail, content: &[u8]) -> Result<(), Failure> {
         let limit = self.deadlines.envelope;
         let mut options = Vec::new();
         if mail.needs_smtputf8() {
@@ -828,12 +854,13 @@ impl SmtpServer {
                 let cause = Cause {
                     sentence: format!("{at}: {name}: {} {}", reply.code, quoted(&reply)).trim_end().to_owned(),
                     brief: format!("{at}: {name}: {}", reply.codes()),
+                    in_tls_handshake: false,
                 };
                 match reply.blame(step) {
                     Blame::Sender => SendError::Sender {
                         cause,
-                        remedy: reply.remedy(step),
-                        is_of_connection: step.is_of_connection(),
+                        problem: reply.sender_problem(step),
+                        rejects_connection: step.is_of_connection(),
                     },
                     Blame::Server | Blame::Rate if step.is_of_connection() => SendError::Unavailable(cause),
                     Blame::Rate => SendError::Throttled(cause),
@@ -846,6 +873,7 @@ impl SmtpServer {
                 Cause {
                     sentence: format!("{at}: {name}: unexpected reply {} {}", reply.code, quoted(&reply)),
                     brief: format!("{at}: {name}: unexpected reply {}", reply.codes()),
+                    in_tls_handshake: false,
                 },
             ),
             What::NoReply(limit) => {
@@ -853,7 +881,8 @@ impl SmtpServer {
             }
             What::Broken(error) => {
                 let error = shorten(&single_line(&error.to_string()), ERROR_CHARS_MAX);
-                no_reply(step, Cause::of_ours(format!("{at}: {name}: {error}")))
+                let in_tls_handshake = matches!(step, Step::Tls | Step::FirstWordsOverTls);
+                no_reply(step, Cause { in_tls_handshake, ..Cause::of_ours(format!("{at}: {name}: {error}")) })
             }
             What::Unfit(why) => SendError::Unavailable(Cause::of_ours(format!("{at}: {name}: {why}"))),
         }
@@ -869,7 +898,7 @@ fn no_reply(step: Step, cause: Cause) -> SendError {
 }
 
 /// The command that names the one recipient.
-fn recipient(mail: &Composed) -> String {
+fn recipient(mail: &ComposedEmail) -> String {
     mail.envelope.to().iter().map(|address| Rcpt::new(address.clone(), vec![]).to_string()).collect()
 }
 
@@ -934,7 +963,7 @@ fn write_file(directory: &Path, temporary: &str, name: &str, bytes: &[u8]) -> io
 }
 
 /// `2026-06-14T120000Z-payment-failed-marie_example.com-0190….eml`: sorted by time, and safe on every file system.
-fn file_name(mail: &Composed) -> String {
+fn file_name(mail: &ComposedEmail) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' };
     let to: String = mail.to().chars().map(safe).take(60).collect();
     format!("{}-{}-{to}-{}.eml", mail.date.format("%Y-%m-%dT%H%M%SZ"), mail.template, mail.entry_id)

@@ -47,7 +47,7 @@ const READERS_MAX: usize = 512;
 
 /// A mail in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rendered {
+pub struct RenderedEmail {
     /// One line, not yet encoded.
     pub subject: String,
     /// The plain part.
@@ -150,7 +150,7 @@ impl Templates {
     ///
     /// # Errors
     /// When the mail lacks a fact that its template needs.
-    pub fn render(&self, notification: &Notification) -> Result<Rendered, RenderError> {
+    pub fn render(&self, notification: &Notification) -> Result<RenderedEmail, RenderError> {
         let reader = self.reader(&notification.locale);
         let error = |cause| RenderError {
             template: notification.template,
@@ -202,7 +202,7 @@ impl Templates {
 
 impl Mail {
     /// Puts facts in the words of this mail. The error is a name that they have no words for.
-    fn fill(&self, reader: &Reader, facts: &Facts) -> Result<Rendered, &Name> {
+    fn fill(&self, reader: &Reader, facts: &Facts) -> Result<RenderedEmail, &Name> {
         let mut facts = view(facts, &reader.formats, &reader.language);
         let mut subject = String::with_capacity(SUBJECT_BYTES);
         fill(&self.subject, &facts, String::push_str, &mut subject)?;
@@ -212,7 +212,7 @@ impl Mail {
         fill(&self.text, &facts, String::push_str, &mut text)?;
         let mut html = String::with_capacity(HTML_BYTES);
         fill(&self.html, &facts, push_escaped, &mut html)?;
-        Ok(Rendered { subject, text: tidy(&text), html, language: reader.language.clone() })
+        Ok(RenderedEmail { subject, text: tidy(&text), html, language: reader.language.clone() })
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
+use offramp::advice;
 use offramp::config::{DkimSettings, MailSettings, SenderSettings, TlsSettings};
 use offramp::http;
 use tokio::signal::unix::{SignalKind, signal};
@@ -52,7 +53,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let stop = stop_signal()?;
     let gallery = Arc::new(Gallery::open(sender.templates).await?);
     let name = mail.name(&sender.mail_from);
-    let url = mail.url().map_err(|error| WrongConfiguration(error.to_string()))?;
+    let url =
+        mail.url().map_err(|error| WrongConfiguration(advice::append(&error, advice::mail_config_error(&error))))?;
     let mail_server = MailServer { url, name, tls: tls.tls() };
     let pages = Pages::new(Arc::clone(&gallery), sender.mail_from, signer, mail_server, stop.clone());
     let listener = http::bind(addr).await.with_context(|| format!("--addr: {addr} cannot be had"))?;

@@ -18,14 +18,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
-use offramp::clock;
 use offramp::tls::Tls;
+use offramp::{advice, clock};
 use offramp_domain::notification::{Mailbox, Notification, Recipient, Template};
 use offramp_mail::message::Origin;
 use offramp_mail::samples::samples;
 use offramp_mail::{
-    AddressError, Composed, Deadlines, DkimSigner, MailConnection, MailUrl, Rendered, Sender, SmtpName, Templates,
-    Transport, compose,
+    AddressError, ComposedEmail, Deadlines, DkimSigner, MailConnection, MailUrl, RenderedEmail, Sender, SmtpName,
+    Templates, Transport, compose,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -101,7 +101,7 @@ impl Pages {
     }
 
     /// The mail that an address names.
-    fn find(&self, Named(locale, mail, variant): &Named) -> Result<(Notification, Rendered), Refusal> {
+    fn find(&self, Named(locale, mail, variant): &Named) -> Result<(Notification, RenderedEmail), Refusal> {
         let nothing = || Refusal(StatusCode::NOT_FOUND, format!("there is no mail {mail}, {variant}"));
         let (template, recipient) = mails().find(|&mail_of| name(mail_of) == *mail).ok_or_else(nothing)?;
         let sample = samples(template, recipient, locale).into_iter().find(|sample| sample.variant == variant);
@@ -113,7 +113,7 @@ impl Pages {
         Ok((notification, rendered))
     }
 
-    fn compose(&self, notification: &Notification, rendered: Rendered) -> Result<Composed, AddressError> {
+    fn compose(&self, notification: &Notification, rendered: RenderedEmail) -> Result<ComposedEmail, AddressError> {
         let origin = Origin { entry_id: Uuid::new_v4(), conversation_id: Uuid::new_v4() };
         let composed = compose(&self.sender, origin, notification, rendered, clock::now())?;
         Ok(composed.signed_by(self.signer.clone()))
@@ -127,16 +127,18 @@ impl Pages {
     }
 
     /// Sends a mail, and gives the server's answer.
-    async fn send(&self, composed: &Composed) -> Result<String, String> {
+    async fn send(&self, composed: &ComposedEmail) -> Result<String, String> {
         let MailServer { url, name, tls } = self.mail_server.clone();
         let transport = tokio::task::spawn_blocking(move || {
-            Transport::new(&url, name, tls.client_config()?, Deadlines::interactive())
+            let tls = tls.client_config().map_err(|error| error.to_string())?;
+            Transport::new(&url, name, tls, Deadlines::interactive())
+                .map_err(|error| advice::append(&error, advice::mail_config_error(&error)))
         })
         .await
-        .map_err(|error| error.to_string())?
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| error.to_string())??;
         let mut connection = MailConnection::new(Arc::new(transport));
-        let answer = connection.send(composed).await.map_err(|error| error.to_string())?;
+        let answer = connection.send(composed).await;
+        let answer = answer.map_err(|error| advice::append(&error, advice::send_error(&error)))?;
         connection.quit().await;
         Ok(answer)
     }
@@ -270,7 +272,7 @@ async fn show(State(app): App, Path(named): Path<Named>) -> Result<Json<Mail>, R
     let headers = text.split_once("\r\n\r\n").map_or("", |(headers, _)| headers).replace("\r\n", "\n");
     let Mailbox { name, email } = notification.to;
     let to = name.map_or_else(|| email.clone(), |name| format!("{name} <{email}>"));
-    let Rendered { subject, text, language, .. } = rendered;
+    let RenderedEmail { subject, text, language, .. } = rendered;
     Ok(Json(Mail { subject, text, language, to, headers, bytes: source.len() }))
 }
 

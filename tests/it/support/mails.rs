@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use offramp_domain::notification::{Notification, Recipient, Template};
 use offramp_mail::message::Origin;
 use offramp_mail::samples::samples;
-use offramp_mail::{Rendered, Sender, Templates, compose};
+use offramp_mail::{RenderedEmail, Sender, Templates, compose};
 use url::Url;
 use uuid::Uuid;
 
@@ -16,7 +16,7 @@ pub struct Mail {
     /// `fr-CA/payment-failed.account_manager/full`
     pub name: String,
     pub notification: Notification,
-    pub rendered: Rendered,
+    pub rendered: RenderedEmail,
     /// As it leaves for a server that takes nothing but ASCII: its longest form.
     pub bytes: Vec<u8>,
 }
@@ -54,7 +54,7 @@ pub fn every_mail(templates: &Templates, date: DateTime<Utc>) -> Vec<Mail> {
 }
 
 /// A mail as it leaves.
-pub fn bytes_at(date: DateTime<Utc>, notification: &Notification, rendered: &Rendered) -> Vec<u8> {
+pub fn bytes_at(date: DateTime<Utc>, notification: &Notification, rendered: &RenderedEmail) -> Vec<u8> {
     let sender = Sender::parse("Offramp <no-reply@mail.example.com>").unwrap();
     let origin = Origin { entry_id: Uuid::new_v4(), conversation_id: Uuid::new_v4() };
     compose(&sender, origin, notification, rendered.clone(), date).unwrap().bytes(false).unwrap()

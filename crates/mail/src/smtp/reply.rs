@@ -152,29 +152,50 @@ impl Reply {
         }
     }
 
-    /// Which setting an operator should look at when a server rejects this program ([`Blame::Sender`]).
-    pub(super) fn remedy(&self, step: Step) -> &'static str {
+    /// What the server objects to when it rejects this program ([`Blame::Sender`]).
+    pub(super) fn sender_problem(&self, step: Step) -> SenderProblem {
         let text = self.text().to_ascii_lowercase();
         let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
         let parts = self.enhanced().map(|Enhanced { subject, detail, .. }| (subject, detail));
         if step == Step::Ehlo || has(&["helo", "ehlo"]) {
-            "it rejects the name that this worker gives in EHLO: set OFFRAMP_SMTP_NAME"
+            SenderProblem::EhloName
         } else if has(&["starttls"]) {
-            "it asks for encryption: see ?tls=required of OFFRAMP_SMTP_URL"
+            SenderProblem::EncryptionRequired
         } else if step == Step::Auth || self.code == 530 || matches!(parts, Some((7, 8 | 9 | 57 | 139))) {
-            "it rejects the login: see the user and the password in OFFRAMP_SMTP_URL, or OFFRAMP_SMTP_TOKEN_FILE"
+            SenderProblem::Login
         } else if parts == Some((3, 4)) {
-            "an email is larger than it takes: its limit for the size of an email is too low"
+            SenderProblem::SizeLimit
         } else if step == Step::Mail || matches!(parts, Some((1, 7 | 8) | (7, 60))) || has(&["sender address"]) {
-            "it rejects the sender's address: see OFFRAMP_MAIL_FROM"
+            SenderProblem::SenderAddress
         } else if matches!(parts, Some((4, 5) | (1, 90))) || has(&["limit exceeded", "quota"]) {
-            "a quota is used up: see OFFRAMP_MAIL_PER_SECOND and the provider's limits"
+            SenderProblem::Quota
         } else if has(&["relay"]) {
-            "it does not relay for this worker: it must know this host, or a user in OFFRAMP_SMTP_URL"
+            SenderProblem::Relay
         } else {
-            "ask who runs the mail server why it rejects emails of this worker"
+            SenderProblem::Other
         }
     }
+}
+
+/// What a server objects to when it rejects this program, and with it every email.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SenderProblem {
+    /// The name in EHLO.
+    EhloName,
+    /// The connection must be encrypted first.
+    EncryptionRequired,
+    /// The user, the password or the token; or there is no login where one is required.
+    Login,
+    /// The email is larger than the server's limit.
+    SizeLimit,
+    /// The sender's address, which this user may not use or whose domain does not exist.
+    SenderAddress,
+    /// A quota is exhausted.
+    Quota,
+    /// The server does not relay for this host or user.
+    Relay,
+    /// Anything else: reputation, policy.
+    Other,
 }
 
 #[derive(Clone, Copy)]
@@ -340,26 +361,33 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_is_told_which_setting_to_look_at() {
-        for (step, text, setting) in [
-            (Step::Rcpt, "504 5.5.2 <vm>: Helo command rejected: need fully-qualified hostname", "OFFRAMP_SMTP_NAME"),
-            (Step::Ehlo, "550 vm is not a name", "OFFRAMP_SMTP_NAME"),
-            (Step::Mail, "530 5.7.0 Must issue a STARTTLS command first", "?tls=required"),
-            (Step::Auth, "535 5.7.8 Error: authentication failed", "password"),
-            (Step::Mail, "530 5.7.57 Client not authenticated to send mail", "password"),
+    fn replies_say_what_the_server_objects_to() {
+        for (step, text, problem) in [
+            (
+                Step::Rcpt,
+                "504 5.5.2 <vm>: Helo command rejected: need fully-qualified hostname",
+                SenderProblem::EhloName,
+            ),
+            (Step::Ehlo, "550 vm is not a name", SenderProblem::EhloName),
+            (Step::Mail, "530 5.7.0 Must issue a STARTTLS command first", SenderProblem::EncryptionRequired),
+            (Step::Auth, "535 5.7.8 Error: authentication failed", SenderProblem::Login),
+            (Step::Mail, "530 5.7.57 Client not authenticated to send mail", SenderProblem::Login),
             (
                 Step::Reply,
                 "550 5.7.60 SMTP; Client does not have permissions to send as this sender",
-                "OFFRAMP_MAIL_FROM",
+                SenderProblem::SenderAddress,
             ),
-            (Step::Rcpt, "550 5.1.8 <c@d.example>: Sender address rejected: Domain not found", "OFFRAMP_MAIL_FROM"),
-            (Step::Reply, "550 5.4.5 Daily user sending limit exceeded", "OFFRAMP_MAIL_PER_SECOND"),
-            (Step::Reply, "552 5.3.4 Error: message file too big", "size of an email"),
-            (Step::Rcpt, "554 5.7.1 <a@b.example>: Relay access denied", "relay"),
-            (Step::Reply, "550 5.7.1 Spam message rejected", "who runs the mail server"),
+            (
+                Step::Rcpt,
+                "550 5.1.8 <c@d.example>: Sender address rejected: Domain not found",
+                SenderProblem::SenderAddress,
+            ),
+            (Step::Reply, "550 5.4.5 Daily user sending limit exceeded", SenderProblem::Quota),
+            (Step::Reply, "552 5.3.4 Error: message file too big", SenderProblem::SizeLimit),
+            (Step::Rcpt, "554 5.7.1 <a@b.example>: Relay access denied", SenderProblem::Relay),
+            (Step::Reply, "550 5.7.1 Spam message rejected", SenderProblem::Other),
         ] {
-            let remedy = reply(text).remedy(step);
-            assert!(remedy.contains(setting), "{text}: {remedy}");
+            assert_eq!(reply(text).sender_problem(step), problem, "{text}");
         }
     }
 }

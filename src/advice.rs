@@ -1,0 +1,107 @@
+//! Which setting to change for which fault.
+//!
+//! Adapters report facts in types of their own. This module turns them into a sentence for an operator, and so does the
+//! command line: nothing else names a setting or a subcommand.
+
+use std::fmt::Display;
+
+use offramp_mail::{LoginProblem, MailConfigError, SendError, SenderProblem};
+
+/// Appends advice to the text of an error, in parentheses.
+#[must_use]
+pub fn append(error: impl Display, advice: Option<&str>) -> String {
+    match advice {
+        Some(advice) => format!("{error} ({advice})"),
+        None => error.to_string(),
+    }
+}
+
+/// What an operator can do about an email that was not sent.
+#[must_use]
+pub fn send_error(error: &SendError) -> Option<&'static str> {
+    match error {
+        SendError::Sender { problem, .. } => Some(sender_problem(*problem)),
+        SendError::Unavailable(cause) if cause.in_tls_handshake() => tls(cause.brief(), true),
+        SendError::Permanent(_)
+        | SendError::Transient(_)
+        | SendError::Throttled(_)
+        | SendError::Unavailable(_)
+        | SendError::InDoubt(_) => None,
+    }
+}
+
+/// What an operator can do about a mail server that rejects this worker.
+#[must_use]
+pub fn sender_problem(problem: SenderProblem) -> &'static str {
+    match problem {
+        SenderProblem::EhloName => "it rejects the name in EHLO: set OFFRAMP_SMTP_NAME",
+        SenderProblem::EncryptionRequired => "it requires encryption: add ?tls=required to OFFRAMP_SMTP_URL",
+        SenderProblem::Login => {
+            "it rejects the login: see the user and the password in OFFRAMP_SMTP_URL, or OFFRAMP_SMTP_TOKEN_FILE"
+        }
+        SenderProblem::SizeLimit => "an email exceeds its size limit: raise that limit",
+        SenderProblem::SenderAddress => "it rejects the sender address: see OFFRAMP_MAIL_FROM",
+        SenderProblem::Quota => "a quota is exhausted: see OFFRAMP_MAIL_PER_SECOND and the provider's limits",
+        SenderProblem::Relay => {
+            "it does not relay for this worker: allow this host there, or add a user to OFFRAMP_SMTP_URL"
+        }
+        SenderProblem::Other => "ask the operator of the mail server why it rejects this worker's emails",
+    }
+}
+
+/// What an operator can do about settings for emails that cannot be used.
+#[must_use]
+pub fn mail_config_error(error: &MailConfigError) -> Option<&'static str> {
+    match error {
+        MailConfigError::Login(LoginProblem::SecretMissing) => {
+            Some("add the password to OFFRAMP_SMTP_URL, or set OFFRAMP_SMTP_TOKEN_FILE")
+        }
+        MailConfigError::Login(LoginProblem::UserMissing) => Some("add the user to OFFRAMP_SMTP_URL: smtp://user@host"),
+        MailConfigError::Login(LoginProblem::TwoSecrets) => {
+            Some("remove the password from OFFRAMP_SMTP_URL, or unset OFFRAMP_SMTP_TOKEN_FILE")
+        }
+        MailConfigError::Url(_) | MailConfigError::Directory { .. } => None,
+    }
+}
+
+/// What an operator can do about a failed TLS connection, where certificates are the cause. `in_handshake`: the connection
+/// ended before the server's first words over TLS, which is how some servers reject a client certificate.
+#[must_use]
+pub fn tls(error: &str, in_handshake: bool) -> Option<&'static str> {
+    let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
+    if says(&["UnknownIssuer", "BadSignature"]) {
+        Some("no trusted authority signed the server's certificate; OFFRAMP_TLS_CA names a file of trusted authorities")
+    } else if says(&["not valid for name"]) {
+        Some("the host in the URL must be a name in the server's certificate")
+    } else if says(&["certificate expired"]) {
+        Some("the server needs a new certificate")
+    } else if says(&["InvalidContentType"]) {
+        Some("the server does not speak TLS on this port")
+    } else if says(&["received fatal alert"]) || in_handshake && says(&HUNG_UP) {
+        Some(
+            "the server may require a client certificate, or another one; OFFRAMP_TLS_CERTIFICATE names the file of ours",
+        )
+    } else {
+        None
+    }
+}
+
+/// How it looks when a server rejects a certificate by closing the connection.
+const HUNG_UP: [&str; 3] = ["without sending TLS close_notify", "reset by peer", "Broken pipe"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tls_errors_name_the_setting() {
+        let advises = |error, in_handshake, setting| tls(error, in_handshake).is_some_and(|it| it.contains(setting));
+        assert!(advises("invalid peer certificate: UnknownIssuer", false, "OFFRAMP_TLS_CA"));
+        assert!(advises("received fatal alert: CertificateRequired", false, "OFFRAMP_TLS_CERTIFICATE"));
+        assert!(advises("Connection reset by peer (os error 104)", true, "OFFRAMP_TLS_CERTIFICATE"));
+        for (error, in_handshake) in [("Connection reset by peer (os error 104)", false), ("Connection refused", true)]
+        {
+            assert_eq!(tls(error, in_handshake), None);
+        }
+    }
+}
