@@ -1,40 +1,42 @@
-//! The pauses between attempts at what will succeed some day.
+//! Exponential backoff with jitter: the delays between two attempts at something that will succeed eventually.
+//!
+//! The jitter spreads retries, so that many workers do not return to a server at the same moment.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-/// From here on [`Pauses::after`] does not grow any more.
+/// From this attempt on, [`Backoff::delay_after`] no longer grows.
 const ATTEMPTS_MAX: usize = 20;
 
-/// Pauses that grow, each with a random part, so that many workers do not come back at once. There is always a next one.
+/// The delays of one loop of attempts. They double and never run out.
 #[derive(Debug)]
-pub struct Pauses {
-    growing: ExponentialBackoff,
-    longest: Duration,
+pub struct Backoff {
+    delays: ExponentialBackoff,
+    max: Duration,
 }
 
-impl Pauses {
-    /// From the first to the longest, doubling; up to as much again is added to each.
+impl Backoff {
+    /// Delays that double from `min` up to `max`. The jitter adds up to 100 % to each.
     #[must_use]
-    pub fn between((first, longest): (Duration, Duration)) -> Self {
-        let builder = ExponentialBuilder::default().with_min_delay(first).with_max_delay(longest);
-        Self { growing: builder.without_max_times().with_jitter().build(), longest }
+    pub fn new((min, max): (Duration, Duration)) -> Self {
+        let builder = ExponentialBuilder::default().with_min_delay(min).with_max_delay(max);
+        Self { delays: builder.without_max_times().with_jitter().build(), max }
     }
 
-    /// The pause after the attempt number `attempts` (from 0), for attempts that are counted elsewhere: doubling from the first
-    /// to the longest; up to a quarter is added.
+    /// The delay after attempt number `attempts` (counted from 0, by the caller): doubles from `min` up to `max`. The jitter
+    /// adds up to 25 %.
     #[must_use]
-    pub fn after(attempts: i32, (first, longest): (Duration, Duration)) -> Duration {
-        let builder = ExponentialBuilder::default().with_min_delay(first).with_max_delay(longest);
+    pub fn delay_after(attempts: i32, (min, max): (Duration, Duration)) -> Duration {
+        let builder = ExponentialBuilder::default().with_min_delay(min).with_max_delay(max);
         let attempts = usize::try_from(attempts).unwrap_or(0).min(ATTEMPTS_MAX);
-        let pause = builder.without_max_times().build().nth(attempts).unwrap_or(longest);
-        pause.mul_f64(1.0 + fastrand::f64() / 4.0)
+        let delay = builder.without_max_times().build().nth(attempts).unwrap_or(max);
+        delay.mul_f64(1.0 + fastrand::f64() / 4.0)
     }
 
-    /// How long to wait this time.
-    pub fn next_pause(&mut self) -> Duration {
-        self.growing.next().unwrap_or(self.longest)
+    /// The delay before the next attempt.
+    pub fn next_delay(&mut self) -> Duration {
+        self.delays.next().unwrap_or(self.max)
     }
 }
 
@@ -43,23 +45,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_grow_and_never_end() {
-        let (first, longest) = (Duration::from_millis(100), Duration::from_millis(1_500));
-        let mut pauses = Pauses::between((first, longest));
-        assert!(pauses.next_pause() <= 2 * first);
+    fn delays_grow_and_never_run_out() {
+        let (min, max) = (Duration::from_millis(100), Duration::from_millis(1_500));
+        let mut backoff = Backoff::new((min, max));
+        assert!(backoff.next_delay() <= 2 * min);
         for _ in 0..1_000 {
-            let pause = pauses.next_pause();
-            assert!(pause >= first && pause <= 2 * longest, "{pause:?}");
+            let delay = backoff.next_delay();
+            assert!(delay >= min && delay <= 2 * max, "{delay:?}");
         }
-        assert!(pauses.next_pause() >= longest);
+        assert!(backoff.next_delay() >= max);
     }
 
     #[test]
-    fn counted_attempts_have_the_same_growth() {
-        let (first, longest) = (Duration::from_secs(2), Duration::from_secs(8));
+    fn counted_attempts_grow_alike() {
+        let (min, max) = (Duration::from_secs(2), Duration::from_secs(8));
         for (attempts, seconds) in [(-1, 2), (0, 2), (1, 4), (2, 8), (3, 8), (1_000, 8), (i32::MAX, 8)] {
-            let (pause, base) = (Pauses::after(attempts, (first, longest)), Duration::from_secs(seconds));
-            assert!(pause >= base && pause <= base.mul_f64(1.25), "{attempts}: {pause:?}");
+            let (delay, base) = (Backoff::delay_after(attempts, (min, max)), Duration::from_secs(seconds));
+            assert!(delay >= base && delay <= base.mul_f64(1.25), "{attempts}: {delay:?}");
         }
     }
 }

@@ -23,7 +23,7 @@ use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, ask, count_c
 use super::health::LaneHealth;
 use super::message::{Delivery, delivery_count};
 use super::topology::{Topology, TopologyError};
-use crate::backoff::Pauses;
+use crate::backoff::Backoff;
 
 /// The most deliveries that the broker may send ahead of our acks: quorum queues take no more.
 pub const PREFETCH_MAX: u16 = 2_000;
@@ -54,7 +54,7 @@ pub struct Consumer {
     health: LaneHealth,
     link: Option<Arc<Link>>,
     open: Option<Open>,
-    pauses: Pauses,
+    backoff: Backoff,
     /// How long to wait before the next attempt; none before the first.
     pause: Option<Duration>,
 }
@@ -211,7 +211,7 @@ impl Consumer {
             health,
             link: None,
             open: None,
-            pauses: Pauses::between(RECONNECT_EVERY),
+            backoff: Backoff::new(RECONNECT_EVERY),
             pause: None,
         }
     }
@@ -253,7 +253,7 @@ impl Consumer {
             let problem = match first {
                 Some(Ok(first)) => match self.begin(first, max).await {
                     Ok(batch) => {
-                        self.pauses = Pauses::between(RECONNECT_EVERY);
+                        self.backoff = Backoff::new(RECONNECT_EVERY);
                         return Some(batch);
                     }
                     Err(problem) => problem,
@@ -264,7 +264,7 @@ impl Consumer {
             tracing::warn!(queue = self.queue, problem, "consumer lost");
             self.open = None;
             self.health.connecting(Some(problem));
-            self.pause = Some(self.pauses.next_pause());
+            self.pause = Some(self.backoff.next_delay());
         }
     }
 
@@ -363,7 +363,7 @@ impl Consumer {
                     let problem = error.to_string();
                     tracing::warn!(queue = self.queue, problem, "not consuming, trying again");
                     self.health.connecting(Some(problem));
-                    self.pause = Some(self.pauses.next_pause());
+                    self.pause = Some(self.backoff.next_delay());
                 }
             }
         }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, code, count_connection, explain};
 use super::message::Outgoing;
 use super::topology::Topology;
-use crate::backoff::Pauses;
+use crate::backoff::Backoff;
 
 /// From the call to the last confirm, in seconds, reconnecting included.
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
@@ -52,7 +52,7 @@ struct Inner {
 #[derive(Default)]
 struct Current {
     link: Option<Arc<Link>>,
-    pauses: Option<Pauses>,
+    backoff: Option<Backoff>,
 }
 
 /// A channel in confirm mode, used by one call at a time: so every confirm and every return on it belongs to that call.
@@ -271,7 +271,7 @@ impl Publisher {
             match open(&link).await {
                 Ok(channel) => {
                     let mut current = self.0.current.lock().await;
-                    current.pauses = None;
+                    current.backoff = None;
                     drop(current);
                     return Ok(Slot { channel, link });
                 }
@@ -291,9 +291,9 @@ impl Publisher {
         }
         loop {
             current.link = None;
-            match &mut current.pauses {
-                Some(pauses) => sleep(pauses.next_pause()).await,
-                none => *none = Some(Pauses::between(RECONNECT_EVERY)),
+            match &mut current.backoff {
+                Some(backoff) => sleep(backoff.next_delay()).await,
+                none => *none = Some(Backoff::new(RECONNECT_EVERY)),
             }
             match self.0.broker.connect("publisher").await {
                 Ok(link) => {

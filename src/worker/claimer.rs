@@ -150,7 +150,7 @@ impl Claimer {
         let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now, &identify).await?;
         report(queue.collection, &claimed, &mut claims.reported);
         counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
-        self.store.give_back(&self.outbox.offer(claimed.entries).await).await;
+        self.store.release(&self.outbox.offer(claimed.entries).await).await;
         Ok(claimed.goes_on)
     }
 

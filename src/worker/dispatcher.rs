@@ -20,9 +20,9 @@ use uuid::Uuid;
 
 use crate::advice;
 use crate::amqp::{Outgoing, Publisher, Topology};
-use crate::backoff::Pauses;
+use crate::backoff::Backoff;
 use crate::clock;
-use crate::store::outbox::claim::{Count, Fate, Mark};
+use crate::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, EmailIdentity, Kind, Leased};
 use crate::store::{Collection, Store, StoreError};
 use crate::worker::pacer::{Pacer, Turn};
@@ -60,9 +60,9 @@ const PARKED_MAX: usize = 1_024;
 const ASIDE_MAX: usize = 1_024;
 /// How long a connection to the mail server is kept without an email.
 const IDLE_MAX: Duration = Duration::from_secs(20);
-/// How long to wait before an unavailable server is tried again: from the first to the longest, see [`Pauses`].
+/// How long to wait before an unavailable server is tried again: from the first to the longest, see [`Backoff`].
 const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
-/// How long an email that could not be sent is put off: the first time, and at most. See [`Pauses::after`].
+/// How long an email that could not be sent is put off: the first time, and at most. See [`Backoff::delay_after`].
 const EMAIL_PUT_OFF: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(15 * 60));
 /// The same for an email that the mail server rejected because of the sender: an operator has to do something first.
 const SENDER_PUT_OFF: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
@@ -242,7 +242,7 @@ impl Outbox {
             if kind == Kind::Email && self.mail_server.is_unavailable() {
                 continue;
             }
-            let mark = Mark::new(&leased, Fate::GivenBack { at: clock::now() });
+            let mark = Mark::new(&leased, DeliveryResult::Released { at: clock::now() });
             if !matches!(timeout_at(patience, queue.send(leased)).await, Ok(Ok(()))) {
                 no_room.push(mark);
             }
@@ -444,10 +444,10 @@ async fn give_back_rest(
     let at = clock::now();
     let rest = std::iter::from_fn(|| queue.try_recv().ok());
     let rest = rest.filter(|leased| !unmarked.sent().contains(&leased.entry.id));
-    let marks: Vec<_> = rest.map(|leased| Mark::new(&leased, Fate::GivenBack { at })).collect();
+    let marks: Vec<_> = rest.map(|leased| Mark::new(&leased, DeliveryResult::Released { at })).collect();
     if !marks.is_empty() {
-        tracing::info!(entries = marks.len(), "giving entries back that were not sent; any worker may send them");
-        store.give_back(&marks).await;
+        tracing::info!(entries = marks.len(), "releasing unsent entries; any worker may claim them");
+        store.release(&marks).await;
     }
 }
 
@@ -466,7 +466,7 @@ struct Postman {
 
 /// How an attempt to send an email went.
 struct Attempt {
-    fate: Fate,
+    result: DeliveryResult,
     outcome: Outcome,
     /// Whether the server seems to be unavailable, if it was asked.
     is_unavailable: Option<bool>,
@@ -475,7 +475,7 @@ struct Attempt {
 impl Postman {
     async fn run(mut self) {
         let (mail_server, giving_back) = (Arc::clone(&self.mail_server), self.giving_back.clone());
-        let mut pauses = Pauses::between(RECONNECT_EVERY);
+        let mut backoff = Backoff::new(RECONNECT_EVERY);
         while let Some(permit) = self.unmarked.permit().await {
             // The turn comes first, and nothing waits for it in hand: an email that waited could outlast its lease.
             let taking = timeout(IDLE_MAX, take_in_turn(&mail_server.pacer, &self.emails));
@@ -505,7 +505,7 @@ impl Postman {
                 continue;
             }
             mail_server.in_hand.fetch_add(1, Ordering::Relaxed);
-            let is_marked = self.deliver(leased, permit, &mut pauses).await;
+            let is_marked = self.deliver(leased, permit, &mut backoff).await;
             mail_server.in_hand.fetch_sub(1, Ordering::Relaxed);
             if !is_marked {
                 break;
@@ -519,10 +519,10 @@ impl Postman {
     }
 
     /// Sends one email, or puts it off, and waits where the server is unavailable. Tells whether anybody still marks entries.
-    async fn deliver(&mut self, leased: Leased, permit: OwnedSemaphorePermit, pauses: &mut Pauses) -> bool {
+    async fn deliver(&mut self, leased: Leased, permit: OwnedSemaphorePermit, backoff: &mut Backoff) -> bool {
         let Content::Mail(email) = &leased.entry.content else { return true };
         let mut count_so_far = 1;
-        let Attempt { fate, is_unavailable, .. } = loop {
+        let Attempt { result, is_unavailable, .. } = loop {
             let attempt = self.send(&leased, email).await;
             count(email, attempt.outcome);
             let is_last = attempt.outcome != Outcome::Throttled || count_so_far == THROTTLED_ATTEMPTS_MAX;
@@ -531,19 +531,19 @@ impl Postman {
             }
             count_so_far += 1;
         };
-        if matches!(fate, Fate::Sent { .. }) {
+        if matches!(result, DeliveryResult::Sent { .. }) {
             self.unmarked.sent().insert(leased.entry.id.clone());
         }
-        let tried = Tried { mark: Mark::new(&leased, fate), has_events: leased.has_companions, permit };
+        let tried = Tried { mark: Mark::new(&leased, result), has_events: leased.has_companions, permit };
         if self.settle.send(tried).await.is_err() {
             return false;
         }
         let Some(is_unavailable) = is_unavailable else { return true };
         self.mail_server.is_unavailable.store(is_unavailable, Ordering::Relaxed);
         if is_unavailable {
-            sleep(pauses.next_pause()).await;
+            sleep(backoff.next_delay()).await;
         } else {
-            *pauses = Pauses::between(RECONNECT_EVERY);
+            *backoff = Backoff::new(RECONNECT_EVERY);
         }
         true
     }
@@ -553,7 +553,7 @@ impl Postman {
         if self.unmarked.sent().contains(&leased.entry.id) {
             return true;
         }
-        let mark = Mark::new(leased, Fate::GivenBack { at: clock::now() });
+        let mark = Mark::new(leased, DeliveryResult::Released { at: clock::now() });
         self.settle.send(Tried { mark, has_events: false, permit }).await.is_ok()
     }
 
@@ -585,13 +585,21 @@ impl Postman {
                     template,
                     "an email cannot be written; it is kept for an operator (`offramp outbox list` says why)"
                 );
-                return Attempt { fate: Fate::Failed { at, error }, outcome: Outcome::Refused, is_unavailable: None };
+                return Attempt {
+                    result: DeliveryResult::Failed { at, error },
+                    outcome: Outcome::Refused,
+                    is_unavailable: None,
+                };
             }
         };
         match self.send_within_lease(leased, &composed).await {
             Ok(_) => {
                 self.mail_server.accepted();
-                Attempt { fate: Fate::Sent { at: clock::now() }, outcome: Outcome::Sent, is_unavailable: Some(false) }
+                Attempt {
+                    result: DeliveryResult::Sent { at: clock::now() },
+                    outcome: Outcome::Sent,
+                    is_unavailable: Some(false),
+                }
             }
             Err(error) => self.judge(leased, template, &error),
         }
@@ -611,12 +619,13 @@ impl Postman {
     fn judge(&self, leased: &Leased, template: &str, error: &SendError) -> Attempt {
         let entry = &leased.entry.id;
         let at = clock::now();
-        let put_off = |pause: Duration, count: Count| Fate::PutOff {
+        let put_off = |pause: Duration, cause: DeferralCause| DeliveryResult::Deferred {
             until: at + TimeDelta::from_std(pause).unwrap_or(TimeDelta::MAX),
             error: advice::append(error, advice::send_error(error)),
-            count,
+            cause,
         };
-        let put_off_as_usual = || put_off(Pauses::after(leased.entry.attempts, EMAIL_PUT_OFF), Count::Nothing);
+        let put_off_as_usual =
+            || put_off(Backoff::delay_after(leased.entry.attempts, EMAIL_PUT_OFF), DeferralCause::Ordinary);
         match error {
             SendError::Permanent(_) => {
                 tracing::error!(
@@ -625,28 +634,31 @@ impl Postman {
                     error = error.brief(),
                     "the mail server rejected an email for good; it is kept for an operator"
                 );
-                let fate = Fate::Failed { at, error: error.to_string() };
-                Attempt { fate, outcome: Outcome::Refused, is_unavailable: Some(false) }
+                let result = DeliveryResult::Failed { at, error: error.to_string() };
+                Attempt { result, outcome: Outcome::Refused, is_unavailable: Some(false) }
             }
             SendError::Transient(_) => {
                 self.mail_server.pacer.put_off();
-                Attempt { fate: put_off_as_usual(), outcome: Outcome::PutOff, is_unavailable: Some(false) }
+                Attempt { result: put_off_as_usual(), outcome: Outcome::PutOff, is_unavailable: Some(false) }
             }
             SendError::Throttled(_) => {
                 self.mail_server.throttled(error);
-                Attempt { fate: put_off_as_usual(), outcome: Outcome::Throttled, is_unavailable: Some(false) }
+                Attempt { result: put_off_as_usual(), outcome: Outcome::Throttled, is_unavailable: Some(false) }
             }
             SendError::Unavailable(_) => {
                 let error = advice::append(error.brief(), advice::send_error(error));
                 tracing::warn!(error, "the mail server is unavailable; emails wait");
-                Attempt { fate: put_off_as_usual(), outcome: Outcome::PutOff, is_unavailable: Some(true) }
+                Attempt { result: put_off_as_usual(), outcome: Outcome::PutOff, is_unavailable: Some(true) }
             }
             SendError::Sender { problem, rejects_connection, .. } => {
                 self.mail_server.throttled(error);
                 self.mail_server.report(error, *problem);
                 let since = leased.entry.sender_rejected_at.map_or(at, bson::DateTime::to_chrono);
-                let fate = if at - since < SENDER_PATIENCE {
-                    put_off(Pauses::after(leased.entry.attempts, SENDER_PUT_OFF), Count::Sender { at })
+                let result = if at - since < SENDER_PATIENCE {
+                    put_off(
+                        Backoff::delay_after(leased.entry.attempts, SENDER_PUT_OFF),
+                        DeferralCause::SenderRejected { at },
+                    )
                 } else {
                     tracing::error!(
                         entry,
@@ -654,19 +666,19 @@ impl Postman {
                         error = error.brief(),
                         "the mail server has rejected an email for a day because of the sender; it is kept for an operator"
                     );
-                    Fate::Failed { at, error: error.to_string() }
+                    DeliveryResult::Failed { at, error: error.to_string() }
                 };
-                Attempt { fate, outcome: Outcome::SenderRejected, is_unavailable: Some(*rejects_connection) }
+                Attempt { result, outcome: Outcome::SenderRejected, is_unavailable: Some(*rejects_connection) }
             }
             SendError::InDoubt(_) => {
-                let fate = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {
+                let result = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {
                     tracing::warn!(
                         entry,
                         template,
                         error = error.brief(),
                         "an email may have been delivered; it is retried later"
                     );
-                    put_off(Pauses::after(0, (IN_DOUBT_PUT_OFF, IN_DOUBT_PUT_OFF)), Count::InDoubt)
+                    put_off(Backoff::delay_after(0, (IN_DOUBT_PUT_OFF, IN_DOUBT_PUT_OFF)), DeferralCause::InDoubt)
                 } else {
                     tracing::error!(
                         entry,
@@ -674,9 +686,9 @@ impl Postman {
                         error = error.brief(),
                         "an email may have been delivered, several times; it is kept for an operator"
                     );
-                    Fate::Failed { at, error: error.to_string() }
+                    DeliveryResult::Failed { at, error: error.to_string() }
                 };
-                Attempt { fate, outcome: Outcome::InDoubt, is_unavailable: Some(true) }
+                Attempt { result, outcome: Outcome::InDoubt, is_unavailable: Some(true) }
             }
         }
     }
@@ -775,20 +787,20 @@ impl EventSender {
             let mut results = results.into_iter().flatten();
             for leased in bulk {
                 let count = |outcome| counter!("offramp_events_total", "outcome" => outcome).increment(1);
-                let fate = match results.next() {
+                let result = match results.next() {
                     Some(Ok(())) => {
                         count("published");
-                        Fate::Sent { at: clock::now() }
+                        DeliveryResult::Sent { at: clock::now() }
                     }
                     Some(Err(error)) => {
                         count("put_off");
                         let until = put_off_until(&leased, EVENT_PUT_OFF);
-                        Fate::PutOff { until, error: error.to_string(), count: Count::Nothing }
+                        DeliveryResult::Deferred { until, error: error.to_string(), cause: DeferralCause::Ordinary }
                     }
-                    None => Fate::GivenBack { at: clock::now() },
+                    None => DeliveryResult::Released { at: clock::now() },
                 };
-                let has_emails = leased.has_companions && matches!(fate, Fate::Sent { .. });
-                if self.settle.send(Published { mark: Mark::new(&leased, fate), has_emails }).await.is_err() {
+                let has_emails = leased.has_companions && matches!(result, DeliveryResult::Sent { .. });
+                if self.settle.send(Published { mark: Mark::new(&leased, result), has_emails }).await.is_err() {
                     return;
                 }
             }
@@ -917,13 +929,13 @@ impl Flusher {
 
     /// Returns the positions of marks that are to be repeated, in ascending order.
     async fn settle(&self, marks: &[Mark]) -> Vec<usize> {
-        let mut pauses = Pauses::between(RECONNECT_EVERY);
+        let mut backoff = Backoff::new(RECONNECT_EVERY);
         loop {
             match self.store.settle(marks).await {
                 Ok(troubled) => return troubled,
                 Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
                     tracing::warn!(%error, entries = marks.len(), "sent entries cannot be marked yet; retrying");
-                    sleep(pauses.next_pause()).await;
+                    sleep(backoff.next_delay()).await;
                 }
                 Err(StoreError::Refused(error)) => {
                     tracing::error!(%error, entries = marks.len(), "MongoDB refuses to mark sent entries; they may be sent again");
@@ -937,9 +949,9 @@ impl Flusher {
     async fn flush_aside(self, aside: async_channel::Receiver<Mark>) {
         while let Ok(first) = aside.recv().await {
             let mut marks = vec![first];
-            let mut pauses = Pauses::between(RECONNECT_EVERY);
+            let mut backoff = Backoff::new(RECONNECT_EVERY);
             while !marks.is_empty() {
-                sleep(pauses.next_pause()).await;
+                sleep(backoff.next_delay()).await;
                 while marks.len() < ASIDE_MAX
                     && let Ok(mark) = aside.try_recv()
                 {
@@ -1065,6 +1077,6 @@ fn lease_left(leased: &Leased) -> Duration {
 }
 
 /// When an entry that was tried in vain may be tried again.
-fn put_off_until(leased: &Leased, pauses: (Duration, Duration)) -> DateTime<Utc> {
-    clock::now() + TimeDelta::from_std(Pauses::after(leased.entry.attempts, pauses)).unwrap_or(TimeDelta::MAX)
+fn put_off_until(leased: &Leased, backoff: (Duration, Duration)) -> DateTime<Utc> {
+    clock::now() + TimeDelta::from_std(Backoff::delay_after(leased.entry.attempts, backoff)).unwrap_or(TimeDelta::MAX)
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::backoff::Pauses;
+use crate::backoff::Backoff;
 use crate::clock;
 use crate::http::ReadyHandle;
 use crate::store::changes;
@@ -27,7 +27,7 @@ use offramp_domain::fold::{Task, Verdict, World};
 const ROUNDS_MAX: usize = 20;
 /// Which part of a lease clocks may differ by: a quarter, as half of it is left when sending begins.
 const CLOCK_TOLERANCE_LEASE_PART: u32 = 4;
-/// How long to wait before the database is tried again: from the first to the longest, see [`Pauses`].
+/// How long to wait before the database is tried again: from the first to the longest, see [`Backoff`].
 const RETRY_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 /// How often to look whether the database takes writes, at least.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -109,7 +109,7 @@ impl Engine {
             return Ok(Vec::new());
         }
         let hold_until = Instant::now() + self.hold;
-        let mut pauses = Pauses::between(RETRY_EVERY);
+        let mut backoff = Backoff::new(RETRY_EVERY);
         loop {
             let error = match self.clock_offset() {
                 Some(offset) => offset.to_string(),
@@ -127,7 +127,7 @@ impl Engine {
             };
             let waiting = async {
                 tokio::select! {
-                    () = sleep(pauses.next_pause()) => {}
+                    () = sleep(backoff.next_delay()) => {}
                     () = shutdown.cancelled() => return Err(Interrupted::Stopping),
                 }
                 self.wait_for_database(shutdown).await
@@ -239,7 +239,7 @@ impl Engine {
     pub async fn wait_for_database(&self, shutdown: &CancellationToken) -> Result<(), Interrupted> {
         let waiting = async {
             let _asking = self.probe.lock().await;
-            let mut pauses = Pauses::between(RETRY_EVERY);
+            let mut backoff = Backoff::new(RETRY_EVERY);
             // Not only a server that answers, but one that takes writes: otherwise the wait would end at once, and
             // each time the messages in hand would go back and come again, which the broker counts.
             loop {
@@ -252,7 +252,7 @@ impl Engine {
                     Ok(Some(_)) => self.answered(),
                     Err(error) => self.report_unavailable(&error),
                 }
-                sleep(pauses.next_pause()).await;
+                sleep(backoff.next_delay()).await;
             }
         };
         tokio::select! {
@@ -268,7 +268,7 @@ impl Engine {
     /// [`Interrupted::Stopping`].
     pub async fn wait_for_documents(&self, tasks: &[Task], shutdown: &CancellationToken) -> Result<(), Interrupted> {
         let documents: HashSet<_> = tasks.iter().map(document).collect();
-        let mut pauses = Pauses::between(RETRY_EVERY);
+        let mut backoff = Backoff::new(RETRY_EVERY);
         loop {
             self.wait_for_database(shutdown).await?;
             let rehearsed = async {
@@ -280,7 +280,7 @@ impl Engine {
                 Err(error) => self.report(&error),
             }
             tokio::select! {
-                () = sleep(pauses.next_pause()) => {}
+                () = sleep(backoff.next_delay()) => {}
                 () = shutdown.cancelled() => return Err(Interrupted::Stopping),
             }
         }
@@ -322,7 +322,7 @@ impl Engine {
                     }
                 }
             }
-            self.store.give_back(&self.outbox.offer(leased).await).await;
+            self.store.release(&self.outbox.offer(leased).await).await;
             for &index in &pending {
                 if let Some(spoilt) = spoilt.get(&document(tasks[index])) {
                     settled[index] = spoilt.clone();

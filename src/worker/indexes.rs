@@ -10,12 +10,12 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Pauses;
+use crate::backoff::Backoff;
 use crate::http::ReadyHandle;
 use crate::store::inspect::Index;
 use crate::store::{Collection, Store, StoreError};
 
-/// How long to wait before missing indexes are tried again: from the first to the longest, see [`Pauses`].
+/// How long to wait before missing indexes are tried again: from the first to the longest, see [`Backoff`].
 const RETRY_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often to check that all indexes still exist. Some questions have no hint, so MongoDB answers them without their index
 /// too, by reading the whole collection.
@@ -75,7 +75,7 @@ impl Indexes {
 
     /// Returns when no index is missing.
     async fn build(&self, store: &Store, ready: &ReadyHandle) {
-        let mut pauses = Pauses::between(RETRY_EVERY);
+        let mut backoff = Backoff::new(RETRY_EVERY);
         let mut reported = None;
         loop {
             let problem = match self.try_build(store).await {
@@ -83,7 +83,7 @@ impl Indexes {
                 Ok(Some(problem)) => problem,
                 // The component "mongodb" of `/readyz` says so.
                 Err(StoreError::Unavailable(_) | StoreError::TimedOut) => {
-                    sleep(Pauses::between(RETRY_EVERY).next_pause()).await;
+                    sleep(Backoff::new(RETRY_EVERY).next_delay()).await;
                     continue;
                 }
                 Err(StoreError::Refused(error)) => error,
@@ -96,7 +96,7 @@ impl Indexes {
                 );
                 reported = Some(problem);
             }
-            sleep(pauses.next_pause()).await;
+            sleep(backoff.next_delay()).await;
         }
     }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::set_aside::{self, Errand, SetAside};
 use crate::amqp::message::RETURNS_MAX;
 use crate::amqp::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publisher, RetryDelay, Topology};
-use crate::backoff::Pauses;
+use crate::backoff::Backoff;
 use crate::clock;
 use crate::worker::engine::{Engine, Interrupted, Settled};
 use offramp_domain::command::{Command, CommandBody, CommandType, InvalidCommand};
@@ -26,12 +26,12 @@ const WAITS_MAX: u32 = 3;
 /// How often a failed command is tried again (contract §7).
 const RETRIES_MAX: u32 = 5;
 /// How long to wait before a copy that the broker did not take is published again: from the first to the longest,
-/// see [`Pauses`].
+/// see [`Backoff`].
 const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 /// How often the broker may reject the copies of a batch before their messages are set aside.
 const REJECTIONS_MAX: u32 = 3;
 /// How long to wait, at least, before a lane that gave its messages back takes some again: from the first to the longest,
-/// when it gives them back each time. See [`Pauses`].
+/// when it gives them back each time. See [`Backoff`].
 const RESUME_EVERY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 /// How often a message may have come back before a lane that cannot decide it gives back a copy instead.
 pub(super) const RETURNS_WORN: u64 = RETURNS_MAX / 2;
@@ -87,13 +87,13 @@ impl Lane {
     }
 
     async fn work(&mut self, set_aside: &SetAside, shutdown: &CancellationToken) {
-        let mut pauses = Pauses::between(RESUME_EVERY);
+        let mut backoff = Backoff::new(RESUME_EVERY);
         loop {
             shutdown.run_until_cancelled(set_aside.wait_for_room()).await;
             let Some(batch) = self.consumer.next_batch(self.batch_max, shutdown).await else { break };
             match self.process(&batch, set_aside, shutdown).await {
                 Ok(errands) => {
-                    pauses = Pauses::between(RESUME_EVERY);
+                    backoff = Backoff::new(RESUME_EVERY);
                     self.settle(batch, errands, set_aside).await;
                 }
                 Err(Interrupted::Stopping) => batch.release().await,
@@ -103,7 +103,7 @@ impl Lane {
                     self.consumer.suspend(&interrupted.to_string()).await;
                     drop(kept);
                     let waiting = async {
-                        tokio::time::sleep(pauses.next_pause()).await;
+                        tokio::time::sleep(backoff.next_delay()).await;
                         self.engine.wait_for_documents(&tasks, shutdown).await
                     };
                     if !matches!(shutdown.run_until_cancelled(waiting).await, Some(Ok(()))) {
@@ -236,7 +236,7 @@ impl Lane {
         batch: &Batch,
         shutdown: &CancellationToken,
     ) -> Result<(), Interrupted> {
-        let mut pauses = Pauses::between(REPUBLISH_EVERY);
+        let mut backoff = Backoff::new(REPUBLISH_EVERY);
         let mut rejections = 0;
         loop {
             let errors = set_aside::publish(self.kind, &self.publisher, errands.iter_mut()).await;
@@ -254,7 +254,7 @@ impl Lane {
                 return Ok(());
             }
             tokio::select! {
-                () = tokio::time::sleep(pauses.next_pause()) => {}
+                () = tokio::time::sleep(backoff.next_delay()) => {}
                 () = shutdown.cancelled() => return Err(Interrupted::Stopping),
             }
         }

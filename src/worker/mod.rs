@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::amqp::{Broker, Consumer, LaneHealth, Publisher, Topology, TopologyError};
-use crate::backoff::Pauses;
+use crate::backoff::Backoff;
 use crate::config::{MongodbUrl, WorkerSettings};
 use crate::http::{self, Readiness, ReadyHandle};
 use crate::store::inspect::Index;
@@ -37,7 +37,7 @@ use offramp_mail::Transport;
 /// How many messages the broker sends ahead, in batches: the next batch waits in memory while one is worked on.
 const PREFETCH_BATCHES: usize = 2;
 /// How long to wait before a server that is away at the start is tried again: from the first to the longest, see
-/// [`Pauses`].
+/// [`Backoff`].
 const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
 /// How much of the time for stopping is kept for giving back what could not be sent: a part of it, and at most so much.
 const GIVE_BACK: (u32, Duration) = (4, Duration::from_secs(3));
@@ -110,7 +110,7 @@ pub async fn run(
 async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHandle, Vec<Index>), RunError> {
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
-    let mut pauses = Pauses::between(START_EVERY);
+    let mut backoff = Backoff::new(START_EVERY);
     let database_is_away = |error: &str| {
         tracing::warn!(error, "MongoDB is away; trying again");
         database_ready.not_ready(error);
@@ -122,7 +122,7 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHa
             Err(error @ StoreError::Refused(_)) => return Err(error.into()),
             Err(error) => database_is_away(&error.reason()),
         }
-        tokio::time::sleep(pauses.next_pause()).await;
+        tokio::time::sleep(backoff.next_delay()).await;
     };
     loop {
         match parts.topology.declare(&parts.broker).await {
@@ -133,7 +133,7 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHa
             }
             Err(error) => return Err(error.into()),
         }
-        tokio::time::sleep(pauses.next_pause()).await;
+        tokio::time::sleep(backoff.next_delay()).await;
     }
     // From here on each lane answers for its own connection.
     broker_ready.retire();
@@ -143,7 +143,7 @@ async fn prepare(parts: &Parts, readiness: &Readiness) -> Result<(Store, ReadyHa
             Err(error @ StoreError::Refused(_)) => return Err(error.into()),
             Err(error) => database_is_away(&error.reason()),
         }
-        tokio::time::sleep(pauses.next_pause()).await;
+        tokio::time::sleep(backoff.next_delay()).await;
     };
     Ok((store, database_ready, missing))
 }

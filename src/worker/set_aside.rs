@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::lane::RETURNS_WORN;
 use crate::amqp::message::weight;
 use crate::amqp::{Delivery, Kept, LaneHealth, Outgoing, PublishError, Publisher};
-use crate::backoff::Pauses;
+use crate::backoff::Backoff;
 use offramp_domain::command::CommandType;
 
-/// How long to wait before rejected copies are published again: from the first to the longest, see [`Pauses`].
+/// How long to wait before rejected copies are published again: from the first to the longest, see [`Backoff`].
 const TRY_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 /// How long a message is kept before a copy of it takes its place. RabbitMQ takes everything back from a consumer that has
 /// not acknowledged a message within 30 minutes.
@@ -190,9 +190,9 @@ impl SetAside {
     pub(super) async fn keep_trying(&self, end: &CancellationToken) {
         loop {
             let changed = self.changed.notified();
-            let mut pauses = Pauses::between(TRY_EVERY);
+            let mut backoff = Backoff::new(TRY_EVERY);
             while !self.is_empty() {
-                if end.run_until_cancelled(tokio::time::sleep(pauses.next_pause())).await.is_none() {
+                if end.run_until_cancelled(tokio::time::sleep(backoff.next_delay())).await.is_none() {
                     return;
                 }
                 // Never broken off: a copy that is confirmed unseen would be published once more.

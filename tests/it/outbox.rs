@@ -11,7 +11,7 @@ use futures_util::TryStreamExt;
 use mail_parser::MessageParser;
 use offramp::clock;
 use offramp::store::commit::GuardedUpdate;
-use offramp::store::outbox::claim::{Count, DueQueue, Fate, Mark};
+use offramp::store::outbox::claim::{DeferralCause, DeliveryResult, DueQueue, Mark};
 use offramp::store::outbox::entry::{Kind, Lease, Leased};
 use offramp::store::{Need, Store, changes};
 use offramp::tls::Tls as StoreTls;
@@ -210,10 +210,13 @@ async fn marks_may_be_written_again() {
     let document = async || world.document("subscriptions", "sub").await.unwrap();
 
     let until = clock::now() + TimeDelta::minutes(5);
-    let put_off = Mark::new(&event, Fate::PutOff { until, error: "not now".to_owned(), count: Count::Nothing });
+    let deferred = Mark::new(
+        &event,
+        DeliveryResult::Deferred { until, error: "not now".to_owned(), cause: DeferralCause::Ordinary },
+    );
     let at = clock::now();
-    let failed = Mark::new(&email, Fate::Failed { at, error: "550 no".to_owned() });
-    let marks = [put_off, failed];
+    let failed = Mark::new(&email, DeliveryResult::Failed { at, error: "550 no".to_owned() });
+    let marks = [deferred, failed];
     for _ in 0..2 {
         assert!(store.settle(&marks).await.unwrap().is_empty());
         let document = document().await;
@@ -238,9 +241,9 @@ async fn marks_may_be_written_again() {
     let record = doc! { "id": &email.entry.id, "failed_at": DateTime::now(), "error": "550 no" };
     let recorded = doc! { "$set": { "notifications": [record] } };
     world.collection("subscriptions").update_one(doc! { "_id": "sub" }, recorded).await.unwrap();
-    let mut retried = Mark::new(&email, Fate::Sent { at });
+    let mut retried = Mark::new(&email, DeliveryResult::Sent { at });
     retried.attempts = 1;
-    let marks = [retried, Mark::new(&event, Fate::Sent { at })];
+    let marks = [retried, Mark::new(&event, DeliveryResult::Sent { at })];
     for _ in 0..2 {
         assert!(store.settle(&marks).await.unwrap().is_empty());
         let document = document().await;
@@ -265,16 +268,19 @@ async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
     // An entry has neither field before.
     assert!(!entry().await.contains_key("in_doubt") && !entry().await.contains_key("sender_rejected_at"));
     let (now, error) = (clock::now(), "maybe".to_owned());
-    let put_off = |minutes, count| {
-        Mark::new(email, Fate::PutOff { until: now + TimeDelta::minutes(minutes), error: error.clone(), count })
+    let deferred = |minutes, cause| {
+        Mark::new(
+            email,
+            DeliveryResult::Deferred { until: now + TimeDelta::minutes(minutes), error: error.clone(), cause },
+        )
     };
     let at = |minutes| now + TimeDelta::minutes(minutes);
     for mark in [
-        put_off(1, Count::InDoubt),
-        put_off(2, Count::Sender { at: at(2) }),
-        put_off(3, Count::InDoubt),
-        put_off(4, Count::Sender { at: at(4) }),
-        put_off(5, Count::Nothing),
+        deferred(1, DeferralCause::InDoubt),
+        deferred(2, DeferralCause::SenderRejected { at: at(2) }),
+        deferred(3, DeferralCause::InDoubt),
+        deferred(4, DeferralCause::SenderRejected { at: at(4) }),
+        deferred(5, DeferralCause::Ordinary),
     ] {
         for _ in 0..2 {
             assert!(store.settle(std::slice::from_ref(&mark)).await.unwrap().is_empty());
@@ -291,7 +297,7 @@ async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
     let mut of_another = email.clone();
     of_another.entry.holder = Uuid::new_v4().to_string();
     assert!(!store.extend(&of_another, until).await.unwrap());
-    let failed = Mark::new(email, Fate::Failed { at: now, error });
+    let failed = Mark::new(email, DeliveryResult::Failed { at: now, error });
     assert!(store.settle(&[failed]).await.unwrap().is_empty());
     let failed = entry().await;
     assert!(!failed.contains_key("in_doubt") && !failed.contains_key("sender_rejected_at"), "{failed}");
@@ -626,7 +632,7 @@ async fn what_a_worker_has_no_room_for_does_not_wait_for_its_lease() {
     assert_eq!(outbox.room(Kind::Event), room, "events have their own");
     let no_room = outbox.offer(leased.clone()).await;
     assert_eq!(no_room.iter().map(|mark| mark.kind).collect::<Vec<_>>(), [Kind::Email]);
-    store.give_back(&no_room).await;
+    store.release(&no_room).await;
     let document = world.document("subscriptions", "sub").await.unwrap();
     let due: Vec<bool> =
         entries(&document).iter().map(|entry| entry.get_datetime("due").unwrap().to_chrono() <= clock::now()).collect();

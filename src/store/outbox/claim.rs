@@ -47,13 +47,13 @@ pub struct Mark {
     /// How often it was tried in vain before.
     pub attempts: i32,
     /// How it went.
-    pub fate: Fate,
+    pub result: DeliveryResult,
 }
 
 impl Mark {
     /// The mark of a leased entry.
     #[must_use]
-    pub fn new(leased: &Leased, fate: Fate) -> Self {
+    pub fn new(leased: &Leased, result: DeliveryResult) -> Self {
         Self {
             collection: leased.collection,
             document_id: leased.document_id.clone(),
@@ -61,36 +61,36 @@ impl Mark {
             entry_id: leased.entry.id.clone(),
             holder: leased.entry.holder.clone(),
             attempts: leased.entry.attempts,
-            fate,
+            result,
         }
     }
 
     fn is_sent(&self) -> bool {
-        matches!(self.fate, Fate::Sent { .. })
+        matches!(self.result, DeliveryResult::Sent { .. })
     }
 }
 
-/// How the sending of an entry went.
+/// The result of trying to send an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum DeliveryResult {
     /// The mail server has accepted the email, or the broker has confirmed the event.
     Sent {
         /// When.
         at: DateTime<Utc>,
     },
-    /// This process has no room for it: any worker may claim it at once.
-    GivenBack {
+    /// Not sent: any worker may claim it at once.
+    Released {
         /// When.
         at: DateTime<Utc>,
     },
-    /// Not now.
-    PutOff {
+    /// To be retried later.
+    Deferred {
         /// When it may be tried again.
         until: DateTime<Utc>,
         /// Why.
         error: String,
-        /// What is counted of it.
-        count: Count,
+        /// What is counted besides `attempts`.
+        cause: DeferralCause,
     },
     /// Never.
     Failed {
@@ -101,15 +101,15 @@ pub enum Fate {
     },
 }
 
-/// What is counted of an entry that was put off, besides `attempts`.
+/// Why an entry was deferred, where more than `attempts` is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Count {
-    /// Nothing: it may be tried without limit.
-    Nothing,
+pub enum DeferralCause {
+    /// None of those below: it is retried without limit.
+    Ordinary,
     /// It may have been delivered.
     InDoubt,
     /// The mail server rejected it because of the sender.
-    Sender {
+    SenderRejected {
         /// When.
         at: DateTime<Utc>,
     },
@@ -409,10 +409,10 @@ impl Store {
         Ok(updated.matched > 0)
     }
 
-    /// Gives entries back before their lease runs out. Should that fail, the lease still does.
-    pub async fn give_back(&self, entries: &[Mark]) {
+    /// Releases entries before their lease expires. If that fails, they are claimed after it has expired.
+    pub async fn release(&self, entries: &[Mark]) {
         if let Err(error) = self.settle(entries).await {
-            tracing::warn!(%error, entries = entries.len(), "could not give outbox entries back; they wait until their lease expires");
+            tracing::warn!(%error, entries = entries.len(), "cannot release outbox entries; they wait until their lease expires");
         }
     }
 
@@ -643,7 +643,7 @@ fn by_document<'a>(marks: &'a [Mark], indexes: &[usize]) -> Vec<Sent<'a>> {
     let mut documents: BTreeMap<&str, Sent<'a>> = BTreeMap::new();
     for &index in indexes {
         let mark = &marks[index];
-        let Fate::Sent { at } = mark.fate else { continue };
+        let DeliveryResult::Sent { at } = mark.result else { continue };
         let id = mark.document_id.as_str();
         let sent = documents.entry(id).or_insert_with(|| Sent {
             id,
@@ -762,7 +762,7 @@ fn list(ids: &[&str]) -> RawArrayBuf {
 fn others_statements(mark: &Mark) -> Vec<Document> {
     let without_record = not_sent(mark, true);
     let mut statements = Vec::new();
-    if let (Fate::Failed { at, error }, Kind::Email) = (&mark.fate, mark.kind) {
+    if let (DeliveryResult::Failed { at, error }, Kind::Email) = (&mark.result, mark.kind) {
         // The error may name the address, which the record of a tombstone has lost.
         for (status, error) in [(doc! { "$ne": "removed" }, Some(error)), (doc! { "$eq": "removed" }, None)] {
             let mut statement = without_record.clone();
@@ -791,23 +791,25 @@ fn not_sent(mark: &Mark, with_error: bool) -> Document {
     let (mut set, mut unset) = (Document::new(), Document::new());
     let (mut increments, mut earliest) = (doc! { "version": 1_i64 }, Document::new());
     // What is written again, because the first answer was lost, must not count twice.
-    let error = match &mark.fate {
+    let error = match &mark.result {
         // Those that were sent are marked elsewhere.
-        Fate::Sent { at } | Fate::GivenBack { at } => {
+        DeliveryResult::Sent { at } | DeliveryResult::Released { at } => {
             set.insert("outbox.$[entry].due", Instant::from(*at));
             None
         }
-        Fate::PutOff { until, error, count } => {
+        DeliveryResult::Deferred { until, error, cause } => {
             ours.insert("due", doc! { "$ne": Instant::from(*until) });
             set.insert("outbox.$[entry].due", Instant::from(*until));
-            match count {
-                Count::Nothing => {}
-                Count::InDoubt => drop(increments.insert("outbox.$[entry].in_doubt", 1)),
-                Count::Sender { at } => drop(earliest.insert("outbox.$[entry].sender_rejected_at", Instant::from(*at))),
+            match cause {
+                DeferralCause::Ordinary => {}
+                DeferralCause::InDoubt => drop(increments.insert("outbox.$[entry].in_doubt", 1)),
+                DeferralCause::SenderRejected { at } => {
+                    drop(earliest.insert("outbox.$[entry].sender_rejected_at", Instant::from(*at)))
+                }
             }
             Some(error)
         }
-        Fate::Failed { at, error } => {
+        DeliveryResult::Failed { at, error } => {
             ours.insert("failed_at", doc! { "$exists": false });
             // An operator who has it tried again gives it all its tries again.
             for field in ["due", "in_doubt", "sender_rejected_at"] {
