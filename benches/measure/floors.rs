@@ -26,7 +26,11 @@ use offramp::store::documents::decisive;
 use offramp::store::outbox::entry::{Content, Lease};
 use offramp::store::{Collection, Need, Store, changes};
 use offramp::tls::Tls;
-use offramp::worker::dispatcher::{Writer, origin};
+use offramp::worker::PREFETCH_BATCHES;
+use offramp::worker::composer::{Composer, origin};
+use offramp::worker::event_sender::PUBLISH_MAX;
+use offramp::worker::handover::QUEUE_MAX;
+use offramp::worker::unmarked::UNMARKED_EMAILS_MAX;
 use offramp_domain::command::{Command, CommandType};
 use offramp_domain::fold::{Task, Verdict};
 use offramp_mail::{Sender, Templates};
@@ -42,13 +46,9 @@ use crate::support::rabbit::amqp_url;
 pub const BEGINS: &str = "begins";
 pub const DONE: &str = "done";
 
-/// The worker's own numbers: `OFFRAMP_BATCH_MAX`, `OFFRAMP_MAIL_CONNECTIONS`, and those in `run.rs` and `outbox.rs`.
+/// The defaults of `OFFRAMP_BATCH_MAX` and `OFFRAMP_MAIL_CONNECTIONS`.
 pub const BATCH_MAX: usize = 200;
 const CONNECTIONS: usize = 8;
-const PREFETCH_BATCHES: usize = 2;
-const QUEUE_MAX: usize = 512;
-const BULK_MAX: usize = 512;
-const UNMARKED_MAX: usize = 128;
 
 /// What is measured without the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -170,7 +170,7 @@ async fn pipeline(orders: &Orders) {
 
     let (mails_in, mails) = async_channel::bounded::<String>(QUEUE_MAX);
     let (events_in, events) = async_channel::bounded::<String>(QUEUE_MAX);
-    let (settle, settled) = async_channel::bounded::<Mark>(UNMARKED_MAX);
+    let (settle, settled) = async_channel::bounded::<Mark>(UNMARKED_EMAILS_MAX);
     let mut tasks = JoinSet::new();
     for _ in 0..CONNECTIONS {
         let (mails, settle, sink) = (mails.clone(), settle.clone(), orders.floor_sink);
@@ -315,13 +315,14 @@ impl Constants {
         let now = clock::now();
         assert_eq!(world.fold(&Task::Command(command), now), Verdict::Applied);
         let lease = Lease { holder: Uuid::new_v4(), until: now + chrono::TimeDelta::minutes(3) };
-        let writer = Writer {
+        let composer = Composer {
             templates: Templates::load(None).unwrap(),
             sender: Sender::parse("no-reply@offramp.example").unwrap(),
             signer: None,
         };
-        let update =
-            changes::updates(world, &lease, "offramp", &|id, email| writer.identify(id, email), now).unwrap().remove(0);
+        let update = changes::updates(world, &lease, "offramp", &|id, email| composer.identify(id, email), now)
+            .unwrap()
+            .remove(0);
         let history_length = update.history_length;
         let RawBson::Document(change) = update.update.clone() else { panic!("an update of operators") };
 
@@ -329,7 +330,7 @@ impl Constants {
         for leased in update.into_leased() {
             match &leased.entry.content {
                 Content::Mail(content) => {
-                    mail = Some(writer.write(origin(&leased).unwrap(), content, now).unwrap());
+                    mail = Some(composer.compose(origin(&leased).unwrap(), content, now).unwrap());
                 }
                 Content::Event(content) => event = Some(content.clone()),
             }
@@ -459,7 +460,7 @@ impl Constants {
 
 async fn take_bulk<T>(queue: &async_channel::Receiver<T>) -> Option<Vec<T>> {
     let mut bulk = vec![queue.recv().await.ok()?];
-    while bulk.len() < BULK_MAX
+    while bulk.len() < PUBLISH_MAX
         && let Ok(item) = queue.try_recv()
     {
         bulk.push(item);

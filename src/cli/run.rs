@@ -8,7 +8,7 @@ use offramp::advice;
 use offramp::amqp::{Broker, Topology};
 use offramp::config::Settings;
 use offramp::http;
-use offramp::worker::dispatcher::Writer;
+use offramp::worker::composer::Composer;
 use offramp::worker::{Parts, run as work};
 use offramp_mail::{Deadlines, Transport};
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,7 +38,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         topology: Topology::new(broker.prefix),
         mongodb_url: database.mongodb_url,
         tls,
-        writer: Writer { templates, sender: sender.mail_from, signer },
+        composer: Composer { templates, sender: sender.mail_from, signer },
         transport,
         mail_connections: mail.mail_connections,
         mail_per_second: mail.mail_per_second,

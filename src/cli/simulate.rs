@@ -13,7 +13,7 @@ use offramp::config::SenderSettings;
 use offramp::jsonl::{ForCollection, Found, Line};
 use offramp::store::Collection;
 use offramp::store::outbox::entry::{Content, Lease, Leased, OutboxEntry, entries};
-use offramp::worker::dispatcher::origin;
+use offramp::worker::composer::origin;
 use offramp::worker::lane::rejection_event;
 use offramp_domain::billing::parse_date;
 use offramp_domain::command::{Command, CommandBody, InvalidCommand};

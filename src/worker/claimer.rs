@@ -16,8 +16,9 @@ use crate::store::outbox::claim::{Claimed, DueQueue};
 use crate::store::outbox::entry::{Kind, Lease};
 use crate::store::sweep::DUE;
 use crate::store::{Collection, Store, StoreError};
-use crate::worker::dispatcher::{Outbox, Writer};
+use crate::worker::composer::Composer;
 use crate::worker::engine::Engine;
+use crate::worker::handover::Handover;
 use crate::worker::indexes::Indexes;
 use offramp_domain::notification::Notification;
 
@@ -42,9 +43,9 @@ pub struct Claimer {
     /// Is told whether the database answers.
     pub engine: Engine,
     /// Where claimed entries go.
-    pub outbox: Outbox,
+    pub handover: Handover,
     /// Tells how emails of earlier versions are recorded.
-    pub writer: Arc<Writer>,
+    pub composer: Arc<Composer>,
     /// The time between two looks, at most two seconds.
     pub every: Duration,
     /// How long claimed entries belong to this process.
@@ -146,11 +147,11 @@ impl Claimer {
         let now = clock::now();
         let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
         let queue = &mut claims.queues[index].queue;
-        let identify = |id, email: &Notification| self.writer.identify(id, email);
+        let identify = |id, email: &Notification| self.composer.identify(id, email);
         let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now, &identify).await?;
         report(queue.collection, &claimed, &mut claims.reported);
         counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
-        self.store.release(&self.outbox.offer(claimed.entries).await).await;
+        self.store.release(&self.handover.offer(claimed.entries).await).await;
         Ok(claimed.goes_on)
     }
 
@@ -165,7 +166,7 @@ impl Claimer {
     /// Waits for room in the dispatcher. None: the program is stopping.
     async fn room(&self, kind: Kind, shutdown: &CancellationToken) -> Option<usize> {
         while !shutdown.is_cancelled() {
-            match self.outbox.room(kind) {
+            match self.handover.room(kind) {
                 0 => tokio::time::sleep(ROOM_EVERY).await,
                 room => return Some(room),
             }

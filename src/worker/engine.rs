@@ -19,7 +19,8 @@ use crate::store::commit::Committed;
 use crate::store::inspect::ClockOffset;
 use crate::store::outbox::entry::Lease;
 use crate::store::{Collection, Need, Store, StoreError};
-use crate::worker::dispatcher::{Outbox, Writer};
+use crate::worker::composer::Composer;
+use crate::worker::handover::Handover;
 use offramp_domain::command::CommandBody;
 use offramp_domain::fold::{Task, Verdict, World};
 
@@ -36,8 +37,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Engine {
     store: Store,
-    outbox: Outbox,
-    writer: Arc<Writer>,
+    handover: Handover,
+    composer: Arc<Composer>,
     source: Arc<str>,
     lease: Duration,
     hold: Duration,
@@ -72,13 +73,13 @@ pub enum Interrupted {
 }
 
 impl Engine {
-    /// `writer` tells how emails are recorded; `source` is the `source` of events; an outbox entry belongs to this process for `lease`; tasks are held for `hold`
+    /// `composer` tells how emails are recorded; `source` is the `source` of events; an outbox entry belongs to this process for `lease`; tasks are held for `hold`
     /// while the database is away; `ready` is told whether it answers.
     #[must_use]
     pub fn new(
         store: Store,
-        outbox: Outbox,
-        writer: Arc<Writer>,
+        handover: Handover,
+        composer: Arc<Composer>,
         source: &str,
         lease: Duration,
         hold: Duration,
@@ -86,8 +87,8 @@ impl Engine {
     ) -> Self {
         Self {
             store,
-            outbox,
-            writer,
+            handover,
+            composer,
             source: source.into(),
             lease,
             hold,
@@ -301,7 +302,7 @@ impl Engine {
 
             let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
             let updates =
-                changes::updates(world, &lease, &self.source, &|id, email| self.writer.identify(id, email), now)?;
+                changes::updates(world, &lease, &self.source, &|id, email| self.composer.identify(id, email), now)?;
             let committed = self.store.commit(&updates).await?;
 
             let mut lost = HashSet::new();
@@ -322,7 +323,7 @@ impl Engine {
                     }
                 }
             }
-            self.store.release(&self.outbox.offer(leased).await).await;
+            self.store.release(&self.handover.offer(leased).await).await;
             for &index in &pending {
                 if let Some(spoilt) = spoilt.get(&document(tasks[index])) {
                     settled[index] = spoilt.clone();

@@ -1,13 +1,22 @@
 //! The worker as a whole: everything that runs, in the order in which it starts and stops.
 
 pub mod claimer;
+mod companions;
+pub mod composer;
 pub mod dispatcher;
+mod email_sender;
 pub mod engine;
+pub mod event_sender;
+pub mod handover;
 pub mod indexes;
 pub mod lane;
+mod lease;
+mod mail_server;
+mod marker;
 pub mod pacer;
 mod set_aside;
 pub mod sweeper;
+pub mod unmarked;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,8 +35,10 @@ use crate::store::inspect::Index;
 use crate::store::{Store, StoreError};
 use crate::tls::Tls;
 use crate::worker::claimer::Claimer;
-use crate::worker::dispatcher::{Dispatcher, Outbox, Writer, outbox};
+use crate::worker::composer::Composer;
+use crate::worker::dispatcher::{Dispatcher, DispatcherOptions, DispatcherParts};
 use crate::worker::engine::Engine;
+use crate::worker::handover::Handover;
 use crate::worker::indexes::Indexes;
 use crate::worker::lane::Lane;
 use crate::worker::sweeper::Sweeper;
@@ -35,7 +46,7 @@ use offramp_domain::command::CommandType;
 use offramp_mail::Transport;
 
 /// How many messages the broker sends ahead, in batches: the next batch waits in memory while one is worked on.
-const PREFETCH_BATCHES: usize = 2;
+pub const PREFETCH_BATCHES: usize = 2;
 /// How long to wait before a server that is away at the start is tried again: from the first to the longest, see
 /// [`Backoff`].
 const START_EVERY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
@@ -54,7 +65,7 @@ pub struct Parts {
     /// Whom we trust there, and who we are.
     pub tls: Tls,
     /// Writes mails.
-    pub writer: Writer,
+    pub composer: Composer,
     /// Sends them.
     pub transport: Transport,
     /// How many connections to the mail server.
@@ -155,7 +166,7 @@ struct Worker {
     stop: CancellationToken,
     /// Lanes, sweeper and claimer, which make new work; and what looks after the servers.
     makers: JoinSet<()>,
-    outbox: Outbox,
+    handover: Handover,
     dispatcher: tokio::task::JoinHandle<()>,
     publisher: Publisher,
     shutdown_within: Duration,
@@ -169,16 +180,17 @@ impl Worker {
         database_ready: ReadyHandle,
         missing: Vec<Index>,
     ) -> Self {
-        let Parts { broker, topology, writer, transport, mail_connections, mail_per_second, pace, .. } = parts;
+        let Parts { broker, topology, composer, transport, mail_connections, mail_per_second, pace, .. } = parts;
         let publisher = Publisher::declaring(broker.clone(), topology.clone());
         let watched = publisher.clone();
         readiness.watch("publisher", move || watched.status());
-        let (outbox, dispatcher): (Outbox, Dispatcher) = outbox(pace.lease, mail_per_second);
-        let writer = Arc::new(writer);
+        let options = DispatcherOptions { lease: pace.lease, mail_connections, emails_per_second: mail_per_second };
+        let (handover, dispatcher) = Dispatcher::new(options);
+        let composer = Arc::new(composer);
         let engine = Engine::new(
             store.clone(),
-            outbox.clone(),
-            Arc::clone(&writer),
+            handover.clone(),
+            Arc::clone(&composer),
             &pace.source,
             pace.lease,
             pace.hold,
@@ -186,14 +198,13 @@ impl Worker {
         );
         // Before a lane decides anything: by this clock.
         engine.look().await;
-        let dispatcher = tokio::spawn(dispatcher.run(
-            store.clone(),
-            publisher.clone(),
-            topology.clone(),
-            Arc::clone(&writer),
-            Arc::new(transport),
-            mail_connections,
-        ));
+        let dispatcher = tokio::spawn(dispatcher.run(DispatcherParts {
+            store: store.clone(),
+            publisher: publisher.clone(),
+            topology: topology.clone(),
+            composer: Arc::clone(&composer),
+            transport: Arc::new(transport),
+        }));
 
         let stop = CancellationToken::new();
         let mut makers = JoinSet::new();
@@ -221,8 +232,8 @@ impl Worker {
         let claimer = Claimer {
             store: store.clone(),
             engine: engine.clone(),
-            outbox: outbox.clone(),
-            writer,
+            handover: handover.clone(),
+            composer,
             every: pace.sweep,
             lease: pace.lease,
             indexes: indexes.clone(),
@@ -233,7 +244,7 @@ impl Worker {
         let working = readiness.component("worker");
         working.ready();
         tracing::info!(prefix = topology.command_exchange(), "working");
-        Self { working, stop, makers, outbox, dispatcher, publisher, shutdown_within: pace.shutdown }
+        Self { working, stop, makers, handover, dispatcher, publisher, shutdown_within: pace.shutdown }
     }
 
     /// Waits for `shutdown`, then stops: no more messages are taken, the batches in hand are finished and acked, the mails in
@@ -255,10 +266,10 @@ impl Worker {
         tracing::info!("stopping: finishing what is in hand");
         self.working.not_ready("stopping");
         self.stop.cancel();
-        let outbox = self.outbox;
+        let handover = self.handover;
         let finishing = async {
             while self.makers.join_next().await.is_some() {}
-            outbox.close();
+            handover.close();
             if !self.dispatcher.is_finished() {
                 drop((&mut self.dispatcher).await);
             }
@@ -268,7 +279,7 @@ impl Worker {
         let giving_back = GIVE_BACK.1.min(self.shutdown_within / GIVE_BACK.0);
         let mut finished = timeout(self.shutdown_within.saturating_sub(giving_back), &mut finishing).await;
         if finished.is_err() {
-            outbox.give_back();
+            handover.close_now();
             finished = timeout(giving_back, finishing).await;
         }
         match finished {

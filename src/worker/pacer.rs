@@ -20,7 +20,7 @@ const CUT_EVERY: Duration = Duration::from_millis(250);
 /// Over which time the rate is measured that a server found too high.
 const MEASURE_OVER: Duration = Duration::from_secs(1);
 /// How many emails in a row a server puts off, each for itself, before that counts as "slower".
-const PUT_OFF_IN_A_ROW_MAX: u32 = 5;
+const DEFERRED_IN_A_ROW_MAX: u32 = 5;
 
 /// The shared pace.
 #[derive(Debug)]
@@ -60,7 +60,7 @@ struct State {
     cut_at: Option<Instant>,
     /// The rate that was too high the last time.
     too_high: f64,
-    put_off_in_a_row: u32,
+    deferred_in_a_row: u32,
     /// How many emails were sent since when.
     measured: (u32, Instant),
     /// The same of the time before: how many a second.
@@ -112,8 +112,8 @@ impl Pacer {
     }
 
     /// A server has put an email off that it may take at another time. Several in a row are a sign of too high a rate.
-    pub fn put_off(&self) {
-        self.state().put_off(Instant::now());
+    pub fn deferred(&self) {
+        self.state().deferred(Instant::now());
     }
 
     /// A server wants fewer emails. Tells whether the rate was the full one until now.
@@ -143,14 +143,14 @@ impl State {
             next: now,
             cut_at: None,
             too_high: f64::INFINITY,
-            put_off_in_a_row: 0,
+            deferred_in_a_row: 0,
             measured: (0, now),
             before: 0.0,
         }
     }
 
     fn grow(&mut self) -> bool {
-        self.put_off_in_a_row = 0;
+        self.deferred_in_a_row = 0;
         if self.rate >= self.ceiling {
             return false;
         }
@@ -163,9 +163,9 @@ impl State {
         is_full
     }
 
-    fn put_off(&mut self, now: Instant) {
-        self.put_off_in_a_row += 1;
-        if self.put_off_in_a_row >= PUT_OFF_IN_A_ROW_MAX {
+    fn deferred(&mut self, now: Instant) {
+        self.deferred_in_a_row += 1;
+        if self.deferred_in_a_row >= DEFERRED_IN_A_ROW_MAX {
             self.cut(now);
         }
     }
@@ -189,7 +189,7 @@ impl State {
     }
 
     fn cut(&mut self, now: Instant) -> bool {
-        self.put_off_in_a_row = 0;
+        self.deferred_in_a_row = 0;
         if self.cut_at.is_some_and(|at| now.saturating_duration_since(at) < CUT_EVERY) {
             return false;
         }
@@ -320,12 +320,12 @@ mod tests {
         let now = Instant::now();
         let mut state = State::new(None, now);
         for _ in 0..100 {
-            state.put_off(now);
+            state.deferred(now);
             state.grow();
         }
         assert!(state.rate.is_infinite());
-        for _ in 0..PUT_OFF_IN_A_ROW_MAX {
-            state.put_off(now);
+        for _ in 0..DEFERRED_IN_A_ROW_MAX {
+            state.deferred(now);
         }
         assert!(state.rate.is_finite());
     }

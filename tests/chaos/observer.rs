@@ -11,7 +11,7 @@ use lapin::types::FieldTable;
 use lapin::{Connection, ConnectionProperties};
 use offramp::clock;
 use offramp::store::outbox::entry::Content;
-use offramp::worker::dispatcher::Writer;
+use offramp::worker::composer::Composer;
 use offramp_mail::Templates;
 use offramp_mail::message::{Origin, Sender};
 use serde_json::Value;
@@ -39,7 +39,7 @@ pub struct Observer(Arc<Inner>);
 
 struct Inner {
     plan: Arc<Plan>,
-    writer: Writer,
+    composer: Composer,
     /// For each command: whether one of its effects was seen.
     seen: Vec<watch::Sender<bool>>,
     arrived: Mutex<Arrived>,
@@ -55,10 +55,13 @@ struct Arrived {
 
 impl Observer {
     pub fn new(plan: Arc<Plan>, sender: &str) -> Self {
-        let writer =
-            Writer { templates: Templates::load(None).unwrap(), sender: Sender::parse(sender).unwrap(), signer: None };
+        let composer = Composer {
+            templates: Templates::load(None).unwrap(),
+            sender: Sender::parse(sender).unwrap(),
+            signer: None,
+        };
         let seen = plan.commands.iter().map(|_| watch::Sender::new(false)).collect();
-        Self(Arc::new(Inner { plan, writer, seen, arrived: Mutex::default() }))
+        Self(Arc::new(Inner { plan, composer, seen, arrived: Mutex::default() }))
     }
 
     /// Waits until an effect of this command is seen; at once where it has none.
@@ -154,7 +157,7 @@ impl Observer {
         };
         if let Content::Mail(expected) = &effect.content {
             let origin = Origin { entry_id: id, conversation_id: effect.conversation_id };
-            let expected = self.0.writer.write(origin, expected, clock::now()).unwrap();
+            let expected = self.0.composer.compose(origin, expected, clock::now()).unwrap();
             let bytes = String::from_utf8(expected.bytes(true).unwrap()).unwrap();
             let difference = lines(&text).zip(lines(&bytes)).find(|(found, expected)| found != expected);
             if let Some((found, expected)) = difference {

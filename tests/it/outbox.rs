@@ -15,6 +15,7 @@ use offramp::store::outbox::claim::{DeferralCause, DeliveryResult, DueQueue, Mar
 use offramp::store::outbox::entry::{Kind, Lease, Leased};
 use offramp::store::{Need, Store, changes};
 use offramp::tls::Tls as StoreTls;
+use offramp::worker::dispatcher::{Dispatcher, DispatcherOptions};
 use offramp_domain::command::Command;
 use offramp_domain::fold::{Task, Verdict};
 use serde_json::{Value, json};
@@ -625,12 +626,13 @@ async fn what_a_worker_has_no_room_for_does_not_wait_for_its_lease() {
     let store = store(&world).await;
     let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
     let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap();
-    let (outbox, _nobody_sends) = offramp::worker::dispatcher::outbox(Duration::from_secs(3_600), None);
-    let room = outbox.room(Kind::Email);
-    assert!(outbox.offer(vec![email.clone(); room]).await.is_empty());
-    assert_eq!(outbox.room(Kind::Email), 0);
-    assert_eq!(outbox.room(Kind::Event), room, "events have their own");
-    let no_room = outbox.offer(leased.clone()).await;
+    let options = DispatcherOptions { lease: Duration::from_secs(3_600), mail_connections: 1, emails_per_second: None };
+    let (handover, _dispatcher) = Dispatcher::new(options);
+    let room = handover.room(Kind::Email);
+    assert!(handover.offer(vec![email.clone(); room]).await.is_empty());
+    assert_eq!(handover.room(Kind::Email), 0);
+    assert_eq!(handover.room(Kind::Event), room, "events have their own");
+    let no_room = handover.offer(leased.clone()).await;
     assert_eq!(no_room.iter().map(|mark| mark.kind).collect::<Vec<_>>(), [Kind::Email]);
     store.release(&no_room).await;
     let document = world.document("subscriptions", "sub").await.unwrap();

@@ -1,0 +1,86 @@
+//! Published events that wait for the emails of the same change, so that one write marks all entries of a document.
+//!
+//! Waiting is an optimisation: an event that waited too long, or found no room here, is marked alone.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::store::Collection;
+use crate::store::outbox::claim::Mark;
+
+/// How long an event waits.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// For how many documents events wait, and for how many documents it is remembered that their emails came first.
+const DOCUMENTS_MAX: usize = 1_024;
+
+type DocumentKey = (Collection, String);
+
+/// The marks of events that wait for an email's mark.
+#[derive(Default)]
+pub(super) struct Companions {
+    waiting: HashMap<DocumentKey, Vec<Mark>>,
+    /// Until when they wait, oldest first. A document in it may have been marked meanwhile.
+    deadlines: VecDeque<(Instant, DocumentKey)>,
+    /// Documents whose emails were marked before their events arrived: these events need not wait. The queue has them in order
+    /// of arrival.
+    early: HashSet<DocumentKey>,
+    early_order: VecDeque<DocumentKey>,
+}
+
+impl Companions {
+    /// Keeps the mark of an event. Returns it if its email has already been marked, or if there is no room.
+    pub(super) fn park(&mut self, mark: Mark) -> Option<Mark> {
+        let document = (mark.collection, mark.document_id.clone());
+        if self.early.contains(&document) {
+            return Some(mark);
+        }
+        if self.deadlines.len() >= 4 * DOCUMENTS_MAX {
+            self.deadlines.retain(|(_, document)| self.waiting.contains_key(document));
+        }
+        if self.waiting.len() >= DOCUMENTS_MAX {
+            return Some(mark);
+        }
+        self.deadlines.push_back((Instant::now() + PATIENCE, document.clone()));
+        self.waiting.entry(document).or_default().push(mark);
+        None
+    }
+
+    /// Takes the events that waited for an email of this document.
+    pub(super) fn take(&mut self, email: &Mark) -> Vec<Mark> {
+        let document = (email.collection, email.document_id.clone());
+        if let Some(events) = self.waiting.remove(&document) {
+            return events;
+        }
+        if self.early.insert(document.clone()) {
+            self.early_order.push_back(document);
+        }
+        if self.early_order.len() > DOCUMENTS_MAX
+            && let Some(oldest) = self.early_order.pop_front()
+        {
+            self.early.remove(&oldest);
+        }
+        Vec::new()
+    }
+
+    /// Takes the events that waited too long.
+    pub(super) fn take_overdue(&mut self) -> Vec<Mark> {
+        let now = Instant::now();
+        let mut overdue = Vec::new();
+        while self.next_deadline().is_some_and(|deadline| deadline <= now) {
+            let document = self.deadlines.pop_front().map(|(_, document)| document);
+            overdue.extend(document.and_then(|document| self.waiting.remove(&document)).unwrap_or_default());
+        }
+        overdue
+    }
+
+    pub(super) fn take_all(&mut self) -> Vec<Mark> {
+        self.deadlines.clear();
+        self.waiting.drain().flat_map(|(_, marks)| marks).collect()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.front().map(|(deadline, _)| *deadline)
+    }
+}

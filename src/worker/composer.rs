@@ -1,0 +1,52 @@
+//! The composer: turns the notification of an outbox entry into a finished email.
+//!
+//! What an email says was fixed when its command was decided. Nothing here reads a document or talks to a server.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::store::outbox::entry::{EmailIdentity, Leased};
+use offramp_domain::notification::Notification;
+use offramp_mail::dkim::DkimSigner;
+use offramp_mail::message::{ComposedEmail, Origin, Sender, compose};
+use offramp_mail::templates::Templates;
+
+/// Templates, sender and signature: everything an email needs besides its notification.
+#[derive(Debug)]
+pub struct Composer {
+    pub templates: Templates,
+    /// The address in `From`.
+    pub sender: Sender,
+    /// Absent: emails are not signed.
+    pub signer: Option<Arc<DkimSigner>>,
+}
+
+impl Composer {
+    /// What `notifications` records about an email before it is composed.
+    #[must_use]
+    pub fn identify(&self, entry_id: Uuid, email: &Notification) -> EmailIdentity {
+        EmailIdentity { message_id: self.sender.message_id(entry_id), locale: self.templates.language(email) }
+    }
+
+    /// The email of an outbox entry, in the recipient's language.
+    ///
+    /// # Errors
+    /// A sentence, when retrying cannot help: an invalid address, or a template that does not fit the facts.
+    pub fn compose(&self, origin: Origin, email: &Notification, at: DateTime<Utc>) -> Result<ComposedEmail, String> {
+        let rendered = self.templates.render(email).map_err(|error| error.to_string())?;
+        let composed = compose(&self.sender, origin, email, rendered, at).map_err(|error| error.to_string())?;
+        Ok(composed.signed_by(self.signer.clone()))
+    }
+}
+
+/// The ids from which the `Message-ID` and the thread of an entry's email are derived.
+///
+/// # Errors
+/// A sentence, when the entry's id is not a UUID: this program did not write it.
+pub fn origin(leased: &Leased) -> Result<Origin, String> {
+    let entry_id =
+        Uuid::parse_str(&leased.entry.id).map_err(|error| format!("the entry's id is not a UUID: {error}"))?;
+    Ok(Origin { entry_id, conversation_id: leased.conversation_id() })
+}

@@ -1,0 +1,329 @@
+//! The email sender: takes emails from the queue and sends them over one SMTP connection.
+//!
+//! What the server replied decides the result that the marker writes: sent, deferred or failed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use metrics::counter;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::composer::{Composer, origin};
+use super::lease;
+use super::mail_server::MailServer;
+use super::marker::TriedEmail;
+use super::pacer::{Pacer, Turn};
+use super::unmarked::Unmarked;
+use crate::advice;
+use crate::backoff::Backoff;
+use crate::clock;
+use crate::store::Store;
+use crate::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
+use crate::store::outbox::entry::{Content, Leased};
+use offramp_domain::notification::Notification;
+use offramp_mail::message::ComposedEmail;
+use offramp_mail::smtp::{MailConnection, SendError};
+
+/// How long an idle connection to the mail server is kept.
+const IDLE_MAX: Duration = Duration::from_secs(20);
+/// The delays, minimum and maximum, before a server that was unavailable is tried again.
+const RECONNECT_DELAYS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(2));
+/// How long an email is deferred after a failed attempt, minimum and maximum. See [`Backoff::delay_after`].
+const DEFERRAL_DELAYS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(15 * 60));
+/// The same for an email that the mail server rejected because of the sender: an operator has to do something first.
+const SENDER_DEFERRAL_DELAYS: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(60 * 60));
+/// How long such an email is retried, counted from the first rejection.
+const SENDER_PATIENCE: TimeDelta = TimeDelta::hours(24);
+/// How long an email is deferred that may have been delivered. A server that was only slow has delivered it by then.
+const IN_DOUBT_DELAYS: (Duration, Duration) = (Duration::from_secs(15 * 60), Duration::from_secs(15 * 60));
+/// How often such an email is retried.
+const IN_DOUBT_RETRIES_MAX: i32 = 3;
+/// How often a throttled email is tried before it is deferred: these attempts cost the database nothing.
+const THROTTLED_ATTEMPTS_MAX: u32 = 3;
+
+/// Sends emails over one connection.
+pub(super) struct EmailSender {
+    pub(super) emails: async_channel::Receiver<Leased>,
+    pub(super) marks: async_channel::Sender<TriedEmail>,
+    pub(super) mail_server: Arc<MailServer>,
+    /// Cancelled when emails whose sending has not begun are to be released.
+    pub(super) release: CancellationToken,
+    pub(super) unmarked: Arc<Unmarked>,
+    pub(super) composer: Arc<Composer>,
+    pub(super) connection: MailConnection,
+    pub(super) store: Store,
+    /// The duration of a lease.
+    pub(super) lease: Duration,
+}
+
+/// One attempt to send an email.
+struct Attempt {
+    result: DeliveryResult,
+    outcome: Outcome,
+    /// Whether the server seems to be unavailable; `None` if it was not contacted.
+    is_unavailable: Option<bool>,
+}
+
+/// The marker is gone, so no result can be recorded: the sender must stop.
+struct MarkerGone;
+
+impl EmailSender {
+    /// Sends emails until the queue is closed and empty, or its rest is to be released.
+    pub(super) async fn run(mut self) {
+        let (mail_server, release) = (Arc::clone(&self.mail_server), self.release.clone());
+        let mut backoff = Backoff::new(RECONNECT_DELAYS);
+        while let Some(permit) = self.unmarked.permit().await {
+            // Take the turn first and the email second: an email that waited for its turn could outlast its lease.
+            let taking = timeout(IDLE_MAX, take_in_turn(&mail_server.pacer, &self.emails));
+            let (turn, leased) = match release.run_until_cancelled(taking).await {
+                Some(Ok(Some(taken))) => taken,
+                Some(Ok(None)) | None => break,
+                Some(Err(_idle)) => {
+                    self.connection.quit().await;
+                    continue;
+                }
+            };
+            self.unmarked.no_late_flush().await;
+            let is_in_turn = if turn.is_valid() {
+                let may_send = self.may_send(&leased);
+                if may_send {
+                    turn.take();
+                }
+                may_send
+            } else {
+                drop(turn);
+                self.next_turn(&leased).await
+            };
+            let marked = if is_in_turn {
+                mail_server.begin();
+                let marked = self.deliver(leased, permit, &mut backoff).await;
+                mail_server.end();
+                marked
+            } else {
+                self.release(&leased, permit).await
+            };
+            if marked.is_err() {
+                break;
+            }
+        }
+        self.connection.quit().await;
+    }
+
+    fn may_send(&self, leased: &Leased) -> bool {
+        lease::suffices(leased, lease::reserve(self.lease)) && !self.unmarked.contains(&leased.entry.id)
+    }
+
+    /// Sends or defers one email; backs off if the server is unavailable.
+    async fn deliver(
+        &mut self,
+        leased: Leased,
+        permit: OwnedSemaphorePermit,
+        backoff: &mut Backoff,
+    ) -> Result<(), MarkerGone> {
+        let Content::Mail(email) = &leased.entry.content else { return Ok(()) };
+        let mut attempts = 1;
+        let Attempt { result, is_unavailable, .. } = loop {
+            let attempt = self.attempt(&leased, email).await;
+            count(email, attempt.outcome);
+            let is_last = attempt.outcome != Outcome::Throttled || attempts == THROTTLED_ATTEMPTS_MAX;
+            if is_last || !self.next_turn(&leased).await {
+                break attempt;
+            }
+            attempts += 1;
+        };
+        if matches!(result, DeliveryResult::Sent { .. }) {
+            self.unmarked.insert(&leased.entry.id);
+        }
+        let tried = TriedEmail { mark: Mark::new(&leased, result), has_events: leased.has_companions, permit };
+        self.marks.send(tried).await.map_err(|_| MarkerGone)?;
+        let Some(is_unavailable) = is_unavailable else { return Ok(()) };
+        self.mail_server.set_unavailable(is_unavailable);
+        if is_unavailable {
+            sleep(backoff.next_delay()).await;
+        } else {
+            *backoff = Backoff::new(RECONNECT_DELAYS);
+        }
+        Ok(())
+    }
+
+    /// Releases an email, so that any worker can claim it, unless this process has already sent it.
+    async fn release(&mut self, leased: &Leased, permit: OwnedSemaphorePermit) -> Result<(), MarkerGone> {
+        if self.unmarked.contains(&leased.entry.id) {
+            return Ok(());
+        }
+        let mark = Mark::new(leased, DeliveryResult::Released { at: clock::now() });
+        self.marks.send(TriedEmail { mark, has_events: false, permit }).await.map_err(|_| MarkerGone)
+    }
+
+    /// Waits for one more turn for an email that was already taken from the queue. Returns whether it may be sent then.
+    async fn next_turn(&mut self, leased: &Leased) -> bool {
+        if self.emails.is_closed() {
+            return false;
+        }
+        let patience = lease::remaining(leased).saturating_sub(lease::reserve(self.lease));
+        let turn = timeout(patience, self.mail_server.pacer.turn_aside());
+        let Some(Ok(turn)) = self.release.run_until_cancelled(turn).await else { return false };
+        self.unmarked.no_late_flush().await;
+        if !self.may_send(leased) {
+            return false;
+        }
+        turn.take();
+        true
+    }
+
+    async fn attempt(&mut self, leased: &Leased, email: &Notification) -> Attempt {
+        let at = clock::now();
+        let (entry, template) = (&leased.entry.id, email.template.as_str());
+        let composed = match origin(leased).and_then(|origin| self.composer.compose(origin, email, at)) {
+            Ok(composed) => composed,
+            Err(error) => {
+                // The error stays out of the log: it may contain an address.
+                tracing::error!(
+                    entry,
+                    template,
+                    "cannot compose an email; it is kept for an operator (see `offramp outbox list` for the reason)"
+                );
+                return Attempt {
+                    result: DeliveryResult::Failed { at, error },
+                    outcome: Outcome::Rejected,
+                    is_unavailable: None,
+                };
+            }
+        };
+        match self.send(leased, &composed).await {
+            Ok(_) => {
+                self.mail_server.accepted();
+                Attempt {
+                    result: DeliveryResult::Sent { at: clock::now() },
+                    outcome: Outcome::Sent,
+                    is_unavailable: Some(false),
+                }
+            }
+            Err(error) => self.failed_attempt(leased, template, &error),
+        }
+    }
+
+    /// Sends one email. While that takes long, extends the lease, so that no other worker sends the email, too.
+    async fn send(&mut self, leased: &Leased, composed: &ComposedEmail) -> Result<String, SendError> {
+        let lost = tokio::select! {
+            biased;
+            sent = self.connection.send(composed) => return sent,
+            lost = lease::keep_until_lost(&self.store, leased, self.lease) => lost,
+        };
+        Err(self.connection.interrupted(lost))
+    }
+
+    /// What an error means for its email: deferred or failed.
+    fn failed_attempt(&self, leased: &Leased, template: &str, error: &SendError) -> Attempt {
+        let entry = &leased.entry.id;
+        let attempts = leased.entry.attempts;
+        let at = clock::now();
+        let deferred = |delay: Duration, cause: DeferralCause| DeliveryResult::Deferred {
+            until: at + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX),
+            error: advice::append(error, advice::send_error(error)),
+            cause,
+        };
+        let failed = || DeliveryResult::Failed { at, error: error.to_string() };
+        let deferred_as_usual = || deferred(Backoff::delay_after(attempts, DEFERRAL_DELAYS), DeferralCause::Ordinary);
+        let (result, outcome, is_unavailable) = match error {
+            SendError::Permanent(_) => {
+                tracing::error!(
+                    entry,
+                    template,
+                    error = error.brief(),
+                    "the mail server rejected an email permanently; it is kept for an operator"
+                );
+                (failed(), Outcome::Rejected, false)
+            }
+            SendError::Transient(_) => {
+                self.mail_server.pacer.deferred();
+                (deferred_as_usual(), Outcome::Deferred, false)
+            }
+            SendError::Throttled(_) => {
+                self.mail_server.throttled(error);
+                (deferred_as_usual(), Outcome::Throttled, false)
+            }
+            SendError::Unavailable(_) => {
+                let error = advice::append(error.brief(), advice::send_error(error));
+                tracing::warn!(error, "the mail server is unavailable; emails wait");
+                (deferred_as_usual(), Outcome::Deferred, true)
+            }
+            SendError::Sender { problem, rejects_connection, .. } => {
+                self.mail_server.throttled(error);
+                self.mail_server.report(error, *problem);
+                let since = leased.entry.sender_rejected_at.map_or(at, bson::DateTime::to_chrono);
+                let result = if at - since < SENDER_PATIENCE {
+                    let delay = Backoff::delay_after(attempts, SENDER_DEFERRAL_DELAYS);
+                    deferred(delay, DeferralCause::SenderRejected { at })
+                } else {
+                    tracing::error!(
+                        entry,
+                        template,
+                        error = error.brief(),
+                        "the mail server has rejected the sender of an email for a day; the email is kept for an operator"
+                    );
+                    failed()
+                };
+                (result, Outcome::SenderRejected, *rejects_connection)
+            }
+            SendError::InDoubt(_) => {
+                let result = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {
+                    tracing::warn!(
+                        entry,
+                        template,
+                        error = error.brief(),
+                        "an email may have been delivered; it is retried later"
+                    );
+                    deferred(Backoff::delay_after(0, IN_DOUBT_DELAYS), DeferralCause::InDoubt)
+                } else {
+                    tracing::error!(
+                        entry,
+                        template,
+                        error = error.brief(),
+                        "an email may have been delivered several times; it is kept for an operator"
+                    );
+                    failed()
+                };
+                (result, Outcome::InDoubt, true)
+            }
+        };
+        Attempt { result, outcome, is_unavailable: Some(is_unavailable) }
+    }
+}
+
+/// Waits for a turn, then for an email. `None`: the queue is closed and empty.
+async fn take_in_turn<'a>(pacer: &'a Pacer, emails: &async_channel::Receiver<Leased>) -> Option<(Turn<'a>, Leased)> {
+    let turn = pacer.turn().await;
+    Some((turn, emails.recv().await.ok()?))
+}
+
+fn count(email: &Notification, outcome: Outcome) {
+    counter!("offramp_mails_total", "template" => email.template.as_str(), "outcome" => outcome.as_str()).increment(1);
+}
+
+/// The outcome of an attempt, as `offramp_mails_total` counts it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Sent,
+    Rejected,
+    Deferred,
+    Throttled,
+    SenderRejected,
+    InDoubt,
+}
+
+impl Outcome {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Rejected => "refused",
+            Self::Deferred => "put_off",
+            Self::Throttled => "throttled",
+            Self::SenderRejected => "sender_rejected",
+            Self::InDoubt => "in_doubt",
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! The event sender: publishes the events in the queue, as many at once as there are, and waits for RabbitMQ's confirms.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use metrics::counter;
+use tokio_util::sync::CancellationToken;
+
+use super::lease;
+use super::marker::TriedEvent;
+use crate::amqp::{Outgoing, Publisher, Topology};
+use crate::backoff::Backoff;
+use crate::clock;
+use crate::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
+use crate::store::outbox::entry::{Content, Leased};
+
+/// How many events are published at once.
+pub const PUBLISH_MAX: usize = 512;
+/// How long an event is deferred after a failed attempt, minimum and maximum. Short, because there is one broker: it returns
+/// for all events at once and takes thousands a second.
+const DEFERRAL_DELAYS: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
+
+/// Publishes events.
+pub(super) struct EventSender {
+    pub(super) events: async_channel::Receiver<Leased>,
+    pub(super) marks: async_channel::Sender<TriedEvent>,
+    /// Cancelled when events that are not confirmed are to be released.
+    pub(super) release: CancellationToken,
+    pub(super) publisher: Publisher,
+    pub(super) topology: Topology,
+    /// How much of its lease must remain when an event is published.
+    pub(super) reserve: Duration,
+}
+
+impl EventSender {
+    /// Publishes events until the queue is closed and empty, or its rest is to be released.
+    pub(super) async fn run(self) {
+        let exchange = self.topology.event_exchange();
+        while let Some(Some(bulk)) = self.release.run_until_cancelled(take_bulk(&self.events)).await {
+            let bulk: Vec<Leased> = bulk.into_iter().filter(|leased| lease::suffices(leased, self.reserve)).collect();
+            let messages: Vec<_> = bulk
+                .iter()
+                .filter_map(|leased| match &leased.entry.content {
+                    Content::Event(event) => Some(Outgoing::event(exchange.as_str(), event.kind.as_str(), event)),
+                    Content::Mail(_) => None,
+                })
+                .collect();
+            let results = self.release.run_until_cancelled(self.publisher.publish_all(&messages)).await;
+            let mut results = results.into_iter().flatten();
+            for leased in bulk {
+                let result = match results.next() {
+                    Some(Ok(())) => {
+                        count("published");
+                        DeliveryResult::Sent { at: clock::now() }
+                    }
+                    Some(Err(error)) => {
+                        count("put_off");
+                        let delay = Backoff::delay_after(leased.entry.attempts, DEFERRAL_DELAYS);
+                        let until = clock::now() + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX);
+                        DeliveryResult::Deferred { until, error: error.to_string(), cause: DeferralCause::Ordinary }
+                    }
+                    None => DeliveryResult::Released { at: clock::now() },
+                };
+                let has_emails = leased.has_companions && matches!(result, DeliveryResult::Sent { .. });
+                // An error means that the marker is gone: no result could be recorded.
+                if self.marks.send(TriedEvent { mark: Mark::new(&leased, result), has_emails }).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn count(outcome: &'static str) {
+    counter!("offramp_events_total", "outcome" => outcome).increment(1);
+}
+
+/// Waits for one item, then takes what else is there. `None`: the queue is closed and empty.
+async fn take_bulk<T>(queue: &async_channel::Receiver<T>) -> Option<Vec<T>> {
+    let mut bulk = vec![queue.recv().await.ok()?];
+    while bulk.len() < PUBLISH_MAX {
+        match queue.try_recv() {
+            Ok(item) => bulk.push(item),
+            Err(_) => break,
+        }
+    }
+    Some(bulk)
+}

@@ -1,0 +1,87 @@
+//! What the email senders of a worker know about its mail server, together: whether it is available, how fast it accepts
+//! emails, and what operators were told about it. No connection lives here.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::pacer::Pacer;
+use crate::advice;
+use offramp_mail::SenderProblem;
+use offramp_mail::smtp::SendError;
+
+/// How often the same problem of this worker as a sender is logged.
+const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// The state of the mail server, shared by all connections to it.
+#[derive(Debug)]
+pub(super) struct MailServer {
+    pub(super) pacer: Pacer,
+    is_unavailable: AtomicBool,
+    /// How many emails are being sent, or were sent while the server was unavailable and wait for the backoff to end.
+    in_flight: AtomicUsize,
+    /// When each problem was last reported.
+    reported: Mutex<HashMap<SenderProblem, Instant>>,
+}
+
+impl MailServer {
+    /// Accepts at most `emails_per_second`; `None` means unlimited.
+    pub(super) fn new(emails_per_second: Option<f64>) -> Self {
+        Self {
+            pacer: Pacer::new(emails_per_second),
+            is_unavailable: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+            reported: Mutex::default(),
+        }
+    }
+
+    pub(super) fn is_unavailable(&self) -> bool {
+        self.is_unavailable.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_unavailable(&self, is_unavailable: bool) {
+        self.is_unavailable.store(is_unavailable, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) == 0
+    }
+
+    pub(super) fn begin(&self) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Records that the server accepted an email.
+    pub(super) fn accepted(&self) {
+        if self.pacer.accepted() {
+            tracing::info!("the mail server accepts emails at the full rate again");
+        }
+    }
+
+    /// Records that the server wants fewer emails.
+    pub(super) fn throttled(&self, error: &SendError) {
+        if self.pacer.throttled() {
+            tracing::warn!(error = error.brief(), "the mail server throttles; sending fewer emails per second");
+        }
+    }
+
+    /// Logs, once per [`REPORT_EVERY`], what an operator can do about a server that rejects this worker.
+    pub(super) fn report(&self, error: &SendError, problem: SenderProblem) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if reported.get(&problem).is_none_or(|at| at.elapsed() >= REPORT_EVERY) {
+            reported.insert(problem, Instant::now());
+            let advice = advice::sender_problem(problem);
+            tracing::error!(
+                error = error.brief(),
+                "the mail server rejects this worker: {advice}; its emails are retried for a day, then kept for an operator"
+            );
+        }
+    }
+}
