@@ -9,7 +9,7 @@ use offramp::amqp::{Broker, Topology};
 use offramp::config::Settings;
 use offramp::http;
 use offramp::worker::composer::Composer;
-use offramp::worker::{Parts, run as work};
+use offramp::worker::{WorkerParts, run as run_worker};
 use offramp_mail::{Deadlines, Transport};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -33,7 +33,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .and_then(|url| Transport::new(&url, mail.name(&sender.mail_from), tls_config, Deadlines::default()))
         .map_err(|error| WrongConfiguration(advice::append(&error, advice::mail_config_error(&error))))?;
     let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
-    let parts = Parts {
+    let parts = WorkerParts {
         broker: Broker::with_tls(broker.amqp_url, "offramp", tls.clone()),
         topology: Topology::new(broker.prefix),
         mongodb_url: database.mongodb_url,
@@ -42,13 +42,13 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         transport,
         mail_connections: mail.mail_connections,
         mail_per_second: mail.mail_per_second,
-        pace: worker,
+        tuning: worker,
     };
     let listener = http::bind(health.http_addr)
         .await
         .with_context(|| format!("OFFRAMP_HTTP_ADDR: {} cannot be had", health.http_addr))?;
     let metrics = http::install_metrics()?;
-    work(parts, listener, metrics, stop_signal()?).await?;
+    run_worker(parts, listener, metrics, stop_signal()?).await?;
     Ok(())
 }
 

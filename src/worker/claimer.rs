@@ -1,6 +1,7 @@
-//! The claimer: takes outbox entries whose lease has expired, whichever worker held them, and hands them to the dispatcher.
+//! The claimer: claims outbox entries whose lease has expired, whichever worker held them, and hands them to the dispatcher.
 //!
-//! Emails and events are claimed apart, each as many as there is room for: an unavailable mail server delays no event.
+//! Emails and events are claimed separately, each as many as the dispatcher has room for: an unavailable mail server delays no
+//! event. Nothing is sent here.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,82 +12,80 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::availability::Availability;
+use super::composer::Composer;
+use super::handover::Handover;
+use super::indexes::Indexes;
 use crate::clock;
 use crate::store::outbox::claim::{Claimed, DueQueue};
 use crate::store::outbox::entry::{Kind, Lease};
 use crate::store::sweep::DUE;
 use crate::store::{Collection, Store, StoreError};
-use crate::worker::composer::Composer;
-use crate::worker::engine::Engine;
-use crate::worker::handover::Handover;
-use crate::worker::indexes::Indexes;
 use offramp_domain::notification::Notification;
 
-/// How often to look for due entries, at least.
+/// The longest time between two searches for due entries.
 const CLAIM_EVERY: Duration = Duration::from_secs(2);
-/// How often to look for room for them.
+/// How often to check for room in the dispatcher.
 const ROOM_EVERY: Duration = Duration::from_millis(100);
-/// From how many documents entries are claimed at once.
+/// How many documents one claim takes entries from.
 const CLAIM_DOCUMENTS_MAX: usize = 256;
-/// How long no emails are claimed after the database was unavailable: whoever has sent them before has marked them by then.
+/// How long no emails are claimed after the database was unavailable. By then, the workers that sent emails during the outage
+/// have marked them.
 const EMAILS_WAIT_FOR_MARKS: Duration = Duration::from_secs(10);
-/// How often documents are tried again that nothing can be claimed from.
+/// How often documents are retried whose entries cannot be claimed.
 const RETRY_UNCLAIMABLE_EVERY: Duration = Duration::from_secs(60);
 /// How many unclaimable documents are remembered as reported.
 const REPORTED_MAX: usize = 10_000;
 
-/// Claims due entries until it is told to stop.
+/// Claims due entries.
 #[derive(Debug)]
 pub struct Claimer {
-    /// Where to look.
     pub store: Store,
-    /// Is told whether the database answers.
-    pub engine: Engine,
-    /// Where claimed entries go.
+    pub availability: Availability,
+    /// Receives claimed entries.
     pub handover: Handover,
-    /// Tells how emails of earlier versions are recorded.
+    /// Identifies emails of earlier versions, which are not recorded yet.
     pub composer: Arc<Composer>,
-    /// The time between two looks, at most two seconds.
+    /// The time between two searches; above [`CLAIM_EVERY`], that is used.
     pub every: Duration,
     /// How long claimed entries belong to this process.
     pub lease: Duration,
-    /// Which indexes exist.
     pub indexes: Indexes,
 }
 
-/// A queue, and why MongoDB refused the newest search in it, if it did.
-struct Watched {
+/// A queue of due entries, and why the last search in it failed, if it did.
+struct Source {
     queue: DueQueue,
-    refusal: Option<String>,
+    failure: Option<String>,
 }
 
-impl Watched {
+impl Source {
     fn new(queue: DueQueue) -> Self {
-        Self { queue, refusal: None }
+        Self { queue, failure: None }
     }
 
-    /// Logs a refusal, unless the newest search was refused for the same reason.
-    fn report_refusal(&mut self, kind: Kind, error: String) {
-        if self.refusal.as_ref() != Some(&error) {
+    /// Logs a failed search, unless the one before failed for the same reason.
+    fn report(&mut self, kind: Kind, error: String) {
+        if self.failure.as_ref() != Some(&error) {
             let collection = self.queue.collection.as_str();
             tracing::error!(kind = kind.as_str(), collection, error, "cannot search for due outbox entries; retrying");
-            self.refusal = Some(error);
+            self.failure = Some(error);
         }
     }
 }
 
-/// What is claimed of one kind.
+/// The claims of one kind of entries.
 struct Claims {
     kind: Kind,
-    queues: Vec<Watched>,
-    /// The documents that nothing can be claimed from and that were reported.
+    sources: Vec<Source>,
+    /// Documents whose entries cannot be claimed, as far as they were reported.
     reported: HashSet<(Collection, String)>,
 }
 
 impl Claims {
     fn of(kind: Kind) -> Self {
-        let queues = DueQueue::of(kind).into_iter().map(Watched::new).collect();
-        Self { kind, queues, reported: HashSet::new() }
+        let sources = DueQueue::of(kind).into_iter().map(Source::new).collect();
+        Self { kind, sources, reported: HashSet::new() }
     }
 }
 
@@ -102,8 +101,8 @@ impl Claimer {
         while !shutdown.is_cancelled() {
             if rewound_at.elapsed() >= RETRY_UNCLAIMABLE_EVERY {
                 rewound_at = Instant::now();
-                for watched in &mut claims.queues {
-                    watched.queue.rewind();
+                for source in &mut claims.sources {
+                    source.queue.rewind();
                 }
             }
             if self.claim_round(&mut claims, shutdown).await {
@@ -116,37 +115,37 @@ impl Claimer {
         }
     }
 
-    /// Claims from each queue once: a backlog or a failure in one does not hold up the others. Whether there is more.
+    /// Claims from each queue once: a backlog or a failure in one does not delay the others. Returns whether there is more.
     async fn claim_round(&self, claims: &mut Claims, shutdown: &CancellationToken) -> bool {
-        let mut goes_on = false;
-        for index in 0..claims.queues.len() {
+        let mut has_more = false;
+        for index in 0..claims.sources.len() {
             let Some(room) = self.room(claims.kind, shutdown).await else { return false };
-            if !self.is_able(claims.kind, claims.queues[index].queue.collection) {
+            if !self.can_claim(claims.kind, claims.sources[index].queue.collection) {
                 continue;
             }
             match self.claim(claims, index, room).await {
-                Ok(has_more) => {
-                    claims.queues[index].refusal = None;
-                    goes_on |= has_more;
+                Ok(source_has_more) => {
+                    claims.sources[index].failure = None;
+                    has_more |= source_has_more;
                 }
-                Err(error @ StoreError::TimedOut) => self.engine.report(&error),
-                Err(StoreError::Unavailable(_)) if self.engine.is_unavailable().await => return false,
-                // A shard, or a right that is missing.
-                Err(StoreError::Unavailable(error)) => claims.queues[index].report_refusal(claims.kind, error),
+                Err(error @ StoreError::TimedOut) => self.availability.report(&error),
+                Err(StoreError::Unavailable(_)) if self.availability.is_unavailable().await => return false,
+                // A shard is unavailable, or a right is missing.
+                Err(StoreError::Unavailable(error)) => claims.sources[index].report(claims.kind, error),
                 Err(StoreError::Refused(error)) => {
                     self.indexes.check_again();
-                    claims.queues[index].report_refusal(claims.kind, error);
+                    claims.sources[index].report(claims.kind, error);
                 }
             }
         }
-        goes_on
+        has_more
     }
 
-    /// Claims from one queue, and hands over what it got. Whether there is more.
+    /// Claims from one queue and hands the entries over. Returns whether there is more.
     async fn claim(&self, claims: &mut Claims, index: usize, room: usize) -> Result<bool, StoreError> {
         let now = clock::now();
         let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-        let queue = &mut claims.queues[index].queue;
+        let queue = &mut claims.sources[index].queue;
         let identify = |id, email: &Notification| self.composer.identify(id, email);
         let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now, &identify).await?;
         report(queue.collection, &claimed, &mut claims.reported);
@@ -155,15 +154,15 @@ impl Claimer {
         Ok(claimed.goes_on)
     }
 
-    /// Whether entries can be looked for without reading everything, and leased by a clock that is right; and no email that
-    /// was sent before an outage of the database still waits for its mark. An event that is sent twice is recognized.
-    fn is_able(&self, kind: Kind, collection: Collection) -> bool {
+    /// Whether there is an index for the search and the clock is right; and no email that was sent before an outage of the
+    /// database may still wait for its mark. Events need not wait for that: a repeat has the same id.
+    fn can_claim(&self, kind: Kind, collection: Collection) -> bool {
         self.indexes.has(collection, DUE)
-            && self.engine.clock_offset().is_none()
-            && !(kind == Kind::Email && self.engine.was_unavailable_within(EMAILS_WAIT_FOR_MARKS))
+            && self.availability.clock_offset().is_none()
+            && !(kind == Kind::Email && self.availability.was_unavailable_within(EMAILS_WAIT_FOR_MARKS))
     }
 
-    /// Waits for room in the dispatcher. None: the program is stopping.
+    /// Waits for room in the dispatcher. `None`: the worker is stopping.
     async fn room(&self, kind: Kind, shutdown: &CancellationToken) -> Option<usize> {
         while !shutdown.is_cancelled() {
             match self.handover.room(kind) {
@@ -175,13 +174,13 @@ impl Claimer {
     }
 }
 
-/// Reports what an operator should know: each document once.
+/// Logs what an operator should know, each document once.
 fn report(collection: Collection, claimed: &Claimed, reported: &mut HashSet<(Collection, String)>) {
     if claimed.unreadable > 0 {
         tracing::error!(
             collection = collection.as_str(),
             entries = claimed.unreadable,
-            "outbox entries cannot be read; they are kept for an operator (`offramp outbox list`)"
+            "unreadable outbox entries are kept for an operator (see `offramp outbox list`)"
         );
     }
     for document in &claimed.unclaimable {
@@ -194,7 +193,7 @@ fn report(collection: Collection, claimed: &Claimed, reported: &mut HashSet<(Col
                 collection = collection.as_str(),
                 document = document.document_id,
                 error,
-                "due outbox entries cannot be claimed; trying again every minute"
+                "cannot claim due outbox entries; retrying every minute"
             );
         }
     }

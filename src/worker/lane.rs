@@ -15,7 +15,7 @@ use crate::amqp::message::RETURNS_MAX;
 use crate::amqp::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publisher, RetryDelay, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::worker::engine::{Engine, Interrupted, Settled};
+use crate::worker::engine::{Engine, Interruption, Processed};
 use offramp_domain::command::{Command, CommandBody, CommandType, InvalidCommand};
 use offramp_domain::decide::Rejection;
 use offramp_domain::event::{self, CloudEvent, CommandRejected, EffectIds};
@@ -96,17 +96,17 @@ impl Lane {
                     backoff = Backoff::new(RESUME_EVERY);
                     self.settle(batch, errands, set_aside).await;
                 }
-                Err(Interrupted::Stopping) => batch.release().await,
-                Err(interrupted @ Interrupted::Away(_)) => {
+                Err(Interruption::Stopping) => batch.release().await,
+                Err(interrupted @ Interruption::DatabaseUnavailable(_)) => {
                     let tasks: Vec<Task> = batch.deliveries.iter().filter_map(|delivery| read(delivery).ok()).collect();
                     let kept = self.give_back(batch, shutdown).await;
                     self.consumer.suspend(&interrupted.to_string()).await;
                     drop(kept);
                     let waiting = async {
                         tokio::time::sleep(backoff.next_delay()).await;
-                        self.engine.wait_for_documents(&tasks, shutdown).await
+                        self.engine.wait_for_documents(&tasks).await
                     };
-                    if !matches!(shutdown.run_until_cancelled(waiting).await, Some(Ok(()))) {
+                    if shutdown.run_until_cancelled(waiting).await.is_none() {
                         break;
                     }
                 }
@@ -161,7 +161,7 @@ impl Lane {
         batch: &Batch,
         set_aside: &SetAside,
         shutdown: &CancellationToken,
-    ) -> Result<Vec<Errand>, Interrupted> {
+    ) -> Result<Vec<Errand>, Interruption> {
         histogram!("offramp_batch_size", "lane" => self.kind.as_str()).record(batch_size(batch));
         let parsed: Vec<Result<Task, Disposition>> = batch.deliveries.iter().map(read).collect();
         let tasks: Vec<&Task> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
@@ -235,7 +235,7 @@ impl Lane {
         rejections_max: u32,
         batch: &Batch,
         shutdown: &CancellationToken,
-    ) -> Result<(), Interrupted> {
+    ) -> Result<(), Interruption> {
         let mut backoff = Backoff::new(REPUBLISH_EVERY);
         let mut rejections = 0;
         loop {
@@ -248,14 +248,14 @@ impl Lane {
             }
             if !batch.is_live() {
                 // The messages come again anyway.
-                return Err(Interrupted::Stopping);
+                return Err(Interruption::Stopping);
             }
             if rejections >= rejections_max {
                 return Ok(());
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_delay()) => {}
-                () = shutdown.cancelled() => return Err(Interrupted::Stopping),
+                () = shutdown.cancelled() => return Err(Interruption::Stopping),
             }
         }
     }
@@ -293,22 +293,22 @@ fn is_answer(message: &Outgoing) -> bool {
 }
 
 /// What was settled; a missing answer is a failure, never done.
-fn answer(settled: Option<Settled>) -> Settled {
-    settled.unwrap_or_else(|| Settled::Failed("the engine gave no answer; it is a mistake in the program".to_owned()))
+fn answer(settled: Option<Processed>) -> Processed {
+    settled.unwrap_or_else(|| Processed::Failed("the engine gave no answer; it is a mistake in the program".to_owned()))
 }
 
 /// What becomes of a decided or failed command that was tried `attempt` times before (contract §4 and §7).
-fn dispose(settled: Settled, attempt: u32) -> Disposition {
+fn dispose(settled: Processed, attempt: u32) -> Disposition {
     let again = |max: u32| if attempt < max { RetryDelay::for_attempt(attempt) } else { None };
     match settled {
-        Settled::Decided(Verdict::Applied | Verdict::Unchanged) => Disposition::Done,
-        Settled::Decided(Verdict::Rejected(rejected)) => {
+        Processed::Decided(Verdict::Applied | Verdict::Unchanged) => Disposition::Done,
+        Processed::Decided(Verdict::Rejected(rejected)) => {
             match again(WAITS_MAX).filter(|_| rejected.rejection.reason.may_pass()) {
                 Some(delay) => Disposition::Retry(delay),
                 None => Disposition::Reject(rejected),
             }
         }
-        Settled::Decided(Verdict::Missing(missing)) => again(WAITS_MAX).map_or_else(
+        Processed::Decided(Verdict::Missing(missing)) => again(WAITS_MAX).map_or_else(
             || {
                 let reason = match missing {
                     Missing::Organization { .. } => "missing_organization",
@@ -318,8 +318,8 @@ fn dispose(settled: Settled, attempt: u32) -> Disposition {
             },
             Disposition::Retry,
         ),
-        Settled::Decided(Verdict::Corrupt(error)) => Disposition::DeadLetter { reason: "corrupt_document", error },
-        Settled::Failed(error) => again(RETRIES_MAX)
+        Processed::Decided(Verdict::Corrupt(error)) => Disposition::DeadLetter { reason: "corrupt_document", error },
+        Processed::Failed(error) => again(RETRIES_MAX)
             .map_or_else(|| Disposition::DeadLetter { reason: "exhausted", error: error.clone() }, Disposition::Retry),
     }
 }
@@ -373,14 +373,14 @@ mod tests {
     use super::*;
     use offramp_domain::decide::RejectionReason;
 
-    fn rejected(reason: RejectionReason) -> Settled {
+    fn rejected(reason: RejectionReason) -> Processed {
         let rejection = reason.because("Because.");
-        Settled::Decided(Verdict::Rejected(Rejected { rejection, account_id: None }))
+        Processed::Decided(Verdict::Rejected(Rejected { rejection, account_id: None }))
     }
 
     /// What becomes of it at each attempt, until it comes to an end.
     #[track_caller]
-    fn check(settled: &Settled, delays: &[RetryDelay], end: &Disposition) {
+    fn check(settled: &Processed, delays: &[RetryDelay], end: &Disposition) {
         for (attempt, delay) in (0..).zip(delays) {
             assert_eq!(dispose(settled.clone(), attempt), Disposition::Retry(*delay), "attempt {attempt}");
         }
@@ -392,21 +392,21 @@ mod tests {
 
     #[test]
     fn what_is_decided_is_done() {
-        check(&Settled::Decided(Verdict::Applied), &[], &Disposition::Done);
-        check(&Settled::Decided(Verdict::Unchanged), &[], &Disposition::Done);
+        check(&Processed::Decided(Verdict::Applied), &[], &Disposition::Done);
+        check(&Processed::Decided(Verdict::Unchanged), &[], &Disposition::Done);
     }
 
     #[test]
     fn a_missing_answer_is_never_done() {
         assert_eq!(dispose(answer(None), 0), Disposition::Retry(RetryDelay::S5));
-        assert_eq!(dispose(answer(Some(Settled::Decided(Verdict::Applied))), 0), Disposition::Done);
+        assert_eq!(dispose(answer(Some(Processed::Decided(Verdict::Applied))), 0), Disposition::Done);
     }
 
     #[test]
     fn a_refusal_stands_at_once_unless_something_may_be_on_its_way() {
         use RejectionReason as Reason;
-        let reject = |settled: &Settled| match settled {
-            Settled::Decided(Verdict::Rejected(rejected)) => Disposition::Reject(rejected.clone()),
+        let reject = |settled: &Processed| match settled {
+            Processed::Decided(Verdict::Rejected(rejected)) => Disposition::Reject(rejected.clone()),
             _ => unreachable!(),
         };
         for reason in [Reason::Forbidden, Reason::WrongOrganization, Reason::AlreadyEnded, Reason::ExpiresEarlier] {
@@ -425,7 +425,7 @@ mod tests {
         let organization = Missing::Organization { organization_id: "org-1".try_into().unwrap(), by: by() };
         let account = Missing::Account { account_id: "acc-1".try_into().unwrap(), by: by() };
         for (missing, reason) in [(organization, "missing_organization"), (account, "missing_account")] {
-            let settled = Settled::Decided(Verdict::Missing(missing));
+            let settled = Processed::Decided(Verdict::Missing(missing));
             let Disposition::DeadLetter { error, .. } = dispose(settled.clone(), 3) else { panic!() };
             let end = Disposition::DeadLetter { reason, error };
             check(&settled, &[RetryDelay::S5, RetryDelay::S30, RetryDelay::M2], &end);
@@ -434,7 +434,7 @@ mod tests {
 
     #[test]
     fn a_failure_is_tried_five_times_more() {
-        let settled = Settled::Failed("Because.".to_owned());
+        let settled = Processed::Failed("Because.".to_owned());
         let end = Disposition::DeadLetter { reason: "exhausted", error: "Because.".to_owned() };
         check(&settled, &RetryDelay::ALL, &end);
     }
@@ -442,6 +442,6 @@ mod tests {
     #[test]
     fn a_corrupt_document_is_an_operators_affair_at_once() {
         let end = Disposition::DeadLetter { reason: "corrupt_document", error: "Because.".to_owned() };
-        check(&Settled::Decided(Verdict::Corrupt("Because.".to_owned())), &[], &end);
+        check(&Processed::Decided(Verdict::Corrupt("Because.".to_owned())), &[], &end);
     }
 }

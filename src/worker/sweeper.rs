@@ -22,7 +22,8 @@ use crate::store::sweep::{
     self, CardOrganization, CardOrganizationsPage, Fault, PassedOver, Unworkable, Window, Zones,
 };
 use crate::store::{Collection, Store, StoreError};
-use crate::worker::engine::{Engine, Interrupted, Settled};
+use crate::worker::availability::Availability;
+use crate::worker::engine::{Engine, Interruption, Processed};
 use crate::worker::indexes::Indexes;
 use offramp_domain::account::CARD_NOTICES_MAX;
 use offramp_domain::fold::{Task, Verdict};
@@ -56,6 +57,7 @@ const UNWORKABLE_DOCUMENTS: &str = "offramp_unworkable_documents";
 pub struct Sweeper {
     /// Where to look.
     pub store: Store,
+    pub availability: Availability,
     /// Decides and writes.
     pub engine: Engine,
     /// The time between two looks at dates.
@@ -72,11 +74,11 @@ enum Cut {
     Store(StoreError),
 }
 
-impl From<Interrupted> for Cut {
-    fn from(interrupted: Interrupted) -> Self {
+impl From<Interruption> for Cut {
+    fn from(interrupted: Interruption) -> Self {
         match interrupted {
-            Interrupted::Stopping => Self::Stopped,
-            Interrupted::Away(error) => Self::Store(StoreError::Unavailable(error)),
+            Interruption::Stopping => Self::Stopped,
+            Interruption::DatabaseUnavailable(error) => Self::Store(StoreError::Unavailable(error)),
         }
     }
 }
@@ -169,15 +171,15 @@ impl Found {
     }
 
     /// Takes what became of a document. Returns the verdict, if it says that nothing is wrong.
-    fn settle(&mut self, collection: Collection, id: &str, settled: Settled) -> Option<Verdict> {
+    fn settle(&mut self, collection: Collection, id: &str, settled: Processed) -> Option<Verdict> {
         let unworkable = |reason| Unworkable { collection, id: id.to_owned(), reason };
         match settled {
-            Settled::Decided(Verdict::Missing(missing)) => self.add_unworkable([unworkable(missing.to_string())]),
-            Settled::Decided(Verdict::Corrupt(reason)) => self.add_unworkable([unworkable(reason)]),
-            Settled::Failed(reason) => {
+            Processed::Decided(Verdict::Missing(missing)) => self.add_unworkable([unworkable(missing.to_string())]),
+            Processed::Decided(Verdict::Corrupt(reason)) => self.add_unworkable([unworkable(reason)]),
+            Processed::Failed(reason) => {
                 self.extend(Self { failed: vec![unworkable(reason)], ..Self::default() });
             }
-            Settled::Decided(verdict) => return Some(verdict),
+            Processed::Decided(verdict) => return Some(verdict),
         }
         None
     }
@@ -331,7 +333,7 @@ impl Sweeper {
                 // The sender is our own.
                 Ok(()) = indexes.changed() => {}
             }
-            self.engine.wait_for_clock().await;
+            self.availability.wait_for_clock().await;
         };
         shutdown.run_until_cancelled(waiting).await.is_some()
     }
@@ -346,7 +348,7 @@ impl Sweeper {
             Ok(()) => reported.answered(question, found),
             Err(Cut::Stopped) => return Err(Cut::Stopped),
             Err(Cut::Store(error)) => {
-                if matches!(error, StoreError::Unavailable(_)) && self.engine.is_unavailable().await {
+                if matches!(error, StoreError::Unavailable(_)) && self.availability.is_unavailable().await {
                     return Err(Cut::Store(error));
                 }
                 if matches!(error, StoreError::Refused(_)) {
@@ -530,14 +532,14 @@ impl Sweeper {
         what: &'static str,
         tasks: &[Task],
         shutdown: &CancellationToken,
-    ) -> Result<Vec<Settled>, Cut> {
+    ) -> Result<Vec<Processed>, Cut> {
         let batches = tasks.chunks(self.batch_max).map(|batch| async move {
             let batch: Vec<&Task> = batch.iter().collect();
             self.engine.run(&batch, shutdown).await
         });
-        let settled: Result<Vec<Vec<Settled>>, Interrupted> = join_all(batches).await.into_iter().collect();
+        let settled: Result<Vec<Vec<Processed>>, Interruption> = join_all(batches).await.into_iter().collect();
         let settled = settled?.concat();
-        let applied = settled.iter().filter(|settled| **settled == Settled::Decided(Verdict::Applied)).count();
+        let applied = settled.iter().filter(|settled| **settled == Processed::Decided(Verdict::Applied)).count();
         counter!("offramp_swept_total", "what" => what).increment(applied as u64);
         if shutdown.is_cancelled() { Err(Cut::Stopped) } else { Ok(settled) }
     }
@@ -592,8 +594,8 @@ mod tests {
             let verdict = found.settle(Collection::Subscriptions, "sub", settled);
             (found.unworkable.len(), found.failed.len(), verdict)
         };
-        assert_eq!(settle(Settled::Decided(Verdict::Corrupt("it is wrong".to_owned()))), (1, 0, None));
-        assert_eq!(settle(Settled::Failed("others kept changing the document".to_owned())), (0, 1, None));
-        assert_eq!(settle(Settled::Decided(Verdict::Applied)), (0, 0, Some(Verdict::Applied)));
+        assert_eq!(settle(Processed::Decided(Verdict::Corrupt("it is wrong".to_owned()))), (1, 0, None));
+        assert_eq!(settle(Processed::Failed("others kept changing the document".to_owned())), (0, 1, None));
+        assert_eq!(settle(Processed::Decided(Verdict::Applied)), (0, 0, Some(Verdict::Applied)));
     }
 }

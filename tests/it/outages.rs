@@ -51,7 +51,10 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     })
     .await;
     eventually("a lane that says why", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("MongoDB is away"))
+        worker
+            .readyz()
+            .await
+            .filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("MongoDB is unavailable"))
     })
     .await;
     assert_eq!(worker.settled().await, 0);
@@ -182,7 +185,7 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     }
     let next = Worker::spawn(&world, &sink.url(), &settings, Stdio::null());
     eventually("another lane that has given up", || async {
-        next.readyz().await.filter(|answer| answer.contains("MongoDB is away: "))
+        next.readyz().await.filter(|answer| answer.contains("MongoDB is unavailable: "))
     })
     .await;
     let message = eventually("a copy", || get(&world, &queue)).await;

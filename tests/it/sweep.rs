@@ -722,7 +722,7 @@ async fn a_wrong_clock_stops_the_work_until_it_is_right() {
     world.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
     world.command(&cancellation("c-1", "sub")).await;
     eventually("the command to be given back", || async {
-        worker.readyz().await.filter(|answer| answer.contains("MongoDB is away: this machine's clock"))
+        worker.readyz().await.filter(|answer| answer.contains("MongoDB is unavailable: this machine's clock"))
     })
     .await;
     for id in ["over", "sub"] {

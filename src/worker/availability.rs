@@ -1,0 +1,168 @@
+//! Whether the database can be worked with: it accepts writes on a majority, and its clock agrees with ours.
+//!
+//! All lanes share one [`Availability`], so that one of them asks and the others wait for the answer. Nothing is decided
+//! here.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::http::ReadyHandle;
+use crate::store::inspect::ClockOffset;
+use crate::store::{Store, StoreError};
+
+/// The part of a lease by which clocks may differ: a quarter, because half of it must remain when sending begins.
+const CLOCK_TOLERANCE_LEASE_PART: u32 = 4;
+/// The delays, minimum and maximum, before a database that was unavailable is tried again.
+pub(super) const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
+/// The longest time between two checks.
+const CHECK_EVERY: Duration = Duration::from_secs(2);
+
+/// What is known about the database. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Availability {
+    store: Store,
+    ready: Arc<ReadyHandle>,
+    /// By how much the clocks may differ.
+    clock_tolerance: Duration,
+    /// Held by the one that asks whether the database is back.
+    asking: Arc<Mutex<()>>,
+    /// By how much this machine's clock is wrong, while it is: leases and ends decided by it would be wrong, too.
+    clock_offset: Arc<watch::Sender<Option<ClockOffset>>>,
+    /// When the database was last found unavailable.
+    unavailable_at: Arc<watch::Sender<Option<Instant>>>,
+}
+
+impl Availability {
+    /// Outbox entries belong to a process for `lease`; `ready` is the component of `/readyz`.
+    #[must_use]
+    pub fn new(store: Store, lease: Duration, ready: ReadyHandle) -> Self {
+        Self {
+            store,
+            ready: Arc::new(ready),
+            clock_tolerance: lease / CLOCK_TOLERANCE_LEASE_PART,
+            asking: Arc::default(),
+            clock_offset: Arc::new(watch::Sender::new(None)),
+            unavailable_at: Arc::new(watch::Sender::new(None)),
+        }
+    }
+
+    /// Checks until `shutdown`: each `every`, at least every 2 s. The database may be available for reads only, and there may
+    /// be no message whose processing would find out.
+    pub async fn keep_checking(self, every: Duration, shutdown: CancellationToken) {
+        let checking = async {
+            loop {
+                sleep(every.min(CHECK_EVERY)).await;
+                self.check().await;
+            }
+        };
+        // Never ends by itself.
+        shutdown.run_until_cancelled(checking).await;
+    }
+
+    /// Checks whether the database accepts writes wherever decisions are written, and whether its clock agrees with ours.
+    pub async fn check(&self) {
+        let checking = async {
+            self.store.check_writes().await?;
+            self.check_clock().await
+        };
+        match checking.await {
+            Ok(_) => self.answered(),
+            // A missing right or an unavailable shard: the rest of the database may be available.
+            Err(error) if !self.is_unavailable().await => self.report(&error),
+            Err(_) => {}
+        }
+    }
+
+    /// Waits until the database accepts writes and the clocks agree. One caller asks; the others wait for its answer.
+    pub async fn wait_until_available(&self) {
+        let _asking = self.asking.lock().await;
+        let mut backoff = Backoff::new(RETRY_DELAYS);
+        // A server that answers but rejects writes does not suffice: the wait would end at once, and the messages would be
+        // released and redelivered again and again, which the broker counts.
+        loop {
+            let checking = async {
+                self.store.check_majority().await?;
+                self.check_clock().await
+            };
+            match checking.await {
+                Ok(None) => break,
+                Ok(Some(_)) => self.answered(),
+                Err(error) => self.report_unavailable(&error),
+            }
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
+    /// Checks, after an operation failed, whether the database rejects all writes.
+    pub async fn is_unavailable(&self) -> bool {
+        match self.store.check_majority().await {
+            Ok(()) => false,
+            Err(error) => {
+                self.report_unavailable(&error);
+                true
+            }
+        }
+    }
+
+    /// Whether the database was found unavailable within the last `period`.
+    #[must_use]
+    pub fn was_unavailable_within(&self, period: Duration) -> bool {
+        self.unavailable_at.borrow().is_some_and(|at| at.elapsed() < period)
+    }
+
+    /// By how much this machine's clock is wrong, while it is. Nothing is decided or claimed meanwhile.
+    #[must_use]
+    pub fn clock_offset(&self) -> Option<ClockOffset> {
+        *self.clock_offset.borrow()
+    }
+
+    /// Waits until this machine's clock is right.
+    pub async fn wait_for_clock(&self) {
+        // An error would mean that the sender is gone, and the sender is our own field.
+        drop(self.clock_offset.subscribe().wait_for(Option::is_none).await);
+    }
+
+    /// Compares our clock with the database's. Two workers whose clocks differ by a part of a lease could hold the same outbox
+    /// entry at the same time.
+    async fn check_clock(&self) -> Result<Option<ClockOffset>, StoreError> {
+        let offset = self.store.clock_offset(self.clock_tolerance).await?;
+        match (self.clock_offset.send_replace(offset), offset) {
+            (None, Some(offset)) => tracing::error!("processing is paused: {offset}"),
+            (Some(_), None) => tracing::info!("this machine's clock agrees with MongoDB's again; processing continues"),
+            _ => {}
+        }
+        Ok(offset)
+    }
+
+    /// Records that the database answered: a majority of its servers has a write.
+    pub(super) fn answered(&self) {
+        match self.clock_offset() {
+            None => self.ready.ready(),
+            Some(offset) => self.ready.not_ready(&offset.to_string()),
+        }
+    }
+
+    /// Records that an operation failed. Unless it only timed out, this worker is not ready.
+    pub fn report(&self, error: &StoreError) {
+        let reason = error.reason();
+        // A server that aborts a slow operation is available.
+        if *error == StoreError::TimedOut {
+            tracing::warn!(error = reason, "MongoDB is slow; retrying");
+        } else {
+            tracing::warn!(error = reason, "MongoDB is unavailable; retrying");
+            self.ready.not_ready(&reason);
+        }
+    }
+
+    fn report_unavailable(&self, error: &StoreError) {
+        self.report(error);
+        if matches!(error, StoreError::Unavailable(_)) {
+            self.unavailable_at.send_replace(Some(Instant::now()));
+        }
+    }
+}

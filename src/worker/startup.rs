@@ -1,0 +1,69 @@
+//! The start of a worker, before it takes messages: waits for RabbitMQ and MongoDB, declares the broker's objects and finds out
+//! which indexes are missing.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::{WorkerError, WorkerParts};
+use crate::amqp::TopologyError;
+use crate::backoff::Backoff;
+use crate::http::{Readiness, ReadyHandle};
+use crate::store::inspect::Index;
+use crate::store::{Store, StoreError};
+
+/// The delays, minimum and maximum, before a server that is unavailable at the start is tried again.
+const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
+
+/// What a worker starts with.
+pub(super) struct Connected {
+    pub(super) store: Store,
+    /// The component `mongodb` of `/readyz`.
+    pub(super) database_ready: ReadyHandle,
+    pub(super) missing_indexes: Vec<Index>,
+}
+
+/// Connects to both servers, retrying while they are unavailable.
+///
+/// # Errors
+/// When retrying cannot help: a mistake in the settings, or broker objects with other properties.
+pub(super) async fn connect(parts: &WorkerParts, readiness: &Readiness) -> Result<Connected, WorkerError> {
+    let broker_ready = readiness.component("rabbitmq");
+    let database_ready = readiness.component("mongodb");
+    let mut backoff = Backoff::new(RETRY_DELAYS);
+    let database_unavailable = |error: &str, delay: Duration| {
+        tracing::warn!(error, "MongoDB is unavailable, retrying in {:.1} s", delay.as_secs_f64());
+        database_ready.not_ready(error);
+        sleep(delay)
+    };
+    // First, so that a mistake in the settings is reported before anything is waited for.
+    let store = loop {
+        match Store::open(parts.mongodb_url.connection_string(), &parts.tls).await {
+            Ok(store) => break store,
+            Err(error @ StoreError::Refused(_)) => return Err(error.into()),
+            Err(error) => database_unavailable(&error.reason(), backoff.next_delay()).await,
+        }
+    };
+    loop {
+        match parts.topology.declare(&parts.broker).await {
+            Ok(_) => break,
+            Err(TopologyError::Broker(error)) => {
+                let delay = backoff.next_delay();
+                tracing::warn!(%error, "RabbitMQ is unavailable, retrying in {:.1} s", delay.as_secs_f64());
+                broker_ready.not_ready(&error.to_string());
+                sleep(delay).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // From here on each lane reports on its own connection.
+    broker_ready.retire();
+    let missing_indexes = loop {
+        match store.missing_indexes().await {
+            Ok(missing) => break missing,
+            Err(error @ StoreError::Refused(_)) => return Err(error.into()),
+            Err(error) => database_unavailable(&error.reason(), backoff.next_delay()).await,
+        }
+    };
+    Ok(Connected { store, database_ready, missing_indexes })
+}
