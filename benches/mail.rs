@@ -84,13 +84,13 @@ fn mime_quoted_printable(bencher: Bencher) {
 /// Signed with an RSA key of 2048 bits.
 #[divan::bench(min_time = 1)]
 fn mime_signed_rsa(bencher: Bencher) {
-    encode(bencher, false, Some(include_str!("../tests/it/support/dkim/rsa.pkcs8.pem")));
+    encode(bencher, false, Some(include_str!("../crates/testkit/src/dkim/rsa.pkcs8.pem")));
 }
 
 /// Signed with an Ed25519 key.
 #[divan::bench(min_time = 1)]
 fn mime_signed_ed25519(bencher: Bencher) {
-    encode(bencher, false, Some(include_str!("../tests/it/support/dkim/ed25519.pem")));
+    encode(bencher, false, Some(include_str!("../crates/testkit/src/dkim/ed25519.pem")));
 }
 
 /// The words and the bytes: what may take 60 µs.

@@ -13,9 +13,9 @@ use tokio::time::{sleep, timeout};
 use crate::Bench;
 use crate::process::{Moment, watch};
 use crate::stage::{self, stage};
-use crate::support::worker::{Worker, get};
-use crate::support::world::World;
 use crate::table::{goal, head, number, row, whole};
+use offramp_testkit::worker::{Worker, get};
+use offramp_testkit::world::World;
 
 /// How often to look how far the worker is.
 const LOOK_EVERY: Duration = Duration::from_millis(20);

@@ -40,7 +40,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::stage::{self, subscription_id};
-use crate::support::rabbit::amqp_url;
+use offramp_testkit::rabbit::amqp_url;
 
 /// What a floor says when its work begins, and when it is done.
 pub const BEGINS: &str = "begins";

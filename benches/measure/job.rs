@@ -14,10 +14,10 @@ use crate::Bench;
 use crate::floors::{self, Floor};
 use crate::process::{Line, Moment, watch};
 use crate::stage::{self, stage};
-use crate::support::proxy::Proxy;
-use crate::support::worker::{PROGRAM, Worker, build};
-use crate::support::world::World;
 use crate::table::{goal, head, number, row, whole};
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::worker::{Worker, build, program};
+use offramp_testkit::world::World;
 
 /// How often to look whether everything is settled.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -104,7 +104,7 @@ impl<'a> Job<'a> {
             workers: 1,
             settings: vec![("OFFRAMP_SWEEP_SECONDS", "60".to_owned())],
             slow_database: false,
-            program: Path::new(PROGRAM),
+            program: program(),
             change: Box::new(|_, _| {}),
         }
     }
@@ -264,7 +264,7 @@ async fn floor(bench: &Bench, floor: Floor, count: usize, change: &Change<'_>) -
         .args(["--floor-sink", &bench.sink.address.to_string()])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped());
-    let mut process = crate::support::process::run(&mut program, Command::spawn).unwrap();
+    let mut process = offramp_testkit::process::run(&mut program, Command::spawn).unwrap();
     let says = process.stderr.take().unwrap();
     let log = bench.logs.join("floor.log");
     let lines: [Line; 2] = [Box::new(|line| line == floors::BEGINS), Box::new(|line| line == floors::DONE)];
@@ -310,7 +310,7 @@ pub async fn throughput(bench: &Bench) {
 /// 20,000 cancellations with this build and another, in turns on the same servers.
 pub async fn beside(bench: &Bench, other: &Path) {
     let count = bench.count(20_000);
-    let programs = [Path::new(PROGRAM), other];
+    let programs = [program(), other];
     let mut rounds = [Vec::new(), Vec::new()];
     for _ in 0..ROUNDS {
         for (program, measured) in programs.into_iter().zip(&mut rounds) {

@@ -20,9 +20,9 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use crate::Bench;
 use crate::process::watch;
 use crate::stage::{self, account_id, stage, subscription_id};
-use crate::support::worker::Worker;
-use crate::support::world::World;
 use crate::table::{head, line, number, row, whole};
+use offramp_testkit::worker::Worker;
+use offramp_testkit::world::World;
 
 /// Messages a second, and how many.
 const PACES: [(usize, usize); 2] = [(100, 2_000), (1_000, 10_000)];

@@ -40,14 +40,12 @@ mod latency;
 mod process;
 mod sink;
 mod stage;
-#[path = "../../tests/it/support/mod.rs"]
-mod support;
 mod sweep;
 mod table;
 
+use offramp_testkit::rabbit::amqp_url;
+use offramp_testkit::setting;
 use sink::Sink;
-use support::rabbit::amqp_url;
-use support::setting;
 
 /// How fast is the worker, and how much of that is its own doing? Run it with `make bench`.
 #[derive(Parser)]

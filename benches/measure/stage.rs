@@ -13,10 +13,10 @@ use offramp_domain::command::CommandType;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::support::process;
-use crate::support::samples::{self, command};
-use crate::support::worker::{PROGRAM, build};
-use crate::support::world::World;
+use offramp_testkit::process;
+use offramp_testkit::samples::{self, command};
+use offramp_testkit::worker::{build, program};
+use offramp_testkit::world::World;
 
 /// How many organizations share everything.
 const ORGANIZATIONS: usize = 50;
@@ -31,7 +31,7 @@ const OUTBOXES_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Names under which everything is ready for a worker to start: exchanges, queues, indexes.
 pub async fn stage(name: &str) -> World {
-    stage_for(name, Path::new(PROGRAM)).await
+    stage_for(name, program()).await
 }
 
 /// The same for another build, which declares what it needs itself.

@@ -18,9 +18,9 @@ use tokio::time::sleep;
 use crate::Bench;
 use crate::process::{Moment, watch};
 use crate::stage;
-use crate::support::worker::{PROGRAM, Worker, build};
-use crate::support::world::World;
 use crate::table::{goal, head, number, row, whole};
+use offramp_testkit::worker::{Worker, build, program};
+use offramp_testkit::world::World;
 
 /// From the end of a sweep to the next, in seconds.
 const SWEEP_SECONDS: u64 = 5;
@@ -61,7 +61,7 @@ impl Counts {
 
 /// Both measurements, with this build and, where there is one, the other.
 pub async fn measure(bench: &Bench) {
-    let mut programs = vec![("this build", Path::new(PROGRAM))];
+    let mut programs = vec![("this build", program())];
     programs.extend(bench.beside.as_deref().map(|other| ("the other", other)));
     for (when, days) in [("in ten days", 10), ("tonight", 1)] {
         let count = bench.count(20_000);

@@ -11,8 +11,6 @@
 
 mod http;
 mod mailbox;
-#[path = "../../tests/it/support/process.rs"]
-mod process;
 mod program;
 mod report;
 mod sample;

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::eventually;
 use crate::http::get;
-use crate::process::{self, Signal};
 use crate::servers::{Addresses, NAME};
+use offramp_testkit::process::{self, Signal};
 
 /// The address that every mail of the demo comes from, and by which the demo knows its own.
 pub const MAIL_FROM: &str = "no-reply@offramp-demo.example";

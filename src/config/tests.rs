@@ -274,8 +274,8 @@ fn a_mongodb_url_that_trusts_any_server_is_refused() {
     settings(&["--mongodb-url", &url("tlsInsecure=false")], &[]);
 }
 
-const RSA_KEY: &str = include_str!("../../tests/it/support/dkim/rsa.pkcs8.pem");
-const ED25519_KEY: &str = include_str!("../../tests/it/support/dkim/ed25519.pem");
+const RSA_KEY: &str = include_str!("../../crates/testkit/src/dkim/rsa.pkcs8.pem");
+const ED25519_KEY: &str = include_str!("../../crates/testkit/src/dkim/ed25519.pem");
 
 #[test]
 fn mails_are_signed_by_a_key_under_a_name_for_a_domain() {

@@ -8,8 +8,8 @@ use offramp_mail::Templates;
 
 use crate::devtools::Browser;
 use crate::spam::SpamFilter;
-use crate::support::mails::{bytes_at, every_mail};
 use crate::{Audited, audit};
+use offramp_testkit::mails::{bytes_at, every_mail};
 
 /// What SpamAssassin takes for spam by agreement.
 const TEXT: &str = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X";

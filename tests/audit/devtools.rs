@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use tokio::sync::{broadcast, oneshot};
 use tokio::time::timeout;
 
-use crate::support::eventually;
-use crate::support::process;
+use offramp_testkit::eventually;
+use offramp_testkit::process;
 
 /// How long any one thing may take, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 
 use crate::devtools::{Answer, Browser, Page, Scheme};
-use crate::support::mails::Mail;
+use offramp_testkit::mails::Mail;
 
 /// Where mails are read. There is no such host; the browser never asks for it.
 const URL: &str = "https://mail.invalid/";

@@ -6,7 +6,7 @@
 //! `target/mail-audit`, for people to look at.
 //!
 //! Reading order: [`control`] — what must be found; [`look`] — one mail in Chromium; [`spam`] — one mail in
-//! SpamAssassin; `support::mails` — what is wrong with one and needs neither, which `cargo test` looks at, too;
+//! SpamAssassin; `offramp_testkit::mails` — what is wrong with one and needs neither, which `cargo test` looks at, too;
 //! [`preview`]; [`sheets`] — many pictures in one; [`devtools`] — how Chromium is spoken to.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -28,14 +28,12 @@ mod look;
 mod preview;
 mod sheets;
 mod spam;
-#[path = "../it/support/mod.rs"]
-mod support;
 
 use devtools::Browser;
 use look::Looked;
+use offramp_testkit::facts::missing_from;
+use offramp_testkit::mails::{Mail, every_mail};
 use spam::{SCORE_MAX, SpamFilter, Verdict};
-use support::facts::missing_from;
-use support::mails::{Mail, every_mail};
 
 /// How many mails are looked at side by side.
 const SIDE_BY_SIDE: usize = 3;

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use crate::devtools::{Browser, Page, Scheme};
 use crate::look::told;
-use crate::support::eventually;
-use crate::support::preview::{MAIL, Preview, write_words};
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::eventually;
+use offramp_testkit::preview::{MAIL, Preview, write_words};
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
 
 /// The window, in CSS pixels.
 const DESK: (u32, u32) = (1400, 900);

@@ -10,8 +10,8 @@ use std::process::{Child, Command};
 
 use tempfile::TempDir;
 
-use crate::support::eventually;
-use crate::support::process::{self, Signal};
+use offramp_testkit::eventually;
+use offramp_testkit::process::{self, Signal};
 
 /// The highest score that a mail may have. SpamAssassin takes mails for spam from 5 on.
 pub const SCORE_MAX: f64 = 0.5;

@@ -10,8 +10,8 @@ use tokio::time::sleep;
 
 use crate::fleet::{Fleet, MailWeather};
 use crate::observer::Observer;
-use crate::support::process;
-use crate::support::proxy::Proxy;
+use offramp_testkit::process;
+use offramp_testkit::proxy::Proxy;
 
 /// How long the database is frozen.
 const FREEZE: Duration = Duration::from_secs(10);

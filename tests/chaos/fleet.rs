@@ -11,11 +11,11 @@ use fastrand::Rng;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use crate::support::eventually;
-use crate::support::proxy::Proxy;
-use crate::support::smtp::{Action, SmtpSink, Step, Taken, Tls};
-use crate::support::worker::{Worker, build, get};
-use crate::support::world::{LANES, World};
+use offramp_testkit::eventually;
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Taken, Tls};
+use offramp_testkit::worker::{Worker, build, get};
+use offramp_testkit::world::{LANES, World};
 
 /// How many workers run.
 pub const WORKERS: usize = 3;

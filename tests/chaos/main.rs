@@ -31,19 +31,17 @@ mod faults;
 mod fleet;
 mod observer;
 mod plan;
-#[path = "../it/support/mod.rs"]
-mod support;
 mod upstream;
 mod verdict;
 
 use faults::Chaos;
 use fleet::Fleet;
 use observer::Observer;
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::setting;
+use offramp_testkit::worker::program;
+use offramp_testkit::world::World;
 use plan::Plan;
-use support::proxy::Proxy;
-use support::setting;
-use support::worker::PROGRAM;
-use support::world::World;
 use upstream::Upstream;
 
 /// How many commands a second, besides the pulse. With the 300 seconds of `make chaos` more than 20,000 in all.
@@ -67,7 +65,7 @@ struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// The program that the workers run; by default the one that was built with this test
-    #[arg(long, value_name = "PATH", default_value = PROGRAM)]
+    #[arg(long, value_name = "PATH", default_value_os = program().as_os_str())]
     program: PathBuf,
     /// Where the workers' logs go
     #[arg(long, default_value = "target/chaos")]

@@ -19,8 +19,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::plan::Plan;
-use crate::support::setting;
-use crate::support::smtp::Taken;
+use offramp_testkit::setting;
+use offramp_testkit::smtp::Taken;
 
 /// How often arrived mails are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -25,7 +25,7 @@ use offramp_domain::subscription::Subscription;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::samples::{account, command, organization, subscription, with};
+use offramp_testkit::samples::{account, command, organization, subscription, with};
 
 /// The `source` of events: the worker's default.
 const SOURCE: &str = "offramp";

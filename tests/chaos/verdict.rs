@@ -19,8 +19,8 @@ use crate::faults::{Account as FaultAccount, Chaos, PAUSE_WANTED};
 use crate::fleet::{Fleet, LEASE_SECONDS};
 use crate::observer::Observer;
 use crate::plan::Plan;
-use crate::support::world::World;
 use crate::upstream::Upstream;
+use offramp_testkit::world::World;
 
 /// Whether a lane that runs again too late spoils the run. A debug build on a machine that is busy otherwise is late for
 /// reasons of its own, so there it is only told.

@@ -12,15 +12,15 @@ use offramp_domain::command::Command;
 use offramp_domain::fold::{Task, Verdict};
 use serde_json::{Value, json};
 
-use crate::support::eventually;
-use crate::support::proxy::{LOST, Proxy};
-use crate::support::rabbit::amqp_url;
-use crate::support::samples::{
+use offramp_testkit::eventually;
+use offramp_testkit::proxy::{LOST, Proxy};
+use offramp_testkit::rabbit::amqp_url;
+use offramp_testkit::samples::{
     TOMBSTONE_FIELDS, account, cancellation, command, identify, organization, populate, subscription, with,
 };
-use crate::support::smtp::SmtpSink;
-use crate::support::worker::Worker;
-use crate::support::world::World;
+use offramp_testkit::smtp::SmtpSink;
+use offramp_testkit::worker::Worker;
+use offramp_testkit::world::World;
 
 fn is_rejection_of(id: &str) -> impl Fn(&Value) -> bool {
     move |event| event["type"] == "command.rejected" && event["causationid"] == id

@@ -18,9 +18,9 @@ use offramp_domain::command::CommandType;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::support::proxy::{NESTED, NOT_UTF8, Proxy, nested_arrays};
-use crate::support::rabbit::{Policy, Rabbit, amqp_url, eventually};
-use crate::support::tls::{ThrowAwayCa, TlsServers};
+use offramp_testkit::proxy::{NESTED, NOT_UTF8, Proxy, nested_arrays};
+use offramp_testkit::rabbit::{Policy, Rabbit, amqp_url, eventually};
+use offramp_testkit::tls::{ThrowAwayCa, TlsServers};
 
 /// Long enough for two missed heartbeats and a pause.
 const SOON: Duration = Duration::from_secs(40);

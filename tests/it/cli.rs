@@ -7,11 +7,11 @@ use std::process::{Command, Output, Stdio};
 use bson::{DateTime, doc};
 use serde_json::Value;
 
-use crate::support::process;
-use crate::support::samples::{account, cancellation, organization, populate, subscription, with};
-use crate::support::smtp::SmtpSink;
-use crate::support::worker::{Worker, bare, offramp};
-use crate::support::world::World;
+use offramp_testkit::process;
+use offramp_testkit::samples::{account, cancellation, organization, populate, subscription, with};
+use offramp_testkit::smtp::SmtpSink;
+use offramp_testkit::worker::{Worker, bare, offramp};
+use offramp_testkit::world::World;
 
 /// How the program ended, and what it said.
 pub struct Ran {
@@ -381,7 +381,7 @@ async fn check_says_what_is_wrong_and_changes_nothing() {
     let ran = fails(&mut check(), &["check", "--amqp-url", unreachable], "", 1, "not as it should be: RabbitMQ");
     assert!(ran.stdout.contains("127.0.0.1:1") && !ran.stdout.contains("s3cret"), "{}", ran.stdout);
     let key = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(key.path(), crate::support::dkim::ED25519).unwrap();
+    std::fs::write(key.path(), offramp_testkit::dkim::ED25519).unwrap();
     let signing = || {
         let mut command = check();
         command.env("OFFRAMP_DKIM_KEY_FILE", key.path());
@@ -428,7 +428,7 @@ async fn show_tells_the_whole_story_of_a_subscription() {
 
     let worker = Worker::start(&world, &sink.url()).await;
     world.command(&with(cancellation("c-1", "sub"), "month", "2199-07".into())).await;
-    crate::support::eventually("the change", || async {
+    offramp_testkit::eventually("the change", || async {
         let document = world.document("subscriptions", "sub").await?;
         document.get_array("notifications").is_ok_and(|sent| sent.len() == 1).then_some(())
     })

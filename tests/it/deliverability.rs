@@ -17,11 +17,11 @@ use crate::cli::succeeds;
 use crate::mail::{
     LOCALES, built_in, bytes, check_form, composed, connection, date, every_sample, origin, sample, sender, to,
 };
-use crate::support::dkim::{Dns, ED25519, RSA_PKCS1, RSA_PKCS8, signer};
-use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
-use crate::support::smtp::{Action, SmtpSink, Step, Taken, Tls};
-use crate::support::worker::{Worker, bare};
-use crate::support::world::World;
+use offramp_testkit::dkim::{Dns, ED25519, RSA_PKCS1, RSA_PKCS8, signer};
+use offramp_testkit::samples::{account, cancellation, command, organization, populate, subscription, with};
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Taken, Tls};
+use offramp_testkit::worker::{Worker, bare};
+use offramp_testkit::world::World;
 
 /// What Gmail shows of a mail before it hides the rest behind a link, in bytes.
 const SHOWN_BYTES_MAX: usize = 100_000;
@@ -363,7 +363,7 @@ async fn worker_and_simulation_give_a_mail_the_same_ids() {
     for command in &commands {
         world.command(command).await;
     }
-    crate::support::eventually("seven mails", || async { (sink.mails().len() == 7).then_some(()) }).await;
+    offramp_testkit::eventually("seven mails", || async { (sink.mails().len() == 7).then_some(()) }).await;
     assert!(worker.stop().await.success());
     let sent = sink.mails();
     let dns = Dns::new("s1._domainkey.offramp.example", &signer(RSA_PKCS8).dns_record());

@@ -21,11 +21,11 @@ use offramp_domain::subscription::Subscription;
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::eventually;
-use crate::support::samples::{account, cancellation, command, identify, organization, populate, subscription, with};
-use crate::support::smtp::SmtpSink;
-use crate::support::worker::{Worker, get};
-use crate::support::world::World;
+use offramp_testkit::eventually;
+use offramp_testkit::samples::{account, cancellation, command, identify, organization, populate, subscription, with};
+use offramp_testkit::smtp::SmtpSink;
+use offramp_testkit::worker::{Worker, get};
+use offramp_testkit::world::World;
 
 const SUBSCRIPTIONS: usize = 120;
 const ACCOUNTS: usize = 30;

@@ -4,8 +4,8 @@ use chrono::Utc;
 use offramp_domain::notification::Notification;
 use offramp_mail::Templates;
 
-use crate::support::html::Html;
-use crate::support::mails::{Mail, every_mail};
+use offramp_testkit::html::Html;
+use offramp_testkit::mails::{Mail, every_mail};
 
 fn templates() -> Templates {
     Templates::load(None).unwrap_or_else(|problems| panic!("{problems:#?}"))

@@ -7,103 +7,15 @@ use std::process::{Command, Stdio};
 
 use bson::{Bson, doc};
 use mail_parser::{MessageParser, MimeHeaders};
-use offramp_domain::command::COMMAND_BYTES_MAX;
 use serde_json::json;
 
-#[path = "../../fuzz/properties/command.rs"]
-mod command;
-
 use crate::cli::run;
-use crate::support::proxy::Proxy;
-use crate::support::samples::{account, organization, subscription};
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-use crate::support::worker::{Worker, bare};
-use crate::support::world::World;
-use crate::support::{eventually, samples};
-
-// ----------------------------------------------------------------------------------------------------- the parser ---
-
-/// How many mutations are tried: some seconds' worth. `make fuzz` goes on for as long as one likes.
-const MUTATIONS: u64 = 20_000;
-
-/// What parsers stumble over, put into commands by the mutations.
-const TOKENS: [&[u8]; 16] = [
-    b"null",
-    b"{}",
-    b"[",
-    b"\"",
-    b"\\ud800",
-    b"\\u0000",
-    b"1e999",
-    b"-0",
-    b"99999999999999999999999999",
-    b"4294967296",
-    b"2026-02-30",
-    b"0000-01-01T00:00:00+23:59",
-    b"\xff\xfe",
-    b"\xef\xbb\xbf",
-    "\u{202e}".as_bytes(),
-    b",\"data\":{}",
-];
-
-#[test]
-fn no_bytes_upset_the_parser() {
-    let files = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/examples/commands")).unwrap();
-    let mut samples: Vec<_> = files.map(|file| std::fs::read(file.unwrap().path()).unwrap()).collect();
-    samples.sort();
-    for seed in 0..MUTATIONS {
-        let mut random = fastrand::Rng::with_seed(seed);
-        let mut bytes = samples[random.usize(..samples.len())].clone();
-        for _ in 0..random.usize(0..4) {
-            mutate(&mut bytes, &samples, &mut random);
-        }
-        command::check(&bytes);
-    }
-}
-
-fn mutate(bytes: &mut Vec<u8>, samples: &[Vec<u8>], random: &mut fastrand::Rng) {
-    let at = random.usize(..=bytes.len());
-    let end = (at + random.usize(..32)).min(bytes.len());
-    match random.u8(..5) {
-        0 => bytes[at..end].iter_mut().take(1).for_each(|byte| *byte = random.u8(..)),
-        1 => drop(bytes.drain(at..end)),
-        2 => drop(bytes.splice(at..at, bytes[at..end].to_vec())),
-        3 => drop(bytes.splice(at..end, TOKENS[random.usize(..TOKENS.len())].iter().copied())),
-        _ => {
-            let other = &samples[random.usize(..samples.len())];
-            bytes.truncate(at);
-            bytes.extend_from_slice(&other[random.usize(..=other.len())..]);
-        }
-    }
-}
-
-#[test]
-fn no_depth_length_or_number_upsets_the_parser() {
-    let sample = samples::cancellation("c", "sub").to_string();
-    let in_envelope = |value: &str| sample.replacen('{', &format!("{{\"extra\":{value},"), 1);
-    let in_data = |value: &str| sample.replacen("\"data\":{", &format!("\"data\":{{\"reason\":{value},"), 1);
-    let room = COMMAND_BYTES_MAX - in_data("\"\"").len();
-    let values = [
-        "[".repeat(room),
-        "{\"a\":".repeat(room / 5),
-        format!("{}{}", "[".repeat(room / 2), "]".repeat(room / 2)),
-        "9".repeat(room),
-        format!("1e{}", "9".repeat(room - 2)),
-        format!("\"{}\"", "é".repeat(room / 2)),
-        format!("\"{}\"", "\\u0000".repeat(room / 6)),
-        format!("\"{}\"", "x".repeat(room)),
-        format!("\"{}\"", "x".repeat(room + 1)),
-    ];
-    for value in values {
-        command::check(in_envelope(&value).as_bytes());
-        command::check(in_data(&value).as_bytes());
-        command::check(value.as_bytes());
-    }
-    for size in [0, 1, COMMAND_BYTES_MAX, COMMAND_BYTES_MAX + 1] {
-        command::check(&vec![0xff; size]);
-        command::check(&vec![b' '; size]);
-    }
-}
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::samples::{account, organization, subscription};
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::worker::{Worker, bare};
+use offramp_testkit::world::World;
+use offramp_testkit::{eventually, samples};
 
 // --------------------------------------------------------------------------------------------------------- memory ---
 
@@ -232,7 +144,7 @@ fn leaks(output: &str) -> bool {
 
 /// The address of a server under test, with a user that it does not know.
 fn with_password(variable: &str, default: &str) -> String {
-    let address = crate::support::setting(variable, default);
+    let address = offramp_testkit::setting(variable, default);
     let (scheme, rest) = address.split_once("://").unwrap();
     format!("{scheme}://user:{PASSWORD}@{}", rest.rsplit_once('@').map_or(rest, |(_, host)| host))
 }

@@ -19,8 +19,8 @@ use offramp_mail::{
 };
 use uuid::Uuid;
 
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-use crate::support::tls::ThrowAwayCa;
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::tls::ThrowAwayCa;
 
 pub const LOCALES: [&str; 3] = ["fr-CA", "en-CA", "es-MX"];
 
@@ -1039,7 +1039,7 @@ async fn an_address_beyond_ascii_needs_a_server_that_takes_it() {
 #[tokio::test]
 async fn an_address_for_answers_beyond_ascii_keeps_no_email_from_its_recipient() {
     let signer = DkimSigner::new(
-        DkimKey::parse(include_str!("support/dkim/ed25519.pem")).unwrap(),
+        DkimKey::parse(offramp_testkit::dkim::ED25519).unwrap(),
         "s1".to_owned(),
         "mail.example.com".to_owned(),
     );

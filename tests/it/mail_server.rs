@@ -10,11 +10,11 @@ use bson::{Bson, DateTime, Document, doc};
 use chrono::{TimeDelta, Utc};
 use mail_parser::MessageParser;
 
-use crate::support::samples::{cancellation, populate, subscription};
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-use crate::support::worker::{Worker, get};
-use crate::support::world::World;
-use crate::support::{eventually, eventually_within};
+use offramp_testkit::samples::{cancellation, populate, subscription};
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::worker::{Worker, get};
+use offramp_testkit::world::World;
+use offramp_testkit::{eventually, eventually_within};
 
 /// The email in the outbox of `sub`, once it is as wanted.
 pub async fn email(world: &World, what: &str, is_wanted: impl Fn(&Document) -> bool) -> Document {

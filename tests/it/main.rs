@@ -20,7 +20,6 @@ mod preview;
 mod real_mail_servers;
 mod shutdown;
 mod story;
-mod support;
 mod sweep;
 mod time;
 #[cfg(target_os = "linux")]

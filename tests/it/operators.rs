@@ -17,12 +17,12 @@ use offramp::store::Store;
 use offramp::store::outbox::admin::Condition;
 use serde_json::{Value, json};
 
-use crate::support::eventually;
-use crate::support::rabbit::{Rabbit, amqp_url};
-use crate::support::samples::{account, cancellation, command, organization, populate, subscription, with};
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-use crate::support::worker::{Worker, offramp};
-use crate::support::world::World;
+use offramp_testkit::eventually;
+use offramp_testkit::rabbit::{Rabbit, amqp_url};
+use offramp_testkit::samples::{account, cancellation, command, organization, populate, subscription, with};
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::worker::{Worker, offramp};
+use offramp_testkit::world::World;
 
 /// Runs the program and waits for its end.
 fn run(world: &World, arguments: &[&str]) -> Output {

@@ -17,14 +17,14 @@ use offramp::amqp::Delivery;
 use offramp::amqp::message::RETURNS_MAX;
 use serde_json::{Value, json};
 
-use crate::support::eventually;
-use crate::support::private::PrivateServers;
-use crate::support::proxy::Proxy;
-use crate::support::rabbit::Policy;
-use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-use crate::support::worker::{self, Worker};
-use crate::support::world::{LANES, World};
+use offramp_testkit::eventually;
+use offramp_testkit::private::PrivateServers;
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::rabbit::Policy;
+use offramp_testkit::samples::{account, cancellation, command, organization, populate, subscription};
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::worker::{self, Worker};
+use offramp_testkit::world::{LANES, World};
 
 const SUBSCRIPTIONS: usize = 20;
 

@@ -21,12 +21,12 @@ use offramp_domain::fold::{Task, Verdict};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::eventually;
-use crate::support::proxy::Proxy;
-use crate::support::samples::{account, cancellation, command, identify, populate, subscription, with};
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-use crate::support::worker::{self, Worker};
-use crate::support::world::World;
+use offramp_testkit::eventually;
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::samples::{account, cancellation, command, identify, populate, subscription, with};
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::worker::{self, Worker};
+use offramp_testkit::world::World;
 
 /// The shortest lease that is allowed: an email that is not marked would soon be sent again.
 const SHORT_LEASE: [(&str, &str); 1] = [("OFFRAMP_LEASE_SECONDS", "20")];

@@ -1,65 +1,15 @@
 //! `offramp preview` over HTTP: what it shows, what it sends, and whom it does not answer. (`make mail-audit` drives
 //! its page in a browser.)
 
-use std::fmt::Write as _;
 use std::path::Path;
 
 use mail_parser::MessageParser;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::support::preview::{MAIL, Preview, write_words};
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-
-/// An answer.
-struct Answer {
-    status: u16,
-    headers: String,
-    body: String,
-}
-
-impl Answer {
-    #[track_caller]
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{} {}", self.status, self.body))
-    }
-}
-
-impl Preview {
-    async fn request(&self, line: &str, headers: &[(&str, &str)], body: &str) -> BufReader<TcpStream> {
-        let mut stream = TcpStream::connect(&self.address).await.unwrap();
-        let mut request = format!("{line} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
-        for (name, value) in headers {
-            write!(request, "{name}: {value}\r\n").unwrap();
-        }
-        if !headers.iter().any(|(name, _)| *name == "Host") {
-            write!(request, "Host: {}\r\n", self.address).unwrap();
-        }
-        stream.write_all(format!("{request}\r\n{body}").as_bytes()).await.unwrap();
-        BufReader::new(stream)
-    }
-
-    async fn ask(&self, line: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        let mut answer = Vec::new();
-        // A question that is refused is not read to its end, which closes the connection the hard way after the answer.
-        drop(self.request(line, headers, body).await.read_to_end(&mut answer).await);
-        let answer = String::from_utf8(answer).unwrap();
-        let (headers, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = headers.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, headers: headers.to_ascii_lowercase(), body: body.to_owned() }
-    }
-
-    async fn get(&self, path: &str) -> Answer {
-        self.ask(&format!("GET {path}"), &[], "").await
-    }
-
-    async fn send(&self, to: &str, headers: &[(&str, &str)]) -> Answer {
-        let headers = [headers, &[("Content-Type", "application/json")]].concat();
-        let body = json!({ "to": to }).to_string();
-        self.ask(&format!("POST /mails/fr-CA/{MAIL}/full/send"), &headers, &body).await
-    }
-}
+use offramp_testkit::preview::{MAIL, Preview, write_words};
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
 
 #[tokio::test]
 async fn every_mail_can_be_seen_in_every_part() {

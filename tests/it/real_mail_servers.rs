@@ -16,13 +16,13 @@ use mail_parser::{MessageParser, MimeHeaders};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::mail_server::{email, make_due, outcomes};
-use crate::support::private::PrivateServers;
-use crate::support::samples::{cancellation, populate, subscription, with};
-use crate::support::smtp::SmtpSink;
-use crate::support::tls::ThrowAwayCa;
-use crate::support::worker::Worker;
-use crate::support::world::World;
-use crate::support::{eventually, eventually_within};
+use offramp_testkit::private::PrivateServers;
+use offramp_testkit::samples::{cancellation, populate, subscription, with};
+use offramp_testkit::smtp::SmtpSink;
+use offramp_testkit::tls::ThrowAwayCa;
+use offramp_testkit::worker::Worker;
+use offramp_testkit::world::World;
+use offramp_testkit::{eventually, eventually_within};
 
 /// A mail server, as it is called in `scripts/services`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

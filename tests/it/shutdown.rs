@@ -12,14 +12,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::outages::waiting;
-use crate::support::eventually;
-use crate::support::process::Signal;
-use crate::support::proxy::Proxy;
-use crate::support::rabbit::amqp_url;
-use crate::support::samples::{account, cancellation, command, organization, subscription};
-use crate::support::smtp::{Action, SmtpSink, Step, Tls};
-use crate::support::worker::{PROGRAM, Worker, offramp};
-use crate::support::world::World;
+use offramp_testkit::eventually;
+use offramp_testkit::process::Signal;
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::rabbit::amqp_url;
+use offramp_testkit::samples::{account, cancellation, command, organization, subscription};
+use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::worker::{Worker, offramp};
+use offramp_testkit::world::World;
 
 const SUBSCRIPTIONS: usize = 2_000;
 
@@ -71,7 +71,7 @@ fn message_ids(sink: &SmtpSink) -> BTreeSet<String> {
 async fn start_with_hangup(how: &str, world: &World, sink: &SmtpSink) -> Worker {
     let settings = offramp(world);
     let mut program = std::process::Command::new("env");
-    program.args([&format!("--{how}-signal=HUP"), PROGRAM]);
+    program.arg(format!("--{how}-signal=HUP")).arg(offramp_testkit::worker::program());
     program
         .envs(settings.get_envs().filter_map(|(name, value)| Some((name, value?))))
         .env("OFFRAMP_SMTP_URL", sink.url());

@@ -9,11 +9,11 @@ use mail_parser::MessageParser;
 use serde_json::{Value, json};
 
 use crate::model::{Answer, Model};
-use crate::support::eventually;
-use crate::support::samples::TOMBSTONE_FIELDS;
-use crate::support::smtp::SmtpSink;
-use crate::support::worker::Worker;
-use crate::support::world::World;
+use offramp_testkit::eventually;
+use offramp_testkit::samples::TOMBSTONE_FIELDS;
+use offramp_testkit::smtp::SmtpSink;
+use offramp_testkit::worker::Worker;
+use offramp_testkit::world::World;
 
 const SUBSCRIPTIONS: usize = 300;
 const ROUNDS: usize = 6;

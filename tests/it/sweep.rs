@@ -13,12 +13,12 @@ use offramp::tls::Tls;
 use offramp_domain::account::NoticeKind;
 use offramp_domain::billing::YearMonth;
 
-use crate::support::eventually;
-use crate::support::proxy::Proxy;
-use crate::support::samples::{account, cancellation, organization, populate, subscription};
-use crate::support::smtp::SmtpSink;
-use crate::support::worker::{Worker, get, offramp};
-use crate::support::world::World;
+use offramp_testkit::eventually;
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::samples::{account, cancellation, organization, populate, subscription};
+use offramp_testkit::smtp::SmtpSink;
+use offramp_testkit::worker::{Worker, get, offramp};
+use offramp_testkit::world::World;
 
 /// How large the database's own notes of what it does may become, in bytes.
 const NOTES_BYTES_MAX: i64 = 64 * 1024 * 1024;

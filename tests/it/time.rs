@@ -10,12 +10,12 @@ use mail_parser::MessageParser;
 use offramp_domain::account::CARD_NOTICES_MAX;
 use serde_json::json;
 
-use crate::support::eventually;
-use crate::support::proxy::Proxy;
-use crate::support::samples::{account, cancellation, command, organization, populate, subscription};
-use crate::support::smtp::SmtpSink;
-use crate::support::worker::{Worker, get};
-use crate::support::world::World;
+use offramp_testkit::eventually;
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::samples::{account, cancellation, command, organization, populate, subscription};
+use offramp_testkit::smtp::SmtpSink;
+use offramp_testkit::worker::{Worker, get};
+use offramp_testkit::world::World;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn days_that_are_over_end_what_they_should_end_once() {

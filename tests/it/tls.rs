@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use crate::cli::{fails, run, succeeds};
-use crate::support::eventually;
-use crate::support::samples::{account, cancellation, organization, subscription};
-use crate::support::smtp::{Action, SmtpSink, Tls};
-use crate::support::tls::{ThrowAwayCa, TlsServers};
-use crate::support::worker::{Worker, bare};
+use offramp_testkit::eventually;
+use offramp_testkit::samples::{account, cancellation, organization, subscription};
+use offramp_testkit::smtp::{Action, SmtpSink, Tls};
+use offramp_testkit::tls::{ThrowAwayCa, TlsServers};
+use offramp_testkit::worker::{Worker, bare};
 
 /// A one-shot command that cannot work says so within this time: one time out of the driver of MongoDB, and some.
 const SOON: Duration = Duration::from_secs(15);

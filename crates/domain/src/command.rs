@@ -841,5 +841,7 @@ pub struct Card {
     pub expires: YearMonth,
 }
 
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 #[cfg(test)]
 mod tests;

@@ -2,9 +2,9 @@
 
 use super::*;
 
-const RSA_PKCS1: &str = include_str!("../../../../tests/it/support/dkim/rsa.pkcs1.pem");
-const RSA_PKCS8: &str = include_str!("../../../../tests/it/support/dkim/rsa.pkcs8.pem");
-const ED25519: &str = include_str!("../../../../tests/it/support/dkim/ed25519.pem");
+const RSA_PKCS1: &str = include_str!("../../../testkit/src/dkim/rsa.pkcs1.pem");
+const RSA_PKCS8: &str = include_str!("../../../testkit/src/dkim/rsa.pkcs8.pem");
+const ED25519: &str = include_str!("../../../testkit/src/dkim/ed25519.pem");
 
 /// What `openssl pkey -pubout -outform DER | base64` says of the RSA key, and the end of what it says of the other.
 const RSA_PUBLIC: &str = "MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAqgBStZPzn1x9Dac8UrA9X5JZSCbxzSmPXxO07kvd5fyJpXHfYA\

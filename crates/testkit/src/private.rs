@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::process;
+use crate::process;
 
 /// Servers that end with this value.
 pub struct PrivateServers {
@@ -33,7 +33,7 @@ impl PrivateServers {
     }
 
     fn services(&self, arguments: &[&str]) -> bool {
-        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let repository = crate::repository();
         // What the shared servers have unpacked, if anything, need not be fetched again.
         let shared = std::env::var("OFFRAMP_SERVICES_DIR").map_or(repository.join(".services"), Into::into);
         let tools = std::env::var("OFFRAMP_SERVICES_TOOLS").map_or(shared.join("tools"), Into::into);

@@ -8,8 +8,8 @@ use offramp_mail::{RenderedEmail, Sender, Templates, compose};
 use url::Url;
 use uuid::Uuid;
 
-use super::facts::missing_from;
-use super::html::Html;
+use crate::facts::missing_from;
+use crate::html::Html;
 
 /// A mail, from its facts to its bytes.
 pub struct Mail {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-use super::rabbit::amqp_url;
+use crate::rabbit::amqp_url;
 
 /// What the broker sends before it closes a connection on an operator's request: `connection.close`, 320.
 const CONNECTION_CLOSE: &[u8] = b"\x01\0\0\0\0\0\x1c\0\x0a\0\x32\x01\x40\x11CONNECTION_FORCED\0\0\0\0\xce";

@@ -1,5 +1,11 @@
 //! What every integration test needs: real servers under names of its own, worker processes, and waiting for conditions.
-#![allow(dead_code, reason = "several programs share this, and none needs all of it")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
+#![allow(
+    clippy::missing_panics_doc,
+    clippy::missing_errors_doc,
+    clippy::must_use_candidate,
+    reason = "only tests use it"
+)]
 
 pub mod dkim;
 pub mod facts;
@@ -17,10 +23,19 @@ pub mod worker;
 pub mod world;
 
 use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// How long a condition may take to come true, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The root of the repository.
+pub fn repository() -> &'static Path {
+    static ROOT: LazyLock<PathBuf> =
+        LazyLock::new(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap());
+    &ROOT
+}
 
 /// A setting of the servers under test, with the default that the worker itself has.
 pub fn setting(name: &str, default: &str) -> String {

@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
-use super::private::PrivateServers;
+use crate::private::PrivateServers;
 
 /// A certificate authority, and a server certificate and a client certificate of it.
 pub struct ThrowAwayCa {

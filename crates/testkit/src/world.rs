@@ -11,7 +11,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Exchange
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{eventually, rabbit, setting};
+use crate::{eventually, rabbit, setting};
 
 /// The work queues of a prefix.
 pub const LANES: [&str; 5] =

@@ -166,7 +166,7 @@ impl SmtpSink {
 
     /// Waits until every connection has ended: then nothing more will be taken.
     pub async fn deserted(&self) {
-        super::eventually("the end of all connections to the sink", || {
+        crate::eventually("the end of all connections to the sink", || {
             let is_deserted = self.log.lock().unwrap().open == 0;
             async move { is_deserted.then_some(()) }
         })

@@ -6,7 +6,7 @@ use offramp_domain::notification::Notification;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::world::World;
+use crate::world::World;
 
 /// The fields of a tombstone, sorted.
 pub const TOMBSTONE_FIELDS: [&str; 10] = [

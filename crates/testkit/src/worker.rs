@@ -1,23 +1,36 @@
 //! Worker processes: the program itself, as operations people run it.
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::eventually;
-use super::process::{self, Signal};
-use super::world::World;
+use crate::eventually;
+use crate::process::{self, Signal};
+use crate::world::World;
 
-/// The program under test.
-pub const PROGRAM: &str = env!("CARGO_BIN_EXE_offramp");
+/// The program under test. Cargo puts it one folder above the tests and examples that it builds together with it.
+pub fn program() -> &'static Path {
+    static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
+        let test = std::env::current_exe().unwrap();
+        let program = test.ancestors().nth(2).unwrap().join("offramp");
+        assert!(
+            program.exists(),
+            "{} is missing; build it with the same profile: cargo build --bin offramp",
+            program.display()
+        );
+        program
+    });
+    &PROGRAM
+}
 
 /// The program with no settings at all.
 pub fn bare() -> Command {
-    bare_build(Path::new(PROGRAM))
+    bare_build(program())
 }
 
 fn bare_build(program: &Path) -> Command {
@@ -30,14 +43,14 @@ fn bare_build(program: &Path) -> Command {
 
 /// The program with the settings of a world and nothing else.
 pub fn offramp(world: &World) -> Command {
-    build(Path::new(PROGRAM), world)
+    build(program(), world)
 }
 
 /// Another build of the program, with the same settings.
 pub fn build(program: &Path, world: &World) -> Command {
     let mut command = bare_build(program);
     command
-        .env("OFFRAMP_AMQP_URL", super::setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f"))
+        .env("OFFRAMP_AMQP_URL", crate::setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f"))
         .env("OFFRAMP_MONGODB_URL", &world.mongodb_url)
         .env("OFFRAMP_PREFIX", &world.prefix)
         .env("OFFRAMP_MAIL_FROM", "no-reply@offramp.example")

@@ -1,0 +1,126 @@
+//! `offramp preview`, as people run it.
+
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::{self, BufRead, Write};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use crate::eventually;
+use crate::process::{self, Signal};
+use crate::worker::bare;
+
+/// The mail of which tests change the templates.
+pub const MAIL: &str = "request-declined.account_manager";
+
+/// The program with a page on a port of its own; ended when dropped.
+pub struct Preview {
+    child: Child,
+    /// `127.0.0.1:1234`
+    pub address: String,
+    /// A program whose output nobody reads any more ends.
+    _output: io::BufReader<ChildStdout>,
+}
+
+impl Preview {
+    /// Starts it with these settings, and waits until it says where its page is.
+    pub fn start(settings: &[(&str, &str)]) -> Self {
+        let mut program = bare();
+        program
+            .args(["preview", "--addr", "127.0.0.1:0"])
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped());
+        let mut child = process::run(&mut program, Command::spawn).unwrap();
+        let mut output = io::BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        let address = line.split_once("http://").expect("it says where its page is").1;
+        let address = address.trim_end().trim_end_matches('/').to_owned();
+        Self { child, address, _output: output }
+    }
+
+    /// Ctrl-C; gives how it ended.
+    pub async fn interrupt(mut self) -> ExitStatus {
+        process::signal(&self.child, Signal::INT).unwrap();
+        eventually("the end of the preview", || {
+            let status = self.child.try_wait().unwrap();
+            async move { status }
+        })
+        .await
+    }
+}
+
+impl Drop for Preview {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// What its server replies.
+pub struct Answer {
+    pub status: u16,
+    /// In lower case.
+    pub headers: String,
+    pub body: String,
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{} {}", self.status, self.body))
+    }
+}
+
+impl Preview {
+    pub async fn request(&self, line: &str, headers: &[(&str, &str)], body: &str) -> BufReader<TcpStream> {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        let mut request = format!("{line} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        for (name, value) in headers {
+            write!(request, "{name}: {value}\r\n").unwrap();
+        }
+        if !headers.iter().any(|(name, _)| *name == "Host") {
+            write!(request, "Host: {}\r\n", self.address).unwrap();
+        }
+        stream.write_all(format!("{request}\r\n{body}").as_bytes()).await.unwrap();
+        BufReader::new(stream)
+    }
+
+    pub async fn ask(&self, line: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let mut answer = Vec::new();
+        // A question that is refused is not read to its end, which closes the connection the hard way after the answer.
+        drop(self.request(line, headers, body).await.read_to_end(&mut answer).await);
+        let answer = String::from_utf8(answer).unwrap();
+        let (headers, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = headers.split(' ').nth(1).unwrap().parse().unwrap();
+        Answer { status, headers: headers.to_ascii_lowercase(), body: body.to_owned() }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.ask(&format!("GET {path}"), &[], "").await
+    }
+
+    pub async fn send(&self, to: &str, headers: &[(&str, &str)]) -> Answer {
+        let headers = [headers, &[("Content-Type", "application/json")]].concat();
+        let body = json!({ "to": to }).to_string();
+        self.ask(&format!("POST /mails/fr-CA/{MAIL}/full/send"), &headers, &body).await
+    }
+}
+
+/// Copies the French words of [`MAIL`] into a templates directory, and writes `words` at the end of them.
+pub fn write_words(directory: &Path, words: &str) {
+    fs::create_dir_all(directory.join("fr")).unwrap();
+    let built_in = crate::repository().join("templates/fr");
+    for file in fs::read_dir(built_in).unwrap().map(Result::unwrap) {
+        if file.file_name().to_str().unwrap().starts_with(MAIL) {
+            let copy = directory.join("fr").join(file.file_name());
+            fs::copy(file.path(), &copy).unwrap();
+            OpenOptions::new().append(true).open(copy).unwrap().write_all(words.as_bytes()).unwrap();
+        }
+    }
+}
