@@ -10,10 +10,11 @@ use serde_json::{Map, Value, json};
 use crate::store::Collection;
 use crate::store::documents::{AccountDocument, OrganizationDocument, SubscriptionDocument};
 use offramp_domain::billing::YearMonth;
+use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::{
     Cancellation, CancellationConfirmation, CancellationRequest, CardExpiry, CommandKey, CommandType, PaymentFailure,
 };
-use offramp_domain::event::{self, About, CloudEvent, CommandRejected};
+use offramp_domain::event::{self, About, CommandRejected};
 
 /// A schema and where it belongs.
 #[derive(Clone, Debug)]

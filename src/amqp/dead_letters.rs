@@ -594,6 +594,8 @@ fn short(name: &str) -> ShortString {
 
 #[cfg(test)]
 mod tests {
+    use offramp_domain::dead_letter::DeadLetterReason;
+
     use super::*;
 
     fn topology() -> Topology {
@@ -623,7 +625,13 @@ mod tests {
     fn our_own_headers_say_why() {
         let delivery = Delivery::new(BODY.into(), BasicProperties::default());
         let at = DateTime::from_timestamp_millis(1_000_500).unwrap();
-        let copy = delivery.dead_letter(&topology(), "exhausted", "subscriptions sub-1: no.", "p.card-expiry", at);
+        let copy = delivery.dead_letter(
+            &topology(),
+            DeadLetterReason::Exhausted,
+            "subscriptions sub-1: no.",
+            "p.card-expiry",
+            at,
+        );
         let letter = Letter::read(&Delivery::new(copy.body, copy.properties), &topology());
         assert_eq!((letter.reason.as_str(), letter.error.as_str()), ("exhausted", "subscriptions sub-1: no."));
         assert_eq!(letter.trouble, "subscriptions <subscription_id>: no.");

@@ -10,7 +10,8 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::topology::{RetryDelay, Topology};
-use offramp_domain::event::CloudEvent;
+use offramp_domain::cloud_event::CloudEvent;
+use offramp_domain::dead_letter::DeadLetterReason;
 
 /// How often a message has been through a retry queue; absent means 0.
 pub const ATTEMPT_HEADER: &str = "offramp-attempt";
@@ -110,13 +111,13 @@ impl Delivery {
         self.copy(String::new(), queue.to_owned(), copied(&self.properties, &[(ATTEMPT_HEADER, attempt)]))
     }
 
-    /// The copy for the dead letters, with the headers of contract §7: `reason` is one of its words, `error` a sentence
+    /// The copy for the dead letters, with the headers of contract §7: `error` is a sentence
     /// that says which field, `queue` the work queue it came from. Acknowledge the original only once this copy is confirmed.
     #[must_use]
     pub fn dead_letter(
         &self,
         topology: &Topology,
-        reason: &str,
+        reason: DeadLetterReason,
         error: &str,
         queue: &str,
         died_at: DateTime<Utc>,
@@ -126,7 +127,7 @@ impl Delivery {
             &self.properties,
             &[
                 (ATTEMPT_HEADER, attempt),
-                (REASON_HEADER, long(reason)),
+                (REASON_HEADER, long(reason.as_str())),
                 (ERROR_HEADER, long(shortened(error, ERROR_BYTES_MAX))),
                 (QUEUE_HEADER, long(queue)),
                 (DIED_AT_HEADER, long(&died_at.to_rfc3339_opts(SecondsFormat::Millis, true))),

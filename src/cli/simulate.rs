@@ -14,12 +14,13 @@ use offramp::jsonl::{ForCollection, Found, Line};
 use offramp::store::Collection;
 use offramp::store::outbox::entry::{Content, Lease, Leased, OutboxEntry, entries};
 use offramp::worker::composer::origin;
-use offramp::worker::lane::rejection_event;
 use offramp_domain::billing::parse_date;
-use offramp_domain::command::{Command, CommandBody, InvalidCommand};
-use offramp_domain::event::CloudEvent;
-use offramp_domain::fold::{Loaded, Missing, Rejected, Task, Verdict, World};
+use offramp_domain::cloud_event::CloudEvent;
+use offramp_domain::command::Command;
+use offramp_domain::dead_letter::DeadLetterReason;
+use offramp_domain::fold::{Loaded, Rejected, Task, Verdict, World};
 use offramp_domain::notification::Notification;
+use offramp_domain::text::Target;
 use offramp_mail::smtp::MailConnection;
 use offramp_mail::{Sender, Templates, Transport, compose};
 use serde::Serialize;
@@ -206,10 +207,7 @@ impl Simulation {
             Ok(command) => command,
             Err(error) => {
                 answer.outcome = "dead_letter";
-                answer.reason = Some(match error {
-                    InvalidCommand::TooLarge { .. } => "too_large",
-                    InvalidCommand::Malformed(_) => "invalid",
-                });
+                answer.reason = Some(DeadLetterReason::from(&error).as_str());
                 answer.detail = Some(error.to_string());
                 return Ok(answer);
             }
@@ -225,10 +223,10 @@ impl Simulation {
                 Content::Event(event) => answer.events.push(event.clone()),
             }
         }
-        if let CommandBody::Subscription(data) = &command.body
-            && let Some(subscription) = self.world.subscription(data.subscription_id())
+        if let Target::Subscription(id) = command.target()
+            && let Some(subscription) = self.world.subscription(id)
             // Who may not know the subscription is not told where it stands.
-            && subscription.organization_id == *data.organization_id()
+            && subscription.organization_id == *command.organization_id()
         {
             let end = subscription.details.as_ref().and_then(|details| details.end.clone().ok()?);
             answer.status = Some(subscription.status.as_str());
@@ -241,15 +239,13 @@ impl Simulation {
     /// The outbox entries of the change that was made last to the command's document.
     fn newest_entries(&self, command: &Command) -> Vec<Leased> {
         let lease = Lease { holder: Uuid::nil(), until: self.now };
-        let (collection, document_id, entries) = match &command.body {
-            CommandBody::Subscription(data) => {
-                let id = data.subscription_id();
+        let (collection, document_id, entries) = match command.target() {
+            Target::Subscription(id) => {
                 let added = self.world.subscription_draft(id).and_then(|draft| draft.added.last().cloned());
                 let entries = added.map(|added| entries(added, &lease, SOURCE, self.now));
                 (Collection::Subscriptions, id.as_str(), entries)
             }
-            CommandBody::CardExpiry(data) => {
-                let id = &data.account_id;
+            Target::Account(id) => {
                 let added = self.world.account_draft(id).and_then(|draft| draft.added.last().cloned());
                 let entries = added.map(|added| entries(added, &lease, SOURCE, self.now));
                 (Collection::Accounts, id.as_str(), entries)
@@ -319,9 +315,9 @@ impl Answer {
             id: reference.key.id.to_string(),
             kind: reference.kind.as_str(),
         });
-        match &command.body {
-            CommandBody::Subscription(data) => self.subscription_id = Some(data.subscription_id().to_string()),
-            CommandBody::CardExpiry(data) => self.account_id = Some(data.account_id.to_string()),
+        match command.target() {
+            Target::Subscription(id) => self.subscription_id = Some(id.to_string()),
+            Target::Account(id) => self.account_id = Some(id.to_string()),
         }
     }
 
@@ -329,27 +325,23 @@ impl Answer {
         match verdict {
             Verdict::Applied => self.outcome = "applied",
             Verdict::Unchanged => {}
-            Verdict::Rejected(Rejected { rejection, account_id }) => {
-                let event = rejection_event(command, &rejection, account_id, SOURCE);
-                self.events.push(CloudEvent { time: now, ..event });
+            Verdict::Rejected(rejected) => {
+                self.events.push(CloudEvent::of_rejection(command, &rejected, SOURCE, now));
+                let Rejected { rejection, .. } = rejected;
                 self.outcome = "rejected";
                 self.reason = Some(rejection.reason.as_str());
                 self.waits = rejection.reason.may_pass();
                 self.detail = Some(rejection.detail);
             }
             Verdict::Missing(missing) => {
-                let reason = match missing {
-                    Missing::Organization { .. } => "missing_organization",
-                    Missing::Account { .. } => "missing_account",
-                };
                 self.outcome = "dead_letter";
-                self.reason = Some(reason);
+                self.reason = Some(DeadLetterReason::from(&missing).as_str());
                 self.waits = true;
                 self.detail = Some(missing.to_string());
             }
             Verdict::Corrupt(error) => {
                 self.outcome = "dead_letter";
-                self.reason = Some("corrupt_document");
+                self.reason = Some(DeadLetterReason::CorruptDocument.as_str());
                 self.detail = Some(error);
             }
         }

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use crate::jsonl::{ForCollection, lines};
 use crate::store::outbox::entry::{Content, Lease, entries};
+use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::{Command, InvalidCommand};
 use offramp_domain::decide::RejectionReason;
-use offramp_domain::event::{EffectIds, rejected};
-use offramp_domain::fold::{Task, Verdict, World};
+use offramp_domain::fold::{Rejected, Task, Verdict, World};
 
 use super::*;
 
@@ -284,19 +284,8 @@ fn events_caused() -> BTreeMap<String, Value> {
     // A refusal leaves by another way; here, a month whose invoice exists already.
     let command = commands.iter().find(|command| command.reference.key.id.as_str() == "c-0001").unwrap();
     let rejection = RejectionReason::MonthAlreadyInvoiced.because("The invoice of 2026-05 exists already.");
-    let (subscription, account) = ("sub-1001".try_into().unwrap(), "acc-tremblay".try_into().unwrap());
-    let organization = command.organization_id().clone();
-    let event = CloudEvent {
-        specversion: "1.0".to_owned(),
-        id: EffectIds::of_command(&command.reference, "sub-1001").id(CommandRejected::KIND).to_string(),
-        source: "offramp".to_owned(),
-        kind: CommandRejected::KIND.to_owned(),
-        time: now,
-        subject: Some("sub-1001".to_owned()),
-        causationid: Some("c-0001".to_owned()),
-        datacontenttype: "application/json".to_owned(),
-        data: json!(rejected(&command.reference, &rejection, organization, Some(subscription), Some(account))),
-    };
+    let rejected = Rejected { rejection, account_id: Some("acc-tremblay".try_into().unwrap()) };
+    let event = CloudEvent::of_rejection(command, &rejected, "offramp", now);
     events.insert(event.kind.clone(), json!(event));
     events
 }

@@ -23,8 +23,8 @@ use crate::store::changes;
 use crate::store::commit::Committed;
 use crate::store::outbox::entry::Lease;
 use crate::store::{Collection, Need, Store, StoreError};
-use offramp_domain::command::CommandBody;
 use offramp_domain::fold::{Task, Verdict, World};
+use offramp_domain::text::Target;
 
 /// How often a task is decided again because others changed its document meanwhile, before it counts as failed.
 const ROUNDS_MAX: usize = 20;
@@ -202,9 +202,9 @@ fn need<'a>(tasks: impl Iterator<Item = &'a Task>) -> Need {
         match task {
             Task::Command(command) => {
                 need.organizations.insert(command.organization_id().clone());
-                match &command.body {
-                    CommandBody::Subscription(data) => drop(need.subscriptions.insert(data.subscription_id().clone())),
-                    CommandBody::CardExpiry(data) => drop(need.accounts.insert(data.account_id.clone())),
+                match command.target() {
+                    Target::Subscription(id) => drop(need.subscriptions.insert(id.clone())),
+                    Target::Account(id) => drop(need.accounts.insert(id.clone())),
                 }
             }
             Task::Lapse(id) => drop(need.ending.insert(id.clone())),
@@ -216,12 +216,8 @@ fn need<'a>(tasks: impl Iterator<Item = &'a Task>) -> Need {
 
 /// The document that a task changes.
 fn document(task: &Task) -> (Collection, String) {
-    match task {
-        Task::Command(command) => match &command.body {
-            CommandBody::Subscription(data) => (Collection::Subscriptions, data.subscription_id().to_string()),
-            CommandBody::CardExpiry(data) => (Collection::Accounts, data.account_id.to_string()),
-        },
-        Task::Lapse(id) => (Collection::Subscriptions, id.to_string()),
-        Task::CardNotice(id, _) => (Collection::Accounts, id.to_string()),
+    match task.target() {
+        Target::Subscription(id) => (Collection::Subscriptions, id.to_string()),
+        Target::Account(id) => (Collection::Accounts, id.to_string()),
     }
 }

@@ -16,10 +16,11 @@ use crate::amqp::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publi
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::worker::engine::{Engine, Interruption, Processed};
-use offramp_domain::command::{Command, CommandBody, CommandType, InvalidCommand};
-use offramp_domain::decide::Rejection;
-use offramp_domain::event::{self, CloudEvent, CommandRejected, EffectIds};
-use offramp_domain::fold::{Missing, Rejected, Task, Verdict};
+use offramp_domain::cloud_event::CloudEvent;
+use offramp_domain::command::{Command, CommandType};
+use offramp_domain::dead_letter::DeadLetterReason;
+use offramp_domain::event::CommandRejected;
+use offramp_domain::fold::{Rejected, Task, Verdict};
 
 /// How often a command waits for something that may still be on its way (contract §4 *wait*: 5 s, 30 s, 2 min).
 const WAITS_MAX: u32 = 3;
@@ -65,7 +66,7 @@ enum Disposition {
     /// It comes again.
     Retry(RetryDelay),
     /// It goes where an operator can see it.
-    DeadLetter { reason: &'static str, error: String },
+    DeadLetter { reason: DeadLetterReason, error: String },
 }
 
 impl Lane {
@@ -192,7 +193,7 @@ impl Lane {
         match (disposition, task) {
             (Disposition::Retry(delay), _) => vec![delivery.retry_copy(&self.topology, &queue, delay)],
             (Disposition::DeadLetter { reason, error }, _) => {
-                tracing::warn!(lane = %self.kind, reason, %error, "a message goes to the dead letters");
+                tracing::warn!(lane = %self.kind, %reason, %error, "a message goes to the dead letters");
                 vec![delivery.dead_letter(&self.topology, reason, &error, &queue, clock::now())]
             }
             (Disposition::Reject(rejected), Some(Task::Command(command))) => {
@@ -222,9 +223,9 @@ impl Lane {
     }
 
     fn rejection(&self, command: &Command, rejected: &Rejected) -> CloudEvent {
-        let Rejected { rejection, account_id } = rejected;
+        let rejection = &rejected.rejection;
         tracing::info!(command = %command.reference.key.id.as_str(), kind = %command.reference.kind, %rejection, "refused");
-        rejection_event(command, rejection, account_id.clone(), &self.source)
+        CloudEvent::of_rejection(command, rejected, &self.source, clock::now())
     }
 
     /// Publishes until the broker has confirmed everything, or has rejected something `rejections_max` times: only what is
@@ -268,7 +269,7 @@ impl Disposition {
             Self::Done => "done",
             Self::Reject(rejected) => rejected.rejection.reason.as_str(),
             Self::Retry(_) => "retry",
-            Self::DeadLetter { reason, .. } => reason,
+            Self::DeadLetter { reason, .. } => reason.as_str(),
         }
     }
 }
@@ -282,9 +283,12 @@ fn rejected(errands: &[Errand]) -> Vec<usize> {
 fn read(delivery: &Delivery) -> Result<Task, Disposition> {
     if delivery.is_worn_out() {
         let error = format!("came back {} times without an answer; it may end the process", delivery.delivery_count);
-        return Err(Disposition::DeadLetter { reason: "exhausted", error });
+        return Err(Disposition::DeadLetter { reason: DeadLetterReason::Exhausted, error });
     }
-    Command::parse(&delivery.body).map(Task::Command).map_err(|invalid| dead_letter_of(&invalid))
+    Command::parse(&delivery.body).map(Task::Command).map_err(|invalid| Disposition::DeadLetter {
+        reason: DeadLetterReason::from(&invalid),
+        error: invalid.to_string(),
+    })
 }
 
 /// Whether it is an answer to `reply_to`: of what a lane publishes, all else is an event, or mandatory.
@@ -309,57 +313,16 @@ fn dispose(settled: Processed, attempt: u32) -> Disposition {
             }
         }
         Processed::Decided(Verdict::Missing(missing)) => again(WAITS_MAX).map_or_else(
-            || {
-                let reason = match missing {
-                    Missing::Organization { .. } => "missing_organization",
-                    Missing::Account { .. } => "missing_account",
-                };
-                Disposition::DeadLetter { reason, error: missing.to_string() }
-            },
+            || Disposition::DeadLetter { reason: DeadLetterReason::from(&missing), error: missing.to_string() },
             Disposition::Retry,
         ),
-        Processed::Decided(Verdict::Corrupt(error)) => Disposition::DeadLetter { reason: "corrupt_document", error },
-        Processed::Failed(error) => again(RETRIES_MAX)
-            .map_or_else(|| Disposition::DeadLetter { reason: "exhausted", error: error.clone() }, Disposition::Retry),
-    }
-}
-
-fn dead_letter_of(invalid: &InvalidCommand) -> Disposition {
-    let reason = match invalid {
-        InvalidCommand::TooLarge { .. } => "too_large",
-        InvalidCommand::Malformed(_) => "invalid",
-    };
-    Disposition::DeadLetter { reason, error: invalid.to_string() }
-}
-
-/// The `command.rejected` of a command; its id is the same however often the command is refused for that document.
-pub fn rejection_event(
-    command: &Command,
-    rejection: &Rejection,
-    account_id: Option<offramp_domain::text::AccountId>,
-    source: &str,
-) -> CloudEvent {
-    let (document, subscription_id, account_id) = match &command.body {
-        CommandBody::Subscription(data) => {
-            (data.subscription_id().as_str(), Some(data.subscription_id().clone()), account_id)
+        Processed::Decided(Verdict::Corrupt(error)) => {
+            Disposition::DeadLetter { reason: DeadLetterReason::CorruptDocument, error }
         }
-        CommandBody::CardExpiry(data) => (data.account_id.as_str(), None, Some(data.account_id.clone())),
-    };
-    let id = EffectIds::of_command(&command.reference, document).id(CommandRejected::KIND);
-    let subject = subscription_id.as_ref().map(ToString::to_string);
-    let organization_id = command.organization_id().clone();
-    let data = event::rejected(&command.reference, rejection, organization_id, subscription_id, account_id);
-    CloudEvent {
-        specversion: "1.0".to_owned(),
-        id: id.to_string(),
-        source: source.to_owned(),
-        kind: CommandRejected::KIND.to_owned(),
-        time: clock::now(),
-        subject,
-        causationid: Some(command.reference.key.id.to_string()),
-        datacontenttype: "application/json".to_owned(),
-        // Plain data: it cannot fail to be written.
-        data: serde_json::to_value(data).unwrap_or_default(),
+        Processed::Failed(error) => again(RETRIES_MAX).map_or_else(
+            || Disposition::DeadLetter { reason: DeadLetterReason::Exhausted, error: error.clone() },
+            Disposition::Retry,
+        ),
     }
 }
 
@@ -372,6 +335,7 @@ fn batch_size(batch: &Batch) -> f64 {
 mod tests {
     use super::*;
     use offramp_domain::decide::RejectionReason;
+    use offramp_domain::fold::Missing;
 
     fn rejected(reason: RejectionReason) -> Processed {
         let rejection = reason.because("Because.");
@@ -424,7 +388,9 @@ mod tests {
         let by = || "subscriptions sub-1".to_owned();
         let organization = Missing::Organization { organization_id: "org-1".try_into().unwrap(), by: by() };
         let account = Missing::Account { account_id: "acc-1".try_into().unwrap(), by: by() };
-        for (missing, reason) in [(organization, "missing_organization"), (account, "missing_account")] {
+        for (missing, reason) in
+            [(organization, DeadLetterReason::MissingOrganization), (account, DeadLetterReason::MissingAccount)]
+        {
             let settled = Processed::Decided(Verdict::Missing(missing));
             let Disposition::DeadLetter { error, .. } = dispose(settled.clone(), 3) else { panic!() };
             let end = Disposition::DeadLetter { reason, error };
@@ -435,13 +401,13 @@ mod tests {
     #[test]
     fn a_failure_is_tried_five_times_more() {
         let settled = Processed::Failed("Because.".to_owned());
-        let end = Disposition::DeadLetter { reason: "exhausted", error: "Because.".to_owned() };
+        let end = Disposition::DeadLetter { reason: DeadLetterReason::Exhausted, error: "Because.".to_owned() };
         check(&settled, &RetryDelay::ALL, &end);
     }
 
     #[test]
     fn a_corrupt_document_is_an_operators_affair_at_once() {
-        let end = Disposition::DeadLetter { reason: "corrupt_document", error: "Because.".to_owned() };
+        let end = Disposition::DeadLetter { reason: DeadLetterReason::CorruptDocument, error: "Because.".to_owned() };
         check(&Processed::Decided(Verdict::Corrupt("Because.".to_owned())), &[], &end);
     }
 }

@@ -15,13 +15,14 @@ use fastrand::Rng;
 use offramp::clock;
 use offramp::store::documents::{AccountDocument, OrganizationDocument, SubscriptionDocument, read};
 use offramp::store::outbox::entry::{Content, Lease, OutboxEntry, entries};
-use offramp::worker::lane::rejection_event;
 use offramp_domain::account::Account;
-use offramp_domain::command::{Command, CommandBody};
+use offramp_domain::cloud_event::CloudEvent;
+use offramp_domain::command::Command;
 use offramp_domain::fold::{Task, Verdict, World};
 use offramp_domain::notification::conversation_id;
 use offramp_domain::organization::Organization;
 use offramp_domain::subscription::Subscription;
+use offramp_domain::text::Target;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -179,7 +180,7 @@ impl Plan {
             Verdict::Applied => self.newest_entries(&command, now),
             Verdict::Unchanged => vec![],
             Verdict::Rejected(rejected) => {
-                let event = rejection_event(&command, &rejected.rejection, rejected.account_id, SOURCE);
+                let event = CloudEvent::of_rejection(&command, &rejected, SOURCE, now);
                 vec![(event.id.parse().unwrap(), Content::Event(event))]
             }
             Verdict::Corrupt(_) => {
@@ -188,10 +189,7 @@ impl Plan {
             }
             Verdict::Missing(missing) => unreachable!("a story lacks its {missing:?}"),
         };
-        let conversation_id = match &command.body {
-            CommandBody::Subscription(data) => conversation_id("subscriptions", data.subscription_id().as_str()),
-            CommandBody::CardExpiry(data) => conversation_id("accounts", data.account_id.as_str()),
-        };
+        let conversation_id = conversation_id(command.target().collection(), command.target().as_str());
         for (id, content) in contents {
             planned.effects.push(id);
             let earlier = self.effects.insert(id, Effect { command: index, conversation_id, content });
@@ -203,13 +201,13 @@ impl Plan {
     /// What the command that was folded last has added to its document's outbox.
     fn newest_entries(&self, command: &Command, now: DateTime<Utc>) -> Vec<(Uuid, Content)> {
         let lease = Lease { holder: Uuid::nil(), until: now };
-        let entries: Vec<OutboxEntry> = match &command.body {
-            CommandBody::Subscription(data) => {
-                let draft = self.world.subscription_draft(data.subscription_id()).unwrap();
+        let entries: Vec<OutboxEntry> = match command.target() {
+            Target::Subscription(id) => {
+                let draft = self.world.subscription_draft(id).unwrap();
                 entries(draft.added.last().unwrap().clone(), &lease, SOURCE, now)
             }
-            CommandBody::CardExpiry(data) => {
-                let draft = self.world.account_draft(&data.account_id).unwrap();
+            Target::Account(id) => {
+                let draft = self.world.account_draft(id).unwrap();
                 entries(draft.added.last().unwrap().clone(), &lease, SOURCE, now)
             }
         };

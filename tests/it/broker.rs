@@ -15,6 +15,7 @@ use offramp::amqp::{
 };
 use offramp::tls::{Authorities, Identity, Tls};
 use offramp_domain::command::CommandType;
+use offramp_domain::dead_letter::DeadLetterReason;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -392,7 +393,13 @@ async fn a_dead_letter_says_why_and_a_replay_does_not() {
         let batch = next(&mut consumer).await;
         let died_at = DateTime::parse_from_rfc3339("2026-06-14T08:30:00.250Z").unwrap().to_utc();
         let error = format!("data.month is not a month {}", "é".repeat(5_000));
-        let copy = batch.deliveries[0].dead_letter(&rabbit.topology, "invalid", &error, &rabbit.queue(), died_at);
+        let copy = batch.deliveries[0].dead_letter(
+            &rabbit.topology,
+            DeadLetterReason::Invalid,
+            &error,
+            &rabbit.queue(),
+            died_at,
+        );
         assert_eq!(publisher.publish_all(&[copy]).await, [Ok(())]);
         batch.ack().await.unwrap();
         let dead = rabbit.await_message(&rabbit.topology.dead_letter_queue()).await;
@@ -430,7 +437,7 @@ async fn a_message_with_headers_as_large_as_a_frame_can_still_become_a_dead_lett
         let batch = next(&mut consumer).await;
         let copy = batch.deliveries[0].dead_letter(
             &rabbit.topology,
-            "invalid",
+            DeadLetterReason::Invalid,
             &"e".repeat(5_000),
             &rabbit.queue(),
             chrono::Utc::now(),
@@ -613,7 +620,13 @@ async fn headers_too_deep_for_any_stack_do_no_harm() {
             let batch = next(&mut consumer).await;
             deliveries.extend(batch.deliveries.clone());
             let dead = batch.deliveries.iter().filter(|delivery| delivery.body == b"deep").map(|delivery| {
-                delivery.dead_letter(&rabbit.topology, "invalid", "It is deep.", &rabbit.queue(), chrono::Utc::now())
+                delivery.dead_letter(
+                    &rabbit.topology,
+                    DeadLetterReason::Invalid,
+                    "It is deep.",
+                    &rabbit.queue(),
+                    chrono::Utc::now(),
+                )
             });
             assert!(publisher.publish_all(&dead.collect::<Vec<_>>()).await.iter().all(Result::is_ok));
             batch.ack().await.unwrap();
@@ -721,7 +734,7 @@ async fn a_message_that_ends_each_process_that_takes_it_becomes_a_dead_letter_al
                         let error = "It ended every process.";
                         let dead = poison.dead_letter(
                             &rabbit.topology,
-                            "exhausted",
+                            DeadLetterReason::Exhausted,
                             error,
                             &rabbit.queue(),
                             chrono::Utc::now(),

@@ -69,7 +69,7 @@ async fn bury(world: &World, topology: &Topology, bodies: &[Value], reason: &str
         .iter()
         .map(|body| {
             let delivery = Delivery::new(body.to_string().into_bytes(), BasicProperties::default());
-            delivery.dead_letter(topology, reason, error, &queue, Utc::now())
+            delivery.dead_letter(topology, reason.parse().unwrap(), error, &queue, Utc::now())
         })
         .collect();
     for letters in letters.chunks(500) {

@@ -12,7 +12,8 @@ use serde_json::value::RawValue;
 
 use super::billing::{YearMonth, parse_date};
 use super::text::{
-    AccountId, AdminId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, PersonName, SubscriptionId, Text,
+    AccountId, AdminId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, PersonName, SubscriptionId, Target,
+    Text,
 };
 
 /// The largest command, in bytes.
@@ -195,6 +196,15 @@ impl Command {
         match &self.body {
             CommandBody::Subscription(data) => data.organization_id(),
             CommandBody::CardExpiry(data) => &data.organization_id,
+        }
+    }
+
+    /// The document that it is about.
+    #[must_use]
+    pub fn target(&self) -> Target<'_> {
+        match &self.body {
+            CommandBody::Subscription(data) => Target::Subscription(data.subscription_id()),
+            CommandBody::CardExpiry(data) => Target::Account(&data.account_id),
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::command::CommandRef;
-use super::decide::{Rejection, RejectionReason};
+use super::decide::RejectionReason;
 use super::notification::Notification;
 use super::subscription::{By, Named, Via};
 use super::text::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
@@ -44,6 +44,38 @@ impl Event {
             Self::Removed(_) => "subscription.removed",
         }
     }
+
+    /// The subscription that the event is about.
+    #[must_use]
+    pub fn subscription_id(&self) -> &SubscriptionId {
+        match self {
+            Self::CancellationRequested(about) => &about.subscription_id,
+            Self::CancellationScheduled(about) => &about.subscription_id,
+            Self::CancellationDeclined(about) => &about.subscription_id,
+            Self::Ended(about) => &about.subscription_id,
+            Self::Removed(about) => &about.subscription_id,
+        }
+    }
+
+    /// The event's data, as its envelope carries it.
+    #[must_use]
+    pub fn data(&self) -> serde_json::Value {
+        match self {
+            Self::CancellationRequested(about) => to_json(about),
+            Self::CancellationScheduled(about) => to_json(about),
+            Self::CancellationDeclined(about) => to_json(about),
+            Self::Ended(about) => to_json(about),
+            Self::Removed(about) => to_json(about),
+        }
+    }
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "the data of events is structs of texts, dates and booleans: they always serialize"
+)]
+fn to_json(data: &impl Serialize) -> serde_json::Value {
+    serde_json::to_value(data).expect("plain data serializes")
 }
 
 /// The subscription that an event is about, and what the event says.
@@ -159,34 +191,12 @@ pub struct CommandRejected {
 impl CommandRejected {
     /// The event's `type`, which is also its routing key.
     pub const KIND: &'static str = "command.rejected";
-}
 
-/// An event ready to leave: `CloudEvents` 1.0, structured.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct CloudEvent {
-    /// Always `"1.0"`.
-    pub specversion: String,
-    /// Stays the same however often the event is sent.
-    pub id: String,
-    /// `OFFRAMP_SOURCE`.
-    pub source: String,
-    /// What happened.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// When it was decided.
-    #[serde(with = "instant")]
-    #[schemars(with = "DateTime<Utc>")]
-    pub time: DateTime<Utc>,
-    /// The subscription.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub subject: Option<String>,
-    /// The id of the command that caused it; absent where time did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub causationid: Option<String>,
-    /// `application/json`
-    pub datacontenttype: String,
-    /// By type.
-    pub data: serde_json::Value,
+    /// The data, as the envelope carries it.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        to_json(self)
+    }
 }
 
 /// What names the effects of a command, or of time, so that a repeat is recognised: the same command on the same document
@@ -232,25 +242,6 @@ impl EffectIds {
     #[must_use]
     pub fn of_event(&self, event: &Event) -> Uuid {
         self.id(event.kind())
-    }
-}
-
-/// The `command.rejected` of a command.
-#[must_use]
-pub fn rejected(
-    command: &CommandRef,
-    rejection: &Rejection,
-    organization_id: OrganizationId,
-    subscription_id: Option<SubscriptionId>,
-    account_id: Option<AccountId>,
-) -> CommandRejected {
-    CommandRejected {
-        organization_id,
-        subscription_id,
-        account_id,
-        command: command.clone(),
-        reason: rejection.reason,
-        detail: rejection.detail.clone(),
     }
 }
 

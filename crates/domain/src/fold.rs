@@ -18,7 +18,7 @@ use super::field::Malformed;
 use super::notification::Notification;
 use super::organization::Organization;
 use super::subscription::{HistoryEntry, PaymentFailureRecord, Status, Subscription};
-use super::text::{AccountId, CardId, OrganizationId, SubscriptionId};
+use super::text::{AccountId, CardId, OrganizationId, SubscriptionId, Target};
 
 /// What there is to decide.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +30,18 @@ pub enum Task {
     Lapse(SubscriptionId),
     /// Time: a notice about this saved card may be due.
     CardNotice(AccountId, CardId),
+}
+
+impl Task {
+    /// The document that it is about.
+    #[must_use]
+    pub fn target(&self) -> Target<'_> {
+        match self {
+            Self::Command(command) => command.target(),
+            Self::Lapse(id) => Target::Subscription(id),
+            Self::CardNotice(id, _) => Target::Account(id),
+        }
+    }
 }
 
 /// What became of a task.

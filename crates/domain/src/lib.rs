@@ -9,7 +9,9 @@
 
 pub mod account;
 pub mod billing;
+pub mod cloud_event;
 pub mod command;
+pub mod dead_letter;
 pub mod decide;
 pub mod event;
 pub mod field;

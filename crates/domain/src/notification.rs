@@ -377,8 +377,8 @@ pub fn notify(
     })
 }
 
-/// The conversation of all mails about one document, the same for ever: `collection` is `subscriptions` or `accounts`,
-/// `document` its `_id`.
+/// The conversation of all emails about one document. It never changes. `collection` is `subscriptions` or `accounts`, `document`
+/// its `_id`.
 #[must_use]
 pub fn conversation_id(collection: &str, document: &str) -> Uuid {
     EffectIds::of(&[collection, document]).id("conversation")

@@ -145,6 +145,33 @@ ids! {
     AdminId
 }
 
+/// The document that a command is about: the one that it may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Target<'a> {
+    Subscription(&'a SubscriptionId),
+    Account(&'a AccountId),
+}
+
+impl<'a> Target<'a> {
+    /// The document's `_id`.
+    #[must_use]
+    pub fn as_str(self) -> &'a str {
+        match self {
+            Self::Subscription(id) => id.as_str(),
+            Self::Account(id) => id.as_str(),
+        }
+    }
+
+    /// The name of the document's collection.
+    #[must_use]
+    pub fn collection(self) -> &'static str {
+        match self {
+            Self::Subscription(_) => "subscriptions",
+            Self::Account(_) => "accounts",
+        }
+    }
+}
+
 /// A reason or a note: what a person wrote, up to 2,000 characters (contract §2).
 pub type FreeText = Text<0, 2000>;
 /// A person's name, up to 1,000 characters.

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use offramp_domain::event::{CloudEvent, Event};
+use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::fold::Added;
 use offramp_domain::notification::{Notification, conversation_id};
 
@@ -184,34 +184,9 @@ pub fn entries<R>(added: Added<R>, lease: &Lease, source: &str, at: DateTime<Utc
     };
     let Added { command, ids, notifications, events, record: _ } = added;
     let mails = notifications.into_iter().map(|mail| entry(ids.of_mail(&mail), Kind::Email, Content::Mail(mail)));
-    let events = events.iter().filter_map(|event| {
-        let id = ids.of_event(event);
-        let causation = command.as_ref().map(|command| command.key.id.to_string());
-        Some(entry(id, Kind::Event, Content::Event(cloud_event(event, id, causation, source, at)?)))
+    let events = events.iter().map(|event| {
+        let envelope = CloudEvent::of_event(event, &ids, command.as_ref(), source, at);
+        entry(ids.of_event(event), Kind::Event, Content::Event(envelope))
     });
     mails.chain(events).collect()
-}
-
-fn cloud_event(
-    event: &Event,
-    id: Uuid,
-    causationid: Option<String>,
-    source: &str,
-    time: DateTime<Utc>,
-) -> Option<CloudEvent> {
-    // An event is plain data, so its serialization cannot fail; a `None` would only be an event fewer.
-    let mut parts = serde_json::to_value(event).ok()?;
-    let data = parts.get_mut("data")?.take();
-    let subject = data.get("subscription_id").and_then(|id| id.as_str()).map(str::to_owned);
-    Some(CloudEvent {
-        specversion: "1.0".to_owned(),
-        id: id.to_string(),
-        source: source.to_owned(),
-        kind: event.kind().to_owned(),
-        time,
-        subject,
-        causationid,
-        datacontenttype: "application/json".to_owned(),
-        data,
-    })
 }

@@ -1,0 +1,97 @@
+//! The envelope of everything that Offramp publishes: `CloudEvents` 1.0, structured mode. Envelopes are built here and nowhere else.
+
+use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::command::{Command, CommandRef};
+use crate::event::{CommandRejected, EffectIds, Event, instant};
+use crate::fold::Rejected;
+use crate::text::Target;
+
+/// An event ready to publish: `CloudEvents` 1.0, structured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CloudEvent {
+    /// Always `"1.0"`.
+    pub specversion: String,
+    /// Stays the same however often the event is sent.
+    pub id: String,
+    /// `OFFRAMP_SOURCE`.
+    pub source: String,
+    /// What happened.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// When it was decided.
+    #[serde(with = "instant")]
+    #[schemars(with = "DateTime<Utc>")]
+    pub time: DateTime<Utc>,
+    /// The subscription.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// The id of the command that caused it; absent where time did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub causationid: Option<String>,
+    /// `application/json`
+    pub datacontenttype: String,
+    /// By type.
+    pub data: serde_json::Value,
+}
+
+impl CloudEvent {
+    /// The envelope of an event: one of the effects that `ids` identify, caused by `command`, or by the calendar where there is none.
+    #[must_use]
+    pub fn of_event(
+        event: &Event,
+        ids: &EffectIds,
+        command: Option<&CommandRef>,
+        source: &str,
+        now: DateTime<Utc>,
+    ) -> Self {
+        let subject = Some(event.subscription_id().to_string());
+        Self::new(ids.of_event(event), event.kind(), subject, command, event.data(), source, now)
+    }
+
+    /// The `command.rejected` of a command. Its id stays the same however often the command is rejected.
+    #[must_use]
+    pub fn of_rejection(command: &Command, rejected: &Rejected, source: &str, now: DateTime<Utc>) -> Self {
+        let target = command.target();
+        let (subscription_id, account_id) = match target {
+            Target::Subscription(id) => (Some(id.clone()), rejected.account_id.clone()),
+            Target::Account(id) => (None, Some(id.clone())),
+        };
+        let id = EffectIds::of_command(&command.reference, target.as_str()).id(CommandRejected::KIND);
+        let subject = subscription_id.as_ref().map(ToString::to_string);
+        let data = CommandRejected {
+            organization_id: command.organization_id().clone(),
+            subscription_id,
+            account_id,
+            command: command.reference.clone(),
+            reason: rejected.rejection.reason,
+            detail: rejected.rejection.detail.clone(),
+        };
+        Self::new(id, CommandRejected::KIND, subject, Some(&command.reference), data.to_json(), source, now)
+    }
+
+    fn new(
+        id: Uuid,
+        kind: &str,
+        subject: Option<String>,
+        command: Option<&CommandRef>,
+        data: serde_json::Value,
+        source: &str,
+        now: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            specversion: "1.0".to_owned(),
+            id: id.to_string(),
+            source: source.to_owned(),
+            kind: kind.to_owned(),
+            time: now,
+            subject,
+            causationid: command.map(|command| command.key.id.to_string()),
+            datacontenttype: "application/json".to_owned(),
+            data,
+        }
+    }
+}
