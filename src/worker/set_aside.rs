@@ -1,8 +1,8 @@
-//! Messages that cannot be settled, because RabbitMQ rejects what must be confirmed first. They are kept unacknowledged and
-//! tried again, while their lane goes on with all others; the lane is not ready meanwhile, and says why.
+//! Messages that cannot be acknowledged, because RabbitMQ rejects a copy that must be confirmed first. They are set aside:
+//! unacknowledged and retried, while their lane goes on with all others. Meanwhile the lane is not ready, and says why.
 //!
-//! A kept message is safe: the broker has it, and gives it to somebody else when this process ends. See "Rejected copies"
-//! in ARCHITECTURE.md for why it is not handed back.
+//! A message set aside is safe: the broker still has it, and redelivers it when this process ends. Releasing it instead would
+//! only bring it back at once.
 
 use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,112 +10,24 @@ use std::time::Duration;
 
 use metrics::counter;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::lane::RETURNS_WORN;
+use super::publication::{Publication, needs_replacement, publish_copies, publish_replies};
 use crate::amqp::message::weight;
-use crate::amqp::{Delivery, Kept, LaneHealth, Outgoing, PublishError, Publisher};
+use crate::amqp::{Delivery, Kept, LaneHealth, Publisher};
 use crate::backoff::Backoff;
 use offramp_domain::command::CommandType;
 
-/// How long to wait before rejected copies are published again: from the first to the longest, see [`Backoff`].
-const TRY_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
-/// How long a message is kept before a copy of it takes its place. RabbitMQ takes everything back from a consumer that has
-/// not acknowledged a message within 30 minutes.
+/// The delays, minimum and maximum, before rejected copies are published again.
+const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+/// How long a message is kept before a copy replaces it. RabbitMQ closes the channel of a consumer that has not acknowledged a
+/// message within 30 minutes.
 const KEPT_MAX: Duration = Duration::from_secs(10 * 60);
 /// How many messages a lane sets aside before it takes no more.
 const MESSAGES_MAX: usize = 200;
-/// How much those may weigh in memory, in bytes. A single one may weigh more.
+/// How much memory they may use. A single message may use more.
 const BYTES_MAX: usize = 32 * 1024 * 1024;
-/// How long the queues that senders want their answers in may take to confirm them, all together.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
-
-/// What is left to do for a message before it can be acknowledged.
-#[derive(Debug)]
-pub(super) struct Errand {
-    /// How the message is counted once it is settled.
-    outcome: &'static str,
-    /// What must be confirmed.
-    copies: Vec<Outgoing>,
-    /// What is sent once when everything is confirmed.
-    answers: Vec<Outgoing>,
-    /// Why the newest copy was not taken.
-    problem: Option<String>,
-}
-
-impl Errand {
-    pub(super) fn new(outcome: &'static str, copies: Vec<Outgoing>, answers: Vec<Outgoing>) -> Self {
-        Self { outcome, copies, answers, problem: None }
-    }
-
-    /// The errand of a message that a copy takes the place of. It is not settled by that, so it is not to be counted.
-    pub(super) fn copy(copy: Outgoing) -> Self {
-        Self::new("", vec![copy], Vec::new())
-    }
-
-    /// Whether its message may be acknowledged.
-    pub(super) fn is_done(&self) -> bool {
-        self.copies.is_empty()
-    }
-
-    pub(super) fn take_answers(&mut self) -> Vec<Outgoing> {
-        mem::take(&mut self.answers)
-    }
-
-    /// Counts its message as settled: after the ack, so that nothing counts twice that comes again.
-    pub(super) fn count(&self, lane: CommandType) {
-        counter!("offramp_commands_total", "lane" => lane.as_str(), "outcome" => self.outcome).increment(1);
-    }
-}
-
-/// Publishes every copy once. What was confirmed is removed from its errand. The answer is why the others were not.
-pub(super) async fn publish<'a>(
-    lane: CommandType,
-    publisher: &Publisher,
-    errands: impl Iterator<Item = &'a mut Errand>,
-) -> Vec<PublishError> {
-    let mut errands: Vec<_> = errands.filter(|errand| !errand.is_done()).collect();
-    if errands.is_empty() {
-        return Vec::new();
-    }
-    let (mut owners, mut copies) = (Vec::new(), Vec::new());
-    for (index, errand) in errands.iter_mut().enumerate() {
-        for copy in mem::take(&mut errand.copies) {
-            owners.push(index);
-            copies.push(copy);
-        }
-    }
-    let results = publisher.publish_all(&copies).await;
-    let mut errors = Vec::new();
-    for ((owner, copy), result) in owners.into_iter().zip(copies).zip(results) {
-        let Err(error) = result else { continue };
-        if error == PublishError::Unroutable {
-            counter!("offramp_unroutable_total", "lane" => lane.as_str()).increment(1);
-        }
-        // The default exchange takes a queue's name for its key; the other exchanges have the names of what they lead to.
-        let target = if copy.exchange.is_empty() { &copy.routing_key } else { &copy.exchange };
-        errands[owner].problem = Some(format!("a message to '{target}': {error}"));
-        errands[owner].copies.push(copy);
-        errors.push(error);
-    }
-    errors
-}
-
-/// Publishes the answers to `reply_to`, once, when all else is confirmed. The queue for the answer is the sender's own
-/// affair: full, gone or silent, it must not hold up the lane.
-pub(super) async fn answer(lane: CommandType, publisher: &Publisher, answers: Vec<Outgoing>) {
-    if answers.is_empty() {
-        return;
-    }
-    let Ok(results) = timeout(ANSWER_PATIENCE, publisher.publish_all(&answers)).await else {
-        tracing::warn!(%lane, answers = answers.len(), "some answers to reply_to were not confirmed; they are not repeated");
-        return;
-    };
-    for error in results.into_iter().filter_map(Result::err) {
-        tracing::warn!(%lane, %error, "an answer to reply_to was not delivered; it is not repeated");
-    }
-}
 
 /// The messages of one lane that are set aside.
 #[derive(Debug)]
@@ -124,17 +36,16 @@ pub(super) struct SetAside {
     work_queue: String,
     publisher: Publisher,
     health: LaneHealth,
-    held: Mutex<Held>,
-    /// Something was added, or removed.
+    contents: Mutex<Contents>,
+    /// A message was added or removed.
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct Contents {
     messages: Vec<Message>,
-    /// How many there are, those included that are tried at this moment.
+    /// The number of messages, including those that are being retried at this moment.
     count: usize,
-    /// What these weigh.
     bytes: usize,
 }
 
@@ -143,42 +54,42 @@ struct Held {
 struct Message {
     kept: Kept,
     delivery: Delivery,
-    errand: Errand,
+    publication: Publication,
     since: Instant,
 }
 
 impl SetAside {
     pub(super) fn new(lane: CommandType, work_queue: String, publisher: Publisher, health: LaneHealth) -> Self {
-        // So that the first increment can be seen.
+        // From 0, so that Prometheus sees the first increment.
         counter!("offramp_copies_rejected_total", "lane" => lane.as_str()).increment(0);
-        let (held, changed) = (Mutex::default(), Notify::new());
-        Self { lane, work_queue, publisher, health, held, changed }
+        let (contents, changed) = (Mutex::default(), Notify::new());
+        Self { lane, work_queue, publisher, health, contents, changed }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.held().count == 0
+        self.lock().count == 0
     }
 
-    /// Sets a message aside whose copies were rejected.
-    pub(super) fn add(&self, kept: Kept, delivery: Delivery, errand: Errand) {
-        let problem = errand.problem.as_deref().unwrap_or_default();
-        tracing::error!(lane = %self.lane, problem, "a message is set aside: RabbitMQ rejects what must be published before it is settled");
+    /// Sets aside a message whose copies were rejected.
+    pub(super) fn add(&self, kept: Kept, delivery: Delivery, publication: Publication) {
+        let problem = publication.problem();
+        tracing::error!(lane = %self.lane, problem, "RabbitMQ rejects a copy; its message is set aside and retried");
         counter!("offramp_copies_rejected_total", "lane" => self.lane.as_str()).increment(1);
-        let message = Message { kept, delivery, errand, since: Instant::now() };
-        let mut held = self.held();
-        held.count += 1;
-        held.bytes += message.bytes();
-        held.messages.push(message);
-        drop(held);
+        let message = Message { kept, delivery, publication, since: Instant::now() };
+        let mut contents = self.lock();
+        contents.count += 1;
+        contents.bytes += message.bytes();
+        contents.messages.push(message);
+        drop(contents);
         self.changed.notify_waiters();
         self.report();
     }
 
-    /// Waits until one more message could be set aside.
+    /// Waits until one more message can be set aside.
     pub(super) async fn wait_for_room(&self) {
         loop {
             let changed = self.changed.notified();
-            let Held { count, bytes, .. } = *self.held();
+            let Contents { count, bytes, .. } = *self.lock();
             if count < MESSAGES_MAX && (bytes < BYTES_MAX || count <= 1) {
                 return;
             }
@@ -186,17 +97,17 @@ impl SetAside {
         }
     }
 
-    /// Tries again and again until `end`, and then no more: what is left comes again from the broker.
-    pub(super) async fn keep_trying(&self, end: &CancellationToken) {
+    /// Retries until `end`. Messages that are still set aside then are redelivered by the broker.
+    pub(super) async fn keep_retrying(&self, end: &CancellationToken) {
         loop {
             let changed = self.changed.notified();
-            let mut backoff = Backoff::new(TRY_EVERY);
+            let mut backoff = Backoff::new(RETRY_DELAYS);
             while !self.is_empty() {
                 if end.run_until_cancelled(tokio::time::sleep(backoff.next_delay())).await.is_none() {
                     return;
                 }
-                // Never broken off: a copy that is confirmed unseen would be published once more.
-                self.try_again().await;
+                // Not cancelled by `end`: a copy whose confirm is missed would be published twice.
+                self.retry().await;
             }
             if end.run_until_cancelled(changed).await.is_none() {
                 return;
@@ -204,49 +115,52 @@ impl SetAside {
         }
     }
 
-    async fn try_again(&self) {
-        let mut messages = mem::take(&mut self.held().messages);
-        // These have come again already, or will.
+    async fn retry(&self) {
+        let mut messages = mem::take(&mut self.lock().messages);
+        // Without their channel they are redelivered anyway.
         messages.retain(|message| message.kept.is_live());
-        publish(self.lane, &self.publisher, messages.iter_mut().map(|message| &mut message.errand)).await;
-        let (mut done, mut rejected): (Vec<_>, Vec<_>) =
-            messages.into_iter().partition(|message| message.errand.is_done());
-        let answers = done.iter_mut().flat_map(|message| message.errand.take_answers()).collect();
-        answer(self.lane, &self.publisher, answers).await;
-        for Message { kept, errand, .. } in done {
+        publish_copies(self.lane, &self.publisher, messages.iter_mut().map(|message| &mut message.publication)).await;
+        let (mut confirmed, mut rejected): (Vec<_>, Vec<_>) =
+            messages.into_iter().partition(|message| message.publication.is_confirmed());
+        let replies = confirmed.iter_mut().flat_map(|message| message.publication.take_replies()).collect();
+        publish_replies(self.lane, &self.publisher, replies).await;
+        for Message { kept, publication, .. } in confirmed {
             match kept.ack().await {
                 Ok(()) => {
-                    errand.count(self.lane);
-                    tracing::info!(lane = %self.lane, "a message that was set aside is settled");
+                    publication.count(self.lane);
+                    tracing::info!(lane = %self.lane, "a message that was set aside is acknowledged");
                 }
                 Err(lost) => {
-                    tracing::warn!(lane = %self.lane, %lost, "a message that was set aside is done but could not be acked");
+                    tracing::warn!(
+                        lane = %self.lane, %lost,
+                        "cannot acknowledge a processed message that was set aside; it will be redelivered, without effect"
+                    );
                 }
             }
         }
         self.replace(&mut rejected).await;
 
-        let mut held = self.held();
-        held.messages.append(&mut rejected);
-        held.count = held.messages.len();
-        held.bytes = held.messages.iter().map(Message::bytes).sum();
-        drop(held);
+        let mut contents = self.lock();
+        contents.messages.append(&mut rejected);
+        contents.count = contents.messages.len();
+        contents.bytes = contents.messages.iter().map(Message::bytes).sum();
+        drop(contents);
         self.changed.notify_waiters();
         self.report();
     }
 
-    /// Has copies at the end of the work queue take the place of messages that cannot be kept for much longer, or have come
-    /// back often: nothing is counted of a copy.
+    /// Replaces messages by copies at the end of the work queue if they cannot be kept for much longer or were redelivered
+    /// often: a copy's redelivery count starts at zero.
     async fn replace(&self, messages: &mut Vec<Message>) {
         let (old, young): (Vec<_>, Vec<_>) = mem::take(messages).into_iter().partition(Message::is_old);
         *messages = young;
-        let mut copies: Vec<_> =
-            old.iter().map(|message| Errand::copy(message.delivery.fresh_copy(&self.work_queue))).collect();
-        publish(self.lane, &self.publisher, copies.iter_mut()).await;
-        for (mut message, copy) in old.into_iter().zip(copies) {
-            if copy.is_done() {
+        let mut replacements: Vec<_> =
+            old.iter().map(|message| Publication::replacement(&message.delivery, &self.work_queue)).collect();
+        publish_copies(self.lane, &self.publisher, replacements.iter_mut()).await;
+        for (mut message, replacement) in old.into_iter().zip(replacements) {
+            if replacement.is_confirmed() {
                 if let Err(lost) = message.kept.ack().await {
-                    tracing::debug!(lane = %self.lane, %lost, "copied, and not acked");
+                    tracing::debug!(lane = %self.lane, %lost, "cannot acknowledge a message that was replaced by a copy");
                 }
             } else {
                 message.since = Instant::now();
@@ -255,33 +169,32 @@ impl SetAside {
         }
     }
 
-    /// Tells whoever asks for the lane's health.
+    /// Updates the health of the lane.
     fn report(&self) {
-        let held = self.held();
-        let newest = held.messages.last().map(|message| message.errand.problem.clone().unwrap_or_default());
-        let count = held.count;
-        drop(held);
+        let contents = self.lock();
+        let newest = contents.messages.last().map(|message| message.publication.problem().to_owned());
+        let count = contents.count;
+        drop(contents);
         self.health.holds_back(newest.map(|problem| {
-            let them = if count == 1 { "1 message is".to_owned() } else { format!("{count} messages are") };
-            format!("{them} held back and retried, because a copy is rejected: {problem}")
+            let messages = if count == 1 { "1 message is".to_owned() } else { format!("{count} messages are") };
+            format!("{messages} set aside and retried, because RabbitMQ rejects a copy: {problem}")
         }));
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Message {
+    /// The approximate memory that it uses.
     fn bytes(&self) -> usize {
-        let copies = self.errand.copies.iter().chain(&self.errand.answers);
-        let of_copies: usize = copies.map(|copy| copy.body.len() + weight(&copy.properties)).sum();
-        self.delivery.body.len() + weight(&self.delivery.properties) + of_copies
+        self.delivery.body.len() + weight(&self.delivery.properties) + self.publication.bytes()
     }
 
-    /// Whether a copy should take its place. Not of one that may end the process: it would begin anew.
+    /// Whether a copy should replace it. Not if it may crash workers: its count would start at zero again.
     fn is_old(&self) -> bool {
-        let is_worn = self.delivery.delivery_count >= RETURNS_WORN;
-        (is_worn || self.since.elapsed() >= KEPT_MAX) && !self.delivery.is_worn_out()
+        let is_old = needs_replacement(&self.delivery) || self.since.elapsed() >= KEPT_MAX;
+        is_old && !self.delivery.is_worn_out()
     }
 }

@@ -1,0 +1,151 @@
+//! What becomes of a message: acknowledged, rejected, retried or dead-lettered. A table of results and attempts, without I/O.
+
+use super::engine::Processed;
+use crate::amqp::{Delivery, RetryDelay};
+use offramp_domain::command::Command;
+use offramp_domain::dead_letter::DeadLetterReason;
+use offramp_domain::fold::{Rejected, Task, Verdict};
+
+/// How often a command waits for something that may still arrive: 5 s, 30 s, 2 min.
+const WAITS_MAX: u32 = 3;
+/// How often a failed command is retried.
+const RETRIES_MAX: u32 = 5;
+
+/// What becomes of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Disposition {
+    /// Acknowledged: its effects are stored.
+    Done,
+    /// Acknowledged once its `command.rejected` is published.
+    Reject(Rejected),
+    /// A copy waits in a retry queue.
+    Retry(RetryDelay),
+    /// A copy goes to the dead letters, for an operator.
+    DeadLetter { reason: DeadLetterReason, error: String },
+}
+
+impl Disposition {
+    /// The disposition of a processed command that was retried `attempt` times before.
+    pub(super) fn of(processed: Processed, attempt: u32) -> Self {
+        let retry = |max: u32| if attempt < max { RetryDelay::for_attempt(attempt) } else { None };
+        match processed {
+            Processed::Decided(Verdict::Applied | Verdict::Unchanged) => Self::Done,
+            Processed::Decided(Verdict::Rejected(rejected)) => {
+                match retry(WAITS_MAX).filter(|_| rejected.rejection.reason.may_pass()) {
+                    Some(delay) => Self::Retry(delay),
+                    None => Self::Reject(rejected),
+                }
+            }
+            Processed::Decided(Verdict::Missing(missing)) => retry(WAITS_MAX).map_or_else(
+                || Self::DeadLetter { reason: DeadLetterReason::from(&missing), error: missing.to_string() },
+                Self::Retry,
+            ),
+            Processed::Decided(Verdict::Corrupt(error)) => {
+                Self::DeadLetter { reason: DeadLetterReason::CorruptDocument, error }
+            }
+            Processed::Failed(error) => {
+                retry(RETRIES_MAX).map_or(Self::DeadLetter { reason: DeadLetterReason::Exhausted, error }, Self::Retry)
+            }
+        }
+    }
+
+    /// `outcome` of `offramp_commands_total`.
+    pub(super) fn outcome(&self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Reject(rejected) => rejected.rejection.reason.as_str(),
+            Self::Retry(_) => "retry",
+            Self::DeadLetter { reason, .. } => reason.as_str(),
+        }
+    }
+}
+
+/// The task of a message, or its disposition if it has none.
+pub(super) fn parse(delivery: &Delivery) -> Result<Task, Disposition> {
+    if delivery.is_worn_out() {
+        let error = format!(
+            "redelivered {} times without being acknowledged; processing it may crash the worker",
+            delivery.delivery_count
+        );
+        return Err(Disposition::DeadLetter { reason: DeadLetterReason::Exhausted, error });
+    }
+    Command::parse(&delivery.body).map(Task::Command).map_err(|invalid| Disposition::DeadLetter {
+        reason: DeadLetterReason::from(&invalid),
+        error: invalid.to_string(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use offramp_domain::decide::RejectionReason;
+    use offramp_domain::fold::Missing;
+
+    fn rejected(reason: RejectionReason) -> Processed {
+        let rejection = reason.because("Because.");
+        Processed::Decided(Verdict::Rejected(Rejected { rejection, account_id: None }))
+    }
+
+    /// Checks the retries of a result, and what follows them.
+    #[track_caller]
+    fn check(processed: &Processed, delays: &[RetryDelay], last: &Disposition) {
+        for (attempt, delay) in (0..).zip(delays) {
+            assert_eq!(Disposition::of(processed.clone(), attempt), Disposition::Retry(*delay), "attempt {attempt}");
+        }
+        let attempts = u32::try_from(delays.len()).unwrap();
+        for attempt in [attempts, attempts + 1, u32::MAX] {
+            assert_eq!(&Disposition::of(processed.clone(), attempt), last, "attempt {attempt}");
+        }
+    }
+
+    #[test]
+    fn applied_and_unchanged_commands_are_done() {
+        check(&Processed::Decided(Verdict::Applied), &[], &Disposition::Done);
+        check(&Processed::Decided(Verdict::Unchanged), &[], &Disposition::Done);
+    }
+
+    #[test]
+    fn rejections_stand_at_once_unless_a_dependency_may_still_arrive() {
+        use RejectionReason as Reason;
+        let reject = |processed: &Processed| match processed {
+            Processed::Decided(Verdict::Rejected(rejected)) => Disposition::Reject(rejected.clone()),
+            _ => unreachable!(),
+        };
+        for reason in [Reason::Forbidden, Reason::WrongOrganization, Reason::AlreadyEnded, Reason::ExpiresEarlier] {
+            let processed = rejected(reason);
+            check(&processed, &[], &reject(&processed));
+        }
+        for reason in [Reason::NoPendingRequest, Reason::SubscriptionNotFound, Reason::AccountNotFound] {
+            let processed = rejected(reason);
+            check(&processed, &[RetryDelay::S5, RetryDelay::S30, RetryDelay::M2], &reject(&processed));
+        }
+    }
+
+    #[test]
+    fn missing_documents_are_waited_for_and_then_dead_lettered() {
+        let by = || "subscriptions sub-1".to_owned();
+        let organization = Missing::Organization { organization_id: "org-1".try_into().unwrap(), by: by() };
+        let account = Missing::Account { account_id: "acc-1".try_into().unwrap(), by: by() };
+        for (missing, reason) in
+            [(organization, DeadLetterReason::MissingOrganization), (account, DeadLetterReason::MissingAccount)]
+        {
+            let processed = Processed::Decided(Verdict::Missing(missing));
+            let Disposition::DeadLetter { error, .. } = Disposition::of(processed.clone(), 3) else { panic!() };
+            let last = Disposition::DeadLetter { reason, error };
+            check(&processed, &[RetryDelay::S5, RetryDelay::S30, RetryDelay::M2], &last);
+        }
+    }
+
+    #[test]
+    fn failures_are_retried_five_times_and_then_dead_lettered() {
+        let processed = Processed::Failed("Because.".to_owned());
+        let last = Disposition::DeadLetter { reason: DeadLetterReason::Exhausted, error: "Because.".to_owned() };
+        check(&processed, &RetryDelay::ALL, &last);
+    }
+
+    #[test]
+    fn corrupt_documents_are_dead_lettered_at_once() {
+        let last = Disposition::DeadLetter { reason: DeadLetterReason::CorruptDocument, error: "Because.".to_owned() };
+        check(&Processed::Decided(Verdict::Corrupt("Because.".to_owned())), &[], &last);
+    }
+}

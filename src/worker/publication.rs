@@ -1,0 +1,130 @@
+//! What must be published for a message before it can be acknowledged: retry copies, dead letters, `command.rejected`; and the
+//! replies that follow.
+
+use std::mem;
+use std::time::Duration;
+
+use metrics::counter;
+use tokio::time::timeout;
+
+use crate::amqp::message::{RETURNS_MAX, weight};
+use crate::amqp::{Delivery, Outgoing, PublishError, Publisher};
+use offramp_domain::command::CommandType;
+
+/// How long all replies of a batch together may take to be confirmed.
+const REPLY_PATIENCE: Duration = Duration::from_secs(2);
+/// From this many redeliveries on, a message that cannot be processed now is replaced by a copy, whose count starts at zero:
+/// the broker counts redeliveries, and at [`RETURNS_MAX`] the message would be taken for one that crashes workers.
+const REDELIVERIES_BEFORE_COPY: u64 = RETURNS_MAX / 2;
+
+/// The messages to publish for one delivery.
+#[derive(Debug)]
+pub(super) struct Publication {
+    /// `outcome` of `offramp_commands_total`.
+    outcome: &'static str,
+    /// Must be confirmed before the delivery is acknowledged. Confirmed ones are removed.
+    copies: Vec<Outgoing>,
+    /// Published once, when all copies are confirmed.
+    replies: Vec<Outgoing>,
+    /// Why the last copy was not confirmed.
+    problem: Option<String>,
+}
+
+impl Publication {
+    pub(super) fn new(outcome: &'static str, copies: Vec<Outgoing>, replies: Vec<Outgoing>) -> Self {
+        Self { outcome, copies, replies, problem: None }
+    }
+
+    /// The publication that replaces a message by a copy at the end of its work queue. It settles no command, so it must not be
+    /// counted.
+    pub(super) fn replacement(delivery: &Delivery, work_queue: &str) -> Self {
+        Self::new("", vec![delivery.fresh_copy(work_queue)], Vec::new())
+    }
+
+    /// Whether the delivery can be acknowledged.
+    pub(super) fn is_confirmed(&self) -> bool {
+        self.copies.is_empty()
+    }
+
+    pub(super) fn problem(&self) -> &str {
+        self.problem.as_deref().unwrap_or_default()
+    }
+
+    pub(super) fn take_replies(&mut self) -> Vec<Outgoing> {
+        mem::take(&mut self.replies)
+    }
+
+    /// Counts the command. Called after the acknowledgement, so that no redelivered message counts twice.
+    pub(super) fn count(&self, lane: CommandType) {
+        counter!("offramp_commands_total", "lane" => lane.as_str(), "outcome" => self.outcome).increment(1);
+    }
+
+    /// The approximate memory of its messages.
+    pub(super) fn bytes(&self) -> usize {
+        let messages = self.copies.iter().chain(&self.replies);
+        messages.map(|message| message.body.len() + weight(&message.properties)).sum()
+    }
+}
+
+/// Whether a message that cannot be processed now must be replaced by a copy instead of being released.
+pub(super) fn needs_replacement(delivery: &Delivery) -> bool {
+    delivery.delivery_count >= REDELIVERIES_BEFORE_COPY
+}
+
+/// The indexes of the publications that are not confirmed.
+pub(super) fn unconfirmed(publications: &[Publication]) -> Vec<usize> {
+    publications
+        .iter()
+        .enumerate()
+        .filter(|(_, publication)| !publication.is_confirmed())
+        .map(|(index, _)| index)
+        .collect()
+}
+
+/// Publishes each unconfirmed copy once. Returns why copies were not confirmed.
+pub(super) async fn publish_copies<'a>(
+    lane: CommandType,
+    publisher: &Publisher,
+    publications: impl Iterator<Item = &'a mut Publication>,
+) -> Vec<PublishError> {
+    let mut publications: Vec<_> = publications.filter(|publication| !publication.is_confirmed()).collect();
+    if publications.is_empty() {
+        return Vec::new();
+    }
+    let (mut owners, mut copies) = (Vec::new(), Vec::new());
+    for (index, publication) in publications.iter_mut().enumerate() {
+        for copy in mem::take(&mut publication.copies) {
+            owners.push(index);
+            copies.push(copy);
+        }
+    }
+    let results = publisher.publish_all(&copies).await;
+    let mut errors = Vec::new();
+    for ((owner, copy), result) in owners.into_iter().zip(copies).zip(results) {
+        let Err(error) = result else { continue };
+        if error == PublishError::Unroutable {
+            counter!("offramp_unroutable_total", "lane" => lane.as_str()).increment(1);
+        }
+        // On the default exchange the routing key is the queue. Other exchanges are named after their queues.
+        let target = if copy.exchange.is_empty() { &copy.routing_key } else { &copy.exchange };
+        publications[owner].problem = Some(format!("a message to '{target}': {error}"));
+        publications[owner].copies.push(copy);
+        errors.push(error);
+    }
+    errors
+}
+
+/// Publishes replies, once. Their queues belong to the senders of the commands: one that is full, gone or silent must not
+/// block the lane.
+pub(super) async fn publish_replies(lane: CommandType, publisher: &Publisher, replies: Vec<Outgoing>) {
+    if replies.is_empty() {
+        return;
+    }
+    let Ok(results) = timeout(REPLY_PATIENCE, publisher.publish_all(&replies)).await else {
+        tracing::warn!(%lane, replies = replies.len(), "replies timed out without a confirm; they are not repeated");
+        return;
+    };
+    for error in results.into_iter().filter_map(Result::err) {
+        tracing::warn!(%lane, %error, "cannot deliver a reply; it is not repeated");
+    }
+}
