@@ -21,8 +21,7 @@ use offramp_domain::dead_letter::DeadLetterReason;
 use offramp_domain::fold::{Loaded, Rejected, Task, Verdict, World};
 use offramp_domain::notification::Notification;
 use offramp_domain::text::Target;
-use offramp_mail::smtp::MailConnection;
-use offramp_mail::{Sender, Templates, Transport, compose};
+use offramp_mail::{MailConnection, Sender, Templates, Transport, compose};
 use serde::Serialize;
 use uuid::Uuid;
 

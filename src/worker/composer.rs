@@ -9,9 +9,7 @@ use uuid::Uuid;
 
 use crate::store::outbox::entry::{EmailIdentity, Leased};
 use offramp_domain::notification::Notification;
-use offramp_mail::dkim::DkimSigner;
-use offramp_mail::message::{ComposedEmail, Origin, Sender, compose};
-use offramp_mail::templates::Templates;
+use offramp_mail::{ComposedEmail, DkimSigner, Origin, Sender, Templates, compose};
 
 /// Templates, sender and signature: everything an email needs besides its notification.
 #[derive(Debug)]

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::store::Store;
 use crate::store::outbox::claim::{DeliveryResult, Mark};
 use crate::store::outbox::entry::Leased;
-use offramp_mail::smtp::{MailConnection, Transport};
+use offramp_mail::{MailConnection, Transport};
 
 /// How the dispatcher works.
 #[derive(Clone, Copy, Debug)]

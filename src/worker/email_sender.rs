@@ -24,8 +24,7 @@ use crate::store::Store;
 use crate::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, Leased};
 use offramp_domain::notification::Notification;
-use offramp_mail::message::ComposedEmail;
-use offramp_mail::smtp::{MailConnection, SendError};
+use offramp_mail::{ComposedEmail, MailConnection, SendError};
 
 /// How long an idle connection to the mail server is kept.
 const IDLE_MAX: Duration = Duration::from_secs(20);

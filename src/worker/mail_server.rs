@@ -10,8 +10,7 @@ use tokio::time::Instant;
 
 use super::pacer::Pacer;
 use crate::advice;
-use offramp_mail::SenderProblem;
-use offramp_mail::smtp::SendError;
+use offramp_mail::{SendError, SenderProblem};
 
 /// How often the same problem of this worker as a sender is logged.
 const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);

@@ -14,8 +14,8 @@ use offramp::tls::Tls as ClientTls;
 use offramp_domain::notification::{Notification, Recipient, Template};
 use offramp_mail::samples::{Sample, samples};
 use offramp_mail::{
-    ComposedEmail, Deadlines, DkimKey, DkimSigner, MailConnection, MailUrl, Origin, RenderedEmail, SendError, Sender,
-    SmtpName, Templates, Transport, compose,
+    ComposedEmail, Deadlines, DkimKey, DkimSigner, EmailKind, MailConnection, MailUrl, Origin, RenderedEmail,
+    SendError, Sender, SmtpName, Templates, Transport, compose,
 };
 use uuid::Uuid;
 
@@ -29,12 +29,8 @@ pub fn built_in() -> &'static Templates {
     &BUILT_IN
 }
 
-fn mails() -> impl Iterator<Item = (Template, Recipient)> {
-    Template::ALL.into_iter().flat_map(|template| template.recipients().iter().map(move |&to| (template, to)))
-}
-
 pub fn every_sample(locale: &'static str) -> impl Iterator<Item = Sample> {
-    mails().flat_map(move |(template, recipient)| samples(template, recipient, locale))
+    EmailKind::all().flat_map(move |kind| samples(kind.template, kind.recipient, locale))
 }
 
 pub fn sample() -> Notification {
@@ -99,14 +95,14 @@ pub fn to(sink: &SmtpSink) -> MailConnection {
 fn every_mail_in_every_language() {
     let templates = built_in();
     for locale in LOCALES {
-        for (template, recipient) in mails() {
+        for kind in EmailKind::all() {
             let mut shown = String::new();
-            for sample in samples(template, recipient, locale) {
+            for sample in samples(kind.template, kind.recipient, locale) {
                 let RenderedEmail { subject, text, .. } = templates.render(&sample.notification).unwrap();
                 write!(shown, "──── {}\nSubject: {subject}\n\n{text}\n", sample.variant).unwrap();
             }
             insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
-                insta::assert_snapshot!(format!("{locale}.{template}.{}", recipient.as_str()), shown);
+                insta::assert_snapshot!(format!("{locale}.{kind}"), shown);
             });
         }
     }
@@ -217,11 +213,11 @@ fn every_mistake_in_a_template_is_found_by_file_and_line() {
     check_problem(
         mail,
         "Subject: x\n\n{{#if note}}\n[x]({{note}})\n{{/if}}\n",
-        ":4: the link leads to `{{note}}`, which is no address of the web",
+        ":4: invalid link `{{note}}`: it must begin with https://, http:// or mailto:",
     );
     check_problem(mail, "Subject: {{#if subject}}x{{/if}}\n\nx\n", ":1: unknown name `subject`");
-    check_problem(mail, "Subject: x\n\nx\n\\{{#if colour}}\n", ":4: `\\{{` cannot be used");
-    check_problem(mail, "Subject: x\n\n{{{{if note}}}}\n{{{{/if}}}}\n", ":3: `{{{{` cannot be used");
+    check_problem(mail, "Subject: x\n\nx\n\\{{#if colour}}\n", ":4: `\\{{` is not supported");
+    check_problem(mail, "Subject: x\n\n{{{{if note}}}}\n{{{{/if}}}}\n", ":3: `{{{{` is not supported");
     let chain = "Subject: x\n\n{{#if note}}\n{{else if nots}}\n{{else}}\n{{nota}}\n{{/if}}\n";
     assert_eq!(
         problems(&[(mail, chain)]),
@@ -230,58 +226,58 @@ fn every_mistake_in_a_template_is_found_by_file_and_line() {
     check_problem(
         mail,
         "Subject: x\n\nx\n{{#unless refund}}\n{{{note}}}\n{{/unless}}",
-        ":5: {{{note}}} is not escaped, so a name could put HTML into mails: use {{note}}",
+        ":5: {{{note}}} is not escaped, so a fact could inject HTML: use {{note}}",
     );
-    check_problem(mail, "Subject: x\n\n{{card}}\n", ":3: `card` has parts; name one of them, such as `card.brand`");
+    check_problem(
+        mail,
+        "Subject: x\n\n{{card}}\n",
+        ":3: `card` has no text; use one of its parts, such as `card.brand`",
+    );
     check_problem(
         mail,
         "Subject: x\n\n{{#each note}}\n{{/each}}",
-        ":3: there is no block `each`; only {{#if …}} and {{#unless …}} can be used",
+        ":3: unknown block `each`; only {{#if …}} and {{#unless …}} are supported",
     );
     check_problem(
         mail,
         "Subject: x\n\n{{lookup card note}}",
-        ":3: there is no helper `lookup`; only {{#if …}} and {{#unless …}} can be used",
+        ":3: unknown helper `lookup`; only {{#if …}} and {{#unless …}} are supported",
     );
-    check_problem(mail, "Subject: x\n\n{{#if note includeZero=true}}x{{/if}}", ":3: {{#if …}} asks for one name");
+    check_problem(mail, "Subject: x\n\n{{#if note includeZero=true}}x{{/if}}", ":3: {{#if …}} takes exactly one name");
     check_problem(
         mail,
         "Subject: x\n\n{{#if refund}}{{refund}}{{/if}}\n",
-        ":3: `refund` is so or not, and has no words: ask for it with {{#if refund}}",
+        ":3: `refund` has no text; use it as a condition: {{#if refund}}",
     );
-    let misplaced = "`{{> facts}}` stands in a sentence; a partial has a line of its own, below the subject";
+    let misplaced = "`{{> facts}}` is inside a sentence; a partial must be on its own line, below the subject";
     check_problem(mail, "Subject: {{> facts}}\n\nx\n", &format!(":1: {misplaced}"));
     check_problem(mail, "Subject: x\n\nx\n\ny {{> facts}}\n", &format!(":5: {misplaced}"));
-    check_problem(mail, "Bonjour\n", ":1: begins with a line `Subject: …`");
+    check_problem(mail, "Bonjour\n", ":1: must begin with a line `Subject: …`");
+    check_problem(mail, "Subject: x\nBonjour\n", ":2: an empty line must follow `Subject: …` and `Preview: …`");
     check_problem(
         mail,
-        "Subject: x\nBonjour\n",
-        ":2: an empty line is missing: first come `Subject: …` and `Preview: …`, then what the mail says",
+        "Subject: x\n\nx\n\n* y\n",
+        ":5: a fact must begin with its label in bold: `- **label:** value`",
     );
-    check_problem(mail, "Subject: x\n\nx\n\n* y\n", ":5: a fact begins with its label in bold: `- **label:** value`");
-    check_problem(
-        mail,
-        "Subject: x\n\nx\n{{> facst}}\n",
-        ":4: there is no partial `facst`: the file _facst.md is missing",
-    );
+    check_problem(mail, "Subject: x\n\nx\n{{> facst}}\n", ":4: unknown partial `facst`: the file _facst.md is missing");
     check_problem(
         "fr/_facts.md",
         "{{> facts}}\n",
-        ":1: the partial `facts` contains itself, or stands 8 partials deep",
+        ":1: the partial `facts` includes itself, or is nested 8 levels deep",
     );
     check_problem(
         mail,
         "Subject: x\n\n# y\n\n{{note}}\n",
-        ":5: `note` is not always there: put it inside {{#if note}}…{{/if}} (found with \
+        ":5: `note` is optional: put it inside {{#if note}}…{{/if}} (found with \
          request-declined.account_manager, minimal)",
     );
     check_problem(
         mail,
         "Subject: x\nPreview: {{note}}\n\n# y\n",
-        ":2: `note` is not always there: put it inside {{#if note}}…{{/if}} (found with \
+        ":2: `note` is optional: put it inside {{#if note}}…{{/if}} (found with \
          request-declined.account_manager, minimal)",
     );
-    check_problem("fr/_unused.md", "x", ": not used: no mail of this language has it, and no partial in one");
+    check_problem("fr/_unused.md", "x", ": not used by any email of this language");
     assert_eq!(problems(&[("français/_x.md", "x")]), ["français: not a language tag such as `pt` or `fr-CA`"]);
     assert!(problems(&[(mail, "Subject: x\n\n{{#if note}}\nx\n")])[0].starts_with(&format!("{mail}:")), "unclosed");
     assert!(problems(&[("fr/request-declined.md", "x")])[0].contains("not a template"));
@@ -294,29 +290,29 @@ fn a_mistake_in_the_design_is_found() {
     check_problem(
         "_button.mjml",
         "<mj-button href=\"{{> address}}\">\n{{> contents}}{{> content}}</mj-button>",
-        ":2: there is no place {{> contents}} in _button.mjml, but {{> address}}, {{> content}}",
+        ":2: _button.mjml has no place {{> contents}}; its places: {{> address}}, {{> content}}",
     );
     check_problem(
         "_paragraph.mjml",
         "<mj-text>{{#if note}}{{#unless reason}}\n{{> contents}}{{/unless}}{{/if}}{{> content}}</mj-text>",
-        ":2: there is no place {{> contents}} in _paragraph.mjml, but {{> content}}",
+        ":2: _paragraph.mjml has no place {{> contents}}; its places: {{> content}}",
     );
     for label in ["", "{{!-- {{> label}} --}}"] {
         check_problem(
             "_fact.mjml",
             &format!("<tr>{label}<td>{{{{> content}}}}</td></tr>"),
-            ": the place {{> label}} is missing, so mails would lack what belongs there",
+            ": the place {{> label}} is missing",
         );
     }
     check_problem(
         "_headline.mjml",
         "<mj-text>\n{{>content}}</mj-text>",
-        ":2: the place is written {{> content}}, with this one space",
+        ":2: write the place as {{> content}}, with exactly one space",
     );
     let broken = problems(&[("_notice.mjml", "<mj-text>{{> content}}")]);
-    assert!(broken[0].starts_with("_layout.mjml: the design is no MJML: "), "{broken:?}");
+    assert!(broken[0].starts_with("_layout.mjml: invalid MJML: "), "{broken:?}");
     let optional = problems(&[("_paragraph.mjml", "<mj-text>{{plan}}{{> content}}</mj-text>")]);
-    assert!(optional[0].starts_with("_layout.mjml: `plan` is not always there"), "{optional:?}");
+    assert!(optional[0].starts_with("_layout.mjml: `plan` is optional"), "{optional:?}");
 }
 
 #[test]
@@ -333,7 +329,7 @@ fn a_mistake_in_a_partial_is_reported_where_it_stands() {
         .chain(&["card-expiring.account_manager", "payment-failed.account_manager", "removed-by-admin.account_manager"])
         .chain(&["request-accepted.account_manager", "request-declined.account_manager"])
         .map(|mail| format!(
-            "fr/_greeting.md:1: `manager.name` is not always there: put it inside {{{{#if manager.name}}}}…{{{{/if}}}} \
+            "fr/_greeting.md:1: `manager.name` is optional: put it inside {{{{#if manager.name}}}}…{{{{/if}}}} \
                  (found with {mail}, minimal)"
         ))
         .collect::<BTreeSet<_>>()
@@ -378,8 +374,7 @@ fn a_language_is_added_by_copying_a_folder() {
     fs::remove_file(directory.path().join("pt/_extra.md")).unwrap();
 
     let problems = Templates::load(Some(directory.path())).unwrap_err();
-    let expected =
-        "pt/card-expiring.account_manager.md: missing: without it this mail could not be sent in this language";
+    let expected = "pt/card-expiring.account_manager.md: missing: this email could not be sent in this language";
     assert_eq!(problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
 }
 
@@ -568,7 +563,7 @@ fn an_address_that_is_none_is_named() {
         let mut notification = sample();
         notification.to.email = email.to_owned();
         let error = compose(&sender(), origin(), &notification, rendered.clone(), date()).unwrap_err();
-        assert_eq!(error.which, "recipient's", "{email}");
+        assert_eq!(error.which, "recipient", "{email}");
         assert!(!error.to_string().contains(['\r', '\n']), "{error}");
         let mut notification = sample();
         notification.reply_to.email = email.to_owned();
@@ -870,7 +865,7 @@ async fn connections_are_encrypted_as_the_settings_say() {
     }
 
     for (tls, scheme, option, settings, why) in [
-        (Tls::No, "smtp", "?tls=required", &trusting, "?tls=required asks for it"),
+        (Tls::No, "smtp", "?tls=required", &trusting, "?tls=required demands it"),
         (start_tls(), "smtp", "", &ClientTls::default(), "certificate"),
         (Tls::Implicit(ca.server_config(false)), "smtps", "", &ClientTls::default(), "certificate"),
         (Tls::Implicit(ca.server_config(true)), "smtps", "", &trusting, "ertificate"),
@@ -931,7 +926,7 @@ async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
 
     let sink = SmtpSink::start().await;
     let error = connection(&localhost(&sink, "smtp", login, ""), &trusting).send(&mail).await.unwrap_err();
-    assert!(error.to_string().contains("not sent in the clear"), "{error}");
+    assert!(error.to_string().contains("not sent unencrypted"), "{error}");
     assert!(!sink.commands().iter().any(|command| command.starts_with("AUTH")));
     connection(&localhost(&sink, "smtp", login, "?tls=none"), &trusting).send(&mail).await.unwrap();
 
@@ -990,7 +985,7 @@ async fn a_token_is_read_for_each_connection() {
 
     for content in ["", " \n", "two tokens", "line\nline"] {
         std::fs::write(&file, content).unwrap();
-        assert!(send().await.unwrap_err().to_string().contains("holds no token"), "{content:?}");
+        assert!(send().await.unwrap_err().to_string().contains("must contain one token"), "{content:?}");
     }
 }
 

@@ -1,8 +1,8 @@
-//! DKIM signatures (RFC 6376, RFC 8463): a domain vouches for a mail with a private key, whose public half is in its DNS.
+//! DKIM signatures (RFC 6376, RFC 8463): a domain vouches for an email with a private key. The public key is in its DNS.
 //!
-//! Made here with `ring`, and not by lettre. Its feature `dkim` brings the crate `rsa`, whose signatures can tell a key
-//! by the time that they take (RUSTSEC-2023-0071), takes three times as long, reads only one kind of key file, and signs
-//! only what its own, slow builder has made.
+//! `ring` makes the signatures, not lettre. lettre's feature `dkim` depends on the crate `rsa`, which leaks the key through
+//! the time that a signature takes (RUSTSEC-2023-0071). It also takes three times as long, reads only one format of key
+//! files, and signs only what lettre's own, slow builder has made.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::sign::Signer;
 
-/// The headers that are signed. Signed without being there (`Reply-To` may be left out), they cannot be added, either.
+/// The headers that are signed. An absent one (`Reply-To` is optional) is signed as absent, so that nobody can add it.
 const SIGNED: [&str; 12] = [
     "From",
     "Reply-To",
@@ -33,26 +33,26 @@ const SIGNED: [&str; 12] = [
     "Content-Type",
 ];
 
-/// Those that nobody may add one more of: some programs would show the first, and some the last.
+/// The headers that nobody may add another one of: some email clients would show the first, and some the last.
 const SEALED: [&str; 5] = ["From", "Reply-To", "To", "Cc", "Subject"];
 
-/// How many characters of base64 stand in a line.
+/// The longest line of base64, in characters.
 const BASE64_LINE_MAX: usize = 72;
 
 /// The length of an Ed25519 public key, in bytes.
 const ED25519_BYTES: usize = 32;
 
-/// Why a mail is not signed. The key has signed before, so that may pass.
+/// A failed signature. Retrying may help.
 #[derive(Debug, thiserror::Error)]
-#[error("the mail cannot be signed: {0}")]
+#[error("the email cannot be signed: {0}")]
 pub struct SigningError(#[from] rustls::Error);
 
-/// The private key that mails are signed with: `OFFRAMP_DKIM_KEY`. Its `Debug` shows nothing of it.
+/// The private key that emails are signed with. Its `Debug` omits the key.
 #[derive(Clone)]
 pub struct DkimKey {
     signer: Arc<dyn Signer>,
     kind: Kind,
-    /// The public half, as the DNS has it.
+    /// The public key, as in DNS.
     public: String,
 }
 
@@ -63,7 +63,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// Its name in DNS records, and the first part of its name in signatures.
+    /// The name in DNS records, and the first part of the algorithm's name in signatures.
     fn as_str(self) -> &'static str {
         match self {
             Self::Rsa => "rsa",
@@ -80,11 +80,11 @@ impl Kind {
 }
 
 impl DkimKey {
-    /// Reads a private key in PEM form: RSA (PKCS#1 or PKCS#8) of 2048 to 4096 bits, or Ed25519 (PKCS#8). Line breaks may be
-    /// written `\n`, as in files of variables.
+    /// Parses a private key in PEM form: RSA (PKCS#1 or PKCS#8) of 2048 to 4096 bits, or Ed25519 (PKCS#8). Line breaks may be
+    /// written `\n`, as in environment files.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with it, without anything of the key.
+    /// A sentence that says what is wrong with the key, without any part of it.
     pub fn parse(text: &str) -> Result<Self, String> {
         let pem = text.replace("\\n", "\n");
         let der = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| {
@@ -103,7 +103,7 @@ impl DkimKey {
         let public = key.public_key().ok_or_else(unfit)?;
         let public = match kind {
             Kind::Rsa => public.as_ref(),
-            // RFC 8463: the key alone, which is the last thing in it.
+            // RFC 8463: the bare key, which comes last in the DER structure.
             Kind::Ed25519 => public.last_chunk::<ED25519_BYTES>().ok_or_else(unfit)?,
         };
         Ok(Self { signer: signer.into(), kind, public: BASE64.encode(public) })
@@ -116,36 +116,36 @@ impl fmt::Debug for DkimKey {
     }
 }
 
-/// Reads a selector: the name of a key among those of a domain.
+/// Parses a selector: the name of a key among the keys of a domain.
 ///
 /// # Errors
-/// A sentence, when no DNS name can begin with it.
+/// A sentence, when it cannot be part of a DNS name.
 pub fn parse_selector(text: &str) -> Result<String, String> {
     if text.split('.').all(is_label) {
         Ok(text.to_owned())
     } else {
-        Err("a selector has letters, digits, dashes and underscores, such as offramp or 2026-06".to_owned())
+        Err("a selector consists of letters, digits, dashes and underscores, such as offramp or 2026-06".to_owned())
     }
 }
 
-/// Reads the name of a domain. One in letters beyond ASCII gets its `xn--` form.
+/// Parses the name of a domain. An internationalised name becomes its `xn--` form.
 ///
 /// # Errors
-/// A sentence, when it is no domain.
+/// A sentence, when it is not a domain.
 pub fn parse_domain(text: &str) -> Result<String, String> {
     match url::Host::parse(text.trim().trim_end_matches('.')) {
         Ok(url::Host::Domain(domain)) if domain.split('.').all(is_label) => Ok(domain),
-        _ => Err("it is not the name of a domain, such as example.com".to_owned()),
+        _ => Err("it is not a domain, such as example.com".to_owned()),
     }
 }
 
-/// Whether a name in the DNS can have it between two dots. What else there might be would also end a field of a signature.
+/// Whether it can stand between the dots of a DNS name. Any other character could end a field of a signature.
 fn is_label(label: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     (1..=63).contains(&label.len()) && label.bytes().all(allowed)
 }
 
-/// Signs mails for a domain.
+/// Signs emails for a domain.
 pub struct DkimSigner {
     key: DkimKey,
     selector: String,
@@ -159,37 +159,36 @@ impl fmt::Debug for DkimSigner {
 }
 
 impl DkimSigner {
-    /// Signs with `key`, whose public half is published as `selector` of `domain`: see [`parse_selector`] and
-    /// [`parse_domain`].
+    /// Signs with `key`. Its public key is published as `selector` of `domain`: see [`parse_selector`] and [`parse_domain`].
     #[must_use]
     pub fn new(key: DkimKey, selector: String, domain: String) -> Self {
         Self { key, selector, domain }
     }
 
-    /// The domain that vouches for mails.
+    /// The domain that vouches for emails.
     #[must_use]
     pub fn domain(&self) -> &str {
         &self.domain
     }
 
-    /// The name under which receivers look for the public key.
+    /// The DNS name at which receivers look up the public key.
     #[must_use]
     pub fn dns_name(&self) -> String {
         format!("{}._domainkey.{}", self.selector, self.domain)
     }
 
-    /// The TXT record that they must find there.
+    /// The TXT record that must be there.
     #[must_use]
     pub fn dns_record(&self) -> String {
         format!("v=DKIM1; k={}; p={}", self.key.kind.as_str(), self.key.public)
     }
 
-    /// The header `DKIM-Signature` of a mail, with its line end, to be put before all others. `headers` end in CRLF; `body` is
-    /// everything after the empty line. The same mail has the same signature.
+    /// The header `DKIM-Signature` of an email, with its line end. It goes before all other headers. `headers` end in CRLF;
+    /// `body` is everything after the empty line. The same email always gets the same signature.
     ///
     /// # Errors
-    /// When the key does not sign.
-    pub(super) fn sign(&self, headers: &[u8], body: &[u8], at: DateTime<Utc>) -> Result<String, SigningError> {
+    /// When signing fails.
+    pub(crate) fn sign(&self, headers: &[u8], body: &[u8], at: DateTime<Utc>) -> Result<String, SigningError> {
         let body_hash = BASE64.encode(digest(&SHA256, &relaxed_body(body)));
         let names: Vec<&str> = SIGNED.into_iter().chain(SEALED).collect();
         let names: Vec<String> = names.chunks(5).map(|line| line.join(":")).collect();
@@ -210,11 +209,11 @@ impl DkimSigner {
                 signed.extend_from_slice(b"\r\n");
             }
         }
-        // There are no more of those that are sealed: that is what is signed of them.
+        // A sealed header occurs only once, so its second mention in `h=` adds nothing here.
         relaxed_field(signature.as_bytes(), &mut signed);
         let made = match self.key.kind {
             Kind::Rsa => self.key.signer.sign(&signed)?,
-            // RFC 8463 has the hash signed, and not what was hashed.
+            // RFC 8463: the hash is signed, not the data itself.
             Kind::Ed25519 => self.key.signer.sign(digest(&SHA256, &signed).as_ref())?,
         };
 
@@ -232,7 +231,7 @@ impl DkimSigner {
     }
 }
 
-/// The headers, each with its further lines, without its last line end.
+/// The headers, each with its continuation lines, without its last line end.
 fn fields(headers: &[u8]) -> Vec<&[u8]> {
     let mut fields = Vec::new();
     let mut start = 0;
@@ -250,8 +249,8 @@ fn is_named(field: &[u8], name: &str) -> bool {
     field.split(|&byte| byte == b':').next().is_some_and(|it| it.trim_ascii_end().eq_ignore_ascii_case(name.as_bytes()))
 }
 
-/// Writes a header in the form in which it is signed (RFC 6376 §3.4.2): its name in small letters, on one line, with one
-/// space where there was white space, and none at both ends.
+/// Writes a header in relaxed canonical form (RFC 6376 §3.4.2): the name in lower case, everything on one line, one space for
+/// each run of white space, none at either end.
 fn relaxed_field(field: &[u8], out: &mut Vec<u8>) {
     let colon = field.iter().position(|&byte| byte == b':').unwrap_or(field.len());
     let (name, value) = field.split_at(colon);
@@ -267,8 +266,8 @@ fn relaxed_field(field: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// A body in the form in which it is hashed (RFC 6376 §3.4.4): one space where there was white space, none at the end of a
-/// line, and no empty lines at its end.
+/// A body in relaxed canonical form (RFC 6376 §3.4.4): one space for each run of white space, none at the end of a line, no
+/// empty lines at the end.
 fn relaxed_body(body: &[u8]) -> Vec<u8> {
     let mut relaxed = Vec::with_capacity(body.len());
     let mut space = false;

@@ -1,22 +1,35 @@
-//! What people read, and how it reaches them (contract §5).
+//! What people read, and how it reaches them.
 //!
-//! A notification goes through three steps: [`templates`] puts it in words, in the reader's language, with dates and
-//! money as [`locale`] writes them; [`message`] makes a mail of the words, and [`dkim`] signs it; [`smtp`] sends it. Only the
-//! last does I/O, and none of them decides anything: who gets which mail with which facts is fixed before, in
-//! [`domain::notification`](offramp_domain::notification).
+//! A notification becomes an email in three steps. [`template`] renders the text in the reader's language, with dates and
+//! money in the format of the [`locale`]. [`message`] makes an email of it, and [`dkim`] signs it. [`transport`] sends it:
+//! over [`smtp`], or into a file. Only the last step does I/O.
+//!
+//! Nothing here decides who gets which email with which facts: see
+//! [`notification`](offramp_domain::notification). Nothing here names a setting or a subcommand of the program; errors
+//! report facts.
 
+mod address;
 pub mod dkim;
+mod file;
+mod headers;
+mod kind;
 pub mod locale;
+mod mail_url;
 pub mod message;
 mod mime;
 pub mod samples;
+mod send_error;
 pub mod smtp;
-pub mod templates;
-mod view;
+pub mod template;
+mod text;
+pub mod transport;
 
+pub use address::{AddressError, Sender};
 pub use dkim::{DkimKey, DkimSigner};
-pub use message::{AddressError, ComposedEmail, Origin, Sender, compose};
-pub use smtp::{
-    Deadlines, LoginProblem, MailConfigError, MailConnection, MailUrl, SendError, SenderProblem, SmtpName, Transport,
-};
-pub use templates::{RenderError, RenderedEmail, TemplateProblem, Templates};
+pub use kind::EmailKind;
+pub use mail_url::{LoginProblem, MailConfigError, MailUrl};
+pub use message::{ComposedEmail, Origin, compose};
+pub use send_error::{Cause, SendError, SenderProblem};
+pub use smtp::{Deadlines, SmtpName};
+pub use template::{RenderError, RenderedEmail, TemplateProblem, Templates};
+pub use transport::{MailConnection, Transport};

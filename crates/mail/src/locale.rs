@@ -1,7 +1,7 @@
-//! Dates, months and money as the reader writes them (ICU4X), and what to make of a language tag.
+//! Dates, months and money in the reader's locale (ICU4X), and language tags.
 //!
-//! Nothing here fails: a tag that is none is answered with `None`, and what cannot be formatted is written as the
-//! document has it (`2026-06-14`, `49.99 CAD`), which is still a fact that a person can read.
+//! Nothing here fails. An invalid tag gives `None`. A value that cannot be formatted is written as in the document
+//! (`2026-06-14`, `49.99 CAD`), which a person can still read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -21,14 +21,14 @@ use icu_experimental::dimension::currency::options::CurrencyFormatterOptions;
 use offramp_domain::billing::YearMonth;
 use offramp_domain::command::Amount;
 
-/// The longest text that is looked at as a language tag, in bytes. Longer than every real one.
+/// The longest language tag, in bytes. Longer than every real one.
 const TAG_BYTES_MAX: usize = 35;
 
-/// The most currencies whose formatters one locale keeps; amounts in further ones get a formatter of their own.
+/// The most currencies whose formatters one locale caches. Further ones get a new formatter for each amount.
 const CURRENCIES_MAX: usize = 32;
 
-/// Reads a language tag as documents write it: BCP 47 (`fr-CA`), or as operating systems do (`fr_CA.UTF-8`). Variants
-/// and extensions are dropped: they change nothing that a mail says.
+/// Parses a language tag in the forms that documents use: BCP 47 (`fr-CA`) or POSIX (`fr_CA.UTF-8`). Variants and extensions
+/// are dropped, because no email depends on them.
 #[must_use]
 pub fn parse_tag(text: &str) -> Option<LanguageIdentifier> {
     let tag = text.trim().split(['.', '@']).next().unwrap_or_default();
@@ -40,7 +40,7 @@ pub fn parse_tag(text: &str) -> Option<LanguageIdentifier> {
     (!id.language.is_unknown()).then_some(id)
 }
 
-/// How one locale writes dates, months and money.
+/// Formats dates, months and money for one locale.
 #[derive(Debug)]
 pub struct Formats {
     locale: LanguageIdentifier,
@@ -49,18 +49,18 @@ pub struct Formats {
     money: RwLock<HashMap<String, Arc<Money>>>,
 }
 
-/// How one locale writes one currency; `None` where ICU knows no way.
+/// How one locale writes one currency; `None` where ICU does not support it.
 type Money = Option<MoneyFormat>;
 
 #[derive(Debug)]
 struct MoneyFormat {
     formatter: CurrencyFormatter<DecimalFormatter>,
-    /// How many digits the currency has after the point.
+    /// The number of digits after the decimal point.
     fraction_digits: usize,
 }
 
 impl Formats {
-    /// Loads what ICU knows of `locale`; for a region that it does not know that is what the language does.
+    /// Loads the formats of `locale`, or those of its language where ICU does not know the region.
     #[must_use]
     pub fn new(locale: &LanguageIdentifier) -> Self {
         let icu_locale = icu::locale::Locale::from(locale.clone());
@@ -72,13 +72,12 @@ impl Formats {
         }
     }
 
-    /// `14 juin 2026`, `June 14, 2026`, `14 de junio de 2026`. The spaces are ordinary ones, so that a search for a date
-    /// finds it.
+    /// `14 juin 2026`, `June 14, 2026`, `14 de junio de 2026`. With ordinary spaces, so that a search for a date finds it.
     #[must_use]
     pub fn date(&self, date: NaiveDate) -> String {
         let formatted = gregorian(date).zip(self.date.as_ref()).map(|(day, format)| format.format(&day).to_string());
         let text = formatted.unwrap_or_else(|| date.to_string());
-        // French counts the first of the month and no other day: "1er juin". CLDR leaves that to the writer.
+        // French uses an ordinal for the first day of a month only: "1er juin". CLDR does not.
         match text.strip_prefix("1 ") {
             Some(rest) if self.locale.language.as_str() == "fr" => format!("1er {rest}"),
             _ => text,
@@ -93,14 +92,14 @@ impl Formats {
         formatted.unwrap_or_else(|| month.to_string())
     }
 
-    /// `49,99 $` for Canadian dollars in `fr-CA`, `$49.99` in `en-CA`; a currency that is not the locale's own says whose it
-    /// is: `49,99 $ US`, `US$49.99`. Digits after the point as many as the currency has, or as the amount needs.
+    /// `49,99 $` for Canadian dollars in `fr-CA`, `$49.99` in `en-CA`. A foreign currency names its country: `49,99 $ US`,
+    /// `US$49.99`. Has as many digits after the decimal point as the currency, or as the amount needs.
     #[must_use]
     pub fn money(&self, amount: &Amount) -> String {
         let (value, currency) = (amount.value.as_str(), amount.currency.as_str());
         let fraction = value.split_once('.').map_or("", |(_, fraction)| fraction.trim_end_matches('0'));
         match (Decimal::try_from_str(value), &*self.money_formatter(currency)) {
-            // ICU rounds to the currency's digits. An amount that would change is written as it came.
+            // ICU rounds to the currency's digits. An amount that would change is written as in the document.
             (Ok(mut decimal), Some(money)) if fraction.len() <= money.fraction_digits => {
                 decimal.trim_start();
                 money.formatter.format_fixed_decimal(&decimal).to_string()
@@ -110,7 +109,7 @@ impl Formats {
     }
 
     fn money_formatter(&self, currency: &str) -> Arc<Money> {
-        // A lock is poisoned when a holder panicked. The map is whole even then: entries are only ever added.
+        // A poisoned lock is harmless: entries are only ever added.
         if let Some(known) = self.money.read().unwrap_or_else(PoisonError::into_inner).get(currency) {
             return Arc::clone(known);
         }
@@ -158,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_written_as_the_reader_writes_them() {
+    fn dates_follow_the_locale() {
         for (tag, expected) in [
             ("fr", "14 juin 2026"),
             ("fr-CA", "14 juin 2026"),
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_the_month_is_counted_in_french_alone() {
+    fn only_french_uses_an_ordinal_for_the_first_of_the_month() {
         assert_eq!(formats("fr-CA").date(date("2026-06-01")), "1er juin 2026");
         assert_eq!(formats("fr-CA").date(date("2026-06-11")), "11 juin 2026");
         assert_eq!(formats("es").date(date("2026-06-01")), "1 de junio de 2026");
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn months_have_their_year() {
+    fn months_include_the_year() {
         let june = YearMonth::of(date("2026-06-14"));
         assert_eq!(formats("fr-CA").month(june), "juin 2026");
         assert_eq!(formats("en-CA").month(june), "June 2026");
@@ -190,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn money_is_the_locales_own_or_says_whose_it_is() {
+    fn foreign_currencies_name_their_country() {
         check_money("fr-CA", "49.99", "CAD", "49,99\u{a0}$");
         check_money("fr-CA", "49.99", "USD", "49,99\u{a0}$\u{a0}US");
         check_money("fr-CA", "49.99", "EUR", "49,99\u{a0}€");
@@ -221,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn tags_are_read_as_documents_write_them() {
+    fn tags_are_read_in_every_form_that_documents_use() {
         for (text, expected) in [
             ("fr-CA", Some("fr-CA")),
             ("fr_CA", Some("fr-CA")),

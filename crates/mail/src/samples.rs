@@ -1,5 +1,5 @@
-//! Made-up mails: every template for every recipient, with all the facts that it can have, with as few as it can have,
-//! and in each of its wordings. Templates are tried out on them before the first real mail, and shown with them.
+//! Sample emails: every kind of email with all facts that it can have, with as few as possible, and in each variant of its
+//! wording. Templates are rendered with them when they are loaded, and in the preview.
 
 use chrono::NaiveDate;
 
@@ -7,16 +7,16 @@ use offramp_domain::billing::YearMonth;
 use offramp_domain::command::{Amount, Currency, Decimal};
 use offramp_domain::notification::{CardFacts, Facts, Mailbox, Notification, OrganizationFacts, Recipient, Template};
 
-/// A made-up mail.
+/// A sample email.
 #[derive(Clone, Debug)]
 pub struct Sample {
-    /// What is special about it: `full`, `minimal`, `moved-earlier`, …
+    /// `full`, `minimal`, `moved-earlier`, …
     pub variant: &'static str,
-    /// The mail.
+    /// The facts, and who reads them.
     pub notification: Notification,
 }
 
-/// The made-up mails of one template to one recipient, who reads `locale`.
+/// The sample emails of one template to one recipient, whose locale is `locale`.
 #[must_use]
 pub fn samples(template: Template, recipient: Recipient, locale: &str) -> Vec<Sample> {
     let to_organization = recipient == Recipient::OrganizationContact;
@@ -34,7 +34,7 @@ pub fn samples(template: Template, recipient: Recipient, locale: &str) -> Vec<Sa
         .collect()
 }
 
-/// A mail's facts in each of its wordings.
+/// The facts of each variant.
 fn variants(template: Template) -> Vec<(&'static str, Facts)> {
     let few = few_facts();
     match template {
@@ -142,8 +142,8 @@ fn payment_failed() -> Vec<(&'static str, Facts)> {
     ]
 }
 
-/// Facts with a value for every field: the names that templates may use.
-pub(super) fn every_fact() -> Facts {
+/// Facts with a value for every field: all names that templates may use.
+pub(crate) fn every_fact() -> Facts {
     Facts {
         organization: organization(),
         manager: manager(),
@@ -170,7 +170,7 @@ pub(super) fn every_fact() -> Facts {
     }
 }
 
-/// As few facts as any mail can have.
+/// The fewest facts that an email can have.
 fn few_facts() -> Facts {
     Facts {
         organization: OrganizationFacts { color: None, logo_url: None, ..organization() },

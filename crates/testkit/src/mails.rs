@@ -1,10 +1,10 @@
 //! Every mail that there can be: each sample in each language, as it leaves; and what none of them may lack or have.
 
 use chrono::{DateTime, Utc};
-use offramp_domain::notification::{Notification, Recipient, Template};
+use offramp_domain::notification::Notification;
 use offramp_mail::message::Origin;
 use offramp_mail::samples::samples;
-use offramp_mail::{RenderedEmail, Sender, Templates, compose};
+use offramp_mail::{EmailKind, RenderedEmail, Sender, Templates, compose};
 use url::Url;
 use uuid::Uuid;
 
@@ -31,19 +31,14 @@ pub fn reader(language: &str) -> &str {
     }
 }
 
-/// Each template with each recipient.
-pub fn templates_and_recipients() -> impl Iterator<Item = (Template, Recipient)> {
-    Template::ALL.into_iter().flat_map(|template| template.recipients().iter().map(move |&to| (template, to)))
-}
-
 /// Each sample in each language that there are words in.
 pub fn every_mail(templates: &Templates, date: DateTime<Utc>) -> Vec<Mail> {
     let mut mails = Vec::new();
     for language in templates.locales() {
         let locale = reader(&language);
-        for (template, recipient) in templates_and_recipients() {
-            for sample in samples(template, recipient, locale) {
-                let name = format!("{locale}/{template}.{}/{}", recipient.as_str(), sample.variant);
+        for kind in EmailKind::all() {
+            for sample in samples(kind.template, kind.recipient, locale) {
+                let name = format!("{locale}/{kind}/{}", sample.variant);
                 let rendered = templates.render(&sample.notification).unwrap();
                 let bytes = bytes_at(date, &sample.notification, &rendered);
                 mails.push(Mail { name, notification: sample.notification, rendered, bytes });

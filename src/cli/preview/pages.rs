@@ -20,12 +20,12 @@ use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
 use offramp::tls::Tls;
 use offramp::{advice, clock};
-use offramp_domain::notification::{Mailbox, Notification, Recipient, Template};
+use offramp_domain::notification::{Mailbox, Notification};
 use offramp_mail::message::Origin;
 use offramp_mail::samples::samples;
 use offramp_mail::{
-    AddressError, ComposedEmail, Deadlines, DkimSigner, MailConnection, MailUrl, RenderedEmail, Sender, SmtpName,
-    Templates, Transport, compose,
+    AddressError, ComposedEmail, Deadlines, DkimSigner, EmailKind, MailConnection, MailUrl, RenderedEmail, Sender,
+    SmtpName, Templates, Transport, compose,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -103,8 +103,9 @@ impl Pages {
     /// The mail that an address names.
     fn find(&self, Named(locale, mail, variant): &Named) -> Result<(Notification, RenderedEmail), Refusal> {
         let nothing = || Refusal(StatusCode::NOT_FOUND, format!("there is no mail {mail}, {variant}"));
-        let (template, recipient) = mails().find(|&mail_of| name(mail_of) == *mail).ok_or_else(nothing)?;
-        let sample = samples(template, recipient, locale).into_iter().find(|sample| sample.variant == variant);
+        let kind = EmailKind::all().find(|kind| kind.to_string() == *mail).ok_or_else(nothing)?;
+        let sample =
+            samples(kind.template, kind.recipient, locale).into_iter().find(|sample| sample.variant == variant);
         let notification = sample.ok_or_else(nothing)?.notification;
         let templates = self.gallery.now().templates;
         let rendered = templates
@@ -147,15 +148,6 @@ impl Pages {
 /// Which mail is meant: the reader's language, the mail as its file is called, the variant.
 #[derive(Debug, Deserialize)]
 struct Named(String, String, String);
-
-/// `payment-failed.account_manager`
-fn name((template, recipient): (Template, Recipient)) -> String {
-    format!("{template}.{}", recipient.as_str())
-}
-
-fn mails() -> impl Iterator<Item = (Template, Recipient)> {
-    Template::ALL.into_iter().flat_map(|template| template.recipients().iter().map(move |&to| (template, to)))
-}
 
 /// Why something cannot be had.
 struct Refusal(StatusCode, String);
@@ -224,12 +216,12 @@ async fn list(State(app): App) -> Json<List> {
         directory: app.gallery.directory().map(|path| path.display().to_string()),
         smtp_url: app.mail_server.url.to_string(),
         locales: locales(&shown.templates),
-        mails: mails()
-            .map(|(template, recipient)| Listed {
-                name: name((template, recipient)),
-                template: template.as_str(),
-                recipient: recipient.as_str(),
-                variants: samples(template, recipient, "").into_iter().map(|sample| sample.variant).collect(),
+        mails: EmailKind::all()
+            .map(|kind| Listed {
+                name: kind.to_string(),
+                template: kind.template.as_str(),
+                recipient: kind.recipient.as_str(),
+                variants: samples(kind.template, kind.recipient, "").into_iter().map(|sample| sample.variant).collect(),
             })
             .collect(),
         problems: problems

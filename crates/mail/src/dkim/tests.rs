@@ -1,4 +1,4 @@
-//! Keys of every form; signatures themselves are held against another verifier in `tests/it`.
+//! Keys in every format, and canonical forms. `tests/it` verifies whole signatures with another library.
 
 use super::*;
 
@@ -6,7 +6,7 @@ const RSA_PKCS1: &str = include_str!("../../../testkit/src/dkim/rsa.pkcs1.pem");
 const RSA_PKCS8: &str = include_str!("../../../testkit/src/dkim/rsa.pkcs8.pem");
 const ED25519: &str = include_str!("../../../testkit/src/dkim/ed25519.pem");
 
-/// What `openssl pkey -pubout -outform DER | base64` says of the RSA key, and the end of what it says of the other.
+/// The output of `openssl pkey -pubout -outform DER | base64`: all of it for the RSA key, the end of it for the Ed25519 key.
 const RSA_PUBLIC: &str = "MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAqgBStZPzn1x9Dac8UrA9X5JZSCbxzSmPXxO07kvd5fyJpXHfYA\
     TsEST3IBvCoPLD6dVNfixd9qe60HU3clzW7cm6NhE6pJDPEd+EWEnRS/qPxzqiWK35DXJf1Y/x1yPGnlZLFHvDDwHEb3eljKf3sm2Xu+apPVHGOySfSxoWRT\
     idwhtT1ItJ/8+0bDgNA2OwGKPlyj/82az+3ZizrxGCJsPpWEN1QXTMG/BvGxuGyAvmhm3ujvesPcGO93I6pPd+YwfqQp0LiTv26Gb8brrMTepztrCj9l9bVc\
@@ -18,7 +18,7 @@ fn signer(pem: &str) -> DkimSigner {
 }
 
 #[test]
-fn every_usual_form_of_a_key_is_read_and_its_public_half_told() {
+fn every_common_key_format_is_read() {
     let one_line = RSA_PKCS8.replace('\n', "\\n");
     for pem in [RSA_PKCS1, RSA_PKCS8, one_line.as_str()] {
         let signer = signer(pem);
@@ -26,14 +26,14 @@ fn every_usual_form_of_a_key_is_read_and_its_public_half_told() {
         assert_eq!(signer.dns_record(), format!("v=DKIM1; k=rsa; p={RSA_PUBLIC}"));
     }
     assert_eq!(signer(ED25519).dns_record(), format!("v=DKIM1; k=ed25519; p={ED25519_PUBLIC}"));
-    // Newer tools write the public half into the file, too.
+    // Newer tools include the public key in the file.
     let generated = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     let expected = format!("v=DKIM1; k=ed25519; p={}", BASE64.encode(generated.public_key_raw()));
     assert_eq!(signer(&generated.serialize_pem()).dns_record(), expected);
 }
 
 #[test]
-fn what_is_no_such_key_is_refused_without_showing_it() {
+fn errors_about_keys_never_contain_the_key() {
     let no_pem = "it is not a private key in PEM form (-----BEGIN PRIVATE KEY-----), or it is damaged";
     let unfit = "it is neither an RSA key of 2048 to 4096 bits nor an Ed25519 key";
     let elliptic = rcgen::KeyPair::generate().unwrap().serialize_pem();
@@ -70,7 +70,7 @@ fn what_is_no_such_key_is_refused_without_showing_it() {
 }
 
 #[test]
-fn keys_can_be_logged() {
+fn debug_output_omits_the_key() {
     let shown = format!("{:?} {:?}", DkimKey::parse(RSA_PKCS8).unwrap(), signer(ED25519));
     assert_eq!(shown, "DkimKey(rsa) DkimSigner(2026-06._domainkey.example.com)");
 }
@@ -95,7 +95,7 @@ fn selectors_and_domains() {
 
 /// The example of RFC 6376 §3.4.5.
 #[test]
-fn the_form_in_which_a_mail_is_signed() {
+fn headers_and_bodies_are_canonicalised() {
     let headers = b"A: X\r\nB : Y\t\r\n\tZ  \r\n";
     let fields = fields(headers);
     let relaxed: Vec<String> = fields
@@ -117,7 +117,7 @@ fn the_form_in_which_a_mail_is_signed() {
 }
 
 #[test]
-fn a_signature_is_a_well_formed_header_and_the_same_each_time() {
+fn signatures_are_deterministic_and_well_formed_headers() {
     let at = DateTime::from_timestamp(1_781_438_400, 0).unwrap();
     let headers = b"From: Club <no-reply@example.com>\r\nSubject: Hello\r\n";
     for pem in [RSA_PKCS8, ED25519] {

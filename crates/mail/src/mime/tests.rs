@@ -1,4 +1,4 @@
-//! What is written, read back by another project's parser.
+//! The output, parsed by another library.
 
 use mail_parser::{MessageParser, MimeHeaders, PartType};
 use proptest::prelude::*;
@@ -19,10 +19,10 @@ fn quoted_printable() {
     check_quoted("49,99\u{a0}$ à Québec", "49,99=C2=A0$ =C3=A0 Qu=C3=A9bec");
     check_quoted("a\tb", "a\tb");
     check_quoted("a\u{0}\r\u{7f}b", "a=00=0D=7Fb");
-    // No white space at the end of a line: some servers take it away.
+    // No white space at the end of a line: some servers remove it.
     check_quoted("a  ", "a =20");
     check_quoted("\t", "=09");
-    // Nothing that means something to a server or a mailbox at its beginning.
+    // Nothing at the beginning of a line that is special in SMTP or mbox files.
     check_quoted("..", "=2E.");
     check_quoted("From here", "=46rom here");
     check_quoted("Fromage", "Fromage");
@@ -53,7 +53,7 @@ fn write(text: &str, html: &str, encoding: Encoding) -> String {
 }
 
 #[test]
-fn a_whole_body() {
+fn bodies_have_both_parts_and_their_headers() {
     let expected = "\
 MIME-Version: 1.0
 Content-Type: multipart/alternative;
@@ -74,7 +74,7 @@ Content-Transfer-Encoding: 8bit
 
 --=_0000000000000000000000000000002a--
 ";
-    assert_eq!(write("Hello\n", "<p>Héllo</p>", Encoding::AsItIs), expected.replace('\n', "\r\n"));
+    assert_eq!(write("Hello\n", "<p>Héllo</p>", Encoding::EightBit), expected.replace('\n', "\r\n"));
     let quoted = expected
         .replace("Content-Transfer-Encoding: 8bit\n\n--", "\n--")
         .replace("7bit", "quoted-printable")
@@ -84,11 +84,11 @@ Content-Transfer-Encoding: 8bit
 }
 
 #[test]
-fn what_a_server_might_not_take_or_a_reader_mistake_is_not_sent_as_it_is() {
+fn long_lines_bare_line_ends_and_boundaries_need_encoding() {
     #[track_caller]
     fn check(text: &str, fits: bool) {
-        assert_eq!(Alternative::new(text, "<p>", Uuid::nil()).fits_as_it_is(), fits);
-        assert_eq!(Alternative::new("text", text, Uuid::nil()).fits_as_it_is(), fits);
+        assert_eq!(Alternative::new(text, "<p>", Uuid::nil()).fits_8bit(), fits);
+        assert_eq!(Alternative::new("text", text, Uuid::nil()).fits_8bit(), fits);
     }
     check("", true);
     check("Café\r\n.\r\nFrom x\n", true);
@@ -105,7 +105,7 @@ fn what_a_server_might_not_take_or_a_reader_mistake_is_not_sent_as_it_is() {
     check("Hello --=_0\n", true);
 }
 
-/// Lines, and characters that are special somewhere in MIME or SMTP.
+/// Texts with lines and characters that are special in MIME or SMTP.
 fn any_text() -> impl Strategy<Value = String> {
     let special = prop::sample::select(vec![
         "\n",
@@ -130,11 +130,11 @@ fn any_text() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn what_is_written_can_be_read_again(text in any_text(), html in any_text()) {
+    fn any_text_survives_a_round_trip(text in any_text(), html in any_text()) {
         let lines = |part: &str| part.lines().flat_map(|line| [line, "\n"]).collect::<String>();
-        let as_it_is = Alternative::new(&text, &html, Uuid::nil()).fits_as_it_is();
-        for encoding in [Encoding::AsItIs, Encoding::QuotedPrintable] {
-            if encoding == Encoding::AsItIs && !as_it_is {
+        let fits_8bit = Alternative::new(&text, &html, Uuid::nil()).fits_8bit();
+        for encoding in [Encoding::EightBit, Encoding::QuotedPrintable] {
+            if encoding == Encoding::EightBit && !fits_8bit {
                 continue;
             }
             let mail = write(&text, &html, encoding);

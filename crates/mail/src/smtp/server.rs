@@ -1,0 +1,139 @@
+//! A mail server: opening a connection to it, up to the point where emails can be sent.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::deadlines::Deadlines;
+use super::failure::Failure;
+use super::login::log_in;
+use super::name::SmtpName;
+use super::session::{Session, Wire, within};
+use super::step::Step;
+use crate::mail_url::{Encryption, Login, MailConfigError, Secret, SmtpEndpoint};
+use crate::send_error::SendError;
+
+/// A mail server, and how to connect to it.
+pub struct SmtpServer {
+    host: String,
+    port: u16,
+    encryption: Encryption,
+    /// The user, and the secret.
+    login: Option<(String, Secret)>,
+    connector: TlsConnector,
+    name: SmtpName,
+    deadlines: Deadlines,
+}
+
+impl fmt::Debug for SmtpServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.address();
+        f.debug_struct("SmtpServer")
+            .field("address", &address)
+            .field("deadlines", &self.deadlines)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SmtpServer {
+    pub(crate) fn new(
+        endpoint: SmtpEndpoint,
+        name: SmtpName,
+        tls: Arc<ClientConfig>,
+        deadlines: Deadlines,
+    ) -> Result<Self, MailConfigError> {
+        let SmtpEndpoint { host, port, encryption, login } = endpoint;
+        let login = login.map(Login::complete).transpose()?;
+        Ok(Self { host, port, encryption, login, connector: tls.into(), name, deadlines })
+    }
+
+    pub(super) fn deadlines(&self) -> Deadlines {
+        self.deadlines
+    }
+
+    /// `host:port`, for error texts.
+    pub(super) fn address(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+
+    /// Connects, encrypts and logs in as for an email, then disconnects.
+    pub(crate) async fn check(&self) -> Result<(), SendError> {
+        let session = self.connect().await.map_err(|failure| failure.into_error(self.address()))?;
+        self.quit(session).await;
+        Ok(())
+    }
+
+    /// Opens a connection, up to the point where emails can be sent.
+    pub(super) async fn connect(&self) -> Result<Session, Failure> {
+        let limit = self.deadlines.greeting;
+        let connecting = async {
+            let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
+            // With Nagle's algorithm, the second of two writes waits for the server's acknowledgement of the first, which
+            // takes 40 ms.
+            tcp.set_nodelay(true)?;
+            Ok(tcp)
+        };
+        let tcp: Box<dyn Wire> = Box::new(within(Step::Connecting, self.deadlines.connect, connecting).await?);
+        let is_implicit = self.encryption == Encryption::Implicit;
+        let (wire, greeting) =
+            if is_implicit { (self.encrypt(tcp).await?, Step::FirstReplyOverTls) } else { (tcp, Step::Greeting) };
+        let mut session = Session::new(wire);
+        session.read(greeting, limit).await?.expect(greeting, 220)?;
+        self.greet(&mut session, Step::Ehlo).await?;
+        if matches!(self.encryption, Encryption::Required | Encryption::WhereOffered) {
+            session = self.start_tls(session).await?;
+        }
+        if let Some((user, secret)) = &self.login {
+            log_in(&mut session, user, secret, limit).await?;
+        }
+        Ok(session)
+    }
+
+    async fn greet(&self, session: &mut Session, step: Step) -> Result<(), Failure> {
+        let hello = format!("EHLO {}\r\n", self.name);
+        session.extensions = session.request(step, self.deadlines.greeting, &hello).await?.expect(step, 250)?.lines;
+        Ok(())
+    }
+
+    /// Encrypts a connection with STARTTLS, as far as the settings and the server want it.
+    async fn start_tls(&self, mut session: Session) -> Result<Session, Failure> {
+        let unfit = |why: &str| Failure::unfit(Step::StartTls, why);
+        if !session.offers("STARTTLS") {
+            if self.encryption == Encryption::Required {
+                return Err(unfit("the server does not offer it, and ?tls=required demands it"));
+            }
+            if self.login.is_some() {
+                return Err(unfit(
+                    "the server does not offer it, and a password is not sent unencrypted (unless with ?tls=none)",
+                ));
+            }
+            return Ok(session);
+        }
+        let reply = session.request(Step::StartTls, self.deadlines.greeting, "STARTTLS\r\n").await?;
+        reply.expect(Step::StartTls, 220)?;
+        // Anything that a man in the middle injected before encryption would pass for the server's words after it.
+        if !session.wire.buffer().is_empty() {
+            return Err(unfit("something follows the server's reply, sent before encryption"));
+        }
+        let wire = self.encrypt(session.wire.into_inner()).await?;
+        let mut session = Session::new(wire);
+        self.greet(&mut session, Step::FirstReplyOverTls).await?;
+        Ok(session)
+    }
+
+    async fn encrypt(&self, wire: Box<dyn Wire>) -> Result<Box<dyn Wire>, Failure> {
+        let name =
+            ServerName::try_from(self.host.clone()).map_err(|error| Failure::unfit(Step::Tls, error.to_string()))?;
+        let stream = within(Step::Tls, self.deadlines.greeting, self.connector.connect(name, wire)).await?;
+        Ok(Box::new(stream))
+    }
+
+    pub(super) async fn quit(&self, mut session: Session) {
+        // Nothing depends on the reply: the connection is closed either way.
+        let _ = session.request(Step::Mail, self.deadlines.farewell, "QUIT\r\n").await;
+    }
+}

@@ -1,0 +1,56 @@
+//! The colour of an organization, and a legible text colour on it.
+
+/// Red, green and blue.
+pub(super) type Rgb = [u8; 3];
+
+/// The colour of organizations without one.
+pub(super) const PLAIN: Rgb = [0x33, 0x47, 0x5b];
+
+/// Parses a CSS colour; its transparency is ignored. Nothing else gets into a style.
+pub(super) fn parse_color(text: &str) -> Option<Rgb> {
+    const COLOR_BYTES_MAX: usize = 64;
+    let text = text.trim();
+    let color = csscolorparser::parse(text).ok().filter(|_| text.len() <= COLOR_BYTES_MAX)?;
+    let [red, green, blue, _] = color.to_rgba8();
+    Some([red, green, blue])
+}
+
+pub(super) fn hex([red, green, blue]: Rgb) -> String {
+    format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
+/// White or black, whichever has the higher contrast on `color`. It always exceeds the 4.5 to 1 that WCAG 2 (1.4.3)
+/// requires.
+pub(super) fn legible_on(color: Rgb) -> Rgb {
+    let [red, green, blue] = color.map(|value| {
+        let value = f32::from(value) / 255.0;
+        if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
+    });
+    let luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+    let on_white = 1.05 / (luminance + 0.05);
+    let on_black = (luminance + 0.05) / 0.05;
+    if on_white >= on_black { [255; 3] } else { [0; 3] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_on_any_colour_is_black_or_white() {
+        #[track_caller]
+        fn check(text: &str, expected: Option<(&str, &str)>) {
+            let found = parse_color(text).map(|color| (hex(color), hex(legible_on(color))));
+            assert_eq!(found.as_ref().map(|(color, on)| (color.as_str(), on.as_str())), expected, "{text}");
+        }
+        check("#0a7d4f", Some(("#0a7d4f", "#ffffff")));
+        check("#FFF", Some(("#ffffff", "#000000")));
+        check("gold", Some(("#ffd700", "#000000")));
+        check("rgb(0 0 139)", Some(("#00008b", "#ffffff")));
+        check("#777", Some(("#777777", "#000000")));
+        check("#12345", None);
+        check("red;background:url(x)", None);
+        check("", None);
+        check(&" ".repeat(100), None);
+    }
+}

@@ -1,0 +1,33 @@
+//! Templates of emails: loaded and checked once, at start, then rendered for each email.
+//!
+//! Each language has a folder with one file per kind of email, `payment-failed.account_manager.md`, and partials, whose
+//! names begin with `_`. Both parts of an email come from this one file, so they say the same. Beside the folders is the
+//! design, for all languages: MJML, compiled to HTML once. The files in `templates/` are compiled in. A directory given at
+//! start replaces them one by one and may add languages. A folder with a region (`fr-CA`) contains only the files that
+//! differ from its language's.
+//!
+//! Loading: [`source`] reads files; [`compile`] checks each of them, with [`parse`] and [`lint`]; [`assemble`] builds the
+//! templates of one email, with [`plain`] and [`html`]; [`load`] does all of this and renders every sample. Rendering:
+//! [`catalog`] finds the reader's language, [`facts_view`] formats the facts, [`ast`] inserts them.
+//!
+//! Facts are data and are never parsed as a template.
+
+mod assemble;
+mod ast;
+mod block;
+mod catalog;
+mod color;
+mod compile;
+mod design;
+mod escape;
+mod facts_view;
+mod html;
+mod lint;
+mod load;
+mod parse;
+mod plain;
+mod problem;
+mod source;
+
+pub use catalog::{RenderError, RenderedEmail, Templates};
+pub use problem::TemplateProblem;
