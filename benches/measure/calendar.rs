@@ -14,8 +14,8 @@ use crate::Bench;
 use crate::process::{Moment, watch};
 use crate::stage::{self, stage};
 use crate::table::{goal, head, number, row, whole};
-use offramp_testkit::worker::{Worker, get};
-use offramp_testkit::world::World;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, get};
 
 /// How often to look how far the worker is.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -32,25 +32,25 @@ const NOTES_BYTES_MAX: i64 = 64 * 1024 * 1024;
 pub async fn midnight(bench: &Bench) {
     let count = bench.count(100_000);
     say!("midnight: {count} subscriptions");
-    let world = stage("midnight").await;
-    stage::add_organizations(&world, |_| {}).await;
+    let bed = stage("midnight").await;
+    stage::add_organizations(&bed, |_| {}).await;
     let ends_at = Utc::now() - TimeDelta::hours(1);
-    stage::add_clients(&world, 0..count, |_, document| {
+    stage::add_clients(&bed, 0..count, |_, document| {
         document.extend(doc! {
             "status": "cancellation_scheduled", "ends_on": ends_at.date_naive().to_string(),
             "ends_at": bson::DateTime::from(ends_at), "final_billing_on": "2020-01-15",
         });
     })
     .await;
-    stage::quiet(&world).await;
-    let (worker, begun, _) = start(bench, &world, "midnight").await;
+    stage::quiet(&bed).await;
+    let (worker, begun, _) = start(bench, &bed, "midnight").await;
     counted(&worker, r#"offramp_swept_total{what="lapse"}"#, count).await;
     let ended = begun.at.elapsed();
     counted(&worker, r#"offramp_events_total{outcome="published"}"#, count).await;
-    stage::outboxes_empty(&world, "subscriptions").await;
+    stage::outboxes_empty(&bed, "subscriptions").await;
     let told = begun.at.elapsed();
     let end = Moment::of(worker.id());
-    let changed = world.collection("subscriptions").count_documents(doc! { "status": "cancelled" }).await.unwrap();
+    let changed = bed.collection("subscriptions").count_documents(doc! { "status": "cancelled" }).await.unwrap();
     assert_eq!(changed, count as u64);
 
     head(
@@ -72,7 +72,7 @@ pub async fn midnight(bench: &Bench) {
     }
     goal("ended, events queued", &format!("{:.1} s", ended.as_secs_f64()), "at most 15 s");
     drop(worker);
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// A million accounts, one in a hundred with a card that is about to expire. What was read for it, the database tells
@@ -82,8 +82,8 @@ pub async fn cards(bench: &Bench) {
     let count = bench.count(1_000_000);
     let due = count.div_ceil(ACCOUNTS_EACH_DUE);
     say!("cards: {count} accounts, {due} of them due");
-    let world = stage("cards").await;
-    stage::add_organizations(&world, |organization| {
+    let bed = stage("cards").await;
+    stage::add_organizations(&bed, |organization| {
         organization.extend(doc! { "card_notice_days": [NOTICE_DAYS], "timezone": "UTC" });
     })
     .await;
@@ -97,18 +97,18 @@ pub async fn cards(bench: &Bench) {
         let expires = month(if index < due { 0 } else { 3 + index % 36 });
         account.insert("cards", [doc! { "id": "card-1", "brand": "Visa", "last4": "4242", "expires": expires }]);
     };
-    stage::add_accounts(&world, 0..count, with_card).await;
-    stage::add_subscriptions(&world, 0..due, |_, _| {}).await;
-    stage::quiet(&world).await;
+    stage::add_accounts(&bed, 0..count, with_card).await;
+    stage::add_subscriptions(&bed, 0..due, |_, _| {}).await;
+    stage::quiet(&bed).await;
 
     head(
         &format!("Cards: {} of {} accounts are due", whole(number(due)), whole(number(count))),
         &["seconds", "keys read", "accounts", "CPU"],
     );
     for (name, told) in [("every notice given", true), ("again, when none is due", false)] {
-        note_searches(&world).await;
+        note_searches(&bed).await;
         let mails_before = bench.sink.count();
-        let (worker, begun, looked) = start(bench, &world, "cards").await;
+        let (worker, begun, looked) = start(bench, &bed, "cards").await;
         timeout(PATIENCE, looked).await.expect("a sweep that ends").unwrap();
         let took = begun.at.elapsed();
         let cpu = begun.cpu_until(&Moment::of(worker.id()));
@@ -120,7 +120,7 @@ pub async fn cards(bench: &Bench) {
         }
         assert!(worker.stop().await.success());
         assert_eq!(bench.sink.count() - mails_before, if told { 2 * due } else { 0 });
-        let searches = searches(&world).await;
+        let searches = searches(&bed).await;
         row(
             name,
             [
@@ -133,17 +133,17 @@ pub async fn cards(bench: &Bench) {
         row(&format!("  by {}", searches.plans.iter().map(String::as_str).collect::<Vec<_>>().join(", ")), []);
     }
     goal("accounts to be read", &whole(number(due)), "only those that are due");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Has the database note the searches for cards from now on.
-async fn note_searches(world: &World) {
-    let database = &world.database;
+async fn note_searches(bed: &TestBed) {
+    let database = &bed.database;
     database.run_command(doc! { "profile": 0 }).await.unwrap();
-    world.collection("system.profile").drop().await.unwrap();
+    bed.collection("system.profile").drop().await.unwrap();
     let notes = doc! { "create": "system.profile", "capped": true, "size": NOTES_BYTES_MAX };
     database.run_command(notes).await.unwrap();
-    let filter = doc! { "ns": format!("{}.accounts", world.prefix) };
+    let filter = doc! { "ns": format!("{}.accounts", bed.prefix) };
     database.run_command(doc! { "profile": 1, "filter": filter }).await.unwrap();
 }
 
@@ -155,14 +155,14 @@ struct Searches {
     plans: BTreeSet<String>,
 }
 
-async fn searches(world: &World) -> Searches {
-    world.database.run_command(doc! { "profile": 0 }).await.unwrap();
+async fn searches(bed: &TestBed) -> Searches {
+    bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
     // Their filter begins with the organization; the answer may come in several parts.
     let filter = doc! { "$or": [
         { "command.filter.organization_id": { "$exists": true } },
         { "originatingCommand.filter.organization_id": { "$exists": true } },
     ] };
-    let mut notes = world.collection("system.profile").find(filter).await.unwrap();
+    let mut notes = bed.collection("system.profile").find(filter).await.unwrap();
     let mut searches = Searches::default();
     while let Some(note) = notes.try_next().await.unwrap() {
         let count = |name: &str| usize::try_from(note.get_i32(name).unwrap_or(0)).unwrap();
@@ -174,9 +174,9 @@ async fn searches(world: &World) -> Searches {
 }
 
 /// Starts a worker. Its work begins when it says so; it says as well when it has looked for cards.
-async fn start(bench: &Bench, world: &World, name: &str) -> (Worker, Moment, oneshot::Receiver<Moment>) {
+async fn start(bench: &Bench, bed: &TestBed, name: &str) -> (WorkerProcess, Moment, oneshot::Receiver<Moment>) {
     let settings = [("OFFRAMP_SWEEP_SECONDS", "3600"), ("OFFRAMP_LOG", "info,offramp::worker::sweeper=debug")];
-    let mut worker = Worker::spawn(world, &bench.sink.url(), &settings, Stdio::piped());
+    let mut worker = WorkerProcess::spawn(bed, &bench.sink.url(), &settings, Stdio::piped());
     let log = bench.logs.join(format!("{name}.log"));
     let works = |line: &str| line.contains("working");
     let has_looked = |line: &str| line.contains("looked for cards");
@@ -185,7 +185,7 @@ async fn start(bench: &Bench, world: &World, name: &str) -> (Worker, Moment, one
 }
 
 /// Waits until a counter of the worker's is so high.
-async fn counted(worker: &Worker, counter: &str, wanted: usize) {
+async fn counted(worker: &WorkerProcess, counter: &str, wanted: usize) {
     let begin = Instant::now();
     loop {
         let metrics = get(worker.port(), "/metrics").await.unwrap_or_default();

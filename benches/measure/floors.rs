@@ -311,18 +311,17 @@ impl Constants {
             organizations: [command.organization_id().clone()].into(),
             ..Need::default()
         };
-        let mut world = store.load(&need).await.unwrap();
+        let mut bed = store.load(&need).await.unwrap();
         let now = clock::now();
-        assert_eq!(world.fold(&Task::Command(command), now), Verdict::Applied);
+        assert_eq!(bed.fold(&Task::Command(command), now), Verdict::Applied);
         let lease = Lease { holder: Uuid::new_v4(), until: now + chrono::TimeDelta::minutes(3) };
         let composer = Composer {
             templates: Templates::load(None).unwrap(),
             sender: Sender::parse("no-reply@offramp.example").unwrap(),
             signer: None,
         };
-        let update = changes::updates(world, &lease, "offramp", &|id, email| composer.identify(id, email), now)
-            .unwrap()
-            .remove(0);
+        let update =
+            changes::updates(bed, &lease, "offramp", &|id, email| composer.identify(id, email), now).unwrap().remove(0);
         let history_length = update.history_length;
         let RawBson::Document(change) = update.update.clone() else { panic!("an update of operators") };
 

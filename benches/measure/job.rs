@@ -16,8 +16,8 @@ use crate::process::{Line, Moment, watch};
 use crate::stage::{self, stage};
 use crate::table::{goal, head, number, row, whole};
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::worker::{Worker, build, program};
-use offramp_testkit::world::World;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, build, program};
 
 /// How often to look whether everything is settled.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -117,33 +117,33 @@ impl<'a> Job<'a> {
     async fn measure(self, bench: &Bench) -> Measured {
         let Self { name, messages, documents, until, .. } = self;
         say!("{name}: {messages} messages about {documents} documents");
-        let world = stage::stage_for(name, self.program).await;
-        stage::add_organizations(&world, |_| {}).await;
-        stage::add_clients(&world, 0..documents, &self.change).await;
+        let bed = stage::stage_for(name, self.program).await;
+        stage::add_organizations(&bed, |_| {}).await;
+        stage::add_clients(&bed, 0..documents, &self.change).await;
         let commands = (0..messages).map(|index| {
             let mut command = stage::command_of(self.kind, index % documents);
             command["id"] = format!("c-{index:07}").into();
             command
         });
-        stage::publish(&world, commands).await;
-        stage::quiet(&world).await;
+        stage::publish(&bed, commands).await;
+        stage::quiet(&bed).await;
 
         let mut settings = self.settings;
         let _database_line;
         if self.slow_database {
-            let (proxy, url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+            let (proxy, url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
             proxy.delay_answers(LATE);
             settings.push(("OFFRAMP_MONGODB_URL", url));
             _database_line = proxy;
         }
         let mails_before = bench.sink.count();
-        let queue = stage::work_queue(&world, self.kind);
+        let queue = stage::work_queue(&bed, self.kind);
         let mut workers = Vec::new();
         let mut beginnings = Vec::new();
         for number in 0..self.workers {
-            let mut program = build(self.program, &world);
+            let mut program = build(self.program, &bed);
             program.env("OFFRAMP_SMTP_URL", bench.sink.url()).envs(settings.iter().cloned());
-            let mut worker = Worker::of(&mut program, Stdio::piped());
+            let mut worker = WorkerProcess::of(&mut program, Stdio::piped());
             let (says, queue) = (worker.take_log(), queue.clone());
             let log = bench.logs.join(format!("{name}-{number}.log"));
             let consumes = move |line: &str| line.contains("consuming") && line.contains(&queue);
@@ -159,23 +159,23 @@ impl<'a> Job<'a> {
         let mut progress = Progress::begin();
         progress.until(|| bench.sink.count() - mails_before, until * self.mails_each).await;
         if until == messages {
-            progress.settled(&world, &workers, messages).await;
+            progress.settled(&bed, &workers, messages).await;
         }
         let measured = ended(&begun, &workers, until);
         for worker in workers {
             assert!(worker.stop().await.success());
         }
         if until == messages {
-            check(&world, self.kind, documents).await;
+            check(&bed, self.kind, documents).await;
             assert_eq!(bench.sink.count() - mails_before, messages * self.mails_each, "emails accepted");
         }
-        world.remove().await;
+        bed.remove().await;
         measured
     }
 }
 
 /// What workers have done and used since the first of them began.
-fn ended(begun: &[Moment], workers: &[Worker], messages: usize) -> Measured {
+fn ended(begun: &[Moment], workers: &[WorkerProcess], messages: usize) -> Measured {
     let first = begun.iter().min_by_key(|begun| begun.at).unwrap();
     let ends: Vec<Moment> = workers.iter().map(|worker| Moment::of(worker.id())).collect();
     let most = |size: fn(&Moment) -> f64| ends.iter().map(size).fold(0.0, f64::max);
@@ -215,7 +215,7 @@ impl Progress {
     }
 
     /// Waits until nothing waits in any outbox, and all messages are settled.
-    async fn settled(&mut self, world: &World, workers: &[Worker], messages: usize) {
+    async fn settled(&mut self, bed: &TestBed, workers: &[WorkerProcess], messages: usize) {
         loop {
             let mut settled = 0;
             for worker in workers {
@@ -227,40 +227,40 @@ impl Progress {
             self.see(usize::try_from(settled).unwrap());
             sleep(LOOK_EVERY).await;
         }
-        stage::outboxes_empty(world, "subscriptions").await;
+        stage::outboxes_empty(bed, "subscriptions").await;
     }
 }
 
 /// That what was measured was the job.
-async fn check(world: &World, kind: CommandType, documents: usize) {
+async fn check(bed: &TestBed, kind: CommandType, documents: usize) {
     let mut done = doc! { "applied.0": { "$exists": true }, "outbox.0": { "$exists": false } };
     if kind == CommandType::Cancellation {
         done.insert("status", "cancellation_scheduled");
     }
-    let done = world.collection("subscriptions").count_documents(done).await.unwrap();
+    let done = bed.collection("subscriptions").count_documents(done).await.unwrap();
     assert_eq!(done, documents as u64, "subscriptions that were changed");
 }
 
 /// A floor, with so many documents, messages or mails.
 async fn floor(bench: &Bench, floor: Floor, count: usize, change: &Change<'_>) -> Measured {
     say!("{}: {count}", floor.name());
-    let world = stage("floor").await;
+    let bed = stage("floor").await;
     if floor.takes_documents() {
-        stage::add_organizations(&world, |_| {}).await;
-        stage::add_clients(&world, 0..count, change).await;
+        stage::add_organizations(&bed, |_| {}).await;
+        stage::add_clients(&bed, 0..count, change).await;
     }
     if floor.takes_messages() {
         let commands = (0..count).map(|index| stage::command_of(CommandType::Cancellation, index));
-        stage::publish(&world, commands).await;
+        stage::publish(&bed, commands).await;
     }
-    stage::quiet(&world).await;
+    stage::quiet(&bed).await;
     let mails_before = bench.sink.count();
     let mut program = Command::new(std::env::current_exe().unwrap());
     program
         .args(["--floor", clap::ValueEnum::to_possible_value(&floor).unwrap().get_name()])
         .args(["--floor-count", &count.to_string()])
-        .args(["--floor-prefix", &world.prefix])
-        .args(["--floor-mongodb-url", &world.mongodb_url])
+        .args(["--floor-prefix", &bed.prefix])
+        .args(["--floor-mongodb-url", &bed.mongodb_url])
         .args(["--floor-sink", &bench.sink.address.to_string()])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped());
@@ -276,7 +276,7 @@ async fn floor(bench: &Bench, floor: Floor, count: usize, change: &Change<'_>) -
     }
     drop(process.stdin.take());
     assert!(process.wait().unwrap().success());
-    world.remove().await;
+    bed.remove().await;
     Measured {
         messages: count,
         took: done.at - begun.at,

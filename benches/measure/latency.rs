@@ -21,8 +21,8 @@ use crate::Bench;
 use crate::process::watch;
 use crate::stage::{self, account_id, stage, subscription_id};
 use crate::table::{head, line, number, row, whole};
-use offramp_testkit::worker::Worker;
-use offramp_testkit::world::World;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::WorkerProcess;
 
 /// Messages a second, and how many.
 const PACES: [(usize, usize); 2] = [(100, 2_000), (1_000, 10_000)];
@@ -70,9 +70,9 @@ pub async fn measure(bench: &Bench) {
         }
     }
     say!("latency: {first} messages");
-    let world = stage("latency").await;
+    let bed = stage("latency").await;
     // So that every command has a mail for the account manager.
-    stage::add_organizations(&world, |organization| drop(organization.insert("notify_client_of_own_actions", true)))
+    stage::add_organizations(&bed, |organization| drop(organization.insert("notify_client_of_own_actions", true)))
         .await;
     for case in &cases {
         let change = |_: usize, document: &mut Document| {
@@ -80,20 +80,20 @@ pub async fn measure(bench: &Bench) {
                 document.extend(requested(document));
             }
         };
-        stage::add_clients(&world, case.first..case.first + case.count, change).await;
+        stage::add_clients(&bed, case.first..case.first + case.count, change).await;
     }
-    stage::quiet(&world).await;
+    stage::quiet(&bed).await;
     let commits = Commits::default();
-    let watching = tokio::spawn(watch_commits(world.database.clone(), Arc::clone(&commits)));
+    let watching = tokio::spawn(watch_commits(bed.database.clone(), Arc::clone(&commits)));
     bench.sink.watch();
-    let mut worker = Worker::spawn(&world, &bench.sink.url(), &[("OFFRAMP_SWEEP_SECONDS", "60")], Stdio::piped());
+    let mut worker = WorkerProcess::spawn(&bed, &bench.sink.url(), &[("OFFRAMP_SWEEP_SECONDS", "60")], Stdio::piped());
     let [_] = watch(worker.take_log(), worker.id(), &bench.logs.join("latency.log"), [Box::new(|_| false)]);
     let worker = worker.ready().await;
 
     for (pace, _) in PACES {
         head(&format!("{} messages a second, ms", whole(number(pace))), &COLUMNS);
         for case in cases.iter().filter(|case| case.pace == pace) {
-            let (committed, accepted) = run(bench, &world, case, &commits).await;
+            let (committed, accepted) = run(bench, &bed, case, &commits).await;
             let cells =
                 [&committed, &accepted].into_iter().flat_map(|times| QUANTILES.map(|at| milliseconds(times, at)));
             row(case.kind.as_str(), cells);
@@ -104,11 +104,11 @@ pub async fn measure(bench: &Bench) {
     }
     drop(worker);
     watching.abort();
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Publishes the messages of a case at its pace, and waits until everything has come of them.
-async fn run(bench: &Bench, world: &World, case: &Case, commits: &Commits) -> (Histogram<u64>, Histogram<u64>) {
+async fn run(bench: &Bench, bed: &TestBed, case: &Case, commits: &Commits) -> (Histogram<u64>, Histogram<u64>) {
     let commands: Vec<Value> =
         (case.first..case.first + case.count).map(|index| stage::command_of(case.kind, index)).collect();
     let mut published = Vec::with_capacity(case.count);
@@ -119,7 +119,7 @@ async fn run(bench: &Bench, world: &World, case: &Case, commits: &Commits) -> (H
     for command in &commands {
         ticks.tick().await;
         published.push(Instant::now());
-        confirms.push_back(stage::send(&world.channel, &world.prefix, command).await);
+        confirms.push_back(stage::send(&bed.channel, &bed.prefix, command).await);
     }
     for confirm in confirms {
         stage::confirmed(confirm).await;

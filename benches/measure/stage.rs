@@ -13,10 +13,10 @@ use offramp_domain::command::CommandType;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use offramp_testkit::fixtures::{self, command};
 use offramp_testkit::process;
-use offramp_testkit::samples::{self, command};
-use offramp_testkit::worker::{build, program};
-use offramp_testkit::world::World;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{build, program};
 
 /// How many organizations share everything.
 const ORGANIZATIONS: usize = 50;
@@ -30,25 +30,25 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const OUTBOXES_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Names under which everything is ready for a worker to start: exchanges, queues, indexes.
-pub async fn stage(name: &str) -> World {
+pub async fn stage(name: &str) -> TestBed {
     stage_for(name, program()).await
 }
 
 /// The same for another build, which declares what it needs itself.
-pub async fn stage_for(name: &str, program: &Path) -> World {
-    let world = World::new(&format!("bench-{name}")).await;
-    let output = process::run(build(program, &world).arg("init"), Command::output).unwrap();
+pub async fn stage_for(name: &str, program: &Path) -> TestBed {
+    let bed = TestBed::new(&format!("bench-{name}")).await;
+    let output = process::run(build(program, &bed).arg("init"), Command::output).unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{} init: {complaint}", program.display());
-    world
+    bed
 }
 
 /// Waits until nothing waits in the outbox of any document of the collection. Each build has indexes of its own for
 /// outboxes, so none is relied on: a document in which something waits is asked for by its id until nothing does, and only
 /// then are the others looked through again.
-pub async fn outboxes_empty(world: &World, collection: &str) {
+pub async fn outboxes_empty(bed: &TestBed, collection: &str) {
     let begin = Instant::now();
-    let collection = world.collection(collection);
+    let collection = bed.collection(collection);
     let waits = doc! { "outbox.0": { "$exists": true } };
     while let Some(document) = collection.find_one(waits.clone()).projection(doc! { "_id": 1 }).await.unwrap() {
         let mut this = waits.clone();
@@ -61,8 +61,8 @@ pub async fn outboxes_empty(world: &World, collection: &str) {
 }
 
 /// The work queue of a type.
-pub fn work_queue(world: &World, kind: CommandType) -> String {
-    Topology::new(&world.prefix).work_queue(kind)
+pub fn work_queue(bed: &TestBed, kind: CommandType) -> String {
+    Topology::new(&bed.prefix).work_queue(kind)
 }
 
 pub fn subscription_id(index: usize) -> String {
@@ -88,52 +88,52 @@ fn organization_id(index: usize) -> String {
 }
 
 /// All organizations, each changed as `change` has it.
-pub async fn add_organizations(world: &World, change: impl Fn(&mut Document)) {
+pub async fn add_organizations(bed: &TestBed, change: impl Fn(&mut Document)) {
     let organizations = organization_ids().map(|id| {
-        let mut organization = samples::organization(&id);
+        let mut organization = fixtures::organization(&id);
         change(&mut organization);
         organization
     });
-    insert(world, "organizations", organizations).await;
+    insert(bed, "organizations", organizations).await;
 }
 
 /// Accounts with a live subscription each, the latter changed as `change` has it.
 pub async fn add_clients(
-    world: &World,
+    bed: &TestBed,
     indexes: impl Iterator<Item = usize> + Clone,
     change: impl Fn(usize, &mut Document),
 ) {
-    add_accounts(world, indexes.clone(), |_, _| {}).await;
-    add_subscriptions(world, indexes, change).await;
+    add_accounts(bed, indexes.clone(), |_, _| {}).await;
+    add_subscriptions(bed, indexes, change).await;
 }
 
 /// Live subscriptions, changed as `change` has it.
 pub async fn add_subscriptions(
-    world: &World,
+    bed: &TestBed,
     indexes: impl Iterator<Item = usize>,
     change: impl Fn(usize, &mut Document),
 ) {
     let subscriptions = indexes.map(|index| {
         let (id, account) = (subscription_id(index), account_id(index));
-        let mut document = samples::subscription(&id, &organization_id(index), &account);
+        let mut document = fixtures::subscription(&id, &organization_id(index), &account);
         change(index, &mut document);
         document
     });
-    insert(world, "subscriptions", subscriptions).await;
+    insert(bed, "subscriptions", subscriptions).await;
 }
 
 /// Accounts, changed as `change` has it.
-pub async fn add_accounts(world: &World, indexes: impl Iterator<Item = usize>, change: impl Fn(usize, &mut Document)) {
+pub async fn add_accounts(bed: &TestBed, indexes: impl Iterator<Item = usize>, change: impl Fn(usize, &mut Document)) {
     let accounts = indexes.map(|index| {
-        let mut account = samples::account(&account_id(index), &organization_id(index));
+        let mut account = fixtures::account(&account_id(index), &organization_id(index));
         change(index, &mut account);
         account
     });
-    insert(world, "accounts", accounts).await;
+    insert(bed, "accounts", accounts).await;
 }
 
-async fn insert(world: &World, collection: &str, mut documents: impl Iterator<Item = Document>) {
-    let collection = world.collection(collection);
+async fn insert(bed: &TestBed, collection: &str, mut documents: impl Iterator<Item = Document>) {
+    let collection = bed.collection(collection);
     loop {
         let some: Vec<Document> = documents.by_ref().take(INSERT_MAX).collect();
         if some.is_empty() {
@@ -144,8 +144,8 @@ async fn insert(world: &World, collection: &str, mut documents: impl Iterator<It
 }
 
 /// Has the database write down all that it has in memory, so that it does not do so while something is measured.
-pub async fn quiet(world: &World) {
-    world.database.client().database("admin").run_command(doc! { "fsync": 1 }).await.unwrap();
+pub async fn quiet(bed: &TestBed) {
+    bed.database.client().database("admin").run_command(doc! { "fsync": 1 }).await.unwrap();
 }
 
 /// A command of each type, about the subscription or account of this index.
@@ -175,10 +175,10 @@ pub fn command_of(kind: CommandType, index: usize) -> Value {
 }
 
 /// Publishes commands, and waits until the broker has confirmed them all.
-pub async fn publish(world: &World, commands: impl Iterator<Item = Value>) {
+pub async fn publish(bed: &TestBed, commands: impl Iterator<Item = Value>) {
     let mut unconfirmed = VecDeque::new();
     for command in commands {
-        unconfirmed.push_back(send(&world.channel, &world.prefix, &command).await);
+        unconfirmed.push_back(send(&bed.channel, &bed.prefix, &command).await);
         if unconfirmed.len() == UNCONFIRMED_MAX {
             confirmed(unconfirmed.pop_front().unwrap()).await;
         }

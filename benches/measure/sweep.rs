@@ -19,8 +19,8 @@ use crate::Bench;
 use crate::process::{Moment, watch};
 use crate::stage;
 use crate::table::{goal, head, number, row, whole};
-use offramp_testkit::worker::{Worker, build, program};
-use offramp_testkit::world::World;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, build, program};
 
 /// From the end of a sweep to the next, in seconds.
 const SWEEP_SECONDS: u64 = 5;
@@ -40,8 +40,8 @@ struct Counts {
 }
 
 impl Counts {
-    async fn of(world: &World) -> Self {
-        let status = world.database.run_command(doc! { "serverStatus": 1 }).await.unwrap();
+    async fn of(bed: &TestBed) -> Self {
+        let status = bed.database.run_command(doc! { "serverStatus": 1 }).await.unwrap();
         let executor = status.get_document("metrics").unwrap().get_document("queryExecutor").unwrap();
         let count = |document: &Document, name: &str| match document.get(name) {
             Some(Bson::Int32(count)) => i64::from(*count),
@@ -108,12 +108,12 @@ fn ratio(read: &[f64]) {
 /// Subscriptions past `expires_on` whose natural end comes later: documents read by a sweep.
 async fn nothing_due(bench: &Bench, program: &Path, count: usize, days: i64) -> (f64, Vec<String>) {
     say!("sweep: {count} subscriptions whose natural end is {days} days away");
-    let world = stage::stage_for("sweep", program).await;
-    stage::add_organizations(&world, |organization| drop(organization.insert("timezone", "UTC"))).await;
+    let bed = stage::stage_for("sweep", program).await;
+    stage::add_organizations(&bed, |organization| drop(organization.insert("timezone", "UTC"))).await;
     // The day of the next invoice; the natural end is the day before. There is no billing date since `expires_on`.
     let next_on = Utc::now().date_naive() + TimeDelta::days(days);
     let expires_on = next_on - Months::new(1) + TimeDelta::days(3);
-    stage::add_clients(&world, 0..count, |_, document| {
+    stage::add_clients(&bed, 0..count, |_, document| {
         document.insert("expires_on", expires_on.to_string());
         document.insert(
             "billing",
@@ -121,21 +121,20 @@ async fn nothing_due(bench: &Bench, program: &Path, count: usize, days: i64) -> 
         );
     })
     .await;
-    stage::quiet(&world).await;
-    let worker = start(bench, program, &world).ready().await;
+    stage::quiet(&bed).await;
+    let worker = start(bench, program, &bed).ready().await;
     // The first sweep is over when the second begins.
-    after_sweeps(&world, 1).await;
-    let (begun, before) = (Moment::of(worker.id()), Counts::of(&world).await);
+    after_sweeps(&bed, 1).await;
+    let (begun, before) = (Moment::of(worker.id()), Counts::of(&bed).await);
     sleep(WINDOW).await;
-    let (ended, after) = (Moment::of(worker.id()), Counts::of(&world).await);
+    let (ended, after) = (Moment::of(worker.id()), Counts::of(&bed).await);
     // The last thing that a sweep does is to delete tombstones.
     let [documents, sweeps] = before.until(&after);
     assert!(sweeps > 0.0, "no sweep in {} s", WINDOW.as_secs());
-    let live =
-        world.collection("subscriptions").count_documents(doc! { "status": { "$exists": false } }).await.unwrap();
+    let live = bed.collection("subscriptions").count_documents(doc! { "status": { "$exists": false } }).await.unwrap();
     assert_eq!(live, count as u64, "subscriptions that are as they were");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
     let milliseconds = |cpu: Duration| format!("{:.1} ms", cpu.as_secs_f64() * 1e3 / sweeps);
     let database = begun.servers_until(&ended)[0];
     let cells = vec![
@@ -149,10 +148,10 @@ async fn nothing_due(bench: &Bench, program: &Path, count: usize, days: i64) -> 
 /// Scheduled ends that are due at once: documents read until all have ended and all outboxes are empty.
 async fn ends_due(bench: &Bench, program: &Path, count: usize, workers: usize) -> (f64, Vec<String>) {
     say!("sweep: {count} scheduled ends, {workers} workers");
-    let world = stage::stage_for("sweep", program).await;
-    stage::add_organizations(&world, |organization| drop(organization.insert("timezone", "UTC"))).await;
+    let bed = stage::stage_for("sweep", program).await;
+    stage::add_organizations(&bed, |organization| drop(organization.insert("timezone", "UTC"))).await;
     let ends_at = Utc::now() - TimeDelta::hours(1);
-    stage::add_clients(&world, 0..count, |_, document| {
+    stage::add_clients(&bed, 0..count, |_, document| {
         document.extend(doc! {
             "status": "cancellation_scheduled", "ends_on": ends_at.date_naive().to_string(),
             "ends_at": bson::DateTime::from(ends_at), "final_billing_on": "2020-01-15",
@@ -162,28 +161,28 @@ async fn ends_due(bench: &Bench, program: &Path, count: usize, workers: usize) -
     // Counted without reading a document.
     let options = IndexOptions::builder().name("bench_outbox".to_owned()).sparse(true).build();
     let index = IndexModel::builder().keys(doc! { "outbox.id": 1 }).options(options).build();
-    world.collection("subscriptions").create_index(index).await.unwrap();
-    drop(world.watch_events().await);
-    stage::quiet(&world).await;
+    bed.collection("subscriptions").create_index(index).await.unwrap();
+    drop(bed.watch_events().await);
+    stage::quiet(&bed).await;
 
-    let before = Counts::of(&world).await;
-    let workers: Vec<Worker> = (0..workers).map(|_| start(bench, program, &world)).collect();
+    let before = Counts::of(&bed).await;
+    let workers: Vec<WorkerProcess> = (0..workers).map(|_| start(bench, program, &bed)).collect();
     let begun: Vec<Moment> = workers.iter().map(|worker| Moment::of(worker.id())).collect();
     let since = Instant::now();
-    while events(&world).await < count || waiting(&world).await > 0 {
-        assert!(since.elapsed() < PATIENCE, "{} events of {count}", events(&world).await);
+    while events(&bed).await < count || waiting(&bed).await > 0 {
+        assert!(since.elapsed() < PATIENCE, "{} events of {count}", events(&bed).await);
         sleep(LOOK_EVERY).await;
     }
     let ended: Vec<Moment> = workers.iter().map(|worker| Moment::of(worker.id())).collect();
-    let [documents, _] = before.until(&Counts::of(&world).await);
+    let [documents, _] = before.until(&Counts::of(&bed).await);
     let took = since.elapsed();
     for worker in workers {
         assert!(worker.stop().await.success());
     }
     let done = doc! { "status": "cancelled", "outbox.0": { "$exists": false } };
-    assert_eq!(world.collection("subscriptions").count_documents(done).await.unwrap(), count as u64);
-    assert_eq!(events(&world).await, count, "events");
-    world.remove().await;
+    assert_eq!(bed.collection("subscriptions").count_documents(done).await.unwrap(), count as u64);
+    assert_eq!(events(&bed).await, count, "events");
+    bed.remove().await;
     let seconds = |cpu: Duration| format!("{:.1} s", cpu.as_secs_f64());
     let own = begun.iter().zip(&ended).map(|(begun, ended)| begun.cpu_until(ended)).sum();
     let database = begun[0].servers_until(&ended[0])[0];
@@ -197,34 +196,34 @@ async fn ends_due(bench: &Bench, program: &Path, count: usize, workers: usize) -
     (documents, cells)
 }
 
-fn start(bench: &Bench, program: &Path, world: &World) -> Worker {
-    let mut command = build(program, world);
+fn start(bench: &Bench, program: &Path, bed: &TestBed) -> WorkerProcess {
+    let mut command = build(program, bed);
     command.env("OFFRAMP_SMTP_URL", bench.sink.url()).env("OFFRAMP_SWEEP_SECONDS", SWEEP_SECONDS.to_string());
-    let mut worker = Worker::of(&mut command, Stdio::piped());
+    let mut worker = WorkerProcess::of(&mut command, Stdio::piped());
     let [_] = watch(worker.take_log(), worker.id(), &bench.logs.join("sweep.log"), [Box::new(|_| false)]);
     worker
 }
 
 /// Waits for the end of so many sweeps.
-async fn after_sweeps(world: &World, sweeps: i64) {
+async fn after_sweeps(bed: &TestBed, sweeps: i64) {
     let begin = Instant::now();
-    let wanted = Counts::of(world).await.deletions + sweeps;
-    while Counts::of(world).await.deletions < wanted {
+    let wanted = Counts::of(bed).await.deletions + sweeps;
+    while Counts::of(bed).await.deletions < wanted {
         assert!(begin.elapsed() < PATIENCE, "no sweep ends");
         sleep(LOOK_EVERY).await;
     }
 }
 
 /// How many events have arrived.
-async fn events(world: &World) -> usize {
-    let queue = format!("{}.test-events", world.prefix);
+async fn events(bed: &TestBed) -> usize {
+    let queue = format!("{}.test-events", bed.prefix);
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    let queue = world.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+    let queue = bed.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
     queue.message_count() as usize
 }
 
 /// How many entries wait in outboxes.
-async fn waiting(world: &World) -> i32 {
+async fn waiting(bed: &TestBed) -> i32 {
     let count = doc! { "count": "subscriptions", "query": { "outbox.id": { "$gte": "" } }, "hint": "bench_outbox" };
-    world.database.run_command(count).await.unwrap().get_i32("n").unwrap()
+    bed.database.run_command(count).await.unwrap().get_i32("n").unwrap()
 }

@@ -9,7 +9,7 @@ use offramp_mail::Templates;
 use crate::devtools::Browser;
 use crate::spam::SpamFilter;
 use crate::{Audited, audit};
-use offramp_testkit::mails::{bytes_at, every_mail};
+use offramp_testkit::emails::{bytes_at, every_email};
 
 /// What SpamAssassin takes for spam by agreement.
 const TEXT: &str = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X";
@@ -40,7 +40,7 @@ const RIGHT: [&str; 3] = ["at 600 px", "at 1280 px", "axe, light: color-contrast
 
 /// Audits it.
 pub async fn prove(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, templates: &Templates) {
-    let mut mail = every_mail(templates, Utc::now()).remove(0);
+    let mut mail = every_email(templates, Utc::now()).remove(0);
     "control".clone_into(&mut mail.name);
     TEXT.clone_into(&mut mail.rendered.text);
     HTML.clone_into(&mut mail.rendered.html);

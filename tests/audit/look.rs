@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 
 use crate::devtools::{Answer, Browser, Page, Scheme};
-use offramp_testkit::mails::Mail;
+use offramp_testkit::emails::Email;
 
 /// Where mails are read. There is no such host; the browser never asks for it.
 const URL: &str = "https://mail.invalid/";
@@ -53,7 +53,7 @@ pub const SHOTS: [(&str, (u32, u32), Scheme); 4] = [
 ];
 
 /// Looks at one mail, and leaves pictures of it in `folder`.
-pub async fn look(browser: &Browser, axe: &str, mail: &Mail, folder: &Path) -> Looked {
+pub async fn look(browser: &Browser, axe: &str, mail: &Email, folder: &Path) -> Looked {
     let page = browser.page().await;
     let asked_for = Arc::new(Mutex::new(Vec::new()));
     page.answer_requests({

@@ -6,7 +6,7 @@
 //! `target/mail-audit`, for people to look at.
 //!
 //! Reading order: [`control`] — what must be found; [`look`] — one mail in Chromium; [`spam`] — one mail in
-//! SpamAssassin; `offramp_testkit::mails` — what is wrong with one and needs neither, which `cargo test` looks at, too;
+//! SpamAssassin; `offramp_testkit::emails` — what is wrong with one and needs neither, which `cargo test` looks at, too;
 //! [`preview`]; [`sheets`] — many pictures in one; [`devtools`] — how Chromium is spoken to.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -31,8 +31,8 @@ mod spam;
 
 use devtools::Browser;
 use look::Looked;
-use offramp_testkit::facts::missing_from;
-use offramp_testkit::mails::{Mail, every_mail};
+use offramp_testkit::email_facts::missing_from;
+use offramp_testkit::emails::{Email, every_email};
 use spam::{SCORE_MAX, SpamFilter, Verdict};
 
 /// How many mails are looked at side by side.
@@ -63,7 +63,7 @@ struct Arguments {
 
 /// All that was found out about a mail.
 struct Audited {
-    mail: Mail,
+    mail: Email,
     looked: Looked,
     verdict: Verdict,
     findings: Vec<String>,
@@ -79,7 +79,7 @@ async fn main() -> ExitCode {
     let began = Instant::now();
     let axe = fs::read_to_string(axe).unwrap();
     let templates = Templates::load(None).unwrap_or_else(|problems| panic!("{problems:#?}"));
-    let mut mails = every_mail(&templates, Utc::now());
+    let mut mails = every_email(&templates, Utc::now());
     mails.retain(|mail| arguments.only.as_ref().is_none_or(|only| mail.name.contains(only)));
     let with_preview = arguments.only.as_deref().is_none_or(|only| only == "preview");
     assert!(with_preview || !mails.is_empty(), "there is no such mail");
@@ -111,7 +111,7 @@ async fn main() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, mail: Mail) -> Audited {
+async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, mail: Email) -> Audited {
     let folder = out.join(&mail.name);
     let looked = look::look(browser, axe, &mail, &folder).await;
     fs::write(folder.join("mail.eml"), &mail.bytes).unwrap();

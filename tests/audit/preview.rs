@@ -10,8 +10,8 @@ use serde_json::json;
 use crate::devtools::{Browser, Page, Scheme};
 use crate::look::told;
 use offramp_testkit::eventually;
-use offramp_testkit::preview::{MAIL, Preview, write_words};
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::preview_process::{MAIL, PreviewProcess, write_words};
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 
 /// The window, in CSS pixels.
 const DESK: (u32, u32) = (1400, 900);
@@ -28,8 +28,10 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
         _ => Action::Ok,
     })
     .await;
-    let preview =
-        Preview::start(&[("OFFRAMP_TEMPLATES", templates.path().to_str().unwrap()), ("OFFRAMP_SMTP_URL", &sink.url())]);
+    let preview = PreviewProcess::start(&[
+        ("OFFRAMP_TEMPLATES", templates.path().to_str().unwrap()),
+        ("OFFRAMP_SMTP_URL", &sink.url()),
+    ]);
     let page = browser.page().await;
     page.resize(DESK.0, DESK.1, 1, false).await;
     page.emulate(Scheme::Light, "screen").await;

@@ -13,9 +13,9 @@ use tokio::time::{sleep, timeout};
 
 use offramp_testkit::eventually;
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Taken, Tls};
-use offramp_testkit::worker::{Worker, build, get};
-use offramp_testkit::world::{LANES, World};
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Taken, Tls};
+use offramp_testkit::test_bed::{LANES, TestBed};
+use offramp_testkit::worker_process::{WorkerProcess, build, get};
 
 /// How many workers run.
 pub const WORKERS: usize = 3;
@@ -43,7 +43,7 @@ pub enum MailWeather {
 
 /// Three workers, each with a mail server to itself, so that mails tell who sent them.
 pub struct Fleet {
-    world: Arc<World>,
+    bed: Arc<TestBed>,
     program: PathBuf,
     settings: Vec<(&'static str, String)>,
     logs: PathBuf,
@@ -51,7 +51,7 @@ pub struct Fleet {
     /// In front of the mail servers.
     pub mail_lines: Vec<Proxy>,
     pub mail_weather: Arc<Mutex<MailWeather>>,
-    workers: Mutex<Vec<Worker>>,
+    workers: Mutex<Vec<WorkerProcess>>,
     pub kills: Mutex<Vec<(usize, Instant)>>,
     /// Workers that ended though nobody killed them.
     pub ended: Mutex<Vec<String>>,
@@ -63,7 +63,7 @@ pub struct Fleet {
 impl Fleet {
     /// Starts the workers, which run `program` and reach RabbitMQ and MongoDB at these addresses.
     pub async fn start(
-        world: Arc<World>,
+        bed: Arc<TestBed>,
         program: PathBuf,
         amqp_url: String,
         mongodb_url: String,
@@ -84,7 +84,7 @@ impl Fleet {
             ("OFFRAMP_LEASE_SECONDS", LEASE_SECONDS.to_string()),
         ];
         let fleet = Self {
-            world,
+            bed,
             program,
             settings,
             logs,
@@ -102,18 +102,18 @@ impl Fleet {
         Arc::new(fleet)
     }
 
-    fn spawn(&self, number: usize) -> Worker {
+    fn spawn(&self, number: usize) -> WorkerProcess {
         let path = self.logs.join(format!("worker-{number}.log"));
         let log = File::options().create(true).append(true).open(&path).unwrap();
         let smtp_url = format!("smtp://{}", self.mail_lines[number].address());
-        let mut program = build(&self.program, &self.world);
+        let mut program = build(&self.program, &self.bed);
         program.env("OFFRAMP_SMTP_URL", smtp_url).envs(self.settings.iter().cloned());
-        Worker::of(&mut program, Stdio::from(log))
+        WorkerProcess::of(&mut program, Stdio::from(log))
     }
 
     /// Waits until all workers are ready.
     pub async fn ready(&self) {
-        let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(Worker::port).collect();
+        let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(WorkerProcess::port).collect();
         for port in ports {
             eventually("a ready worker", || async move {
                 get(port, "/readyz").await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
@@ -151,7 +151,7 @@ impl Fleet {
     pub async fn watch(self: Arc<Self>) {
         let mut counts: HashMap<(u16, &'static str), u64> = HashMap::new();
         loop {
-            let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(Worker::port).collect();
+            let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(WorkerProcess::port).collect();
             let mut answers = JoinSet::new();
             for port in ports {
                 answers.spawn(async move { (port, timeout(LOOK_PATIENCE, settled(port)).await.unwrap_or_default()) });

@@ -39,8 +39,8 @@ use fleet::Fleet;
 use observer::Observer;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::setting;
-use offramp_testkit::worker::program;
-use offramp_testkit::world::World;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::program;
 use plan::Plan;
 use upstream::Upstream;
 
@@ -98,21 +98,20 @@ async fn run() -> ExitCode {
     say!("the workers run {}", arguments.program.display());
     say!("seed {seed}: {} commands in {} stories", plan.commands.len(), plan.stories.len());
 
-    let world = World::new("chaos").await;
+    let bed = TestBed::new("chaos").await;
     for collection in ["organizations", "accounts", "subscriptions"] {
         let documents = plan.documents.iter().filter(|(name, _)| *name == collection).map(|(_, document)| document);
-        world.collection(collection).insert_many(documents).await.unwrap();
+        bed.collection(collection).insert_many(documents).await.unwrap();
     }
     // Bound before the workers publish anything, and read by a connection that outlives restarts.
-    let events = format!("{}.test-events", world.prefix);
-    drop(world.watch_events().await);
-    let world = Arc::new(world);
+    let events = format!("{}.test-events", bed.prefix);
+    drop(bed.watch_events().await);
+    let bed = Arc::new(bed);
 
     let (broker_line, amqp_url) = Proxy::in_front_of(&setting("OFFRAMP_AMQP_URL", "")).await;
-    let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+    let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
 
-    let fleet =
-        Fleet::start(Arc::clone(&world), arguments.program, amqp_url.clone(), mongodb_url, arguments.logs).await;
+    let fleet = Fleet::start(Arc::clone(&bed), arguments.program, amqp_url.clone(), mongodb_url, arguments.logs).await;
     let observer = Observer::new(Arc::clone(&plan), SENDER);
     let receiving = Arc::clone(&fleet);
     let mut background = vec![
@@ -124,7 +123,7 @@ async fn run() -> ExitCode {
     say!("three workers are ready; things go wrong from now on");
 
     let chaos = Arc::new(Chaos::new(Arc::clone(&fleet), observer.clone(), broker_line, database_line));
-    let upstream = Arc::new(Upstream::new(Arc::clone(&plan), observer.clone(), amqp_url, world.prefix.clone()));
+    let upstream = Arc::new(Upstream::new(Arc::clone(&plan), observer.clone(), amqp_url, bed.prefix.clone()));
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut rng = Rng::with_seed(seed);
     let publishing = tokio::spawn(Arc::clone(&upstream).run());
@@ -138,19 +137,19 @@ async fn run() -> ExitCode {
     killing.abort();
     drop(killing.await);
     say!("everything runs again; waiting until everything is done");
-    settle(&plan, &observer, &world, &publishing).await;
+    settle(&plan, &observer, &bed, &publishing).await;
     fleet.stop().await;
     background.iter().for_each(JoinHandle::abort);
 
     let run = verdict::Run { seed, seconds, plan, observer, upstream, fleet, chaos };
-    let world = world.reopened().await;
-    let verdict = run.judge(&world).await;
+    let bed = bed.reopened().await;
+    let verdict = run.judge(&bed).await;
     println!("\n{verdict}");
     if verdict.is_good() {
-        world.remove().await;
+        bed.remove().await;
         ExitCode::SUCCESS
     } else {
-        println!("the database and the queues stay as they are, under the name {}", world.prefix);
+        println!("the database and the queues stay as they are, under the name {}", bed.prefix);
         ExitCode::FAILURE
     }
 }
@@ -164,12 +163,12 @@ async fn tell_how_it_goes(plan: Arc<Plan>, observer: Observer) {
 
 /// Waits until everything is published, everything has arrived, and nothing waits anywhere; or until nothing happens any
 /// more.
-async fn settle(plan: &Plan, observer: &Observer, world: &World, publishing: &JoinHandle<()>) {
+async fn settle(plan: &Plan, observer: &Observer, bed: &TestBed, publishing: &JoinHandle<()>) {
     let begin = Instant::now();
     let (mut effects, mut newest) = (0, begin);
     loop {
-        make_doubtful_emails_due(world).await;
-        let put_off = match waiting(world).await {
+        make_doubtful_emails_due(bed).await;
+        let put_off = match waiting(bed).await {
             Waiting::Nothing if publishing.is_finished() && observer.effects() == plan.effects.len() => return,
             Waiting::PutOff => begin.elapsed() < PUT_OFF_MAX,
             Waiting::Nothing | Waiting::Due => false,
@@ -187,13 +186,13 @@ async fn settle(plan: &Plan, observer: &Observer, world: &World, publishing: &Jo
 }
 
 /// Lets a quarter of an hour pass: that long emails wait to which a mail server gave no reply.
-async fn make_doubtful_emails_due(world: &World) {
+async fn make_doubtful_emails_due(bed: &TestBed) {
     let later = bson::DateTime::from_millis(bson::DateTime::now().timestamp_millis() + IN_DOUBT_PAUSE_MIN_MILLISECONDS);
     let waits = doc! { "in_doubt": { "$gt": 0 }, "due": { "$gt": later } };
     let update = doc! { "$set": { "outbox.$[email].due": bson::DateTime::now() }, "$inc": { "version": 1_i64 } };
     let filter = doc! { "email.in_doubt": { "$gt": 0 }, "email.due": { "$gt": later } };
     for collection in ["subscriptions", "accounts"] {
-        let collection = world.collection(collection);
+        let collection = bed.collection(collection);
         let updating = collection.update_many(doc! { "outbox": { "$elemMatch": waits.clone() } }, update.clone());
         updating.array_filters([filter.clone()]).await.unwrap();
     }
@@ -208,11 +207,11 @@ enum Waiting {
     PutOff,
 }
 
-async fn waiting(world: &World) -> Waiting {
+async fn waiting(bed: &TestBed) -> Waiting {
     let put_off = doc! { "due": { "$gt": bson::DateTime::now() }, "attempts": { "$gt": 0 } };
     let mut waiting = Waiting::Nothing;
     for collection in ["subscriptions", "accounts"] {
-        let count = async |filter| world.collection(collection).count_documents(filter).await.unwrap();
+        let count = async |filter| bed.collection(collection).count_documents(filter).await.unwrap();
         if count(doc! { "outbox": { "$elemMatch": put_off.clone() } }).await > 0 {
             return Waiting::PutOff;
         }

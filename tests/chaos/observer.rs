@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::plan::Plan;
 use offramp_testkit::setting;
-use offramp_testkit::smtp::Taken;
+use offramp_testkit::smtp_sink::Taken;
 
 /// How often arrived mails are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -26,7 +26,7 @@ use offramp_domain::text::Target;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use offramp_testkit::samples::{account, command, organization, subscription, with};
+use offramp_testkit::fixtures::{account, command, organization, subscription, with};
 
 /// The `source` of events: the worker's default.
 const SOURCE: &str = "offramp";

@@ -20,7 +20,7 @@ use crate::fleet::{Fleet, LEASE_SECONDS};
 use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::upstream::Upstream;
-use offramp_testkit::world::World;
+use offramp_testkit::test_bed::TestBed;
 
 /// Whether a lane that runs again too late spoils the run. A debug build on a machine that is busy otherwise is late for
 /// reasons of its own, so there it is only told.
@@ -79,7 +79,7 @@ struct Repeats {
 
 impl Run {
     /// Compares everything.
-    pub async fn judge(self, world: &World) -> Verdict {
+    pub async fn judge(self, bed: &TestBed) -> Verdict {
         let tally = &self.upstream.tally;
         let count = |number: &std::sync::atomic::AtomicUsize| number.load(Ordering::Relaxed);
         let mut verdict = Verdict {
@@ -103,8 +103,8 @@ impl Run {
                 .push(format!("{never} commands were never published: what they react to did not arrive"));
         }
         self.judge_effects(&mut verdict);
-        self.judge_documents(&mut verdict, world).await;
-        self.judge_dead_letters(&mut verdict, world).await;
+        self.judge_documents(&mut verdict, bed).await;
+        self.judge_dead_letters(&mut verdict, bed).await;
         verdict
     }
 
@@ -143,7 +143,7 @@ impl Run {
         }
     }
 
-    async fn judge_documents(&self, verdict: &mut Verdict, world: &World) {
+    async fn judge_documents(&self, verdict: &mut Verdict, bed: &TestBed) {
         let mut ids = HashMap::new();
         for (index, planned) in self.plan.commands.iter().enumerate() {
             if let Ok(command) = Command::parse(&planned.body) {
@@ -152,7 +152,7 @@ impl Run {
         }
         let mut found = HashMap::new();
         for collection in ["subscriptions", "accounts"] {
-            let documents: Vec<RawDocumentBuf> = world
+            let documents: Vec<RawDocumentBuf> = bed
                 .collection(collection)
                 .clone_with_type::<RawDocumentBuf>()
                 .find(doc! {})
@@ -187,9 +187,9 @@ impl Run {
     }
 
     /// Dead letters come at least once: a copy may be confirmed, and the worker killed before it acks the original.
-    async fn judge_dead_letters(&self, verdict: &mut Verdict, world: &World) {
+    async fn judge_dead_letters(&self, verdict: &mut Verdict, bed: &TestBed) {
         let mut letters: HashMap<Vec<u8>, usize> = HashMap::new();
-        while let Some((body, properties)) = world.take("dead-letters").await {
+        while let Some((body, properties)) = bed.take("dead-letters").await {
             if !self.plan.commands.iter().any(|planned| planned.dies && planned.body == body) {
                 let body = String::from_utf8_lossy(&body);
                 verdict.unexpected.push(format!("a dead letter: {body} {:?}", properties.headers()));

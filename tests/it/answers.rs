@@ -13,33 +13,33 @@ use offramp_domain::fold::{Task, Verdict};
 use serde_json::{Value, json};
 
 use offramp_testkit::eventually;
-use offramp_testkit::proxy::{LOST, Proxy};
-use offramp_testkit::rabbit::amqp_url;
-use offramp_testkit::samples::{
+use offramp_testkit::fixtures::{
     TOMBSTONE_FIELDS, account, cancellation, command, identify, organization, populate, subscription, with,
 };
-use offramp_testkit::smtp::SmtpSink;
-use offramp_testkit::worker::Worker;
-use offramp_testkit::world::World;
+use offramp_testkit::proxy::{LOST, Proxy};
+use offramp_testkit::rabbit::amqp_url;
+use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::WorkerProcess;
 
 fn is_rejection_of(id: &str) -> impl Fn(&Value) -> bool {
     move |event| event["type"] == "command.rejected" && event["causationid"] == id
 }
 
-async fn status_becomes(world: &World, id: &str, status: &str) -> Document {
+async fn status_becomes(bed: &TestBed, id: &str, status: &str) -> Document {
     eventually(&format!("{id} to be {status}"), || async {
-        world.document("subscriptions", id).await.filter(|document| document.get_str("status").ok() == Some(status))
+        bed.document("subscriptions", id).await.filter(|document| document.get_str("status").ok() == Some(status))
     })
     .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_command_is_a_dead_letter_at_once_and_the_rest_of_its_batch_is_done() {
-    let world = World::new("invalid").await;
+    let bed = TestBed::new("invalid").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     // Declares everything, so that all messages wait together when the second worker starts.
-    assert!(Worker::start(&world, &sink.url()).await.stop().await.success());
+    assert!(WorkerProcess::start(&bed, &sink.url()).await.stop().await.success());
 
     let key = "subscription.cancellation";
     let misspelt = with(cancellation("c-1", "sub"), "mnth", json!("2199-07")).to_string();
@@ -49,16 +49,16 @@ async fn what_is_no_command_is_a_dead_letter_at_once_and_the_rest_of_its_batch_i
     .to_string();
     let large = with(cancellation("c-4", "sub"), "reason", json!("x".repeat(300 * 1024))).to_string();
     for body in [&misspelt, &wrong_type, "{nonsense", &unknown_type, &large] {
-        world.publish(key, body.as_bytes()).await;
+        bed.publish(key, body.as_bytes()).await;
     }
-    world.command(&cancellation("good", "sub")).await;
+    bed.command(&cancellation("good", "sub")).await;
 
-    let worker = Worker::start(&world, &sink.url()).await;
-    let document = status_becomes(&world, "sub", "cancellation_scheduled").await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    let document = status_becomes(&bed, "sub", "cancellation_scheduled").await;
     assert_eq!(document.get_str("ends_on").unwrap(), "2199-06-14");
     let mut letters = Vec::new();
     for _ in 0..5 {
-        letters.push(world.dead_letter().await);
+        letters.push(bed.dead_letter().await);
     }
     let letter = |body: &str| letters.iter().find(|letter| letter.body == body.as_bytes()).expect("untouched body");
     let expectations = [
@@ -72,27 +72,27 @@ async fn what_is_no_command_is_a_dead_letter_at_once_and_the_rest_of_its_batch_i
         let letter = letter(body);
         assert_eq!(letter.header("offramp-reason"), reason);
         assert!(letter.header("offramp-error").contains(error), "{}", letter.header("offramp-error"));
-        assert_eq!(letter.header("offramp-queue"), format!("{}.cancellation", world.prefix));
+        assert_eq!(letter.header("offramp-queue"), format!("{}.cancellation", bed.prefix));
         assert_eq!(letter.header("offramp-attempt"), "0");
         assert!(letter.header("offramp-died-at").contains('T'), "{}", letter.header("offramp-died-at"));
     }
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
-    let world = World::new("refused").await;
+    let bed = TestBed::new("refused").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    world.collection("organizations").insert_one(organization("other")).await.unwrap();
-    let before = world.document("subscriptions", "sub").await;
-    let events = world.watch_events().await;
-    let worker = Worker::start(&world, &sink.url()).await;
+    populate(&bed).await;
+    bed.collection("organizations").insert_one(organization("other")).await.unwrap();
+    let before = bed.document("subscriptions", "sub").await;
+    let events = bed.watch_events().await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
 
     let foreign = with(cancellation("foreign", "sub"), "organization_id", json!("other"));
-    world.command(&foreign).await;
-    let event = events.next(&world, is_rejection_of("foreign")).await;
+    bed.command(&foreign).await;
+    let event = events.next(&bed, is_rejection_of("foreign")).await;
     assert_eq!(event["data"]["reason"], "wrong_organization");
     assert_eq!(event["data"].get("account_id"), None, "a stranger learns nothing about the subscription: {event}");
     assert_eq!(event["subject"], "sub");
@@ -102,21 +102,21 @@ async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
     );
 
     // To whoever waits for an answer too.
-    let answers = format!("{}.test-answers", world.prefix);
+    let answers = format!("{}.test-answers", bed.prefix);
     let options = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
-    let queue = world.channel.queue_declare(answers.as_str().into(), options, FieldTable::default()).await.unwrap();
+    let queue = bed.channel.queue_declare(answers.as_str().into(), options, FieldTable::default()).await.unwrap();
     let early = with(cancellation("early", "sub"), "month", json!("2199-05"));
     let properties = BasicProperties::default().with_reply_to(queue.name().clone());
-    world.publish_with("subscription.cancellation", early.to_string().as_bytes(), properties).await;
-    let event = events.next(&world, is_rejection_of("early")).await;
+    bed.publish_with("subscription.cancellation", early.to_string().as_bytes(), properties).await;
+    let event = events.next(&bed, is_rejection_of("early")).await;
     assert_eq!(event["data"]["reason"], "month_already_invoiced");
     assert_eq!(event["data"]["account_id"], "acc");
-    let (answer, _) = eventually("the answer", || world.take("test-answers")).await;
+    let (answer, _) = eventually("the answer", || bed.take("test-answers")).await;
     assert_eq!(serde_json::from_slice::<Value>(&answer).unwrap(), event);
 
     // It has waited for its subscription long enough.
-    world.command_at_attempt(&cancellation("nobody", "no-such"), 3).await;
-    let event = events.next(&world, is_rejection_of("nobody")).await;
+    bed.command_at_attempt(&cancellation("nobody", "no-such"), 3).await;
+    let event = events.next(&bed, is_rejection_of("nobody")).await;
     assert_eq!(event["data"]["reason"], "subscription_not_found");
     let expiry = command(
         "card",
@@ -124,45 +124,45 @@ async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
         json!({ "organization_id": "org", "account_id": "no-such",
             "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" } }),
     );
-    world.command_at_attempt(&expiry, 3).await;
-    let event = events.next(&world, is_rejection_of("card")).await;
+    bed.command_at_attempt(&expiry, 3).await;
+    let event = events.next(&bed, is_rejection_of("card")).await;
     assert_eq!(event["data"]["reason"], "account_not_found");
 
-    assert_eq!(world.document("subscriptions", "sub").await, before);
+    assert_eq!(bed.document("subscriptions", "sub").await, before);
     assert!(worker.stop().await.success());
     assert!(sink.mails().is_empty(), "nobody is told about a refusal by mail");
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_waits_for_what_is_still_on_its_way() {
-    let world = World::new("waits").await;
+    let bed = TestBed::new("waits").await;
     let sink = SmtpSink::start().await;
-    world.collection("organizations").insert_one(organization("org")).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
 
-    world.command(&cancellation("ahead", "sub")).await;
+    bed.command(&cancellation("ahead", "sub")).await;
     eventually("the first wait", || async {
-        let queue = format!("{}.retry.5s", world.prefix);
+        let queue = format!("{}.retry.5s", bed.prefix);
         let options = lapin::options::QueueDeclareOptions { passive: true, ..Default::default() };
-        let waiting = world.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+        let waiting = bed.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
         (waiting.message_count() == 1).then_some(())
     })
     .await;
-    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
-    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
-    let document = status_becomes(&world, "sub", "cancellation_scheduled").await;
+    bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    bed.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+    let document = status_becomes(&bed, "sub", "cancellation_scheduled").await;
     assert_eq!(document.get_array("applied").unwrap().len(), 1);
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_that_are_missing_or_corrupt_are_an_operators_affair() {
-    let world = World::new("corrupt").await;
+    let bed = TestBed::new("corrupt").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let subscriptions = world.collection("subscriptions");
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
     let mut no_next = subscription("no-next", "org", "acc");
     no_next.get_document_mut("billing").unwrap().remove("next_on");
     let mut wrong_type = subscription("wrong-type", "org", "acc");
@@ -171,18 +171,18 @@ async fn documents_that_are_missing_or_corrupt_are_an_operators_affair() {
     subscriptions.insert_many(&corrupt).await.unwrap();
     let strays = [subscription("no-account", "org", "nobody"), subscription("no-organization", "nowhere", "acc")];
     subscriptions.insert_many(&strays).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
 
-    world.command(&cancellation("c-1", "no-next")).await;
-    world.command(&cancellation("c-2", "wrong-type")).await;
-    world.command_at_attempt(&cancellation("c-3", "no-account"), 3).await;
+    bed.command(&cancellation("c-1", "no-next")).await;
+    bed.command(&cancellation("c-2", "wrong-type")).await;
+    bed.command_at_attempt(&cancellation("c-3", "no-account"), 3).await;
     let nowhere = with(cancellation("c-4", "no-organization"), "organization_id", json!("nowhere"));
-    world.command_at_attempt(&nowhere, 3).await;
-    world.command(&cancellation("c-5", "sub")).await;
+    bed.command_at_attempt(&nowhere, 3).await;
+    bed.command(&cancellation("c-5", "sub")).await;
 
     let mut letters = Vec::new();
     for _ in 0..4 {
-        let letter = world.dead_letter().await;
+        let letter = bed.dead_letter().await;
         let id = serde_json::from_slice::<Value>(&letter.body).unwrap()["id"].as_str().unwrap().to_owned();
         letters.push((id, letter.header("offramp-reason"), letter.header("offramp-error")));
     }
@@ -201,34 +201,34 @@ async fn documents_that_are_missing_or_corrupt_are_an_operators_affair() {
     assert!(letters[1].2.contains("subscriptions wrong-type: billing.day: "), "{}", letters[1].2);
     for document in corrupt.iter().chain(&strays) {
         let id = document.get_str("_id").unwrap();
-        assert_eq!(world.document("subscriptions", id).await.as_ref(), Some(document), "left as it is");
+        assert_eq!(bed.document("subscriptions", id).await.as_ref(), Some(document), "left as it is");
     }
     // The same batch's good command was done.
-    status_becomes(&world, "sub", "cancellation_scheduled").await;
+    status_becomes(&bed, "sub", "cancellation_scheduled").await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn removed_means_that_only_a_tombstone_is_left() {
-    let world = World::new("removed").await;
+    let bed = TestBed::new("removed").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let events = world.watch_events().await;
-    let worker = Worker::start(&world, &sink.url()).await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     let mut removal = with(cancellation("remove", "sub"), "invoice_id", json!("inv-5"));
     removal["data"]["via"] = json!("invoice");
     removal["data"]["refund"] = json!(true);
-    world.command(&removal).await;
+    bed.command(&removal).await;
 
-    let event = events.next(&world, |event| event["type"] == "subscription.removed").await;
+    let event = events.next(&bed, |event| event["type"] == "subscription.removed").await;
     assert_eq!(
         event["data"],
         json!({ "organization_id": "org", "subscription_id": "sub", "account_id": "acc", "invoice_id": "inv-5",
             "refund": true, "activities": [{ "id": "a", "name": "Aquafit" }] })
     );
-    world.outboxes_empty().await;
-    let tombstone = world.document("subscriptions", "sub").await.unwrap();
+    bed.outboxes_empty().await;
+    let tombstone = bed.document("subscriptions", "sub").await.unwrap();
     let mut fields: Vec<&str> = tombstone.keys().map(String::as_str).collect();
     fields.sort_unstable();
     assert_eq!(fields, TOMBSTONE_FIELDS);
@@ -244,26 +244,26 @@ async fn removed_means_that_only_a_tombstone_is_left() {
             "notifications.$[].sent_at": at,
         } }
     };
-    let subscriptions = world.collection("subscriptions");
+    let subscriptions = bed.collection("subscriptions");
     let mut younger = tombstone.clone();
     younger.insert("_id", "younger");
     subscriptions.insert_one(younger).await.unwrap();
     subscriptions.update_one(doc! { "_id": "younger" }, set_back(29)).await.unwrap();
     subscriptions.update_one(doc! { "_id": "sub" }, set_back(31)).await.unwrap();
     eventually("the end of the tombstone", || async {
-        world.document("subscriptions", "sub").await.is_none().then_some(())
+        bed.document("subscriptions", "sub").await.is_none().then_some(())
     })
     .await;
-    assert!(world.document("subscriptions", "younger").await.is_some());
+    assert!(bed.document("subscriptions", "younger").await.is_some());
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_audit_trail_grows_at_its_end() {
-    let world = World::new("history").await;
+    let bed = TestBed::new("history").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let entries: Vec<Document> = (0..9).map(|number| doc! { "number": number }).collect();
     let trails = [("missing", None), ("empty", Some(vec![])), ("long", Some(entries.clone()))];
     for (id, entries) in &trails {
@@ -271,19 +271,19 @@ async fn the_audit_trail_grows_at_its_end() {
         if let Some(entries) = entries {
             document.insert("history", entries.clone());
         }
-        world.collection("subscriptions").insert_one(document).await.unwrap();
+        bed.collection("subscriptions").insert_one(document).await.unwrap();
     }
     // Both wait together: a batch that adds two entries passes from places of one digit to places of two.
-    assert!(Worker::start(&world, &sink.url()).await.stop().await.success());
+    assert!(WorkerProcess::start(&bed, &sink.url()).await.stop().await.success());
     for (id, _) in &trails {
-        world.command(&with(cancellation(&format!("later-{id}"), id), "month", json!("2199-08"))).await;
-        world.command(&with(cancellation(&format!("sooner-{id}"), id), "month", json!("2199-07"))).await;
+        bed.command(&with(cancellation(&format!("later-{id}"), id), "month", json!("2199-08"))).await;
+        bed.command(&with(cancellation(&format!("sooner-{id}"), id), "month", json!("2199-07"))).await;
     }
-    let worker = Worker::start(&world, &sink.url()).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     for (id, before) in &trails {
         let before = before.clone().unwrap_or_default();
         let history = eventually(&format!("both entries of {id}"), || async {
-            let history = world.document("subscriptions", id).await?.get_array("history").ok()?.clone();
+            let history = bed.document("subscriptions", id).await?.get_array("history").ok()?.clone();
             (history.len() == before.len() + 2).then_some(history)
         })
         .await;
@@ -296,21 +296,21 @@ async fn the_audit_trail_grows_at_its_end() {
         assert_eq!(added, [format!("later-{id}"), format!("sooner-{id}")]);
     }
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Somebody who adds to the audit trail without a word in `version`, between our reading and our writing, is not overwritten.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_somebody_else_adds_to_the_audit_trail_stays() {
-    let world = World::new("trail").await;
-    populate(&world).await;
-    let subscriptions = world.collection("subscriptions");
+    let bed = TestBed::new("trail").await;
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
     let push = |number: i32| doc! { "$push": { "history": { "number": number } } };
     // So many that new ones are set by their places.
     let long: Vec<Document> = (0..60).map(|number| doc! { "number": number }).collect();
     subscriptions.update_one(doc! { "_id": "sub" }, doc! { "$set": { "history": long } }).await.unwrap();
 
-    let store = Store::open(&world.mongodb_url, &Tls::default()).await.unwrap();
+    let store = Store::open(&bed.mongodb_url, &Tls::default()).await.unwrap();
     let command = Command::parse(cancellation("ours", "sub").to_string().as_bytes()).unwrap();
     let need = Need {
         subscriptions: ["sub".try_into().unwrap()].into(),
@@ -329,22 +329,22 @@ async fn what_somebody_else_adds_to_the_audit_trail_stays() {
     assert_eq!(store.commit(&too_late).await.unwrap(), [Committed::Lost]);
     assert_eq!(store.commit(&decide().await).await.unwrap(), [Committed::Written]);
 
-    let document = world.document("subscriptions", "sub").await.unwrap();
+    let document = bed.document("subscriptions", "sub").await.unwrap();
     let history: Vec<_> =
         document.get_array("history").unwrap().iter().map(|entry| entry.as_document().unwrap()).collect();
     let numbers: Vec<_> = history.iter().map(|entry| entry.get_i32("number").ok()).collect();
     assert_eq!(numbers, (0..=60).map(Some).chain([None]).collect::<Vec<_>>());
     assert_eq!(history[61].get_document("command").unwrap().get_str("id").unwrap(), "ours");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Other systems write these documents too, in the ways of their drivers.
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_and_nulls_of_other_systems_are_understood() {
-    let world = World::new("forms").await;
+    let bed = TestBed::new("forms").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let subscriptions = world.collection("subscriptions");
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
     let versions = [
         ("missing", None),
         ("null", Some(bson::Bson::Null)),
@@ -378,22 +378,22 @@ async fn numbers_and_nulls_of_other_systems_are_understood() {
         subscriptions.insert_one(document).await.unwrap();
     }
 
-    let worker = Worker::start(&world, &sink.url()).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     for (id, _) in &versions {
-        world.command(&cancellation(id, id)).await;
+        bed.command(&cancellation(id, id)).await;
     }
     for (field, _) in &spoilt {
-        world.command(&cancellation(field, field)).await;
+        bed.command(&cancellation(field, field)).await;
     }
     for (id, version) in &versions {
-        status_becomes(&world, id, "cancellation_scheduled").await;
-        let document = world.document("subscriptions", id).await.unwrap();
+        status_becomes(&bed, id, "cancellation_scheduled").await;
+        let document = bed.document("subscriptions", id).await.unwrap();
         let before = if matches!(version, None | Some(bson::Bson::Null)) { 0 } else { 7 };
         assert!(document.get_i64("version").unwrap() > before, "{document}");
     }
     let mut fields = Vec::new();
     for _ in &spoilt {
-        let letter = world.dead_letter().await;
+        let letter = bed.dead_letter().await;
         assert_eq!(letter.header("offramp-reason"), "corrupt_document", "{}", letter.header("offramp-error"));
         let field = serde_json::from_slice::<Value>(&letter.body).unwrap()["id"].as_str().unwrap().to_owned();
         assert!(letter.header("offramp-error").contains(&field), "{}", letter.header("offramp-error"));
@@ -403,23 +403,23 @@ async fn numbers_and_nulls_of_other_systems_are_understood() {
     assert_eq!(fields, ["cancellation_request", "history", "outbox"]);
     // A removal appends in another way, which the server refuses with another code.
     let removal = with(cancellation("removal", "history"), "via", json!("invoice"));
-    world.command(&with(removal, "invoice_id", json!("inv-5"))).await;
-    let letter = world.dead_letter().await;
+    bed.command(&with(removal, "invoice_id", json!("inv-5"))).await;
+    let letter = bed.dead_letter().await;
     assert_eq!(letter.header("offramp-reason"), "corrupt_document");
     assert_eq!(letter.header("offramp-error"), "subscriptions history: history: expected a list, found text");
     subscriptions.delete_one(doc! { "_id": "outbox" }).await.unwrap();
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert_eq!(sink.mails().len(), versions.len());
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pair_is_used_up_even_when_it_changed_nothing() {
-    let world = World::new("usedup").await;
+    let bed = TestBed::new("usedup").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let worker = Worker::start(&world, &sink.url()).await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     let request = |id: &str| {
         command(
             id,
@@ -439,58 +439,58 @@ async fn a_pair_is_used_up_even_when_it_changed_nothing() {
         (request("same"), "active"),
     ];
     for ((command, status), settled) in story.into_iter().zip(1..) {
-        world.command(&command).await;
+        bed.command(&command).await;
         eventually("the command to be settled", || async { (worker.settled().await == settled).then_some(()) }).await;
-        assert_eq!(world.document("subscriptions", "sub").await.unwrap().get_str("status").unwrap(), status);
+        assert_eq!(bed.document("subscriptions", "sub").await.unwrap().get_str("status").unwrap(), status);
     }
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert_eq!(sink.mails().len(), 2, "the request to the organization, the answer to the client");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// An answer goes where the sender waits for it, and nowhere into our own works.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_to_our_own_queues_are_not_sent() {
-    let world = World::new("replies").await;
+    let bed = TestBed::new("replies").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let events = world.watch_events().await;
-    let worker = Worker::start(&world, &sink.url()).await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     for queue in ["retry.5s", "cancellation", "dead-letters"] {
         let early = with(cancellation(queue, "sub"), "month", json!("2199-05"));
-        let reply_to = format!("{}.{queue}", world.prefix);
+        let reply_to = format!("{}.{queue}", bed.prefix);
         let properties = BasicProperties::default().with_reply_to(reply_to.as_str().into());
-        world.publish_with("subscription.cancellation", early.to_string().as_bytes(), properties).await;
-        events.next(&world, is_rejection_of(queue)).await;
+        bed.publish_with("subscription.cancellation", early.to_string().as_bytes(), properties).await;
+        events.next(&bed, is_rejection_of(queue)).await;
     }
     eventually("all to be settled", || async { (worker.settled().await == 3).then_some(()) }).await;
     for queue in ["retry.5s", "cancellation", "dead-letters"] {
-        assert!(world.take(queue).await.is_none(), "{queue}");
+        assert!(bed.take(queue).await.is_none(), "{queue}");
     }
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_never_confirmed_holds_nobody_up() {
-    let world = World::new("silent").await;
+    let bed = TestBed::new("silent").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let events = world.watch_events().await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
     let (_line, amqp_url) = Proxy::in_front_of(&amqp_url()).await;
-    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_AMQP_URL", &amqp_url)]).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_AMQP_URL", &amqp_url)]).await;
 
     let refused = with(cancellation("c-1", "sub"), "organization_id", json!("elsewhere")).to_string();
-    let properties = BasicProperties::default().with_reply_to(format!("{LOST}{}", world.prefix).into());
-    world.publish_with("subscription.cancellation", refused.as_bytes(), properties).await;
-    world.command(&cancellation("c-2", "sub")).await;
+    let properties = BasicProperties::default().with_reply_to(format!("{LOST}{}", bed.prefix).into());
+    bed.publish_with("subscription.cancellation", refused.as_bytes(), properties).await;
+    bed.command(&cancellation("c-2", "sub")).await;
 
-    events.next(&world, is_rejection_of("c-1")).await;
-    status_becomes(&world, "sub", "cancellation_scheduled").await;
+    events.next(&bed, is_rejection_of("c-1")).await;
+    status_becomes(&bed, "sub", "cancellation_scheduled").await;
     let answer = worker.readyz().await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "what becomes of an answer is not the worker's trouble: {answer}");
     assert!(worker.stop().await.success());
-    assert!(world.take("cancellation").await.is_none(), "both are acknowledged");
-    world.remove().await;
+    assert!(bed.take("cancellation").await.is_none(), "both are acknowledged");
+    bed.remove().await;
 }

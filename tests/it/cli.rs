@@ -7,11 +7,11 @@ use std::process::{Command, Output, Stdio};
 use bson::{DateTime, doc};
 use serde_json::Value;
 
+use offramp_testkit::fixtures::{account, cancellation, organization, populate, subscription, with};
 use offramp_testkit::process;
-use offramp_testkit::samples::{account, cancellation, organization, populate, subscription, with};
-use offramp_testkit::smtp::SmtpSink;
-use offramp_testkit::worker::{Worker, bare, offramp};
-use offramp_testkit::world::World;
+use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, bare, offramp};
 
 /// How the program ended, and what it said.
 pub struct Ran {
@@ -239,9 +239,9 @@ fn schemas_are_listed_printed_and_checked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn import_checks_everything_first_and_leaves_what_it_does_not_name() {
-    let world = World::new("import").await;
+    let bed = TestBed::new("import").await;
     let documents = std::fs::read_to_string(examples().join("documents.jsonl")).unwrap();
-    let import = |input: &str| run(&mut offramp(&world), &["import", "-"], input);
+    let import = |input: &str| run(&mut offramp(&bed), &["import", "-"], input);
 
     let bad = documents.replace("\"day\": 15", "\"day\": 32");
     let ran = import(&bad);
@@ -254,14 +254,14 @@ async fn import_checks_everything_first_and_leaves_what_it_does_not_name() {
     let ran = import(&twice);
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains("line 5: document.billing: the key `day` is given twice"), "{}", ran.stderr);
-    assert_eq!(world.document("subscriptions", "sub-1002").await, None, "nothing was imported");
+    assert_eq!(bed.document("subscriptions", "sub-1002").await, None, "nothing was imported");
 
     let ran = import(&documents);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert!(ran.stdout.contains("2 organizations, 2 accounts, 6 subscriptions"), "{}", ran.stdout);
-    let first = world.document("subscriptions", "sub-1001").await.unwrap();
+    let first = bed.document("subscriptions", "sub-1001").await.unwrap();
     assert_eq!(first.get("version"), None, "as the file has it");
-    let scheduled = world.document("subscriptions", "sub-1004").await.unwrap();
+    let scheduled = bed.document("subscriptions", "sub-1004").await.unwrap();
     assert_eq!(
         scheduled.get_datetime("ends_at").unwrap(),
         &DateTime::parse_rfc3339_str("2026-06-01T04:00:00Z").unwrap()
@@ -269,19 +269,19 @@ async fn import_checks_everything_first_and_leaves_what_it_does_not_name() {
     assert_eq!(scheduled.get_i32("version").unwrap(), 3);
 
     let theirs = doc! { "$set": { "crm": { "$literal": "theirs" }, "outbox": [], "plan.name": "changed" } };
-    world.collection("subscriptions").update_one(doc! { "_id": "sub-1001" }, theirs).await.unwrap();
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub-1001" }, theirs).await.unwrap();
     assert_eq!(import(&documents).code, Some(0));
-    let again = world.document("subscriptions", "sub-1001").await.unwrap();
+    let again = bed.document("subscriptions", "sub-1001").await.unwrap();
     assert_eq!(again.get_document("crm").unwrap(), &doc! { "$literal": "theirs" });
     assert!(again.get_array("outbox").unwrap().is_empty());
     assert_eq!(again.get_document("plan").unwrap(), first.get_document("plan").unwrap());
     assert_eq!(again.get_i32("version").unwrap(), 1, "every writer increments");
-    let again = world.document("subscriptions", "sub-1004").await.unwrap();
+    let again = bed.document("subscriptions", "sub-1004").await.unwrap();
     assert_eq!(again.get_i32("version").unwrap(), 4);
 
-    let ran = run(&mut offramp(&world), &["import", "-", "--force"], &bad.replace("Natation mensuelle", "$name"));
+    let ran = run(&mut offramp(&bed), &["import", "-", "--force"], &bad.replace("Natation mensuelle", "$name"));
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
-    let forced = world.document("subscriptions", "sub-1001").await.unwrap();
+    let forced = bed.document("subscriptions", "sub-1001").await.unwrap();
     assert_eq!(forced.get_document("billing").unwrap().get_i32("day").unwrap(), 32);
     assert_eq!(forced.get_document("plan").unwrap().get_str("name").unwrap(), "$name", "data, whatever it looks like");
 
@@ -292,23 +292,23 @@ async fn import_checks_everything_first_and_leaves_what_it_does_not_name() {
         })
         .collect();
     assert_eq!(import(&many.join("\n")).code, Some(0));
-    assert_eq!(world.collection("organizations").count_documents(doc! {}).await.unwrap(), 1202);
-    world.remove().await;
+    assert_eq!(bed.collection("organizations").count_documents(doc! {}).await.unwrap(), 1202);
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn publish_checks_everything_first_and_is_confirmed() {
-    let world = World::new("publish").await;
+    let bed = TestBed::new("publish").await;
     let commands = example_commands();
-    let publish = |input: &str| run(&mut offramp(&world), &["publish", "-"], input);
+    let publish = |input: &str| run(&mut offramp(&bed), &["publish", "-"], input);
 
     let ran = publish(&commands);
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains("run `offramp init` first"), "{}", ran.stderr);
-    let ran = succeeds(&mut offramp(&world), &["init"], "");
-    assert!(ran.stdout.contains(&format!("created queue '{}.dead-letters'", world.prefix)), "{}", ran.stdout);
+    let ran = succeeds(&mut offramp(&bed), &["init"], "");
+    assert!(ran.stdout.contains(&format!("created queue '{}.dead-letters'", bed.prefix)), "{}", ran.stdout);
     assert!(ran.stdout.contains("MongoDB: created index subscriptions.offramp_due"), "{}", ran.stdout);
-    let ran = succeeds(&mut offramp(&world), &["init"], "");
+    let ran = succeeds(&mut offramp(&bed), &["init"], "");
     assert!(ran.stdout.contains("0 objects created, 18 were there"), "{}", ran.stdout);
     assert!(ran.stdout.contains("MongoDB: 0 indexes created"), "{}", ran.stdout);
 
@@ -316,36 +316,36 @@ async fn publish_checks_everything_first_and_is_confirmed() {
     let ran = publish(&misspelt);
     assert_eq!(ran.code, Some(1));
     assert!(ran.stderr.contains("line 5: data.final_biling_date: unknown field"), "{}", ran.stderr);
-    assert_eq!(world.take("cancellation").await, None, "nothing was published");
+    assert_eq!(bed.take("cancellation").await, None, "nothing was published");
 
     let ran = publish(&commands);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert!(ran.stdout.contains("published 8 commands"), "{}", ran.stdout);
-    let (body, properties) = world.take("cancellation").await.unwrap();
+    let (body, properties) = bed.take("cancellation").await.unwrap();
     assert_eq!(body, commands.lines().next().unwrap().as_bytes(), "byte for byte");
     assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "c-0001");
     assert_eq!(*properties.delivery_mode(), Some(2));
     for (queue, count) in [("cancellation", 2), ("cancellation-confirmation", 2), ("card-expiry", 1)] {
         for _ in 0..count {
-            assert!(world.take(queue).await.is_some(), "{queue}");
+            assert!(bed.take(queue).await.is_some(), "{queue}");
         }
-        assert!(world.take(queue).await.is_none(), "{queue}");
+        assert!(bed.take(queue).await.is_none(), "{queue}");
     }
 
     // For tests of what the worker does with it.
-    succeeds(&mut offramp(&world), &["publish", "-", "--force"], &misspelt.lines().nth(4).unwrap().replace('\n', ""));
-    assert!(world.take("cancellation-confirmation").await.is_some());
+    succeeds(&mut offramp(&bed), &["publish", "-", "--force"], &misspelt.lines().nth(4).unwrap().replace('\n', ""));
+    assert!(bed.take("cancellation-confirmation").await.is_some());
     let pretty = serde_json::to_string_pretty(&cancellation("pretty", "sub")).unwrap();
     assert!(publish(&format!("{pretty}\n{pretty}\n")).stdout.contains("published 2 commands"));
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn check_says_what_is_wrong_and_changes_nothing() {
-    let world = World::new("check").await;
+    let bed = TestBed::new("check").await;
     let sink = SmtpSink::start().await;
     let check = || {
-        let mut command = offramp(&world);
+        let mut command = offramp(&bed);
         command.env("OFFRAMP_SMTP_URL", sink.url());
         command
     };
@@ -358,8 +358,8 @@ async fn check_says_what_is_wrong_and_changes_nothing() {
     // It is no error.
     assert_eq!(ran.stdout.contains("Upgrade to 4.3.3"), numbers < vec![4, 3, 3], "{}", ran.stdout);
     assert!(succeeds(&mut check(), &["check"], "").stdout.contains("with no objects yet"), "it made none");
-    assert!(world.database.list_collection_names().await.unwrap().is_empty(), "it made none");
-    succeeds(&mut offramp(&world), &["init"], "");
+    assert!(bed.database.list_collection_names().await.unwrap().is_empty(), "it made none");
+    succeeds(&mut offramp(&bed), &["init"], "");
     let findings = succeeds(&mut check(), &["check", "--json"], "").json();
     assert!(findings.iter().all(|finding| finding["ok"] == true), "{findings:?}");
     assert!(findings[2]["detail"].as_str().unwrap().contains("18 objects as they should be"), "{findings:?}");
@@ -410,32 +410,32 @@ async fn check_says_what_is_wrong_and_changes_nothing() {
         2,
         "OFFRAMP_MAIL_FROM (--mail-from) cannot be \"nobody\"",
     );
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn show_tells_the_whole_story_of_a_subscription() {
-    let world = World::new("show").await;
+    let bed = TestBed::new("show").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let mut expiring = subscription("sub-2", "org", "acc");
     expiring.insert("expires_on", "2200-01-20");
     let actor = doc! { "role": "client", "account_id": "acc", "name": "Ada" };
     let requested_at = DateTime::parse_rfc3339_str("2026-05-20T12:00:00Z").unwrap();
     expiring.insert("status", "cancellation_requested");
     expiring.insert("cancellation_request", doc! { "requested_at": requested_at, "actor": actor, "reason": "Moving" });
-    world.collection("subscriptions").insert_one(expiring).await.unwrap();
+    bed.collection("subscriptions").insert_one(expiring).await.unwrap();
 
-    let worker = Worker::start(&world, &sink.url()).await;
-    world.command(&with(cancellation("c-1", "sub"), "month", "2199-07".into())).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&with(cancellation("c-1", "sub"), "month", "2199-07".into())).await;
     offramp_testkit::eventually("the change", || async {
-        let document = world.document("subscriptions", "sub").await?;
+        let document = bed.document("subscriptions", "sub").await?;
         document.get_array("notifications").is_ok_and(|sent| sent.len() == 1).then_some(())
     })
     .await;
     assert!(worker.stop().await.success());
 
-    let text = succeeds(&mut offramp(&world), &["show", "sub"], "").stdout;
+    let text = succeeds(&mut offramp(&bed), &["show", "sub"], "").stdout;
     for part in [
         "Status              cancellation scheduled",
         "Next billing date   2199-06-15",
@@ -447,41 +447,41 @@ async fn show_tells_the_whole_story_of_a_subscription() {
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }
-    let text = succeeds(&mut offramp(&world), &["show", "sub-2"], "").stdout;
+    let text = succeeds(&mut offramp(&bed), &["show", "sub-2"], "").stdout;
     assert!(text.contains("Expiry date         2200-01-20, so the last day of access is 2200-02-14"), "{text}");
     assert!(text.contains("Pending request     since 2026-05-20 08:00:00, client Ada: Moving"), "{text}");
 
     let json: Value =
-        serde_json::from_str(&succeeds(&mut offramp(&world), &["show", "sub", "--json"], "").stdout).unwrap();
+        serde_json::from_str(&succeeds(&mut offramp(&bed), &["show", "sub", "--json"], "").stdout).unwrap();
     assert_eq!((&json["status"], &json["ends_on"]), (&"cancellation_scheduled".into(), &"2199-07-14".into()));
     let kinds: Vec<&Value> = json["timeline"].as_array().unwrap().iter().map(|happened| &happened["kind"]).collect();
     assert_eq!(kinds, ["change", "mail"]);
-    fails(&mut offramp(&world), &["show", "nobody"], "", 1, "there is no subscription nobody in the database");
-    world.remove().await;
+    fails(&mut offramp(&bed), &["show", "nobody"], "", 1, "there is no subscription nobody in the database");
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn show_tells_that_an_id_is_no_text() {
-    let world = World::new("object-id").await;
+    let bed = TestBed::new("object-id").await;
     let id = bson::oid::ObjectId::new();
-    world.collection("subscriptions").insert_one(doc! { "_id": id }).await.unwrap();
+    bed.collection("subscriptions").insert_one(doc! { "_id": id }).await.unwrap();
     let id = id.to_hex();
-    fails(&mut offramp(&world), &["show", &id], "", 1, "ids must be text");
+    fails(&mut offramp(&bed), &["show", &id], "", 1, "ids must be text");
     let other = bson::oid::ObjectId::new().to_hex();
-    fails(&mut offramp(&world), &["show", &other], "", 1, "there is no subscription");
-    let said = fails(&mut offramp(&world), &["show", "\u{1b}[2J"], "", 1, "there is no subscription");
+    fails(&mut offramp(&bed), &["show", &other], "", 1, "there is no subscription");
+    let said = fails(&mut offramp(&bed), &["show", "\u{1b}[2J"], "", 1, "there is no subscription");
     assert!(!said.stderr.contains('\u{1b}'), "{}", said.stderr);
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn show_sends_no_control_characters_to_the_terminal() {
-    let world = World::new("show-control").await;
-    populate(&world).await;
+    let bed = TestBed::new("show-control").await;
+    populate(&bed).await;
     let hostile = doc! { "$set": { "participant.name": "Zoé\u{1b}[2J", "activities.0.name": "Aqua\u{9b}31m" } };
-    world.collection("subscriptions").update_one(doc! {}, hostile).await.unwrap();
-    let ran = succeeds(&mut offramp(&world), &["show", "sub"], "");
+    bed.collection("subscriptions").update_one(doc! {}, hostile).await.unwrap();
+    let ran = succeeds(&mut offramp(&bed), &["show", "sub"], "");
     assert!(!ran.stdout.contains(['\u{1b}', '\u{9b}']), "{}", ran.stdout);
     assert!(ran.stdout.contains("Zoé\\u{1b}[2J"), "{}", ran.stdout);
-    world.remove().await;
+    bed.remove().await;
 }

@@ -18,10 +18,10 @@ use crate::mail::{
     LOCALES, built_in, bytes, check_form, composed, connection, date, every_sample, origin, sample, sender, to,
 };
 use offramp_testkit::dkim::{Dns, ED25519, RSA_PKCS1, RSA_PKCS8, signer};
-use offramp_testkit::samples::{account, cancellation, command, organization, populate, subscription, with};
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Taken, Tls};
-use offramp_testkit::worker::{Worker, bare};
-use offramp_testkit::world::World;
+use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription, with};
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Taken, Tls};
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, bare};
 
 /// What Gmail shows of a mail before it hides the rest behind a link, in bytes.
 const SHOWN_BYTES_MAX: usize = 100_000;
@@ -352,16 +352,16 @@ async fn worker_and_simulation_give_a_mail_the_same_ids() {
         expiry,
     ];
 
-    let world = World::new("conversation").await;
-    populate(&world).await;
-    world.collection("subscriptions").insert_one(subscription("sub-2", "org", "acc")).await.unwrap();
+    let bed = TestBed::new("conversation").await;
+    populate(&bed).await;
+    bed.collection("subscriptions").insert_one(subscription("sub-2", "org", "acc")).await.unwrap();
     let sink = SmtpSink::start().await;
     let key = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(key.path(), RSA_PKCS1).unwrap();
     let settings = [("OFFRAMP_DKIM_KEY_FILE", key.path().to_str().unwrap()), ("OFFRAMP_DKIM_SELECTOR", "s1")];
-    let worker = Worker::start_with(&world, &sink.url(), &settings).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     for command in &commands {
-        world.command(command).await;
+        bed.command(command).await;
     }
     offramp_testkit::eventually("seven mails", || async { (sink.mails().len() == 7).then_some(()) }).await;
     assert!(worker.stop().await.success());
@@ -407,5 +407,5 @@ async fn worker_and_simulation_give_a_mail_the_same_ids() {
     succeeds(bare().env("OFFRAMP_MAIL_FROM", "no-reply@offramp.example"), &arguments, &input);
     let files = std::fs::read_dir(&mails).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
     assert_eq!(files.map(|mail| ids(&mail)).collect::<BTreeSet<_>>(), of_worker);
-    world.remove().await;
+    bed.remove().await;
 }

@@ -22,10 +22,10 @@ use serde_json::json;
 use uuid::Uuid;
 
 use offramp_testkit::eventually;
-use offramp_testkit::samples::{account, cancellation, command, identify, organization, populate, subscription, with};
-use offramp_testkit::smtp::SmtpSink;
-use offramp_testkit::worker::{Worker, get};
-use offramp_testkit::world::World;
+use offramp_testkit::fixtures::{account, cancellation, command, identify, organization, populate, subscription, with};
+use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, get};
 
 const SUBSCRIPTIONS: usize = 120;
 const ACCOUNTS: usize = 30;
@@ -35,8 +35,8 @@ const ROUNDS: usize = 8;
 /// document that reads back as it was decided, and every entry of its outbox as itself.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_accepted_command_leaves_a_document_that_reads_back() {
-    let world = World::new("round-trip").await;
-    let store = Store::open(&world.mongodb_url, &StoreTls::default()).await.unwrap();
+    let bed = TestBed::new("round-trip").await;
+    let store = Store::open(&bed.mongodb_url, &StoreTls::default()).await.unwrap();
     let seed = fastrand::u64(..);
     println!("seed {seed}");
     let mut random = Rng::with_seed(seed);
@@ -46,12 +46,12 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
         document.extend(doc! {
             "timezone": zone, "notify_client_of_own_actions": true, "card_notice_days": [731, 90, 30, 5],
         });
-        world.collection("organizations").insert_one(document).await.unwrap();
+        bed.collection("organizations").insert_one(document).await.unwrap();
     }
     let accounts: Vec<Document> = (0..ACCOUNTS).map(|at| any_account(&mut random, at)).collect();
-    world.collection("accounts").insert_many(&accounts).await.unwrap();
+    bed.collection("accounts").insert_many(&accounts).await.unwrap();
     let documents: Vec<Document> = (0..SUBSCRIPTIONS).map(|at| any_subscription(&mut random, at)).collect();
-    world.collection("subscriptions").insert_many(&documents).await.unwrap();
+    bed.collection("subscriptions").insert_many(&documents).await.unwrap();
 
     let need = Need {
         subscriptions: documents.iter().map(|document| id(document).try_into().unwrap()).collect(),
@@ -117,7 +117,7 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
     assert!(applied > SUBSCRIPTIONS, "{applied} tasks were applied");
     assert_eq!(statuses.len(), 6, "{statuses:?}");
     assert!(notices.len() > 3, "{notices:?}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// The newest entries of a document's outbox are those that its update brought.
@@ -139,9 +139,9 @@ fn check_outbox(raw: &RawDocument, id: &str, updates: &[GuardedUpdate]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_document_remembers_a_full_batch() {
     const BATCH_MAX: usize = 200;
-    let world = World::new("full-batch").await;
-    populate(&world).await;
-    let store = Store::open(&world.mongodb_url, &StoreTls::default()).await.unwrap();
+    let bed = TestBed::new("full-batch").await;
+    populate(&bed).await;
+    let store = Store::open(&bed.mongodb_url, &StoreTls::default()).await.unwrap();
     let need = Need {
         subscriptions: HashSet::from(["sub".try_into().unwrap()]),
         accounts: HashSet::from(["acc".try_into().unwrap()]),
@@ -175,20 +175,20 @@ async fn a_document_remembers_a_full_batch() {
         assert!(committed.iter().all(|committed| *committed == Committed::Written), "{committed:?}");
     }
     for collection in ["subscriptions", "accounts"] {
-        let document = world.document(collection, if collection == "accounts" { "acc" } else { "sub" }).await.unwrap();
+        let document = bed.document(collection, if collection == "accounts" { "acc" } else { "sub" }).await.unwrap();
         assert_eq!(document.get_array("applied").unwrap().len(), BATCH_MAX, "{collection}");
         assert_eq!(document.get_array("notifications").unwrap().len(), 2 * BATCH_MAX, "{collection}");
     }
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Many documents are written with one statement. Those that somebody else has changed, and those that cannot take it, are told
 /// from the others.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
-    let world = World::new("together").await;
-    populate(&world).await;
-    let store = Store::open(&world.mongodb_url, &StoreTls::default()).await.unwrap();
+    let bed = TestBed::new("together").await;
+    populate(&bed).await;
+    let store = Store::open(&bed.mongodb_url, &StoreTls::default()).await.unwrap();
     let mut corrupt = subscription("corrupt", "org", "acc");
     corrupt.insert("outbox", "x");
     let mut null = subscription("null", "org", "acc");
@@ -204,7 +204,7 @@ async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
         } else {
             documents.push(null.clone());
         }
-        let subscriptions = world.collection("subscriptions");
+        let subscriptions = bed.collection("subscriptions");
         subscriptions.delete_many(doc! {}).await.unwrap();
         subscriptions.insert_many(&documents).await.unwrap();
         let ids: Vec<&str> = documents.iter().map(|document| document.get_str("_id").unwrap()).collect();
@@ -228,10 +228,10 @@ async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
                 id => assert_eq!(*committed, Committed::Written, "{id}"),
             }
         }
-        let changed = world.document("subscriptions", "changed").await.unwrap();
+        let changed = bed.document("subscriptions", "changed").await.unwrap();
         assert!(!changed.contains_key("status") && !changed.contains_key("outbox"), "{changed}");
         for id in if has_corrupt { &["good-7"][..] } else { &["good-7", "null"] } {
-            let document = world.document("subscriptions", id).await.unwrap();
+            let document = bed.document("subscriptions", id).await.unwrap();
             assert_eq!(document.get_i64("version").unwrap(), 1);
             for list in ["history", "applied", "notifications"] {
                 assert_eq!(document.get_array(list).unwrap().len(), 1, "{id}: {list}");
@@ -241,10 +241,10 @@ async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
             assert_eq!(document.get_str("status").unwrap(), "cancellation_scheduled");
         }
         if !has_corrupt {
-            assert_eq!(world.document("subscriptions", "null").await.unwrap().get("crm"), null.get("crm"));
+            assert_eq!(bed.document("subscriptions", "null").await.unwrap().get("crm"), null.get("crm"));
         }
     }
-    world.remove().await;
+    bed.remove().await;
 }
 
 fn id(document: &Document) -> &str {
@@ -352,7 +352,7 @@ fn text(random: &mut Rng, max: usize) -> String {
 }
 
 /// How many documents of a collection the sweep has found that it cannot process.
-async fn unworkable(worker: &Worker, collection: &str) -> Option<f64> {
+async fn unworkable(worker: &WorkerProcess, collection: &str) -> Option<f64> {
     let metrics = get(worker.port(), "/metrics").await?;
     let name = format!("offramp_unworkable_documents{{collection=\"{collection}\"}} ");
     metrics.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse().ok())
@@ -361,9 +361,9 @@ async fn unworkable(worker: &Worker, collection: &str) -> Option<f64> {
 /// What the drivers of Node and Python write: integers as int32, int64 or double, null for what is not set, fields of their own.
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_of_other_drivers_pass_through_the_whole_job() {
-    let world = World::new("drivers").await;
+    let bed = TestBed::new("drivers").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let null_lists =
         ["history", "notifications", "applied", "outbox", "payment_failures", "cancellation", "cancellation_request"];
     let nulls: Document = null_lists.iter().map(|field| ((*field).to_owned(), Bson::Null)).collect();
@@ -391,49 +391,49 @@ async fn documents_of_other_drivers_pass_through_the_whole_job() {
     odd.insert("notifications", "none");
     documents.push(odd);
     // A card, a language and a brand that no cancellation needs.
-    let accounts = world.collection("accounts");
+    let accounts = bed.collection("accounts");
     let cards = doc! { "$set": { "cards": [{ "id": "bank", "brand": "", "last4": "", "expires": null }], "card_notices": "x" } };
     accounts.update_one(doc! { "_id": "acc" }, cards).await.unwrap();
     let brand = doc! { "$set": { "brand": { "color": 5, "logo_url": "data:image/png;base64,AAAA" }, "card_notice_days": "30" } };
-    world.collection("organizations").update_one(doc! { "_id": "org" }, brand).await.unwrap();
-    world.collection("subscriptions").insert_many(&documents).await.unwrap();
+    bed.collection("organizations").update_one(doc! { "_id": "org" }, brand).await.unwrap();
+    bed.collection("subscriptions").insert_many(&documents).await.unwrap();
 
-    let worker = Worker::start(&world, &sink.url()).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     for document in &documents {
         let id = document.get_str("_id").unwrap();
-        world.command(&cancellation(&format!("cancel-{id}"), id)).await;
+        bed.command(&cancellation(&format!("cancel-{id}"), id)).await;
     }
     eventually("every cancellation", || async {
         let cancelled = doc! { "status": "cancellation_scheduled", "outbox": { "$size": 0 } };
-        let count = world.collection("subscriptions").count_documents(cancelled).await.unwrap();
+        let count = bed.collection("subscriptions").count_documents(cancelled).await.unwrap();
         (count == documents.len() as u64).then_some(())
     })
     .await;
     assert_eq!(sink.mails().len(), documents.len(), "one email each");
-    assert!(world.take("dead-letters").await.is_none());
+    assert!(bed.take("dead-letters").await.is_none());
     for id in ["nulls", "null-notifications", "number-2"] {
-        let document = world.document("subscriptions", id).await.unwrap();
+        let document = bed.document("subscriptions", id).await.unwrap();
         let records = document.get_array("notifications").unwrap();
         assert!(records[0].as_document().unwrap().get_datetime("sent_at").is_ok(), "{id}: {records:?}");
     }
-    let found = world.document("subscriptions", "unknown-fields").await.unwrap();
+    let found = bed.document("subscriptions", "unknown-fields").await.unwrap();
     for field in ["__v", "createdAt", "owner", "crm"] {
         assert_eq!(found.get(field), unknown.get(field), "{field}");
     }
     assert_eq!(
-        world.document("subscriptions", "odd-notifications").await.unwrap().get_str("notifications").unwrap(),
+        bed.document("subscriptions", "odd-notifications").await.unwrap().get_str("notifications").unwrap(),
         "none"
     );
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// The same of accounts: a notice about a card leaves what others wrote as it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn accounts_of_other_drivers_pass_through_the_whole_job() {
-    let world = World::new("account-drivers").await;
+    let bed = TestBed::new("account-drivers").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let null_lists = ["cards", "applied", "outbox", "card_notices", "notifications"];
     let with = |id: &str, fields: Document| {
         let mut document = account(id, "org");
@@ -458,24 +458,24 @@ async fn accounts_of_other_drivers_pass_through_the_whole_job() {
     documents.push(with("notice-of-before", doc! { "card_notices": [given.clone()] }));
     documents.push(with("odd-notifications", doc! { "notifications": "none" }));
     documents.push(with("odd-cards", doc! { "cards": [{ "id": "bank", "brand": "", "last4": "", "expires": null }] }));
-    world.collection("accounts").insert_many(&documents).await.unwrap();
+    bed.collection("accounts").insert_many(&documents).await.unwrap();
 
-    let worker = Worker::start(&world, &sink.url()).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     for document in &documents {
         let card = json!({ "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" });
         let data = json!({ "organization_id": "org", "account_id": id(document), "card": card });
-        world.command(&command(&format!("expiry-{}", id(document)), "card.expiry", data)).await;
+        bed.command(&command(&format!("expiry-{}", id(document)), "card.expiry", data)).await;
     }
     eventually("every notice", || async {
         let given = doc! { "card_notices.card_id": "card", "outbox": { "$size": 0 } };
-        let count = world.collection("accounts").count_documents(given).await.unwrap();
+        let count = bed.collection("accounts").count_documents(given).await.unwrap();
         (count == documents.len() as u64).then_some(())
     })
     .await;
     assert_eq!(sink.mails().len(), 2 * documents.len(), "one email to each side");
-    assert!(world.take("dead-letters").await.is_none());
+    assert!(bed.take("dead-letters").await.is_none());
     for id in ["version-2", "version-3", "nulls", "null-notifications"] {
-        let document = world.document("accounts", id).await.unwrap();
+        let document = bed.document("accounts", id).await.unwrap();
         assert!(document.get_i64("version").unwrap() > 0, "{id}");
         let records = document.get_array("notifications").unwrap();
         assert!(
@@ -483,25 +483,25 @@ async fn accounts_of_other_drivers_pass_through_the_whole_job() {
             "{records:?}"
         );
     }
-    let found = world.document("accounts", "unknown-fields").await.unwrap();
+    let found = bed.document("accounts", "unknown-fields").await.unwrap();
     assert_eq!(found.get("manager"), unknown.get("manager"));
     for field in theirs.keys() {
         assert_eq!(found.get(field), unknown.get(field), "{field}");
     }
-    let found = world.document("accounts", "notice-of-before").await.unwrap();
+    let found = bed.document("accounts", "notice-of-before").await.unwrap();
     assert_eq!(found.get_array("card_notices").unwrap()[0], Bson::from(given));
-    let found = world.document("accounts", "odd-notifications").await.unwrap();
+    let found = bed.document("accounts", "odd-notifications").await.unwrap();
     assert_eq!(found.get_str("notifications").unwrap(), "none");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// What nothing can be decided about is a dead letter that says why, and what only time would end is found by the sweep.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_processed_is_reported() {
-    let world = World::new("unworkable").await;
+    let bed = TestBed::new("unworkable").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let long_ago = DateTime::from_millis(1_577_836_800_000);
     let set = |id: &str, fields: Document| {
         let mut document = subscription(id, "org", "acc");
@@ -520,10 +520,10 @@ async fn what_cannot_be_processed_is_reported() {
         bad_day,
         set("good", doc! { "expires_on": "2020-01-01" }),
     ];
-    world.collection("subscriptions").insert_many(&documents).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
+    bed.collection("subscriptions").insert_many(&documents).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     eventually("the good one's end", || async {
-        let good = world.document("subscriptions", "good").await.unwrap();
+        let good = bed.document("subscriptions", "good").await.unwrap();
         good.get_str("status").is_ok_and(|status| status == "expired").then_some(())
     })
     .await;
@@ -533,22 +533,22 @@ async fn what_cannot_be_processed_is_reported() {
     .await;
     for document in &documents[..4] {
         let id = document.get_str("_id").unwrap();
-        assert_eq!(world.document("subscriptions", id).await.as_ref(), Some(document), "{id} is left as it is");
+        assert_eq!(bed.document("subscriptions", id).await.as_ref(), Some(document), "{id} is left as it is");
     }
 
     // An account of another organization.
-    world.collection("organizations").insert_one(organization("other")).await.unwrap();
-    world.collection("accounts").insert_one(account("foreign", "other")).await.unwrap();
-    world.collection("subscriptions").insert_one(subscription("stray", "org", "foreign")).await.unwrap();
-    world.command(&cancellation("stray", "stray")).await;
+    bed.collection("organizations").insert_one(organization("other")).await.unwrap();
+    bed.collection("accounts").insert_one(account("foreign", "other")).await.unwrap();
+    bed.collection("subscriptions").insert_one(subscription("stray", "org", "foreign")).await.unwrap();
+    bed.command(&cancellation("stray", "stray")).await;
     let payment = json!({
         "organization_id": "org", "subscription_id": "bad-day", "invoice_id": "inv-5", "attempt": 1,
         "amount": { "value": "1.00", "currency": "CAD" }, "card": { "brand": "Visa", "last4": "4242" },
     });
-    world.command(&with(cancellation("bad-day", "bad-day"), "month", json!("2199-07"))).await;
-    world.command(&command("payment", "payment.failure", payment)).await;
+    bed.command(&with(cancellation("bad-day", "bad-day"), "month", json!("2199-07"))).await;
+    bed.command(&command("payment", "payment.failure", payment)).await;
     let letters =
-        [world.dead_letter().await, world.dead_letter().await].map(|letter| letter.header("offramp-error")).join("; ");
+        [bed.dead_letter().await, bed.dead_letter().await].map(|letter| letter.header("offramp-error")).join("; ");
     assert!(
         letters.contains("subscriptions stray: account_id: account foreign belongs to another organization"),
         "{letters}"
@@ -556,9 +556,9 @@ async fn what_cannot_be_processed_is_reported() {
     assert!(letters.contains("subscriptions bad-day: billing.day: expected an integer, found text"), "{letters}");
     assert!(!letters.contains("Kind:"), "{letters}");
     eventually("the failed payment to be recorded", || async {
-        world.document("subscriptions", "bad-day").await.unwrap().get_array("payment_failures").is_ok().then_some(())
+        bed.document("subscriptions", "bad-day").await.unwrap().get_array("payment_failures").is_ok().then_some(())
     })
     .await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }

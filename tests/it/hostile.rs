@@ -10,12 +10,12 @@ use mail_parser::{MessageParser, MimeHeaders};
 use serde_json::json;
 
 use crate::cli::run;
+use offramp_testkit::fixtures::{account, organization, subscription};
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::samples::{account, organization, subscription};
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
-use offramp_testkit::worker::{Worker, bare};
-use offramp_testkit::world::World;
-use offramp_testkit::{eventually, samples};
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, bare};
+use offramp_testkit::{eventually, fixtures};
 
 // --------------------------------------------------------------------------------------------------------- memory ---
 
@@ -25,20 +25,20 @@ async fn messages_of_any_size_become_dead_letters_and_memory_stays_bounded() {
     const MESSAGES: u8 = 100;
     const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
     const MEMORY_BYTES_MAX: u64 = 250 * 1024 * 1024;
-    let world = World::new("memory").await;
+    let bed = TestBed::new("memory").await;
     let sink = SmtpSink::start().await;
-    world.collection("organizations").insert_one(organization("org")).await.unwrap();
-    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
-    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
-    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
-    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_MONGODB_URL", &mongodb_url)]).await;
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
+    bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    bed.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_MONGODB_URL", &mongodb_url)]).await;
 
     // The lane cannot settle this command, and all that follows may be sent ahead.
     line.stall();
-    world.command(&samples::cancellation("c", "sub")).await;
+    bed.command(&fixtures::cancellation("c", "sub")).await;
     let body = |number| vec![number; MESSAGE_BYTES];
     for number in 0..MESSAGES {
-        world.publish("subscription.cancellation", &body(number)).await;
+        bed.publish("subscription.cancellation", &body(number)).await;
     }
     // It has its hands full and does not read on; so it does not hear the broker either, and at last loses its
     // connection.
@@ -51,17 +51,17 @@ async fn messages_of_any_size_become_dead_letters_and_memory_stays_bounded() {
     line.resume();
     let mut left: BTreeSet<u8> = (0..MESSAGES).collect();
     while !left.is_empty() {
-        let dead = world.dead_letter().await;
+        let dead = bed.dead_letter().await;
         assert_eq!(dead.header("offramp-reason"), "too_large");
         assert!(left.remove(&dead.body[0]) && dead.body == body(dead.body[0]), "{}", dead.body[0]);
     }
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert_eq!(sink.mails().len(), 1);
     let peak = worker.peak_memory();
     println!("{} MiB at most", peak / 1024 / 1024);
     assert!(peak < MEMORY_BYTES_MAX, "{peak}");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 // ---------------------------------------------------------------------------------------------------------- mails ---
@@ -72,9 +72,9 @@ const HOSTILE: &str =
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_names_reasons_and_brands_stay_what_they_are_from_message_to_mail() {
-    let world = World::new("hostile").await;
+    let bed = TestBed::new("hostile").await;
     let sink = SmtpSink::start().await;
-    let worker = Worker::start(&world, &sink.url()).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
 
     let address = "javascript:alert(1)//\"><script>{subscription_id}</script>";
     let mut hostile_organization = organization("org");
@@ -90,17 +90,17 @@ async fn hostile_names_reasons_and_brands_stay_what_they_are_from_message_to_mai
         hostile_subscription.insert(field, doc! { "id": HOSTILE, "name": HOSTILE });
     }
     hostile_subscription.insert("activities", Bson::Array(vec![doc! { "id": "a", "name": HOSTILE }.into()]));
-    world.collection("organizations").insert_one(hostile_organization).await.unwrap();
-    world.collection("accounts").insert_one(hostile_account).await.unwrap();
-    world.collection("subscriptions").insert_one(hostile_subscription).await.unwrap();
+    bed.collection("organizations").insert_one(hostile_organization).await.unwrap();
+    bed.collection("accounts").insert_one(hostile_account).await.unwrap();
+    bed.collection("subscriptions").insert_one(hostile_subscription).await.unwrap();
 
     let ids = json!({ "organization_id": "org", "subscription_id": "sub", "reason": HOSTILE,
         "actor": { "role": "client", "account_id": "acc", "name": HOSTILE } });
-    world.command(&samples::command(HOSTILE.get(..60).unwrap(), "subscription.cancellation-request", ids)).await;
+    bed.command(&fixtures::command(HOSTILE.get(..60).unwrap(), "subscription.cancellation-request", ids)).await;
     let failure = json!({ "organization_id": "org", "subscription_id": "sub", "invoice_id": HOSTILE.get(..60),
         "amount": { "value": "1", "currency": "CAD" }, "card": { "brand": HOSTILE, "last4": "4242" }, "attempt": 1,
         "failure_message": HOSTILE });
-    world.command(&samples::command("c-2", "payment.failure", failure)).await;
+    bed.command(&fixtures::command("c-2", "payment.failure", failure)).await;
     eventually("four mails", || async { (sink.mails().len() == 4).then_some(()) }).await;
 
     for taken in sink.mails() {
@@ -126,7 +126,7 @@ async fn hostile_names_reasons_and_brands_stay_what_they_are_from_message_to_mai
         }
     }
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 // ------------------------------------------------------------------------------------------------------ passwords ---
@@ -170,7 +170,7 @@ async fn no_password_is_shown_by_a_program_that_cannot_connect_however_much_it_l
         format!("mongodb://user:{PASSWORD}@127.0.0.1:1/offramp?authSource=admin&tls=true&authMechanism=PLAIN"),
         format!("smtps://user:{PASSWORD}@127.0.0.1:1"),
     );
-    let command = samples::cancellation("c", "sub").to_string();
+    let command = fixtures::cancellation("c", "sub").to_string();
     for urls in [refused, at_nobody] {
         let program = |format: &str| {
             let mut program = bare();
@@ -200,7 +200,7 @@ async fn no_password_is_shown_by_a_program_that_cannot_connect_however_much_it_l
 
 /// What a worker says that cannot connect: in its logs, and when asked for its health.
 async fn run_for_a_while(program: &mut Command) -> String {
-    let mut worker = Worker::of(program, Stdio::piped());
+    let mut worker = WorkerProcess::of(program, Stdio::piped());
     let mut log = worker.take_log();
     let reading = std::thread::spawn(move || {
         let mut text = Vec::new();

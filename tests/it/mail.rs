@@ -19,7 +19,7 @@ use offramp_mail::{
 };
 use uuid::Uuid;
 
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 use offramp_testkit::tls::ThrowAwayCa;
 
 pub const LOCALES: [&str; 3] = ["fr-CA", "en-CA", "es-MX"];

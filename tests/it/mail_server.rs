@@ -10,16 +10,16 @@ use bson::{Bson, DateTime, Document, doc};
 use chrono::{TimeDelta, Utc};
 use mail_parser::MessageParser;
 
-use offramp_testkit::samples::{cancellation, populate, subscription};
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
-use offramp_testkit::worker::{Worker, get};
-use offramp_testkit::world::World;
+use offramp_testkit::fixtures::{cancellation, populate, subscription};
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, get};
 use offramp_testkit::{eventually, eventually_within};
 
 /// The email in the outbox of `sub`, once it is as wanted.
-pub async fn email(world: &World, what: &str, is_wanted: impl Fn(&Document) -> bool) -> Document {
+pub async fn email(bed: &TestBed, what: &str, is_wanted: impl Fn(&Document) -> bool) -> Document {
     eventually(what, || async {
-        let document = world.document("subscriptions", "sub").await?;
+        let document = bed.document("subscriptions", "sub").await?;
         let entries = document.get_array("outbox").ok()?.iter().filter_map(Bson::as_document);
         entries.clone().find(|entry| entry.contains_key("mail") && is_wanted(entry)).cloned()
     })
@@ -27,17 +27,17 @@ pub async fn email(world: &World, what: &str, is_wanted: impl Fn(&Document) -> b
 }
 
 /// Time passes: emails that wait are due.
-pub async fn make_due(world: &World, and: Document) {
+pub async fn make_due(bed: &TestBed, and: Document) {
     let mut set = doc! { "outbox.$[email].due": DateTime::now() };
     set.extend(and);
     let update = doc! { "$set": set, "$inc": { "version": 1_i64 } };
     let filters = vec![doc! { "email.kind": "email", "email.due": { "$exists": true } }];
-    let subscriptions = world.collection("subscriptions");
+    let subscriptions = bed.collection("subscriptions");
     let updating = subscriptions.update_one(doc! { "_id": "sub" }, update).array_filters(filters);
     assert_eq!(updating.await.unwrap().matched_count, 1);
 }
 
-pub async fn outcomes(worker: &Worker, outcome: &str) -> u64 {
+pub async fn outcomes(worker: &WorkerProcess, outcome: &str) -> u64 {
     let metrics = get(worker.port(), "/metrics").await.unwrap_or_default();
     let is_this =
         |line: &&str| line.starts_with("offramp_mails_total{") && line.contains(&format!("outcome=\"{outcome}\""));
@@ -46,20 +46,20 @@ pub async fn outcomes(worker: &Worker, outcome: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_that_may_have_been_delivered_is_tried_three_times_more_after_long_pauses() {
-    let world = World::new("in-doubt").await;
+    let bed = TestBed::new("in-doubt").await;
     let script = |step, _| if step == Step::Content { Action::TakeAndDrop } else { Action::Ok };
     let sink = SmtpSink::scripted(Tls::No, script).await;
-    populate(&world).await;
-    let worker = Worker::start(&world, &sink.url()).await;
-    world.command(&cancellation("c-1", "sub")).await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&cancellation("c-1", "sub")).await;
     for times in 1..=3 {
-        let entry = email(&world, "an email in doubt", |entry| entry.get_i32("in_doubt").ok() == Some(times)).await;
+        let entry = email(&bed, "an email in doubt", |entry| entry.get_i32("in_doubt").ok() == Some(times)).await;
         assert_eq!(entry.get_i32("attempts").unwrap(), times);
         let pause = entry.get_datetime("due").unwrap().to_chrono() - Utc::now();
         assert!(pause > TimeDelta::minutes(13) && pause < TimeDelta::minutes(20), "{pause}");
-        make_due(&world, doc! {}).await;
+        make_due(&bed, doc! {}).await;
     }
-    let entry = email(&world, "an email for an operator", |entry| entry.contains_key("failed_at")).await;
+    let entry = email(&bed, "an email for an operator", |entry| entry.contains_key("failed_at")).await;
     assert!(entry.get_str("error").unwrap().contains("may have been delivered"), "{entry}");
     // An operator who has it tried again gives it all its tries again.
     assert!(!entry.contains_key("in_doubt") && !entry.contains_key("due"), "{entry}");
@@ -72,12 +72,12 @@ async fn an_email_that_may_have_been_delivered_is_tried_three_times_more_after_l
     assert!(ids.iter().all(|id| *id == ids[0]), "a repeat can be recognised: {ids:?}");
     assert_eq!((outcomes(&worker, "in_doubt").await, outcomes(&worker, "refused").await), (4, 0));
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_rejected_tries_for_a_day_and_says_once_what_is_wrong() {
-    let world = World::new("sender").await;
+    let bed = TestBed::new("sender").await;
     let is_mended = Arc::new(AtomicBool::new(false));
     let sink = SmtpSink::scripted(Tls::No, {
         let is_mended = Arc::clone(&is_mended);
@@ -89,30 +89,30 @@ async fn a_worker_that_is_rejected_tries_for_a_day_and_says_once_what_is_wrong()
         }
     })
     .await;
-    populate(&world).await;
+    populate(&bed).await;
     let settings = [("OFFRAMP_SMTP_NAME", "worker.example.com")];
-    let mut worker = Worker::spawn(&world, &sink.url(), &settings, Stdio::piped());
+    let mut worker = WorkerProcess::spawn(&bed, &sink.url(), &settings, Stdio::piped());
     let mut stderr = worker.take_log();
     let log = tokio::task::spawn_blocking(move || {
         let mut log = String::new();
         stderr.read_to_string(&mut log).map(|_| log)
     });
     let worker = worker.ready().await;
-    world.command(&cancellation("c-1", "sub")).await;
+    bed.command(&cancellation("c-1", "sub")).await;
     let tried =
         |times| move |entry: &Document| entry.get_i32("attempts").ok() == Some(times) && entry.contains_key("due");
-    let first = email(&world, "a rejected email", tried(1)).await;
+    let first = email(&bed, "a rejected email", tried(1)).await;
     let pause = first.get_datetime("due").unwrap().to_chrono() - Utc::now();
     assert!(pause > TimeDelta::seconds(40) && pause < TimeDelta::seconds(80), "{pause}");
-    make_due(&world, doc! {}).await;
-    let second = email(&world, "an email that was rejected again", tried(2)).await;
+    make_due(&bed, doc! {}).await;
+    let second = email(&bed, "an email that was rejected again", tried(2)).await;
     assert_eq!(second.get("sender_rejected_at"), first.get("sender_rejected_at"), "a day from the first time");
     assert!(outcomes(&worker, "sender_rejected").await >= 2);
     assert!(worker.readyz().await.unwrap().starts_with("HTTP/1.1 200"));
 
     let a_day_ago = DateTime::from(Utc::now() - TimeDelta::hours(25));
-    make_due(&world, doc! { "outbox.$[email].sender_rejected_at": a_day_ago }).await;
-    let failed = email(&world, "an email for an operator", |entry| entry.contains_key("failed_at")).await;
+    make_due(&bed, doc! { "outbox.$[email].sender_rejected_at": a_day_ago }).await;
+    let failed = email(&bed, "an email for an operator", |entry| entry.contains_key("failed_at")).await;
     assert!(failed.get_str("error").unwrap().contains("Helo command rejected"), "{failed}");
 
     is_mended.store(true, Ordering::Relaxed);
@@ -121,81 +121,81 @@ async fn a_worker_that_is_rejected_tries_for_a_day_and_says_once_what_is_wrong()
         "$unset": { "outbox.$[email].failed_at": "" },
         "$inc": { "version": 1_i64 },
     };
-    let subscriptions = world.collection("subscriptions");
+    let subscriptions = bed.collection("subscriptions");
     subscriptions
         .update_one(doc! { "_id": "sub" }, retry)
         .array_filters(vec![doc! { "email.kind": "email" }])
         .await
         .unwrap();
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert_eq!(sink.mails().len(), 1);
     assert!(sink.commands().contains(&"EHLO worker.example.com".to_owned()));
     assert!(worker.stop().await.success());
     let log = log.await.unwrap().unwrap();
     assert_eq!(log.matches("set OFFRAMP_SMTP_NAME").count(), 1, "{log}");
     assert!(log.contains("504 5.5.2") && !log.contains("home.example"), "no addresses in logs: {log}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_throttled_email_is_tried_again_from_memory() {
-    let world = World::new("throttled").await;
+    let bed = TestBed::new("throttled").await;
     let script = |step, nth| match step {
         Step::Content if nth < 3 => Action::Answer("454 4.7.0 Throttling failure: Maximum sending rate exceeded."),
         _ => Action::Ok,
     };
     let sink = SmtpSink::scripted(Tls::No, script).await;
-    populate(&world).await;
-    let version = async || world.document("subscriptions", "sub").await.unwrap().get_i64("version").unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
-    world.command(&cancellation("c-1", "sub")).await;
+    populate(&bed).await;
+    let version = async || bed.document("subscriptions", "sub").await.unwrap().get_i64("version").unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&cancellation("c-1", "sub")).await;
     eventually("the decision", || async {
-        let document = world.document("subscriptions", "sub").await?;
+        let document = bed.document("subscriptions", "sub").await?;
         document.contains_key("notifications").then_some(())
     })
     .await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     // The commit, the mark of the event and the mark of the email: no write for a try.
     assert!(version().await <= 4, "{}", version().await);
     assert_eq!(sink.mails().len(), 1);
     assert_eq!((outcomes(&worker, "throttled").await, outcomes(&worker, "sent").await), (2, 1));
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_that_takes_longer_than_a_lease_is_sent_once() {
-    let world = World::new("slow").await;
+    let bed = TestBed::new("slow").await;
     // Longer than the shortest lease that is allowed.
     let script = |step, _| if step == Step::Content { Action::Late(Duration::from_secs(25)) } else { Action::Ok };
     let (sink, other_sink) = (SmtpSink::scripted(Tls::No, script).await, SmtpSink::start().await);
-    populate(&world).await;
+    populate(&bed).await;
     let settings = [("OFFRAMP_LEASE_SECONDS", "20")];
-    let worker = Worker::start_with(&world, &sink.url(), &settings).await;
-    world.command(&cancellation("c-1", "sub")).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
+    bed.command(&cancellation("c-1", "sub")).await;
     eventually("an email under way", || async { (!sink.mails().is_empty()).then_some(()) }).await;
-    let other = Worker::start_with(&world, &other_sink.url(), &settings).await;
-    world.outboxes_empty().await;
+    let other = WorkerProcess::start_with(&bed, &other_sink.url(), &settings).await;
+    bed.outboxes_empty().await;
     assert_eq!((sink.mails().len(), other_sink.mails().len()), (1, 0));
     assert_eq!((outcomes(&worker, "sent").await, outcomes(&other, "sent").await), (1, 0));
     for worker in [worker, other] {
         assert!(worker.stop().await.success());
     }
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn emails_leave_no_faster_than_is_allowed() {
     const COUNT: usize = 31;
-    let world = World::new("pace").await;
+    let bed = TestBed::new("pace").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
-    let subscriptions = world.collection("subscriptions");
+    let subscriptions = bed.collection("subscriptions");
     subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
-    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_MAIL_PER_SECOND", "10")]).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_MAIL_PER_SECOND", "10")]).await;
     for id in &ids {
-        world.command(&cancellation(&format!("c-{id}"), id)).await;
+        bed.command(&cancellation(&format!("c-{id}"), id)).await;
     }
     eventually("every email", || async { (sink.mails().len() == COUNT).then_some(()) }).await;
     let mut taken: Vec<Instant> = sink.mails().iter().map(|taken| taken.at).collect();
@@ -203,34 +203,34 @@ async fn emails_leave_no_faster_than_is_allowed() {
     let lasted = taken[COUNT - 1] - taken[0];
     assert!(lasted > Duration::from_millis(2_800), "{lasted:?}");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_a_slow_pace_no_email_outlasts_its_lease_while_it_waits_for_its_turn() {
     // More than there are connections.
     const COUNT: usize = 12;
-    let world = World::new("slow-pace").await;
+    let bed = TestBed::new("slow-pace").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
-    let subscriptions = world.collection("subscriptions");
+    let subscriptions = bed.collection("subscriptions");
     subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
     // In the half of a lease in which an email may be sent, fewer leave than there are connections.
     let settings = [("OFFRAMP_LEASE_SECONDS", "20"), ("OFFRAMP_MAIL_PER_SECOND", "0.5")];
-    let worker = Worker::start_with(&world, &sink.url(), &settings).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     for id in &ids {
-        world.command(&cancellation(&format!("c-{id}"), id)).await;
+        bed.command(&cancellation(&format!("c-{id}"), id)).await;
     }
     eventually_within(Duration::from_secs(120), "every email", || async {
         (sink.mails().len() >= COUNT).then_some(())
     })
     .await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert_eq!(sink.mails().len(), COUNT);
     let metrics = get(worker.port(), "/metrics").await.unwrap();
     let claimed = metrics.lines().find_map(|line| line.strip_prefix("offramp_claimed_total ")).unwrap_or("0");
     assert!(claimed.parse::<usize>().unwrap() <= COUNT, "{claimed} claimed");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }

@@ -7,7 +7,7 @@ mod broker;
 mod cli;
 mod deliverability;
 mod documents;
-mod every_mail;
+mod every_email;
 mod hostile;
 mod mail;
 mod mail_server;

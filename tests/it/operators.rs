@@ -18,35 +18,35 @@ use offramp::store::outbox::admin::Condition;
 use serde_json::{Value, json};
 
 use offramp_testkit::eventually;
+use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription, with};
 use offramp_testkit::rabbit::{Rabbit, amqp_url};
-use offramp_testkit::samples::{account, cancellation, command, organization, populate, subscription, with};
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
-use offramp_testkit::worker::{Worker, offramp};
-use offramp_testkit::world::World;
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, offramp};
 
 /// Runs the program and waits for its end.
-fn run(world: &World, arguments: &[&str]) -> Output {
-    offramp(world).args(arguments).stdin(Stdio::null()).output().unwrap()
+fn run(bed: &TestBed, arguments: &[&str]) -> Output {
+    offramp(bed).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 /// What it prints when it succeeds.
 #[track_caller]
-fn output(world: &World, arguments: &[&str]) -> String {
-    let output = run(world, arguments);
+fn output(bed: &TestBed, arguments: &[&str]) -> String {
+    let output = run(bed, arguments);
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// The objects that it prints, one a line.
 #[track_caller]
-fn objects(world: &World, arguments: &[&str]) -> Vec<Value> {
-    output(world, arguments).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+fn objects(bed: &TestBed, arguments: &[&str]) -> Vec<Value> {
+    output(bed, arguments).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// What it says when it fails, with this exit code.
 #[track_caller]
-fn failure(world: &World, arguments: &[&str], code: i32) -> String {
-    let output = run(world, arguments);
+fn failure(bed: &TestBed, arguments: &[&str], code: i32) -> String {
+    let output = run(bed, arguments);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
     String::from_utf8(output.stderr).unwrap()
 }
@@ -55,15 +55,15 @@ fn broker() -> Broker {
     Broker::new(amqp_url().parse().unwrap(), "operators' tests")
 }
 
-async fn declare(world: &World) -> Topology {
-    let topology = Topology::new(&world.prefix);
+async fn declare(bed: &TestBed) -> Topology {
+    let topology = Topology::new(&bed.prefix);
     topology.declare(&broker()).await.unwrap();
     topology
 }
 
 /// Puts letters into the queue, as a lane does.
-async fn bury(world: &World, topology: &Topology, bodies: &[Value], reason: &str, error: &str, lane: &str) {
-    let queue = format!("{}.{lane}", world.prefix);
+async fn bury(bed: &TestBed, topology: &Topology, bodies: &[Value], reason: &str, error: &str, lane: &str) {
+    let queue = format!("{}.{lane}", bed.prefix);
     let publisher = Publisher::new(broker());
     let letters: Vec<_> = bodies
         .iter()
@@ -78,23 +78,23 @@ async fn bury(world: &World, topology: &Topology, bodies: &[Value], reason: &str
     publisher.close().await;
 }
 
-async fn waiting(world: &World, queue: &str) -> u32 {
-    let queue = format!("{}.{queue}", world.prefix);
+async fn waiting(bed: &TestBed, queue: &str) -> u32 {
+    let queue = format!("{}.{queue}", bed.prefix);
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
-    world.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap().message_count()
+    bed.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap().message_count()
 }
 
-async fn becomes(world: &World, queue: &str, count: u32) {
+async fn becomes(bed: &TestBed, queue: &str, count: u32) {
     eventually(&format!("{count} messages in {queue}"), || async {
-        (waiting(world, queue).await == count).then_some(())
+        (waiting(bed, queue).await == count).then_some(())
     })
     .await;
 }
 
 /// Takes everything from a queue: how often each command is there.
-async fn take_all(world: &World, queue: &str) -> BTreeMap<String, usize> {
+async fn take_all(bed: &TestBed, queue: &str) -> BTreeMap<String, usize> {
     let mut commands = BTreeMap::new();
-    while let Some((body, _)) = world.take(queue).await {
+    while let Some((body, _)) = bed.take(queue).await {
         let id = serde_json::from_slice::<Value>(&body).unwrap()["id"].as_str().unwrap().to_owned();
         *commands.entry(id).or_default() += 1;
     }
@@ -105,236 +105,228 @@ async fn take_all(world: &World, queue: &str) -> BTreeMap<String, usize> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_are_listed_shown_repaired_and_sent_back() {
-    let world = World::new("letters").await;
+    let bed = TestBed::new("letters").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let mut corrupt: Vec<_> = (0..3).map(|index| subscription(&format!("bad-{index}"), "org", "acc")).collect();
     for document in &mut corrupt {
         document.get_document_mut("billing").unwrap().remove("next_on");
     }
-    world.collection("subscriptions").insert_many(&corrupt).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
-    assert_eq!(
-        output(&world, &["dead-letters", "list"]),
-        format!("no dead letters in {}.dead-letters\n", world.prefix)
-    );
+    bed.collection("subscriptions").insert_many(&corrupt).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    assert_eq!(output(&bed, &["dead-letters", "list"]), format!("no dead letters in {}.dead-letters\n", bed.prefix));
 
     for index in 0..3 {
-        world.command(&cancellation(&format!("corrupt-{index}"), &format!("bad-{index}"))).await;
+        bed.command(&cancellation(&format!("corrupt-{index}"), &format!("bad-{index}"))).await;
     }
-    world.publish("payment.failure", b"\x1b[31mnot JSON").await;
+    bed.publish("payment.failure", b"\x1b[31mnot JSON").await;
     let misspelt = with(cancellation("misspelt", "sub"), "mnoth", json!("2199-07"));
-    world.command(&misspelt).await;
-    becomes(&world, "dead-letters", 5).await;
+    bed.command(&misspelt).await;
+    becomes(&bed, "dead-letters", 5).await;
 
     // Three corrupt documents are one group, although each has an error of its own.
-    let groups = objects(&world, &["dead-letters", "list", "--json"]);
+    let groups = objects(&bed, &["dead-letters", "list", "--json"]);
     assert_eq!(groups.len(), 3, "{groups:?}");
     let group = &groups[0];
     assert_eq!((&group["reason"], &group["count"]), (&json!("corrupt_document"), &json!(3)));
     assert!(group["error"].as_str().unwrap().contains("subscriptions <subscription_id>: billing.next_on"), "{group}");
-    assert_eq!(group["queues"], json!({ format!("{}.cancellation", world.prefix): 3 }));
+    assert_eq!(group["queues"], json!({ format!("{}.cancellation", bed.prefix): 3 }));
     assert_eq!(group["types"], json!({ "subscription.cancellation": 3 }));
     let at = |name: &str| chrono::DateTime::parse_from_rfc3339(group[name].as_str().unwrap()).unwrap();
     assert!(at("oldest") <= at("newest") && at("newest") <= Utc::now());
-    let text = output(&world, &["dead-letters", "list"]);
+    let text = output(&bed, &["dead-letters", "list"]);
     assert!(text.contains("corrupt_document") && text.contains("payment-failure"), "{text}");
-    assert!(text.contains(&format!("5 dead letters in {}.dead-letters", world.prefix)), "{text}");
-    let filtered = output(&world, &["dead-letters", "list", "--queue", "payment-failure"]);
+    assert!(text.contains(&format!("5 dead letters in {}.dead-letters", bed.prefix)), "{text}");
+    let filtered = output(&bed, &["dead-letters", "list", "--queue", "payment-failure"]);
     assert!(filtered.contains("1 dead letter in") && filtered.contains("; 4 are other ones"), "{filtered}");
 
     // One by one: the same handles each time.
-    let each = objects(&world, &["dead-letters", "list", "--each", "--json"]);
+    let each = objects(&bed, &["dead-letters", "list", "--each", "--json"]);
     assert_eq!(each.len(), 5);
-    assert_eq!(each, objects(&world, &["dead-letters", "list", "--each", "--json"]));
+    assert_eq!(each, objects(&bed, &["dead-letters", "list", "--each", "--json"]));
     let no_json = each.iter().find(|letter| letter["id"].is_null()).unwrap();
     let handle = no_json["handle"].as_str().unwrap();
-    let shown = output(&world, &["dead-letters", "show", handle]);
+    let shown = output(&bed, &["dead-letters", "show", handle]);
     assert!(shown.contains("reason      invalid"), "{shown}");
-    assert!(shown.contains(&format!("offramp-queue: {}.payment-failure", world.prefix)), "{shown}");
+    assert!(shown.contains(&format!("offramp-queue: {}.payment-failure", bed.prefix)), "{shown}");
     assert!(shown.contains("\\u{1b}[31mnot JSON") && !shown.contains('\x1b'), "{shown}");
-    assert_eq!(run(&world, &["dead-letters", "show", handle, "--raw"]).stdout, b"\x1b[31mnot JSON");
-    let shown = objects(&world, &["dead-letters", "show", "misspelt", "--json"]).pop().unwrap();
+    assert_eq!(run(&bed, &["dead-letters", "show", handle, "--raw"]).stdout, b"\x1b[31mnot JSON");
+    let shown = objects(&bed, &["dead-letters", "show", "misspelt", "--json"]).pop().unwrap();
     assert_eq!(shown["body"], misspelt);
     assert_eq!(shown["headers"]["offramp-reason"], "invalid");
-    assert!(output(&world, &["dead-letters", "show", "misspelt"]).contains("\"mnoth\": \"2199-07\""));
-    let nobody = failure(&world, &["dead-letters", "show", "nobody"], 1);
+    assert!(output(&bed, &["dead-letters", "show", "misspelt"]).contains("\"mnoth\": \"2199-07\""));
+    let nobody = failure(&bed, &["dead-letters", "show", "nobody"], 1);
     assert!(nobody.contains("there is no dead letter") && nobody.contains("list --each"), "{nobody}");
 
     // Repaired and sent back, they are done.
     let set = doc! { "$set": { "billing.next_on": "2199-06-15" } };
-    world.collection("subscriptions").update_many(doc! { "_id": { "$regex": "^bad-" } }, set).await.unwrap();
+    bed.collection("subscriptions").update_many(doc! { "_id": { "$regex": "^bad-" } }, set).await.unwrap();
     let replay = ["dead-letters", "replay", "--reason", "corrupt_document", "--error", "billing.next_on"];
-    let dry = output(&world, &[&replay[..], &["--dry-run"]].concat());
+    let dry = output(&bed, &[&replay[..], &["--dry-run"]].concat());
     assert!(dry.contains("3 dead letters would be sent back; nothing was changed"), "{dry}");
-    becomes(&world, "dead-letters", 5).await;
-    let done = output(&world, &replay);
-    assert_eq!(done, format!("sent back 3 dead letters: 3 to {}.cancellation\n", world.prefix));
+    becomes(&bed, "dead-letters", 5).await;
+    let done = output(&bed, &replay);
+    assert_eq!(done, format!("sent back 3 dead letters: 3 to {}.cancellation\n", bed.prefix));
     eventually("the repaired to be cancelled", || async {
         let filter =
             doc! { "_id": { "$regex": "^bad-" }, "status": "cancellation_scheduled", "applied": { "$size": 1 } };
-        (world.collection("subscriptions").count_documents(filter).await.unwrap() == 3).then_some(())
+        (bed.collection("subscriptions").count_documents(filter).await.unwrap() == 3).then_some(())
     })
     .await;
-    becomes(&world, "dead-letters", 2).await;
+    becomes(&bed, "dead-letters", 2).await;
 
     // One that fails again comes back, as a new letter.
-    output(&world, &["dead-letters", "replay", handle]);
-    becomes(&world, "dead-letters", 2).await;
-    let again = objects(&world, &["dead-letters", "list", "--each", "--json", "--queue", "payment-failure"]);
+    output(&bed, &["dead-letters", "replay", handle]);
+    becomes(&bed, "dead-letters", 2).await;
+    let again = objects(&bed, &["dead-letters", "list", "--each", "--json", "--queue", "payment-failure"]);
     assert_eq!(again.len(), 1);
     assert_ne!(again[0]["handle"], handle);
-    assert_eq!(output(&world, &replay), "no such dead letters; nothing to do\n");
-    failure(&world, &["dead-letters", "replay", handle], 1);
-    let wrong = failure(&world, &["dead-letters", "replay"], 2);
+    assert_eq!(output(&bed, &replay), "no such dead letters; nothing to do\n");
+    failure(&bed, &["dead-letters", "replay", handle], 1);
+    let wrong = failure(&bed, &["dead-letters", "replay"], 2);
     assert!(wrong.contains("--all"), "{wrong}");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exhausted_retries_begin_anew() {
-    let world = World::new("exhausted").await;
+    let bed = TestBed::new("exhausted").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     // The database unwilling the change, again and again.
     let refuse = doc! { "collMod": "subscriptions", "validator": { "status": { "$exists": false } } };
-    world.database.run_command(refuse).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
-    world.command_at_attempt(&cancellation("stubborn", "sub"), 5).await;
-    becomes(&world, "dead-letters", 1).await;
-    let letter = objects(&world, &["dead-letters", "show", "stubborn", "--json"]).pop().unwrap();
+    bed.database.run_command(refuse).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command_at_attempt(&cancellation("stubborn", "sub"), 5).await;
+    becomes(&bed, "dead-letters", 1).await;
+    let letter = objects(&bed, &["dead-letters", "show", "stubborn", "--json"]).pop().unwrap();
     assert_eq!((&letter["reason"], &letter["headers"]["offramp-attempt"]), (&json!("exhausted"), &json!(5)));
 
-    output(&world, &["dead-letters", "replay", "--reason", "exhausted"]);
+    output(&bed, &["dead-letters", "replay", "--reason", "exhausted"]);
     // It fails still: now it has its five tries before it.
-    becomes(&world, "retry.5s", 1).await;
-    becomes(&world, "dead-letters", 0).await;
-    world.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
+    becomes(&bed, "retry.5s", 1).await;
+    becomes(&bed, "dead-letters", 0).await;
+    bed.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
     eventually("the cancellation", || async {
-        let document = world.document("subscriptions", "sub").await.unwrap();
+        let document = bed.document("subscriptions", "sub").await.unwrap();
         (document.get_str("status").ok() == Some("cancellation_scheduled")).then_some(())
     })
     .await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_broker_gave_up_is_listed_and_goes_home() {
-    let world = World::new("limit").await;
-    declare(&world).await;
-    world.command(&command("poison", "card.expiry", json!({}))).await;
-    let queue = format!("{}.card-expiry", world.prefix);
+    let bed = TestBed::new("limit").await;
+    declare(&bed).await;
+    bed.command(&command("poison", "card.expiry", json!({}))).await;
+    let queue = format!("{}.card-expiry", bed.prefix);
     // The end of the broker's patience: 100 returns, and one more.
     for _ in 0..101 {
-        world.come_back("card-expiry").await;
+        bed.come_back("card-expiry").await;
     }
-    becomes(&world, "dead-letters", 1).await;
-    let groups = objects(&world, &["dead-letters", "list", "--json"]);
+    becomes(&bed, "dead-letters", 1).await;
+    let groups = objects(&bed, &["dead-letters", "list", "--json"]);
     assert_eq!(groups.len(), 1);
     assert_eq!(groups[0]["reason"], "delivery_limit");
     assert_eq!(groups[0]["queues"], json!({ queue.as_str(): 1 }));
     assert!(groups[0]["oldest"].is_string());
-    assert!(output(&world, &["dead-letters", "show", "poison"]).contains("x-death: "));
+    assert!(output(&bed, &["dead-letters", "show", "poison"]).contains("x-death: "));
 
-    output(&world, &["dead-letters", "replay", "poison"]);
-    becomes(&world, "dead-letters", 0).await;
-    let (body, properties) = eventually("the message", || world.take("card-expiry")).await;
+    output(&bed, &["dead-letters", "replay", "poison"]);
+    becomes(&bed, "dead-letters", 0).await;
+    let (body, properties) = eventually("the message", || bed.take("card-expiry")).await;
     assert_eq!(serde_json::from_slice::<Value>(&body).unwrap()["id"], "poison");
     let headers = properties.headers().clone().unwrap_or_default();
     let mut headers = headers.inner().keys().map(lapin::types::ShortString::as_str);
     assert!(headers.all(|name| !name.contains("death") && !name.starts_with("offramp-")), "{properties:?}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_letter_without_a_home_stays() {
-    let world = World::new("homeless").await;
-    declare(&world).await;
-    let queue = format!("{}.dead-letters", world.prefix);
+    let bed = TestBed::new("homeless").await;
+    declare(&bed).await;
+    let queue = format!("{}.dead-letters", bed.prefix);
     let options = BasicPublishOptions::default();
     let publishing =
-        world.channel.basic_publish("".into(), queue.as_str().into(), options, b"?", BasicProperties::default());
+        bed.channel.basic_publish("".into(), queue.as_str().into(), options, b"?", BasicProperties::default());
     publishing.await.unwrap().await.unwrap();
-    let said = output(&world, &["dead-letters", "replay", "--all"]);
+    let said = output(&bed, &["dead-letters", "replay", "--all"]);
     assert!(said.starts_with("1 dead letter kept: "), "{said}");
-    assert_eq!(objects(&world, &["dead-letters", "list", "--json"])[0]["reason"], "unknown");
+    assert_eq!(objects(&bed, &["dead-letters", "list", "--json"])[0]["reason"], "unknown");
 
     // A work queue that is missing takes nothing, and the letter stays.
-    let topology = Topology::new(&world.prefix);
-    bury(&world, &topology, &[cancellation("c", "sub")], "exhausted", "No.", "card-expiry").await;
-    let work = format!("{}.card-expiry", world.prefix);
-    world.channel.queue_delete(work.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
-    let error = failure(&world, &["dead-letters", "replay", "c"], 1);
+    let topology = Topology::new(&bed.prefix);
+    bury(&bed, &topology, &[cancellation("c", "sub")], "exhausted", "No.", "card-expiry").await;
+    let work = format!("{}.card-expiry", bed.prefix);
+    bed.channel.queue_delete(work.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let error = failure(&bed, &["dead-letters", "replay", "c"], 1);
     assert!(error.contains("1 dead letter kept") && error.contains("offramp init"), "{error}");
-    becomes(&world, "dead-letters", 2).await;
-    world.remove().await;
+    becomes(&bed, "dead-letters", 2).await;
+    bed.remove().await;
 
-    let world = World::new("nothing").await;
-    let error = failure(&world, &["dead-letters", "list"], 1);
+    let bed = TestBed::new("nothing").await;
+    let error = failure(&bed, &["dead-letters", "list"], 1);
     assert!(error.contains("there is no queue") && error.contains("OFFRAMP_PREFIX"), "{error}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn drop_asks_and_takes_only_what_was_meant() {
-    let world = World::new("drop").await;
-    let topology = declare(&world).await;
+    let bed = TestBed::new("drop").await;
+    let topology = declare(&bed).await;
     let commands: Vec<Value> = (0..250).map(|index| cancellation(&format!("c-{index}"), "sub")).collect();
-    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
-    bury(&world, &topology, &[cancellation("kept", "sub")], "invalid", "No.", "cancellation").await;
+    bury(&bed, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    bury(&bed, &topology, &[cancellation("kept", "sub")], "invalid", "No.", "cancellation").await;
 
-    let refusal = failure(&world, &["dead-letters", "drop", "--all"], 2);
+    let refusal = failure(&bed, &["dead-letters", "drop", "--all"], 2);
     assert!(refusal.contains("--yes") && refusal.contains("Nothing was dropped"), "{refusal}");
-    failure(&world, &["dead-letters", "drop", "--yes"], 2);
-    becomes(&world, "dead-letters", 251).await;
-    assert_eq!(output(&world, &["dead-letters", "drop", "c-7", "--yes"]), "dropped 1 dead letter\n");
-    assert_eq!(
-        output(&world, &["dead-letters", "drop", "--reason", "exhausted", "--yes"]),
-        "dropped 249 dead letters\n"
-    );
-    becomes(&world, "dead-letters", 1).await;
-    assert_eq!(take_all(&world, "dead-letters").await, BTreeMap::from([("kept".to_owned(), 1)]));
-    assert_eq!(waiting(&world, "cancellation").await, 0);
-    world.remove().await;
+    failure(&bed, &["dead-letters", "drop", "--yes"], 2);
+    becomes(&bed, "dead-letters", 251).await;
+    assert_eq!(output(&bed, &["dead-letters", "drop", "c-7", "--yes"]), "dropped 1 dead letter\n");
+    assert_eq!(output(&bed, &["dead-letters", "drop", "--reason", "exhausted", "--yes"]), "dropped 249 dead letters\n");
+    becomes(&bed, "dead-letters", 1).await;
+    assert_eq!(take_all(&bed, "dead-letters").await, BTreeMap::from([("kept".to_owned(), 1)]));
+    assert_eq!(waiting(&bed, "cancellation").await, 0);
+    bed.remove().await;
 }
 
 const LETTERS: u32 = 2_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replay_killed_half_way_loses_nothing() {
-    let world = World::new("killed").await;
+    let bed = TestBed::new("killed").await;
     let sink = SmtpSink::start().await;
-    let topology = declare(&world).await;
-    world.collection("organizations").insert_one(organization("org")).await.unwrap();
-    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    let topology = declare(&bed).await;
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
+    bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
     let subscriptions = (0..LETTERS).map(|index| subscription(&format!("sub-{index}"), "org", "acc"));
-    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
     let commands: Vec<Value> =
         (0..LETTERS).map(|index| cancellation(&format!("c-{index}"), &format!("sub-{index}"))).collect();
-    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
-    becomes(&world, "dead-letters", LETTERS).await;
+    bury(&bed, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    becomes(&bed, "dead-letters", LETTERS).await;
 
     // Killed as soon as it has done something, until it has been killed six times.
     for _ in 0..6 {
-        let before = waiting(&world, "cancellation").await;
-        let mut child = offramp(&world)
+        let before = waiting(&bed, "cancellation").await;
+        let mut child = offramp(&bed)
             .args(["dead-letters", "replay", "--all"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        eventually("some letters sent back", || async {
-            (waiting(&world, "cancellation").await > before).then_some(())
-        })
-        .await;
+        eventually("some letters sent back", || async { (waiting(&bed, "cancellation").await > before).then_some(()) })
+            .await;
         child.kill().unwrap();
         let status = child.wait().unwrap();
         assert!(!status.success(), "it was done before it could be killed");
     }
     // What it held comes back when the broker sees that it is gone.
-    let now = || async { (waiting(&world, "dead-letters").await, waiting(&world, "cancellation").await) };
+    let now = || async { (waiting(&bed, "dead-letters").await, waiting(&bed, "cancellation").await) };
     let (letters, work) = eventually("every letter in a queue, and all at rest", || async {
         let (letters, work) = now().await;
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -347,43 +339,43 @@ async fn a_replay_killed_half_way_loses_nothing() {
     assert!(twice <= 6 * 100, "{twice}");
 
     // Everything there is goes back, and each command counts once.
-    output(&world, &["dead-letters", "replay", "--all"]);
-    becomes(&world, "dead-letters", 0).await;
-    assert_eq!(waiting(&world, "cancellation").await, letters + work);
-    let worker = Worker::start(&world, &sink.url()).await;
+    output(&bed, &["dead-letters", "replay", "--all"]);
+    becomes(&bed, "dead-letters", 0).await;
+    assert_eq!(waiting(&bed, "cancellation").await, letters + work);
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     eventually("every command to be applied once", || async {
         let once = doc! { "status": "cancellation_scheduled", "applied": { "$size": 1 }, "history": { "$size": 1 } };
-        let done = world.collection("subscriptions").count_documents(once).await.unwrap();
-        (done == u64::from(LETTERS) && waiting(&world, "cancellation").await == 0).then_some(())
+        let done = bed.collection("subscriptions").count_documents(once).await.unwrap();
+        (done == u64::from(LETTERS) && waiting(&bed, "cancellation").await == 0).then_some(())
     })
     .await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert_eq!(sink.mails().len(), LETTERS as usize, "nobody is told twice");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn looking_and_dropping_killed_half_way_lose_nothing() {
-    let world = World::new("looked").await;
-    let topology = declare(&world).await;
+    let bed = TestBed::new("looked").await;
+    let topology = declare(&bed).await;
     let commands: Vec<Value> = (0..LETTERS).map(|index| cancellation(&format!("c-{index}"), "sub")).collect();
-    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    bury(&bed, &topology, &commands, "exhausted", "No.", "cancellation").await;
     for (verb, milliseconds) in [("list", 150), ("list", 300), ("list", 450), ("show", 300)] {
         let mut arguments = vec!["dead-letters", verb];
         if verb == "show" {
             arguments.push("c-1");
         }
-        let mut child = offramp(&world).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+        let mut child = offramp(&bed).args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
         tokio::time::sleep(Duration::from_millis(milliseconds)).await;
         child.kill().unwrap();
         child.wait().unwrap();
     }
-    becomes(&world, "dead-letters", LETTERS).await;
+    becomes(&bed, "dead-letters", LETTERS).await;
 
     // Of what is to be dropped nothing else is touched.
-    bury(&world, &topology, &commands, "invalid", "No.", "cancellation").await;
-    let mut child = offramp(&world)
+    bury(&bed, &topology, &commands, "invalid", "No.", "cancellation").await;
+    let mut child = offramp(&bed)
         .args(["dead-letters", "drop", "--reason", "exhausted", "--yes"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -392,26 +384,26 @@ async fn looking_and_dropping_killed_half_way_lose_nothing() {
     tokio::time::sleep(Duration::from_millis(900)).await;
     child.kill().unwrap();
     child.wait().unwrap();
-    eventually("the letters", || async { (waiting(&world, "dead-letters").await >= LETTERS).then_some(()) }).await;
-    output(&world, &["dead-letters", "drop", "--reason", "exhausted", "--yes"]);
-    becomes(&world, "dead-letters", LETTERS).await;
-    let left: HashMap<String, u64> = objects(&world, &["dead-letters", "list", "--json"])
+    eventually("the letters", || async { (waiting(&bed, "dead-letters").await >= LETTERS).then_some(()) }).await;
+    output(&bed, &["dead-letters", "drop", "--reason", "exhausted", "--yes"]);
+    becomes(&bed, "dead-letters", LETTERS).await;
+    let left: HashMap<String, u64> = objects(&bed, &["dead-letters", "list", "--json"])
         .iter()
         .map(|group| (group["reason"].as_str().unwrap().to_owned(), group["count"].as_u64().unwrap()))
         .collect();
     assert_eq!(left, HashMap::from([("invalid".to_owned(), u64::from(LETTERS))]));
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_wait_for_one_another() {
-    let world = World::new("operators").await;
-    let topology = declare(&world).await;
+    let bed = TestBed::new("operators").await;
+    let topology = declare(&bed).await;
     let commands: Vec<Value> = (0..600).map(|index| cancellation(&format!("c-{index}"), "sub")).collect();
-    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    bury(&bed, &topology, &commands, "exhausted", "No.", "cancellation").await;
     let start = |arguments: &[&str]| {
         let arguments = [&["dead-letters"], arguments].concat();
-        offramp(&world).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+        offramp(&bed).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
     };
     let children = [
         start(&["list", "--json"]),
@@ -430,20 +422,20 @@ async fn operators_wait_for_one_another() {
         assert_eq!(serde_json::from_str::<Value>(group).unwrap()["count"], 600);
     }
     assert_eq!(said.matches("sent back 600 dead letters").count(), 1, "{said}");
-    becomes(&world, "dead-letters", 0).await;
-    let back = take_all(&world, "cancellation").await;
+    becomes(&bed, "dead-letters", 0).await;
+    let back = take_all(&bed, "cancellation").await;
     let expected: BTreeSet<String> = (0..600).map(|index| format!("c-{index}")).collect();
     assert_eq!(back.keys().cloned().collect::<BTreeSet<_>>(), expected);
     assert!(back.values().all(|count| *count == 1));
 
     // While somebody holds them for long, others say so and do nothing.
-    bury(&world, &topology, &commands[..1], "exhausted", "No.", "cancellation").await;
+    bury(&bed, &topology, &commands[..1], "exhausted", "No.", "cancellation").await;
     let held = offramp::amqp::DeadLetters::open(&broker(), &topology).await.unwrap();
-    let busy = failure(&world, &["dead-letters", "replay", "--all"], 1);
+    let busy = failure(&bed, &["dead-letters", "replay", "--all"], 1);
     assert!(busy.contains("another `offramp dead-letters` is at work"), "{busy}");
     held.close().await;
-    assert!(output(&world, &["dead-letters", "replay", "--all"]).starts_with("sent back 1 dead letter:"));
-    world.remove().await;
+    assert!(output(&bed, &["dead-letters", "replay", "--all"]).starts_with("sent back 1 dead letter:"));
+    bed.remove().await;
 }
 
 #[tokio::test]
@@ -481,7 +473,7 @@ async fn letters_that_share_a_handle_are_not_taken_for_each_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_mails_are_listed_and_get_a_second_chance() {
-    let world = World::new("refused").await;
+    let bed = TestBed::new("refused").await;
     let unwilling = Arc::new(AtomicBool::new(true));
     let sink = SmtpSink::scripted(Tls::No, {
         let unwilling = Arc::clone(&unwilling);
@@ -491,20 +483,20 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
         }
     })
     .await;
-    populate(&world).await;
+    populate(&bed).await;
     let more = (0..3).map(|index| subscription(&format!("sub-{index}"), "org", "acc"));
-    world.collection("subscriptions").insert_many(more).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
-    assert!(output(&world, &["outbox", "list"]).starts_with("nothing was refused"));
+    bed.collection("subscriptions").insert_many(more).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    assert!(output(&bed, &["outbox", "list"]).starts_with("nothing was refused"));
     for subscription in ["sub", "sub-0", "sub-1", "sub-2"] {
-        world.command(&cancellation(&format!("cancel-{subscription}"), subscription)).await;
+        bed.command(&cancellation(&format!("cancel-{subscription}"), subscription)).await;
     }
     let card = json!({ "organization_id": "org", "account_id": "acc",
         "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" } });
-    world.command(&command("card", "card.expiry", card)).await;
+    bed.command(&command("card", "card.expiry", card)).await;
     // A mail for each cancellation, two for the card.
     let refused = eventually("six refused mails", || async {
-        let refused = objects(&world, &["outbox", "list", "--json"]);
+        let refused = objects(&bed, &["outbox", "list", "--json"]);
         (refused.len() == 6).then_some(refused)
     })
     .await;
@@ -515,10 +507,10 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
     assert_eq!((&one["to"], &one["attempts"], &one["due"]), (&json!("acc@home.example"), &json!(1), &Value::Null));
     assert!(one["error"].as_str().unwrap().contains("550"), "{one}");
     assert!(chrono::DateTime::parse_from_rfc3339(one["failed_at"].as_str().unwrap()).unwrap() <= Utc::now());
-    let text = output(&world, &["outbox", "list", "--type", "cancelled-by-admin", "--limit", "3"]);
+    let text = output(&bed, &["outbox", "list", "--type", "cancelled-by-admin", "--limit", "3"]);
     assert!(text.contains("… and 1 more") && text.contains("4 entries refused for good"), "{text}");
     assert!(!text.contains('\x1b'), "{text}");
-    assert!(output(&world, &["outbox", "list", "--waiting"]).starts_with("nothing waits"));
+    assert!(output(&bed, &["outbox", "list", "--waiting"]).starts_with("nothing waits"));
 
     // What is looked for is found with an index.
     let any = doc! { "$gte": bson::DateTime::MIN };
@@ -528,25 +520,25 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
         ("accounts", doc! { "outbox.due": any.clone(), "outbox": { "$elemMatch": waiting } }),
     ] {
         let find = doc! { "find": collection, "filter": filter };
-        let plan = world.database.run_command(doc! { "explain": find }).await.unwrap().to_string();
+        let plan = bed.database.run_command(doc! { "explain": find }).await.unwrap().to_string();
         assert!(plan.contains("IXSCAN") && !plan.contains("COLLSCAN"), "{plan}");
     }
 
-    let wrong = failure(&world, &["outbox", "retry"], 2);
+    let wrong = failure(&bed, &["outbox", "retry"], 2);
     assert!(wrong.contains("--all"), "{wrong}");
-    failure(&world, &["outbox", "retry", "0"], 2);
-    let nobody = failure(&world, &["outbox", "retry", "zzzzzzzz"], 1);
+    failure(&bed, &["outbox", "retry", "0"], 2);
+    let nobody = failure(&bed, &["outbox", "retry", "zzzzzzzz"], 1);
     assert!(nobody.contains("outbox list"), "{nobody}");
-    let dry = output(&world, &["outbox", "retry", "--all", "--dry-run"]);
+    let dry = output(&bed, &["outbox", "retry", "--all", "--dry-run"]);
     assert!(dry.contains("6 entries would be tried again; nothing was changed"), "{dry}");
 
     // Refused again, it is listed again, with one more try.
-    let version = || async { world.document("subscriptions", "sub").await.unwrap().get_i64("version").unwrap() };
+    let version = || async { bed.document("subscriptions", "sub").await.unwrap().get_i64("version").unwrap() };
     let before = version().await;
     let id = one["id"].as_str().unwrap();
-    assert_eq!(output(&world, &["outbox", "retry", &id[..8]]), "1 due now; a worker tries them within seconds\n");
+    assert_eq!(output(&bed, &["outbox", "retry", &id[..8]]), "1 due now; a worker tries them within seconds\n");
     eventually("a second refusal", || async {
-        let refused = objects(&world, &["outbox", "list", "--document", "sub", "--json"]);
+        let refused = objects(&bed, &["outbox", "list", "--document", "sub", "--json"]);
         refused.first().filter(|entry| entry["attempts"] == 2).map(drop)
     })
     .await;
@@ -556,17 +548,17 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
     unwilling.store(false, Ordering::Relaxed);
     let start = || {
         let arguments = ["outbox", "retry", "--all"];
-        offramp(&world).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
+        offramp(&bed).args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap()
     };
     let children = [start(), start()];
     for child in children {
         assert!(child.wait_with_output().unwrap().status.success());
     }
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert_eq!(sink.mails().len(), 6);
-    assert!(output(&world, &["outbox", "retry", "--all"]).contains("nothing to do"));
+    assert!(output(&bed, &["outbox", "retry", "--all"]).contains("nothing to do"));
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// An outbox entry that was refused for good.
@@ -579,7 +571,7 @@ fn refused_entry(id: impl Into<Bson>, to: &str) -> Document {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn refused_entries_are_dropped() {
-    let world = World::new("drop").await;
+    let bed = TestBed::new("drop").await;
     let record = |id: &str| doc! { "id": id, "template": "cancelled-by-admin", "crm": 7 };
     let waiting = doc! { "id": "waits-0", "due": bson::DateTime::MAX, "attempts": 1, "holder": "" };
     let document = |id: &str, entries: Vec<Document>| doc! { "_id": id, "version": 3_i64, "outbox": entries };
@@ -610,23 +602,23 @@ async fn refused_entries_are_dropped() {
             ],
         ),
     ];
-    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
     let account = document("acc", vec![refused_entry("acc-0000", "b@x.example")]);
-    world.collection("accounts").insert_one(account).await.unwrap();
-    let listed = || objects(&world, &["outbox", "list", "--json"]).len();
+    bed.collection("accounts").insert_one(account).await.unwrap();
+    let listed = || objects(&bed, &["outbox", "list", "--json"]).len();
     assert_eq!(listed(), 9);
 
     // Nothing happens by mistake.
-    assert!(failure(&world, &["outbox", "drop", "--yes"], 2).contains("--all"));
-    assert!(failure(&world, &["outbox", "drop", "--all"], 2).contains("--yes"));
-    failure(&world, &["outbox", "drop", "zzzzzzzz", "--yes"], 1);
-    let dry = output(&world, &["outbox", "drop", "--all", "--dry-run"]);
+    assert!(failure(&bed, &["outbox", "drop", "--yes"], 2).contains("--all"));
+    assert!(failure(&bed, &["outbox", "drop", "--all"], 2).contains("--yes"));
+    failure(&bed, &["outbox", "drop", "zzzzzzzz", "--yes"], 1);
+    let dry = output(&bed, &["outbox", "drop", "--all", "--dry-run"]);
     assert!(dry.contains("9 entries would be dropped; nothing was changed"), "{dry}");
     assert_eq!(listed(), 9);
 
     // One by its id: the record tells, and nothing else is touched.
-    assert_eq!(output(&world, &["outbox", "drop", "recorded", "--yes"]), "dropped 1 entry\n");
-    let recorded = world.document("subscriptions", "recorded").await.unwrap();
+    assert_eq!(output(&bed, &["outbox", "drop", "recorded", "--yes"]), "dropped 1 entry\n");
+    let recorded = bed.document("subscriptions", "recorded").await.unwrap();
     assert_eq!(recorded.get_i64("version").unwrap(), 4);
     assert_eq!(recorded.get_array("outbox").unwrap(), &[Bson::from(waiting.clone())]);
     let [another, dropped] = recorded.get_array("notifications").unwrap().as_slice() else { panic!("{recorded}") };
@@ -637,69 +629,69 @@ async fn refused_entries_are_dropped() {
     assert_eq!(dropped.get_i32("crm").unwrap(), 7);
 
     // Without a record, with one that is none, in an account, and by what they are.
-    assert_eq!(output(&world, &["outbox", "drop", "--document", "bare", "--to", "a@", "--yes"]), "dropped 1 entry\n");
-    assert_eq!(world.document("subscriptions", "bare").await.unwrap().get_array("outbox").unwrap().len(), 1);
-    assert_eq!(output(&world, &["outbox", "drop", "--to", "b@", "--yes"]), "dropped 2 entries\n");
+    assert_eq!(output(&bed, &["outbox", "drop", "--document", "bare", "--to", "a@", "--yes"]), "dropped 1 entry\n");
+    assert_eq!(bed.document("subscriptions", "bare").await.unwrap().get_array("outbox").unwrap().len(), 1);
+    assert_eq!(output(&bed, &["outbox", "drop", "--to", "b@", "--yes"]), "dropped 2 entries\n");
     for id in ["null", "text"] {
-        assert_eq!(output(&world, &["outbox", "drop", "--document", id, "--yes"]), "dropped 1 entry\n");
+        assert_eq!(output(&bed, &["outbox", "drop", "--document", id, "--yes"]), "dropped 1 entry\n");
     }
-    assert_eq!(world.document("subscriptions", "null").await.unwrap().get("notifications"), Some(&Bson::Null));
-    assert!(world.document("accounts", "acc").await.unwrap().get_array("outbox").unwrap().is_empty());
+    assert_eq!(bed.document("subscriptions", "null").await.unwrap().get("notifications"), Some(&Bson::Null));
+    assert!(bed.document("accounts", "acc").await.unwrap().get_array("outbox").unwrap().is_empty());
 
     // What cannot be read is named by its document.
-    output(&world, &["outbox", "drop", "--document", "unreadable", "--yes"]);
-    let unreadable = world.document("subscriptions", "unreadable").await.unwrap();
+    output(&bed, &["outbox", "drop", "--document", "unreadable", "--yes"]);
+    let unreadable = bed.document("subscriptions", "unreadable").await.unwrap();
     assert_eq!(unreadable.get_array("outbox").unwrap(), &[Bson::from(waiting)]);
 
     // What somebody else makes due meanwhile is not dropped.
-    let store = Store::open(&world.mongodb_url, &offramp::tls::Tls::default()).await.unwrap();
+    let store = Store::open(&bed.mongodb_url, &offramp::tls::Tls::default()).await.unwrap();
     let mut entries = store.stuck(Condition::Refused).await.unwrap();
     let stale = entries.next().await.unwrap().unwrap();
     assert_eq!(stale.len(), 1);
     assert_eq!(store.retry(&stale, Utc::now()).await, Ok(1));
     assert_eq!(store.drop_refused(&stale).await, Ok(0));
     let due = doc! { "$set": { "outbox.0.failed_at": bson::DateTime::now() }, "$unset": { "outbox.0.due": "" } };
-    world.collection("subscriptions").update_one(doc! { "_id": "tombstone" }, due).await.unwrap();
+    bed.collection("subscriptions").update_one(doc! { "_id": "tombstone" }, due).await.unwrap();
 
     // A tombstone; and a record that a validator forbids does not keep the entry.
     let validator = doc! { "notifications.failed_at": { "$exists": false } };
     let command = doc! { "collMod": "subscriptions", "validator": validator };
-    assert_eq!(output(&world, &["outbox", "drop", "--all", "--dry-run"]).matches("tombstone").count(), 2);
-    world.collection("subscriptions").delete_one(doc! { "_id": "recorded" }).await.unwrap();
-    world.database.run_command(command).await.unwrap();
-    assert_eq!(output(&world, &["outbox", "drop", "--all", "--yes"]), "dropped 1 entry\n");
-    let tombstone = world.document("subscriptions", "tombstone").await.unwrap();
+    assert_eq!(output(&bed, &["outbox", "drop", "--all", "--dry-run"]).matches("tombstone").count(), 2);
+    bed.collection("subscriptions").delete_one(doc! { "_id": "recorded" }).await.unwrap();
+    bed.database.run_command(command).await.unwrap();
+    assert_eq!(output(&bed, &["outbox", "drop", "--all", "--yes"]), "dropped 1 entry\n");
+    let tombstone = bed.document("subscriptions", "tombstone").await.unwrap();
     assert!(tombstone.get_array("outbox").unwrap().is_empty());
     assert_eq!(tombstone.get_array("notifications").unwrap(), &[Bson::from(record("tombstone-0"))]);
     assert_eq!(listed(), 0);
-    assert!(output(&world, &["outbox", "drop", "--all", "--yes"]).contains("nothing to do"));
-    world.remove().await;
+    assert!(output(&bed, &["outbox", "drop", "--all", "--yes"]).contains("nothing to do"));
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_is_listed_with_its_reason() {
-    let world = World::new("waiting").await;
+    let bed = TestBed::new("waiting").await;
     let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
         Step::Rcpt => Action::Answer("450 4.2.0 greylisted"),
         _ => Action::Ok,
     })
     .await;
-    populate(&world).await;
-    let worker = Worker::start(&world, &sink.url()).await;
-    world.command(&cancellation("cancel", "sub")).await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&cancellation("cancel", "sub")).await;
     let waiting = eventually("a mail that waits", || async {
-        let waiting = objects(&world, &["outbox", "list", "--waiting", "--json", "--to", "acc@home.example"]);
+        let waiting = objects(&bed, &["outbox", "list", "--waiting", "--json", "--to", "acc@home.example"]);
         waiting.into_iter().find(|entry| entry["attempts"] == 1)
     })
     .await;
     assert!(waiting["error"].as_str().unwrap().contains("greylisted"), "{waiting}");
     assert!(waiting["due"].is_string() && waiting["failed_at"].is_null(), "{waiting}");
-    let text = output(&world, &["outbox", "list", "--waiting"]);
+    let text = output(&bed, &["outbox", "list", "--waiting"]);
     assert!(text.contains("greylisted") && text.contains("waiting"), "{text}");
-    assert!(output(&world, &["outbox", "list"]).starts_with("nothing was refused"));
-    assert_eq!(output(&world, &["outbox", "retry", "--all"]), "nothing of that kind was refused; nothing to do\n");
+    assert!(output(&bed, &["outbox", "list"]).starts_with("nothing was refused"));
+    assert_eq!(output(&bed, &["outbox", "retry", "--all"]), "nothing of that kind was refused; nothing to do\n");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 // --------------------------------------------------------------------------------------------------------- figures ---
@@ -708,22 +700,22 @@ async fn what_waits_is_listed_with_its_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_letters() {
     let few: usize = std::env::var("LETTERS").map_or(1_000, |few| few.parse().unwrap());
-    let world = World::new("many").await;
-    let topology = declare(&world).await;
+    let bed = TestBed::new("many").await;
+    let topology = declare(&bed).await;
     let commands: Vec<Value> =
         (0..few).map(|index| cancellation(&format!("c-{index}"), &format!("s-{index}"))).collect();
-    bury(&world, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    bury(&bed, &topology, &commands, "exhausted", "No.", "cancellation").await;
     let timed = |arguments: &[&str]| {
         let begin = Instant::now();
-        let said = output(&world, arguments);
+        let said = output(&bed, arguments);
         println!("{arguments:?}: {:.1} s\n{said}", begin.elapsed().as_secs_f32());
     };
     timed(&["dead-letters", "list"]);
-    let order = objects(&world, &["dead-letters", "list", "--each", "--limit", "1000000", "--json"]);
+    let order = objects(&bed, &["dead-letters", "list", "--each", "--limit", "1000000", "--json"]);
     let sorted = order.windows(2).filter(|pair| pair[0]["died_at"].as_str() <= pair[1]["died_at"].as_str()).count();
     println!("{sorted} of {} neighbours in order", order.len() - 1);
     timed(&["dead-letters", "show", "c-7", "--json"]);
     timed(&["dead-letters", "replay", "--all"]);
-    assert_eq!(waiting(&world, "cancellation").await as usize, few);
-    world.remove().await;
+    assert_eq!(waiting(&bed, "cancellation").await as usize, few);
+    bed.remove().await;
 }

@@ -18,35 +18,35 @@ use offramp::amqp::message::RETURNS_MAX;
 use serde_json::{Value, json};
 
 use offramp_testkit::eventually;
-use offramp_testkit::private::PrivateServers;
+use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription};
+use offramp_testkit::private_servers::PrivateServers;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::rabbit::Policy;
-use offramp_testkit::samples::{account, cancellation, command, organization, populate, subscription};
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
-use offramp_testkit::worker::{self, Worker};
-use offramp_testkit::world::{LANES, World};
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::test_bed::{LANES, TestBed};
+use offramp_testkit::worker_process::{self, WorkerProcess};
 
 const SUBSCRIPTIONS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_is_back() {
-    let world = World::new("database-away").await;
+    let bed = TestBed::new("database-away").await;
     let sink = SmtpSink::start().await;
-    world.collection("organizations").insert_one(organization("org")).await.unwrap();
-    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
+    bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
     let subscriptions = (0..SUBSCRIPTIONS).map(|index| subscription(&format!("sub-{index}"), "org", "acc"));
-    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
 
-    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
     let settings = [("OFFRAMP_MONGODB_URL", mongodb_url.as_str()), ("OFFRAMP_HOLD_SECONDS", "1")];
-    let worker = Worker::start_with(&world, &sink.url(), &settings).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     line.stall();
     for index in 0..SUBSCRIPTIONS {
-        world.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
+        bed.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
     }
 
     eventually("a lane that consumes no more", || async {
-        let (messages, consumers) = waiting(&world, "cancellation").await;
+        let (messages, consumers) = waiting(&bed, "cancellation").await;
         (consumers == 0 && messages as usize == SUBSCRIPTIONS).then_some(())
     })
     .await;
@@ -59,10 +59,10 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     .await;
     assert_eq!(worker.settled().await, 0);
     // A lane with nothing in hand goes on consuming, and holds what comes.
-    assert_eq!(waiting(&world, "card-expiry").await, (0, 1));
+    assert_eq!(waiting(&bed, "card-expiry").await, (0, 1));
     // What needs no database says nothing about it.
-    world.publish("card.expiry", b"nonsense").await;
-    world.dead_letter().await;
+    bed.publish("card.expiry", b"nonsense").await;
+    bed.dead_letter().await;
     let answer = worker.readyz().await.unwrap();
     let components: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
     assert_eq!(components["components"]["mongodb"]["ready"], false, "{answer}");
@@ -70,30 +70,30 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     line.resume();
     eventually("every command to be applied", || async {
         let scheduled = doc! { "status": "cancellation_scheduled", "history": { "$size": 1 } };
-        let count = world.collection("subscriptions").count_documents(scheduled).await.unwrap();
+        let count = bed.collection("subscriptions").count_documents(scheduled).await.unwrap();
         (count == SUBSCRIPTIONS as u64).then_some(())
     })
     .await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     eventually("a ready worker", || async {
         worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
     })
     .await;
     assert_eq!(sink.mails().len(), SUBSCRIPTIONS);
     assert_eq!(worker.settled().await, SUBSCRIPTIONS as u64 + 1);
-    assert!(world.take("dead-letters").await.is_none());
+    assert!(bed.take("dead-letters").await.is_none());
     for delay in ["5s", "30s", "2m", "10m", "1h"] {
-        assert!(world.take(&format!("retry.{delay}")).await.is_none(), "no attempt is counted");
+        assert!(bed.take(&format!("retry.{delay}")).await.is_none(), "no attempt is counted");
     }
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_waits_until_it_can_find_out_where_the_database_is() {
-    let world = World::new("nowhere").await;
+    let bed = TestBed::new("nowhere").await;
     let nowhere = [("OFFRAMP_MONGODB_URL", "mongodb+srv://worker:pass@nowhere.invalid/offramp")];
-    let mut worker = Worker::spawn(&world, "smtp://127.0.0.1:1", &nowhere, Stdio::null());
+    let mut worker = WorkerProcess::spawn(&bed, "smtp://127.0.0.1:1", &nowhere, Stdio::null());
     let answer = eventually("a worker that says what it waits for", || async {
         worker.readyz().await.filter(|answer| answer.contains("DNS"))
     })
@@ -101,7 +101,7 @@ async fn a_worker_waits_until_it_can_find_out_where_the_database_is() {
     assert!(worker.ended().is_none());
     assert!(answer.starts_with("HTTP/1.1 503") && !answer.contains("pass"), "{answer}");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[cfg(target_os = "linux")]
@@ -121,10 +121,10 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     // Whoever comes first may make an administrator.
     let anybody = Client::with_uri_str(url("")).await.unwrap();
     run(&anybody, doc! { "createUser": "root", "pwd": "root", "roles": ["root"] }).await;
-    let world = World::at("rights", &url("root:root@")).await;
-    let root = world.database.client();
+    let bed = TestBed::at("rights", &url("root:root@")).await;
+    let root = bed.database.client();
     let may = |collection: &str, actions: &[&str]| {
-        doc! { "resource": { "db": world.database.name(), "collection": collection }, "actions": actions }
+        doc! { "resource": { "db": bed.database.name(), "collection": collection }, "actions": actions }
     };
     let rights = [
         may("subscriptions", &["find", "createIndex", "update", "remove"]),
@@ -133,16 +133,16 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     ];
     run(root, doc! { "createRole": "worker", "privileges": &rights[..], "roles": [] }).await;
     run(root, doc! { "createUser": "worker", "pwd": "worker", "roles": ["worker"] }).await;
-    populate(&world).await;
+    populate(&bed).await;
 
-    let limited = world.mongodb_url.replace("root:root", "worker:worker");
+    let limited = bed.mongodb_url.replace("root:root", "worker:worker");
     let settings = [("OFFRAMP_MONGODB_URL", limited.as_str()), ("OFFRAMP_HOLD_SECONDS", "1")];
     let script = |step, nth| match step {
         Step::Rcpt if nth == 1 => Action::Answer("451 Please try again later"),
         _ => Action::Ok,
     };
     let sink = SmtpSink::scripted(Tls::No, script).await;
-    let mut worker = Worker::spawn(&world, &sink.url(), &settings, Stdio::piped());
+    let mut worker = WorkerProcess::spawn(&bed, &sink.url(), &settings, Stdio::piped());
     let mut stderr = worker.take_log();
     let log = tokio::task::spawn_blocking(move || {
         let mut log = String::new();
@@ -153,25 +153,25 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
         worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("Unauthorized"))
     })
     .await;
-    eventually("a lane", || async { (waiting(&world, "card-expiry").await == (0, 1)).then_some(()) }).await;
-    world.command(&card_expiry("card")).await;
-    let queue = format!("{}.card-expiry", world.prefix);
+    eventually("a lane", || async { (waiting(&bed, "card-expiry").await == (0, 1)).then_some(()) }).await;
+    bed.command(&card_expiry("card")).await;
+    let queue = format!("{}.card-expiry", bed.prefix);
     eventually("a lane that consumes no more", || async {
-        (waiting(&world, "card-expiry").await == (1, 0)).then_some(())
+        (waiting(&bed, "card-expiry").await == (1, 0)).then_some(())
     })
     .await;
 
     // The other lanes go on, and meanwhile this one does not take the message again and again.
     for attempt in 1..=40 {
-        world.command(&payment_failure(&format!("p-{attempt}"), attempt)).await;
+        bed.command(&payment_failure(&format!("p-{attempt}"), attempt)).await;
         eventually("a recorded failure", || async {
             let recorded = doc! { "payment_failures.attempt": attempt };
-            world.collection("subscriptions").find_one(recorded).await.unwrap()
+            bed.collection("subscriptions").find_one(recorded).await.unwrap()
         })
         .await;
     }
     eventually("every email, also the one that was put off", || async {
-        let waiting = world.collection("subscriptions").find_one(doc! { "outbox.kind": "email" }).await.unwrap();
+        let waiting = bed.collection("subscriptions").find_one(doc! { "outbox.kind": "email" }).await.unwrap();
         waiting.is_none().then_some(())
     })
     .await;
@@ -181,14 +181,14 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
 
     // Let it have come back as often as a few more outages would make it: the next lane gives a copy back instead.
     for _ in 0..RETURNS_MAX / 2 {
-        world.come_back("card-expiry").await;
+        bed.come_back("card-expiry").await;
     }
-    let next = Worker::spawn(&world, &sink.url(), &settings, Stdio::null());
+    let next = WorkerProcess::spawn(&bed, &sink.url(), &settings, Stdio::null());
     eventually("another lane that has given up", || async {
         next.readyz().await.filter(|answer| answer.contains("MongoDB is unavailable: "))
     })
     .await;
-    let message = eventually("a copy", || get(&world, &queue)).await;
+    let message = eventually("a copy", || get(&bed, &queue)).await;
     let headers = message.properties.headers().clone().unwrap_or_default();
     assert_eq!(headers.inner().get("offramp-attempt").and_then(AMQPValue::as_long_int), Some(0), "{headers:?}");
     // It may have been sent ahead once more before the lane had closed.
@@ -199,22 +199,22 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     let rights = [may("accounts", &["update"])];
     run(root, doc! { "grantPrivilegesToRole": "worker", "privileges": &rights[..] }).await;
     eventually("a noted card", || async {
-        world.collection("accounts").find_one(doc! { "card_notices.card_id": "card" }).await.unwrap()
+        bed.collection("accounts").find_one(doc! { "card_notices.card_id": "card" }).await.unwrap()
     })
     .await;
     for worker in [worker, next] {
         let worker = worker.ready().await;
         assert!(worker.stop().await.success());
     }
-    assert!(world.take("dead-letters").await.is_none());
+    assert!(bed.take("dead-letters").await.is_none());
     let log = log.await.unwrap().unwrap();
     assert!(log.contains("Unauthorized") && !log.contains("home.example"), "{log}");
     assert!(!answer.contains("home.example"), "{answer}");
-    world.remove().await;
+    bed.remove().await;
 }
 
-async fn get(world: &World, queue: &str) -> Option<BasicGetMessage> {
-    world.channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap()
+async fn get(bed: &TestBed, queue: &str) -> Option<BasicGetMessage> {
+    bed.channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap()
 }
 
 fn card_expiry(id: &str) -> Value {
@@ -231,55 +231,55 @@ fn payment_failure(id: &str, attempt: i32) -> Value {
 }
 
 /// How many messages wait in a queue, and how many consumers it has.
-pub async fn waiting(world: &World, queue: &str) -> (u32, u32) {
+pub async fn waiting(bed: &TestBed, queue: &str) -> (u32, u32) {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let queue = format!("{}.{queue}", world.prefix);
-    let queue = world.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+    let queue = format!("{}.{queue}", bed.prefix);
+    let queue = bed.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
     (queue.message_count(), queue.consumer_count())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn exchanges_and_bindings_that_were_deleted_are_back_within_a_sweep() {
-    let world = World::new("declared-again").await;
+    let bed = TestBed::new("declared-again").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    world.collection("subscriptions").insert_one(subscription("sub-1", "org", "acc")).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
-    let (commands, events) = (world.prefix.clone(), format!("{}.events", world.prefix));
-    let queue = format!("{}.cancellation", world.prefix);
+    populate(&bed).await;
+    bed.collection("subscriptions").insert_one(subscription("sub-1", "org", "acc")).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    let (commands, events) = (bed.prefix.clone(), format!("{}.events", bed.prefix));
+    let queue = format!("{}.cancellation", bed.prefix);
 
     // Publishing to an exchange that does not exist closes the channel, so it is looked for on others.
     for exchange in [&commands, &events] {
-        world.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
+        bed.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
         eventually("the exchange", || async {
-            let world = world.reopened().await;
+            let bed = bed.reopened().await;
             let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
             let none = FieldTable::default();
-            world.channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Topic, options, none).await.ok()
+            bed.channel.exchange_declare(exchange.as_str().into(), ExchangeKind::Topic, options, none).await.ok()
         })
         .await;
     }
     // The bindings are gone with their exchange.
-    is_bound(&world, &commands, "sub").await;
-    scheduled(&world, "sub").await;
+    is_bound(&bed, &commands, "sub").await;
+    scheduled(&bed, "sub").await;
 
     let key = "subscription.cancellation";
     let none = FieldTable::default();
-    world.channel.queue_unbind(queue.as_str().into(), commands.as_str().into(), key.into(), none).await.unwrap();
-    is_bound(&world, &commands, "sub-1").await;
-    scheduled(&world, "sub-1").await;
+    bed.channel.queue_unbind(queue.as_str().into(), commands.as_str().into(), key.into(), none).await.unwrap();
+    is_bound(&bed, &commands, "sub-1").await;
+    scheduled(&bed, "sub-1").await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Waits until a command for this subscription, which is decided by that, gets to a queue.
-async fn is_bound(world: &World, exchange: &str, id: &str) {
+async fn is_bound(bed: &TestBed, exchange: &str, id: &str) {
     let body = cancellation(&format!("bound-{id}"), id).to_string();
     eventually("the binding", || async {
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let key = "subscription.cancellation".into();
         let properties = BasicProperties::default().with_delivery_mode(2);
-        let sent = world.channel.basic_publish(exchange.into(), key, options, body.as_bytes(), properties).await;
+        let sent = bed.channel.basic_publish(exchange.into(), key, options, body.as_bytes(), properties).await;
         let confirmed = sent.unwrap().await.unwrap();
         (confirmed == Confirmation::Ack(None)).then_some(())
     })
@@ -287,14 +287,14 @@ async fn is_bound(world: &World, exchange: &str, id: &str) {
 }
 
 /// What a worker counts under this name, with these labels.
-async fn counted(worker: &Worker, line: &str) -> Option<u64> {
-    let metrics = worker::get(worker.port(), "/metrics").await?;
+async fn counted(worker: &WorkerProcess, line: &str) -> Option<u64> {
+    let metrics = worker_process::get(worker.port(), "/metrics").await?;
     metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
 }
 
-async fn scheduled(world: &World, id: &str) {
+async fn scheduled(bed: &TestBed, id: &str) {
     eventually(&format!("{id} to be decided"), || async {
-        let document = world.document("subscriptions", id).await?;
+        let document = bed.document("subscriptions", id).await?;
         (document.get_str("status").ok()? == "cancellation_scheduled").then_some(())
     })
     .await;
@@ -302,18 +302,18 @@ async fn scheduled(world: &World, id: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
-    let world = World::new("rejected").await;
+    let bed = TestBed::new("rejected").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let others = ["sub-1", "sub-2"].map(|id| subscription(id, "org", "acc"));
-    world.collection("subscriptions").insert_many(others).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
-    let letters = format!("{}.dead-letters", world.prefix);
+    bed.collection("subscriptions").insert_many(others).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    let letters = format!("{}.dead-letters", bed.prefix);
     let policy = Policy::that_rejects(&letters).await;
 
-    world.publish("subscription.cancellation", b"nonsense").await;
-    world.command(&cancellation("c-0", "sub")).await;
-    scheduled(&world, "sub").await;
+    bed.publish("subscription.cancellation", b"nonsense").await;
+    bed.command(&cancellation("c-0", "sub")).await;
+    scheduled(&bed, "sub").await;
     let answer = eventually("a lane that says why", || async {
         worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains(&letters))
     })
@@ -321,13 +321,13 @@ async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
     let components: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
     for lane in LANES {
         let ready = lane != "cancellation";
-        assert_eq!(components["components"][format!("{}.{lane}", world.prefix)]["ready"], ready, "{answer}");
+        assert_eq!(components["components"][format!("{}.{lane}", bed.prefix)]["ready"], ready, "{answer}");
     }
     // Those that come later are settled too, with others that are set aside.
     for id in ["sub-1", "sub-2"] {
-        world.publish("subscription.cancellation", id.as_bytes()).await;
-        world.command(&cancellation(id, id)).await;
-        scheduled(&world, id).await;
+        bed.publish("subscription.cancellation", id.as_bytes()).await;
+        bed.command(&cancellation(id, id)).await;
+        scheduled(&bed, id).await;
     }
     let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
     eventually("three that are counted", || async { (counted(&worker, rejected).await? == 3).then_some(()) }).await;
@@ -336,7 +336,7 @@ async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
     drop(policy);
     let mut bodies = Vec::new();
     while bodies.len() < 3 {
-        let letter = world.dead_letter().await;
+        let letter = bed.dead_letter().await;
         if letter.body != b"probe" {
             assert_eq!(letter.header("offramp-reason"), "invalid");
             bodies.push(String::from_utf8(letter.body).unwrap());
@@ -350,36 +350,36 @@ async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
     .await;
     assert_eq!(worker.settled().await, 6);
     assert!(worker.stop().await.success());
-    assert_eq!(waiting(&world, "cancellation").await, (0, 0));
-    assert!(world.take("dead-letters").await.is_none());
-    world.remove().await;
+    assert_eq!(waiting(&bed, "cancellation").await, (0, 0));
+    assert!(bed.take("dead-letters").await.is_none());
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_are_set_aside_outlive_their_worker() {
-    let world = World::new("set-aside").await;
+    let bed = TestBed::new("set-aside").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     // Two are sent ahead: far fewer than are set aside.
     let settings = [("OFFRAMP_BATCH_MAX", "1")];
-    let mut worker = Worker::start_with(&world, &sink.url(), &settings).await;
-    let retry = Policy::that_rejects(&format!("{}.retry.5s", world.prefix)).await;
-    let letters = Policy::that_rejects(&format!("{}.dead-letters", world.prefix)).await;
+    let mut worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
+    let retry = Policy::that_rejects(&format!("{}.retry.5s", bed.prefix)).await;
+    let letters = Policy::that_rejects(&format!("{}.dead-letters", bed.prefix)).await;
     for index in 0..5 {
-        world.command(&cancellation(&format!("unknown-{index}"), "unknown")).await;
-        world.publish("subscription.cancellation", format!("nonsense {index}").as_bytes()).await;
+        bed.command(&cancellation(&format!("unknown-{index}"), "unknown")).await;
+        bed.publish("subscription.cancellation", format!("nonsense {index}").as_bytes()).await;
     }
-    world.command(&cancellation("c-0", "sub")).await;
-    scheduled(&world, "sub").await;
+    bed.command(&cancellation("c-0", "sub")).await;
+    scheduled(&bed, "sub").await;
     let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
     assert!(counted(&worker, rejected).await.unwrap() >= 10);
     worker.kill();
     drop((retry, letters));
 
-    let worker = Worker::start_with(&world, &sink.url(), &settings).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     let mut bodies = BTreeSet::new();
     while bodies.len() < 5 {
-        let letter = world.dead_letter().await;
+        let letter = bed.dead_letter().await;
         if letter.body != b"probe" {
             assert_eq!(letter.header("offramp-reason"), "invalid");
             assert!(bodies.insert(letter.body), "twice");
@@ -388,25 +388,25 @@ async fn messages_that_are_set_aside_outlive_their_worker() {
     let retries = "offramp_commands_total{lane=\"subscription.cancellation\",outcome=\"retry\"}";
     eventually("five that are retried", || async { (counted(&worker, retries).await? >= 5).then_some(()) }).await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_messages_whose_copies_are_rejected_is_settled_once_it_can_be() {
     const MESSAGES: usize = 500;
-    let world = World::new("flood").await;
+    let bed = TestBed::new("flood").await;
     let sink = SmtpSink::start().await;
-    let worker = Worker::start(&world, &sink.url()).await;
-    let policy = Policy::that_rejects(&format!("{}.dead-letters", world.prefix)).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    let policy = Policy::that_rejects(&format!("{}.dead-letters", bed.prefix)).await;
     for index in 0..MESSAGES {
-        world.publish("subscription.cancellation", index.to_string().as_bytes()).await;
+        bed.publish("subscription.cancellation", index.to_string().as_bytes()).await;
     }
     let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
     eventually("many set aside", || async { (counted(&worker, rejected).await? >= 200).then_some(()) }).await;
     drop(policy);
     let mut bodies = BTreeSet::new();
     while bodies.len() < MESSAGES {
-        let letter = world.dead_letter().await;
+        let letter = bed.dead_letter().await;
         assert!(letter.body == b"probe" || bodies.insert(letter.body), "twice");
     }
     eventually("a ready worker", || async {
@@ -415,39 +415,39 @@ async fn a_flood_of_messages_whose_copies_are_rejected_is_settled_once_it_can_be
     .await;
     assert_eq!(worker.settled().await, MESSAGES as u64);
     assert!(worker.stop().await.success());
-    assert_eq!(waiting(&world, "cancellation").await, (0, 0));
-    assert!(world.take("dead-letters").await.is_none());
-    world.remove().await;
+    assert_eq!(waiting(&bed, "cancellation").await, (0, 0));
+    assert!(bed.take("dead-letters").await.is_none());
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_set_aside_again_and_again_is_never_taken_for_one_that_ends_processes() {
-    let world = World::new("worn").await;
-    let queue = format!("{}.cancellation", world.prefix);
+    let bed = TestBed::new("worn").await;
+    let queue = format!("{}.cancellation", bed.prefix);
     let sink = SmtpSink::start().await;
-    assert!(Worker::start(&world, &sink.url()).await.stop().await.success());
-    world.publish("subscription.cancellation", b"nonsense").await;
+    assert!(WorkerProcess::start(&bed, &sink.url()).await.stop().await.success());
+    bed.publish("subscription.cancellation", b"nonsense").await;
     for _ in 0..RETURNS_MAX / 2 {
-        world.come_back("cancellation").await;
+        bed.come_back("cancellation").await;
     }
-    let policy = Policy::that_rejects(&format!("{}.dead-letters", world.prefix)).await;
-    let worker = Worker::start_with(&world, &sink.url(), &[]).await;
+    let policy = Policy::that_rejects(&format!("{}.dead-letters", bed.prefix)).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[]).await;
     // A copy takes its place, and is set aside in its turn.
     let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
     eventually("a copy set aside", || async { (counted(&worker, rejected).await? == 2).then_some(()) }).await;
     assert_eq!(worker.settled().await, 0);
     worker.stop().await;
-    let message = eventually("the message", || get(&world, &queue)).await;
+    let message = eventually("the message", || get(&bed, &queue)).await;
     message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
     let returns = Delivery::from(message.delivery).delivery_count;
     assert!(returns < RETURNS_MAX / 2, "{returns}");
     drop(policy);
 
-    let worker = Worker::start(&world, &sink.url()).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     eventually("the letter to be settled", || async { (worker.settled().await == 1).then_some(()) }).await;
     assert!(worker.stop().await.success());
-    let letters = async || Some(world.take("dead-letters").await?.0);
+    let letters = async || Some(bed.take("dead-letters").await?.0);
     while letters().await.expect("the letter") != b"nonsense" {}
     assert!(letters().await.is_none());
-    world.remove().await;
+    bed.remove().await;
 }

@@ -22,17 +22,17 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use offramp_testkit::eventually;
+use offramp_testkit::fixtures::{account, cancellation, command, identify, populate, subscription, with};
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::samples::{account, cancellation, command, identify, populate, subscription, with};
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
-use offramp_testkit::worker::{self, Worker};
-use offramp_testkit::world::World;
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{self, WorkerProcess};
 
 /// The shortest lease that is allowed: an email that is not marked would soon be sent again.
 const SHORT_LEASE: [(&str, &str); 1] = [("OFFRAMP_LEASE_SECONDS", "20")];
 
-async fn store(world: &World) -> Store {
-    Store::open(&world.mongodb_url, &StoreTls::default()).await.unwrap()
+async fn store(bed: &TestBed) -> Store {
+    Store::open(&bed.mongodb_url, &StoreTls::default()).await.unwrap()
 }
 
 /// Cancels a subscription as a worker does that ends right after the commit; its entries are due at `due`.
@@ -62,13 +62,13 @@ fn entries(document: &Document) -> Vec<&Document> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_is_recorded_with_the_decision_and_as_sent_once_it_is() {
-    let world = World::new("recorded").await;
+    let bed = TestBed::new("recorded").await;
     let (sink, is_back) = SmtpSink::unavailable().await;
-    populate(&world).await;
-    let worker = Worker::start(&world, &sink.url()).await;
-    world.command(&cancellation("cancel", "sub")).await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&cancellation("cancel", "sub")).await;
     let before = eventually("the decision", || async {
-        let document = world.document("subscriptions", "sub").await.unwrap();
+        let document = bed.document("subscriptions", "sub").await.unwrap();
         document.contains_key("notifications").then_some(document)
     })
     .await;
@@ -82,12 +82,13 @@ async fn an_email_is_recorded_with_the_decision_and_as_sent_once_it_is() {
     assert!(!record.contains_key("sent_at"), "{record}");
     let email = entries(&before).into_iter().find(|entry| entry.contains_key("mail")).unwrap();
     assert_eq!((email.get_str("kind").unwrap(), email.get("id")), ("email", record.get("id")));
-    let shown = String::from_utf8(worker::offramp(&world).args(["show", "sub"]).output().unwrap().stdout).unwrap();
+    let shown =
+        String::from_utf8(worker_process::offramp(&bed).args(["show", "sub"]).output().unwrap().stdout).unwrap();
     assert!(shown.contains("not sent yet"), "{shown}");
 
     is_back.store(true, Ordering::Relaxed);
-    world.outboxes_empty().await;
-    let after = world.document("subscriptions", "sub").await.unwrap();
+    bed.outboxes_empty().await;
+    let after = bed.document("subscriptions", "sub").await.unwrap();
     let [sent] = records(&after)[..] else { panic!("{after}") };
     let mut expected = record.clone();
     expected.insert("sent_at", sent.get_datetime("sent_at").unwrap());
@@ -98,16 +99,16 @@ async fn an_email_is_recorded_with_the_decision_and_as_sent_once_it_is() {
     assert_eq!(format!("<{}>", mail.message_id().unwrap()), sent.get_str("message_id").unwrap());
     assert_eq!(mail.header("Content-Language").unwrap().as_text().unwrap(), sent.get_str("locale").unwrap());
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Whatever other systems make of `notifications`, commands are applied, and no email is sent twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_whose_record_cannot_be_written_is_sent_once() {
-    let world = World::new("unrecorded").await;
+    let bed = TestBed::new("unrecorded").await;
     let (sink, is_back) = SmtpSink::unavailable().await;
-    populate(&world).await;
-    let subscriptions = world.collection("subscriptions");
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
     let at_commit = [("null", Bson::Null), ("text", "x".into()), ("list", Bson::Array(vec![]))];
     let later = [("later-null", Bson::Null), ("later-text", "x".into())];
     for (id, notifications) in &at_commit {
@@ -118,20 +119,20 @@ async fn an_email_whose_record_cannot_be_written_is_sent_once() {
     subscriptions.insert_many(later.iter().map(|(id, _)| subscription(id, "org", "acc"))).await.unwrap();
     // A collection whose validator knows no `notifications`.
     let validator = doc! { "collMod": "accounts", "validator": { "notifications": { "$exists": false } } };
-    world.database.run_command(validator).await.unwrap();
+    bed.database.run_command(validator).await.unwrap();
 
-    let worker = Worker::start_with(&world, &sink.url(), &SHORT_LEASE).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &SHORT_LEASE).await;
     let ids: Vec<&str> = at_commit.iter().chain(&later).map(|(id, _)| *id).collect();
     for id in &ids {
-        world.command(&cancellation(&format!("c-{id}"), id)).await;
+        bed.command(&cancellation(&format!("c-{id}"), id)).await;
     }
     let card = json!({ "organization_id": "org", "account_id": "acc",
         "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" } });
-    world.command(&command("card", "card.expiry", card)).await;
+    bed.command(&command("card", "card.expiry", card)).await;
     eventually("every command to be applied", || async {
         let applied = doc! { "applied.0": { "$exists": true } };
         let on_subscriptions = subscriptions.count_documents(applied.clone()).await.unwrap();
-        let on_accounts = world.collection("accounts").count_documents(applied).await.unwrap();
+        let on_accounts = bed.collection("accounts").count_documents(applied).await.unwrap();
         (on_subscriptions == ids.len() as u64 && on_accounts == 1).then_some(())
     })
     .await;
@@ -141,44 +142,44 @@ async fn an_email_whose_record_cannot_be_written_is_sent_once() {
     }
 
     is_back.store(true, Ordering::Relaxed);
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     // With nothing in any outbox nothing can be sent again.
     assert_eq!(sink.mails().len(), ids.len() + 2);
     for id in ["null", "list"] {
-        let document = world.document("subscriptions", id).await.unwrap();
+        let document = bed.document("subscriptions", id).await.unwrap();
         assert!(records(&document)[0].contains_key("sent_at"), "{id}: null counts as absent");
     }
     for (id, expected) in [("text", "x".into()), ("later-text", "x".into()), ("later-null", Bson::Null)] {
-        let document = world.document("subscriptions", id).await.unwrap();
+        let document = bed.document("subscriptions", id).await.unwrap();
         assert_eq!(document.get("notifications"), Some(&expected), "{id}");
     }
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_and_its_event_are_marked_with_one_write() {
     const COUNT: usize = 20;
-    let world = World::new("together").await;
+    let bed = TestBed::new("together").await;
     let sink = SmtpSink::start().await;
     // So that events are confirmed before their emails are accepted.
     let (slow, smtp_url) = Proxy::in_front_of(&sink.url()).await;
     slow.delay_answers(Duration::from_millis(25));
-    populate(&world).await;
-    let subscriptions = world.collection("subscriptions");
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
     let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
     subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
-    let worker = Worker::start_with(&world, &smtp_url, &[("OFFRAMP_MAIL_CONNECTIONS", "20")]).await;
-    world.database.run_command(doc! { "profile": 2 }).await.unwrap();
+    let worker = WorkerProcess::start_with(&bed, &smtp_url, &[("OFFRAMP_MAIL_CONNECTIONS", "20")]).await;
+    bed.database.run_command(doc! { "profile": 2 }).await.unwrap();
     for id in &ids {
-        world.command(&cancellation(&format!("c-{id}"), id)).await;
+        bed.command(&cancellation(&format!("c-{id}"), id)).await;
     }
     eventually("every email to be marked", || async {
         let sent = doc! { "notifications.sent_at": { "$exists": true }, "outbox": { "$size": 0 } };
         (subscriptions.count_documents(sent).await.unwrap() == COUNT as u64).then_some(())
     })
     .await;
-    world.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
     // The commit, and one mark for both.
     let written = doc! { "version": 2 };
     assert_eq!(
@@ -186,8 +187,8 @@ async fn an_email_and_its_event_are_marked_with_one_write() {
         COUNT as u64,
         "documents that were written twice"
     );
-    let updates = doc! { "op": "update", "ns": format!("{}.subscriptions", world.prefix), "nMatched": { "$gt": 0 } };
-    let profile = world.collection("system.profile");
+    let updates = doc! { "op": "update", "ns": format!("{}.subscriptions", bed.prefix), "nMatched": { "$gt": 0 } };
+    let profile = bed.collection("system.profile");
     let updates: Vec<Document> = profile.find(updates).await.unwrap().try_collect().await.unwrap();
     let statements = updates.len();
     assert!(
@@ -196,19 +197,19 @@ async fn an_email_and_its_event_are_marked_with_one_write() {
     );
     assert_eq!(sink.mails().len(), COUNT);
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn marks_may_be_written_again() {
-    let world = World::new("again").await;
-    populate(&world).await;
-    let store = store(&world).await;
+    let bed = TestBed::new("again").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
     let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
     let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap().clone();
     let event = leased.iter().find(|leased| leased.entry.kind() == Kind::Event).unwrap().clone();
     assert!(event.has_companions && email.has_companions);
-    let document = async || world.document("subscriptions", "sub").await.unwrap();
+    let document = async || bed.document("subscriptions", "sub").await.unwrap();
 
     let until = clock::now() + TimeDelta::minutes(5);
     let deferred = Mark::new(
@@ -234,14 +235,14 @@ async fn marks_may_be_written_again() {
     }
     // A failure that has no record to be written to is a failure all the same.
     let refused = doc! { "$set": { "notifications": "x" }, "$unset": { "outbox.$[].failed_at": "" } };
-    world.collection("subscriptions").update_one(doc! { "_id": "sub" }, refused).await.unwrap();
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, refused).await.unwrap();
     assert!(store.settle(&marks[1..]).await.unwrap().is_empty());
     assert!(entries(&document().await)[0].contains_key("failed_at"));
 
     // Sent after all: the record tells of no failure any more.
     let record = doc! { "id": &email.entry.id, "failed_at": DateTime::now(), "error": "550 no" };
     let recorded = doc! { "$set": { "notifications": [record] } };
-    world.collection("subscriptions").update_one(doc! { "_id": "sub" }, recorded).await.unwrap();
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, recorded).await.unwrap();
     let mut retried = Mark::new(&email, DeliveryResult::Sent { at });
     retried.attempts = 1;
     let marks = [retried, Mark::new(&event, DeliveryResult::Sent { at })];
@@ -252,18 +253,18 @@ async fn marks_may_be_written_again() {
         let expected = doc! { "id": &marks[0].entry_id, "sent_at": DateTime::from(at) };
         assert_eq!(records(&document), [&expected]);
     }
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
-    let world = World::new("counted").await;
-    populate(&world).await;
-    let store = store(&world).await;
+    let bed = TestBed::new("counted").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
     let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
     let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap();
     let entry = async || {
-        let document = world.document("subscriptions", "sub").await.unwrap();
+        let document = bed.document("subscriptions", "sub").await.unwrap();
         entries(&document).into_iter().find(|entry| entry.contains_key("mail")).unwrap().clone()
     };
     // An entry has neither field before.
@@ -303,33 +304,33 @@ async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
     let failed = entry().await;
     assert!(!failed.contains_key("in_doubt") && !failed.contains_key("sender_rejected_at"), "{failed}");
     assert!(!store.extend(email, until).await.unwrap(), "what has failed is not leased again");
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tombstone_keeps_its_records_without_addresses() {
-    let world = World::new("tombstone").await;
+    let bed = TestBed::new("tombstone").await;
     let (sink, is_back) = SmtpSink::unavailable().await;
-    populate(&world).await;
+    populate(&bed).await;
     let earlier = doc! { "$set": {
         "notifications": [{ "id": "old", "template": "payment-failed", "to": "old@home.example" }, 5],
         "history": [{ "at": DateTime::now(), "from": "active", "to": "active", "reason": "personal", "note": "personal" }],
     } };
-    world.collection("subscriptions").update_one(doc! { "_id": "sub" }, earlier).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, earlier).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     let mut removal = with(cancellation("remove", "sub"), "invoice_id", json!("inv-5"));
     removal["data"]["via"] = json!("invoice");
-    world.command(&removal).await;
+    bed.command(&removal).await;
     let tombstone = eventually("the tombstone", || async {
-        let document = world.document("subscriptions", "sub").await.unwrap();
+        let document = bed.document("subscriptions", "sub").await.unwrap();
         document.get_str("status").is_ok_and(|status| status == "removed").then_some(document)
     })
     .await;
     // Only the entry that is still to be sent has the address.
     assert!(format!("{tombstone}").contains("acc@home.example"));
     is_back.store(true, Ordering::Relaxed);
-    world.outboxes_empty().await;
-    let tombstone = world.document("subscriptions", "sub").await.unwrap();
+    bed.outboxes_empty().await;
+    let tombstone = bed.document("subscriptions", "sub").await.unwrap();
     let text = format!("{tombstone}");
     assert!(!text.contains("home.example") && !text.contains("personal"), "{text}");
     let notifications = tombstone.get_array("notifications").unwrap();
@@ -344,25 +345,25 @@ async fn a_tombstone_keeps_its_records_without_addresses() {
     assert!(applied.contains_key("settled_at"), "{text}");
     assert_eq!(sink.mails().len(), 1);
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Neither in its records nor, once an operator has dropped the email, anywhere else.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tombstone_does_not_keep_the_address_of_a_refused_email() {
-    let world = World::new("refused").await;
+    let bed = TestBed::new("refused").await;
     let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
         Step::Rcpt => Action::Answer("550 5.1.1 acc@home.example is unknown"),
         _ => Action::Ok,
     })
     .await;
-    populate(&world).await;
-    let worker = Worker::start(&world, &sink.url()).await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     let mut removal = with(cancellation("remove", "sub"), "invoice_id", json!("inv-5"));
     removal["data"]["via"] = json!("invoice");
-    world.command(&removal).await;
+    bed.command(&removal).await;
     let tombstone = eventually("the failure", || async {
-        let document = world.document("subscriptions", "sub").await.unwrap();
+        let document = bed.document("subscriptions", "sub").await.unwrap();
         let records = document.get_array("notifications").ok()?;
         records.iter().any(|record| record.as_document().unwrap().contains_key("failed_at")).then_some(document)
     })
@@ -370,30 +371,30 @@ async fn a_tombstone_does_not_keep_the_address_of_a_refused_email() {
     assert!(!format!("{:?}", records(&tombstone)).contains("home.example"), "{tombstone}");
     let entry = entries(&tombstone).into_iter().find(|entry| entry.contains_key("mail")).unwrap();
     assert!(entry.get_str("error").unwrap().contains("acc@home.example"), "an operator needs it: {tombstone}");
-    let dropped = worker::offramp(&world).args(["outbox", "drop", "--all", "--yes"]).output().unwrap();
+    let dropped = worker_process::offramp(&bed).args(["outbox", "drop", "--all", "--yes"]).output().unwrap();
     assert!(dropped.status.success(), "{dropped:?}");
-    world.outboxes_empty().await;
-    let tombstone = world.document("subscriptions", "sub").await.unwrap();
+    bed.outboxes_empty().await;
+    let tombstone = bed.document("subscriptions", "sub").await.unwrap();
     assert!(!format!("{tombstone}").contains("home.example"), "{tombstone}");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// With a validator that lets no entry say why.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_email_is_not_sent_again_because_its_error_cannot_be_written() {
-    let world = World::new("no-error").await;
+    let bed = TestBed::new("no-error").await;
     let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
         Step::Rcpt => Action::Answer("550 5.1.1 No such user"),
         _ => Action::Ok,
     })
     .await;
-    populate(&world).await;
+    populate(&bed).await;
     let validator = doc! { "outbox.error": { "$exists": false }, "notifications.error": { "$exists": false } };
-    world.database.run_command(doc! { "collMod": "subscriptions", "validator": validator }).await.unwrap();
-    let subscriptions = world.collection("subscriptions");
-    let worker = Worker::start(&world, &sink.url()).await;
-    world.command(&cancellation("cancel", "sub")).await;
+    bed.database.run_command(doc! { "collMod": "subscriptions", "validator": validator }).await.unwrap();
+    let subscriptions = bed.collection("subscriptions");
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&cancellation("cancel", "sub")).await;
     let document = eventually("the failure", || async {
         subscriptions.find_one(doc! { "outbox.failed_at": { "$exists": true } }).await.unwrap()
     })
@@ -402,26 +403,26 @@ async fn a_refused_email_is_not_sent_again_because_its_error_cannot_be_written()
     assert!(!entry.contains_key("due") && !entry.contains_key("error"), "{entry}");
     assert_eq!(entry.get_i32("attempts").unwrap(), 1, "{entry}");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Should the process be killed before the database answers, each email that it has sent meanwhile would be sent twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn emails_wait_while_sent_ones_cannot_be_marked() {
     const EMAILS: usize = 150;
-    let world = World::new("late-marks").await;
+    let bed = TestBed::new("late-marks").await;
     let (sink, is_back) = SmtpSink::unavailable().await;
     // Few emails are sent before marks count as late.
     let (slow, smtp_url) = Proxy::in_front_of(&sink.url()).await;
     slow.delay_answers(Duration::from_millis(20));
-    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
-    populate(&world).await;
-    let subscriptions = world.collection("subscriptions");
+    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
     let ids: Vec<String> = (0..EMAILS).map(|index| format!("sub-{index}")).collect();
     subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
-    let worker = Worker::start_with(&world, &smtp_url, &[("OFFRAMP_MONGODB_URL", &mongodb_url)]).await;
+    let worker = WorkerProcess::start_with(&bed, &smtp_url, &[("OFFRAMP_MONGODB_URL", &mongodb_url)]).await;
     for id in &ids {
-        world.command(&cancellation(&format!("c-{id}"), id)).await;
+        bed.command(&cancellation(&format!("c-{id}"), id)).await;
     }
     eventually("the decisions", || async {
         let decided = subscriptions.count_documents(doc! { "status": "cancellation_scheduled" }).await.unwrap();
@@ -437,7 +438,7 @@ async fn emails_wait_while_sent_ones_cannot_be_marked() {
     let sent = sink.mails().len();
     assert!(sent < EMAILS / 3, "{sent} emails were sent and could not be marked");
     line.resume();
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     let ids: HashSet<String> = sink
         .mails()
         .iter()
@@ -445,22 +446,22 @@ async fn emails_wait_while_sent_ones_cannot_be_marked() {
         .collect();
     assert_eq!((sink.mails().len(), ids.len()), (EMAILS, EMAILS));
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Also when the mail server is unavailable and many emails are due before the event.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_due_event_does_not_wait_for_emails() {
     let count: usize = std::env::var("EMAILS").map_or(4_000, |count| count.parse().unwrap());
-    let world = World::new("kinds").await;
+    let bed = TestBed::new("kinds").await;
     let (sink, _is_back) = SmtpSink::unavailable().await;
-    populate(&world).await;
-    let store = store(&world).await;
-    let events = world.watch_events().await;
+    populate(&bed).await;
+    let store = store(&bed).await;
+    let events = bed.watch_events().await;
     let due = clock::now() - TimeDelta::hours(1);
     cancel_and_leave(&store, "sub", due).await;
-    let subscriptions = world.collection("subscriptions");
-    let model = world.document("subscriptions", "sub").await.unwrap();
+    let subscriptions = bed.collection("subscriptions");
+    let model = bed.document("subscriptions", "sub").await.unwrap();
     let backlog: Vec<Document> = (0..count)
         .map(|index| {
             let mut document = model.clone();
@@ -475,30 +476,30 @@ async fn a_due_event_does_not_wait_for_emails() {
     subscriptions.insert_many(backlog).await.unwrap();
     subscriptions.insert_one(subscription("sub", "org", "acc")).await.unwrap();
 
-    let worker = Worker::start(&world, &sink.url()).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     eventually("a try to send an email", || async { (sink.connections() > 0).then_some(()) }).await;
     let begin = Instant::now();
     cancel_and_leave(&store, "sub", clock::now()).await;
-    events.next(&world, |event| event["subject"] == "sub").await;
+    events.next(&bed, |event| event["subject"] == "sub").await;
     let took = begin.elapsed();
     println!("{count} emails wait: a due event was published after {took:?}");
     assert!(took < Duration::from_secs(13), "{took:?}");
     eventually("the mark of the event", || async {
-        let document = world.document("subscriptions", "sub").await.unwrap();
+        let document = bed.document("subscriptions", "sub").await.unwrap();
         entries(&document).iter().all(|entry| entry.contains_key("mail")).then_some(())
     })
     .await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unreadable_entry_is_kept_for_an_operator_and_holds_up_nothing() {
-    let world = World::new("unreadable").await;
+    let bed = TestBed::new("unreadable").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let store = store(&world).await;
-    let subscriptions = world.collection("subscriptions");
+    populate(&bed).await;
+    let store = store(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
     subscriptions.insert_one(subscription("new", "org", "acc")).await.unwrap();
     let long_ago = clock::now() - TimeDelta::minutes(1);
     cancel_and_leave(&store, "sub", long_ago).await;
@@ -512,9 +513,9 @@ async fn an_unreadable_entry_is_kept_for_an_operator_and_holds_up_nothing() {
     let later = doc! { "$set": { "outbox.0.format": 2 } };
     subscriptions.update_one(doc! { "_id": "new" }, later).await.unwrap();
 
-    let worker = Worker::start(&world, &sink.url()).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     let failed = eventually("the failure", || async {
-        let document = world.document("subscriptions", "sub").await.unwrap();
+        let document = bed.document("subscriptions", "sub").await.unwrap();
         (entries(&document).len() == 1 && entries(&document)[0].contains_key("failed_at")).then_some(document)
     })
     .await;
@@ -523,35 +524,35 @@ async fn an_unreadable_entry_is_kept_for_an_operator_and_holds_up_nothing() {
     let error = entry.get_str("error").unwrap();
     assert!(error.contains("cannot read") && !error.contains("newer-version"), "{error}");
     assert_eq!(sink.mails().len(), 1, "the other email of the document");
-    let listed = worker::offramp(&world).args(["outbox", "list", "--json"]).output().unwrap().stdout;
+    let listed = worker_process::offramp(&bed).args(["outbox", "list", "--json"]).output().unwrap().stdout;
     let listed: Value = serde_json::from_slice(&listed).unwrap();
     assert_eq!(listed["document"], "sub", "{listed}");
-    let untouched = world.document("subscriptions", "new").await.unwrap();
+    let untouched = bed.document("subscriptions", "new").await.unwrap();
     assert!(!untouched.contains_key("version") && entries(&untouched)[0].contains_key("due"), "{untouched}");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn entries_of_earlier_versions_are_sent() {
-    let world = World::new("kindless").await;
+    let bed = TestBed::new("kindless").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let events = world.watch_events().await;
-    cancel_and_leave(&store(&world).await, "sub", clock::now()).await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
+    cancel_and_leave(&store(&bed).await, "sub", clock::now()).await;
     // Earlier versions wrote no `kind` and no record; later ones may add fields.
     let earlier = doc! {
         "$unset": { "outbox.$[].kind": "", "notifications": "" },
         "$set": { "outbox.$[].of_a_later_version": 1 },
     };
-    world.collection("subscriptions").update_one(doc! { "_id": "sub" }, earlier).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
-    events.next(&world, |event| event["subject"] == "sub").await;
-    world.outboxes_empty().await;
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, earlier).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    events.next(&bed, |event| event["subject"] == "sub").await;
+    bed.outboxes_empty().await;
     let mails = sink.mails();
     assert_eq!(mails.len(), 1);
     let mail = MessageParser::default().parse(&mails[0].bytes).unwrap();
-    let document = world.document("subscriptions", "sub").await.unwrap();
+    let document = bed.document("subscriptions", "sub").await.unwrap();
     let [record] = records(&document)[..] else { panic!("{document}") };
     assert_eq!(record.get_str("message_id").unwrap(), format!("<{}>", mail.message_id().unwrap()));
     assert!(record.contains_key("sent_at"), "{document}");
@@ -559,24 +560,25 @@ async fn entries_of_earlier_versions_are_sent() {
     let record = doc! { "id": "x", "template": "payment-failed", "to": "then@home.example", "role": "account_manager",
     "locale": "fr", "sent_at": DateTime::now(), "message_id": "<x@y>" };
     let recorded = doc! { "$set": { "notifications": [record] } };
-    world.collection("subscriptions").update_one(doc! { "_id": "sub" }, recorded).await.unwrap();
-    let shown = String::from_utf8(worker::offramp(&world).args(["show", "sub"]).output().unwrap().stdout).unwrap();
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, recorded).await.unwrap();
+    let shown =
+        String::from_utf8(worker_process::offramp(&bed).args(["show", "sub"]).output().unwrap().stdout).unwrap();
     assert!(shown.contains("then@home.example"), "{shown}");
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// However many documents cannot be written to, what is behind them is claimed; and they are not tried all the time.
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_that_cannot_be_claimed_from_hold_up_nothing() {
     const BLOCKED: usize = 2_500;
-    let world = World::new("blocked").await;
-    populate(&world).await;
-    let store = store(&world).await;
+    let bed = TestBed::new("blocked").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
     store.create_indexes().await.unwrap();
-    let subscriptions = world.collection("subscriptions");
+    let subscriptions = bed.collection("subscriptions");
     cancel_and_leave(&store, "sub", clock::now() - TimeDelta::minutes(5)).await;
-    let mut model = world.document("subscriptions", "sub").await.unwrap();
+    let mut model = bed.document("subscriptions", "sub").await.unwrap();
     model.insert("blocked", true);
     let blocked: Vec<Document> = (0..BLOCKED)
         .map(|index| {
@@ -589,7 +591,7 @@ async fn documents_that_cannot_be_claimed_from_hold_up_nothing() {
     let later = doc! { "$set": { "outbox.$[].due": DateTime::from(clock::now() - TimeDelta::minutes(1)) } };
     subscriptions.update_one(doc! { "_id": "sub" }, later).await.unwrap();
     let validator = doc! { "collMod": "subscriptions", "validator": { "blocked": { "$exists": false } } };
-    world.database.run_command(validator).await.unwrap();
+    bed.database.run_command(validator).await.unwrap();
 
     let mut queues = DueQueue::of(Kind::Event);
     let queue = &mut queues[0];
@@ -612,18 +614,18 @@ async fn documents_that_cannot_be_claimed_from_hold_up_nothing() {
     let (claimed, unclaimable) = claim_all(queue).await;
     assert_eq!((claimed.len(), unclaimable), (0, 0), "not tried again at once");
     // The documents become writable: the next look from the beginning finds them.
-    world.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
+    bed.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
     queue.rewind();
     assert_eq!(claim_all(queue).await.0.len(), BLOCKED);
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// With a mail server that works, but is slower than the lanes.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_has_no_room_for_does_not_wait_for_its_lease() {
-    let world = World::new("room").await;
-    populate(&world).await;
-    let store = store(&world).await;
+    let bed = TestBed::new("room").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
     let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
     let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap();
     let options = DispatcherOptions { lease: Duration::from_secs(3_600), mail_connections: 1, emails_per_second: None };
@@ -635,19 +637,19 @@ async fn what_a_worker_has_no_room_for_does_not_wait_for_its_lease() {
     let no_room = handover.offer(leased.clone()).await;
     assert_eq!(no_room.iter().map(|mark| mark.kind).collect::<Vec<_>>(), [Kind::Email]);
     store.release(&no_room).await;
-    let document = world.document("subscriptions", "sub").await.unwrap();
+    let document = bed.document("subscriptions", "sub").await.unwrap();
     let due: Vec<bool> =
         entries(&document).iter().map(|entry| entry.get_datetime("due").unwrap().to_chrono() <= clock::now()).collect();
     assert_eq!(due, [true, false], "the email may be claimed at once");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Two kinds of entries, and those of earlier versions, each found within the bounds of one index.
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_read_what_is_due_of_their_kind() {
-    let world = World::new("bounds").await;
-    populate(&world).await;
-    let store = store(&world).await;
+    let bed = TestBed::new("bounds").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
     store.create_indexes().await.unwrap();
     let now = DateTime::now();
     let entry = |kind: &str, due: DateTime| doc! { "id": "x", "kind": kind, "due": due };
@@ -660,37 +662,36 @@ async fn claims_read_what_is_due_of_their_kind() {
             doc! { "_id": "failed", "outbox": [{ "id": "x", "kind": "event", "failed_at": now }] },
         ])
         .collect();
-    world.collection("subscriptions").insert_many(many).await.unwrap();
-    world.database.run_command(doc! { "profile": 2 }).await.unwrap();
+    bed.collection("subscriptions").insert_many(many).await.unwrap();
+    bed.database.run_command(doc! { "profile": 2 }).await.unwrap();
     for queue in DueQueue::of(Kind::Event).iter_mut().chain(&mut DueQueue::of(Kind::Email)) {
         let lease = Lease { holder: Uuid::new_v4(), until: clock::now() };
         store.claim(queue, 10, &lease, clock::now(), &identify).await.unwrap();
     }
-    world.database.run_command(doc! { "profile": 0 }).await.unwrap();
-    let finds = doc! { "op": "query", "ns": format!("{}.subscriptions", world.prefix), "command.filter.outbox": { "$exists": true } };
-    let finds: Vec<Document> =
-        world.collection("system.profile").find(finds).await.unwrap().try_collect().await.unwrap();
+    bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    let finds = doc! { "op": "query", "ns": format!("{}.subscriptions", bed.prefix), "command.filter.outbox": { "$exists": true } };
+    let finds: Vec<Document> = bed.collection("system.profile").find(finds).await.unwrap().try_collect().await.unwrap();
     assert_eq!(finds.len(), 3, "{finds:?}");
     for find in finds {
         assert_eq!(find.get_str("planSummary").unwrap(), "IXSCAN { outbox.kind: 1, outbox.due: 1 }", "{find}");
         assert!(find.get_i32("keysExamined").unwrap() <= 64, "{find}");
     }
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Marks that an account's emails need, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn emails_about_accounts_are_recorded_there() {
-    let world = World::new("accounts").await;
+    let bed = TestBed::new("accounts").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    world.collection("accounts").insert_one(account("other", "org")).await.unwrap();
-    let worker = Worker::start(&world, &sink.url()).await;
+    populate(&bed).await;
+    bed.collection("accounts").insert_one(account("other", "org")).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
     let card = json!({ "organization_id": "org", "account_id": "other",
         "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" } });
-    world.command(&command("card", "card.expiry", card)).await;
+    bed.command(&command("card", "card.expiry", card)).await;
     let sent = eventually("both emails", || async {
-        let document = world.document("accounts", "other").await.unwrap();
+        let document = bed.document("accounts", "other").await.unwrap();
         let sent = document.get_array("notifications").map_or(0, |records| {
             records.iter().filter(|record| record.as_document().unwrap().contains_key("sent_at")).count()
         });
@@ -702,5 +703,5 @@ async fn emails_about_accounts_are_recorded_there() {
     assert_eq!(roles, ["account_manager", "organization_contact"]);
     assert!(entries(&sent).is_empty());
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }

@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::TcpStream;
 
-use offramp_testkit::preview::{MAIL, Preview, write_words};
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::preview_process::{MAIL, PreviewProcess, write_words};
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 
 #[tokio::test]
 async fn every_mail_can_be_seen_in_every_part() {
-    let preview = Preview::start(&[]);
+    let preview = PreviewProcess::start(&[]);
     let page = preview.get("/").await;
     assert!(
         page.status == 200 && page.headers.contains("content-security-policy: default-src 'none'"),
@@ -67,7 +67,7 @@ async fn every_mail_can_be_seen_in_every_part() {
 async fn a_saved_file_is_shown_and_a_mistake_in_it_is_told() {
     let directory = tempfile::tempdir().unwrap();
     write_words(directory.path(), "\n{{plan_name}}\n");
-    let preview = Preview::start(&[("OFFRAMP_TEMPLATES", directory.path().to_str().unwrap())]);
+    let preview = PreviewProcess::start(&[("OFFRAMP_TEMPLATES", directory.path().to_str().unwrap())]);
     let mut changes = preview.request("GET /changes", &[], "").await;
     let mail = format!("/mails/fr-CA/{MAIL}/full");
     let text = || async { preview.get(&mail).await.json()["text"].as_str().unwrap().to_owned() };
@@ -96,7 +96,7 @@ async fn a_saved_file_is_shown_and_a_mistake_in_it_is_told() {
 }
 
 /// Reads the changes that browsers are told of, until one of them brings what is awaited.
-async fn next_change(changes: &mut BufReader<TcpStream>, preview: &Preview, is_there: impl Fn(&Value) -> bool) {
+async fn next_change(changes: &mut BufReader<TcpStream>, preview: &PreviewProcess, is_there: impl Fn(&Value) -> bool) {
     let waiting = async {
         loop {
             let mut line = String::new();
@@ -116,7 +116,8 @@ async fn a_mail_is_sent_and_the_servers_answer_shown() {
         _ => Action::Ok,
     })
     .await;
-    let preview = Preview::start(&[("OFFRAMP_SMTP_URL", &sink.url()), ("OFFRAMP_MAIL_FROM", "club@mail.example")]);
+    let preview =
+        PreviewProcess::start(&[("OFFRAMP_SMTP_URL", &sink.url()), ("OFFRAMP_MAIL_FROM", "club@mail.example")]);
     let sent = preview.send("me@example.org", &[("Origin", &format!("http://{}", preview.address))]).await;
     assert_eq!((sent.status, sent.json()), (200, json!({ "sent": true, "answer": "250 taken" })));
     let taken = sink.mails().remove(0);
@@ -135,7 +136,7 @@ async fn a_mail_is_sent_and_the_servers_answer_shown() {
 
     let directory = tempfile::tempdir().unwrap();
     let url = format!("file://{}", directory.path().join("mails").display());
-    let preview = Preview::start(&[("OFFRAMP_SMTP_URL", &url)]);
+    let preview = PreviewProcess::start(&[("OFFRAMP_SMTP_URL", &url)]);
     assert!(!directory.path().join("mails").exists(), "nothing is made before a mail is sent");
     let sent = preview.send("me@example.org", &[]).await.json();
     assert!(Path::new(sent["answer"].as_str().unwrap()).is_file(), "{sent}");
@@ -144,7 +145,7 @@ async fn a_mail_is_sent_and_the_servers_answer_shown() {
 #[tokio::test]
 async fn other_peoples_pages_learn_and_send_nothing() {
     let sink = SmtpSink::start().await;
-    let preview = Preview::start(&[("OFFRAMP_SMTP_URL", &sink.url())]);
+    let preview = PreviewProcess::start(&[("OFFRAMP_SMTP_URL", &sink.url())]);
     for origin in ["https://evil.example", "null", "http://localhost:1"] {
         assert_eq!(preview.send("me@example.org", &[("Origin", origin)]).await.status, 403, "{origin}");
     }

@@ -16,12 +16,12 @@ use mail_parser::{MessageParser, MimeHeaders};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::mail_server::{email, make_due, outcomes};
-use offramp_testkit::private::PrivateServers;
-use offramp_testkit::samples::{cancellation, populate, subscription, with};
-use offramp_testkit::smtp::SmtpSink;
+use offramp_testkit::fixtures::{cancellation, populate, subscription, with};
+use offramp_testkit::private_servers::PrivateServers;
+use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::tls::ThrowAwayCa;
-use offramp_testkit::worker::Worker;
-use offramp_testkit::world::World;
+use offramp_testkit::worker_process::WorkerProcess;
 use offramp_testkit::{eventually, eventually_within};
 
 /// A mail server, as it is called in `scripts/services`.
@@ -109,8 +109,8 @@ struct Post {
 }
 
 impl Post {
-    async fn world(&self, mailbox: &str) -> World {
-        world(self.server.as_str(), mailbox).await
+    async fn bed(&self, mailbox: &str) -> TestBed {
+        bed(self.server.as_str(), mailbox).await
     }
 
     /// Its address without encryption.
@@ -154,12 +154,12 @@ impl Post {
 }
 
 /// A world whose account manager has this mailbox.
-async fn world(server: &str, mailbox: &str) -> World {
-    let world = World::new(&format!("{server}-{mailbox}")).await;
-    populate(&world).await;
+async fn bed(server: &str, mailbox: &str) -> TestBed {
+    let bed = TestBed::new(&format!("{server}-{mailbox}")).await;
+    populate(&bed).await;
     let address = doc! { "$set": { "manager.email": format!("{mailbox}@home.example") } };
-    world.collection("accounts").update_one(doc! { "_id": "acc" }, address).await.unwrap();
-    world
+    bed.collection("accounts").update_one(doc! { "_id": "acc" }, address).await.unwrap();
+    bed
 }
 
 fn assert_complete(email: &[u8]) {
@@ -173,13 +173,13 @@ fn assert_complete(email: &[u8]) {
 
 /// A worker whose log is kept.
 struct Logged {
-    worker: Worker,
+    worker: WorkerProcess,
     log: JoinHandle<String>,
 }
 
 impl Logged {
-    async fn start(world: &World, url: &str, settings: &[(&str, &str)]) -> Self {
-        let mut worker = Worker::spawn(world, url, settings, Stdio::piped());
+    async fn start(bed: &TestBed, url: &str, settings: &[(&str, &str)]) -> Self {
+        let mut worker = WorkerProcess::spawn(bed, url, settings, Stdio::piped());
         let mut stderr = worker.take_log();
         let log = tokio::task::spawn_blocking(move || {
             let mut log = String::new();
@@ -196,8 +196,8 @@ impl Logged {
 }
 
 /// The email of `sub` after so many tries, when it waits for another.
-async fn tried(world: &World, times: i32) -> Document {
-    email(world, "an email that was put off", |entry| {
+async fn tried(bed: &TestBed, times: i32) -> Document {
+    email(bed, "an email that was put off", |entry| {
         entry.get_i32("attempts").ok() == Some(times) && entry.contains_key("due")
     })
     .await
@@ -242,17 +242,17 @@ fn words() -> [(&'static str, String); 2] {
 }
 
 /// Has a worker send both emails. Their ids, and all that is in them, depend on nothing but the documents and commands.
-async fn send_both(world: World, url: &str) {
+async fn send_both(bed: TestBed, url: &str) {
     let templates = templates(&words());
-    world.collection("subscriptions").insert_one(subscription("sub-2", "org", "acc")).await.unwrap();
-    let worker = Worker::start_with(&world, url, &[("OFFRAMP_TEMPLATES", path(templates.path()))]).await;
-    world.command(&cancellation("c-1", "sub")).await;
+    bed.collection("subscriptions").insert_one(subscription("sub-2", "org", "acc")).await.unwrap();
+    let worker = WorkerProcess::start_with(&bed, url, &[("OFFRAMP_TEMPLATES", path(templates.path()))]).await;
+    bed.command(&cancellation("c-1", "sub")).await;
     let removal = with(cancellation("c-2", "sub-2"), "via", "invoice".into());
-    world.command(&with(removal, "invoice_id", "inv-5".into())).await;
+    bed.command(&with(removal, "invoice_id", "inv-5".into())).await;
     eventually("two emails", || async { (outcomes(&worker, "sent").await == 2).then_some(()) }).await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 fn all_that_was_sent<'a>(emails: impl IntoIterator<Item = &'a [u8]>) -> Vec<(Vec<String>, String)> {
@@ -265,12 +265,12 @@ fn all_that_was_sent<'a>(emails: impl IntoIterator<Item = &'a [u8]>) -> Vec<(Vec
 async fn real_mail_servers_deliver_emails_as_they_were_written() {
     // What was written: as a server has it that keeps each byte.
     let sink = SmtpSink::start().await;
-    send_both(world("sink", "plain").await, &sink.url()).await;
+    send_both(bed("sink", "plain").await, &sink.url()).await;
     let written = Arc::new(sink.mails());
     with_each(|post| {
         let written = Arc::clone(&written);
         async move {
-            send_both(post.world("plain").await, &post.plain_url()).await;
+            send_both(post.bed("plain").await, &post.plain_url()).await;
             let delivered = post.delivered("plain", 2).await;
             for (_, words) in words() {
                 let has_words = |email: &Vec<u8>| {
@@ -291,16 +291,16 @@ async fn real_mail_servers_deliver_emails_as_they_were_written() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_that_is_greylisted_arrives_once() {
     with_each(|post| async move {
-        let world = post.world("greylisted").await;
-        let worker = Worker::start(&world, &post.plain_url()).await;
-        world.command(&cancellation("c-1", "sub")).await;
-        tried(&world, 1).await;
-        make_due(&world, doc! {}).await;
-        world.outboxes_empty().await;
+        let bed = post.bed("greylisted").await;
+        let worker = WorkerProcess::start(&bed, &post.plain_url()).await;
+        bed.command(&cancellation("c-1", "sub")).await;
+        tried(&bed, 1).await;
+        make_due(&bed, doc! {}).await;
+        bed.outboxes_empty().await;
         assert_eq!((outcomes(&worker, "put_off").await, outcomes(&worker, "sent").await), (1, 1));
         post.delivered("greylisted", 1).await;
         assert!(worker.stop().await.success());
-        world.remove().await;
+        bed.remove().await;
     })
     .await;
 }
@@ -310,13 +310,13 @@ async fn an_email_that_is_greylisted_arrives_once() {
 async fn emails_to_nobody_are_each_kept_for_an_operator() {
     const COUNT: usize = 25;
     with_each(|post| async move {
-        let world = post.world("nobody").await;
+        let bed = post.bed("nobody").await;
         let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
-        let subscriptions = world.collection("subscriptions");
+        let subscriptions = bed.collection("subscriptions");
         subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
-        let worker = Worker::start_with(&world, &post.plain_url(), &[("OFFRAMP_MAIL_CONNECTIONS", "1")]).await;
+        let worker = WorkerProcess::start_with(&bed, &post.plain_url(), &[("OFFRAMP_MAIL_CONNECTIONS", "1")]).await;
         for id in &ids {
-            world.command(&cancellation(&format!("c-{id}"), id)).await;
+            bed.command(&cancellation(&format!("c-{id}"), id)).await;
         }
         eventually("every email for an operator", || async {
             let failed = subscriptions.count_documents(doc! { "outbox.failed_at": { "$exists": true } }).await.unwrap();
@@ -332,7 +332,7 @@ async fn emails_to_nobody_are_each_kept_for_an_operator() {
         let failed = subscriptions.find_one(doc! { "outbox.error": { "$regex": "RCPT: 550 " } }).await.unwrap();
         assert!(failed.is_some());
         assert!(worker.stop().await.success());
-        world.remove().await;
+        bed.remove().await;
     })
     .await;
 }
@@ -343,26 +343,26 @@ async fn emails_to_nobody_are_each_kept_for_an_operator() {
 async fn an_email_that_is_too_large_is_retried_where_that_is_said_to_be_the_servers_limit() {
     with_each(|post| async move {
         let templates = templates(&[("cancelled-by-admin", "Too many words. ".repeat(2_000))]);
-        let world = post.world("large").await;
+        let bed = post.bed("large").await;
         let settings = [("OFFRAMP_TEMPLATES", path(templates.path()))];
-        let worker = Worker::start_with(&world, &post.plain_url(), &settings).await;
-        world.command(&cancellation("c-1", "sub")).await;
+        let worker = WorkerProcess::start_with(&bed, &post.plain_url(), &settings).await;
+        bed.command(&cancellation("c-1", "sub")).await;
         let is_limit = post.server.too_large().contains(" 5.3.4 ");
         let entry = if is_limit {
-            let entry = tried(&world, 1).await;
+            let entry = tried(&bed, 1).await;
             let pause = entry.get_datetime("due").unwrap().to_chrono() - Utc::now();
             assert!(pause > TimeDelta::seconds(40) && pause < TimeDelta::seconds(80), "{pause}");
-            make_due(&world, doc! {}).await;
-            tried(&world, 2).await
+            make_due(&bed, doc! {}).await;
+            tried(&bed, 2).await
         } else {
-            email(&world, "an email for an operator", |entry| entry.contains_key("failed_at")).await
+            email(&bed, "an email for an operator", |entry| entry.contains_key("failed_at")).await
         };
         assert!(entry.get_str("error").unwrap().contains(post.server.too_large()), "{entry}");
         let counted = (outcomes(&worker, "sender_rejected").await > 0, outcomes(&worker, "refused").await > 0);
         assert_eq!(counted, (is_limit, !is_limit));
         assert_eq!(post.mailbox("large").len(), 0);
         assert!(worker.stop().await.success());
-        world.remove().await;
+        bed.remove().await;
     })
     .await;
 }
@@ -370,10 +370,10 @@ async fn an_email_that_is_too_large_is_retried_where_that_is_said_to_be_the_serv
 #[tokio::test(flavor = "multi_thread")]
 async fn no_email_leaves_before_the_certificate_is_trusted() {
     with_each(|post| async move {
-        let world = post.world("encrypted").await;
-        let worker = Logged::start(&world, &post.encrypted_url(), &[]).await;
-        world.command(&cancellation("c-1", "sub")).await;
-        let entry = tried(&world, 1).await;
+        let bed = post.bed("encrypted").await;
+        let worker = Logged::start(&bed, &post.encrypted_url(), &[]).await;
+        bed.command(&cancellation("c-1", "sub")).await;
+        let entry = tried(&bed, 1).await;
         assert!(entry.get_str("error").unwrap().contains("OFFRAMP_TLS_CA"), "{entry}");
         assert_eq!(outcomes(&worker.worker, "sent").await, 0);
         let log = worker.stop().await;
@@ -381,14 +381,14 @@ async fn no_email_leaves_before_the_certificate_is_trusted() {
         assert_eq!(post.mailbox("encrypted").len(), 0);
 
         let ca = post.ca();
-        let worker = Worker::start_with(&world, &post.encrypted_url(), &[("OFFRAMP_TLS_CA", path(&ca))]).await;
-        make_due(&world, doc! {}).await;
-        world.outboxes_empty().await;
+        let worker = WorkerProcess::start_with(&bed, &post.encrypted_url(), &[("OFFRAMP_TLS_CA", path(&ca))]).await;
+        make_due(&bed, doc! {}).await;
+        bed.outboxes_empty().await;
         let delivered = post.delivered("encrypted", 1).await;
         let protocol = String::from_utf8_lossy(&delivered[0]).to_ascii_lowercase();
         assert!(protocol.contains("with esmtps "), "{protocol}");
         assert!(worker.stop().await.success());
-        world.remove().await;
+        bed.remove().await;
     })
     .await;
 }
@@ -396,11 +396,11 @@ async fn no_email_leaves_before_the_certificate_is_trusted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_costs_no_email_and_is_reported_once() {
     with_each(|post| async move {
-        let (world, ca) = (post.world("authenticated").await, post.ca());
+        let (bed, ca) = (post.bed("authenticated").await, post.ca());
         let settings = [("OFFRAMP_TLS_CA", path(&ca))];
-        let worker = Logged::start(&world, &post.submission_url("wrong"), &settings).await;
-        world.command(&cancellation("c-1", "sub")).await;
-        still_retried_within_a_day(&world, &worker.worker, "AUTH: 535").await;
+        let worker = Logged::start(&bed, &post.submission_url("wrong"), &settings).await;
+        bed.command(&cancellation("c-1", "sub")).await;
+        still_retried_within_a_day(&bed, &worker.worker, "AUTH: 535").await;
         let log = worker.stop().await;
         assert_eq!(log.matches("see the user and the password in OFFRAMP_SMTP_URL").count(), 1, "{log}");
         assert!(
@@ -409,14 +409,14 @@ async fn a_wrong_password_costs_no_email_and_is_reported_once() {
         );
         assert_eq!(post.mailbox("authenticated").len(), 0);
 
-        let worker = Worker::start_with(&world, &post.submission_url("a-secret"), &settings).await;
-        make_due(&world, doc! {}).await;
-        world.outboxes_empty().await;
+        let worker = WorkerProcess::start_with(&bed, &post.submission_url("a-secret"), &settings).await;
+        make_due(&bed, doc! {}).await;
+        bed.outboxes_empty().await;
         let delivered = post.delivered("authenticated", 1).await;
         let protocol = String::from_utf8_lossy(&delivered[0]).to_ascii_lowercase();
         assert!(protocol.contains("with esmtpsa "), "{protocol}");
         assert!(worker.stop().await.success());
-        world.remove().await;
+        bed.remove().await;
     })
     .await;
 }
@@ -424,32 +424,32 @@ async fn a_wrong_password_costs_no_email_and_is_reported_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_is_rejected_costs_no_email_and_is_reported_once() {
     with_each(|post| async move {
-        let world = post.world("named").await;
-        let worker = Logged::start(&world, &post.plain_url(), &[("OFFRAMP_SMTP_NAME", "worker")]).await;
-        world.command(&cancellation("c-1", "sub")).await;
-        still_retried_within_a_day(&world, &worker.worker, post.server.bad_name()).await;
+        let bed = post.bed("named").await;
+        let worker = Logged::start(&bed, &post.plain_url(), &[("OFFRAMP_SMTP_NAME", "worker")]).await;
+        bed.command(&cancellation("c-1", "sub")).await;
+        still_retried_within_a_day(&bed, &worker.worker, post.server.bad_name()).await;
         let log = worker.stop().await;
         assert_eq!(log.matches("set OFFRAMP_SMTP_NAME").count(), 1, "{log}");
         assert_eq!(post.mailbox("named").len(), 0);
 
         let settings = [("OFFRAMP_SMTP_NAME", "worker.example.com")];
-        let worker = Worker::start_with(&world, &post.plain_url(), &settings).await;
-        make_due(&world, doc! {}).await;
-        world.outboxes_empty().await;
+        let worker = WorkerProcess::start_with(&bed, &post.plain_url(), &settings).await;
+        make_due(&bed, doc! {}).await;
+        bed.outboxes_empty().await;
         post.delivered("named", 1).await;
         assert!(worker.stop().await.success());
-        world.remove().await;
+        bed.remove().await;
     })
     .await;
 }
 
 /// The server rejects this worker, and goes on doing so until nearly a day after the first time.
-async fn still_retried_within_a_day(world: &World, worker: &Worker, reply: &str) {
-    let first = tried(world, 1).await;
+async fn still_retried_within_a_day(bed: &TestBed, worker: &WorkerProcess, reply: &str) {
+    let first = tried(bed, 1).await;
     assert!(first.get_str("error").unwrap().contains(reply), "{first}");
     let nearly_a_day_ago = DateTime::from(Utc::now() - TimeDelta::minutes(23 * 60 + 50));
-    make_due(world, doc! { "outbox.$[email].sender_rejected_at": nearly_a_day_ago }).await;
-    tried(world, 2).await;
+    make_due(bed, doc! { "outbox.$[email].sender_rejected_at": nearly_a_day_ago }).await;
+    tried(bed, 2).await;
     assert!(outcomes(worker, "sender_rejected").await >= 2);
     assert_eq!(outcomes(worker, "refused").await, 0);
     assert!(worker.readyz().await.unwrap().starts_with("HTTP/1.1 200"));
@@ -459,12 +459,12 @@ async fn still_retried_within_a_day(world: &World, worker: &Worker, reply: &str)
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_arrives_once_where_the_content_is_filtered_for_70_s() {
     with_each(|post| async move {
-        let world = post.world("scanned").await;
+        let bed = post.bed("scanned").await;
         let settings = [("OFFRAMP_LEASE_SECONDS", "20")];
-        let worker = Worker::start_with(&world, &post.plain_url(), &settings).await;
-        world.command(&cancellation("c-1", "sub")).await;
+        let worker = WorkerProcess::start_with(&bed, &post.plain_url(), &settings).await;
+        bed.command(&cancellation("c-1", "sub")).await;
         eventually_within(Duration::from_secs(120), "an email that was filtered", || async {
-            let document = world.document("subscriptions", "sub").await?;
+            let document = bed.document("subscriptions", "sub").await?;
             (document.contains_key("notifications") && document.get_array("outbox").is_ok_and(Vec::is_empty))
                 .then_some(())
         })
@@ -473,7 +473,7 @@ async fn an_email_arrives_once_where_the_content_is_filtered_for_70_s() {
         assert_eq!((sent, in_doubt, outcomes(&worker, "put_off").await), (1, 0, 0));
         post.delivered("scanned", 1).await;
         assert!(worker.stop().await.success());
-        world.remove().await;
+        bed.remove().await;
     })
     .await;
 }

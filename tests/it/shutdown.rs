@@ -13,46 +13,46 @@ use tokio::net::TcpStream;
 
 use crate::outages::waiting;
 use offramp_testkit::eventually;
+use offramp_testkit::fixtures::{account, cancellation, command, organization, subscription};
 use offramp_testkit::process::Signal;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::rabbit::amqp_url;
-use offramp_testkit::samples::{account, cancellation, command, organization, subscription};
-use offramp_testkit::smtp::{Action, SmtpSink, Step, Tls};
-use offramp_testkit::worker::{Worker, offramp};
-use offramp_testkit::world::World;
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, offramp};
 
 const SUBSCRIPTIONS: usize = 2_000;
 
-async fn populate(world: &World) {
-    world.collection("organizations").insert_one(organization("org")).await.unwrap();
-    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+async fn populate(bed: &TestBed) {
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
+    bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
     let subscriptions = (0..SUBSCRIPTIONS).map(|index| {
         let mut document = subscription(&format!("sub-{index}"), "org", "acc");
         document.insert("participant", doc! { "id": "p", "name": format!("Participant {index}.") });
         document
     });
-    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
 }
 
-async fn publish_all(world: &World) {
+async fn publish_all(bed: &TestBed) {
     for index in 0..SUBSCRIPTIONS {
-        world.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
+        bed.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
     }
 }
 
-async fn scheduled(world: &World) -> u64 {
-    world.collection("subscriptions").count_documents(doc! { "status": "cancellation_scheduled" }).await.unwrap()
+async fn scheduled(bed: &TestBed) -> u64 {
+    bed.collection("subscriptions").count_documents(doc! { "status": "cancellation_scheduled" }).await.unwrap()
 }
 
 /// Every subscription is cancelled, by its one command, and everybody has got a mail; returns how many got it twice.
-async fn check_all_done(world: &World, sink: &SmtpSink) -> usize {
+async fn check_all_done(bed: &TestBed, sink: &SmtpSink) -> usize {
     eventually("every command to be applied", || async {
-        (scheduled(world).await == SUBSCRIPTIONS as u64).then_some(())
+        (scheduled(bed).await == SUBSCRIPTIONS as u64).then_some(())
     })
     .await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     let once = doc! { "history": { "$size": 1 }, "applied": { "$size": 1 }, "notifications": { "$size": 1 } };
-    assert_eq!(world.collection("subscriptions").count_documents(once).await.unwrap(), SUBSCRIPTIONS as u64);
+    assert_eq!(bed.collection("subscriptions").count_documents(once).await.unwrap(), SUBSCRIPTIONS as u64);
     let ids = message_ids(sink);
     assert_eq!(ids.len(), SUBSCRIPTIONS);
     sink.mails().len() - ids.len()
@@ -68,22 +68,22 @@ fn message_ids(sink: &SmtpSink) -> BTreeSet<String> {
 
 /// A worker that finds SIGHUP as whoever started it has left it: these tests may themselves run under `nohup`.
 #[cfg(target_os = "linux")]
-async fn start_with_hangup(how: &str, world: &World, sink: &SmtpSink) -> Worker {
-    let settings = offramp(world);
+async fn start_with_hangup(how: &str, bed: &TestBed, sink: &SmtpSink) -> WorkerProcess {
+    let settings = offramp(bed);
     let mut program = std::process::Command::new("env");
-    program.arg(format!("--{how}-signal=HUP")).arg(offramp_testkit::worker::program());
+    program.arg(format!("--{how}-signal=HUP")).arg(offramp_testkit::worker_process::program());
     program
         .envs(settings.get_envs().filter_map(|(name, value)| Some((name, value?))))
         .env("OFFRAMP_SMTP_URL", sink.url());
-    Worker::of(&mut program, Stdio::null()).ready().await
+    WorkerProcess::of(&mut program, Stdio::null()).ready().await
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn sighup_is_an_orderly_stop() {
-    let world = World::new("sighup").await;
+    let bed = TestBed::new("sighup").await;
     let sink = SmtpSink::start().await;
-    let mut worker = start_with_hangup("default", &world, &sink).await;
+    let mut worker = start_with_hangup("default", &bed, &sink).await;
     worker.signal(Signal::HUP);
     let status = eventually("the end of the worker", || {
         let ended = worker.ended();
@@ -91,55 +91,55 @@ async fn sighup_is_an_orderly_stop() {
     })
     .await;
     assert!(status.success(), "{status}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_was_started_with_nohup_outlives_its_terminal() {
-    let world = World::new("nohup").await;
+    let bed = TestBed::new("nohup").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let worker = start_with_hangup("ignore", &world, &sink).await;
+    populate(&bed).await;
+    let worker = start_with_hangup("ignore", &bed, &sink).await;
     worker.signal(Signal::HUP);
-    world.command(&cancellation("c-0", "sub-0")).await;
-    eventually("a decision", || async { (scheduled(&world).await == 1).then_some(()) }).await;
+    bed.command(&cancellation("c-0", "sub-0")).await;
+    eventually("a decision", || async { (scheduled(&bed).await == 1).then_some(()) }).await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_under_load_finishes_what_is_in_hand() {
-    let world = World::new("sigterm").await;
+    let bed = TestBed::new("sigterm").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_BATCH_MAX", "50")]).await;
-    publish_all(&world).await;
-    eventually("some work to be done", || async { (scheduled(&world).await > 0).then_some(()) }).await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_BATCH_MAX", "50")]).await;
+    publish_all(&bed).await;
+    eventually("some work to be done", || async { (scheduled(&bed).await > 0).then_some(()) }).await;
     assert!(worker.stop().await.success());
 
     // Nothing is in hand any more: what was decided was told, what was not is still in the queue.
-    let done = scheduled(&world).await;
+    let done = scheduled(&bed).await;
     assert_eq!(sink.mails().len() as u64, done, "every mail of what was decided has left");
     let waiting = doc! { "outbox.0": { "$exists": true } };
-    assert_eq!(world.collection("subscriptions").count_documents(waiting).await.unwrap(), 0);
+    assert_eq!(bed.collection("subscriptions").count_documents(waiting).await.unwrap(), 0);
 
-    let next = Worker::start(&world, &sink.url()).await;
-    let twice = check_all_done(&world, &sink).await;
+    let next = WorkerProcess::start(&bed, &sink.url()).await;
+    let twice = check_all_done(&bed, &sink).await;
     assert_eq!(twice, 0);
     assert!(next.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_says_at_once_that_it_stops_and_waits_for_nobody_for_ever() {
-    let world = World::new("stalled").await;
+    let bed = TestBed::new("stalled").await;
     let sink =
         SmtpSink::scripted(Tls::No, |step, _| if step == Step::Content { Action::Stall } else { Action::Ok }).await;
-    populate(&world).await;
-    let mut worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_SHUTDOWN_SECONDS", "4")]).await;
-    world.command(&cancellation("c-0", "sub-0")).await;
-    eventually("a decision", || async { (scheduled(&world).await == 1).then_some(()) }).await;
+    populate(&bed).await;
+    let mut worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_SHUTDOWN_SECONDS", "4")]).await;
+    bed.command(&cancellation("c-0", "sub-0")).await;
+    eventually("a decision", || async { (scheduled(&bed).await == 1).then_some(()) }).await;
     // Somebody asks for its health, and never finishes the question.
     let mut half = TcpStream::connect(("127.0.0.1", worker.port())).await.unwrap();
     half.write_all(b"GET /readyz HTTP/1.1\r\n").await.unwrap();
@@ -157,35 +157,35 @@ async fn a_worker_says_at_once_that_it_stops_and_waits_for_nobody_for_ever() {
     .await;
     assert!(status.success() && begin.elapsed() < Duration::from_secs(30), "{status} after {:?}", begin.elapsed());
     drop(half);
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_killed_at_any_time_loses_nothing() {
-    let world = World::new("sigkill").await;
+    let bed = TestBed::new("sigkill").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let settings = [("OFFRAMP_BATCH_MAX", "50"), ("OFFRAMP_LEASE_SECONDS", "20")];
-    let mut worker = Worker::start_with(&world, &sink.url(), &settings).await;
-    publish_all(&world).await;
+    let mut worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
+    publish_all(&bed).await;
     for kills in 1..=4 {
         let target = kills * SUBSCRIPTIONS as u64 / 6;
-        eventually("some more work to be done", || async { (scheduled(&world).await >= target).then_some(()) }).await;
+        eventually("some more work to be done", || async { (scheduled(&bed).await >= target).then_some(()) }).await;
         worker.kill();
-        worker = Worker::start_with(&world, &sink.url(), &settings).await;
+        worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     }
-    let twice = check_all_done(&world, &sink).await;
+    let twice = check_all_done(&bed, &sink).await;
     // The one window that cannot be closed: accepted by the mail server, and killed before it was marked.
     println!("mails sent twice after 4 kills: {twice}");
     assert!(twice <= 4 * 1_100, "{twice}");
     assert!(worker.readyz().await.unwrap().contains("\"ready\": true"));
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// The emails in outboxes, of which nothing is sent.
-async fn emails(world: &World) -> Vec<Document> {
-    let documents = world.collection("subscriptions").find(doc! { "outbox.kind": "email" }).await.unwrap();
+async fn emails(bed: &TestBed) -> Vec<Document> {
+    let documents = bed.collection("subscriptions").find(doc! { "outbox.kind": "email" }).await.unwrap();
     let documents: Vec<Document> = documents.try_collect().await.unwrap();
     let entries = documents.iter().flat_map(|document| document.get_array("outbox").unwrap());
     entries.filter_map(Bson::as_document).filter(|entry| entry.contains_key("mail")).cloned().collect()
@@ -198,43 +198,43 @@ fn is_due(entry: &Document) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn emails_that_are_not_sent_in_time_are_given_back() {
     const COUNT: usize = 5;
-    let world = World::new("given-back").await;
+    let bed = TestBed::new("given-back").await;
     let sink =
         SmtpSink::scripted(Tls::No, |step, _| if step == Step::Content { Action::Stall } else { Action::Ok }).await;
-    populate(&world).await;
+    populate(&bed).await;
     let settings = [("OFFRAMP_MAIL_CONNECTIONS", "1"), ("OFFRAMP_SHUTDOWN_SECONDS", "8")];
-    let worker = Worker::start_with(&world, &sink.url(), &settings).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     for index in 0..COUNT {
-        world.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
+        bed.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
     }
     eventually("an email under way", || async { sink.commands().contains(&"DATA".to_owned()).then_some(()) }).await;
-    eventually("every decision", || async { (scheduled(&world).await == COUNT as u64).then_some(()) }).await;
+    eventually("every decision", || async { (scheduled(&bed).await == COUNT as u64).then_some(()) }).await;
     assert!(worker.stop().await.success());
     // Any worker may claim them at once, but for the one that the mail server has.
-    let emails = emails(&world).await;
+    let emails = emails(&bed).await;
     assert_eq!((emails.len(), emails.iter().filter(|entry| is_due(entry)).count()), (COUNT, COUNT - 1));
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn emails_for_an_unavailable_mail_server_do_not_hold_up_a_stop() {
     const COUNT: usize = 20;
-    let world = World::new("given-up").await;
+    let bed = TestBed::new("given-up").await;
     let (sink, _) = SmtpSink::unavailable().await;
-    populate(&world).await;
-    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_MAIL_CONNECTIONS", "1")]).await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_MAIL_CONNECTIONS", "1")]).await;
     for index in 0..COUNT {
-        world.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
+        bed.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
     }
-    eventually("every decision", || async { (scheduled(&world).await == COUNT as u64).then_some(()) }).await;
-    eventually("an attempt", || async { emails(&world).await.iter().find(|entry| was_tried(entry)).map(drop) }).await;
+    eventually("every decision", || async { (scheduled(&bed).await == COUNT as u64).then_some(()) }).await;
+    eventually("an attempt", || async { emails(&bed).await.iter().find(|entry| was_tried(entry)).map(drop) }).await;
     assert!(worker.stop().await.success());
-    let emails = emails(&world).await;
+    let emails = emails(&bed).await;
     let (tried, untried): (Vec<_>, Vec<_>) = emails.iter().partition(|entry| was_tried(entry));
     assert_eq!(tried.len() + untried.len(), COUNT);
     assert!(tried.len() < COUNT / 2, "{} were tried", tried.len());
     assert!(untried.iter().all(|entry| is_due(entry)), "{untried:?}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 fn was_tried(entry: &Document) -> bool {
@@ -246,16 +246,16 @@ fn was_tried(entry: &Document) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_committed_and_not_acknowledged_is_decided_once() {
     const COMMANDS: usize = 200;
-    let world = World::new("unacked").await;
+    let bed = TestBed::new("unacked").await;
     let sink = SmtpSink::start().await;
-    world.collection("organizations").insert_one(organization("org")).await.unwrap();
-    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
-    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
-    let (mongodb, mongodb_url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
+    bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    bed.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+    let (mongodb, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
     let (rabbitmq, amqp_url) = Proxy::in_front_of(&amqp_url()).await;
     let lease = ("OFFRAMP_LEASE_SECONDS", "20");
     let settings = [("OFFRAMP_MONGODB_URL", mongodb_url.as_str()), ("OFFRAMP_AMQP_URL", amqp_url.as_str()), lease];
-    let mut worker = Worker::start_with(&world, &sink.url(), &settings).await;
+    let mut worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
 
     mongodb.stall();
     for attempt in 1..=COMMANDS {
@@ -263,33 +263,33 @@ async fn what_was_committed_and_not_acknowledged_is_decided_once() {
             "organization_id": "org", "subscription_id": "sub", "invoice_id": "inv-5", "attempt": attempt,
             "amount": { "value": "1.00", "currency": "CAD" }, "card": { "brand": "Visa", "last4": "4242" },
         });
-        world.command(&command(&format!("payment-{attempt}"), "payment.failure", data)).await;
+        bed.command(&command(&format!("payment-{attempt}"), "payment.failure", data)).await;
     }
     eventually("every command to be delivered", || async {
-        (waiting(&world, "payment-failure").await.0 == 0).then_some(())
+        (waiting(&bed, "payment-failure").await.0 == 0).then_some(())
     })
     .await;
     rabbitmq.deafen();
     mongodb.resume();
     let committed = doc! { "applied": { "$size": i32::try_from(COMMANDS).unwrap() } };
     eventually("every command to be committed", || async {
-        world.collection("subscriptions").find_one(committed.clone()).await.unwrap()
+        bed.collection("subscriptions").find_one(committed.clone()).await.unwrap()
     })
     .await;
     worker.kill();
     rabbitmq.cut();
 
-    let worker = Worker::start_with(&world, &sink.url(), &[lease]).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[lease]).await;
     eventually("every command to be settled again", || async {
         (worker.settled().await == COMMANDS as u64).then_some(())
     })
     .await;
-    world.outboxes_empty().await;
-    let found = world.document("subscriptions", "sub").await.unwrap();
+    bed.outboxes_empty().await;
+    let found = bed.document("subscriptions", "sub").await.unwrap();
     for (list, length) in [("applied", COMMANDS), ("notifications", 2 * COMMANDS), ("payment_failures", 20)] {
         assert_eq!(found.get_array(list).unwrap().len(), length, "{list}");
     }
     assert_eq!(message_ids(&sink).len(), 2 * COMMANDS);
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }

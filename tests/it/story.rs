@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 
 use crate::model::{Answer, Model};
 use offramp_testkit::eventually;
-use offramp_testkit::samples::TOMBSTONE_FIELDS;
-use offramp_testkit::smtp::SmtpSink;
-use offramp_testkit::worker::Worker;
-use offramp_testkit::world::World;
+use offramp_testkit::fixtures::TOMBSTONE_FIELDS;
+use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::WorkerProcess;
 
 const SUBSCRIPTIONS: usize = 300;
 const ROUNDS: usize = 6;
@@ -30,11 +30,11 @@ async fn every_document_mail_and_event_is_what_the_rules_say() {
     println!("SEED={seed}");
     let mut generator = Generator { random: fastrand::Rng::with_seed(seed), ids: 0 };
 
-    let world = World::new("story").await;
+    let bed = TestBed::new("story").await;
     let sink = SmtpSink::start().await;
-    let events = world.watch_events().await;
-    let mut models = generator.populate(&world).await;
-    let workers = [Worker::start(&world, &sink.url()).await, Worker::start(&world, &sink.url()).await];
+    let events = bed.watch_events().await;
+    let mut models = generator.populate(&bed).await;
+    let workers = [WorkerProcess::start(&bed, &sink.url()).await, WorkerProcess::start(&bed, &sink.url()).await];
 
     let mut expected_mails: BTreeMap<(String, String, String), usize> = BTreeMap::new();
     let mut expected_events: BTreeMap<(String, String, String), Value> = BTreeMap::new();
@@ -80,7 +80,7 @@ async fn every_document_mail_and_event_is_what_the_rules_say() {
         for command in &round {
             // As if it had waited for its request already: the refusal stands at once.
             let attempt = if command["type"] == "subscription.cancellation-confirmation" { 3 } else { 0 };
-            world.command_at_attempt(command, attempt).await;
+            bed.command_at_attempt(command, attempt).await;
         }
         published += round.len() as u64;
         eventually("all commands of the round to be settled", || async {
@@ -89,19 +89,19 @@ async fn every_document_mail_and_event_is_what_the_rules_say() {
         })
         .await;
     }
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     let both_worked = [workers[0].settled().await, workers[1].settled().await];
     assert!(both_worked.iter().all(|settled| *settled > 0), "the work was not shared: {both_worked:?}");
 
     for (id, model) in &models {
-        check_document(&world, id, model).await;
+        check_document(&bed, id, model).await;
     }
     check_mails(&sink, expected_mails);
-    check_events(events.take(&world).await, &expected_events);
+    check_events(events.take(&bed).await, &expected_events);
     for worker in workers {
         assert!(worker.stop().await.success());
     }
-    world.remove().await;
+    bed.remove().await;
 }
 
 fn contact(organization: &str) -> String {
@@ -122,11 +122,10 @@ impl Generator {
         self.random.u32(..100) < percent
     }
 
-    async fn populate(&mut self, world: &World) -> BTreeMap<String, Model> {
+    async fn populate(&mut self, bed: &TestBed) -> BTreeMap<String, Model> {
         let organizations = [("north", "immediate", true, "fr-CA"), ("south", "request", false, "en-CA")];
         for (id, policy, tells_client, locale) in organizations {
-            world
-                .collection("organizations")
+            bed.collection("organizations")
                 .insert_one(doc! {
                     "_id": id, "name": format!("Club {id}"), "locale": locale, "timezone": "America/Toronto",
                     "contact": { "name": "Front desk", "email": contact(id) },
@@ -193,8 +192,8 @@ impl Generator {
                 },
             );
         }
-        world.collection("accounts").insert_many(accounts).await.unwrap();
-        world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+        bed.collection("accounts").insert_many(accounts).await.unwrap();
+        bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
         models
     }
 
@@ -279,8 +278,8 @@ fn day_by_day(from: NaiveDate, day: u32) -> NaiveDate {
     }
 }
 
-async fn check_document(world: &World, id: &str, model: &Model) {
-    let document = world.document("subscriptions", id).await.expect(id);
+async fn check_document(bed: &TestBed, id: &str, model: &Model) {
+    let document = bed.document("subscriptions", id).await.expect(id);
     let text = |field: &str| document.get_str(field).ok().map(str::to_owned);
     let date = |date: Option<NaiveDate>| date.map(|date| date.to_string());
     let context = format!("{id}: {document:#?}\n{model:#?}");

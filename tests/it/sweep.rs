@@ -14,34 +14,34 @@ use offramp_domain::account::NoticeKind;
 use offramp_domain::billing::YearMonth;
 
 use offramp_testkit::eventually;
+use offramp_testkit::fixtures::{account, cancellation, organization, populate, subscription};
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::samples::{account, cancellation, organization, populate, subscription};
-use offramp_testkit::smtp::SmtpSink;
-use offramp_testkit::worker::{Worker, get, offramp};
-use offramp_testkit::world::World;
+use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, get, offramp};
 
 /// How large the database's own notes of what it does may become, in bytes.
 const NOTES_BYTES_MAX: i64 = 64 * 1024 * 1024;
 
-async fn store_of(world: &World) -> Store {
-    let store = Store::open(&world.mongodb_url, &Tls::default()).await.unwrap();
+async fn store_of(bed: &TestBed) -> Store {
+    let store = Store::open(&bed.mongodb_url, &Tls::default()).await.unwrap();
     store.create_indexes().await.unwrap();
     store
 }
 
 /// Has the database note what the program does, from now on.
-async fn start_noting(world: &World) {
-    world.database.run_command(doc! { "profile": 0 }).await.unwrap();
-    world.collection("system.profile").drop().await.unwrap();
+async fn start_noting(bed: &TestBed) {
+    bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    bed.collection("system.profile").drop().await.unwrap();
     let notes = doc! { "create": "system.profile", "capped": true, "size": NOTES_BYTES_MAX };
-    world.database.run_command(notes).await.unwrap();
-    world.database.run_command(doc! { "profile": 1, "filter": { "appName": "offramp" } }).await.unwrap();
+    bed.database.run_command(notes).await.unwrap();
+    bed.database.run_command(doc! { "profile": 1, "filter": { "appName": "offramp" } }).await.unwrap();
 }
 
 /// What it has noted.
-async fn notes(world: &World) -> Vec<Document> {
-    world.database.run_command(doc! { "profile": 0 }).await.unwrap();
-    world.collection("system.profile").find(doc! {}).await.unwrap().try_collect().await.unwrap()
+async fn notes(bed: &TestBed) -> Vec<Document> {
+    bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    bed.collection("system.profile").find(doc! {}).await.unwrap().try_collect().await.unwrap()
 }
 
 /// How many documents were read.
@@ -50,8 +50,8 @@ fn documents_read(notes: &[Document]) -> i32 {
 }
 
 /// How many sweeps have ended: the last thing that each looks for are tombstones.
-async fn sweeps(world: &World) -> u64 {
-    world.collection("system.profile").count_documents(doc! { "op": "remove" }).await.unwrap()
+async fn sweeps(bed: &TestBed) -> u64 {
+    bed.collection("system.profile").count_documents(doc! { "op": "remove" }).await.unwrap()
 }
 
 fn scheduled(id: &str, ends_at: chrono::DateTime<Utc>) -> Document {
@@ -73,23 +73,23 @@ fn expiring(id: &str, day: impl Into<Bson>, expires_on: impl Into<Bson>) -> Docu
 /// Whatever a sweep looks for is found with an index.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_reads_what_is_due_and_nothing_else() {
-    let world = World::new("plans").await;
+    let bed = TestBed::new("plans").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let with_notices = doc! { "$set": { "card_notice_days": [31], "timezone": "UTC" } };
-    world.collection("organizations").update_one(doc! { "_id": "org" }, with_notices).await.unwrap();
+    bed.collection("organizations").update_one(doc! { "_id": "org" }, with_notices).await.unwrap();
     let month = Utc::now().date_naive().format("%Y-%m").to_string();
     let card = doc! { "$set": { "cards": [{ "id": "card", "brand": "Visa", "last4": "4242", "expires": month }] } };
-    world.collection("accounts").update_one(doc! { "_id": "acc" }, card).await.unwrap();
-    store_of(&world).await;
-    start_noting(&world).await;
+    bed.collection("accounts").update_one(doc! { "_id": "acc" }, card).await.unwrap();
+    store_of(&bed).await;
+    start_noting(&bed).await;
 
-    let worker = Worker::start(&world, &sink.url()).await;
-    eventually("the end of a sweep", || async { (sweeps(&world).await > 0).then_some(()) }).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    eventually("the end of a sweep", || async { (sweeps(&bed).await > 0).then_some(()) }).await;
     eventually("the notice", || async { (sink.mails().len() == 2).then_some(()) }).await;
     assert!(worker.stop().await.success());
 
-    let notes = notes(&world).await;
+    let notes = notes(&bed).await;
     let plans: BTreeSet<&str> = notes.iter().filter_map(|note| note.get_str("planSummary").ok()).collect();
     assert!(!plans.iter().any(|plan| plan.contains("COLLSCAN")), "{plans:?}");
     for keys in [
@@ -114,18 +114,18 @@ async fn a_sweep_reads_what_is_due_and_nothing_else() {
             "{command}"
         );
     }
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Subscriptions between their expiry date and their natural end are not read, nor in the hours in which the day of their
 /// natural end is over elsewhere and not yet where they are.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_over_yet_is_not_read() {
-    let world = World::new("not-yet").await;
+    let bed = TestBed::new("not-yet").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let honolulu = doc! { "$set": { "timezone": "Pacific/Honolulu" } };
-    world.collection("organizations").update_one(doc! { "_id": "org" }, honolulu).await.unwrap();
+    bed.collection("organizations").update_one(doc! { "_id": "org" }, honolulu).await.unwrap();
     let today = Utc::now().with_timezone(&chrono_tz::Pacific::Honolulu).date_naive();
     let ends_tonight = |index: usize| {
         let mut document =
@@ -144,35 +144,35 @@ async fn what_is_not_over_yet_is_not_read() {
         document
     };
     let documents = (0..1_000).flat_map(|index| [ends_tonight(index), ends_later(index), ended(index)]);
-    world.collection("subscriptions").insert_many(documents).await.unwrap();
-    store_of(&world).await;
-    start_noting(&world).await;
+    bed.collection("subscriptions").insert_many(documents).await.unwrap();
+    store_of(&bed).await;
+    start_noting(&bed).await;
 
-    let worker = Worker::start(&world, &sink.url()).await;
-    eventually("some sweeps", || async { (sweeps(&world).await >= 3).then_some(()) }).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    eventually("some sweeps", || async { (sweeps(&bed).await >= 3).then_some(()) }).await;
     assert!(worker.stop().await.success());
-    let sweeps = i32::try_from(sweeps(&world).await).unwrap();
-    let notes = notes(&world).await;
+    let sweeps = i32::try_from(sweeps(&bed).await).unwrap();
+    let notes = notes(&bed).await;
     let read = documents_read(&notes) / sweeps;
     println!("{read} documents read by each sweep, {sweeps} sweeps");
     assert!(read <= 100, "{read} documents read by each sweep");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Each billing day, each number type that a driver writes, and every expiry date of some weeks; held against a walk through
 /// the calendar.
 #[tokio::test(flavor = "multi_thread")]
 async fn natural_ends_are_found_on_their_day() {
-    let world = World::new("ends").await;
-    populate(&world).await;
-    let store = store_of(&world).await;
+    let bed = TestBed::new("ends").await;
+    populate(&bed).await;
+    let store = store_of(&bed).await;
     let days_in = |date: NaiveDate| (28..=31).rev().find(|day| date.with_day(*day).is_some()).unwrap();
     let is_billing_date = |date: NaiveDate, day: u32| date.day() == day.min(days_in(date));
     for (today, zone) in [("2027-02-28", "UTC"), ("2027-03-01", "America/Toronto"), ("2028-02-29", "Pacific/Auckland")]
     {
         let zoned = doc! { "$set": { "timezone": zone } };
-        world.collection("organizations").update_one(doc! { "_id": "org" }, zoned).await.unwrap();
-        world.collection("subscriptions").delete_many(doc! {}).await.unwrap();
+        bed.collection("organizations").update_one(doc! { "_id": "org" }, zoned).await.unwrap();
+        bed.collection("subscriptions").delete_many(doc! {}).await.unwrap();
         let today: NaiveDate = today.parse().unwrap();
         let mut expected = BTreeSet::new();
         let mut documents = Vec::new();
@@ -192,7 +192,7 @@ async fn natural_ends_are_found_on_their_day() {
                 }
             }
         }
-        world.collection("subscriptions").insert_many(documents).await.unwrap();
+        bed.collection("subscriptions").insert_many(documents).await.unwrap();
         // Noon there, on that day.
         let zone: chrono_tz::Tz = zone.parse().unwrap();
         let now = today.and_hms_opt(12, 0, 0).unwrap().and_local_timezone(zone).unwrap().to_utc();
@@ -206,26 +206,26 @@ async fn natural_ends_are_found_on_their_day() {
         let others = store.natural_ends(now, &mut passed, &mut Zones::default()).await.unwrap();
         assert!(others.due.is_empty());
     }
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Accounts are paged through by an index, and none is read twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_of_cards_read_each_account_once() {
     const ACCOUNTS: usize = 300;
-    let world = World::new("card-pages").await;
-    world.collection("organizations").insert_one(organization("org")).await.unwrap();
+    let bed = TestBed::new("card-pages").await;
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
     let documents = (0..ACCOUNTS).map(|index| {
         let mut document = account(&format!("acc-{index:03}"), "org");
         let card = |id: &str, expires: &str| doc! { "id": id, "brand": "Visa", "last4": "4242", "expires": expires };
         document.insert("cards", [card("one", "2030-06"), card("two", "2030-06"), card("three", "2031-01")]);
         document
     });
-    world.collection("accounts").insert_many(documents).await.unwrap();
+    bed.collection("accounts").insert_many(documents).await.unwrap();
     let live = (0..ACCOUNTS).map(|index| subscription(&format!("sub-{index}"), "org", &format!("acc-{index:03}")));
-    world.collection("subscriptions").insert_many(live).await.unwrap();
-    let store = store_of(&world).await;
-    start_noting(&world).await;
+    bed.collection("subscriptions").insert_many(live).await.unwrap();
+    let store = store_of(&bed).await;
+    start_noting(&bed).await;
     let organization = "org".try_into().unwrap();
     let month: YearMonth = "2030-06".parse().unwrap();
     let (mut after, mut cards): (Option<String>, usize) = (None, 0);
@@ -240,44 +240,44 @@ async fn pages_of_cards_read_each_account_once() {
     }
     assert_eq!(cards, 2 * ACCOUNTS);
     let notes: Vec<Document> =
-        notes(&world).await.into_iter().filter(|note| note.get_str("ns").unwrap().ends_with(".accounts")).collect();
+        notes(&bed).await.into_iter().filter(|note| note.get_str("ns").unwrap().ends_with(".accounts")).collect();
     assert!(notes.len() >= ACCOUNTS / 50);
     assert!(notes.iter().all(|note| !note.get_bool("hasSortStage").unwrap_or(false)));
     let read = usize::try_from(documents_read(&notes)).unwrap();
     assert!(read <= ACCOUNTS + notes.len(), "{read} accounts read");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Ends many subscriptions with some workers, and returns how many documents were read for it.
 async fn documents_read_by(workers: usize, ends: usize) -> i32 {
-    let world = World::new("shared").await;
+    let bed = TestBed::new("shared").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    store_of(&world).await;
+    populate(&bed).await;
+    store_of(&bed).await;
     let mut running = Vec::new();
     for _ in 0..workers {
-        running.push(Worker::start(&world, &sink.url()).await);
+        running.push(WorkerProcess::start(&bed, &sink.url()).await);
     }
-    let subscriptions = world.collection("subscriptions");
+    let subscriptions = bed.collection("subscriptions");
     // Due all at once, once all are there.
     let midnight = Utc::now() + TimeDelta::seconds(5);
     subscriptions.insert_many((0..ends).map(|index| scheduled(&format!("sub-{index}"), midnight))).await.unwrap();
-    start_noting(&world).await;
+    start_noting(&bed).await;
     eventually("every end", || async {
         let count = subscriptions.count_documents(doc! { "status": "cancelled" }).await.unwrap();
         (count == ends as u64).then_some(())
     })
     .await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     for worker in running {
         assert!(worker.stop().await.success());
     }
-    let notes = notes(&world).await;
+    let notes = notes(&bed).await;
     let of_subscriptions: Vec<Document> =
         notes.into_iter().filter(|note| note.get_str("ns").is_ok_and(|ns| ns.ends_with(".subscriptions"))).collect();
     let twice = subscriptions.count_documents(doc! { "history.1": { "$exists": true } }).await.unwrap();
     assert_eq!(twice, 0, "each ends once");
-    world.remove().await;
+    bed.remove().await;
     documents_read(&of_subscriptions)
 }
 
@@ -297,8 +297,8 @@ async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
     const NAMELESS: usize = 3;
     // Two windows before the first entries are tried first, and twice the quarter of what is read at a time: less than two windows.
     const IDS_MAX: usize = 3 * 8_192;
-    let world = World::new("stuck").await;
-    let store = store_of(&world).await;
+    let bed = TestBed::new("stuck").await;
+    let store = store_of(&bed).await;
     let now = Utc::now();
     let document = |id: Bson, index: usize| {
         let ends_at = now - TimeDelta::seconds(60 + i64::try_from(index % 1_000).unwrap());
@@ -306,7 +306,7 @@ async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
     };
     let stuck = (0..STUCK).map(|index| document(format!("sub-{index:05}").into(), index));
     let nameless = (0..NAMELESS).map(|index| document(bson::oid::ObjectId::new().into(), 400 * index));
-    world.collection("subscriptions").insert_many(stuck.chain(nameless)).await.unwrap();
+    bed.collection("subscriptions").insert_many(stuck.chain(nameless)).await.unwrap();
 
     let mut passed = PassedOver::default();
     let (mut tried, mut unworkable, mut ids_max) = (HashSet::new(), HashSet::new(), 0);
@@ -334,27 +334,27 @@ async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
     assert_eq!(passed.ids_count(), 0, "all of them are passed over by number");
     println!("at most {ids_max} of {STUCK} ids in memory");
     assert!(ids_max <= IDS_MAX, "{ids_max}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// The value of `offramp_unworkable_documents` for a collection.
-async fn unworkable(worker: &Worker, collection: &str) -> Option<u64> {
+async fn unworkable(worker: &WorkerProcess, collection: &str) -> Option<u64> {
     let metrics = get(worker.port(), "/metrics").await?;
     let name = format!("offramp_unworkable_documents{{collection=\"{collection}\"}} ");
     metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
 }
 
 /// A worker that logs to a file.
-async fn logging(world: &World, sink: &SmtpSink, log: &Path) -> Worker {
+async fn logging(bed: &TestBed, sink: &SmtpSink, log: &Path) -> WorkerProcess {
     let file = std::fs::File::create(log).unwrap();
-    Worker::spawn(world, &sink.url(), &[("OFFRAMP_HOLD_SECONDS", "1")], Stdio::from(file)).ready().await
+    WorkerProcess::spawn(bed, &sink.url(), &[("OFFRAMP_HOLD_SECONDS", "1")], Stdio::from(file)).ready().await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
-    let world = World::new("unworkable").await;
+    let bed = TestBed::new("unworkable").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let past = Utc::now() - TimeDelta::days(1);
     let mut documents = Vec::new();
     let mut expected = Vec::new();
@@ -406,19 +406,19 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
             ended
         },
     ];
-    let subscriptions = world.collection("subscriptions");
+    let subscriptions = bed.collection("subscriptions");
     subscriptions.insert_many(documents.iter().chain(&in_order)).await.unwrap();
     let mut bad_days = organization("bad-days");
     bad_days.insert("card_notice_days", "30");
     let mut nameless = organization("nameless");
     nameless.extend(doc! { "_id": bson::oid::ObjectId::new(), "card_notice_days": [30] });
-    world.collection("organizations").insert_many([bad_days, nameless]).await.unwrap();
+    bed.collection("organizations").insert_many([bad_days, nameless]).await.unwrap();
 
-    store_of(&world).await;
-    start_noting(&world).await;
+    store_of(&bed).await;
+    start_noting(&bed).await;
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
-    let worker = logging(&world, &sink, &log).await;
+    let worker = logging(&bed, &sink, &log).await;
     assert!(unworkable(&worker, "subscriptions").await.is_some(), "there from the start");
     assert_eq!(unworkable(&worker, "accounts").await, Some(0));
     let count = expected.len() as u64;
@@ -426,16 +426,16 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
         .await;
     eventually("organizations", || async { (unworkable(&worker, "organizations").await == Some(2)).then_some(()) })
         .await;
-    let so_far = sweeps(&world).await;
-    eventually("two more sweeps", || async { (sweeps(&world).await >= so_far + 2).then_some(()) }).await;
+    let so_far = sweeps(&bed).await;
+    eventually("two more sweeps", || async { (sweeps(&bed).await >= so_far + 2).then_some(()) }).await;
 
     // Corrected, it is processed, and not counted any more.
     let corrected = doc! { "$set": { "expires_on": "2020-01-01" } };
     subscriptions.update_one(doc! { "_id": "expires-date" }, corrected).await.unwrap();
     eventually("one fewer", || async { (unworkable(&worker, "subscriptions").await == Some(count - 1)).then_some(()) })
         .await;
-    assert_eq!(world.document("subscriptions", "expires-date").await.unwrap().get_str("status").unwrap(), "expired");
-    assert_eq!(world.document("subscriptions", "over").await.unwrap().get_str("status").unwrap(), "expired");
+    assert_eq!(bed.document("subscriptions", "expires-date").await.unwrap().get_str("status").unwrap(), "expired");
+    assert_eq!(bed.document("subscriptions", "over").await.unwrap().get_str("status").unwrap(), "expired");
     assert!(worker.stop().await.success());
 
     let log = std::fs::read_to_string(log).unwrap();
@@ -446,14 +446,14 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
         assert!(of_it[0].contains(sentence) && of_it[0].contains("ERROR"), "{sentence}: {}", of_it[0]);
     }
     assert_eq!(reports.len(), expected.len() + 2, "{reports:#?}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tombstones_are_deleted_when_all_is_sent_or_given_up() {
-    let world = World::new("tombstones").await;
-    populate(&world).await;
-    let store = store_of(&world).await;
+    let bed = TestBed::new("tombstones").await;
+    populate(&bed).await;
+    let store = store_of(&bed).await;
     let days_ago = |days: i64| Instant::from(Utc::now() - TimeDelta::days(days));
     let tombstone = |id: &str, change: Document| {
         let mut document = doc! {
@@ -479,53 +479,47 @@ async fn tombstones_are_deleted_when_all_is_sent_or_given_up() {
             doc! { "notifications": [{ "id": "n", "at": days_ago(90), "failed_at": days_ago(29) }] },
         ),
     ];
-    world.collection("subscriptions").insert_many(&documents).await.unwrap();
+    bed.collection("subscriptions").insert_many(&documents).await.unwrap();
     assert_eq!(store.delete_tombstones(Utc::now()).await.unwrap(), 3);
-    let left: Vec<Document> = world
-        .collection("subscriptions")
-        .find(doc! { "status": "removed" })
-        .await
-        .unwrap()
-        .try_collect()
-        .await
-        .unwrap();
+    let left: Vec<Document> =
+        bed.collection("subscriptions").find(doc! { "status": "removed" }).await.unwrap().try_collect().await.unwrap();
     assert!(left.iter().all(|document| document.get_str("_id").unwrap().starts_with("keep-")), "{left:?}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// The names of the indexes of a collection.
-async fn index_names(world: &World, collection: &str) -> Vec<String> {
-    world.collection(collection).list_index_names().await.unwrap_or_default()
+async fn index_names(bed: &TestBed, collection: &str) -> Vec<String> {
+    bed.collection(collection).list_index_names().await.unwrap_or_default()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_builds_missing_indexes_and_asks_for_none_that_is_there() {
-    let world = World::new("indexes").await;
+    let bed = TestBed::new("indexes").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    world.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
-    start_noting(&world).await;
-    let worker = Worker::start(&world, &sink.url()).await;
-    status_becomes(&world, "over", "cancelled").await;
+    populate(&bed).await;
+    bed.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
+    start_noting(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    status_becomes(&bed, "over", "cancelled").await;
     // The last of them.
-    index_appears(&world, "organizations", "offramp_card_organizations").await;
+    index_appears(&bed, "organizations", "offramp_card_organizations").await;
     assert!(worker.stop().await.success());
     // One member that hangs must not hold up a build; a standalone server builds alone, and refuses to be told.
-    let hello = world.database.run_command(doc! { "hello": 1 }).await.unwrap();
+    let hello = bed.database.run_command(doc! { "hello": 1 }).await.unwrap();
     let expected = hello.contains_key("setName").then_some("majority");
-    let builds = builds(&notes(&world).await);
+    let builds = builds(&notes(&bed).await);
     assert!(!builds.is_empty());
     for build in &builds {
         assert_eq!(build.get_str("commitQuorum").ok(), expected, "{build}");
     }
-    assert!(index_names(&world, "subscriptions").await.contains(&"offramp_natural_ends".to_owned()));
+    assert!(index_names(&bed, "subscriptions").await.contains(&"offramp_natural_ends".to_owned()));
 
-    start_noting(&world).await;
-    let worker = Worker::start(&world, &sink.url()).await;
-    eventually("a sweep", || async { (sweeps(&world).await > 0).then_some(()) }).await;
+    start_noting(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    eventually("a sweep", || async { (sweeps(&bed).await > 0).then_some(()) }).await;
     assert!(worker.stop().await.success());
-    assert!(self::builds(&notes(&world).await).is_empty());
-    world.remove().await;
+    assert!(self::builds(&notes(&bed).await).is_empty());
+    bed.remove().await;
 }
 
 /// The commands that build indexes.
@@ -534,17 +528,17 @@ fn builds(notes: &[Document]) -> Vec<Document> {
     commands.filter(|command| command.contains_key("createIndexes")).cloned().collect()
 }
 
-async fn status_becomes(world: &World, id: &str, status: &str) {
+async fn status_becomes(bed: &TestBed, id: &str, status: &str) {
     eventually(&format!("{id} to be {status}"), || async {
-        let document = world.document("subscriptions", id).await.unwrap();
+        let document = bed.document("subscriptions", id).await.unwrap();
         document.get_str("status").is_ok_and(|now| now == status).then_some(())
     })
     .await;
 }
 
-async fn index_appears(world: &World, collection: &str, name: &str) {
+async fn index_appears(bed: &TestBed, collection: &str, name: &str) {
     eventually(&format!("the index {name}"), || async {
-        index_names(world, collection).await.iter().any(|other| other == name).then_some(())
+        index_names(bed, collection).await.iter().any(|other| other == name).then_some(())
     })
     .await;
 }
@@ -552,80 +546,80 @@ async fn index_appears(world: &World, collection: &str, name: &str) {
 /// A build takes minutes where a collection is large. Here it takes as long as the test wants.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_consumed_while_an_index_is_built() {
-    let mut world = World::new("building").await;
+    let mut bed = TestBed::new("building").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    world.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
-    let (proxy, url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
-    world.mongodb_url = url;
+    populate(&bed).await;
+    bed.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
+    let (proxy, url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    bed.mongodb_url = url;
     proxy.hold_requests("createIndexes");
 
-    let worker = Worker::start(&world, &sink.url()).await;
-    world.command(&cancellation("c-1", "sub")).await;
-    status_becomes(&world, "sub", "cancellation_scheduled").await;
-    world.outboxes_empty().await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&cancellation("c-1", "sub")).await;
+    status_becomes(&bed, "sub", "cancellation_scheduled").await;
+    bed.outboxes_empty().await;
     assert_eq!(sink.mails().len(), 1);
     let ready = worker.readyz().await.unwrap();
     assert!(ready.starts_with("HTTP/1.1 200"), "a worker that builds indexes works: {ready}");
-    assert_eq!(index_names(&world, "subscriptions").await, ["_id_"]);
-    let over = world.document("subscriptions", "over").await.unwrap();
+    assert_eq!(index_names(&bed, "subscriptions").await, ["_id_"]);
+    let over = bed.document("subscriptions", "over").await.unwrap();
     assert_eq!(over.get_str("status").unwrap(), "cancellation_scheduled", "this needs an index");
 
     proxy.hold_requests("");
-    status_becomes(&world, "over", "cancelled").await;
+    status_becomes(&bed, "over", "cancelled").await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// What needs that index waits for it; everything else goes on. The worker says so until the index exists, also while it tries
 /// again.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_cannot_be_built_stops_only_what_needs_it() {
-    let world = World::new("no-index").await;
+    let bed = TestBed::new("no-index").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
+    populate(&bed).await;
     let past = Utc::now() - TimeDelta::hours(1);
     // MongoDB cannot index two lists of one document in one index.
     let mut lists = scheduled("lists", past);
     lists.extend(doc! { "status": ["cancellation_scheduled"], "ends_at": [Instant::from(past)] });
     let documents = [lists, scheduled("scheduled", past), expiring("natural", 15, "2020-01-01")];
-    world.collection("subscriptions").insert_many(documents).await.unwrap();
-    start_noting(&world).await;
+    bed.collection("subscriptions").insert_many(documents).await.unwrap();
+    start_noting(&bed).await;
 
-    let worker = Worker::spawn(&world, &sink.url(), &[], Stdio::null());
+    let worker = WorkerProcess::spawn(&bed, &sink.url(), &[], Stdio::null());
     eventually("a worker that is not ready", || async {
         worker.readyz().await.filter(|answer| answer.contains("offramp_scheduled_ends: CannotIndexParallelArrays"))
     })
     .await;
-    status_becomes(&world, "natural", "expired").await;
-    world.command(&cancellation("c-1", "sub")).await;
-    status_becomes(&world, "sub", "cancellation_scheduled").await;
+    status_becomes(&bed, "natural", "expired").await;
+    bed.command(&cancellation("c-1", "sub")).await;
+    status_becomes(&bed, "sub", "cancellation_scheduled").await;
     let tries = doc! { "command.createIndexes": "subscriptions", "command.indexes.0.name": "offramp_scheduled_ends" };
     eventually("three tries", || async {
         let answer = worker.readyz().await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("offramp_scheduled_ends"), "{answer}");
-        let count = world.collection("system.profile").count_documents(tries.clone()).await.unwrap();
+        let count = bed.collection("system.profile").count_documents(tries.clone()).await.unwrap();
         (count >= 3).then_some(())
     })
     .await;
-    let waiting = world.document("subscriptions", "scheduled").await.unwrap();
+    let waiting = bed.document("subscriptions", "scheduled").await.unwrap();
     assert_eq!(waiting.get_str("status").unwrap(), "cancellation_scheduled");
 
-    world.collection("subscriptions").delete_one(doc! { "_id": "lists" }).await.unwrap();
-    status_becomes(&world, "scheduled", "cancelled").await;
+    bed.collection("subscriptions").delete_one(doc! { "_id": "lists" }).await.unwrap();
+    status_becomes(&bed, "scheduled", "cancelled").await;
     let worker = worker.ready().await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Somebody drops indexes while a worker runs: it builds them again, and goes on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_index_is_built_again() {
-    let world = World::new("dropped").await;
+    let bed = TestBed::new("dropped").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let worker = Worker::start(&world, &sink.url()).await;
-    index_appears(&world, "organizations", "offramp_card_organizations").await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    index_appears(&bed, "organizations", "offramp_card_organizations").await;
     for (collection, name) in [
         ("subscriptions", "offramp_scheduled_ends"),
         ("subscriptions", "offramp_natural_ends"),
@@ -634,32 +628,32 @@ async fn a_dropped_index_is_built_again() {
         ("accounts", "offramp_due"),
         ("organizations", "offramp_card_organizations"),
     ] {
-        world.database.run_command(doc! { "dropIndexes": collection, "index": name }).await.unwrap();
-        index_appears(&world, collection, name).await;
+        bed.database.run_command(doc! { "dropIndexes": collection, "index": name }).await.unwrap();
+        index_appears(&bed, collection, name).await;
     }
     let past = Utc::now() - TimeDelta::hours(1);
     let documents = [scheduled("scheduled", past), expiring("natural", 15, "2020-01-01")];
-    world.collection("subscriptions").insert_many(documents).await.unwrap();
-    status_becomes(&world, "scheduled", "cancelled").await;
-    status_becomes(&world, "natural", "expired").await;
+    bed.collection("subscriptions").insert_many(documents).await.unwrap();
+    status_becomes(&bed, "scheduled", "cancelled").await;
+    status_becomes(&bed, "natural", "expired").await;
     let worker = worker.ready().await;
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn init_drops_indexes_of_earlier_versions_when_it_is_told_to() {
-    let world = World::new("upgrade").await;
-    populate(&world).await;
+    let bed = TestBed::new("upgrade").await;
+    populate(&bed).await;
     let old = doc! { "createIndexes": "subscriptions", "indexes": [
         { "name": "offramp_expiring", "key": { "status": 1, "expires_on": 1, "_id": 1 },
           "partialFilterExpression": { "expires_on": { "$gt": "" } } },
         { "name": "offramp_scheduled", "key": { "ends_at": 1 },
           "partialFilterExpression": { "status": "cancellation_scheduled" } },
     ] };
-    world.database.run_command(old).await.unwrap();
+    bed.database.run_command(old).await.unwrap();
     let output = tokio::task::spawn_blocking({
-        let mut command = offramp(&world);
+        let mut command = offramp(&bed);
         move || command.arg("init").output().unwrap()
     })
     .await
@@ -669,24 +663,24 @@ async fn init_drops_indexes_of_earlier_versions_when_it_is_told_to() {
     assert!(told.contains("MongoDB: created index subscriptions.offramp_natural_ends in "), "{told}");
     // Workers of the earlier version may still run, and need them.
     assert!(told.contains("only earlier versions use the index subscriptions.offramp_expiring"), "{told}");
-    assert!(index_names(&world, "subscriptions").await.iter().any(|name| name == "offramp_expiring"));
+    assert!(index_names(&bed, "subscriptions").await.iter().any(|name| name == "offramp_expiring"));
     let output = tokio::task::spawn_blocking({
-        let mut command = offramp(&world);
+        let mut command = offramp(&bed);
         move || command.args(["init", "--drop-superseded"]).output().unwrap()
     })
     .await
     .unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
     assert!(told.contains("MongoDB: dropped index subscriptions.offramp_expiring"), "{told}");
-    let names = index_names(&world, "subscriptions").await;
+    let names = index_names(&bed, "subscriptions").await;
     assert!(!names.iter().any(|name| name == "offramp_expiring" || name == "offramp_scheduled"), "{names:?}");
 
     // An index of ours with other keys is the operator's affair.
-    world.database.run_command(doc! { "dropIndexes": "accounts", "index": "offramp_card_expiry" }).await.unwrap();
+    bed.database.run_command(doc! { "dropIndexes": "accounts", "index": "offramp_card_expiry" }).await.unwrap();
     let other = doc! { "createIndexes": "accounts", "indexes": [{ "name": "offramp_card_expiry", "key": { "x": 1 } }] };
-    world.database.run_command(other).await.unwrap();
+    bed.database.run_command(other).await.unwrap();
     let output = tokio::task::spawn_blocking({
-        let mut command = offramp(&world);
+        let mut command = offramp(&bed);
         move || command.arg("init").output().unwrap()
     })
     .await
@@ -694,21 +688,21 @@ async fn init_drops_indexes_of_earlier_versions_when_it_is_told_to() {
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("accounts.offramp_card_expiry") && told.contains("other keys"), "{told}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// Leases and ends are decided by this machine's clock, so nothing is decided while it is wrong.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_clock_stops_the_work_until_it_is_right() {
-    let mut world = World::new("clock").await;
+    let mut bed = TestBed::new("clock").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let events = world.watch_events().await;
-    let (proxy, url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
-    world.mongodb_url = url;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
+    let (proxy, url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    bed.mongodb_url = url;
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
-    let worker = logging(&world, &sink, &log).await;
+    let worker = logging(&bed, &sink, &log).await;
 
     proxy.shift_clock(-62);
     let answer = eventually("a worker that is not ready", || async {
@@ -719,20 +713,20 @@ async fn a_wrong_clock_stops_the_work_until_it_is_right() {
         answer.contains("this machine's clock is 62 s ahead of MongoDB's") || answer.contains("clock is 61 s ahead"),
         "{answer}"
     );
-    world.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
-    world.command(&cancellation("c-1", "sub")).await;
+    bed.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
+    bed.command(&cancellation("c-1", "sub")).await;
     eventually("the command to be given back", || async {
         worker.readyz().await.filter(|answer| answer.contains("MongoDB is unavailable: this machine's clock"))
     })
     .await;
     for id in ["over", "sub"] {
-        assert!(world.document("subscriptions", id).await.unwrap().get("history").is_none(), "{id}");
+        assert!(bed.document("subscriptions", id).await.unwrap().get("history").is_none(), "{id}");
     }
 
     proxy.shift_clock(0);
-    events.next(&world, |event| event["type"] == "subscription.ended").await;
+    events.next(&bed, |event| event["type"] == "subscription.ended").await;
     eventually("the command", || async {
-        let document = world.document("subscriptions", "sub").await.unwrap();
+        let document = bed.document("subscriptions", "sub").await.unwrap();
         document.get_str("status").is_ok_and(|status| status == "cancellation_scheduled").then_some(())
     })
     .await;
@@ -744,5 +738,5 @@ async fn a_wrong_clock_stops_the_work_until_it_is_right() {
     let log = std::fs::read_to_string(log).unwrap();
     assert_eq!(log.matches("processing is paused: this machine's clock").count(), 1, "{log}");
     assert_eq!(log.matches("agrees with MongoDB's again").count(), 1, "{log}");
-    world.remove().await;
+    bed.remove().await;
 }

@@ -11,18 +11,18 @@ use offramp_domain::account::CARD_NOTICES_MAX;
 use serde_json::json;
 
 use offramp_testkit::eventually;
+use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription};
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::samples::{account, cancellation, command, organization, populate, subscription};
-use offramp_testkit::smtp::SmtpSink;
-use offramp_testkit::worker::{Worker, get};
-use offramp_testkit::world::World;
+use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, get};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn days_that_are_over_end_what_they_should_end_once() {
-    let world = World::new("lapse").await;
+    let bed = TestBed::new("lapse").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let events = world.watch_events().await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
     let today = Utc::now().date_naive();
     let scheduled = |id: &str, hours: i64| {
         let mut document = subscription(id, "org", "acc");
@@ -38,7 +38,7 @@ async fn days_that_are_over_end_what_they_should_end_once() {
         document.insert("expires_on", expires_on);
         document
     };
-    let subscriptions = world.collection("subscriptions");
+    let subscriptions = bed.collection("subscriptions");
     let mut documents: Vec<Document> = (0..40).map(|index| scheduled(&format!("over-{index}"), -1)).collect();
     documents.push(scheduled("not-yet", 30));
     documents.push(expiring("expired", "2020-02-01"));
@@ -49,30 +49,30 @@ async fn days_that_are_over_end_what_they_should_end_once() {
     documents.push(corrupt.clone());
     subscriptions.insert_many(&documents).await.unwrap();
 
-    let workers = [Worker::start(&world, &sink.url()).await, Worker::start(&world, &sink.url()).await];
+    let workers = [WorkerProcess::start(&bed, &sink.url()).await, WorkerProcess::start(&bed, &sink.url()).await];
     eventually("every last day to be applied", || async {
         let over = doc! { "status": { "$in": ["cancelled", "expired"] } };
         (subscriptions.count_documents(over).await.unwrap() == 41).then_some(())
     })
     .await;
-    world.outboxes_empty().await;
-    let cancelled = world.document("subscriptions", "over-7").await.unwrap();
+    bed.outboxes_empty().await;
+    let cancelled = bed.document("subscriptions", "over-7").await.unwrap();
     assert_eq!(cancelled.get_str("ended_on").unwrap(), cancelled.get_str("ends_on").unwrap());
     assert_eq!(cancelled.get_array("activities").unwrap().len(), 0);
     assert!(cancelled.get_document("billing").unwrap().get("next_on").is_none());
     let entry = cancelled.get_array("history").unwrap()[0].as_document().unwrap();
     assert_eq!((entry.get_str("from").unwrap(), entry.get_str("to").unwrap()), ("cancellation_scheduled", "cancelled"));
-    let expired = world.document("subscriptions", "expired").await.unwrap();
+    let expired = bed.document("subscriptions", "expired").await.unwrap();
     assert_eq!(expired.get_str("ended_on").unwrap(), "2020-02-14", "the day before the next billing date");
     for id in ["not-yet", "runs-on", "sub"] {
-        assert!(world.document("subscriptions", id).await.unwrap().get("history").is_none(), "{id}");
+        assert!(bed.document("subscriptions", id).await.unwrap().get("history").is_none(), "{id}");
     }
-    assert_eq!(world.document("subscriptions", "corrupt").await.unwrap(), corrupt);
+    assert_eq!(bed.document("subscriptions", "corrupt").await.unwrap(), corrupt);
 
     for worker in workers {
         assert!(worker.stop().await.success());
     }
-    let events = events.take(&world).await;
+    let events = events.take(&bed).await;
     assert_eq!(events.len(), 41, "one each, whoever looked");
     let of = |id: &str| events.iter().find(|event| event["subject"] == id).unwrap();
     assert_eq!(of("over-7")["type"], "subscription.ended");
@@ -81,19 +81,19 @@ async fn days_that_are_over_end_what_they_should_end_once() {
     assert_eq!(of("expired")["data"]["cause"], "expired");
     assert!(of("expired").get("causationid").is_none());
     assert!(sink.mails().is_empty());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_card_is_announced_once_per_month_and_lead_time() {
-    let world = World::new("cards").await;
+    let bed = TestBed::new("cards").await;
     let sink = SmtpSink::start().await;
     let today = Utc::now().date_naive();
     let this_month = format!("{}-{:02}", today.year(), today.month());
     let mut org = organization("org");
     org.insert("card_notice_days", [40, 31]);
     org.insert("timezone", "UTC");
-    world.collection("organizations").insert_one(org).await.unwrap();
+    bed.collection("organizations").insert_one(org).await.unwrap();
     let with_cards = |id: &str, cards: Vec<(&str, &str)>| {
         let cards: Vec<Document> = cards
             .into_iter()
@@ -107,13 +107,13 @@ async fn a_card_is_announced_once_per_month_and_lead_time() {
         with_cards("two-cards", vec![("c-1", &this_month), ("c-2", &this_month), ("c-3", "2199-01")]),
         with_cards("ended", vec![("c-4", &this_month)]),
     ];
-    world.collection("accounts").insert_many(accounts).await.unwrap();
+    bed.collection("accounts").insert_many(accounts).await.unwrap();
     let mut ended = subscription("s-3", "org", "ended");
     ended.insert("status", "cancelled");
     let subscriptions = [subscription("s-1", "org", "two-cards"), subscription("s-2", "org", "two-cards"), ended];
-    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
 
-    let workers = [Worker::start(&world, &sink.url()).await, Worker::start(&world, &sink.url()).await];
+    let workers = [WorkerProcess::start(&bed, &sink.url()).await, WorkerProcess::start(&bed, &sink.url()).await];
     eventually("both notices", || async { (sink.mails().len() >= 4).then_some(()) }).await;
     // The command for the same card and month says nothing new.
     let again = command(
@@ -122,12 +122,12 @@ async fn a_card_is_announced_once_per_month_and_lead_time() {
         json!({ "organization_id": "org", "account_id": "two-cards",
             "card": { "id": "c-1", "brand": "Visa", "last4": "4242", "expires": this_month } }),
     );
-    world.command(&again).await;
+    bed.command(&again).await;
     eventually("the command to be settled", || async {
         (workers[0].settled().await + workers[1].settled().await == 1).then_some(())
     })
     .await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     for worker in workers {
         assert!(worker.stop().await.success());
     }
@@ -142,10 +142,10 @@ async fn a_card_is_announced_once_per_month_and_lead_time() {
     mails.sort();
     let both = |to: &str| vec![("card-expiring".to_owned(), to.to_owned()); 2];
     assert_eq!(mails, [both("desk@org.example"), both("two-cards@home.example")].concat(), "one per card and reader");
-    let account = world.document("accounts", "two-cards").await.unwrap();
+    let account = bed.document("accounts", "two-cards").await.unwrap();
     assert_eq!(account.get_array("card_notices").unwrap().len(), 2);
     assert_eq!(account.get_array("notifications").unwrap().len(), 4);
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// An organization that wants card notices all month long.
@@ -170,18 +170,18 @@ fn with_expiring_cards(id: &str, organization: &str, cards: usize) -> Document {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_of_many_cards_of_an_account_is_announced_once() {
     const CARDS: usize = 210;
-    let world = World::new("many-cards").await;
+    let bed = TestBed::new("many-cards").await;
     let sink = SmtpSink::start().await;
-    world.collection("organizations").insert_one(with_notices("org")).await.unwrap();
+    bed.collection("organizations").insert_one(with_notices("org")).await.unwrap();
     let mut account = with_expiring_cards("acc", "org", CARDS);
     let old = doc! { "card_id": "old", "expires": "2020-01", "notice": "early", "at": bson::DateTime::from_millis(0) };
     account.insert("card_notices", [old]);
-    world.collection("accounts").insert_one(account).await.unwrap();
-    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+    bed.collection("accounts").insert_one(account).await.unwrap();
+    bed.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
 
-    let workers = [Worker::start(&world, &sink.url()).await, Worker::start(&world, &sink.url()).await];
+    let workers = [WorkerProcess::start(&bed, &sink.url()).await, WorkerProcess::start(&bed, &sink.url()).await];
     eventually("all notices", || async {
-        let account = world.document("accounts", "acc").await.unwrap();
+        let account = bed.document("accounts", "acc").await.unwrap();
         let notices = account.get_array("card_notices").unwrap();
         (notices.len() >= CARDS && sink.mails().len() >= 2 * CARDS).then_some(())
     })
@@ -190,13 +190,13 @@ async fn each_of_many_cards_of_an_account_is_announced_once() {
     let mut card = with_expiring_cards("acc", "org", 1).get_array("cards").unwrap()[0].as_document().unwrap().clone();
     card.insert("id", "later");
     let later = doc! { "$push": { "cards": card }, "$inc": { "version": 1 } };
-    world.collection("accounts").update_one(doc! { "_id": "acc" }, later).await.unwrap();
+    bed.collection("accounts").update_one(doc! { "_id": "acc" }, later).await.unwrap();
     eventually("the notice of the later card", || async { (sink.mails().len() >= 2 * CARDS + 2).then_some(()) }).await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     for worker in workers {
         assert!(worker.stop().await.success());
     }
-    let account = world.document("accounts", "acc").await.unwrap();
+    let account = bed.document("accounts", "acc").await.unwrap();
     let notices = account.get_array("card_notices").unwrap();
     let ids: BTreeSet<&str> =
         notices.iter().map(|notice| notice.as_document().unwrap().get_str("card_id").unwrap()).collect();
@@ -204,18 +204,18 @@ async fn each_of_many_cards_of_an_account_is_announced_once() {
     assert!(!ids.contains("old"));
     assert_eq!(account.get_array("notifications").unwrap().len(), 2 * (CARDS + 1));
     assert_eq!(sink.mails().len(), 2 * (CARDS + 1));
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// What the database refuses for one organization's accounts, and what is wrong with an organization or an account, is theirs.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_organization_in_trouble_delays_no_notices_of_others() {
-    let world = World::new("card-trouble").await;
+    let bed = TestBed::new("card-trouble").await;
     let sink = SmtpSink::start().await;
     let mut corrupt = with_notices("corrupt");
     corrupt.insert("timezone", "Mars/Olympus");
     let organizations = [with_notices("refused"), corrupt, with_notices("full"), with_notices("fine")];
-    world.collection("organizations").insert_many(organizations).await.unwrap();
+    bed.collection("organizations").insert_many(organizations).await.unwrap();
     let mut accounts: Vec<Document> =
         (0..5).map(|index| with_expiring_cards(&format!("a-refused-{index}"), "refused", 1)).collect();
     accounts.push(with_expiring_cards("b-corrupt", "corrupt", 1));
@@ -235,15 +235,15 @@ async fn an_organization_in_trouble_delays_no_notices_of_others() {
             subscription(&format!("sub-{id}"), account.get_str("organization_id").unwrap(), id)
         })
         .collect();
-    world.collection("accounts").insert_many(accounts).await.unwrap();
-    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    bed.collection("accounts").insert_many(accounts).await.unwrap();
+    bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
     let forbidden = doc! { "$nor": [{ "organization_id": "refused", "card_notices": { "$exists": true } }] };
-    world.database.run_command(doc! { "collMod": "accounts", "validator": forbidden }).await.unwrap();
+    bed.database.run_command(doc! { "collMod": "accounts", "validator": forbidden }).await.unwrap();
 
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let file = std::fs::File::create(&log).unwrap();
-    let worker = Worker::spawn(&world, &sink.url(), &[], Stdio::from(file)).ready().await;
+    let worker = WorkerProcess::spawn(&bed, &sink.url(), &[], Stdio::from(file)).ready().await;
     eventually("the notices of the organization without trouble", || async { (sink.mails().len() >= 2).then_some(()) })
         .await;
     eventually("the full account and the refused ones in the log", || async {
@@ -257,9 +257,9 @@ async fn an_organization_in_trouble_delays_no_notices_of_others() {
     assert!(metrics.contains(&unworkable("accounts", 1)), "only the full one: {metrics}");
     assert!(metrics.contains(&unworkable("organizations", 1)), "{metrics}");
     // What was refused is tried again.
-    world.database.run_command(doc! { "collMod": "accounts", "validator": {} }).await.unwrap();
+    bed.database.run_command(doc! { "collMod": "accounts", "validator": {} }).await.unwrap();
     eventually("the notices that were refused", || async { (sink.mails().len() >= 12).then_some(()) }).await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert!(worker.stop().await.success());
 
     let log = std::fs::read_to_string(log).unwrap();
@@ -270,55 +270,55 @@ async fn an_organization_in_trouble_delays_no_notices_of_others() {
     let to: BTreeSet<String> = sink.mails().iter().flat_map(|mail| mail.to.clone()).collect();
     assert_eq!(sink.mails().len(), 12);
     assert!(to.contains("d-fine@home.example") && to.contains("a-refused-4@home.example"), "{to:?}");
-    world.remove().await;
+    bed.remove().await;
 }
 
 /// A search that MongoDB does not answer is one organization's. Here nothing about it passes until the others have their notices.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_organization_delays_no_notices_of_others() {
     const OTHERS: usize = 12;
-    let mut world = World::new("card-slow").await;
+    let mut bed = TestBed::new("card-slow").await;
     let sink = SmtpSink::start().await;
     let ids = || (0..OTHERS).map(|index| format!("fine-{index}")).chain(["molasses".to_owned()]);
-    world.collection("organizations").insert_many(ids().map(|id| with_notices(&id))).await.unwrap();
+    bed.collection("organizations").insert_many(ids().map(|id| with_notices(&id))).await.unwrap();
     let accounts = ids().map(|id| with_expiring_cards(&format!("acc-{id}"), &id, 1));
-    world.collection("accounts").insert_many(accounts).await.unwrap();
+    bed.collection("accounts").insert_many(accounts).await.unwrap();
     let subscriptions = ids().map(|id| subscription(&format!("sub-{id}"), &id, &format!("acc-{id}")));
-    world.collection("subscriptions").insert_many(subscriptions).await.unwrap();
-    let (proxy, url) = Proxy::in_front_of_mongodb(&world.mongodb_url).await;
-    world.mongodb_url = url;
+    bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    let (proxy, url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    bed.mongodb_url = url;
     proxy.hold_requests("molasses");
 
-    let worker = Worker::spawn(&world, &sink.url(), &[], Stdio::null());
+    let worker = WorkerProcess::spawn(&bed, &sink.url(), &[], Stdio::null());
     eventually("the notices of the others", || async { (sink.mails().len() >= 2 * OTHERS).then_some(()) }).await;
     assert!(!sink.mails().iter().any(|mail| mail.to[0].contains("molasses")));
     proxy.hold_requests("");
     eventually("all notices", || async { (sink.mails().len() >= 2 * OTHERS + 2).then_some(()) }).await;
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     let worker = worker.ready().await;
     assert!(worker.stop().await.success());
     assert_eq!(sink.mails().len(), 2 * OTHERS + 2);
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_dead_worker_left_is_sent_by_another() {
-    let world = World::new("lease").await;
+    let bed = TestBed::new("lease").await;
     let sink = SmtpSink::start().await;
-    populate(&world).await;
-    let events = world.watch_events().await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
     // Nothing listens there: the mail waits in the outbox, the lane goes on.
     let nowhere = "smtp://127.0.0.1:9";
-    let mut first = Worker::start_with(&world, nowhere, &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
-    world.command(&cancellation("c-1", "sub")).await;
-    events.next(&world, |event| event["type"] == "subscription.cancellation-scheduled").await;
+    let mut first = WorkerProcess::start_with(&bed, nowhere, &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
+    bed.command(&cancellation("c-1", "sub")).await;
+    events.next(&bed, |event| event["type"] == "subscription.cancellation-scheduled").await;
     first.kill();
-    let waiting = world.document("subscriptions", "sub").await.unwrap();
+    let waiting = bed.document("subscriptions", "sub").await.unwrap();
     assert!(!waiting.get_array("outbox").unwrap().is_empty());
 
-    let second = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
-    world.outboxes_empty().await;
-    let sent = world.document("subscriptions", "sub").await.unwrap();
+    let second = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
+    bed.outboxes_empty().await;
+    let sent = bed.document("subscriptions", "sub").await.unwrap();
     let notification = sent.get_array("notifications").unwrap()[0].as_document().unwrap();
     assert_eq!(notification.get_str("template").unwrap(), "cancelled-by-admin");
     assert_eq!(notification.get_str("to").unwrap(), "acc@home.example");
@@ -330,22 +330,22 @@ async fn what_a_dead_worker_left_is_sent_by_another() {
     assert_eq!(format!("<{}>", mail.message_id().unwrap()), message_id);
     assert!(mail.body_text(0).unwrap().contains("June 14, 2199"));
     assert!(second.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_has_no_room_for_is_sent_when_the_mail_server_is_back() {
     // More than the 512 mails that a worker holds in memory.
     const COUNT: usize = 800;
-    let world = World::new("room").await;
+    let bed = TestBed::new("room").await;
     let (sink, is_back) = SmtpSink::unavailable().await;
-    populate(&world).await;
-    let subscriptions = world.collection("subscriptions");
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
     let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
     subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
-    let worker = Worker::start_with(&world, &sink.url(), &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
     for id in &ids {
-        world.command(&cancellation(&format!("c-{id}"), id)).await;
+        bed.command(&cancellation(&format!("c-{id}"), id)).await;
     }
     eventually("every cancellation to be written", || async {
         let scheduled = doc! { "status": "cancellation_scheduled" };
@@ -354,8 +354,8 @@ async fn what_a_worker_has_no_room_for_is_sent_when_the_mail_server_is_back() {
     .await;
 
     is_back.store(true, Ordering::Relaxed);
-    world.outboxes_empty().await;
+    bed.outboxes_empty().await;
     assert_eq!(sink.mails().len(), COUNT);
     assert!(worker.stop().await.success());
-    world.remove().await;
+    bed.remove().await;
 }

@@ -7,10 +7,10 @@ use serde_json::{Value, json};
 
 use crate::cli::{fails, run, succeeds};
 use offramp_testkit::eventually;
-use offramp_testkit::samples::{account, cancellation, organization, subscription};
-use offramp_testkit::smtp::{Action, SmtpSink, Tls};
+use offramp_testkit::fixtures::{account, cancellation, organization, subscription};
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Tls};
 use offramp_testkit::tls::{ThrowAwayCa, TlsServers};
-use offramp_testkit::worker::{Worker, bare};
+use offramp_testkit::worker_process::{WorkerProcess, bare};
 
 /// A one-shot command that cannot work says so within this time: one time out of the driver of MongoDB, and some.
 const SOON: Duration = Duration::from_secs(15);
@@ -83,7 +83,7 @@ async fn does_the_whole_job(program: impl Fn() -> Command, sink: &SmtpSink, step
     succeeds(&mut program(), &["import", "-"], &lines(&documents));
     succeeds(&mut program(), &["check"], "");
 
-    let worker = Worker::of(&mut program(), Stdio::null()).ready().await;
+    let worker = WorkerProcess::of(&mut program(), Stdio::null()).ready().await;
     succeeds(&mut program(), &["publish", "-"], &lines(&[cancellation(&id, &id)]));
     eventually("a mail", || async { sink.mails().first().cloned() }).await;
     assert!(sink.mails().iter().all(|mail| mail.encrypted));

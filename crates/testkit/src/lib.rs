@@ -1,54 +1,59 @@
-//! What every integration test needs: real servers under names of its own, worker processes, and waiting for conditions.
+//! Test support for everything that runs the program from outside: the integration tests, chaos, the email audit, the benchmarks
+//! and the demonstration. Nothing here is part of the program.
+//!
+//! Servers: [`test_bed`] (a database and a broker prefix for one test), [`rabbit`] (the broker alone), [`private_servers`] and [`tls`]
+//! (servers that only one test uses), [`smtp_sink`] (an SMTP server that follows a script), [`proxy`] (a broken network).
+//! Processes: [`process`], [`worker_process`], [`preview_process`]. Data: [`fixtures`]. Emails: [`emails`], [`email_facts`],
+//! [`html`], [`dkim`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 #![allow(
     clippy::missing_panics_doc,
     clippy::missing_errors_doc,
     clippy::must_use_candidate,
-    reason = "only tests use it"
+    clippy::return_self_not_must_use,
+    clippy::new_without_default,
+    reason = "for callers outside this repository, of which there are none"
 )]
 
 pub mod dkim;
-pub mod facts;
+pub mod email_facts;
+pub mod emails;
+pub mod fixtures;
 pub mod html;
-pub mod mails;
-pub mod preview;
-pub mod private;
+pub mod preview_process;
+pub mod private_servers;
 pub mod process;
 pub mod proxy;
 pub mod rabbit;
-pub mod samples;
-pub mod smtp;
+pub mod smtp_sink;
+pub mod test_bed;
 pub mod tls;
-pub mod worker;
-pub mod world;
+pub mod worker_process;
 
 use std::future::Future;
-use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long a condition may take to come true, on a slow and busy machine.
+/// How long a condition may take to become true, on a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The root of the repository.
+/// The root of this repository.
 pub fn repository() -> &'static Path {
-    static ROOT: LazyLock<PathBuf> =
-        LazyLock::new(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap());
-    &ROOT
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/testkit is two folders below the root")
 }
 
-/// A setting of the servers under test, with the default that the worker itself has.
+/// A setting of the servers under test, with the worker's own default.
 pub fn setting(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
-/// Waits until `look` answers, and says `what` was awaited in vain otherwise.
+/// Polls `look` until it returns something. Panics with `what` when that takes too long.
 #[track_caller]
 pub fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl FnMut() -> F) -> impl Future<Output = T> {
     eventually_within(PATIENCE, what, look)
 }
 
-/// The same for what may take longer, or not so long.
+/// [`eventually`] with a time limit of its own.
 #[track_caller]
 pub fn eventually_within<T, F: Future<Output = Option<T>>>(
     patience: Duration,
@@ -62,7 +67,7 @@ pub fn eventually_within<T, F: Future<Output = Option<T>>>(
             if let Some(found) = look().await {
                 return found;
             }
-            assert!(begin.elapsed() < patience, "{caller}: waited {patience:?} in vain: {what}");
+            assert!(begin.elapsed() < patience, "{caller}: timed out after {patience:?} waiting for {what}");
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
     }

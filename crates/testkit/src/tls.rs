@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
-use crate::private::PrivateServers;
+use crate::private_servers::PrivateServers;
 
 /// A certificate authority, and a server certificate and a client certificate of it.
 pub struct ThrowAwayCa {

@@ -8,11 +8,11 @@ use offramp_mail::{EmailKind, RenderedEmail, Sender, Templates, compose};
 use url::Url;
 use uuid::Uuid;
 
-use crate::facts::missing_from;
+use crate::email_facts::missing_from;
 use crate::html::Html;
 
 /// A mail, from its facts to its bytes.
-pub struct Mail {
+pub struct Email {
     /// `fr-CA/payment-failed.account_manager/full`
     pub name: String,
     pub notification: Notification,
@@ -32,7 +32,7 @@ pub fn reader(language: &str) -> &str {
 }
 
 /// Each sample in each language that there are words in.
-pub fn every_mail(templates: &Templates, date: DateTime<Utc>) -> Vec<Mail> {
+pub fn every_email(templates: &Templates, date: DateTime<Utc>) -> Vec<Email> {
     let mut mails = Vec::new();
     for language in templates.locales() {
         let locale = reader(&language);
@@ -41,7 +41,7 @@ pub fn every_mail(templates: &Templates, date: DateTime<Utc>) -> Vec<Mail> {
                 let name = format!("{locale}/{kind}/{}", sample.variant);
                 let rendered = templates.render(&sample.notification).unwrap();
                 let bytes = bytes_at(date, &sample.notification, &rendered);
-                mails.push(Mail { name, notification: sample.notification, rendered, bytes });
+                mails.push(Email { name, notification: sample.notification, rendered, bytes });
             }
         }
     }
@@ -67,7 +67,7 @@ const BANNED: [&str; 13] = [
 /// Attributes by which a program fetches something as soon as it shows the mail.
 const FETCHING: [&str; 8] = ["background", "data", "lowsrc", "poster", "src", "srcset", "xlink:href", "action"];
 
-impl Mail {
+impl Email {
     /// What is wrong with a mail and can be seen without a browser, a sentence each.
     pub fn findings(&self) -> Vec<String> {
         let mut findings = Vec::new();

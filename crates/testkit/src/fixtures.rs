@@ -6,7 +6,7 @@ use offramp_domain::notification::Notification;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::world::World;
+use crate::test_bed::TestBed;
 
 /// The fields of a tombstone, sorted.
 pub const TOMBSTONE_FIELDS: [&str; 10] = [
@@ -28,10 +28,10 @@ pub fn identify(id: Uuid, email: &Notification) -> EmailIdentity {
 }
 
 /// An organization in Québec, an account and a subscription of 45 days from its next invoice, all with plain ids.
-pub async fn populate(world: &World) {
-    world.collection("organizations").insert_one(organization("org")).await.unwrap();
-    world.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
-    world.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
+pub async fn populate(bed: &TestBed) {
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
+    bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    bed.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
 }
 
 /// An organization where clients may cancel at once.

@@ -1,4 +1,4 @@
-//! Worker processes: the program itself, as operations people run it.
+//! WorkerProcess processes: the program itself, as operations people run it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::eventually;
 use crate::process::{self, Signal};
-use crate::world::World;
+use crate::test_bed::TestBed;
 
 /// The program under test. Cargo puts it one folder above the tests and examples that it builds together with it.
 pub fn program() -> &'static Path {
@@ -42,38 +42,38 @@ fn bare_build(program: &Path) -> Command {
 }
 
 /// The program with the settings of a world and nothing else.
-pub fn offramp(world: &World) -> Command {
-    build(program(), world)
+pub fn offramp(bed: &TestBed) -> Command {
+    build(program(), bed)
 }
 
 /// Another build of the program, with the same settings.
-pub fn build(program: &Path, world: &World) -> Command {
+pub fn build(program: &Path, bed: &TestBed) -> Command {
     let mut command = bare_build(program);
     command
         .env("OFFRAMP_AMQP_URL", crate::setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f"))
-        .env("OFFRAMP_MONGODB_URL", &world.mongodb_url)
-        .env("OFFRAMP_PREFIX", &world.prefix)
+        .env("OFFRAMP_MONGODB_URL", &bed.mongodb_url)
+        .env("OFFRAMP_PREFIX", &bed.prefix)
         .env("OFFRAMP_MAIL_FROM", "no-reply@offramp.example")
         .env("OFFRAMP_SWEEP_SECONDS", "1");
     command
 }
 
 /// A worker process; killed when dropped.
-pub struct Worker {
+pub struct WorkerProcess {
     child: Child,
     port: u16,
 }
 
-impl Worker {
+impl WorkerProcess {
     /// Starts a worker that sends its mails to `smtp_url`, and waits until it is ready.
-    pub async fn start(world: &World, smtp_url: &str) -> Self {
-        Self::start_with(world, smtp_url, &[]).await
+    pub async fn start(bed: &TestBed, smtp_url: &str) -> Self {
+        Self::start_with(bed, smtp_url, &[]).await
     }
 
     /// The same with further settings.
-    pub async fn start_with(world: &World, smtp_url: &str, settings: &[(&str, &str)]) -> Self {
+    pub async fn start_with(bed: &TestBed, smtp_url: &str, settings: &[(&str, &str)]) -> Self {
         let log = if std::env::var_os("TEST_LOG").is_some() { Stdio::inherit() } else { Stdio::null() };
-        Self::spawn(world, smtp_url, settings, log).ready().await
+        Self::spawn(bed, smtp_url, settings, log).ready().await
     }
 
     /// Waits until it is ready.
@@ -89,8 +89,8 @@ impl Worker {
     }
 
     /// Starts a worker and waits for nothing: the servers may be away.
-    pub fn spawn(world: &World, smtp_url: &str, settings: &[(&str, &str)], log: Stdio) -> Self {
-        Self::of(offramp(world).env("OFFRAMP_SMTP_URL", smtp_url).envs(settings.iter().copied()), log)
+    pub fn spawn(bed: &TestBed, smtp_url: &str, settings: &[(&str, &str)], log: Stdio) -> Self {
+        Self::of(offramp(bed).env("OFFRAMP_SMTP_URL", smtp_url).envs(settings.iter().copied()), log)
     }
 
     /// The program with the settings that it has, as a worker.
@@ -184,7 +184,7 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
+impl Drop for WorkerProcess {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());

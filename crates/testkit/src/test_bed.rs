@@ -19,7 +19,7 @@ pub const LANES: [&str; 5] =
 const RETRY_DELAYS: [&str; 5] = ["5s", "30s", "2m", "10m", "1h"];
 
 /// The servers, under names that no other test uses.
-pub struct World {
+pub struct TestBed {
     pub prefix: String,
     pub mongodb_url: String,
     pub database: mongodb::Database,
@@ -27,7 +27,7 @@ pub struct World {
     connection: Connection,
 }
 
-impl World {
+impl TestBed {
     /// A world with nothing in it.
     pub async fn new(test: &str) -> Self {
         Self::at(test, &setting("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp")).await
@@ -216,15 +216,15 @@ pub struct Events {
 
 impl Events {
     /// Takes all events that have arrived, in order.
-    pub async fn take(&self, world: &World) -> Vec<Value> {
+    pub async fn take(&self, bed: &TestBed) -> Vec<Value> {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let waiting = world
+        let waiting = bed
             .channel
             .queue_declare(self.queue.as_str().into(), options, FieldTable::default())
             .await
             .unwrap()
             .message_count();
-        let mut consumer = world
+        let mut consumer = bed
             .channel
             .basic_consume(
                 self.queue.as_str().into(),
@@ -239,15 +239,15 @@ impl Events {
             let delivery = consumer.next().await.unwrap().unwrap();
             events.push(serde_json::from_slice(&delivery.data).unwrap());
         }
-        world.channel.basic_cancel(consumer.tag(), lapin::options::BasicCancelOptions::default()).await.unwrap();
+        bed.channel.basic_cancel(consumer.tag(), lapin::options::BasicCancelOptions::default()).await.unwrap();
         events
     }
 
     /// Waits for the next event that `is` accepts; those before it are passed over.
-    pub async fn next(&self, world: &World, is: impl Fn(&Value) -> bool) -> Value {
+    pub async fn next(&self, bed: &TestBed, is: impl Fn(&Value) -> bool) -> Value {
         eventually("an event", || async {
             let got =
-                world.channel.basic_get(self.queue.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
+                bed.channel.basic_get(self.queue.as_str().into(), BasicGetOptions { no_ack: true }).await.unwrap()?;
             let event: Value = serde_json::from_slice(&got.data).unwrap();
             is(&event).then_some(event)
         })

@@ -12,13 +12,13 @@ use tokio::net::TcpStream;
 
 use crate::eventually;
 use crate::process::{self, Signal};
-use crate::worker::bare;
+use crate::worker_process::bare;
 
 /// The mail of which tests change the templates.
 pub const MAIL: &str = "request-declined.account_manager";
 
 /// The program with a page on a port of its own; ended when dropped.
-pub struct Preview {
+pub struct PreviewProcess {
     child: Child,
     /// `127.0.0.1:1234`
     pub address: String,
@@ -26,7 +26,7 @@ pub struct Preview {
     _output: io::BufReader<ChildStdout>,
 }
 
-impl Preview {
+impl PreviewProcess {
     /// Starts it with these settings, and waits until it says where its page is.
     pub fn start(settings: &[(&str, &str)]) -> Self {
         let mut program = bare();
@@ -55,7 +55,7 @@ impl Preview {
     }
 }
 
-impl Drop for Preview {
+impl Drop for PreviewProcess {
     fn drop(&mut self) {
         drop(self.child.kill());
         drop(self.child.wait());
@@ -77,7 +77,7 @@ impl Answer {
     }
 }
 
-impl Preview {
+impl PreviewProcess {
     pub async fn request(&self, line: &str, headers: &[(&str, &str)], body: &str) -> BufReader<TcpStream> {
         let mut stream = TcpStream::connect(&self.address).await.unwrap();
         let mut request = format!("{line} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());

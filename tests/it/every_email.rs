@@ -4,8 +4,8 @@ use chrono::Utc;
 use offramp_domain::notification::Notification;
 use offramp_mail::Templates;
 
+use offramp_testkit::emails::{Email, every_email};
 use offramp_testkit::html::Html;
-use offramp_testkit::mails::{Mail, every_mail};
 
 fn templates() -> Templates {
     Templates::load(None).unwrap_or_else(|problems| panic!("{problems:#?}"))
@@ -13,7 +13,7 @@ fn templates() -> Templates {
 
 #[test]
 fn both_parts_say_everything_and_fetch_nothing() {
-    let mails = every_mail(&templates(), Utc::now());
+    let mails = every_email(&templates(), Utc::now());
     assert!(mails.len() >= 3 * 24, "{} mails", mails.len());
     let findings: Vec<String> = mails
         .iter()
@@ -27,7 +27,7 @@ fn both_parts_say_everything_and_fetch_nothing() {
 fn both_parts_tell_yes_from_no() {
     let templates = templates();
     let mut told = 0;
-    for Mail { name, notification, rendered, .. } in every_mail(&templates, Utc::now()) {
+    for Email { name, notification, rendered, .. } in every_email(&templates, Utc::now()) {
         let mut opposite: Notification = notification.clone();
         if let Some(refund) = &mut opposite.facts.refund {
             *refund = !*refund;
@@ -47,8 +47,8 @@ fn both_parts_tell_yes_from_no() {
 #[test]
 fn what_is_wrong_with_a_mail_is_found() {
     #[track_caller]
-    fn check(change: impl Fn(&mut Mail), finding: &str) {
-        let mut mails = every_mail(&templates(), Utc::now());
+    fn check(change: impl Fn(&mut Email), finding: &str) {
+        let mut mails = every_email(&templates(), Utc::now());
         let mail = mails.iter_mut().find(|mail| mail.name == "fr-CA/payment-failed.organization_contact/full").unwrap();
         change(mail);
         let findings = mail.findings();
@@ -56,7 +56,7 @@ fn what_is_wrong_with_a_mail_is_found() {
     }
     let body = |html: &str| {
         let html = html.to_owned();
-        move |mail: &mut Mail| mail.rendered.html = mail.rendered.html.replace("</body>", &format!("{html}</body>"))
+        move |mail: &mut Email| mail.rendered.html = mail.rendered.html.replace("</body>", &format!("{html}</body>"))
     };
     check(
         |mail| mail.rendered.text = mail.rendered.text.replace("30 juin", "31 juin"),
