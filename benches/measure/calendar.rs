@@ -44,7 +44,7 @@ pub async fn midnight(bench: &Bench) {
     .await;
     stage::quiet(&bed).await;
     let (worker, begun, _) = start(bench, &bed, "midnight").await;
-    counted(&worker, r#"offramp_swept_total{what="lapse"}"#, count).await;
+    counted(&worker, r#"offramp_scheduled_changes_total{kind="lapse"}"#, count).await;
     let ended = begun.at.elapsed();
     counted(&worker, r#"offramp_events_total{outcome="published"}"#, count).await;
     stage::outboxes_empty(&bed, "subscriptions").await;
@@ -178,7 +178,7 @@ async fn start(bench: &Bench, bed: &TestBed, name: &str) -> (WorkerProcess, Mome
     let settings = [("OFFRAMP_SWEEP_SECONDS", "3600"), ("OFFRAMP_LOG", "info,offramp::worker::sweeper=debug")];
     let mut worker = WorkerProcess::spawn(bed, &bench.sink.url(), &settings, Stdio::piped());
     let log = bench.logs.join(format!("{name}.log"));
-    let works = |line: &str| line.contains("working");
+    let works = |line: &str| line.contains("worker started");
     let has_looked = |line: &str| line.contains("looked for cards");
     let [begins, looked] = watch(worker.take_log(), worker.id(), &log, [Box::new(works), Box::new(has_looked)]);
     (worker, begins.await.expect("a worker that works"), looked)

@@ -1,0 +1,186 @@
+//! What sweeps find wrong with documents, and its reports: each problem is logged once when it begins, and counted while it
+//! lasts.
+
+use std::collections::{HashMap, HashSet};
+
+use metrics::{describe_gauge, gauge};
+
+use super::search::Search;
+use crate::store::sweep::Unworkable;
+use crate::store::{Collection, StoreError};
+use crate::worker::engine::Processed;
+use offramp_domain::fold::Verdict;
+
+/// How many documents that cannot be processed are remembered, and how many that could not be changed.
+pub(super) const DOCUMENTS_MAX: usize = 10_000;
+/// How many documents cannot be processed, by collection.
+const UNWORKABLE_DOCUMENTS: &str = "offramp_unworkable_documents";
+
+/// What one search found wrong.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// Documents that cannot be processed until somebody corrects them.
+    unworkable: Vec<Unworkable>,
+    /// Documents that could not be changed this time. That need not be their own fault: other writers may have kept changing
+    /// them, or a validator of the database may forbid the change.
+    failed: Vec<Unworkable>,
+}
+
+impl Findings {
+    pub(super) fn add_unworkable(&mut self, unworkable: impl IntoIterator<Item = Unworkable>) {
+        let room = DOCUMENTS_MAX.saturating_sub(self.unworkable.len());
+        self.unworkable.extend(unworkable.into_iter().take(room));
+    }
+
+    fn add_failed(&mut self, failed: impl IntoIterator<Item = Unworkable>) {
+        let room = DOCUMENTS_MAX.saturating_sub(self.failed.len());
+        self.failed.extend(failed.into_iter().take(room));
+    }
+
+    pub(super) fn extend(&mut self, other: Self) {
+        self.add_unworkable(other.unworkable);
+        self.add_failed(other.failed);
+    }
+
+    /// Adds the result for a document if something is wrong; otherwise returns its verdict.
+    pub(super) fn check(&mut self, collection: Collection, id: &str, processed: Processed) -> Option<Verdict> {
+        let unworkable = |reason| Unworkable { collection, id: id.to_owned(), reason };
+        match processed {
+            Processed::Decided(Verdict::Missing(missing)) => self.add_unworkable([unworkable(missing.to_string())]),
+            Processed::Decided(Verdict::Corrupt(reason)) => self.add_unworkable([unworkable(reason)]),
+            Processed::Failed(reason) => self.add_failed([unworkable(reason)]),
+            Processed::Decided(verdict) => return Some(verdict),
+        }
+        None
+    }
+}
+
+/// The reports of one loop of sweeps.
+pub(super) struct Reports {
+    collections: &'static [Collection],
+    /// Which search first found that a document cannot be processed, and why it cannot.
+    unworkable: HashMap<(Collection, String), (Search, String)>,
+    /// The documents that could not be changed.
+    failed: HashMap<Search, HashSet<(Collection, String)>>,
+    /// Why searches failed.
+    failed_searches: HashMap<Search, String>,
+}
+
+impl Reports {
+    /// Reports about documents of these collections.
+    pub(super) fn new(collections: &'static [Collection]) -> Self {
+        for collection in collections {
+            gauge!(UNWORKABLE_DOCUMENTS, "collection" => collection.as_str()).set(0.0);
+        }
+        Self { collections, unworkable: HashMap::new(), failed: HashMap::new(), failed_searches: HashMap::new() }
+    }
+
+    /// Replaces the findings of a search, and logs the new ones.
+    pub(super) fn succeeded(&mut self, search: Search, findings: Findings) {
+        self.failed_searches.remove(&search);
+        self.update_unworkable(search, findings.unworkable);
+        self.update_failed(search, findings.failed);
+    }
+
+    /// Logs a failed search, unless it failed for the same reason before. Its earlier findings remain.
+    pub(super) fn failed(&mut self, search: Search, error: &StoreError) {
+        let error = error.reason();
+        if self.failed_searches.get(&search) != Some(&error) {
+            let what = search.as_str();
+            tracing::warn!(error, "cannot search for {what}; retrying; other searches are not affected");
+            self.failed_searches.insert(search, error);
+        }
+    }
+
+    pub(super) fn has_failed_search(&self) -> bool {
+        !self.failed_searches.is_empty()
+    }
+
+    fn update_unworkable(&mut self, search: Search, unworkable: Vec<Unworkable>) {
+        let is_own = |_: &(Collection, String), (by, _): &mut (Search, String)| *by == search;
+        let before: HashMap<_, _> = self.unworkable.extract_if(is_own).collect();
+        for Unworkable { collection, id, reason } in unworkable {
+            let key = (collection, id);
+            if self.unworkable.len() >= DOCUMENTS_MAX {
+                break;
+            }
+            if self.unworkable.contains_key(&key) {
+                continue;
+            }
+            if before.get(&key).is_none_or(|(_, known)| *known != reason) {
+                let (collection, id) = (collection.as_str(), &key.1);
+                tracing::error!(collection, id, reason, "this document cannot be processed until it is corrected");
+            }
+            self.unworkable.insert(key, (search, reason));
+        }
+        for collection in self.collections {
+            let count = self.unworkable.keys().filter(|(of, _)| of == collection).count();
+            let count = u32::try_from(count).unwrap_or(u32::MAX);
+            gauge!(UNWORKABLE_DOCUMENTS, "collection" => collection.as_str()).set(f64::from(count));
+        }
+    }
+
+    /// Logs one line for all documents: a validator may reject every document of a collection.
+    fn update_failed(&mut self, search: Search, failed: Vec<Unworkable>) {
+        let known = self.failed.remove(&search).unwrap_or_default();
+        let is_new = |failed: &&Unworkable| !known.contains(&(failed.collection, failed.id.clone()));
+        if let Some(example) = failed.iter().find(is_new) {
+            let Unworkable { collection, id, reason } = example;
+            let (documents, collection) = (failed.len(), collection.as_str());
+            tracing::warn!(documents, collection, id, reason, "due documents could not be changed; retrying");
+        }
+        self.failed.insert(search, failed.into_iter().map(|failed| (failed.collection, failed.id)).collect());
+    }
+}
+
+pub(super) fn describe_metrics() {
+    describe_gauge!(
+        UNWORKABLE_DOCUMENTS,
+        "Documents that the sweep cannot process until they are corrected; at most 10,000 are counted"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sweep::Fault;
+    use crate::worker::sweeper::search::EndKind;
+
+    fn unworkable(id: &str) -> Unworkable {
+        Unworkable { collection: Collection::Subscriptions, id: id.to_owned(), reason: "it is wrong".to_owned() }
+    }
+
+    fn findings(ids: &[&str]) -> Findings {
+        Findings { unworkable: ids.iter().map(|id| unworkable(id)).collect(), failed: vec![unworkable("busy")] }
+    }
+
+    #[test]
+    fn a_search_replaces_only_its_own_findings_and_a_failed_one_none() {
+        let (first, second) = (Search::Ends(EndKind::Natural), Search::Faults(Fault::ExpiryText));
+        let mut reports = Reports::new(&[Collection::Subscriptions]);
+        reports.succeeded(first, findings(&["a", "b"]));
+        reports.succeeded(second, findings(&["b", "c"]));
+        assert_eq!(reports.unworkable.len(), 3, "b counts once; failed documents do not count");
+        reports.failed(second, &StoreError::TimedOut);
+        reports.succeeded(first, findings(&["a"]));
+        assert_eq!(reports.unworkable.len(), 2, "c is still known");
+        reports.succeeded(second, findings(&["b", "c"]));
+        assert_eq!(reports.unworkable.len(), 3);
+        assert!(!reports.has_failed_search());
+        reports.succeeded(second, Findings::default());
+        assert_eq!(reports.unworkable.len(), 1);
+        assert!(reports.failed[&second].is_empty());
+    }
+
+    #[test]
+    fn corrupt_documents_are_not_reported_as_passing_failures() {
+        let check = |processed| {
+            let mut findings = Findings::default();
+            let verdict = findings.check(Collection::Subscriptions, "sub", processed);
+            (findings.unworkable.len(), findings.failed.len(), verdict)
+        };
+        assert_eq!(check(Processed::Decided(Verdict::Corrupt("it is wrong".to_owned()))), (1, 0, None));
+        assert_eq!(check(Processed::Failed("other writers kept changing it".to_owned())), (0, 1, None));
+        assert_eq!(check(Processed::Decided(Verdict::Applied)), (0, 0, Some(Verdict::Applied)));
+    }
+}

@@ -1,0 +1,180 @@
+//! The sweeper: scheduled changes. Ends subscriptions whose last day is over, gives notice of cards about to expire, deletes
+//! tombstones, and reports documents that can never be processed.
+//!
+//! It only searches for what may be due, and hands it to the same [`Engine`] as commands; whether it is due is decided there,
+//! under the same version guard. So any number of workers may sweep at the same time.
+
+mod card_notices;
+mod ends;
+mod findings;
+mod search;
+mod task_runner;
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::availability::Availability;
+use super::engine::Engine;
+use super::indexes::Indexes;
+use crate::clock;
+use crate::store::inspect::Index;
+use crate::store::{Collection, Store, StoreError};
+
+use card_notices::CardNotices;
+use ends::end_due;
+use findings::{Findings, Reports, describe_metrics};
+use search::Search;
+use task_runner::{SweepError, TaskRunner};
+
+/// The longest time between the start and the first sweep.
+const FIRST_SWEEP_WITHIN: Duration = Duration::from_secs(1);
+/// The time between two searches for what changes daily (card notices), or between two that read a whole index.
+const RARELY: Duration = Duration::from_secs(3_600);
+/// Below this sweep interval, each sweep makes these searches, too: somebody is waiting for the result.
+const RARELY_IS_ALWAYS_BELOW: Duration = Duration::from_secs(60);
+
+/// Searches for what is due, again and again.
+#[derive(Debug)]
+pub struct Sweeper {
+    pub store: Store,
+    pub availability: Availability,
+    pub engine: Engine,
+    /// The mean time between two sweeps.
+    pub every: Duration,
+    /// The largest batch, in tasks.
+    pub batch_max: usize,
+    /// Without its index, a search would read a whole collection.
+    pub indexes: Indexes,
+}
+
+impl Sweeper {
+    /// Sweeps until `shutdown`.
+    pub async fn run(self, shutdown: CancellationToken) {
+        describe_metrics();
+        let runner = TaskRunner { engine: self.engine.clone(), batch_max: self.batch_max, shutdown };
+        tokio::join!(self.sweep_dates(&runner), self.sweep_cards(&runner));
+    }
+
+    async fn sweep_dates(&self, runner: &TaskRunner) {
+        let mut reports = Reports::new(&[Collection::Subscriptions]);
+        let mut indexes = self.indexes.changes();
+        let mut pause = random_below(self.every.min(FIRST_SWEEP_WITHIN));
+        let mut expensive_at: Option<Instant> = None;
+        while self.wait(pause, &mut indexes, &runner.shutdown).await {
+            for search in Search::DATES {
+                if !self.is_indexed(search) {
+                    continue;
+                }
+                if search.is_expensive() {
+                    if expensive_at.is_some_and(|at| at.elapsed() < self.rarely()) {
+                        continue;
+                    }
+                    expensive_at = Some(Instant::now());
+                }
+                match self.sweep(search, runner, &mut reports).await {
+                    Ok(()) => {}
+                    Err(SweepError::Stopping) => return,
+                    // The database is unavailable: the other searches would fail, too.
+                    Err(SweepError::Store(_)) => break,
+                }
+            }
+            pause = around(self.every);
+        }
+    }
+
+    async fn sweep_cards(&self, runner: &TaskRunner) {
+        let mut reports = Reports::new(&[Collection::Organizations, Collection::Accounts]);
+        let mut indexes = self.indexes.changes();
+        let mut pause = random_below(self.rarely().min(FIRST_SWEEP_WITHIN));
+        while self.wait(pause, &mut indexes, &runner.shutdown).await {
+            pause = around(self.every);
+            if self.is_indexed(Search::Cards) {
+                match self.sweep(Search::Cards, runner, &mut reports).await {
+                    Ok(()) if !reports.has_failed_search() => pause = around(self.rarely()),
+                    Ok(()) | Err(SweepError::Store(_)) => {}
+                    Err(SweepError::Stopping) => return,
+                }
+            }
+        }
+    }
+
+    /// The time between two searches that are made rarely.
+    fn rarely(&self) -> Duration {
+        if self.every < RARELY_IS_ALWAYS_BELOW { self.every } else { RARELY }
+    }
+
+    fn is_indexed(&self, search: Search) -> bool {
+        search.indexes().into_iter().all(|(collection, name)| self.indexes.has(collection, name))
+    }
+
+    /// Waits for `pause` or until the missing indexes change, then until the clock is right. Returns false on `shutdown`.
+    async fn wait(
+        &self,
+        pause: Duration,
+        indexes: &mut watch::Receiver<Vec<Index>>,
+        shutdown: &CancellationToken,
+    ) -> bool {
+        let waiting = async {
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                // It fails only without a sender, and the sender is in `self.indexes`.
+                Ok(()) = indexes.changed() => {}
+            }
+            self.availability.wait_for_clock().await;
+        };
+        shutdown.run_until_cancelled(waiting).await.is_some()
+    }
+
+    /// Makes one search and processes what it finds. A failure of its own is reported, and is not an error.
+    ///
+    /// # Errors
+    /// When the worker stops, or the database is unavailable.
+    async fn sweep(&self, search: Search, runner: &TaskRunner, reports: &mut Reports) -> Result<(), SweepError> {
+        let mut findings = Findings::default();
+        match self.try_sweep(search, runner, &mut findings).await {
+            Ok(()) => reports.succeeded(search, findings),
+            Err(SweepError::Stopping) => return Err(SweepError::Stopping),
+            Err(SweepError::Store(error)) => {
+                if matches!(error, StoreError::Unavailable(_)) && self.availability.is_unavailable().await {
+                    return Err(SweepError::Store(error));
+                }
+                if matches!(error, StoreError::Refused(_)) {
+                    self.indexes.check_again();
+                }
+                reports.failed(search, &error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn try_sweep(&self, search: Search, runner: &TaskRunner, findings: &mut Findings) -> Result<(), SweepError> {
+        match search {
+            Search::Ends(kind) => end_due(&self.store, runner, kind, findings).await?,
+            Search::Faults(fault) => findings.add_unworkable(self.store.faulty_subscriptions(fault).await?),
+            Search::Tombstones => {
+                let deleted = self.store.delete_tombstones(clock::now()).await?;
+                if deleted > 0 {
+                    tracing::info!(deleted, "deleted tombstones of removed subscriptions");
+                }
+            }
+            Search::Cards => {
+                let notices = CardNotices { store: &self.store, indexes: &self.indexes, runner };
+                notices.give_due(findings).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A random duration below `max`.
+fn random_below(max: Duration) -> Duration {
+    max.mul_f64(fastrand::f64())
+}
+
+/// A random duration from 50 % to 150 % of `mean`: workers that started together do not stay in step.
+fn around(mean: Duration) -> Duration {
+    mean / 2 + random_below(mean)
+}

@@ -1,0 +1,70 @@
+//! The searches of a sweep: what each looks for, and which indexes it needs.
+
+use crate::store::Collection;
+use crate::store::sweep::{self, Fault};
+
+/// What a sweep searches for. Each search fails by itself, and waits for its own indexes only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Search {
+    Ends(EndKind),
+    Faults(Fault),
+    Tombstones,
+    Cards,
+}
+
+/// Which ends of subscriptions are searched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum EndKind {
+    /// The end of a cancelled subscription.
+    Scheduled,
+    /// The end of a subscription with an `expires_on`.
+    Natural,
+}
+
+impl Search {
+    /// The searches for dates that have passed, in their order.
+    pub(super) const DATES: [Self; 8] = [
+        Self::Ends(EndKind::Scheduled),
+        Self::Ends(EndKind::Natural),
+        Self::Faults(Fault::EndsAt),
+        Self::Faults(Fault::ExpiryType),
+        Self::Faults(Fault::ExpiryEmpty),
+        Self::Faults(Fault::BillingDay),
+        Self::Faults(Fault::ExpiryText),
+        Self::Tombstones,
+    ];
+
+    /// Whether it reads a whole index, and is therefore made rarely.
+    pub(super) fn is_expensive(self) -> bool {
+        self == Self::Faults(Fault::ExpiryText)
+    }
+
+    /// The indexes it needs.
+    pub(super) fn indexes(self) -> Vec<(Collection, &'static str)> {
+        let of_subscriptions = match self {
+            Self::Ends(EndKind::Scheduled) => sweep::SCHEDULED_ENDS,
+            Self::Ends(EndKind::Natural) => sweep::NATURAL_ENDS,
+            Self::Faults(fault) => fault.index(),
+            Self::Tombstones => sweep::REMOVED,
+            Self::Cards => {
+                return vec![
+                    (Collection::Organizations, sweep::CARD_ORGANIZATIONS),
+                    (Collection::Accounts, sweep::CARD_EXPIRY),
+                    (Collection::Subscriptions, sweep::OF_ACCOUNT),
+                ];
+            }
+        };
+        vec![(Collection::Subscriptions, of_subscriptions)]
+    }
+
+    /// What it looks for, for the log.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Ends(EndKind::Scheduled) => "scheduled ends",
+            Self::Ends(EndKind::Natural) => "natural ends",
+            Self::Faults(_) => "documents that can never be due",
+            Self::Tombstones => "tombstones to delete",
+            Self::Cards => "cards about to expire",
+        }
+    }
+}
