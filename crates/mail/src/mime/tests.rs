@@ -45,11 +45,11 @@ fn long_lines_are_broken_softly() {
 
 fn write(text: &str, html: &str, encoding: Encoding) -> String {
     let body = Alternative::new(text, html, Uuid::from_u128(42));
-    let mut mail = Vec::new();
-    body.write_headers(encoding, &mut mail);
-    mail.extend_from_slice(b"\r\n");
-    body.write(encoding, &mut mail);
-    String::from_utf8(mail).unwrap()
+    let mut out = Vec::new();
+    body.write_headers(encoding, &mut out);
+    out.extend_from_slice(b"\r\n");
+    body.write(encoding, &mut out);
+    String::from_utf8(out).unwrap()
 }
 
 #[test]
@@ -137,8 +137,8 @@ proptest! {
             if encoding == Encoding::EightBit && !fits_8bit {
                 continue;
             }
-            let mail = write(&text, &html, encoding);
-            for line in mail.split_terminator("\r\n") {
+            let written = write(&text, &html, encoding);
+            for line in written.split_terminator("\r\n") {
                 prop_assert!(!line.contains(['\r', '\n', '\0']), "{line:?}");
                 if encoding == Encoding::QuotedPrintable {
                     prop_assert!(line.len() <= 76 && line.is_ascii() && !line.ends_with([' ', '\t']), "{line:?}");
@@ -147,7 +147,7 @@ proptest! {
                     prop_assert!(line.len() <= 998, "{line:?}");
                 }
             }
-            let parsed = MessageParser::default().parse(mail.as_bytes()).unwrap();
+            let parsed = MessageParser::default().parse(written.as_bytes()).unwrap();
             let [_, plain, page] = parsed.parts.as_slice() else { panic!("{} parts", parsed.parts.len()) };
             let (PartType::Text(plain_text), PartType::Html(page_text)) = (&plain.body, &page.body) else { panic!("kinds") };
             prop_assert_eq!(plain_text.replace("\r\n", "\n"), lines(&text));

@@ -1,0 +1,103 @@
+//! Every email in every language, and what holds for all of them.
+
+use std::fmt::Write as _;
+
+use offramp_domain::notification::Notification;
+use offramp_mail::samples::{Sample, samples};
+use offramp_mail::{EmailKind, RenderedEmail};
+
+use super::{built_in, sample};
+
+const LOCALES: [&str; 3] = ["fr-CA", "en-CA", "es-MX"];
+
+#[test]
+fn every_email_matches_its_snapshot() {
+    let templates = built_in();
+    for locale in LOCALES {
+        for kind in EmailKind::all() {
+            let mut shown = String::new();
+            for sample in samples(kind.template, kind.recipient, locale) {
+                let RenderedEmail { subject, text, .. } = templates.render(&sample.notification).unwrap();
+                write!(shown, "──── {}\nSubject: {subject}\n\n{text}\n", sample.variant).unwrap();
+            }
+            insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false }, {
+                insta::assert_snapshot!(format!("{locale}.{kind}"), shown);
+            });
+        }
+    }
+}
+
+#[test]
+fn html_parts_contain_all_text_of_the_plain_parts() {
+    let templates = built_in();
+    for locale in LOCALES {
+        for Sample { variant, notification } in
+            EmailKind::all().flat_map(|kind| samples(kind.template, kind.recipient, locale))
+        {
+            let RenderedEmail { html, text, language, .. } = templates.render(&notification).unwrap();
+            let what = format!("{locale} {} {:?} {variant}", notification.template, notification.recipient);
+            assert!(html.starts_with("<!doctype html>"), "{what}");
+            assert!(html.contains(&format!("<html lang=\"{language}\" ")), "{what}");
+            assert!(!html.contains("&#"), "{what}: {html}");
+            assert!(html.len() < 100_000, "{what}");
+            assert!(html.lines().all(|line| line.len() < 998), "{what}: lines too long for mail servers");
+            assert!(!html.contains("\n."), "{what}: a dot that SMTP must double");
+            // The page contains every line of the text, except the address of the link.
+            let page = strip_tags(&html);
+            for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with("https://")) {
+                // "Label: value" becomes two cells of a table.
+                let found = page.contains(line)
+                    || line.split_once(": ").is_some_and(|(label, value)| {
+                        page.contains(label.trim_end_matches('\u{a0}')) && page.contains(value)
+                    })
+                    || page.contains(line.trim_end_matches([':', '\u{a0}']));
+                assert!(found, "{what}: the page lacks {line:?}\n{page}");
+            }
+            if let Some(url) = &notification.facts.admin_url {
+                assert!(html.contains(&format!("href=\"{url}\"")) && text.contains(url.as_str()), "{what}");
+            }
+        }
+    }
+}
+
+/// The text of a page, one line per element.
+fn strip_tags(html: &str) -> String {
+    let body = html.split_once("<body").unwrap().1;
+    let mut text = String::new();
+    for element in body.split('<').skip(1) {
+        let (tag, rest) = element.split_once('>').unwrap();
+        if !tag.contains("strong") {
+            text.push('\n');
+        }
+        text.push_str(rest);
+    }
+    text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&")
+}
+
+#[test]
+fn readers_get_the_closest_language() {
+    let templates = built_in();
+    for (locale, language, subject) in [
+        ("fr-CA", "fr-CA", "Paiement refusé\u{a0}: nouvelle tentative le 18 juin 2026"),
+        ("fr_CA", "fr-CA", "Paiement refusé\u{a0}: nouvelle tentative le 18 juin 2026"),
+        ("en-GB", "en-GB", "Payment refused: we will try again on 18 June 2026"),
+        ("es", "es", "Pago rechazado: lo intentaremos de nuevo el 18 de junio de 2026"),
+        ("de-DE", "en", "Payment refused: we will try again on June 18, 2026"),
+        ("", "en", "Payment refused: we will try again on June 18, 2026"),
+        ("fr\r\nBcc: x@example.com", "en", "Payment refused: we will try again on June 18, 2026"),
+    ] {
+        let rendered = templates.render(&Notification { locale: locale.to_owned(), ..sample() }).unwrap();
+        assert_eq!((rendered.language.as_str(), rendered.subject.as_str()), (language, subject), "{locale:?}");
+        assert!(rendered.html.contains(&format!("<html lang=\"{language}\" ")), "{locale:?}");
+    }
+}
+
+#[test]
+fn facts_are_never_parsed_as_templates_or_html() {
+    let mut notification = sample();
+    notification.facts.participant = Some("{{organization.email}} <b>\"Léa\"</b> & l'autre".to_owned());
+    let rendered = built_in().render(&notification).unwrap();
+    assert!(rendered.text.contains("{{organization.email}} <b>\"Léa\"</b> & l'autre"), "{}", rendered.text);
+    let escaped = "{{organization.email}} &lt;b&gt;&quot;Léa&quot;&lt;/b&gt; &amp; l'autre";
+    assert!(rendered.html.contains(escaped), "{}", rendered.html);
+}
