@@ -1,0 +1,231 @@
+//! The imports of each crate: between files they never run in a circle. Two files that need each other hold one idea, or miss a third.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use syn::visit::Visit;
+use syn::{Attribute, Item, UseTree, Visibility};
+
+use crate::{files, repository};
+
+/// A module by its path within the crate: `["store", "outbox"]`; the crate itself is empty.
+type Module = Vec<String>;
+
+/// The modules of a crate, one per file.
+struct Crate {
+    modules: BTreeMap<Module, syn::File>,
+    /// Which module a name that is exported again comes from: `(["amqp"], "Consumer")` → `["amqp", "consumer"]`.
+    exports: BTreeMap<(Module, String), Module>,
+}
+
+impl Crate {
+    /// Reads all files below `src`. `main.rs` is a crate of its own: `root` is `lib` or `main`.
+    fn read(src: &Path, root: &str) -> Self {
+        let declared = |name: &str| fs::read_to_string(src.join(format!("{name}.rs"))).unwrap_or_default();
+        let own = declared(root);
+        let mut modules = BTreeMap::new();
+        for file in files(src, "rs") {
+            let relative = file.strip_prefix(src).unwrap().with_extension("");
+            let mut module: Module =
+                relative.components().map(|part| part.as_os_str().to_string_lossy().into_owned()).collect();
+            if module.last().is_some_and(|last| last == "mod") || module == [root] {
+                module.pop();
+            }
+            let is_own = module.first().is_none_or(|first| own.contains(&format!("mod {first};")));
+            if is_own {
+                modules.insert(module, syn::parse_file(&fs::read_to_string(&file).unwrap()).unwrap());
+            }
+        }
+        let for_tests: Vec<Module> = modules.iter().flat_map(|(module, file)| for_tests(module, file)).collect();
+        modules.retain(|module, _| !for_tests.iter().any(|tests| module.starts_with(tests)));
+        let mut read = Self { modules, exports: BTreeMap::new() };
+        for (module, file) in &read.modules {
+            for item in &file.items {
+                if let Item::Use(item) = item
+                    && !matches!(item.vis, Visibility::Inherited)
+                {
+                    for path in flatten(&item.tree) {
+                        if let (Some(target), Some(name)) = (read.target(module, &path), path.last()) {
+                            if target != *module {
+                                read.exports.insert((module.clone(), name.clone()), target);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        read
+    }
+
+    /// The module that `path`, as it stands in `module`, leads into.
+    fn target(&self, module: &[String], path: &[String]) -> Option<Module> {
+        let (mut at, rest) = match path.first()?.as_str() {
+            "crate" => (Vec::new(), &path[1..]),
+            "self" => (module.to_vec(), &path[1..]),
+            "super" => {
+                let ups = path.iter().take_while(|part| *part == "super").count();
+                (module[..module.len().checked_sub(ups)?].to_vec(), &path[ups..])
+            }
+            // A child by its bare name.
+            first if self.modules.contains_key(&[module, &[first.to_owned()]].concat()) => (module.to_vec(), path),
+            _ => return None,
+        };
+        for part in rest {
+            let child = [at.as_slice(), std::slice::from_ref(part)].concat();
+            if self.modules.contains_key(&child) {
+                at = child;
+            } else if let Some(origin) = self.exports.get(&(at.clone(), part.clone())) {
+                at.clone_from(origin);
+            } else {
+                break;
+            }
+        }
+        Some(at)
+    }
+
+    /// Who imports whom. That a module declares and exports its children again is no import.
+    fn imports(&self) -> BTreeMap<Module, BTreeSet<Module>> {
+        self.modules
+            .iter()
+            .map(|(module, file)| {
+                let mut paths = Paths::default();
+                paths.visit_file(file);
+                let targets = paths.0.iter().filter_map(|path| self.target(module, path)).filter(|to| to != module);
+                (module.clone(), targets.collect())
+            })
+            .collect()
+    }
+}
+
+/// Every path in a file, but those of its tests and of what it exports again.
+#[derive(Default)]
+struct Paths(Vec<Vec<String>>);
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item(&mut self, item: &'ast Item) {
+        let (attributes, is_export): (&[Attribute], bool) = match item {
+            Item::Mod(item) => (&item.attrs, false),
+            Item::Use(item) => (&item.attrs, !matches!(item.vis, Visibility::Inherited)),
+            Item::Fn(item) => (&item.attrs, false),
+            Item::Impl(item) => (&item.attrs, false),
+            _ => (&[], false),
+        };
+        if !is_export && !attributes.iter().any(is_for_tests) {
+            syn::visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.0.extend(flatten(&item.tree));
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        self.0.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
+        syn::visit::visit_path(self, path);
+    }
+}
+
+/// `#[cfg(test)]`, and `#[cfg(any(test, …))]`.
+fn is_for_tests(attribute: &Attribute) -> bool {
+    let condition = attribute.meta.require_list().map(|list| list.tokens.to_string()).unwrap_or_default();
+    attribute.path().is_ident("cfg") && (condition == "test" || condition.starts_with("any (test"))
+}
+
+/// The children of a module that exist for tests alone.
+fn for_tests(module: &Module, file: &syn::File) -> Vec<Module> {
+    let children = file.items.iter().filter_map(|item| match item {
+        Item::Mod(child) if child.attrs.iter().any(is_for_tests) => Some(child.ident.to_string()),
+        _ => None,
+    });
+    children.map(|child| [module.as_slice(), &[child]].concat()).collect()
+}
+
+/// `a::{b, c as d}` → `a::b`, `a::c`.
+fn flatten(tree: &UseTree) -> Vec<Vec<String>> {
+    let below = |name: String, trees: Vec<Vec<String>>| {
+        trees.into_iter().map(|path| [vec![name.clone()], path].concat()).collect::<Vec<_>>()
+    };
+    match tree {
+        UseTree::Path(path) => below(path.ident.to_string(), flatten(&path.tree)),
+        UseTree::Name(name) => vec![vec![name.ident.to_string()]],
+        UseTree::Rename(rename) => vec![vec![rename.ident.to_string()]],
+        UseTree::Glob(_) => vec![vec![]],
+        UseTree::Group(group) => group.items.iter().flat_map(flatten).collect(),
+        _ => vec![],
+    }
+}
+
+/// The modules that lie on circles, each circle by itself: those from which a way leads to the others and back.
+fn circles(imports: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeSet<Vec<String>> {
+    let reached = |from: &Module| {
+        let (mut reached, mut next) = (BTreeSet::new(), vec![from]);
+        while let Some(targets) = next.pop().and_then(|module| imports.get(module)) {
+            next.extend(targets.iter().filter(|target| reached.insert((*target).clone())));
+        }
+        reached
+    };
+    let reached: BTreeMap<_, _> = imports.keys().map(|module| (module, reached(module))).collect();
+    let is_reached = |from: &Module, to: &Module| reached.get(from).is_some_and(|reached| reached.contains(to));
+    let circle = |module: &Module| {
+        let others = imports.keys().filter(|other| is_reached(module, other) && is_reached(other, module));
+        others.map(|other| other.join("::")).collect::<Vec<_>>()
+    };
+    imports.keys().map(circle).filter(|circle| !circle.is_empty()).collect()
+}
+
+/// The same between folders: `["store", "outbox"]` and all below it count as `["store"]`.
+fn between_folders(imports: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeMap<Module, BTreeSet<Module>> {
+    let mut folders: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
+    let folder = |module: &Module| module.iter().take(1).cloned().collect::<Module>();
+    for (from, targets) in imports {
+        let targets = targets.iter().map(folder).filter(|to| *to != folder(from));
+        folders.entry(folder(from)).or_default().extend(targets);
+    }
+    folders
+}
+
+#[track_caller]
+fn check(src: &str, root: &str, files_min: usize) {
+    let read = Crate::read(&repository().join(src), root);
+    assert!(read.modules.len() >= files_min, "{src} has moved: {} files were read", read.modules.len());
+    let imports = read.imports();
+    for (between, imports) in [("files", &imports), ("folders", &between_folders(&imports))] {
+        assert_eq!(circles(imports), BTreeSet::new(), "{src}: these {between} import each other in a circle");
+    }
+}
+
+#[test]
+fn imports_of_the_rules_never_run_in_a_circle() {
+    check("crates/domain/src", "lib", 15);
+}
+
+#[test]
+fn imports_of_the_mail_crate_never_run_in_a_circle() {
+    check("crates/mail/src", "lib", 10);
+}
+
+#[test]
+fn imports_of_the_worker_never_run_in_a_circle() {
+    check("src", "lib", 30);
+}
+
+#[test]
+fn imports_of_the_command_line_never_run_in_a_circle() {
+    check("src", "main", 10);
+}
+
+#[test]
+fn a_circle_is_found() {
+    let module = |name: &str| vec![name.to_owned()];
+    let imports = |pairs: &[(&str, &str)]| {
+        let mut imports: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
+        for (from, to) in pairs {
+            imports.entry(module(from)).or_default().insert(module(to));
+        }
+        imports
+    };
+    assert_eq!(circles(&imports(&[("a", "b"), ("a", "c"), ("b", "c")])), BTreeSet::new());
+    let expected = BTreeSet::from([vec!["b".to_owned(), "c".to_owned()]]);
+    assert_eq!(circles(&imports(&[("a", "b"), ("b", "c"), ("c", "b")])), expected);
+}

@@ -1,0 +1,180 @@
+//! The pages: links and paths in them lead somewhere, the table of contents has them all, and the README stays short.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pulldown_cmark::{CodeBlockKind, Event, LinkType, Options, Parser, Tag, TagEnd};
+
+use crate::{files, repository};
+
+/// A page of the documentation, as far as others depend on it.
+#[derive(Default)]
+struct Page {
+    /// Where links lead, as written.
+    links: Vec<String>,
+    /// The names under which other pages link to its headings.
+    anchors: BTreeSet<String>,
+    /// What stands in `code` within a sentence.
+    code: Vec<String>,
+}
+
+impl Page {
+    fn read(file: &Path) -> Self {
+        let text = fs::read_to_string(file).unwrap();
+        let (mut page, mut heading) = (Self::default(), None::<String>);
+        let mut taken = BTreeMap::<String, usize>::new();
+        for event in Parser::new_ext(&text, Options::ENABLE_TABLES | Options::ENABLE_FOOTNOTES) {
+            match event {
+                Event::Start(Tag::Link { link_type, dest_url, .. }) if link_type != LinkType::Email => {
+                    page.links.push(dest_url.to_string());
+                }
+                Event::Start(Tag::Image { dest_url, .. }) => page.links.push(dest_url.to_string()),
+                Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+                Event::End(TagEnd::Heading(_)) => {
+                    let anchor = anchor(&heading.take().unwrap_or_default());
+                    let count = taken.entry(anchor.clone()).or_default();
+                    page.anchors.insert(if *count == 0 { anchor } else { format!("{anchor}-{count}") });
+                    *count += 1;
+                }
+                Event::Code(code) => {
+                    heading.iter_mut().for_each(|heading| heading.push_str(&code));
+                    page.code.push(code.to_string());
+                }
+                Event::Text(text) => heading.iter_mut().for_each(|heading| heading.push_str(&text)),
+                _ => {}
+            }
+        }
+        page
+    }
+}
+
+/// The name of a heading in links, as forges and mdBook make it.
+fn anchor(heading: &str) -> String {
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    heading.to_lowercase().chars().filter(kept).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+fn pages() -> BTreeMap<PathBuf, Page> {
+    // Below templates/ lie emails, whose links are made of facts.
+    let is_email = |file: &Path| file.starts_with(repository().join("templates")) && !file.ends_with("README.md");
+    let files = files(repository(), "md").into_iter().filter(|file| !is_email(file));
+    files.map(|file| (file.clone(), Page::read(&file))).collect()
+}
+
+/// Without `..` and `.`, so that it can be compared.
+fn plain(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut plain, part| {
+        match part {
+            std::path::Component::ParentDir => drop(plain.pop()),
+            std::path::Component::CurDir => {}
+            part => plain.push(part),
+        }
+        plain
+    })
+}
+
+fn shown(path: &Path) -> String {
+    path.strip_prefix(repository()).unwrap_or(path).display().to_string()
+}
+
+#[test]
+fn links_lead_to_a_file_and_a_heading() {
+    let pages = pages();
+    assert!(pages.len() > 5, "{} pages were read", pages.len());
+    let mut broken = Vec::new();
+    for (file, page) in &pages {
+        for link in page.links.iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:")) {
+            let (path, anchor) =
+                link.split_once('#').map_or((link.as_str(), None), |(path, anchor)| (path, Some(anchor)));
+            let target = if path.is_empty() { file.clone() } else { plain(&file.parent().unwrap().join(path)) };
+            let has_anchor = |anchor: &str| pages.get(&target).is_some_and(|page| page.anchors.contains(anchor));
+            if !target.exists() || !anchor.is_none_or(has_anchor) {
+                broken.push(format!("{}: {link}", shown(file)));
+            }
+        }
+    }
+    assert_eq!(broken, [""; 0]);
+}
+
+#[test]
+fn paths_in_sentences_exist() {
+    const FOLDERS: [&str; 11] = [
+        "src/",
+        "crates/",
+        "tests/",
+        "docs/",
+        "scripts/",
+        "templates/",
+        "schemas/",
+        "benches/",
+        "examples/",
+        "fuzz/",
+        ".github/",
+    ];
+    let mut missing = Vec::new();
+    for (file, page) in pages() {
+        if file.ends_with("CHANGELOG.md") {
+            continue;
+        }
+        for code in &page.code {
+            let is_path = FOLDERS.iter().any(|folder| code.starts_with(folder))
+                && !code.contains(|c: char| c.is_whitespace() || "*{}<>…$".contains(c));
+            let path = code.split("::").next().unwrap_or_default();
+            if is_path && !repository().join(path).exists() && !file.parent().unwrap().join(path).exists() {
+                missing.push(format!("{}: {code}", shown(&file)));
+            }
+        }
+    }
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
+fn the_table_of_contents_has_every_page() {
+    let docs = repository().join("docs");
+    let summary = docs.join("SUMMARY.md");
+    let listed: BTreeSet<_> = Page::read(&summary).links.iter().map(|link| plain(&docs.join(link))).collect();
+    let missing: Vec<_> = files(&docs, "md")
+        .iter()
+        .filter(|page| **page != summary && !listed.contains(*page))
+        .map(|page| shown(page))
+        .collect();
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
+fn the_readme_is_short() {
+    let bytes = fs::metadata(repository().join("README.md")).unwrap().len();
+    assert!(bytes < 8 * 1024, "README.md has {bytes} bytes; what is not for everybody belongs into docs/");
+}
+
+/// Every block of code says what it is, so that it is coloured, and that no example is left out of the tests by a slip.
+#[test]
+fn blocks_of_code_name_their_language() {
+    let mut nameless = Vec::new();
+    for file in files(repository(), "md") {
+        let text = fs::read_to_string(&file).unwrap();
+        for (event, range) in Parser::new_ext(&text, Options::ENABLE_TABLES).into_offset_iter() {
+            if let Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language))) = event
+                && language.is_empty()
+            {
+                nameless.push(format!("{}:{}", shown(&file), text[..range.start].lines().count() + 1));
+            }
+        }
+    }
+    assert_eq!(nameless, [""; 0]);
+}
+
+/// Which setting to change is for the command line to say: it owns their names.
+#[test]
+fn adapters_name_no_setting() {
+    let mut found = Vec::new();
+    for folder in ["crates/domain/src", "crates/mail/src", "src/amqp", "src/store"] {
+        for file in files(&repository().join(folder), "rs") {
+            let text = fs::read_to_string(&file).unwrap();
+            let lines = text.lines().enumerate().filter(|(_, line)| line.contains("OFFRAMP_"));
+            found.extend(lines.map(|(index, _)| format!("{}:{}", shown(&file), index + 1)));
+        }
+    }
+    assert_eq!(found, [""; 0]);
+}

@@ -1,0 +1,33 @@
+//! Versions that are written in more than one place.
+
+use std::fs;
+
+use crate::repository;
+
+fn read(file: &str) -> String {
+    fs::read_to_string(repository().join(file)).unwrap()
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let start = text.find(before).unwrap_or_else(|| panic!("{before:?} is missing")) + before.len();
+    &text[start..start + text[start..].find(after).unwrap()]
+}
+
+/// The image is built without rust-toolchain.toml, which would have rustup fetch what the build does not need.
+#[test]
+fn the_image_is_built_with_the_pinned_compiler() {
+    let toolchain = read("rust-toolchain.toml");
+    let (pinned, dockerfile) = (between(&toolchain, "channel = \"", "\""), read("Dockerfile"));
+    let image = between(&dockerfile, "FROM rust:", "-");
+    assert!(pinned == image || pinned.starts_with(&format!("{image}.")), "{pinned} and {image}");
+    assert!(read(".dockerignore").lines().any(|line| line == "rust-toolchain.toml"));
+}
+
+#[test]
+fn the_readme_names_the_oldest_compiler_that_works() {
+    let manifest = read("Cargo.toml");
+    let oldest = between(&manifest, "rust-version = \"", "\"");
+    assert!(
+        read("README.md").contains(&format!("Rust ({oldest}")) || read("README.md").contains(&format!("Rust {oldest}"))
+    );
+}
