@@ -8,6 +8,7 @@ mod cli;
 mod deliverability;
 mod documents;
 mod every_email;
+mod examples;
 mod hostile;
 mod mail;
 mod mail_server;

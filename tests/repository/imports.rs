@@ -152,7 +152,6 @@ fn flatten(tree: &UseTree) -> Vec<Vec<String>> {
         UseTree::Rename(rename) => vec![vec![rename.ident.to_string()]],
         UseTree::Glob(_) => vec![vec![]],
         UseTree::Group(group) => group.items.iter().flat_map(flatten).collect(),
-        _ => vec![],
     }
 }
 
