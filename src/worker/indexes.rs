@@ -1,7 +1,7 @@
 //! The indexes of a running worker: which are missing, and the task that builds them in the background.
 //!
-//! Each question asks whether its own index exists ([`Indexes::has`]). So a missing index, or one that cannot be built, stops
-//! the questions that use it and nothing else.
+//! Each search checks whether its own index exists ([`Indexes::has`]). So an index that is missing, or cannot be built, stops
+//! only the searches that need it. Which indexes there should be is in the store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::http::ReadyHandle;
 use crate::store::inspect::Index;
 use crate::store::{Collection, Store, StoreError};
 
-/// How long to wait before missing indexes are tried again: from the first to the longest, see [`Backoff`].
-const RETRY_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How often to check that all indexes still exist. Some questions have no hint, so MongoDB answers them without their index
-/// too, by reading the whole collection.
+/// The delays, minimum and maximum, before missing indexes are built again.
+const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// How often to check that all indexes still exist. Some searches have no hint: without their index, MongoDB silently reads the
+/// whole collection.
 const CHECK_EVERY: Duration = Duration::from_secs(3_600);
 
 /// Which indexes are missing. Clones share one list.
@@ -32,31 +32,31 @@ struct Shared {
 }
 
 impl Indexes {
-    /// All exist, except for `missing`.
+    /// All exist except `missing`.
     #[must_use]
     pub fn new(missing: Vec<Index>) -> Self {
         Self(Arc::new(Shared { missing: watch::Sender::new(missing), check: Notify::new() }))
     }
 
-    /// Whether an index exists, as far as is known.
+    /// Whether an index exists, as of the last check.
     #[must_use]
     pub fn has(&self, collection: Collection, name: &str) -> bool {
         !self.0.missing.borrow().iter().any(|index| index.collection == collection && index.name() == name)
     }
 
-    /// Is told whenever the list of missing indexes changes.
+    /// A receiver that is notified whenever the list of missing indexes changes.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<Vec<Index>> {
         self.0.missing.subscribe()
     }
 
-    /// Asks for a check: MongoDB has refused a question, perhaps because its index was dropped.
+    /// Requests a check, because MongoDB rejected a search: its index may have been dropped.
     pub fn check_again(&self) {
         self.0.check.notify_one();
     }
 
-    /// Builds what is missing, however long that takes, and checks again when it is asked to. `ready` says why an index cannot
-    /// be built, from the first failed attempt to the success. An index that is being built makes nobody unready.
+    /// Builds missing indexes until `stop`, however long that takes, and checks again on request. While an index cannot be
+    /// built, `ready` is not ready and says why. An index that is being built does not affect it.
     pub async fn keep(self, store: Store, ready: ReadyHandle, stop: CancellationToken) {
         let keeping = async {
             ready.ready();
@@ -73,17 +73,17 @@ impl Indexes {
         stop.run_until_cancelled(keeping).await;
     }
 
-    /// Returns when no index is missing.
+    /// Builds indexes until none is missing.
     async fn build(&self, store: &Store, ready: &ReadyHandle) {
-        let mut backoff = Backoff::new(RETRY_EVERY);
+        let mut backoff = Backoff::new(RETRY_DELAYS);
         let mut reported = None;
         loop {
             let problem = match self.try_build(store).await {
                 Ok(None) => return,
                 Ok(Some(problem)) => problem,
-                // The component "mongodb" of `/readyz` says so.
+                // `/readyz` reports that as `mongodb`.
                 Err(StoreError::Unavailable(_) | StoreError::TimedOut) => {
-                    sleep(Backoff::new(RETRY_EVERY).next_delay()).await;
+                    sleep(Backoff::new(RETRY_DELAYS).next_delay()).await;
                     continue;
                 }
                 Err(StoreError::Refused(error)) => error,
@@ -91,25 +91,23 @@ impl Indexes {
             let problem = format!("indexes are missing and cannot be built: {problem}");
             ready.not_ready(&problem);
             if reported.as_ref() != Some(&problem) {
-                tracing::warn!(
-                    "{problem}; retrying; what needs them is not processed until then (`offramp init` builds them)"
-                );
+                tracing::warn!("{problem}; retrying; searches that need them are paused (`offramp init` builds them)");
                 reported = Some(problem);
             }
             sleep(backoff.next_delay()).await;
         }
     }
 
-    /// Tries to build each missing index. Returns why the first of those that cannot be built cannot.
+    /// Tries to build each missing index. Returns why the first failure happened, if any did.
     ///
     /// # Errors
-    /// When it cannot be found out which are missing.
+    /// When the missing indexes cannot be determined.
     async fn try_build(&self, store: &Store) -> Result<Option<String>, StoreError> {
         let missing = store.missing_indexes().await?;
         self.0.missing.send_if_modified(|known| {
-            let is_other = *known != missing;
+            let is_changed = *known != missing;
             known.clone_from(&missing);
-            is_other
+            is_changed
         });
         let mut problem = None;
         for index in missing {

@@ -1,36 +1,38 @@
-//! The pace at which a worker sends emails: one for all its connections.
+//! The rate limiter for emails, shared by all connections of a worker to the mail server.
 //!
-//! A server that says "slower" would otherwise be asked by every connection again and again. So the rate is halved when it
-//! does, and grows with each accepted email, up to `OFFRAMP_MAIL_PER_SECOND`. (The crate `governor` limits to a rate that is
-//! fixed when the limiter is made; this one changes with every reply.)
+//! The rate is halved when the server throttles, and grows with each accepted email, up to `OFFRAMP_MAIL_PER_SECOND`. Without
+//! a shared rate, each connection would find out for itself, again and again. (The crate `governor` has a fixed rate; this one
+//! changes with every reply.)
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-/// The lowest rate, in emails per second: someone must find out whether the server takes more again.
+/// The lowest rate, in emails per second: some emails must find out whether the server accepts more again.
 const RATE_MIN: f64 = 0.2;
-/// A rate above this is no limit.
+/// A rate above this, in emails per second, counts as unlimited.
 const RATE_MAX: f64 = 2_000.0;
-/// How much an accepted email adds to the rate, as a part of it: well below the rate that was too high, and near or above it.
-const GROWTH: (f64, f64) = (0.2, 0.005);
-/// The rate is halved at most this often: replies to emails that were already under way say nothing new.
+/// The growth of the rate with each accepted email, while it is well below the rate that was too high.
+const GROWTH_FAR: f64 = 0.2;
+/// The same, near that rate or above it.
+const GROWTH_NEAR: f64 = 0.005;
+/// The shortest time between two cuts of the rate: replies to emails that were already in flight say nothing new.
 const CUT_EVERY: Duration = Duration::from_millis(250);
-/// Over which time the rate is measured that a server found too high.
+/// The period over which the actual rate is measured: it is what a server found too high.
 const MEASURE_OVER: Duration = Duration::from_secs(1);
-/// How many emails in a row a server puts off, each for itself, before that counts as "slower".
+/// How many emails in a row must be deferred, each for a reason of its own, to count as throttling.
 const DEFERRED_IN_A_ROW_MAX: u32 = 5;
 
-/// The shared pace.
+/// The shared rate limiter.
 #[derive(Debug)]
 pub struct Pacer {
     state: Mutex<State>,
-    /// Held by the one whose turn is next, while there is a limit.
+    /// Held by the connection that waits for the next turn, while there is a limit.
     queue: tokio::sync::Mutex<()>,
 }
 
-/// The permission to send one email now. Dropped without [`Turn::take`], it is the next one's.
+/// The permission to send one email now. Dropped without [`Turn::take`], it passes to the next connection.
 #[derive(Debug)]
 pub struct Turn<'a> {
     pacer: &'a Pacer,
@@ -38,13 +40,13 @@ pub struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Whether it is still one: it is not when it was had without a limit, and there is one now.
+    /// Whether it is still a permission. It is not if it was given without a limit and there is one now.
     #[must_use]
     pub fn is_valid(&self) -> bool {
         self.next.is_some() || !self.pacer.is_limited()
     }
 
-    /// An email is sent now.
+    /// Uses the turn: an email is being sent.
     pub fn take(self) {
         self.pacer.state().take_turn(Instant::now());
     }
@@ -52,23 +54,24 @@ impl Turn<'_> {
 
 #[derive(Debug)]
 struct State {
+    /// The highest rate, in emails per second.
     ceiling: f64,
-    /// In emails per second.
+    /// The current rate, in emails per second. Infinite: unlimited.
     rate: f64,
     /// When the next email may be sent.
-    next: Instant,
+    next_at: Instant,
     cut_at: Option<Instant>,
-    /// The rate that was too high the last time.
+    /// The last rate that was too high, in emails per second.
     too_high: f64,
     deferred_in_a_row: u32,
-    /// How many emails were sent since when.
+    /// The number of emails sent since an instant.
     measured: (u32, Instant),
-    /// The same of the time before: how many a second.
-    before: f64,
+    /// The rate measured in the period before that, in emails per second.
+    measured_before: f64,
 }
 
 impl Pacer {
-    /// A pace of at most `per_second` emails.
+    /// At most `per_second` emails; `None` means unlimited.
     #[must_use]
     pub fn new(per_second: Option<f64>) -> Self {
         Self { state: Mutex::new(State::new(per_second, Instant::now())), queue: tokio::sync::Mutex::default() }
@@ -84,15 +87,15 @@ impl Pacer {
         Turn { pacer: self, next: Some(next) }
     }
 
-    /// The same for an email in hand, beside those who wait for a turn and then for an email. Now and then one too many is
-    /// sent therefore.
+    /// The same for an email that was already taken from the queue. It does not queue behind connections that wait for a turn
+    /// first and an email second, so the rate may be exceeded by one email now and then.
     pub async fn turn_aside(&self) -> Turn<'_> {
         self.wait().await;
         Turn { pacer: self, next: None }
     }
 
     async fn wait(&self) {
-        // The pace may change meanwhile.
+        // The rate may change meanwhile.
         loop {
             let until = self.state().wait_until(Instant::now());
             let Some(until) = until else { return };
@@ -100,28 +103,28 @@ impl Pacer {
         }
     }
 
-    /// Whether there is a limit now.
+    /// Whether the rate is limited at the moment.
     #[must_use]
     pub fn is_limited(&self) -> bool {
         self.state().rate.is_finite()
     }
 
-    /// A server has accepted an email. Tells whether the rate is now the full one again.
+    /// Records that the server accepted an email. Returns whether the rate has just become the full one again.
     pub fn accepted(&self) -> bool {
         self.state().grow()
     }
 
-    /// A server has put an email off that it may take at another time. Several in a row are a sign of too high a rate.
+    /// Records that the server deferred an email. Several in a row are a sign of too high a rate.
     pub fn deferred(&self) {
         self.state().deferred(Instant::now());
     }
 
-    /// A server wants fewer emails. Tells whether the rate was the full one until now.
+    /// Records that the server throttles. Returns whether the rate was the full one until now.
     pub fn throttled(&self) -> bool {
         self.state().cut(Instant::now())
     }
 
-    /// How many emails may be sent in `time`, at the pace of now. None: there is no limit.
+    /// How many emails may be sent in `time` at the current rate; `None` means unlimited.
     #[must_use]
     pub fn allowance(&self, time: Duration) -> Option<usize> {
         let rate = self.state().rate;
@@ -140,12 +143,12 @@ impl State {
         Self {
             ceiling,
             rate: ceiling,
-            next: now,
+            next_at: now,
             cut_at: None,
             too_high: f64::INFINITY,
             deferred_in_a_row: 0,
             measured: (0, now),
-            before: 0.0,
+            measured_before: 0.0,
         }
     }
 
@@ -154,7 +157,7 @@ impl State {
         if self.rate >= self.ceiling {
             return false;
         }
-        let growth = if self.rate < 0.75 * self.too_high { GROWTH.0 } else { GROWTH.1 };
+        let growth = if self.rate < 0.75 * self.too_high { GROWTH_FAR } else { GROWTH_NEAR };
         self.rate *= 1.0 + growth;
         let is_full = self.rate >= self.ceiling.min(RATE_MAX);
         if is_full {
@@ -170,21 +173,21 @@ impl State {
         }
     }
 
-    /// Until when the next email has to wait, if it has to.
+    /// The instant until which the next email must wait, if it must.
     fn wait_until(&self, now: Instant) -> Option<Instant> {
-        (self.rate.is_finite() && self.next > now).then_some(self.next)
+        (self.rate.is_finite() && self.next_at > now).then_some(self.next_at)
     }
 
-    /// An email is sent.
+    /// Records that an email is being sent.
     fn take_turn(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.measured.1);
         if elapsed >= MEASURE_OVER {
-            self.before = f64::from(self.measured.0) / elapsed.as_secs_f64();
+            self.measured_before = f64::from(self.measured.0) / elapsed.as_secs_f64();
             self.measured = (0, now);
         }
         self.measured.0 += 1;
         if self.rate.is_finite() {
-            self.next = self.next.max(now) + Duration::from_secs_f64(1.0 / self.rate);
+            self.next_at = self.next_at.max(now) + Duration::from_secs_f64(1.0 / self.rate);
         }
     }
 
@@ -195,15 +198,15 @@ impl State {
         }
         self.cut_at = Some(now);
         let was_full = self.rate >= self.ceiling;
-        let measured = self.before.max(f64::from(self.measured.0));
+        let measured = self.measured_before.max(f64::from(self.measured.0));
         let rate_min = RATE_MIN.min(self.ceiling);
         self.too_high = self.rate.min(measured.max(rate_min));
         self.rate = self.too_high / 2.0;
         if self.rate < rate_min {
-            // The server accepts nothing, which says nothing about a rate.
+            // The server accepts nothing: that says nothing about a rate.
             (self.rate, self.too_high) = (rate_min, f64::INFINITY);
         }
-        self.next = self.next.max(now) + Duration::from_secs_f64(1.0 / self.rate);
+        self.next_at = self.next_at.max(now) + Duration::from_secs_f64(1.0 / self.rate);
         was_full
     }
 }
@@ -214,12 +217,17 @@ mod tests {
 
     use super::*;
 
-    /// Asks a server for `seconds` at the pace; how many emails it accepted, and how many it did not.
-    fn ask(state: &mut State, now: &mut Instant, seconds: u64, mut accepts: impl FnMut(Instant) -> bool) -> (u32, u32) {
+    /// Sends emails to a simulated server for `seconds`. Returns how many it accepted, and how many it throttled.
+    fn send_for(
+        state: &mut State,
+        now: &mut Instant,
+        seconds: u64,
+        mut accepts: impl FnMut(Instant) -> bool,
+    ) -> (u32, u32) {
         let end = *now + Duration::from_secs(seconds);
         let (mut accepted, mut throttled) = (0, 0);
         loop {
-            // Eight connections and a server that replies in 5 ms can ask 1,600 times a second.
+            // Eight connections and a server that replies in 5 ms allow 1,600 emails a second.
             let earliest = *now + Duration::from_micros(625);
             *now = state.wait_until(*now).unwrap_or(*now).max(earliest);
             if *now >= end {
@@ -237,26 +245,26 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_nobody_waits() {
+    fn without_a_limit_no_email_waits() {
         let mut now = Instant::now();
         let mut state = State::new(None, now);
-        assert_eq!(ask(&mut state, &mut now, 1, |_| true), (1_599, 0));
+        assert_eq!(send_for(&mut state, &mut now, 1, |_| true), (1_599, 0));
     }
 
     #[test]
-    fn the_ceiling_is_kept() {
+    fn rate_stays_below_the_ceiling() {
         let mut now = Instant::now();
         let mut state = State::new(Some(10.0), now);
-        let (accepted, _) = ask(&mut state, &mut now, 60, |_| true);
+        let (accepted, _) = send_for(&mut state, &mut now, 60, |_| true);
         assert!((595..=605).contains(&accepted), "{accepted}");
     }
 
     #[test]
-    fn a_server_with_a_limit_is_asked_little_more_than_that() {
+    fn rate_approaches_the_limit_of_a_server() {
         let mut now = Instant::now();
         let mut state = State::new(None, now);
         let (mut second, mut in_second) = (now, 0);
-        let (accepted, throttled) = ask(&mut state, &mut now, 120, |now| {
+        let (accepted, throttled) = send_for(&mut state, &mut now, 120, |now| {
             if now.duration_since(second) >= Duration::from_secs(1) {
                 (second, in_second) = (now, 0);
             }
@@ -268,27 +276,27 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_accepts_nothing_is_asked_rarely_and_soon_used_again() {
+    fn rate_recovers_after_a_server_accepted_nothing() {
         let mut now = Instant::now();
         let mut state = State::new(None, now);
-        ask(&mut state, &mut now, 1, |_| true);
-        let (_, throttled) = ask(&mut state, &mut now, 600, |_| false);
+        send_for(&mut state, &mut now, 1, |_| true);
+        let (_, throttled) = send_for(&mut state, &mut now, 600, |_| false);
         assert!(throttled < 1_000, "{throttled}");
-        ask(&mut state, &mut now, 60, |_| true);
+        send_for(&mut state, &mut now, 60, |_| true);
         assert!(state.rate > 100.0, "{}", state.rate);
     }
 
     #[test]
-    fn a_server_that_throttles_never_raises_the_rate_above_the_ceiling() {
+    fn throttling_never_raises_the_rate_above_a_low_ceiling() {
         let mut now = Instant::now();
         let mut state = State::new(Some(0.05), now);
-        ask(&mut state, &mut now, 600, |_| false);
+        send_for(&mut state, &mut now, 600, |_| false);
         assert!(state.rate <= 0.05, "{}", state.rate);
     }
 
     #[tokio::test]
-    async fn a_turn_that_nobody_took_is_the_next_ones() {
-        // A second between two, so that a busy machine does not make one due.
+    async fn unused_turn_passes_to_the_next_email() {
+        // A second between two turns, so that a slow machine does not make one due.
         let pacer = Pacer::new(Some(1.0));
         pacer.turn().await.take();
         assert!(pacer.turn().now_or_never().is_none());
@@ -298,7 +306,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_without_a_limit_ends_with_the_first_one() {
+    async fn unlimited_turn_becomes_invalid_when_a_limit_begins() {
         let pacer = Pacer::new(None);
         let turn = pacer.turn().await;
         assert!(turn.is_valid());
@@ -307,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_for_an_email_holds_up_no_email_in_hand() {
+    async fn turn_that_waits_for_an_email_does_not_delay_emails_already_taken() {
         let pacer = Pacer::new(Some(100.0));
         let idle = pacer.turn().await;
         pacer.turn_aside().await.take();
@@ -316,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn emails_put_off_one_by_one_slow_nobody_down_unless_they_come_in_a_row() {
+    fn only_deferrals_in_a_row_count_as_throttling() {
         let now = Instant::now();
         let mut state = State::new(None, now);
         for _ in 0..100 {
