@@ -7,6 +7,11 @@ use std::fmt::Display;
 
 use offramp_mail::{LoginProblem, MailConfigError, SendError, SenderProblem};
 
+/// What an operator can do about emails and events that are kept for them.
+pub const KEPT_ENTRIES: &str = "see `offramp outbox list`";
+/// What an operator can do about missing indexes.
+pub const MISSING_INDEXES: &str = "`offramp init` builds them";
+
 /// Appends advice to the text of an error, in parentheses.
 #[must_use]
 pub fn append(error: impl Display, advice: Option<&str>) -> String {

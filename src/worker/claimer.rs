@@ -16,6 +16,7 @@ use super::availability::Availability;
 use super::composer::Composer;
 use super::handover::Handover;
 use super::indexes::Indexes;
+use crate::advice;
 use crate::clock;
 use crate::store::outbox::claim::{Claimed, DueQueue};
 use crate::store::outbox::entry::{Kind, Lease};
@@ -180,7 +181,8 @@ fn report(collection: Collection, claimed: &Claimed, reported: &mut HashSet<(Col
         tracing::error!(
             collection = collection.as_str(),
             entries = claimed.unreadable,
-            "unreadable outbox entries are kept for an operator (see `offramp outbox list`)"
+            "unreadable outbox entries are kept for an operator ({})",
+            advice::KEPT_ENTRIES
         );
     }
     for document in &claimed.unclaimable {

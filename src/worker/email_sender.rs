@@ -183,7 +183,8 @@ impl EmailSender {
                 tracing::error!(
                     entry,
                     template,
-                    "cannot compose an email; it is kept for an operator (see `offramp outbox list` for the reason)"
+                    "cannot compose an email; it is kept for an operator ({})",
+                    advice::KEPT_ENTRIES
                 );
                 return Attempt {
                     result: DeliveryResult::Failed { at, error },

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::advice;
 use crate::backoff::Backoff;
 use crate::http::ReadyHandle;
 use crate::store::inspect::Index;
@@ -91,7 +92,7 @@ impl Indexes {
             let problem = format!("indexes are missing and cannot be built: {problem}");
             ready.not_ready(&problem);
             if reported.as_ref() != Some(&problem) {
-                tracing::warn!("{problem}; retrying; searches that need them are paused (`offramp init` builds them)");
+                tracing::warn!("{problem}; retrying; searches that need them are paused ({})", advice::MISSING_INDEXES);
                 reported = Some(problem);
             }
             sleep(backoff.next_delay()).await;

@@ -35,10 +35,9 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::amqp::{Broker, Consumer, LaneHealth, Publisher, Topology, TopologyError};
+use crate::amqp::{Broker, Consumer, LaneHealth, Publisher, Topology};
 use crate::config::{MongodbUrl, WorkerSettings};
 use crate::http::{self, Readiness, ReadyHandle};
-use crate::store::StoreError;
 use crate::tls::Tls;
 use offramp_domain::command::CommandType;
 use offramp_mail::Transport;
@@ -51,7 +50,7 @@ use engine::Engine;
 use handover::Handover;
 use indexes::Indexes;
 use lane::Lane;
-use startup::Connected;
+use startup::{Connected, Servers, StartupError};
 use sweeper::Sweeper;
 
 /// The prefetch of a lane, in batches: the next batch waits in memory while one is processed.
@@ -80,12 +79,8 @@ pub struct WorkerParts {
 /// Why a worker did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The broker has objects of our names with other properties.
     #[error(transparent)]
-    Topology(#[from] TopologyError),
-    /// The settings for the database are wrong, or it denies access.
-    #[error(transparent)]
-    Store(#[from] StoreError),
+    Startup(#[from] StartupError),
     /// A task of the worker ended without being asked to.
     #[error(
         "internal error: a task of the worker ended unexpectedly (bug); the worker stopped so that its supervisor restarts it"
@@ -106,14 +101,16 @@ pub async fn run(
     let readiness = Readiness::default();
     let stop_serving = CancellationToken::new();
     let serving = tokio::spawn(http::serve(http, readiness.clone(), metrics, stop_serving.clone()));
-    let result = match shutdown.run_until_cancelled(startup::connect(&parts, &readiness)).await {
+    let servers =
+        Servers { broker: &parts.broker, topology: &parts.topology, mongodb_url: &parts.mongodb_url, tls: &parts.tls };
+    let result = match shutdown.run_until_cancelled(startup::connect(servers, &readiness)).await {
         Some(Ok(connected)) => {
             let mut worker = Worker::start(parts, connected, &readiness).await;
             let result = shutdown.run_until_cancelled(worker.task_ended()).await.map_or(Ok(()), Err);
             worker.stop().await;
             result
         }
-        Some(Err(error)) => Err(error),
+        Some(Err(error)) => Err(error.into()),
         None => Ok(()),
     };
     stop_serving.cancel();

@@ -5,15 +5,35 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{WorkerError, WorkerParts};
-use crate::amqp::TopologyError;
+use crate::amqp::{Broker, Topology, TopologyError};
 use crate::backoff::Backoff;
+use crate::config::MongodbUrl;
 use crate::http::{Readiness, ReadyHandle};
 use crate::store::inspect::Index;
 use crate::store::{Store, StoreError};
+use crate::tls::Tls;
 
 /// The delays, minimum and maximum, before a server that is unavailable at the start is tried again.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(1_500));
+
+/// The servers to connect to.
+pub(super) struct Servers<'a> {
+    pub(super) broker: &'a Broker,
+    pub(super) topology: &'a Topology,
+    pub(super) mongodb_url: &'a MongodbUrl,
+    pub(super) tls: &'a Tls,
+}
+
+/// Why a worker cannot start. Retrying cannot help.
+#[derive(Debug, thiserror::Error)]
+pub enum StartupError {
+    /// The broker has objects of our names with other properties.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// The settings for the database are wrong, or it denies access.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 /// What a worker starts with.
 pub(super) struct Connected {
@@ -26,8 +46,9 @@ pub(super) struct Connected {
 /// Connects to both servers, retrying while they are unavailable.
 ///
 /// # Errors
-/// When retrying cannot help: a mistake in the settings, or broker objects with other properties.
-pub(super) async fn connect(parts: &WorkerParts, readiness: &Readiness) -> Result<Connected, WorkerError> {
+/// [`StartupError`].
+pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Result<Connected, StartupError> {
+    let Servers { broker, topology, mongodb_url, tls } = servers;
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
     let mut backoff = Backoff::new(RETRY_DELAYS);
@@ -38,14 +59,14 @@ pub(super) async fn connect(parts: &WorkerParts, readiness: &Readiness) -> Resul
     };
     // First, so that a mistake in the settings is reported before anything is waited for.
     let store = loop {
-        match Store::open(parts.mongodb_url.connection_string(), &parts.tls).await {
+        match Store::open(mongodb_url.connection_string(), tls).await {
             Ok(store) => break store,
             Err(error @ StoreError::Refused(_)) => return Err(error.into()),
             Err(error) => database_unavailable(&error.reason(), backoff.next_delay()).await,
         }
     };
     loop {
-        match parts.topology.declare(&parts.broker).await {
+        match topology.declare(broker).await {
             Ok(_) => break,
             Err(TopologyError::Broker(error)) => {
                 let delay = backoff.next_delay();
