@@ -12,9 +12,9 @@ use crate::store::Collection;
 use crate::store::documents::{self, AccountDocument, OrganizationDocument, SubscriptionDocument};
 use offramp_domain::account::Account;
 use offramp_domain::field::Malformed;
-use offramp_domain::fold::{Loaded, World};
 use offramp_domain::organization::Organization;
 use offramp_domain::subscription::Subscription;
+use offramp_domain::unit_of_work::{LoadedDocument, UnitOfWork};
 
 /// A line, with its number from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,11 +159,11 @@ fn collection<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Collection, 
 #[allow(clippy::large_enum_variant, reason = "short-lived")]
 pub enum Found {
     /// Of `organizations`.
-    Organization(Loaded<Organization>),
+    Organization(LoadedDocument<Organization>),
     /// Of `accounts`.
-    Account(Loaded<Account>),
+    Account(LoadedDocument<Account>),
     /// Of `subscriptions`.
-    Subscription(Loaded<Subscription>),
+    Subscription(LoadedDocument<Subscription>),
 }
 
 impl ForCollection {
@@ -204,29 +204,29 @@ impl ForCollection {
     fn corrupt(&self, error: &str) -> Found {
         let error = error.to_owned();
         match self.collection {
-            Collection::Organizations => Found::Organization(Loaded::Corrupt { organization_id: None, error }),
-            Collection::Accounts => Found::Account(Loaded::Corrupt { organization_id: None, error }),
-            Collection::Subscriptions => Found::Subscription(Loaded::Corrupt { organization_id: None, error }),
+            Collection::Organizations => Found::Organization(LoadedDocument::Corrupt { organization_id: None, error }),
+            Collection::Accounts => Found::Account(LoadedDocument::Corrupt { organization_id: None, error }),
+            Collection::Subscriptions => Found::Subscription(LoadedDocument::Corrupt { organization_id: None, error }),
         }
     }
 
-    /// Puts the document into a world.
-    pub fn add_to(&self, world: &mut World) {
+    /// Puts the document into a unit_of_work.
+    pub fn add_to(&self, unit_of_work: &mut UnitOfWork) {
         let id = self.id();
         match self.found() {
             Found::Organization(found) => {
                 if let Ok(id) = id.try_into() {
-                    world.add_organization(id, found);
+                    unit_of_work.add_organization(id, found);
                 }
             }
             Found::Account(found) => {
                 if let Ok(id) = id.try_into() {
-                    world.add_account(id, found);
+                    unit_of_work.add_account(id, found);
                 }
             }
             Found::Subscription(found) => {
                 if let Ok(id) = id.try_into() {
-                    world.add_subscription(id, found);
+                    unit_of_work.add_subscription(id, found);
                 }
             }
         }
@@ -238,12 +238,12 @@ impl Found {
     #[must_use]
     pub fn error(&self) -> Option<String> {
         let faults = match self {
-            Self::Organization(Loaded::Corrupt { error, .. })
-            | Self::Account(Loaded::Corrupt { error, .. })
-            | Self::Subscription(Loaded::Corrupt { error, .. }) => return Some(error.clone()),
-            Self::Organization(Loaded::Read(organization)) => organization.faults(),
-            Self::Account(Loaded::Read(account)) => account.faults(),
-            Self::Subscription(Loaded::Read(subscription)) => {
+            Self::Organization(LoadedDocument::Corrupt { error, .. })
+            | Self::Account(LoadedDocument::Corrupt { error, .. })
+            | Self::Subscription(LoadedDocument::Corrupt { error, .. }) => return Some(error.clone()),
+            Self::Organization(LoadedDocument::Read(organization)) => organization.faults(),
+            Self::Account(LoadedDocument::Read(account)) => account.faults(),
+            Self::Subscription(LoadedDocument::Read(subscription)) => {
                 if let Err(Malformed(missing)) = subscription.require_next_invoice() {
                     return Some(missing);
                 }

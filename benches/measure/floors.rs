@@ -32,7 +32,7 @@ use offramp::worker::event_sender::PUBLISH_MAX;
 use offramp::worker::handover::QUEUE_MAX;
 use offramp::worker::unmarked::UNMARKED_EMAILS_MAX;
 use offramp_domain::command::{Command, CommandType};
-use offramp_domain::fold::{Task, Verdict};
+use offramp_domain::unit_of_work::{Task, TaskOutcome};
 use offramp_mail::{Sender, Templates};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -311,17 +311,18 @@ impl Constants {
             organizations: [command.organization_id().clone()].into(),
             ..Need::default()
         };
-        let mut bed = store.load(&need).await.unwrap();
+        let mut unit_of_work = store.load(&need).await.unwrap();
         let now = clock::now();
-        assert_eq!(bed.fold(&Task::Command(command), now), Verdict::Applied);
+        assert_eq!(unit_of_work.apply(&Task::Command(command), now), TaskOutcome::Applied);
         let lease = Lease { holder: Uuid::new_v4(), until: now + chrono::TimeDelta::minutes(3) };
         let composer = Composer {
             templates: Templates::load(None).unwrap(),
             sender: Sender::parse("no-reply@offramp.example").unwrap(),
             signer: None,
         };
-        let update =
-            changes::updates(bed, &lease, "offramp", &|id, email| composer.identify(id, email), now).unwrap().remove(0);
+        let update = changes::updates(unit_of_work, &lease, "offramp", &|id, email| composer.identify(id, email), now)
+            .unwrap()
+            .remove(0);
         let history_length = update.history_length;
         let RawBson::Document(change) = update.update.clone() else { panic!("an update of operators") };
 

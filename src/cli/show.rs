@@ -17,9 +17,9 @@ use offramp::store::outbox::entry::{Content, OutboxEntry};
 use offramp::store::{Collection, Store};
 use offramp_domain::account::Account;
 use offramp_domain::command::{Actor, CommandRef};
-use offramp_domain::fold::Loaded;
 use offramp_domain::organization::Organization;
-use offramp_domain::subscription::{Named, Status, Subscription};
+use offramp_domain::subscription::{NamedRef, Status, Subscription};
+use offramp_domain::unit_of_work::LoadedDocument;
 use serde::Serialize;
 
 use super::words::printable;
@@ -48,8 +48,8 @@ struct View {
     id: String,
     organization: Party,
     account: Party,
-    participant: Option<Named>,
-    plan: Option<Named>,
+    participant: Option<NamedRef>,
+    plan: Option<NamedRef>,
     status: Status,
     /// The first invoice not yet generated; none once the subscription is over.
     next_billing_on: Option<NaiveDate>,
@@ -65,7 +65,7 @@ struct View {
     ended_on: Option<NaiveDate>,
     /// The client's request that nobody has decided yet.
     pending_request: Option<PendingRequest>,
-    activities: Vec<Named>,
+    activities: Vec<NamedRef>,
     timeline: Vec<Happened>,
     /// Mails and events that have not left yet.
     outbox: Vec<Waiting>,
@@ -168,8 +168,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<View> {
     const UNREADABLE: &str = "the worker cannot read this document, and so it cannot be shown";
     let subscription = match documents::read::<SubscriptionDocument, Subscription>("subscriptions", raw) {
-        Loaded::Read(subscription) => subscription,
-        Loaded::Corrupt { error, .. } => return Err(anyhow::anyhow!(error).context(UNREADABLE)),
+        LoadedDocument::Read(subscription) => subscription,
+        LoadedDocument::Corrupt { error, .. } => return Err(anyhow::anyhow!(error).context(UNREADABLE)),
     };
     let document: SubscriptionDocument = bson::deserialize_from_slice(raw.as_bytes()).context(UNREADABLE)?;
     let organization_id = subscription.organization_id.to_string();
@@ -198,7 +198,7 @@ async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<V
         });
     let end = details.and_then(|details| details.end.clone().ok()?);
     let timezone = organization.as_ref().and_then(|it| it.timezone.clone().ok()).unwrap_or(Tz::UTC);
-    let named = |field: &str| raw.get(field).ok().flatten().and_then(|value| Stored::<Named>::from(value).ok());
+    let named = |field: &str| raw.get(field).ok().flatten().and_then(|value| Stored::<NamedRef>::from(value).ok());
 
     let mut timeline: Vec<Happened> = document.history.into_iter().filter_map(Stored::ok).map(Happened::from).collect();
     timeline.extend(document.payment_failures.into_iter().filter_map(Stored::ok).map(Happened::from));
@@ -228,10 +228,10 @@ async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<V
     })
 }
 
-fn read<T: Clone>(loaded: &Loaded<T>) -> Option<T> {
+fn read<T: Clone>(loaded: &LoadedDocument<T>) -> Option<T> {
     match loaded {
-        Loaded::Read(document) => Some(document.clone()),
-        Loaded::Corrupt { .. } => None,
+        LoadedDocument::Read(document) => Some(document.clone()),
+        LoadedDocument::Corrupt { .. } => None,
     }
 }
 
@@ -285,7 +285,7 @@ fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
         Some(name) => format!("{name} ({})", party.id),
         None => party.id.clone(),
     };
-    let named = |named: &Named| format!("{} ({})", named.name, named.id);
+    let named = |named: &NamedRef| format!("{} ({})", named.name, named.id);
     let day = |day: NaiveDate| day.to_string();
     let activities =
         (!view.activities.is_empty()).then(|| view.activities.iter().map(named).collect::<Vec<_>>().join(", "));

@@ -18,9 +18,9 @@ use offramp_domain::billing::parse_date;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::Command;
 use offramp_domain::dead_letter::DeadLetterReason;
-use offramp_domain::fold::{Loaded, Rejected, Task, Verdict, World};
+use offramp_domain::ids::Target;
 use offramp_domain::notification::Notification;
-use offramp_domain::text::Target;
+use offramp_domain::unit_of_work::{LoadedDocument, RejectedTask, Task, TaskOutcome, UnitOfWork};
 use offramp_mail::{MailConnection, Sender, Templates, Transport, compose};
 use serde::Serialize;
 use uuid::Uuid;
@@ -126,9 +126,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             WrongConfiguration("only one of --documents and --commands can be standard input".to_owned()).into()
         );
     }
-    let (world, timezone) = read_world(&Input::open(&arguments.documents)?)?;
+    let (unit_of_work, timezone) = read_documents(&Input::open(&arguments.documents)?)?;
     let mut simulation = Simulation {
-        world,
+        unit_of_work,
         now: instant(arguments.today, timezone)?,
         templates: load_templates(&arguments.sender)?,
         sender: arguments.sender.mail_from,
@@ -159,8 +159,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 /// The documents of a file, and the time zone of the first organization.
-fn read_world(input: &Input) -> anyhow::Result<(World, Option<Tz>)> {
-    let (mut world, mut timezone) = (World::default(), None);
+fn read_documents(input: &Input) -> anyhow::Result<(UnitOfWork, Option<Tz>)> {
+    let (mut unit_of_work, mut timezone) = (UnitOfWork::default(), None);
     for line in input.lines()? {
         let line = line?;
         let document = ForCollection::parse(&line).with_context(|| input.name().to_owned())?;
@@ -168,12 +168,12 @@ fn read_world(input: &Input) -> anyhow::Result<(World, Option<Tz>)> {
         if let Some(error) = found.error() {
             eprintln!("offramp: {}: line {}: {}", input.name(), line.number, words::printable(&error));
         }
-        if let (None, Found::Organization(Loaded::Read(organization))) = (timezone, &found) {
+        if let (None, Found::Organization(LoadedDocument::Read(organization))) = (timezone, &found) {
             timezone = organization.timezone.clone().ok();
         }
-        document.add_to(&mut world);
+        document.add_to(&mut unit_of_work);
     }
-    Ok((world, timezone))
+    Ok((unit_of_work, timezone))
 }
 
 fn instant(today: Option<NaiveDate>, timezone: Option<Tz>) -> anyhow::Result<DateTime<Utc>> {
@@ -192,7 +192,7 @@ fn mail_directory(path: &Path) -> anyhow::Result<MailConnection> {
 }
 
 struct Simulation {
-    world: World,
+    unit_of_work: UnitOfWork,
     now: DateTime<Utc>,
     templates: Templates,
     sender: Sender,
@@ -212,8 +212,8 @@ impl Simulation {
             }
         };
         answer.name(&command);
-        let verdict = self.world.fold(&Task::Command(command.clone()), self.now);
-        let changed = verdict == Verdict::Applied;
+        let verdict = self.unit_of_work.apply(&Task::Command(command.clone()), self.now);
+        let changed = verdict == TaskOutcome::Applied;
         answer.judge(&command, verdict, self.now);
         let entries = if changed { self.newest_entries(&command) } else { Vec::new() };
         for leased in entries {
@@ -223,7 +223,7 @@ impl Simulation {
             }
         }
         if let Target::Subscription(id) = command.target()
-            && let Some(subscription) = self.world.subscription(id)
+            && let Some(subscription) = self.unit_of_work.subscription(id)
             // Who may not know the subscription is not told where it stands.
             && subscription.organization_id == *command.organization_id()
         {
@@ -238,18 +238,12 @@ impl Simulation {
     /// The outbox entries of the change that was made last to the command's document.
     fn newest_entries(&self, command: &Command) -> Vec<Leased> {
         let lease = Lease { holder: Uuid::nil(), until: self.now };
-        let (collection, document_id, entries) = match command.target() {
-            Target::Subscription(id) => {
-                let added = self.world.subscription_draft(id).and_then(|draft| draft.added.last().cloned());
-                let entries = added.map(|added| entries(added, &lease, SOURCE, self.now));
-                (Collection::Subscriptions, id.as_str(), entries)
-            }
-            Target::Account(id) => {
-                let added = self.world.account_draft(id).and_then(|draft| draft.added.last().cloned());
-                let entries = added.map(|added| entries(added, &lease, SOURCE, self.now));
-                (Collection::Accounts, id.as_str(), entries)
-            }
+        let (collection, document_id) = match command.target() {
+            Target::Subscription(id) => (Collection::Subscriptions, id.as_str()),
+            Target::Account(id) => (Collection::Accounts, id.as_str()),
         };
+        let effects = self.unit_of_work.newest_effects(command.target()).cloned();
+        let entries = effects.map(|effects| entries(effects, &lease, SOURCE, self.now));
         let leased = |entry: OutboxEntry| Leased {
             collection,
             document_id: document_id.to_owned(),
@@ -320,25 +314,25 @@ impl Answer {
         }
     }
 
-    fn judge(&mut self, command: &Command, verdict: Verdict, now: DateTime<Utc>) {
+    fn judge(&mut self, command: &Command, verdict: TaskOutcome, now: DateTime<Utc>) {
         match verdict {
-            Verdict::Applied => self.outcome = "applied",
-            Verdict::Unchanged => {}
-            Verdict::Rejected(rejected) => {
+            TaskOutcome::Applied => self.outcome = "applied",
+            TaskOutcome::Unchanged => {}
+            TaskOutcome::Rejected(rejected) => {
                 self.events.push(CloudEvent::of_rejection(command, &rejected, SOURCE, now));
-                let Rejected { rejection, .. } = rejected;
+                let RejectedTask { rejection, .. } = rejected;
                 self.outcome = "rejected";
                 self.reason = Some(rejection.reason.as_str());
                 self.waits = rejection.reason.may_pass();
                 self.detail = Some(rejection.detail);
             }
-            Verdict::Missing(missing) => {
+            TaskOutcome::Missing(missing) => {
                 self.outcome = "dead_letter";
                 self.reason = Some(DeadLetterReason::from(&missing).as_str());
                 self.waits = true;
                 self.detail = Some(missing.to_string());
             }
-            Verdict::Corrupt(error) => {
+            TaskOutcome::Corrupt(error) => {
                 self.outcome = "dead_letter";
                 self.reason = Some(DeadLetterReason::CorruptDocument.as_str());
                 self.detail = Some(error);

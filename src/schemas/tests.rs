@@ -13,7 +13,7 @@ use crate::store::outbox::entry::{Content, Lease, entries};
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::{Command, InvalidCommand};
 use offramp_domain::decide::RejectionReason;
-use offramp_domain::fold::{Rejected, Task, Verdict, World};
+use offramp_domain::unit_of_work::{RejectedTask, Task, TaskOutcome, UnitOfWork};
 
 use super::*;
 
@@ -256,26 +256,24 @@ fn documents_that_the_program_cannot_read_are_invalid() {
 /// The events that the example commands, and time, cause on the example documents on 2 June 2026.
 fn events_caused() -> BTreeMap<String, Value> {
     let now: DateTime<Utc> = "2026-06-02T14:40:00Z".parse().unwrap();
-    let mut world = World::default();
+    let mut unit_of_work = UnitOfWork::default();
     for (document, _) in example_documents() {
-        document.add_to(&mut world);
+        document.add_to(&mut unit_of_work);
     }
     let mut commands: Vec<Command> = examples("commands").values().map(|command| parse(command).unwrap()).collect();
     commands.sort_by_key(|command| command.time);
     let mut tasks: Vec<Task> = commands.iter().cloned().map(Task::Command).collect();
     tasks.push(Task::Lapse("sub-1004".try_into().unwrap()));
     for task in &tasks {
-        assert_eq!(world.fold(task, now), Verdict::Applied, "{task:?}");
+        assert_eq!(unit_of_work.apply(task, now), TaskOutcome::Applied, "{task:?}");
     }
 
     let lease = Lease { holder: uuid::Uuid::nil(), until: now };
-    let mut drafts: Vec<_> = world.changed_subscriptions().collect();
-    drafts.sort_by_key(|draft| &draft.after.id);
     let mut events: BTreeMap<String, Value> = BTreeMap::new();
-    for entry in drafts
-        .into_iter()
-        .flat_map(|draft| draft.added.clone())
-        .flat_map(|added| entries(added, &lease, "offramp", now))
+    for entry in unit_of_work
+        .changed_subscriptions()
+        .flat_map(|changed| changed.effects.clone())
+        .flat_map(|effects| entries(effects, &lease, "offramp", now))
     {
         if let Content::Event(event) = entry.content {
             events.entry(event.kind.clone()).or_insert(serde_json::to_value(&event).unwrap());
@@ -284,7 +282,7 @@ fn events_caused() -> BTreeMap<String, Value> {
     // A refusal leaves by another way; here, a month whose invoice exists already.
     let command = commands.iter().find(|command| command.reference.key.id.as_str() == "c-0001").unwrap();
     let rejection = RejectionReason::MonthAlreadyInvoiced.because("The invoice of 2026-05 exists already.");
-    let rejected = Rejected { rejection, account_id: Some("acc-tremblay".try_into().unwrap()) };
+    let rejected = RejectedTask { rejection, account_id: Some("acc-tremblay".try_into().unwrap()) };
     let event = CloudEvent::of_rejection(command, &rejected, "offramp", now);
     events.insert(event.kind.clone(), json!(event));
     events

@@ -6,8 +6,10 @@ use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 
 use offramp_domain::account::Account;
-use offramp_domain::fold::{Added, Changed, ChangedAccount, ChangedSubscription, World};
 use offramp_domain::subscription::{Details, Request, Status, Subscription};
+use offramp_domain::unit_of_work::{
+    ChangedAccount, ChangedDocument, ChangedSubscription, Effects, SubscriptionRecord, UnitOfWork,
+};
 
 use super::commit::GuardedUpdate;
 use super::documents::{
@@ -43,13 +45,13 @@ const TOMBSTONE_FIELDS: [&CStr; 10] = [
 /// # Errors
 /// When a change cannot be written as BSON, which would be a mistake in the types.
 pub fn updates(
-    world: World,
+    unit_of_work: UnitOfWork,
     lease: &Lease,
     source: &str,
     identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<Vec<GuardedUpdate>, StoreError> {
-    let (subscriptions, accounts) = world.into_changed();
+    let (subscriptions, accounts) = unit_of_work.into_changed();
     let subscriptions =
         subscriptions.into_iter().map(|changed| update_subscription(changed, lease, source, identify, now));
     let accounts = accounts.into_iter().map(|changed| update_account(changed, lease, source, identify, now));
@@ -63,13 +65,13 @@ fn update_subscription(
     identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<GuardedUpdate, StoreError> {
-    let Changed { before, after, added } = changed;
-    let records = records(&added, identify, now);
-    let history = added.iter().filter_map(|added| added.record.history.as_ref()).map(Into::into).collect();
+    let ChangedDocument { before, after, records, effects } = changed;
+    let history = records.iter().filter_map(SubscriptionRecord::history).map(Into::into).collect();
     let failures: Vec<PaymentFailureDocument> =
-        added.iter().filter_map(|added| added.record.payment_failure.as_ref()).map(Into::into).collect();
-    let applied = applied(&added, now);
-    let entries = entries(added, lease, source, now);
+        records.iter().filter_map(SubscriptionRecord::payment_failure).map(Into::into).collect();
+    let records = email_records(&effects, identify, now);
+    let applied = applied(&effects, now);
+    let entries = entries(effects, lease, source, now);
     let lists = Lists { history, applied, records, entries: &entries };
     // To append to a long list takes the server many times as long as to set its next place.
     let history_length = before.history_length.filter(|length| *length >= LONG_HISTORY_MIN && after.details.is_some());
@@ -220,12 +222,11 @@ fn update_account(
     identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<GuardedUpdate, StoreError> {
-    let Changed { before: account, after, added } = changed;
-    let records = records(&added, identify, now);
-    let notices: Vec<CardNoticeDocument> =
-        added.iter().filter_map(|added| added.record.as_ref()).map(Into::into).collect();
-    let applied = applied(&added, now);
-    let entries = entries(added, lease, source, now);
+    let ChangedDocument { before: account, after, records: notices, effects } = changed;
+    let notices: Vec<CardNoticeDocument> = notices.iter().map(Into::into).collect();
+    let records = email_records(&effects, identify, now);
+    let applied = applied(&effects, now);
+    let entries = entries(effects, lease, source, now);
     let mut set = rawdoc! { "version": next(account.version) };
     let mut push = RawDocumentBuf::new();
     let remembered = |account: &Account| account.card_notices.as_ref().map_or(0, Vec::len);
@@ -249,21 +250,21 @@ fn update_account(
     })
 }
 
-fn entries<R>(added: Vec<Added<R>>, lease: &Lease, source: &str, now: DateTime<Utc>) -> Vec<OutboxEntry> {
-    added.into_iter().flat_map(|added| entry::entries(added, lease, source, now)).collect()
+fn entries(effects: Vec<Effects>, lease: &Lease, source: &str, now: DateTime<Utc>) -> Vec<OutboxEntry> {
+    effects.into_iter().flat_map(|effects| entry::entries(effects, lease, source, now)).collect()
 }
 
-fn records<R>(added: &[Added<R>], identify: Identify<'_>, now: DateTime<Utc>) -> Vec<NotificationDocument> {
-    added.iter().flat_map(|added| entry::records(added, identify, now)).collect()
+fn email_records(effects: &[Effects], identify: Identify<'_>, now: DateTime<Utc>) -> Vec<NotificationDocument> {
+    effects.iter().flat_map(|effects| entry::records(effects, identify, now)).collect()
 }
 
-fn applied<R>(added: &[Added<R>], now: DateTime<Utc>) -> Vec<AppliedDocument> {
-    added
+fn applied(effects: &[Effects], now: DateTime<Utc>) -> Vec<AppliedDocument> {
+    effects
         .iter()
-        .filter_map(|added| {
-            let key = added.command.as_ref()?.key.clone();
-            // Whatever changes something is told to somebody.
-            let unchanged = added.notifications.is_empty() && added.events.is_empty();
+        .filter_map(|effects| {
+            let key = effects.command.as_ref()?.key.clone();
+            // Every change has an email or an event.
+            let unchanged = effects.notifications.is_empty() && effects.events.is_empty();
             Some(AppliedDocument { key, at: now.into(), unchanged, settled_at: None })
         })
         .collect()

@@ -17,16 +17,16 @@ use offramp_domain::account::{Account, CardNotice, NoticeKind};
 use offramp_domain::billing::{BillingDay, BillingMode, DOCUMENT_YEARS, YearMonth, iso_date, parse_date};
 use offramp_domain::command::{Actor, Amount, Card, CommandKey, CommandRef, Last4, PaymentCard};
 use offramp_domain::field::{Field, Malformed};
-use offramp_domain::fold::Loaded;
+use offramp_domain::ids::{
+    AccountId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, SubscriptionId, names_language,
+};
 use offramp_domain::notification::{Brand, Mailbox};
 use offramp_domain::organization::{ClientCancellation, Organization};
 use offramp_domain::subscription::{
-    By, CancellationRecord, Closed, Details, HistoryEntry, Named, PaymentFailureRecord, Request, RequestDecision,
-    ScheduledEnd, Status, Subscription, Via,
+    CancellationRecord, Channel, Closed, Details, HistoryEntry, Initiator, NamedRef, PaymentFailureRecord, Request,
+    RequestDecision, ScheduledEnd, Status, Subscription,
 };
-use offramp_domain::text::{
-    AccountId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, SubscriptionId, names_language,
-};
+use offramp_domain::unit_of_work::LoadedDocument;
 
 use super::Collection;
 use super::outbox::entry::OutboxEntry;
@@ -239,11 +239,11 @@ pub struct SubscriptionDocument {
     pub account_id: AccountId,
     /// Who takes part. (A removed subscription has this and the next four fields no more.)
     #[serde(default)]
-    #[schemars(with = "Option<Named>")]
+    #[schemars(with = "Option<NamedRef>")]
     pub participant: Stored<Option<NameDocument>>,
     /// What was bought.
     #[serde(default)]
-    #[schemars(with = "Option<Named>")]
+    #[schemars(with = "Option<NamedRef>")]
     pub plan: Stored<Option<NameDocument>>,
     /// How it is billed.
     #[serde(default)]
@@ -255,8 +255,8 @@ pub struct SubscriptionDocument {
     pub expires_on: Stored<Option<String>>,
     /// What the participant is enrolled in.
     #[serde(default)]
-    #[schemars(with = "Option<Vec<Named>>")]
-    pub activities: Stored<Option<Vec<Named>>>,
+    #[schemars(with = "Option<Vec<NamedRef>>")]
+    pub activities: Stored<Option<Vec<NamedRef>>>,
     /// Incremented by every writer.
     #[serde(default, deserialize_with = "integer")]
     pub version: Option<i64>,
@@ -377,9 +377,9 @@ pub struct RequestDocument {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct CancellationDocument {
     /// Whose decision.
-    pub by: By,
+    pub by: Initiator,
     /// How it came.
-    pub via: Via,
+    pub via: Channel,
     /// When it was decided.
     #[schemars(with = "ExtendedJsonDate")]
     pub scheduled_at: Instant,
@@ -438,7 +438,7 @@ pub struct HistoryDocument {
     pub ends_on: Option<NaiveDate>,
     /// How a cancellation came.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub via: Option<Via>,
+    pub via: Option<Channel>,
     /// Why, in the words of who acted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<FreeText>,
@@ -512,11 +512,14 @@ pub fn decisive_behind() -> Document {
 
 /// Reads `raw` as a document of `collection`. Where its id, its owner, its version, its status or the list of applied commands
 /// cannot be read, all of it is corrupt; the sentence names the document, the field and the reason.
-pub fn read<D: DeserializeOwned, T: TryFrom<D, Error = Malformed>>(collection: &str, raw: &RawDocument) -> Loaded<T> {
+pub fn read<D: DeserializeOwned, T: TryFrom<D, Error = Malformed>>(
+    collection: &str,
+    raw: &RawDocument,
+) -> LoadedDocument<T> {
     let document = stored::whole::<D>(raw).map_err(|fault| fault.of(&format!("{collection} {}", id_of(raw)), ""));
     match document.and_then(T::try_from) {
-        Ok(document) => Loaded::Read(document),
-        Err(Malformed(error)) => Loaded::Corrupt {
+        Ok(document) => LoadedDocument::Read(document),
+        Err(Malformed(error)) => LoadedDocument::Corrupt {
             organization_id: raw.get_str("organization_id").ok().and_then(|id| id.try_into().ok()),
             error,
         },

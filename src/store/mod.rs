@@ -26,9 +26,9 @@ use mongodb::{Client, Database};
 use tokio::time::timeout;
 
 use crate::tls::{Tls, explain};
-use offramp_domain::fold::{Loaded, World};
+use offramp_domain::ids::{AccountId, OrganizationId, SubscriptionId};
 use offramp_domain::subscription::{Status, Subscription};
-use offramp_domain::text::{AccountId, OrganizationId, SubscriptionId};
+use offramp_domain::unit_of_work::{LoadedDocument, UnitOfWork};
 
 use documents::{AccountDocument, OrganizationDocument, SubscriptionDocument};
 
@@ -164,7 +164,7 @@ impl Store {
     ///
     /// # Errors
     /// When the server does not answer, or refuses.
-    pub async fn load(&self, need: &Need) -> Result<World, StoreError> {
+    pub async fn load(&self, need: &Need) -> Result<UnitOfWork, StoreError> {
         let (subscriptions, accounts, organizations) = tokio::try_join!(
             self.find_by_id(
                 Collection::Subscriptions,
@@ -182,14 +182,14 @@ impl Store {
                 documents::decisive(Collection::Organizations),
             ),
         )?;
-        let mut world = World::with_room(subscriptions.len(), subscriptions.len() + accounts.len());
+        let mut unit_of_work = UnitOfWork::default();
         let mut accounts_behind = HashSet::with_capacity(subscriptions.len());
         let mut organizations_behind = HashSet::new();
 
         for raw in &subscriptions {
             let Some(id) = id(raw) else { continue };
             let loaded = documents::read::<SubscriptionDocument, _>(Collection::Subscriptions.as_str(), raw);
-            if let Loaded::Read(subscription) = &loaded {
+            if let LoadedDocument::Read(subscription) = &loaded {
                 let subscription: &Subscription = subscription;
                 let is_commanded = need.subscriptions.contains(&id);
                 if is_commanded {
@@ -199,10 +199,10 @@ impl Store {
                     organizations_behind.insert(subscription.organization_id.clone());
                 }
             }
-            world.add_subscription(id, loaded);
+            unit_of_work.add_subscription(id, loaded);
         }
-        add_accounts(&mut world, &accounts, &mut organizations_behind);
-        add_organizations(&mut world, &organizations);
+        add_accounts(&mut unit_of_work, &accounts, &mut organizations_behind);
+        add_organizations(&mut unit_of_work, &organizations);
 
         let accounts_behind: Vec<_> =
             accounts_behind.iter().filter(|id| !need.accounts.contains(*id)).map(AccountId::as_str).collect();
@@ -219,9 +219,9 @@ impl Store {
                 documents::decisive(Collection::Organizations),
             ),
         )?;
-        add_accounts(&mut world, &accounts, &mut HashSet::new());
-        add_organizations(&mut world, &organizations);
-        Ok(world)
+        add_accounts(&mut unit_of_work, &accounts, &mut HashSet::new());
+        add_organizations(&mut unit_of_work, &organizations);
+        Ok(unit_of_work)
     }
 
     /// The documents with these ids.
@@ -274,21 +274,25 @@ impl Store {
     }
 }
 
-fn add_accounts(world: &mut World, raw: &[RawDocumentBuf], organizations_behind: &mut HashSet<OrganizationId>) {
+fn add_accounts(
+    unit_of_work: &mut UnitOfWork,
+    raw: &[RawDocumentBuf],
+    organizations_behind: &mut HashSet<OrganizationId>,
+) {
     for raw in raw {
         let Some(id) = id(raw) else { continue };
         let loaded = documents::read::<AccountDocument, offramp_domain::account::Account>("accounts", raw);
-        if let Loaded::Read(account) = &loaded {
+        if let LoadedDocument::Read(account) = &loaded {
             organizations_behind.insert(account.organization_id.clone());
         }
-        world.add_account(id, loaded);
+        unit_of_work.add_account(id, loaded);
     }
 }
 
-fn add_organizations(world: &mut World, raw: &[RawDocumentBuf]) {
+fn add_organizations(unit_of_work: &mut UnitOfWork, raw: &[RawDocumentBuf]) {
     for raw in raw {
         let Some(id) = id(raw) else { continue };
-        world.add_organization(id, documents::read::<OrganizationDocument, _>("organizations", raw));
+        unit_of_work.add_organization(id, documents::read::<OrganizationDocument, _>("organizations", raw));
     }
 }
 

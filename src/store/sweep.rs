@@ -14,7 +14,7 @@ use mongodb::options::Hint;
 
 use offramp_domain::account::{CARD_NOTICES_MAX, NoticeKind};
 use offramp_domain::billing::{BillingDay, YearMonth, parse_date};
-use offramp_domain::text::{AccountId, CardId, OrganizationId, SubscriptionId};
+use offramp_domain::ids::{AccountId, CardId, OrganizationId, SubscriptionId};
 
 use super::documents::CARD_NOTICE_DAYS_MAX;
 use super::inspect::Index;

@@ -4,7 +4,7 @@ use super::engine::Processed;
 use crate::amqp::{Delivery, RetryDelay};
 use offramp_domain::command::Command;
 use offramp_domain::dead_letter::DeadLetterReason;
-use offramp_domain::fold::{Rejected, Task, Verdict};
+use offramp_domain::unit_of_work::{RejectedTask, Task, TaskOutcome};
 
 /// How often a command waits for something that may still arrive: 5 s, 30 s, 2 min.
 const WAITS_MAX: u32 = 3;
@@ -17,7 +17,7 @@ pub(super) enum Disposition {
     /// Acknowledged: its effects are stored.
     Done,
     /// Acknowledged once its `command.rejected` is published.
-    Reject(Rejected),
+    Reject(RejectedTask),
     /// A copy waits in a retry queue.
     Retry(RetryDelay),
     /// A copy goes to the dead letters, for an operator.
@@ -29,18 +29,18 @@ impl Disposition {
     pub(super) fn of(processed: Processed, attempt: u32) -> Self {
         let retry = |max: u32| if attempt < max { RetryDelay::for_attempt(attempt) } else { None };
         match processed {
-            Processed::Decided(Verdict::Applied | Verdict::Unchanged) => Self::Done,
-            Processed::Decided(Verdict::Rejected(rejected)) => {
+            Processed::Decided(TaskOutcome::Applied | TaskOutcome::Unchanged) => Self::Done,
+            Processed::Decided(TaskOutcome::Rejected(rejected)) => {
                 match retry(WAITS_MAX).filter(|_| rejected.rejection.reason.may_pass()) {
                     Some(delay) => Self::Retry(delay),
                     None => Self::Reject(rejected),
                 }
             }
-            Processed::Decided(Verdict::Missing(missing)) => retry(WAITS_MAX).map_or_else(
+            Processed::Decided(TaskOutcome::Missing(missing)) => retry(WAITS_MAX).map_or_else(
                 || Self::DeadLetter { reason: DeadLetterReason::from(&missing), error: missing.to_string() },
                 Self::Retry,
             ),
-            Processed::Decided(Verdict::Corrupt(error)) => {
+            Processed::Decided(TaskOutcome::Corrupt(error)) => {
                 Self::DeadLetter { reason: DeadLetterReason::CorruptDocument, error }
             }
             Processed::Failed(error) => {
@@ -79,11 +79,11 @@ pub(super) fn parse(delivery: &Delivery) -> Result<Task, Disposition> {
 mod tests {
     use super::*;
     use offramp_domain::decide::RejectionReason;
-    use offramp_domain::fold::Missing;
+    use offramp_domain::unit_of_work::MissingReference;
 
     fn rejected(reason: RejectionReason) -> Processed {
         let rejection = reason.because("Because.");
-        Processed::Decided(Verdict::Rejected(Rejected { rejection, account_id: None }))
+        Processed::Decided(TaskOutcome::Rejected(RejectedTask { rejection, account_id: None }))
     }
 
     /// Checks the retries of a result, and what follows them.
@@ -100,15 +100,15 @@ mod tests {
 
     #[test]
     fn applied_and_unchanged_commands_are_done() {
-        check(&Processed::Decided(Verdict::Applied), &[], &Disposition::Done);
-        check(&Processed::Decided(Verdict::Unchanged), &[], &Disposition::Done);
+        check(&Processed::Decided(TaskOutcome::Applied), &[], &Disposition::Done);
+        check(&Processed::Decided(TaskOutcome::Unchanged), &[], &Disposition::Done);
     }
 
     #[test]
     fn rejections_stand_at_once_unless_a_dependency_may_still_arrive() {
         use RejectionReason as Reason;
         let reject = |processed: &Processed| match processed {
-            Processed::Decided(Verdict::Rejected(rejected)) => Disposition::Reject(rejected.clone()),
+            Processed::Decided(TaskOutcome::Rejected(rejected)) => Disposition::Reject(rejected.clone()),
             _ => unreachable!(),
         };
         for reason in [Reason::Forbidden, Reason::WrongOrganization, Reason::AlreadyEnded, Reason::ExpiresEarlier] {
@@ -124,12 +124,12 @@ mod tests {
     #[test]
     fn missing_documents_are_waited_for_and_then_dead_lettered() {
         let by = || "subscriptions sub-1".to_owned();
-        let organization = Missing::Organization { organization_id: "org-1".try_into().unwrap(), by: by() };
-        let account = Missing::Account { account_id: "acc-1".try_into().unwrap(), by: by() };
+        let organization = MissingReference::Organization { organization_id: "org-1".try_into().unwrap(), by: by() };
+        let account = MissingReference::Account { account_id: "acc-1".try_into().unwrap(), by: by() };
         for (missing, reason) in
             [(organization, DeadLetterReason::MissingOrganization), (account, DeadLetterReason::MissingAccount)]
         {
-            let processed = Processed::Decided(Verdict::Missing(missing));
+            let processed = Processed::Decided(TaskOutcome::Missing(missing));
             let Disposition::DeadLetter { error, .. } = Disposition::of(processed.clone(), 3) else { panic!() };
             let last = Disposition::DeadLetter { reason, error };
             check(&processed, &[RetryDelay::S5, RetryDelay::S30, RetryDelay::M2], &last);
@@ -146,6 +146,6 @@ mod tests {
     #[test]
     fn corrupt_documents_are_dead_lettered_at_once() {
         let last = Disposition::DeadLetter { reason: DeadLetterReason::CorruptDocument, error: "Because.".to_owned() };
-        check(&Processed::Decided(Verdict::Corrupt("Because.".to_owned())), &[], &last);
+        check(&Processed::Decided(TaskOutcome::Corrupt("Because.".to_owned())), &[], &last);
     }
 }

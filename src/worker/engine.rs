@@ -23,8 +23,8 @@ use crate::store::changes;
 use crate::store::commit::Committed;
 use crate::store::outbox::entry::Lease;
 use crate::store::{Collection, Need, Store, StoreError};
-use offramp_domain::fold::{Task, Verdict, World};
-use offramp_domain::text::Target;
+use offramp_domain::ids::Target;
+use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};
 
 /// How often a task is decided again because others changed its document meanwhile, before it counts as failed.
 const ROUNDS_MAX: usize = 20;
@@ -51,7 +51,7 @@ pub struct Engine {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Processed {
     /// It was decided, and a majority of the servers has the change, or the state that it was decided on.
-    Decided(Verdict),
+    Decided(TaskOutcome),
     /// It could not be decided or written; other tasks are not affected. The sentence says why.
     Failed(String),
 }
@@ -133,15 +133,20 @@ impl Engine {
             if pending.is_empty() {
                 break;
             }
-            let mut world = self.store.load(&need(pending.iter().map(|&index| tasks[index]))).await?;
+            let mut unit_of_work = self.store.load(&need(pending.iter().map(|&index| tasks[index]))).await?;
             let now = clock::now();
             for &index in &pending {
-                processed[index] = decide(&mut world, tasks[index], now);
+                processed[index] = decide(&mut unit_of_work, tasks[index], now);
             }
 
             let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-            let updates =
-                changes::updates(world, &lease, &self.source, &|id, email| self.composer.identify(id, email), now)?;
+            let updates = changes::updates(
+                unit_of_work,
+                &lease,
+                &self.source,
+                &|id, email| self.composer.identify(id, email),
+                now,
+            )?;
             let committed = self.store.commit(&updates).await?;
 
             let mut lost = HashSet::new();
@@ -154,7 +159,7 @@ impl Engine {
                     Committed::Lost => drop(lost.insert(document)),
                     Committed::Corrupt(error) => {
                         let error = format!("{} {}: {error}", document.0.as_str(), document.1);
-                        failed.insert(document, Processed::Decided(Verdict::Corrupt(error)));
+                        failed.insert(document, Processed::Decided(TaskOutcome::Corrupt(error)));
                     }
                     Committed::Refused(error) => {
                         let error = format!("{} {}: {error}", document.0.as_str(), document.1);
@@ -179,7 +184,7 @@ impl Engine {
         let unwritten = tasks
             .iter()
             .zip(&processed)
-            .filter(|(_, processed)| !matches!(processed, Processed::Decided(Verdict::Applied)));
+            .filter(|(_, processed)| !matches!(processed, Processed::Decided(TaskOutcome::Applied)));
         let unwritten: HashSet<_> = unwritten.map(|(task, _)| document(task)).collect();
         self.store.wait_for_majority(&unwritten).await?;
         Ok(processed)
@@ -187,9 +192,9 @@ impl Engine {
 }
 
 /// Decides one task. If a rule panics on it, that task fails, and the worker goes on.
-fn decide(world: &mut World, task: &Task, now: DateTime<Utc>) -> Processed {
+fn decide(unit_of_work: &mut UnitOfWork, task: &Task, now: DateTime<Utc>) -> Processed {
     // A task changes documents in memory only after it is decided, so a panic leaves nothing half-done.
-    match std::panic::catch_unwind(AssertUnwindSafe(|| world.fold(task, now))) {
+    match std::panic::catch_unwind(AssertUnwindSafe(|| unit_of_work.apply(task, now))) {
         Ok(verdict) => Processed::Decided(verdict),
         Err(_) => Processed::Failed("internal error: rule evaluation panicked (bug)".to_owned()),
     }

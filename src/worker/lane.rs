@@ -19,7 +19,7 @@ use crate::clock;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::{Command, CommandType};
 use offramp_domain::event::CommandRejected;
-use offramp_domain::fold::{Rejected, Task};
+use offramp_domain::unit_of_work::{RejectedTask, Task};
 
 /// The delays, minimum and maximum, before a copy that was not confirmed is published again.
 const REPUBLISH_DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
@@ -199,7 +199,7 @@ impl Lane {
         })
     }
 
-    fn rejection(&self, command: &Command, rejected: &Rejected) -> CloudEvent {
+    fn rejection(&self, command: &Command, rejected: &RejectedTask) -> CloudEvent {
         let rejection = &rejected.rejection;
         tracing::info!(command = %command.reference.key.id.as_str(), kind = %command.reference.kind, %rejection, "command rejected");
         CloudEvent::of_rejection(command, rejected, &self.source, clock::now())

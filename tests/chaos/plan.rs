@@ -14,15 +14,14 @@ use chrono_tz::Tz;
 use fastrand::Rng;
 use offramp::clock;
 use offramp::store::documents::{AccountDocument, OrganizationDocument, SubscriptionDocument, read};
-use offramp::store::outbox::entry::{Content, Lease, OutboxEntry, entries};
+use offramp::store::outbox::entry::{Content, Lease, entries};
 use offramp_domain::account::Account;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::Command;
-use offramp_domain::fold::{Task, Verdict, World};
 use offramp_domain::notification::conversation_id;
 use offramp_domain::organization::Organization;
 use offramp_domain::subscription::Subscription;
-use offramp_domain::text::Target;
+use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -44,7 +43,7 @@ pub struct Plan {
     pub commands: Vec<Planned>,
     pub effects: HashMap<Uuid, Effect>,
     /// The documents after all commands.
-    pub world: World,
+    pub unit_of_work: UnitOfWork,
 }
 
 /// Commands about one subscription and its account.
@@ -105,7 +104,7 @@ impl Plan {
             stories: vec![],
             commands: vec![],
             effects: HashMap::new(),
-            world: World::default(),
+            unit_of_work: UnitOfWork::default(),
         };
         for (id, policy) in [("immediate", "immediate"), ("asks", "request")] {
             let mut document = organization(id);
@@ -113,7 +112,7 @@ impl Plan {
             document.insert("client_cancellation", policy);
             document.insert("notify_client_of_own_actions", id == "asks");
             let loaded = read::<OrganizationDocument, Organization>("organizations", &raw(&document));
-            plan.world.add_organization(id.try_into().unwrap(), loaded);
+            plan.unit_of_work.add_organization(id.try_into().unwrap(), loaded);
             plan.documents.push(("organizations", document));
         }
         let kinds: Vec<Tell> = KINDS.iter().flat_map(|(share, kind)| std::iter::repeat_n(*kind, *share)).collect();
@@ -141,9 +140,9 @@ impl Plan {
         let Scene { subscription, account, rounds, rng, .. } = scene;
         let (subscription_id, account_id) = (id_of(&subscription), id_of(&account));
         let loaded = read::<SubscriptionDocument, Subscription>("subscriptions", &raw(&subscription));
-        self.world.add_subscription(subscription_id.as_str().try_into().unwrap(), loaded);
+        self.unit_of_work.add_subscription(subscription_id.as_str().try_into().unwrap(), loaded);
         let loaded = read::<AccountDocument, Account>("accounts", &raw(&account));
-        self.world.add_account(account_id.as_str().try_into().unwrap(), loaded);
+        self.unit_of_work.add_account(account_id.as_str().try_into().unwrap(), loaded);
         self.documents.push(("subscriptions", subscription));
         self.documents.push(("accounts", account));
 
@@ -176,18 +175,18 @@ impl Plan {
             planned.dies = true;
             return planned;
         };
-        let contents: Vec<(Uuid, Content)> = match self.world.fold(&Task::Command(command.clone()), now) {
-            Verdict::Applied => self.newest_entries(&command, now),
-            Verdict::Unchanged => vec![],
-            Verdict::Rejected(rejected) => {
+        let contents: Vec<(Uuid, Content)> = match self.unit_of_work.apply(&Task::Command(command.clone()), now) {
+            TaskOutcome::Applied => self.newest_entries(&command, now),
+            TaskOutcome::Unchanged => vec![],
+            TaskOutcome::Rejected(rejected) => {
                 let event = CloudEvent::of_rejection(&command, &rejected, SOURCE, now);
                 vec![(event.id.parse().unwrap(), Content::Event(event))]
             }
-            Verdict::Corrupt(_) => {
+            TaskOutcome::Corrupt(_) => {
                 planned.dies = true;
                 vec![]
             }
-            Verdict::Missing(missing) => unreachable!("a story lacks its {missing:?}"),
+            TaskOutcome::Missing(missing) => unreachable!("a story lacks its {missing:?}"),
         };
         let conversation_id = conversation_id(command.target().collection(), command.target().as_str());
         for (id, content) in contents {
@@ -201,16 +200,8 @@ impl Plan {
     /// What the command that was folded last has added to its document's outbox.
     fn newest_entries(&self, command: &Command, now: DateTime<Utc>) -> Vec<(Uuid, Content)> {
         let lease = Lease { holder: Uuid::nil(), until: now };
-        let entries: Vec<OutboxEntry> = match command.target() {
-            Target::Subscription(id) => {
-                let draft = self.world.subscription_draft(id).unwrap();
-                entries(draft.added.last().unwrap().clone(), &lease, SOURCE, now)
-            }
-            Target::Account(id) => {
-                let draft = self.world.account_draft(id).unwrap();
-                entries(draft.added.last().unwrap().clone(), &lease, SOURCE, now)
-            }
-        };
+        let effects = self.unit_of_work.newest_effects(command.target()).unwrap().clone();
+        let entries = entries(effects, &lease, SOURCE, now);
         entries.into_iter().map(|entry| (entry.id.parse().unwrap(), entry.content)).collect()
     }
 }

@@ -12,8 +12,8 @@ use offramp::store::documents::{AccountDocument, NotificationDocument, Stored, S
 use offramp::store::outbox::entry::Content;
 use offramp_domain::account::Account;
 use offramp_domain::command::{Command, CommandKey};
-use offramp_domain::fold::{AccountDraft, Loaded, SubscriptionDraft};
 use offramp_domain::subscription::{Status, Subscription};
+use offramp_domain::unit_of_work::{LoadedDocument, SubscriptionRecord, TrackedAccount, TrackedSubscription};
 
 use crate::faults::{Account as FaultAccount, Chaos, PAUSE_WANTED};
 use crate::fleet::{Fleet, LEASE_SECONDS};
@@ -174,11 +174,15 @@ impl Run {
             verdict.documents += 1;
             let mut judge = Judge { verdict, ids: &ids, what: format!("{collection} {id}") };
             match *collection {
-                "subscriptions" => match self.plan.world.subscription_draft(&id.try_into().unwrap()) {
-                    Some(draft) => judge.subscription(draft, document, &raw),
+                "subscriptions" => match self.plan.unit_of_work.tracked_subscription(&id.try_into().unwrap()) {
+                    Some(tracked) => judge.subscription(tracked, document, &raw),
                     None => judge.same(document, &Document::try_from(&*raw).unwrap(), "a corrupt document"),
                 },
-                _ => judge.account(self.plan.world.account_draft(&id.try_into().unwrap()).unwrap(), document, &raw),
+                _ => judge.account(
+                    self.plan.unit_of_work.tracked_account(&id.try_into().unwrap()).unwrap(),
+                    document,
+                    &raw,
+                ),
             }
         }
         for (collection, id) in found.keys() {
@@ -221,19 +225,19 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn subscription(&mut self, draft: &SubscriptionDraft, before: &Document, raw: &RawDocumentBuf) {
-        let expected = &draft.after;
+    fn subscription(&mut self, tracked: &TrackedSubscription, before: &Document, raw: &RawDocumentBuf) {
+        let expected = &tracked.after;
         let document: SubscriptionDocument = bson::deserialize_from_slice(raw.as_bytes()).unwrap();
         let (history, failures) = (readable(&document.history), readable(&document.payment_failures));
         self.notifications(
             &readable(&document.notifications),
-            draft
-                .added
+            tracked
+                .effects
                 .iter()
-                .flat_map(|added| added.notifications.iter().map(|mail| added.ids.of_mail(mail).to_string())),
+                .flat_map(|effects| effects.notifications.iter().map(|mail| effects.ids.of_mail(mail).to_string())),
         );
         self.outbox(document.outbox.len());
-        let Loaded::Read(mut found) = read::<SubscriptionDocument, Subscription>("subscriptions", raw) else {
+        let LoadedDocument::Read(mut found) = read::<SubscriptionDocument, Subscription>("subscriptions", raw) else {
             return self.unexpected("it cannot be read");
         };
         self.applied(&expected.applied, &found.applied);
@@ -256,21 +260,17 @@ impl Judge<'_> {
         let told = |entry: &offramp::store::documents::HistoryDocument| {
             format!("{:?} {:?} {:?} {:?} {:?}", entry.command, entry.actor, entry.from, entry.to, entry.ends_on)
         };
-        let expected_history: Vec<String> = draft
-            .added
-            .iter()
-            .filter_map(|added| added.record.history.as_ref())
-            .map(|entry| told(&entry.into()))
-            .collect();
+        let expected_history: Vec<String> =
+            tracked.records.iter().filter_map(SubscriptionRecord::history).map(|entry| told(&entry.into())).collect();
         self.same_list(&expected_history, &history.iter().map(told).collect::<Vec<_>>(), "its history");
 
         let told = |entry: &offramp::store::documents::PaymentFailureDocument| {
             format!("{:?} {:?} {:?} {:?}", entry.invoice_id, entry.amount, entry.attempt, entry.next_attempt_on)
         };
-        let mut expected_failures: Vec<String> = draft
-            .added
+        let mut expected_failures: Vec<String> = tracked
+            .records
             .iter()
-            .filter_map(|added| added.record.payment_failure.as_ref())
+            .filter_map(SubscriptionRecord::payment_failure)
             .map(|entry| told(&entry.into()))
             .collect();
         let mut found_failures: Vec<String> = failures.iter().map(told).collect();
@@ -281,18 +281,18 @@ impl Judge<'_> {
         self.foreign_field(before, raw, expected.status == Status::Removed);
     }
 
-    fn account(&mut self, draft: &AccountDraft, before: &Document, raw: &RawDocumentBuf) {
-        let expected = &draft.after;
+    fn account(&mut self, tracked: &TrackedAccount, before: &Document, raw: &RawDocumentBuf) {
+        let expected = &tracked.after;
         let document: AccountDocument = bson::deserialize_from_slice(raw.as_bytes()).unwrap();
         self.notifications(
             &readable(&document.notifications),
-            draft
-                .added
+            tracked
+                .effects
                 .iter()
-                .flat_map(|added| added.notifications.iter().map(|mail| added.ids.of_mail(mail).to_string())),
+                .flat_map(|effects| effects.notifications.iter().map(|mail| effects.ids.of_mail(mail).to_string())),
         );
         self.outbox(document.outbox.len());
-        let Loaded::Read(mut found) = read::<AccountDocument, Account>("accounts", raw) else {
+        let LoadedDocument::Read(mut found) = read::<AccountDocument, Account>("accounts", raw) else {
             return self.unexpected("it cannot be read");
         };
         self.applied(&expected.applied, &found.applied);

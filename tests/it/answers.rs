@@ -9,7 +9,7 @@ use offramp::store::outbox::entry::Lease;
 use offramp::store::{Need, Store};
 use offramp::tls::Tls;
 use offramp_domain::command::Command;
-use offramp_domain::fold::{Task, Verdict};
+use offramp_domain::unit_of_work::{Task, TaskOutcome};
 use serde_json::{Value, json};
 
 use offramp_testkit::eventually;
@@ -321,7 +321,7 @@ async fn what_somebody_else_adds_to_the_audit_trail_stays() {
     let lease = Lease { holder: uuid::Uuid::new_v4(), until: now };
     let decide = async || {
         let mut read = store.load(&need).await.unwrap();
-        assert_eq!(read.fold(&Task::Command(command.clone()), now), Verdict::Applied);
+        assert_eq!(read.apply(&Task::Command(command.clone()), now), TaskOutcome::Applied);
         changes::updates(read, &lease, "tests", &identify, now).unwrap()
     };
     let too_late = decide().await;

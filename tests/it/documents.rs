@@ -16,8 +16,8 @@ use offramp::tls::Tls as StoreTls;
 use offramp_domain::account::Account;
 use offramp_domain::billing::YearMonth;
 use offramp_domain::command::Command;
-use offramp_domain::fold::{Loaded, Task, Verdict};
 use offramp_domain::subscription::Subscription;
+use offramp_domain::unit_of_work::{LoadedDocument, Task, TaskOutcome};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -75,9 +75,9 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
         let mut loaded = store.load(&need).await.unwrap();
         let now = clock::now();
         for task in &tasks {
-            match loaded.fold(task, now) {
-                Verdict::Applied => applied += 1,
-                Verdict::Unchanged | Verdict::Rejected(_) => {}
+            match loaded.apply(task, now) {
+                TaskOutcome::Applied => applied += 1,
+                TaskOutcome::Unchanged | TaskOutcome::Rejected(_) => {}
                 other => panic!("seed {seed}: {other:?}"),
             }
         }
@@ -91,7 +91,7 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
         for mut expected in after {
             let id = expected.id.to_string();
             let raw = store.document(Collection::Subscriptions, &id).await.unwrap().unwrap();
-            let Loaded::Read(found) = read::<SubscriptionDocument, Subscription>("subscriptions", &raw) else {
+            let LoadedDocument::Read(found) = read::<SubscriptionDocument, Subscription>("subscriptions", &raw) else {
                 panic!("seed {seed}: {id} cannot be read");
             };
             assert!(found.faults().is_empty(), "seed {seed}: {:?}", found.faults());
@@ -104,7 +104,7 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
         for mut expected in accounts_after {
             let id = expected.id.to_string();
             let raw = store.document(Collection::Accounts, &id).await.unwrap().unwrap();
-            let Loaded::Read(found) = read::<AccountDocument, Account>("accounts", &raw) else {
+            let LoadedDocument::Read(found) = read::<AccountDocument, Account>("accounts", &raw) else {
                 panic!("seed {seed}: {id} cannot be read");
             };
             assert!(found.faults().is_empty(), "seed {seed}: {:?}", found.faults());
@@ -162,15 +162,15 @@ async fn a_document_remembers_a_full_batch() {
         })
         .map(|command| Command::parse(command.to_string().as_bytes()).unwrap())
         .collect();
-    for expected in [Verdict::Applied, Verdict::Unchanged] {
+    for expected in [TaskOutcome::Applied, TaskOutcome::Unchanged] {
         let mut loaded = store.load(&need).await.unwrap();
         let now = clock::now();
         for command in &commands {
-            assert_eq!(loaded.fold(&Task::Command(command.clone()), now), expected, "{:?}", command.reference);
+            assert_eq!(loaded.apply(&Task::Command(command.clone()), now), expected, "{:?}", command.reference);
         }
         let lease = Lease { holder: Uuid::new_v4(), until: now };
         let updates = changes::updates(loaded, &lease, "tests", &identify, now).unwrap();
-        assert_eq!(updates.len(), if expected == Verdict::Applied { 2 } else { 0 });
+        assert_eq!(updates.len(), if expected == TaskOutcome::Applied { 2 } else { 0 });
         let committed = store.commit(&updates).await.unwrap();
         assert!(committed.iter().all(|committed| *committed == Committed::Written), "{committed:?}");
     }
@@ -213,7 +213,7 @@ async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
         let now = clock::now();
         for id in &ids {
             let command = Command::parse(cancellation(&format!("c-{id}"), id).to_string().as_bytes()).unwrap();
-            assert_eq!(loaded.fold(&Task::Command(command), now), Verdict::Applied);
+            assert_eq!(loaded.apply(&Task::Command(command), now), TaskOutcome::Applied);
         }
         subscriptions.update_one(doc! { "_id": "changed" }, doc! { "$inc": { "version": 1 } }).await.unwrap();
         let lease = Lease { holder: Uuid::new_v4(), until: now };

@@ -17,7 +17,7 @@ use offramp::store::{Need, Store, changes};
 use offramp::tls::Tls as StoreTls;
 use offramp::worker::dispatcher::{Dispatcher, DispatcherOptions};
 use offramp_domain::command::Command;
-use offramp_domain::fold::{Task, Verdict};
+use offramp_domain::unit_of_work::{Task, TaskOutcome};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -45,7 +45,7 @@ async fn cancel_and_leave(store: &Store, id: &str, due: chrono::DateTime<Utc>) -
     };
     let mut read = store.load(&need).await.unwrap();
     let now = clock::now();
-    assert_eq!(read.fold(&Task::Command(command), now), Verdict::Applied);
+    assert_eq!(read.apply(&Task::Command(command), now), TaskOutcome::Applied);
     let lease = Lease { holder: Uuid::new_v4(), until: due };
     let updates = changes::updates(read, &lease, "tests", &identify, now).unwrap();
     store.commit(&updates).await.unwrap();

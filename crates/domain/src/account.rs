@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::billing::YearMonth;
 use super::command::{Card, CommandKey};
 use super::field::{Field, Malformed, fault};
+use super::ids::{AccountId, CardId, OrganizationId};
 use super::notification::Mailbox;
-use super::text::{AccountId, CardId, OrganizationId};
 
 /// A client's account.
 #[derive(Clone, Debug, PartialEq)]

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use crate::command::{Command, CommandRef};
 use crate::event::{CommandRejected, EffectIds, Event, instant};
-use crate::fold::Rejected;
-use crate::text::Target;
+use crate::ids::Target;
+use crate::unit_of_work::RejectedTask;
 
 /// An event ready to publish: `CloudEvents` 1.0, structured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -54,7 +54,7 @@ impl CloudEvent {
 
     /// The `command.rejected` of a command. Its id stays the same however often the command is rejected.
     #[must_use]
-    pub fn of_rejection(command: &Command, rejected: &Rejected, source: &str, now: DateTime<Utc>) -> Self {
+    pub fn of_rejection(command: &Command, rejected: &RejectedTask, source: &str, now: DateTime<Utc>) -> Self {
         let target = command.target();
         let (subscription_id, account_id) = match target {
             Target::Subscription(id) => (Some(id.clone()), rejected.account_id.clone()),

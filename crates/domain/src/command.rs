@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::value::RawValue;
 
 use super::billing::{YearMonth, parse_date};
-use super::text::{
+use super::ids::{
     AccountId, AdminId, CardBrand, CardId, FreeText, InvoiceId, OrganizationId, PersonName, SubscriptionId, Target,
     Text,
 };
@@ -571,14 +571,14 @@ pub struct CancellationConfirmation {
     /// Who decides.
     pub actor: Actor,
     /// What they decide.
-    pub decision: Decision,
+    pub decision: ConfirmationDecision,
     /// What they say about it.
     pub note: Option<FreeText>,
 }
 
 /// The answer to a client's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub enum ConfirmationDecision {
     /// The subscription ends.
     Accept {
         /// The date of the last invoice; absent: the newest one that exists.
@@ -627,8 +627,8 @@ impl TryFrom<ConfirmationFields> for CancellationConfirmation {
 
     fn try_from(fields: ConfirmationFields) -> Result<Self, Self::Error> {
         let decision = match (fields.decision, fields.final_billing_date) {
-            (DecisionName::Accept, final_billing_date) => Decision::Accept { final_billing_date },
-            (DecisionName::Decline, None) => Decision::Decline,
+            (DecisionName::Accept, final_billing_date) => ConfirmationDecision::Accept { final_billing_date },
+            (DecisionName::Decline, None) => ConfirmationDecision::Decline,
             (DecisionName::Decline, Some(_)) => {
                 return Err("unknown field `final_billing_date` (it goes with `decision: \"accept\"` only)");
             }

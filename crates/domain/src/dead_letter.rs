@@ -1,7 +1,7 @@
 //! The reasons for which a message becomes a dead letter. The headers, metrics and options that name a reason use these words.
 
 use crate::command::InvalidCommand;
-use crate::fold::Missing;
+use crate::unit_of_work::MissingReference;
 
 /// Why a message becomes a dead letter, as the header `offramp-reason` says it.
 #[derive(
@@ -50,11 +50,11 @@ impl From<&InvalidCommand> for DeadLetterReason {
     }
 }
 
-impl From<&Missing> for DeadLetterReason {
-    fn from(missing: &Missing) -> Self {
+impl From<&MissingReference> for DeadLetterReason {
+    fn from(missing: &MissingReference) -> Self {
         match missing {
-            Missing::Organization { .. } => Self::MissingOrganization,
-            Missing::Account { .. } => Self::MissingAccount,
+            MissingReference::Organization { .. } => Self::MissingOrganization,
+            MissingReference::Account { .. } => Self::MissingAccount,
         }
     }
 }

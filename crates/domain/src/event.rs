@@ -7,9 +7,9 @@ use uuid::Uuid;
 
 use super::command::CommandRef;
 use super::decide::RejectionReason;
+use super::ids::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
 use super::notification::Notification;
-use super::subscription::{By, Named, Via};
-use super::text::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use super::subscription::{Channel, Initiator, NamedRef};
 
 /// What happened, with the data that the contract names.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -108,9 +108,9 @@ pub struct CancellationRequested {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct CancellationScheduled {
     /// Whose decision.
-    pub by: By,
+    pub by: Initiator,
     /// How it came.
-    pub via: Via,
+    pub via: Channel,
     /// The last day of access.
     pub ends_on: NaiveDate,
     /// The instant at which that day is over.
@@ -144,7 +144,7 @@ pub struct Ended {
     /// The last day of access.
     pub ended_on: NaiveDate,
     /// What the participant has to be taken out of.
-    pub activities: Vec<Named>,
+    pub activities: Vec<NamedRef>,
 }
 
 /// Why a subscription ended.
@@ -166,7 +166,7 @@ pub struct Removed {
     /// Whether that invoice is refunded.
     pub refund: bool,
     /// What the participant has to be taken out of.
-    pub activities: Vec<Named>,
+    pub activities: Vec<NamedRef>,
 }
 
 /// Data of `command.rejected`, with what the command itself named.

@@ -14,9 +14,9 @@ use super::billing::{YearMonth, iso_date};
 use super::command::Amount;
 use super::event::EffectIds;
 use super::field::Field;
+use super::ids::cut;
 use super::organization::Organization;
 use super::subscription::{Details, Subscription};
-use super::text::cut;
 
 /// The eight mails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -393,7 +393,7 @@ mod tests {
     /// The two mails about a failed payment: one to the organization's contact, one to the account manager.
     fn mails(scene: &Scene) -> [Notification; 2] {
         let told = scene.tell(&payment_failure());
-        told.subscription.unwrap().added[0].notifications.clone().try_into().unwrap()
+        told.subscription.unwrap().effects[0].notifications.clone().try_into().unwrap()
     }
 
     fn mailbox(name: Option<&str>, email: &str) -> Mailbox {
@@ -471,8 +471,8 @@ mod tests {
             let told =
                 scene(status).with(|scene| scene.organization.notify_client_of_own_actions = Ok(true)).tell(command);
             let added = match (told.subscription, told.account) {
-                (Some(draft), _) => draft.added[0].notifications.clone(),
-                (_, Some(draft)) => draft.added[0].notifications.clone(),
+                (Some(draft), _) => draft.effects[0].notifications.clone(),
+                (_, Some(draft)) => draft.effects[0].notifications.clone(),
                 _ => panic!("nothing happened"),
             };
             assert!(added.iter().all(|mail| mail.template == template));

@@ -4,8 +4,8 @@ use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 
 use super::field::{Field, Malformed, fault};
+use super::ids::{OrganizationId, SubscriptionId};
 use super::notification::{Brand, Mailbox};
-use super::text::{OrganizationId, SubscriptionId};
 
 /// What a client who wants to leave may do (`organizations.client_cancellation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::billing::{BillingDay, BillingMode, YearMonth};
 use super::command::{Actor, Amount, CommandKey, CommandRef, PaymentCard};
 use super::field::{Field, Malformed, fault};
-use super::text::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use super::ids::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
 
 /// Where a subscription stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -121,7 +121,7 @@ pub struct Details {
     /// From which day on it is not renewed, where the plan has an end.
     pub expires_on: Field<Option<NaiveDate>>,
     /// What the participant is enrolled in.
-    pub activities: Field<Vec<Named>>,
+    pub activities: Field<Vec<NamedRef>>,
     /// The last day of access and the last invoice, once it is scheduled to end.
     pub end: Field<Option<ScheduledEnd>>,
     /// The newest request of the client.
@@ -132,7 +132,8 @@ pub struct Details {
 
 /// Something with an id and a name: an activity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Named {
+#[schemars(rename = "Named")]
+pub struct NamedRef {
     /// Its id upstream.
     pub id: String,
     /// What people call it.
@@ -199,7 +200,7 @@ pub enum RequestDecision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-pub enum By {
+pub enum Initiator {
     /// The organization's.
     Admin,
     /// The client's.
@@ -210,7 +211,7 @@ pub enum By {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
-pub enum Via {
+pub enum Channel {
     /// The purchases tab.
     Purchases,
     /// The newest invoice.
@@ -225,9 +226,9 @@ pub enum Via {
 #[derive(Clone, Debug, PartialEq)]
 pub struct CancellationRecord {
     /// Whose decision.
-    pub by: By,
+    pub by: Initiator,
     /// How it came.
-    pub via: Via,
+    pub via: Channel,
     /// When it was decided; of the newest decision where the end was moved.
     pub scheduled_at: DateTime<Utc>,
     /// Who acted.
@@ -254,7 +255,7 @@ pub struct HistoryEntry {
     /// The last day of access after it.
     pub ends_on: Option<NaiveDate>,
     /// How a cancellation came.
-    pub via: Option<Via>,
+    pub via: Option<Channel>,
     /// Why, in the words of who acted.
     pub reason: Option<FreeText>,
     /// What the administrator says about a request.

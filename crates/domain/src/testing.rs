@@ -9,10 +9,12 @@ use serde_json::{Value, json};
 use super::account::Account;
 use super::billing::{BillingDay, BillingMode, YearMonth, end_of_day, parse_date};
 use super::command::{Actor, Command};
-use super::fold::{AccountDraft, Loaded, Missing, SubscriptionDraft, Task, Verdict, World};
 use super::notification::{Brand, Mailbox, Notification};
 use super::organization::{ClientCancellation, Organization};
-use super::subscription::{Details, Named, Request, ScheduledEnd, Status, Subscription};
+use super::subscription::{Details, NamedRef, Request, ScheduledEnd, Status, Subscription};
+use super::unit_of_work::{
+    LoadedDocument, MissingReference, Task, TaskOutcome, TrackedAccount, TrackedSubscription, UnitOfWork,
+};
 
 pub(crate) fn date(text: &str) -> NaiveDate {
     parse_date(text).unwrap()
@@ -85,7 +87,7 @@ pub(crate) fn scene(status: Status) -> Scene {
         last_on: Ok(Some(date("2026-05-15"))),
         last_invoice_id: Ok(Some("inv-may".try_into().unwrap())),
         expires_on: Ok(None),
-        activities: Ok(if is_over { vec![] } else { vec![Named { id: "a-1".into(), name: "Longueurs".into() }] }),
+        activities: Ok(if is_over { vec![] } else { vec![NamedRef { id: "a-1".into(), name: "Longueurs".into() }] }),
         end: Ok(ends_on.map(|ends_on| ScheduledEnd {
             ends_on,
             ends_at: end_of_day(ends_on, chrono_tz::America::Toronto),
@@ -126,27 +128,27 @@ impl Scene {
     }
 
     /// The documents as the store would load them.
-    pub(crate) fn world(&self) -> World {
-        let mut world = World::default();
-        world.add_organization(self.organization.id.clone(), Loaded::Read(self.organization.clone()));
-        world.add_account(self.account.id.clone(), Loaded::Read(self.account.clone()));
-        world.add_subscription(self.subscription.id.clone(), Loaded::Read(self.subscription.clone()));
+    pub(crate) fn world(&self) -> UnitOfWork {
+        let mut world = UnitOfWork::default();
+        world.add_organization(self.organization.id.clone(), LoadedDocument::Read(self.organization.clone()));
+        world.add_account(self.account.id.clone(), LoadedDocument::Read(self.account.clone()));
+        world.add_subscription(self.subscription.id.clone(), LoadedDocument::Read(self.subscription.clone()));
         world
     }
 
     /// What becomes of one command: the verdict, and the documents that it changes.
     pub(crate) fn tell(&self, command: &Command) -> Told {
-        self.fold(&Task::Command(command.clone()))
+        self.apply(&Task::Command(command.clone()))
     }
 
     /// What time does.
     pub(crate) fn lapse(&self) -> Told {
-        self.fold(&Task::Lapse(self.subscription.id.clone()))
+        self.apply(&Task::Lapse(self.subscription.id.clone()))
     }
 
-    pub(crate) fn fold(&self, task: &Task) -> Told {
+    pub(crate) fn apply(&self, task: &Task) -> Told {
         let mut world = self.world();
-        let verdict = world.fold(task, self.now);
+        let verdict = world.apply(task, self.now);
         Told {
             verdict,
             subscription: world.changed_subscriptions().next().cloned(),
@@ -158,30 +160,30 @@ impl Scene {
 /// What became of one task.
 #[derive(Debug)]
 pub(crate) struct Told {
-    pub verdict: Verdict,
+    pub verdict: TaskOutcome,
     /// The subscription, if it changed.
-    pub subscription: Option<SubscriptionDraft>,
+    pub subscription: Option<TrackedSubscription>,
     /// The account, if it changed.
-    pub account: Option<AccountDraft>,
+    pub account: Option<TrackedAccount>,
 }
 
 impl Told {
     /// The new status, or `unchanged`, or the reason of the refusal: a cell of the rule table.
     pub(crate) fn cell(&self) -> String {
         match (&self.verdict, &self.subscription, &self.account) {
-            (Verdict::Applied, Some(draft), None) => draft.after.status.as_str().into(),
-            (Verdict::Applied, None, Some(_)) => "notice given".into(),
-            (Verdict::Unchanged, None, None) => "unchanged".into(),
-            (Verdict::Unchanged, Some(draft), None) if is_only_remembered(draft) => "unchanged".into(),
-            (Verdict::Unchanged, None, Some(draft))
-                if draft.added.iter().all(|added| added.record.is_none() && added.notifications.is_empty()) =>
+            (TaskOutcome::Applied, Some(draft), None) => draft.after.status.as_str().into(),
+            (TaskOutcome::Applied, None, Some(_)) => "notice given".into(),
+            (TaskOutcome::Unchanged, None, None) => "unchanged".into(),
+            (TaskOutcome::Unchanged, Some(draft), None) if is_only_remembered(draft) => "unchanged".into(),
+            (TaskOutcome::Unchanged, None, Some(draft))
+                if draft.records.is_empty() && draft.effects.iter().all(|effects| effects.notifications.is_empty()) =>
             {
                 "unchanged".into()
             }
-            (Verdict::Rejected(rejected), None, None) => rejected.rejection.reason.as_str().into(),
-            (Verdict::Missing(Missing::Organization { .. }), None, None) => "missing organization".into(),
-            (Verdict::Missing(Missing::Account { .. }), None, None) => "missing account".into(),
-            (Verdict::Corrupt(error), None, None) => format!("corrupt: {error}"),
+            (TaskOutcome::Rejected(rejected), None, None) => rejected.rejection.reason.as_str().into(),
+            (TaskOutcome::Missing(MissingReference::Organization { .. }), None, None) => "missing organization".into(),
+            (TaskOutcome::Missing(MissingReference::Account { .. }), None, None) => "missing account".into(),
+            (TaskOutcome::Corrupt(error), None, None) => format!("corrupt: {error}"),
             other => panic!("the verdict and the documents disagree: {other:?}"),
         }
     }
@@ -189,7 +191,7 @@ impl Told {
     /// The sentence of the refusal.
     pub(crate) fn detail(&self) -> &str {
         match &self.verdict {
-            Verdict::Rejected(rejected) => &rejected.rejection.detail,
+            TaskOutcome::Rejected(rejected) => &rejected.rejection.detail,
             other => panic!("not refused: {other:?}"),
         }
     }
@@ -201,10 +203,11 @@ impl Told {
             tell_subscription(draft, &mut lines);
         }
         if let Some(draft) = &self.account {
-            for added in &draft.added {
-                let Some(notice) = &added.record else { continue };
+            for notice in &draft.records {
                 lines.push(format!("notice: {} {} {:?}", notice.card_id, notice.expires, notice.kind));
-                tell_mails(&added.notifications, &mut lines);
+            }
+            for effects in &draft.effects {
+                tell_mails(&effects.notifications, &mut lines);
             }
         }
         if lines.is_empty() { self.cell() } else { lines.join("\n") }
@@ -212,22 +215,18 @@ impl Told {
 }
 
 /// Whether a command left nothing behind but that it is remembered.
-pub(crate) fn is_only_remembered(draft: &SubscriptionDraft) -> bool {
+pub(crate) fn is_only_remembered(draft: &TrackedSubscription) -> bool {
     let forgotten = |mut subscription: Subscription| {
         subscription.applied.clear();
         subscription
     };
     forgotten(draft.before().clone()) == forgotten(draft.after.clone())
         && draft.after.applied.len() == draft.before().applied.len() + 1
-        && draft.added.iter().all(|added| {
-            added.record.history.is_none()
-                && added.record.payment_failure.is_none()
-                && added.notifications.is_empty()
-                && added.events.is_empty()
-        })
+        && draft.records.is_empty()
+        && draft.effects.iter().all(|effects| effects.notifications.is_empty() && effects.events.is_empty())
 }
 
-fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
+fn tell_subscription(draft: &TrackedSubscription, lines: &mut Vec<String>) {
     let after = &draft.after;
     lines.push(format!("{} → {}", draft.before().status.as_str(), after.status.as_str()));
     if let Some(ended_on) = after.ended_on {
@@ -274,15 +273,15 @@ fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
             lines.push(format!("activities: {}", to_json(details.activities.as_ref().unwrap())));
         }
     }
-    for added in &draft.added {
-        if let Some(entry) = &added.record.history {
+    for record in &draft.records {
+        if let Some(entry) = record.history() {
             let by = entry.actor.as_ref().map_or("time".into(), who);
             let command = entry.command.as_ref().map_or("no command".into(), |command| command.key.id.to_string());
             let ends_on = entry.ends_on.map_or("no last day".into(), |date| date.to_string());
             let (from, to) = (entry.from.as_str(), entry.to.as_str());
             lines.push(format!("history: {from} → {to}, {ends_on}, by {by}, {command}"));
         }
-        if let Some(failure) = &added.record.payment_failure {
+        if let Some(failure) = record.payment_failure() {
             lines.push(format!(
                 "payment failure: {} {} {}, {} {}, attempt {}, next {:?}, {:?}",
                 failure.invoice_id,
@@ -295,8 +294,10 @@ fn tell_subscription(draft: &SubscriptionDraft, lines: &mut Vec<String>) {
                 failure.failure_message,
             ));
         }
-        tell_mails(&added.notifications, lines);
-        for event in &added.events {
+    }
+    for effects in &draft.effects {
+        tell_mails(&effects.notifications, lines);
+        for event in &effects.events {
             let event = serde_json::to_value(event).unwrap();
             let mut data = event["data"].clone();
             for (name, expected) in

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use chrono::TimeDelta;
 use offramp::jsonl::{ForCollection, Line};
 use offramp_domain::command::{Command, InvalidCommand};
-use offramp_domain::fold::{Task, Verdict, World};
 use offramp_domain::subscription::Status;
+use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};
 
 use super::*;
 
@@ -44,50 +44,52 @@ fn the_story_touches_every_command_and_every_mail() {
 
 fn check(now: DateTime<Utc>) {
     let story = Story::on(now);
-    let mut world = World::default();
+    let mut unit_of_work = UnitOfWork::default();
     for document in story.cast.documents() {
         let line = Line { number: 1, bytes: document.to_string().into_bytes() };
         let document = ForCollection::parse(&line).unwrap();
         assert_eq!(document.found().error(), None);
-        document.add_to(&mut world);
+        document.add_to(&mut unit_of_work);
     }
 
     for (subscription, state) in story.passing.iter().filter_map(|passing| passing.ended.as_ref()) {
         let id = (*subscription).try_into().unwrap();
-        assert_eq!(world.fold(&Task::Lapse(id), now), Verdict::Applied, "{now}: {subscription}");
-        assert_eq!(state_of(&world, subscription), *state, "{now}: {subscription}");
+        assert_eq!(unit_of_work.apply(&Task::Lapse(id), now), TaskOutcome::Applied, "{now}: {subscription}");
+        assert_eq!(state_of(&unit_of_work, subscription), *state, "{now}: {subscription}");
     }
     for subscription in story.cast.subscriptions() {
         let lapse = Task::Lapse(subscription.id.try_into().unwrap());
-        assert_eq!(world.fold(&lapse, now), Verdict::Unchanged, "{now}: {} runs on", subscription.id);
+        assert_eq!(unit_of_work.apply(&lapse, now), TaskOutcome::Unchanged, "{now}: {} runs on", subscription.id);
     }
     let card = Task::CardNotice(GAGNON.id.try_into().unwrap(), "card-5454".try_into().unwrap());
-    assert_eq!(world.fold(&card, now), Verdict::Applied, "{now}");
+    assert_eq!(unit_of_work.apply(&card, now), TaskOutcome::Applied, "{now}");
 
     for step in story.steps() {
         let told = format!("{now}: {}", step.title);
         let subscription = Some(step.document()).filter(|(collection, _)| *collection == "subscriptions");
-        let before = subscription.map(|(_, id)| state_of(&world, id));
+        let before = subscription.map(|(_, id)| state_of(&unit_of_work, id));
         let outcome = match Command::parse(step.command.to_string().as_bytes()) {
-            Ok(command) => match world.fold(&Task::Command(command), now) {
-                Verdict::Applied => Outcome::Applied,
-                Verdict::Unchanged => Outcome::Unchanged,
-                Verdict::Rejected(rejected) => Outcome::Rejected(rejected.rejection.reason.as_str().to_owned()),
+            Ok(command) => match unit_of_work.apply(&Task::Command(command), now) {
+                TaskOutcome::Applied => Outcome::Applied,
+                TaskOutcome::Unchanged => Outcome::Unchanged,
+                TaskOutcome::Rejected(rejected) => Outcome::Rejected(rejected.rejection.reason.as_str().to_owned()),
                 other => panic!("{told}: {other:?}"),
             },
             Err(InvalidCommand::Malformed(_)) => Outcome::DeadLetter("invalid".to_owned()),
             Err(error) => panic!("{told}: {error}"),
         };
         assert_eq!(outcome, step.expected.outcome, "{told}");
-        let after = subscription.map(|(_, id)| state_of(&world, id));
+        let after = subscription.map(|(_, id)| state_of(&unit_of_work, id));
         match &step.expected.change {
             Some(change) => assert_eq!(after.as_ref(), Some(change), "{told}"),
             None => assert_eq!(after, before, "{told}"),
         }
     }
 
-    let of_subscriptions = world.changed_subscriptions().flat_map(|draft| &draft.added).flat_map(|a| &a.notifications);
-    let of_accounts = world.changed_accounts().flat_map(|draft| &draft.added).flat_map(|a| &a.notifications);
+    let of_subscriptions =
+        unit_of_work.changed_subscriptions().flat_map(|changed| &changed.effects).flat_map(|a| &a.notifications);
+    let of_accounts =
+        unit_of_work.changed_accounts().flat_map(|changed| &changed.effects).flat_map(|a| &a.notifications);
     let mut mails: Vec<Mail> = of_subscriptions
         .chain(of_accounts)
         .map(|mail| Mail { template: mail.template.to_string(), to: mail.to.email.clone() })
@@ -96,8 +98,8 @@ fn check(now: DateTime<Utc>) {
     assert_eq!(mails, story.mails(), "{now}");
 }
 
-fn state_of(world: &World, subscription: &str) -> State {
-    let subscription = world.subscription(&subscription.try_into().unwrap()).unwrap();
+fn state_of(unit_of_work: &UnitOfWork, subscription: &str) -> State {
+    let subscription = unit_of_work.subscription(&subscription.try_into().unwrap()).unwrap();
     let end = subscription.details.as_ref().and_then(|details| details.end.clone().unwrap());
     let ends_on =
         end.map(|end| end.ends_on).or(subscription.ended_on.filter(|_| subscription.status != Status::Removed));

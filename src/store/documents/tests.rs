@@ -22,8 +22,8 @@ fn subscription_document() -> Document {
 
 fn subscription(document: &Document) -> Subscription {
     match read::<SubscriptionDocument, Subscription>("subscriptions", &raw(document)) {
-        Loaded::Read(subscription) => subscription,
-        Loaded::Corrupt { error, .. } => panic!("{error}"),
+        LoadedDocument::Read(subscription) => subscription,
+        LoadedDocument::Corrupt { error, .. } => panic!("{error}"),
     }
 }
 
@@ -106,8 +106,8 @@ fn what_every_decision_needs() {
             "subscriptions",
             &raw(&with(subscription_document(), path, value)),
         ) {
-            Loaded::Corrupt { error, .. } => assert_eq!(error, format!("subscriptions sub-1: {expected}")),
-            Loaded::Read(_) => panic!("{path} can be read"),
+            LoadedDocument::Corrupt { error, .. } => assert_eq!(error, format!("subscriptions sub-1: {expected}")),
+            LoadedDocument::Read(_) => panic!("{path} can be read"),
         }
     }
     check("account_id", Bson::Null, "account_id: expected text, found null");
@@ -145,7 +145,7 @@ fn null_counts_as_absent() {
         "_id": "acc-1", "organization_id": "org-1", "manager": { "name": "Marie", "email": "m@example.org", "locale": null },
         "cards": null, "applied": null, "outbox": null, "notifications": null, "card_notices": null, "version": null,
     };
-    let Loaded::Read(account) = read::<AccountDocument, Account>("accounts", &raw(&account)) else { panic!() };
+    let LoadedDocument::Read(account) = read::<AccountDocument, Account>("accounts", &raw(&account)) else { panic!() };
     assert!(account.faults().is_empty());
 }
 
@@ -208,7 +208,7 @@ fn malformed_cards_brands_and_languages() {
             { "id": "card-1", "brand": "Visa", "last4": "4242", "expires": "2026-06" },
         ],
     };
-    let Loaded::Read(account) = read::<AccountDocument, Account>("accounts", &raw(&account)) else { panic!() };
+    let LoadedDocument::Read(account) = read::<AccountDocument, Account>("accounts", &raw(&account)) else { panic!() };
     assert_eq!(account.manager_locale, None, "an empty text names no language");
     assert_eq!(account.cards.iter().flatten().count(), 1);
     let faults: Vec<String> = account.faults().iter().map(ToString::to_string).collect();
@@ -219,7 +219,8 @@ fn malformed_cards_brands_and_languages() {
         "contact": { "email": "c@example.org", "phone": "1" }, "client_cancellation": "immediate",
         "brand": { "color": 5, "logo_url": "https://club.example/logo.png" }, "admin_url": 5, "card_notice_days": "30",
     };
-    let Loaded::Read(organization) = read::<OrganizationDocument, Organization>("organizations", &raw(&organization))
+    let LoadedDocument::Read(organization) =
+        read::<OrganizationDocument, Organization>("organizations", &raw(&organization))
     else {
         panic!()
     };
@@ -239,7 +240,8 @@ fn a_missing_field_spoils_no_other() {
     for field in ["name", "locale", "timezone", "contact", "client_cancellation"] {
         let mut document = good.clone();
         document.remove(field);
-        let Loaded::Read(found) = read::<OrganizationDocument, Organization>("organizations", &raw(&document)) else {
+        let LoadedDocument::Read(found) = read::<OrganizationDocument, Organization>("organizations", &raw(&document))
+        else {
             panic!("{field}")
         };
         let faults: Vec<String> = found.faults().iter().map(ToString::to_string).collect();
@@ -247,7 +249,7 @@ fn a_missing_field_spoils_no_other() {
         assert_eq!(faults, expected);
     }
     let account = doc! { "_id": "acc-1", "organization_id": "org-1" };
-    let Loaded::Read(account) = read::<AccountDocument, Account>("accounts", &raw(&account)) else { panic!() };
+    let LoadedDocument::Read(account) = read::<AccountDocument, Account>("accounts", &raw(&account)) else { panic!() };
     assert_eq!(account.manager.unwrap_err().to_string(), "accounts acc-1: manager: missing");
 }
 

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use offramp_domain::cloud_event::CloudEvent;
-use offramp_domain::fold::Added;
 use offramp_domain::notification::{Notification, conversation_id};
+use offramp_domain::unit_of_work::Effects;
 
 use crate::store::Collection;
 use crate::store::documents::{ExtendedJsonDate, NotificationDocument};
@@ -147,8 +147,8 @@ pub struct EmailIdentity {
 pub type Identify<'a> = &'a (dyn Fn(Uuid, &Notification) -> EmailIdentity + Sync);
 
 /// The records of the emails of one change: one for each entry that [`entries`] makes of them.
-pub fn records<R>(added: &Added<R>, identify: Identify<'_>, at: DateTime<Utc>) -> Vec<NotificationDocument> {
-    added.notifications.iter().map(|email| record(added.ids.of_mail(email), email, identify, at)).collect()
+pub fn records(effects: &Effects, identify: Identify<'_>, at: DateTime<Utc>) -> Vec<NotificationDocument> {
+    effects.notifications.iter().map(|email| record(effects.ids.of_mail(email), email, identify, at)).collect()
 }
 
 /// The record of an email, which is the content of the entry `id`.
@@ -169,7 +169,7 @@ pub fn record(id: Uuid, email: &Notification, identify: Identify<'_>, at: DateTi
 }
 
 /// The entries of one change, under `lease`.
-pub fn entries<R>(added: Added<R>, lease: &Lease, source: &str, at: DateTime<Utc>) -> Vec<OutboxEntry> {
+pub fn entries(effects: Effects, lease: &Lease, source: &str, at: DateTime<Utc>) -> Vec<OutboxEntry> {
     let entry = |id: Uuid, kind: Kind, content: Content| OutboxEntry {
         id: id.to_string(),
         stored_kind: Some(kind),
@@ -182,7 +182,7 @@ pub fn entries<R>(added: Added<R>, lease: &Lease, source: &str, at: DateTime<Utc
         failed_at: None,
         content,
     };
-    let Added { command, ids, notifications, events, record: _ } = added;
+    let Effects { command, ids, notifications, events } = effects;
     let mails = notifications.into_iter().map(|mail| entry(ids.of_mail(&mail), Kind::Email, Content::Mail(mail)));
     let events = events.iter().map(|event| {
         let envelope = CloudEvent::of_event(event, &ids, command.as_ref(), source, at);

@@ -10,7 +10,7 @@ use crate::store::sweep::{CardOrganization, CardOrganizationsPage, Unworkable};
 use crate::store::{Collection, Store, StoreError};
 use crate::worker::indexes::Indexes;
 use offramp_domain::account::CARD_NOTICES_MAX;
-use offramp_domain::fold::{Task, Verdict};
+use offramp_domain::unit_of_work::{Task, TaskOutcome};
 
 /// How many organizations are processed concurrently. A slow one does not delay the others.
 const CONCURRENT_ORGANIZATIONS: usize = 4;
@@ -102,7 +102,7 @@ impl CardNotices<'_> {
                     page.due.iter().map(|due| Task::CardNotice(due.account.clone(), due.card.clone())).collect();
                 for (due, processed) in page.due.iter().zip(self.runner.run("card_notice", &tasks).await?) {
                     let verdict = findings.check(Collection::Accounts, due.account.as_str(), processed);
-                    if due.is_full && verdict == Some(Verdict::Unchanged) {
+                    if due.is_full && verdict == Some(TaskOutcome::Unchanged) {
                         findings.add_unworkable([Unworkable {
                             collection: Collection::Accounts,
                             id: due.account.to_string(),

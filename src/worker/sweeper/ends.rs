@@ -9,8 +9,8 @@ use super::task_runner::{SweepError, TaskRunner};
 use crate::clock;
 use crate::store::sweep::{PassedOver, Window, Zones};
 use crate::store::{Collection, Store};
-use offramp_domain::fold::{Task, Verdict};
-use offramp_domain::text::SubscriptionId;
+use offramp_domain::ids::SubscriptionId;
+use offramp_domain::unit_of_work::{Task, TaskOutcome};
 
 /// A chunk is a sixteenth of what is due: after each, a worker checks whether another one works at the same place.
 const WINDOW_CHUNKS: usize = 16;
@@ -58,7 +58,7 @@ pub(super) async fn end_due(
             place = chunk.last().cloned();
             for (id, processed) in chunk.iter().zip(runner.run("lapse", &tasks).await?) {
                 match findings.check(Collection::Subscriptions, id.as_str(), processed) {
-                    Some(Verdict::Applied) => continue,
+                    Some(TaskOutcome::Applied) => continue,
                     // Another worker was faster.
                     Some(_) => place = None,
                     None => {}

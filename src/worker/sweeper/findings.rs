@@ -9,7 +9,7 @@ use super::search::Search;
 use crate::store::sweep::Unworkable;
 use crate::store::{Collection, StoreError};
 use crate::worker::engine::Processed;
-use offramp_domain::fold::Verdict;
+use offramp_domain::unit_of_work::TaskOutcome;
 
 /// How many documents that cannot be processed are remembered, and how many that could not be changed.
 pub(super) const DOCUMENTS_MAX: usize = 10_000;
@@ -43,11 +43,11 @@ impl Findings {
     }
 
     /// Adds the result for a document if something is wrong; otherwise returns its verdict.
-    pub(super) fn check(&mut self, collection: Collection, id: &str, processed: Processed) -> Option<Verdict> {
+    pub(super) fn check(&mut self, collection: Collection, id: &str, processed: Processed) -> Option<TaskOutcome> {
         let unworkable = |reason| Unworkable { collection, id: id.to_owned(), reason };
         match processed {
-            Processed::Decided(Verdict::Missing(missing)) => self.add_unworkable([unworkable(missing.to_string())]),
-            Processed::Decided(Verdict::Corrupt(reason)) => self.add_unworkable([unworkable(reason)]),
+            Processed::Decided(TaskOutcome::Missing(missing)) => self.add_unworkable([unworkable(missing.to_string())]),
+            Processed::Decided(TaskOutcome::Corrupt(reason)) => self.add_unworkable([unworkable(reason)]),
             Processed::Failed(reason) => self.add_failed([unworkable(reason)]),
             Processed::Decided(verdict) => return Some(verdict),
         }
@@ -179,8 +179,8 @@ mod tests {
             let verdict = findings.check(Collection::Subscriptions, "sub", processed);
             (findings.unworkable.len(), findings.failed.len(), verdict)
         };
-        assert_eq!(check(Processed::Decided(Verdict::Corrupt("it is wrong".to_owned()))), (1, 0, None));
+        assert_eq!(check(Processed::Decided(TaskOutcome::Corrupt("it is wrong".to_owned()))), (1, 0, None));
         assert_eq!(check(Processed::Failed("other writers kept changing it".to_owned())), (0, 1, None));
-        assert_eq!(check(Processed::Decided(Verdict::Applied)), (0, 0, Some(Verdict::Applied)));
+        assert_eq!(check(Processed::Decided(TaskOutcome::Applied)), (0, 0, Some(TaskOutcome::Applied)));
     }
 }

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::StoreError;
 use crate::worker::engine::{Engine, Interruption, Processed};
-use offramp_domain::fold::{Task, Verdict};
+use offramp_domain::unit_of_work::{Task, TaskOutcome};
 
 /// How many batches are decided concurrently. The database processes one batch on one processor, and at midnight everything is
 /// due at once.
@@ -57,7 +57,8 @@ impl TaskRunner {
         });
         let processed: Result<Vec<Vec<Processed>>, Interruption> = join_all(batches).await.into_iter().collect();
         let processed = processed?.concat();
-        let applied = processed.iter().filter(|processed| **processed == Processed::Decided(Verdict::Applied)).count();
+        let applied =
+            processed.iter().filter(|processed| **processed == Processed::Decided(TaskOutcome::Applied)).count();
         counter!("offramp_scheduled_changes_total", "kind" => kind).increment(applied as u64);
         if self.shutdown.is_cancelled() { Err(SweepError::Stopping) } else { Ok(processed) }
     }

@@ -2,7 +2,8 @@
 //! the fuzz target and the bounded run below.
 
 use super::{
-    Actor, COMMAND_BYTES_MAX, CancellationVia, Command, CommandBody, Decision, InvalidCommand, SubscriptionCommand,
+    Actor, COMMAND_BYTES_MAX, CancellationVia, Command, CommandBody, ConfirmationDecision, InvalidCommand,
+    SubscriptionCommand,
 };
 use serde_json::{Value, json};
 
@@ -98,12 +99,12 @@ fn write_body(body: &SubscriptionCommand) -> Value {
         SubscriptionCommand::CancellationConfirmation(data) => {
             let mut written = json!({ "actor": actor(&data.actor), "note": data.note });
             match data.decision {
-                Decision::Accept { final_billing_date } => {
+                ConfirmationDecision::Accept { final_billing_date } => {
                     written["decision"] = json!("accept");
                     written["final_billing_date"] =
                         json!(final_billing_date.map(|date| date.format("%Y-%m-%d").to_string()));
                 }
-                Decision::Decline => written["decision"] = json!("decline"),
+                ConfirmationDecision::Decline => written["decision"] = json!("decline"),
             }
             written
         }

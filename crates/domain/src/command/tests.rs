@@ -129,12 +129,12 @@ mod accepted {
     #[test]
     fn cancellation_confirmation() {
         #[track_caller]
-        fn check(data: Value, decision: Decision, note: Option<&str>) {
+        fn check(data: Value, decision: ConfirmationDecision, note: Option<&str>) {
             let SubscriptionCommand::CancellationConfirmation(data) = read(CONFIRMATION, data) else { panic!() };
             assert_eq!((data.decision, data.note.as_ref().map(Text::as_str)), (decision, note));
         }
-        let no_date = Decision::Accept { final_billing_date: None };
-        let with_date = Decision::Accept { final_billing_date: Some(date("2026-05-15")) };
+        let no_date = ConfirmationDecision::Accept { final_billing_date: None };
+        let with_date = ConfirmationDecision::Accept { final_billing_date: Some(date("2026-05-15")) };
         let (accept, full) = (json!("accept"), json!("2026-05-15"));
         check(json!({ "actor": admin(), "decision": accept }), no_date, None);
         check(
@@ -142,8 +142,12 @@ mod accepted {
             with_date,
             Some("ok"),
         );
-        check(json!({ "actor": admin(), "decision": "decline" }), Decision::Decline, None);
-        check(json!({ "actor": admin(), "decision": "decline", "note": "non" }), Decision::Decline, Some("non"));
+        check(json!({ "actor": admin(), "decision": "decline" }), ConfirmationDecision::Decline, None);
+        check(
+            json!({ "actor": admin(), "decision": "decline", "note": "non" }),
+            ConfirmationDecision::Decline,
+            Some("non"),
+        );
     }
 
     #[test]

@@ -3,24 +3,26 @@
 use chrono::NaiveDate;
 
 use super::{
-    Change, Context, Ending, Live, Obstacle, Outcome, RejectionReason, Schedule, about, ending, ending_before, name_of,
-    require_admin, require_before_natural_end, require_live, require_owner,
+    Change, Context, Decision, Ending, Live, Obstacle, RejectionReason, Schedule, about, ending, ending_before,
+    name_of, require_admin, require_before_natural_end, require_live, require_owner,
 };
 use crate::billing::YearMonth;
 use crate::command::{Cancellation, CancellationVia, CommandRef};
 use crate::event::{Event, Removed};
 use crate::field::Field;
+use crate::ids::InvoiceId;
 use crate::notification::{Facts, Recipient, Template};
 use crate::organization::ClientCancellation;
-use crate::subscription::{By, CancellationRecord, Details, HistoryEntry, RequestDecision, Status, Subscription, Via};
-use crate::text::InvoiceId;
+use crate::subscription::{
+    CancellationRecord, Channel, Details, HistoryEntry, Initiator, RequestDecision, Status, Subscription,
+};
 
 pub(super) fn decide(
     subscription: &Subscription,
     command: &CommandRef,
     data: &Cancellation,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Obstacle> {
+) -> Result<Decision<Change>, Obstacle> {
     match &data.via {
         CancellationVia::Purchases { month } => {
             require_admin(&data.actor, "cancel from the purchases tab")?;
@@ -29,7 +31,15 @@ pub(super) fn decide(
                 Some(month) => ending_in_month(details, *month, next_on)?,
                 None => ending_before(details, next_on)?,
             };
-            schedule(subscription, details, command, data, (By::Admin, Via::Purchases, *month), ending, context)
+            schedule(
+                subscription,
+                details,
+                command,
+                data,
+                (Initiator::Admin, Channel::Purchases, *month),
+                ending,
+                context,
+            )
         }
         CancellationVia::Account => {
             require_owner(&data.actor, subscription, "cancel from their account")?;
@@ -40,13 +50,13 @@ pub(super) fn decide(
             }
             let Live { details, next_on } = require_live(subscription)?;
             let ending = ending_before(details, next_on)?;
-            schedule(subscription, details, command, data, (By::Client, Via::Account, None), ending, context)
+            schedule(subscription, details, command, data, (Initiator::Client, Channel::Account, None), ending, context)
         }
         CancellationVia::Invoice { invoice_id, refund } => {
             require_admin(&data.actor, "cancel from an invoice")?;
             let Live { details, .. } = require_live(subscription)?;
             require_last_invoice(details, invoice_id)?;
-            Ok(Outcome::Applied(remove(subscription, details, command, data, (invoice_id, *refund), context)?))
+            Ok(Decision::Applied(remove(subscription, details, command, data, (invoice_id, *refund), context)?))
         }
     }
 }
@@ -69,14 +79,14 @@ fn schedule(
     details: &Details,
     command: &CommandRef,
     data: &Cancellation,
-    (by, via, month): (By, Via, Option<YearMonth>),
+    (by, via, month): (Initiator, Channel, Option<YearMonth>),
     ending: Ending,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Obstacle> {
+) -> Result<Decision<Change>, Obstacle> {
     require_before_natural_end(details, ending.ends_on)?;
     if subscription.status == Status::CancellationScheduled {
         match details.end.clone()? {
-            Some(scheduled) if ending.ends_on == scheduled.ends_on => return Ok(Outcome::Unchanged),
+            Some(scheduled) if ending.ends_on == scheduled.ends_on => return Ok(Decision::Unchanged),
             Some(scheduled) if ending.ends_on > scheduled.ends_on => {
                 return Err(RejectionReason::LaterThanScheduled
                     .because(format!(
@@ -102,11 +112,11 @@ fn schedule(
         request_decision: RequestDecision::Superseded,
         note: None,
         template: match by {
-            By::Admin => Template::CancelledByAdmin,
-            By::Client => Template::CancelledByClient,
+            Initiator::Admin => Template::CancelledByAdmin,
+            Initiator::Client => Template::CancelledByClient,
         },
     };
-    Ok(Outcome::Applied(schedule.change(subscription, details, context)?))
+    Ok(Decision::Applied(schedule.change(subscription, details, context)?))
 }
 
 fn require_last_invoice(details: &Details, invoice_id: &InvoiceId) -> Result<(), Obstacle> {
@@ -152,7 +162,7 @@ fn remove(
             from: subscription.status,
             to: Status::Removed,
             ends_on: None,
-            via: Some(Via::Invoice),
+            via: Some(Channel::Invoice),
             // Nothing personal stays of a subscription bought by mistake.
             reason: None,
             note: None,

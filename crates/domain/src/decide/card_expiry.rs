@@ -1,7 +1,7 @@
 //! `card.expiry`: a saved card is about to expire, or has expired. One notice per card, expiry month and lead time,
 //! whether a command or the calendar asks for it.
 
-use super::{Context, NoticeGiven, Outcome};
+use super::{Context, Decision, NoticeGiven};
 use crate::account::{Account, CARD_NOTICES_MAX, CardNotice, NoticeKind};
 use crate::command::Card;
 use crate::field::Field;
@@ -11,7 +11,7 @@ use crate::notification::{CardFacts, Facts, Template};
 ///
 /// # Errors
 /// When a field that the notice needs cannot be read.
-pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Field<Outcome<NoticeGiven>> {
+pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Field<Decision<NoticeGiven>> {
     let today = context.organization.date_at(context.now)?;
     let notice = CardNotice {
         card_id: card.id.clone(),
@@ -22,7 +22,7 @@ pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Field<Ou
     let given = account.card_notices.as_ref().map_err(Clone::clone)?;
     let remembered = given.iter().filter(|given| !given.is_forgotten(today)).count();
     if remembered >= CARD_NOTICES_MAX || given.iter().any(|given| given.repeats(&notice)) {
-        return Ok(Outcome::Unchanged);
+        return Ok(Decision::Unchanged);
     }
     let facts = Facts {
         card: Some(CardFacts {
@@ -34,7 +34,7 @@ pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Field<Ou
         ..Facts::new(context.organization, account)?
     };
     let notifications = context.notify_both(Template::CardExpiring, &facts)?;
-    Ok(Outcome::Applied(NoticeGiven { notice, notifications }))
+    Ok(Decision::Applied(NoticeGiven { notice, notifications }))
 }
 
 /// As time passes: gives the notice that is due for a saved card, if one is and was not given yet. Only the organization's
@@ -46,8 +46,8 @@ pub fn notice_due(account: &Account, card: &Card, context: &Context<'_>) -> Fiel
     let today = context.organization.date_at(context.now)?;
     match NoticeKind::due(card.expires, today, &context.organization.card_notice_days.clone()?) {
         NoticeKind::Days(_) => Ok(match decide(account, card, context)? {
-            Outcome::Applied(given) => Some(given),
-            Outcome::Unchanged => None,
+            Decision::Applied(given) => Some(given),
+            Decision::Unchanged => None,
         }),
         NoticeKind::Early | NoticeKind::Expired => Ok(None),
     }
@@ -57,9 +57,9 @@ pub fn notice_due(account: &Account, card: &Card, context: &Context<'_>) -> Fiel
 mod tests {
     use crate::account::{CardNotice, NoticeKind};
     use crate::command::{Card, CommandBody};
-    use crate::fold::{Task, Verdict};
     use crate::subscription::Status;
     use crate::testing::*;
+    use crate::unit_of_work::{Task, TaskOutcome};
 
     /// The notices that are due 30 and 5 days before the end.
     fn at(now: &str) -> Scene {
@@ -72,7 +72,7 @@ mod tests {
     }
 
     fn time_passes(scene: &Scene) -> Told {
-        scene.fold(&Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap()))
+        scene.apply(&Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap()))
     }
 
     #[test]
@@ -107,22 +107,22 @@ mod tests {
         let mut ids = 1..;
         let mut tell = |mut command: crate::command::Command, now: &str| {
             command.reference.key.id = format!("cmd-{}", ids.next().unwrap()).as_str().try_into().unwrap();
-            world.fold(&Task::Command(command), instant(now))
+            world.apply(&Task::Command(command), instant(now))
         };
         let (first, second) = ("2026-06-01T16:00:00Z", "2026-06-25T16:00:00Z");
-        assert_eq!(tell(card_expiry("2026-06"), first), Verdict::Applied);
-        assert_eq!(tell(card_expiry("2026-06"), first), Verdict::Unchanged, "another command, the same notice");
-        assert_eq!(tell(card_expiry("2026-07"), first), Verdict::Applied, "another month");
-        assert_eq!(tell(card_expiry("2026-06"), second), Verdict::Applied, "another lead time");
+        assert_eq!(tell(card_expiry("2026-06"), first), TaskOutcome::Applied);
+        assert_eq!(tell(card_expiry("2026-06"), first), TaskOutcome::Unchanged, "another command, the same notice");
+        assert_eq!(tell(card_expiry("2026-07"), first), TaskOutcome::Applied, "another month");
+        assert_eq!(tell(card_expiry("2026-06"), second), TaskOutcome::Applied, "another lead time");
         let mut other = card_expiry("2026-06");
         if let CommandBody::CardExpiry(data) = &mut other.body {
             data.card.id = "card-2".try_into().unwrap();
         }
-        assert_eq!(tell(other, first), Verdict::Applied, "another card");
+        assert_eq!(tell(other, first), TaskOutcome::Applied, "another card");
         let sweep = Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap());
-        assert_eq!(world.fold(&sweep, instant(first)), Verdict::Unchanged, "given for a command already");
-        assert_eq!(world.fold(&sweep, instant(second)), Verdict::Unchanged);
-        let notices = world.changed_accounts().flat_map(|draft| &draft.added).filter(|added| added.record.is_some());
+        assert_eq!(world.apply(&sweep, instant(first)), TaskOutcome::Unchanged, "given for a command already");
+        assert_eq!(world.apply(&sweep, instant(second)), TaskOutcome::Unchanged);
+        let notices = world.changed_accounts().flat_map(|account| &account.records);
         assert_eq!(notices.count(), 4);
     }
 
@@ -133,9 +133,7 @@ mod tests {
         fn check(now: &str, expected: &str) {
             let scene = at(now).with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]);
             let told = time_passes(&scene);
-            let given = told
-                .account
-                .map_or("none".into(), |draft| format!("{:?}", draft.added[0].record.as_ref().unwrap().kind));
+            let given = told.account.map_or("none".into(), |draft| format!("{:?}", draft.records[0].kind));
             assert_eq!(given, expected);
         }
         check("2026-05-31T03:59:59Z", "none"); // 31 days: it is still the 30th in Montréal
@@ -172,14 +170,14 @@ mod tests {
             Task::Command(command)
         };
         let now = instant("2026-06-01T16:00:00Z");
-        let verdicts = (0..CARD_NOTICES_MAX).map(|at| world.fold(&card(at), now)).collect::<Vec<_>>();
-        assert!(verdicts.iter().all(|verdict| *verdict == Verdict::Applied));
-        assert_eq!(world.fold(&card(CARD_NOTICES_MAX), now), Verdict::Unchanged);
-        assert_eq!(world.fold(&card(0), now), Verdict::Unchanged, "the first is still remembered");
+        let verdicts = (0..CARD_NOTICES_MAX).map(|at| world.apply(&card(at), now)).collect::<Vec<_>>();
+        assert!(verdicts.iter().all(|verdict| *verdict == TaskOutcome::Applied));
+        assert_eq!(world.apply(&card(CARD_NOTICES_MAX), now), TaskOutcome::Unchanged);
+        assert_eq!(world.apply(&card(0), now), TaskOutcome::Unchanged, "the first is still remembered");
         // Once they are forgotten there is room again.
         let mut other = card_expiry("2026-12");
         other.reference.key.id = "later".try_into().unwrap();
-        assert_eq!(world.fold(&Task::Command(other), instant("2026-10-01T16:00:00Z")), Verdict::Applied);
+        assert_eq!(world.apply(&Task::Command(other), instant("2026-10-01T16:00:00Z")), TaskOutcome::Applied);
         let notices = world.changed_accounts().next().unwrap().after.card_notices.clone().unwrap();
         assert_eq!(notices.len(), 1);
     }

@@ -3,21 +3,23 @@
 use chrono::NaiveDate;
 
 use super::{
-    Change, Context, Ending, Live, Obstacle, Outcome, RejectionReason, Schedule, about, already_scheduled, ending,
+    Change, Context, Decision, Ending, Live, Obstacle, RejectionReason, Schedule, about, already_scheduled, ending,
     ending_before, name_of, require_admin, require_before_natural_end, require_live,
 };
-use crate::command::{CancellationConfirmation, CommandRef, Decision};
+use crate::command::{CancellationConfirmation, CommandRef, ConfirmationDecision};
 use crate::event::{CancellationDeclined, Event};
 use crate::field::Field;
 use crate::notification::{Facts, Recipient, Template};
-use crate::subscription::{By, CancellationRecord, Details, HistoryEntry, RequestDecision, Status, Subscription, Via};
+use crate::subscription::{
+    CancellationRecord, Channel, Details, HistoryEntry, Initiator, RequestDecision, Status, Subscription,
+};
 
 pub(super) fn decide(
     subscription: &Subscription,
     command: &CommandRef,
     data: &CancellationConfirmation,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Obstacle> {
+) -> Result<Decision<Change>, Obstacle> {
     require_admin(&data.actor, "decide about a cancellation request")?;
     let Live { details, next_on } = require_live(subscription)?;
     match subscription.status {
@@ -30,7 +32,7 @@ pub(super) fn decide(
         }
     }
     match data.decision {
-        Decision::Accept { final_billing_date } => {
+        ConfirmationDecision::Accept { final_billing_date } => {
             let ending = match final_billing_date {
                 Some(invoice_on) => ending_after_invoice(details, invoice_on, next_on)?,
                 None => ending_before(details, next_on)?,
@@ -40,8 +42,8 @@ pub(super) fn decide(
                 command,
                 ending,
                 record: CancellationRecord {
-                    by: By::Admin,
-                    via: Via::Request,
+                    by: Initiator::Admin,
+                    via: Channel::Request,
                     scheduled_at: context.now,
                     actor: data.actor.clone(),
                     reason: details.request.clone()?.and_then(|request| request.reason),
@@ -51,9 +53,9 @@ pub(super) fn decide(
                 note: data.note.clone(),
                 template: Template::RequestAccepted,
             };
-            Ok(Outcome::Applied(schedule.change(subscription, details, context)?))
+            Ok(Decision::Applied(schedule.change(subscription, details, context)?))
         }
-        Decision::Decline => Ok(Outcome::Applied(decline(subscription, details, command, data, context)?)),
+        ConfirmationDecision::Decline => Ok(Decision::Applied(decline(subscription, details, command, data, context)?)),
     }
 }
 
@@ -203,7 +205,7 @@ mod tests {
             let both = scene(Status::CancellationRequested)
                 .with(|scene| scene.organization.notify_client_of_own_actions = Ok(true));
             let told = both.tell(&command).subscription.unwrap();
-            let recipients: Vec<_> = told.added[0].notifications.iter().map(|mail| mail.recipient.as_str()).collect();
+            let recipients: Vec<_> = told.effects[0].notifications.iter().map(|mail| mail.recipient.as_str()).collect();
             assert_eq!(recipients, ["account_manager"]);
         }
     }

@@ -152,11 +152,11 @@ mod tests {
     #[test]
     fn twice_is_once() {
         let mut world = expiring(Status::Active).world();
-        let task = crate::fold::Task::Lapse("sub-1".try_into().unwrap());
+        let task = crate::unit_of_work::Task::Lapse("sub-1".try_into().unwrap());
         let later = instant("2026-09-01T00:00:00Z");
-        assert_eq!(world.fold(&task, later), crate::fold::Verdict::Applied);
-        assert_eq!(world.fold(&task, later), crate::fold::Verdict::Unchanged);
-        assert_eq!(world.changed_subscriptions().next().unwrap().added.len(), 1);
+        assert_eq!(world.apply(&task, later), crate::unit_of_work::TaskOutcome::Applied);
+        assert_eq!(world.apply(&task, later), crate::unit_of_work::TaskOutcome::Unchanged);
+        assert_eq!(world.changed_subscriptions().next().unwrap().effects.len(), 1);
     }
 
     /// The day is over where the organization is.

@@ -2,7 +2,7 @@
 //!
 //! One command, one file. Every rule checks in the contract's order — actor, status, invoice or dates — and the first
 //! check that fails is the answer. That the document exists and belongs to the organization is checked by
-//! [`fold`](super::fold), before anything else is looked at.
+//! [`unit_of_work`](super::unit_of_work), before anything else is looked at.
 
 mod cancel;
 mod card_expiry;
@@ -27,13 +27,13 @@ use super::billing::{End, day_before, end_of_day};
 use super::command::{Actor, CommandRef, SubscriptionCommand};
 use super::event::{About, CancellationScheduled, Event};
 use super::field::{Field, Malformed};
+use super::ids::FreeText;
 use super::notification::{Facts, Notification, Recipient, Template, notify};
 use super::organization::Organization;
 use super::subscription::{
-    By, CancellationRecord, Details, HistoryEntry, PaymentFailureRecord, Request, RequestDecision, ScheduledEnd,
+    CancellationRecord, Details, HistoryEntry, Initiator, PaymentFailureRecord, Request, RequestDecision, ScheduledEnd,
     Status, Subscription,
 };
-use super::text::FreeText;
 
 /// What a decision is made with, besides the document itself.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +78,7 @@ impl Context<'_> {
 /// What a command does.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(clippy::large_enum_variant, reason = "a `Change` is what almost every command gives")]
-pub enum Outcome<C> {
+pub enum Decision<C> {
     /// It changes the document.
     Applied(C),
     /// It asks for what is already so: nothing changes and nobody is told.
@@ -228,7 +228,7 @@ pub fn decide(
     sent_at: DateTime<Utc>,
     data: &SubscriptionCommand,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Obstacle> {
+) -> Result<Decision<Change>, Obstacle> {
     match data {
         SubscriptionCommand::Cancellation(data) => cancel::decide(subscription, command, data, context),
         SubscriptionCommand::CancellationRequest(data) => {
@@ -389,8 +389,8 @@ impl Schedule<'_> {
             ..context.facts(subscription, details)?
         };
         let notifications = match self.record.by {
-            By::Admin => vec![context.notify(self.template, Recipient::AccountManager, &facts)?],
-            By::Client => context.notify_of_client_action(self.template, &facts)?,
+            Initiator::Admin => vec![context.notify(self.template, Recipient::AccountManager, &facts)?],
+            Initiator::Client => context.notify_of_client_action(self.template, &facts)?,
         };
         let event = Event::CancellationScheduled(about(
             subscription,

@@ -1,6 +1,6 @@
 //! `payment.failure`: an automatic payment with a saved card was refused. It is recorded, and both sides are told.
 
-use super::{Change, Context, Obstacle, Outcome, already_ended};
+use super::{Change, Context, Decision, Obstacle, already_ended};
 use crate::command::PaymentFailure;
 use crate::notification::{CardFacts, Facts, Template};
 use crate::subscription::{PaymentFailureRecord, Subscription};
@@ -9,7 +9,7 @@ pub(super) fn decide(
     subscription: &Subscription,
     data: &PaymentFailure,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Obstacle> {
+) -> Result<Decision<Change>, Obstacle> {
     // Only a removed subscription has no details: what was used until it ended still has to be paid.
     let details = subscription.details.as_ref().ok_or_else(|| already_ended(subscription))?;
     let end = details.end.clone()?;
@@ -35,7 +35,7 @@ pub(super) fn decide(
         final_billing_on: end.and_then(|end| end.final_billing_on),
         ..context.facts(subscription, details)?
     };
-    Ok(Outcome::Applied(Change {
+    Ok(Decision::Applied(Change {
         subscription: subscription.clone(),
         history: None,
         payment_failure: Some(PaymentFailureRecord {
@@ -91,12 +91,12 @@ mod tests {
                 data.next_attempt_on = Some(date(next_attempt_on));
             }
             let told = scene(Status::Active).with(|scene| scene.now = instant("2026-06-11T03:00:00Z")).tell(&failure);
-            let added = &told.subscription.unwrap().added[0];
-            for email in &added.notifications {
+            let subscription = told.subscription.unwrap();
+            for email in &subscription.effects[0].notifications {
                 let facts = &email.facts;
                 assert_eq!((facts.next_attempt_on, facts.past_attempt_on), (next.map(date), past.map(date)));
             }
-            let recorded = added.record.payment_failure.as_ref().unwrap();
+            let recorded = subscription.records[0].payment_failure().unwrap();
             assert_eq!(recorded.next_attempt_on, Some(date(next_attempt_on)), "as the command says");
         }
         check("2026-06-11", Some("2026-06-11"), None);

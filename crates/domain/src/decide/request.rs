@@ -2,7 +2,9 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Change, Context, Live, Obstacle, Outcome, about, already_scheduled, name_of, require_live, require_owner};
+use super::{
+    Change, Context, Decision, Live, Obstacle, about, already_scheduled, name_of, require_live, require_owner,
+};
 use crate::command::{CancellationRequest, CommandRef};
 use crate::event::{CancellationRequested, Event};
 use crate::notification::{Facts, Template};
@@ -15,11 +17,11 @@ pub(super) fn decide(
     sent_at: DateTime<Utc>,
     data: &CancellationRequest,
     context: &Context<'_>,
-) -> Result<Outcome<Change>, Obstacle> {
+) -> Result<Decision<Change>, Obstacle> {
     require_owner(&data.actor, subscription, "ask to cancel")?;
     let Live { details, next_on } = require_live(subscription)?;
     match subscription.status {
-        Status::CancellationRequested => return Ok(Outcome::Unchanged),
+        Status::CancellationRequested => return Ok(Decision::Unchanged),
         Status::CancellationScheduled => return Err(already_scheduled(details).into()),
         _ => {}
     }
@@ -38,7 +40,7 @@ pub(super) fn decide(
         reason: data.reason.clone(),
         closed: None,
     }));
-    Ok(Outcome::Applied(Change {
+    Ok(Decision::Applied(Change {
         subscription: Subscription {
             status: Status::CancellationRequested,
             details: Some(details),
@@ -108,7 +110,7 @@ mod tests {
         let mut sent_late = request();
         sent_late.time = instant("2026-06-01T03:59:59Z");
         let told = scene(Status::Active).tell(&sent_late);
-        let requested_on = told.subscription.unwrap().added[0].notifications[0].facts.requested_on;
+        let requested_on = told.subscription.unwrap().effects[0].notifications[0].facts.requested_on;
         assert_eq!(requested_on, Some(date("2026-05-31")));
     }
 
@@ -117,7 +119,7 @@ mod tests {
         let mut world = scene(Status::CancellationRequested).world();
         let mut fold = |mut command: crate::command::Command, id: &str| {
             command.reference.key.id = id.try_into().unwrap();
-            world.fold(&crate::fold::Task::Command(command), now());
+            world.apply(&crate::unit_of_work::Task::Command(command), now());
         };
         fold(decline(), "cmd-1");
         fold(request(), "cmd-2");

@@ -7,9 +7,9 @@ use serde_json::json;
 use super::super::testing::*;
 use crate::command::{Command, CommandBody, SubscriptionCommand};
 use crate::field::{Field, Malformed};
-use crate::fold::{Loaded, Task, Verdict, World};
 use crate::organization::ClientCancellation;
 use crate::subscription::{Details, Status};
+use crate::unit_of_work::{LoadedDocument, Task, TaskOutcome, UnitOfWork};
 
 const REQUESTED: &str = "cancellation_requested";
 const SCHEDULED: &str = "cancellation_scheduled";
@@ -145,12 +145,12 @@ mod order {
                 });
                 let told = foreign.tell(&command);
                 assert_eq!(told.cell(), "wrong_organization");
-                let Verdict::Rejected(rejected) = told.verdict else { unreachable!() };
+                let TaskOutcome::Rejected(rejected) = told.verdict else { unreachable!() };
                 assert_eq!(rejected.account_id, None, "a stranger does not learn whose it is");
                 assert!(!rejected.rejection.detail.contains("org-2"), "nor whom it belongs to");
             }
-            let nothing = &mut World::default();
-            let Verdict::Rejected(rejected) = nothing.fold(&Task::Command(command), now()) else { panic!() };
+            let nothing = &mut UnitOfWork::default();
+            let TaskOutcome::Rejected(rejected) = nothing.apply(&Task::Command(command), now()) else { panic!() };
             assert_eq!(rejected.rejection.reason.as_str(), "subscription_not_found");
         }
     }
@@ -170,13 +170,13 @@ mod order {
             let organization_id = organization_id.map(|id| id.try_into().unwrap());
             world.add_subscription(
                 "sub-1".try_into().unwrap(),
-                Loaded::Corrupt { organization_id, error: "billing.day: 32".into() },
+                LoadedDocument::Corrupt { organization_id, error: "billing.day: 32".into() },
             );
-            world.fold(&Task::Command(command.clone()), now())
+            world.apply(&Task::Command(command.clone()), now())
         };
-        assert_eq!(corrupt(Some("org-1")), Verdict::Corrupt("billing.day: 32".into()));
-        assert_eq!(corrupt(None), Verdict::Corrupt("billing.day: 32".into()));
-        assert!(matches!(corrupt(Some("org-2")), Verdict::Rejected(_)));
+        assert_eq!(corrupt(Some("org-1")), TaskOutcome::Corrupt("billing.day: 32".into()));
+        assert_eq!(corrupt(None), TaskOutcome::Corrupt("billing.day: 32".into()));
+        assert!(matches!(corrupt(Some("org-2")), TaskOutcome::Rejected(_)));
     }
 
     #[test]
@@ -320,15 +320,15 @@ fn refusals_say_why() {
 fn missing_organization_or_account() {
     let scene = scene(Status::Active);
     let task = Task::Command(purchases(""));
-    let mut no_organization = World::default();
-    no_organization.add_subscription(scene.subscription.id.clone(), Loaded::Read(scene.subscription.clone()));
-    no_organization.add_account(scene.account.id.clone(), Loaded::Read(scene.account.clone()));
-    let Verdict::Missing(missing) = no_organization.fold(&task, now()) else { panic!() };
+    let mut no_organization = UnitOfWork::default();
+    no_organization.add_subscription(scene.subscription.id.clone(), LoadedDocument::Read(scene.subscription.clone()));
+    no_organization.add_account(scene.account.id.clone(), LoadedDocument::Read(scene.account.clone()));
+    let TaskOutcome::Missing(missing) = no_organization.apply(&task, now()) else { panic!() };
     assert_eq!(missing.to_string(), "organizations org-1: does not exist, but subscriptions sub-1 refers to it");
-    let mut no_account = World::default();
-    no_account.add_subscription(scene.subscription.id.clone(), Loaded::Read(scene.subscription.clone()));
-    no_account.add_organization(scene.organization.id.clone(), Loaded::Read(scene.organization.clone()));
-    let Verdict::Missing(missing) = no_account.fold(&task, now()) else { panic!() };
+    let mut no_account = UnitOfWork::default();
+    no_account.add_subscription(scene.subscription.id.clone(), LoadedDocument::Read(scene.subscription.clone()));
+    no_account.add_organization(scene.organization.id.clone(), LoadedDocument::Read(scene.organization.clone()));
+    let TaskOutcome::Missing(missing) = no_account.apply(&task, now()) else { panic!() };
     assert_eq!(missing.to_string(), "accounts acc-1: does not exist, but subscriptions sub-1 refers to it");
 }
 
@@ -346,10 +346,10 @@ fn the_last_invoice_exists() {
         let draft = told.subscription.unwrap_or_else(|| panic!("{:?}", told.verdict));
         let end = draft.after.details.unwrap().end.unwrap().unwrap();
         assert_eq!(end.final_billing_on, expected.map(date), "the document's");
-        let added = &draft.added[0];
-        let event = serde_json::to_value(&added.events[0]).unwrap();
+        let effects = &draft.effects[0];
+        let event = serde_json::to_value(&effects.events[0]).unwrap();
         assert_eq!(event["data"].get("final_billing_on"), expected.map(|date| json!(date)).as_ref(), "the event's");
-        assert_eq!(added.notifications[0].facts.final_billing_on, expected.map(date), "the email's");
+        assert_eq!(effects.notifications[0].facts.final_billing_on, expected.map(date), "the email's");
     }
     // The next invoice is that of 15 June.
     for (status, command) in [
@@ -412,7 +412,7 @@ const DECISIONS: [&str; 13] = [
 ];
 
 /// The decision of this kind that is applied if nothing is wrong.
-fn decide_with(kind: &str, spoil: impl Fn(&mut Scene)) -> Verdict {
+fn decide_with(kind: &str, spoil: impl Fn(&mut Scene)) -> TaskOutcome {
     let status = match kind {
         "accept" | "accept with a date" | "decline" => Status::CancellationRequested,
         "end" => Status::CancellationScheduled,
@@ -465,8 +465,8 @@ fn a_malformed_field_stops_only_what_needs_it() {
     #[track_caller]
     fn check(field: &str, spoil: impl Fn(&mut Scene), needed_by: &[&str]) {
         let is_stopped = |kind: &&str| match decide_with(kind, &spoil) {
-            Verdict::Applied => false,
-            Verdict::Corrupt(sentence) => {
+            TaskOutcome::Applied => false,
+            TaskOutcome::Corrupt(sentence) => {
                 assert_eq!(sentence, "bad", "{field}, {kind}");
                 true
             }

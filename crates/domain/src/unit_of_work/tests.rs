@@ -22,13 +22,13 @@ fn sub_1() -> SubscriptionId {
 
 /// What becomes of these commands, one after the other on one subscription.
 #[track_caller]
-fn check(scene: &Scene, commands: &[Command], expected: &[&str]) -> World {
+fn check(scene: &Scene, commands: &[Command], expected: &[&str]) -> UnitOfWork {
     let mut world = scene.world();
     for (at, (command, expected)) in commands.iter().zip(expected).enumerate() {
-        let told = match world.fold(&Task::Command(command.clone()), now()) {
-            Verdict::Applied => world.subscription(&sub_1()).unwrap().status.as_str(),
-            Verdict::Unchanged => "unchanged",
-            Verdict::Rejected(rejected) => rejected.rejection.reason.as_str(),
+        let told = match world.apply(&Task::Command(command.clone()), now()) {
+            TaskOutcome::Applied => world.subscription(&sub_1()).unwrap().status.as_str(),
+            TaskOutcome::Unchanged => "unchanged",
+            TaskOutcome::Rejected(rejected) => rejected.rejection.reason.as_str(),
             other => panic!("{other:?}"),
         };
         assert_eq!(told, *expected, "command {at}");
@@ -69,7 +69,7 @@ fn the_second_sees_what_the_first_did() {
     assert_eq!(*draft.before(), scene(Status::Active).subscription);
     let applied: Vec<_> = draft.after.applied.iter().map(|key| key.id.as_str()).collect();
     assert_eq!(applied, ["1", "2", "3", "4", "6", "8", "9"], "what was refused is not remembered");
-    let told: Vec<_> = draft.added.iter().map(|added| added.command.as_ref().unwrap().key.id.as_str()).collect();
+    let told: Vec<_> = draft.effects.iter().map(|effects| effects.command.as_ref().unwrap().key.id.as_str()).collect();
     assert_eq!(told, applied);
 }
 
@@ -98,7 +98,7 @@ fn ids_of_effects() {
         let told = scene(Status::Active)
             .with(|scene| scene.organization.notify_client_of_own_actions = Ok(true))
             .tell(command);
-        let added = told.subscription.unwrap().added.swap_remove(0);
+        let added = told.subscription.unwrap().effects.swap_remove(0);
         let mails: Vec<_> = added.notifications.iter().map(|mail| added.ids.of_mail(mail)).collect();
         mails.into_iter().chain(added.events.iter().map(|event| added.ids.of_event(event))).collect()
     };
@@ -115,13 +115,13 @@ fn ids_of_effects() {
 #[test]
 fn ids_of_what_time_does() {
     let ended = scene(Status::CancellationScheduled).with(|scene| scene.now = instant("2026-09-01T00:00:00Z")).lapse();
-    let added = ended.subscription.unwrap().added.swap_remove(0);
+    let added = ended.subscription.unwrap().effects.swap_remove(0);
     assert_eq!(added.ids.of_event(&added.events[0]).to_string(), "96eaa273-06e8-51b9-9f3e-d6803a46e065");
 
     let CommandBody::CardExpiry(data) = card_expiry("2026-06").body else { unreachable!() };
     let task = Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap());
-    let told = scene(Status::Active).with(|scene| scene.account.cards = vec![Ok(data.card)]).fold(&task);
-    let added = told.account.unwrap().added.swap_remove(0);
+    let told = scene(Status::Active).with(|scene| scene.account.cards = vec![Ok(data.card)]).apply(&task);
+    let added = told.account.unwrap().effects.swap_remove(0);
     assert_eq!(added.ids.of_mail(&added.notifications[0]).to_string(), "8c2c0166-7a1e-5ac6-9ae6-cd8151f2c283");
 }
 
@@ -131,17 +131,17 @@ fn neighbours_are_left_alone() {
     let mut world = scene(Status::Active).world();
     let mut other = scene(Status::Active).subscription;
     other.id = "sub-2".try_into().unwrap();
-    world.add_subscription(other.id.clone(), Loaded::Read(other.clone()));
+    world.add_subscription(other.id.clone(), LoadedDocument::Read(other.clone()));
     world.add_subscription(
         "sub-3".try_into().unwrap(),
-        Loaded::Corrupt { organization_id: None, error: "billing: missing".into() },
+        LoadedDocument::Corrupt { organization_id: None, error: "billing: missing".into() },
     );
     let mut about_sub_3 = named(purchases(""), "3");
     if let CommandBody::Subscription(SubscriptionCommand::Cancellation(data)) = &mut about_sub_3.body {
         data.subscription_id = "sub-3".try_into().unwrap();
     }
-    assert_eq!(world.fold(&Task::Command(about_sub_3), now()), Verdict::Corrupt("billing: missing".into()));
-    assert_eq!(world.fold(&Task::Command(purchases("")), now()), Verdict::Applied);
+    assert_eq!(world.apply(&Task::Command(about_sub_3), now()), TaskOutcome::Corrupt("billing: missing".into()));
+    assert_eq!(world.apply(&Task::Command(purchases("")), now()), TaskOutcome::Applied);
     assert_eq!(world.subscription(&other.id), Some(&other));
     assert_eq!(world.changed_subscriptions().count(), 1);
     assert_eq!(world.changed_accounts().count(), 0);
@@ -149,19 +149,23 @@ fn neighbours_are_left_alone() {
 
 #[test]
 fn time_finds_nothing_or_something_unreadable() {
-    let mut world = World::default();
-    assert_eq!(world.fold(&Task::Lapse(sub_1()), now()), Verdict::Unchanged);
+    let mut world = UnitOfWork::default();
+    assert_eq!(world.apply(&Task::Lapse(sub_1()), now()), TaskOutcome::Unchanged);
     let card = Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap());
-    assert_eq!(world.fold(&card, now()), Verdict::Unchanged);
-    world.add_subscription(sub_1(), Loaded::Corrupt { organization_id: None, error: "billing: missing".into() });
-    assert_eq!(world.fold(&Task::Lapse(sub_1()), now()), Verdict::Corrupt("billing: missing".into()));
-    let mut orphan = World::default();
-    orphan.add_subscription(sub_1(), Loaded::Read(scene(Status::Active).subscription));
-    assert!(matches!(orphan.fold(&Task::Lapse(sub_1()), now()), Verdict::Missing(Missing::Organization { .. })));
+    assert_eq!(world.apply(&card, now()), TaskOutcome::Unchanged);
+    world
+        .add_subscription(sub_1(), LoadedDocument::Corrupt { organization_id: None, error: "billing: missing".into() });
+    assert_eq!(world.apply(&Task::Lapse(sub_1()), now()), TaskOutcome::Corrupt("billing: missing".into()));
+    let mut orphan = UnitOfWork::default();
+    orphan.add_subscription(sub_1(), LoadedDocument::Read(scene(Status::Active).subscription));
+    assert!(matches!(
+        orphan.apply(&Task::Lapse(sub_1()), now()),
+        TaskOutcome::Missing(MissingReference::Organization { .. })
+    ));
     // A scheduled end is a fixed instant.
     let september = instant("2026-09-01T00:00:00Z");
-    orphan.add_subscription(sub_1(), Loaded::Read(scene(Status::CancellationScheduled).subscription));
-    assert_eq!(orphan.fold(&Task::Lapse(sub_1()), september), Verdict::Applied);
+    orphan.add_subscription(sub_1(), LoadedDocument::Read(scene(Status::CancellationScheduled).subscription));
+    assert_eq!(orphan.apply(&Task::Lapse(sub_1()), september), TaskOutcome::Applied);
 }
 
 /// Any subscription: mode, day, next invoice (mostly on a billing date), natural end, policy, time zone.
@@ -248,25 +252,28 @@ proptest! {
     fn a_batch_is_one_by_one(scene in any_scene(), asked in any_tasks()) {
         let mut batch = scene.world();
         let mut alone = scene.clone();
-        let (mut added, mut notices) = (vec![], vec![]);
+        let (mut records, mut effects) = (vec![], vec![]);
+        let (mut notices, mut effects_of_account) = (vec![], vec![]);
         for (task, at) in tasks(&asked) {
             alone.now = at;
-            let told = alone.fold(&task);
-            prop_assert_eq!(&batch.fold(&task, at), &told.verdict);
+            let told = alone.apply(&task);
+            prop_assert_eq!(&batch.apply(&task, at), &told.verdict);
             if let Some(draft) = told.subscription {
                 alone.subscription = draft.after;
-                added.extend(draft.added);
+                records.extend(draft.records);
+                effects.extend(draft.effects);
             }
             if let Some(draft) = told.account {
                 alone.account = draft.after;
-                notices.extend(draft.added);
+                notices.extend(draft.records);
+                effects_of_account.extend(draft.effects);
             }
         }
         prop_assert_eq!(batch.subscription(&sub_1()), Some(&alone.subscription));
-        let drafts: Vec<_> = batch.changed_subscriptions().flat_map(|draft| draft.added.clone()).collect();
-        prop_assert_eq!(drafts, added);
-        let drafts: Vec<_> = batch.changed_accounts().flat_map(|draft| draft.added.clone()).collect();
-        prop_assert_eq!(drafts, notices);
+        let tracked = batch.tracked_subscription(&sub_1()).unwrap();
+        prop_assert_eq!((&tracked.records, &tracked.effects), (&records, &effects));
+        let tracked = batch.tracked_account(&"acc-1".try_into().unwrap()).unwrap();
+        prop_assert_eq!((&tracked.records, &tracked.effects), (&notices, &effects_of_account));
     }
 
     /// Whatever is asked, in whatever order.
@@ -275,32 +282,33 @@ proptest! {
         let mut scene = scene;
         for (task, at) in tasks(&asked) {
             scene.now = at;
-            let told = scene.fold(&task);
+            let told = scene.apply(&task);
             let before = scene.subscription.clone();
             let Some(draft) = told.subscription else {
-                prop_assert!(told.account.is_some() || told.verdict != Verdict::Applied);
+                prop_assert!(told.account.is_some() || told.verdict != TaskOutcome::Applied);
                 continue; // refused, or done before: there is nothing to write
             };
-            if told.verdict == Verdict::Unchanged {
+            if told.verdict == TaskOutcome::Unchanged {
                 prop_assert!(is_only_remembered(&draft));
                 scene.subscription = draft.after;
-                prop_assert!(scene.fold(&task).subscription.is_none());
+                prop_assert!(scene.apply(&task).subscription.is_none());
                 continue;
             }
-            prop_assert_eq!(&told.verdict, &Verdict::Applied);
+            prop_assert_eq!(&told.verdict, &TaskOutcome::Applied);
             let after = draft.after;
-            let added = &draft.added[0];
+            let record = draft.records.first();
+            let history = record.and_then(SubscriptionRecord::history);
 
             // Twice is once.
             scene.subscription = after.clone();
-            let again = scene.fold(&task);
-            prop_assert!(again.verdict == Verdict::Unchanged && again.subscription.is_none());
+            let again = scene.apply(&task);
+            prop_assert!(again.verdict == TaskOutcome::Unchanged && again.subscription.is_none());
 
             // What is over stays over; what is scheduled is never undone and never moved later.
             let end = |subscription: &Subscription| subscription.details.as_ref().and_then(|details| details.end.clone().unwrap());
             if !before.status.is_live() {
                 prop_assert_eq!(after.status, before.status);
-                prop_assert!(added.record.payment_failure.is_some());
+                prop_assert!(record.unwrap().payment_failure().is_some());
             }
             if before.status == Status::CancellationScheduled {
                 prop_assert!(!matches!(after.status, Status::Active | Status::CancellationRequested | Status::Expired));
@@ -311,8 +319,8 @@ proptest! {
 
             // The audit trail has the changes of status and last day, and no others.
             let is_change = before.status != after.status || end(&before) != end(&after);
-            prop_assert_eq!(added.record.history.is_some(), is_change);
-            if let Some(entry) = &added.record.history {
+            prop_assert_eq!(history.is_some(), is_change);
+            if let Some(entry) = history {
                 prop_assert_eq!((entry.from, entry.to, entry.at), (before.status, after.status, at));
                 prop_assert_eq!(entry.command.is_some(), matches!(task, Task::Command(_)));
             }

@@ -1,0 +1,519 @@
+//! Decides the tasks of a batch in order, each on the result of the one before.
+//!
+//! A [`UnitOfWork`] holds the loaded documents and tracks what the batch changes, so that each document is written once. It knows
+//! nothing about databases: the store loads what it holds and writes what comes out.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use super::account::{Account, CardNotice};
+use super::command::{CardExpiry, Command, CommandBody, CommandKey, CommandRef, SubscriptionCommand};
+use super::decide::{
+    Change, Context, Decision, NoticeGiven, Obstacle, Rejection, RejectionReason, decide, decide_card_expiry, end,
+    expire, notice_due,
+};
+use super::event::{EffectIds, Event};
+use super::field::Malformed;
+use super::ids::{AccountId, CardId, OrganizationId, SubscriptionId, Target};
+use super::notification::Notification;
+use super::organization::Organization;
+use super::subscription::{HistoryEntry, PaymentFailureRecord, Status, Subscription};
+
+/// The documents of a batch, and what its tasks have changed so far. A document that is not in it does not exist.
+///
+/// Everything is ordered by id, so that the same batch always gives the same changes in the same order.
+#[derive(Clone, Debug, Default)]
+pub struct UnitOfWork {
+    subscriptions: BTreeMap<SubscriptionId, LoadedDocument<TrackedSubscription>>,
+    accounts: BTreeMap<AccountId, LoadedDocument<TrackedAccount>>,
+    organizations: BTreeMap<OrganizationId, LoadedDocument<Organization>>,
+}
+
+/// Something to decide.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "almost every task is a command")]
+pub enum Task {
+    Command(Command),
+    /// The last day of this subscription may be over.
+    Lapse(SubscriptionId),
+    /// A notice about this saved card may be due.
+    CardNotice(AccountId, CardId),
+}
+
+impl Task {
+    /// The document that it may change.
+    #[must_use]
+    pub fn target(&self) -> Target<'_> {
+        match self {
+            Self::Command(command) => command.target(),
+            Self::Lapse(id) => Target::Subscription(id),
+            Self::CardNotice(id, _) => Target::Account(id),
+        }
+    }
+}
+
+/// The result of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TaskOutcome {
+    /// It changed a document and may have effects.
+    Applied,
+    /// It has no effect: it was applied before, asks for the current state (which is remembered), or is not due.
+    Unchanged,
+    /// A rule rejects it.
+    Rejected(RejectedTask),
+    /// A document that its document refers to does not exist, so nothing can be decided.
+    Missing(MissingReference),
+    /// A field that the decision needs cannot be read, or contradicts another. The sentence names the document, the field and the
+    /// reason.
+    Corrupt(String),
+}
+
+/// A rejection, with what the command may know about its document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedTask {
+    pub rejection: Rejection,
+    /// The account of the subscription; absent unless the subscription belongs to the organization of the command.
+    pub account_id: Option<AccountId>,
+}
+
+/// A reference to a document that does not exist. `by` is the document that refers to it, such as `subscriptions sub-1`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MissingReference {
+    #[error("organizations {organization_id}: does not exist, but {by} refers to it")]
+    Organization { organization_id: OrganizationId, by: String },
+    #[error("accounts {account_id}: does not exist, but {by} refers to it")]
+    Account { account_id: AccountId, by: String },
+}
+
+/// A document as the database holds it.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "almost every document can be read")]
+pub enum LoadedDocument<T> {
+    Read(T),
+    /// It cannot be read as a whole. Nothing is written to it.
+    Corrupt {
+        /// The organization that owns it, if that field can be read.
+        organization_id: Option<OrganizationId>,
+        /// The field and the reason.
+        error: String,
+    },
+}
+
+/// A document, and what the tasks of the batch have done to it so far.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tracked<T, R> {
+    /// As it was loaded, once a task has changed it.
+    before: Option<T>,
+    /// As it is now.
+    pub after: T,
+    /// New entries of its lists, oldest first.
+    pub records: Vec<R>,
+    /// What the tasks cause outside the document, oldest first.
+    pub effects: Vec<Effects>,
+}
+
+/// A document that the batch has changed and that has to be written.
+#[derive(Debug)]
+pub struct ChangedDocument<T, R> {
+    /// As it was loaded.
+    pub before: T,
+    /// As it will be.
+    pub after: T,
+    /// New entries of its lists, oldest first.
+    pub records: Vec<R>,
+    /// What the tasks cause outside the document, oldest first.
+    pub effects: Vec<Effects>,
+}
+
+/// What one task causes outside its document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Effects {
+    /// The command; absent where the calendar caused them.
+    pub command: Option<CommandRef>,
+    /// The ids of the emails and events. A repeat of the task gives the same ids.
+    pub ids: EffectIds,
+    pub notifications: Vec<Notification>,
+    pub events: Vec<Event>,
+}
+
+/// A new entry of one of a subscription's lists.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SubscriptionRecord {
+    /// An entry of `history`.
+    History(HistoryEntry),
+    /// An entry of `payment_failures`.
+    PaymentFailure(PaymentFailureRecord),
+}
+
+impl SubscriptionRecord {
+    #[must_use]
+    pub fn history(&self) -> Option<&HistoryEntry> {
+        match self {
+            Self::History(entry) => Some(entry),
+            Self::PaymentFailure(_) => None,
+        }
+    }
+
+    #[must_use]
+    pub fn payment_failure(&self) -> Option<&PaymentFailureRecord> {
+        match self {
+            Self::PaymentFailure(failure) => Some(failure),
+            Self::History(_) => None,
+        }
+    }
+}
+
+pub type TrackedSubscription = Tracked<Subscription, SubscriptionRecord>;
+pub type TrackedAccount = Tracked<Account, CardNotice>;
+pub type ChangedSubscription = ChangedDocument<Subscription, SubscriptionRecord>;
+pub type ChangedAccount = ChangedDocument<Account, CardNotice>;
+
+impl<T: Clone, R> Tracked<T, R> {
+    fn new(document: T) -> Self {
+        Self { before: None, after: document, records: Vec::new(), effects: Vec::new() }
+    }
+
+    /// As it was loaded.
+    #[must_use]
+    pub fn before(&self) -> &T {
+        self.before.as_ref().unwrap_or(&self.after)
+    }
+
+    #[must_use]
+    pub fn is_changed(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// The current document, to be changed.
+    fn change(&mut self) -> &mut T {
+        self.before.get_or_insert_with(|| self.after.clone());
+        &mut self.after
+    }
+
+    fn into_changed(self) -> Option<ChangedDocument<T, R>> {
+        let Self { before, after, records, effects } = self;
+        before.map(|before| ChangedDocument { before, after, records, effects })
+    }
+}
+
+impl UnitOfWork {
+    pub fn add_subscription(&mut self, id: SubscriptionId, loaded: LoadedDocument<Subscription>) {
+        self.subscriptions.insert(id, loaded.map(Tracked::new));
+    }
+
+    pub fn add_account(&mut self, id: AccountId, loaded: LoadedDocument<Account>) {
+        self.accounts.insert(id, loaded.map(Tracked::new));
+    }
+
+    pub fn add_organization(&mut self, id: OrganizationId, loaded: LoadedDocument<Organization>) {
+        self.organizations.insert(id, loaded);
+    }
+
+    /// A readable subscription, after the tasks decided so far.
+    #[must_use]
+    pub fn subscription(&self, id: &SubscriptionId) -> Option<&Subscription> {
+        self.tracked_subscription(id).map(|tracked| &tracked.after)
+    }
+
+    /// A readable subscription, and what the tasks decided so far have done to it.
+    #[must_use]
+    pub fn tracked_subscription(&self, id: &SubscriptionId) -> Option<&TrackedSubscription> {
+        self.subscriptions.get(id)?.read().ok()
+    }
+
+    /// A readable account, and what the tasks decided so far have done to it.
+    #[must_use]
+    pub fn tracked_account(&self, id: &AccountId) -> Option<&TrackedAccount> {
+        self.accounts.get(id)?.read().ok()
+    }
+
+    /// What the last task that changed the document caused.
+    #[must_use]
+    pub fn newest_effects(&self, target: Target<'_>) -> Option<&Effects> {
+        match target {
+            Target::Subscription(id) => self.tracked_subscription(id)?.effects.last(),
+            Target::Account(id) => self.tracked_account(id)?.effects.last(),
+        }
+    }
+
+    /// The subscriptions and the accounts that the batch has changed, each ordered by id.
+    #[must_use]
+    pub fn into_changed(self) -> (Vec<ChangedSubscription>, Vec<ChangedAccount>) {
+        (into_changed(self.subscriptions), into_changed(self.accounts))
+    }
+
+    /// The subscriptions that the batch has changed, ordered by id.
+    pub fn changed_subscriptions(&self) -> impl Iterator<Item = &TrackedSubscription> {
+        self.subscriptions.values().filter_map(|loaded| loaded.read().ok()).filter(|tracked| tracked.is_changed())
+    }
+
+    /// The accounts that the batch has changed, ordered by id.
+    pub fn changed_accounts(&self) -> impl Iterator<Item = &TrackedAccount> {
+        self.accounts.values().filter_map(|loaded| loaded.read().ok()).filter(|tracked| tracked.is_changed())
+    }
+
+    /// Decides a task on the documents as the tasks before it left them. A task that is not applied changes nothing.
+    pub fn apply(&mut self, task: &Task, now: DateTime<Utc>) -> TaskOutcome {
+        let outcome = match task {
+            Task::Command(command) => match &command.body {
+                CommandBody::Subscription(data) => self.subscription_command(command, data, now),
+                CommandBody::CardExpiry(data) => self.account_command(command, data, now),
+            },
+            Task::Lapse(id) => self.lapse(id, now),
+            Task::CardNotice(account_id, card_id) => self.card_notice(account_id, card_id, now),
+        };
+        outcome.unwrap_or_else(|stopped| stopped)
+    }
+
+    /// `Err` is an outcome too: the one that ends the decision early.
+    fn subscription_command(
+        &mut self,
+        command: &Command,
+        data: &SubscriptionCommand,
+        now: DateTime<Utc>,
+    ) -> Result<TaskOutcome, TaskOutcome> {
+        let id = data.subscription_id();
+        let Some(loaded) = self.subscriptions.get_mut(id) else {
+            return Err(rejected(
+                RejectionReason::SubscriptionNotFound.because(format!("There is no subscription {id}.")),
+                None,
+            ));
+        };
+        let organization_id = data.organization_id();
+        let tracked = require_owned(loaded, organization_id, |it| &it.after.organization_id, "subscription")?;
+        if was_applied(&tracked.after.applied, &command.reference.key) {
+            return Ok(TaskOutcome::Unchanged);
+        }
+        let account_id = tracked.after.account_id.clone();
+        let by = || format!("subscriptions {id}");
+        let organization = require_organization(&self.organizations, organization_id, by)?;
+        let account = match self.accounts.get(&account_id) {
+            Some(account) => account.read()?,
+            None => return Err(TaskOutcome::Missing(MissingReference::Account { account_id, by: by() })),
+        };
+        if account.after.organization_id != tracked.after.organization_id {
+            let sentence =
+                format!("subscriptions {id}: account_id: account {account_id} belongs to another organization");
+            return Err(TaskOutcome::Corrupt(sentence));
+        }
+        tracked.after.require_next_invoice()?;
+        let context = Context { now, organization, account: &account.after };
+        match decide(&tracked.after, &command.reference, command.time, data, &context) {
+            Ok(Decision::Applied(change)) => {
+                let ids = EffectIds::of_command(&command.reference, id.as_str());
+                record_change(tracked, change, Some(command.reference.clone()), ids);
+                Ok(TaskOutcome::Applied)
+            }
+            Ok(Decision::Unchanged) => {
+                tracked.change().applied.push(command.reference.key.clone());
+                tracked.effects.push(Effects::none(&command.reference, id.as_str()));
+                Ok(TaskOutcome::Unchanged)
+            }
+            Err(Obstacle::Rejected(rejection)) => Err(rejected(rejection, Some(account_id))),
+            Err(Obstacle::Malformed(malformed)) => Err(malformed.into()),
+        }
+    }
+
+    fn account_command(
+        &mut self,
+        command: &Command,
+        data: &CardExpiry,
+        now: DateTime<Utc>,
+    ) -> Result<TaskOutcome, TaskOutcome> {
+        let id = &data.account_id;
+        let Some(loaded) = self.accounts.get_mut(id) else {
+            return Err(rejected(RejectionReason::AccountNotFound.because(format!("There is no account {id}.")), None));
+        };
+        let tracked = require_owned(loaded, &data.organization_id, |it| &it.after.organization_id, "account")?;
+        if was_applied(&tracked.after.applied, &command.reference.key) {
+            return Ok(TaskOutcome::Unchanged);
+        }
+        let by = || format!("accounts {id}");
+        let organization = require_organization(&self.organizations, &data.organization_id, by)?;
+        let context = Context { now, organization, account: &tracked.after };
+        match decide_card_expiry(&tracked.after, &data.card, &context)? {
+            Decision::Applied(given) => {
+                let ids = EffectIds::of_command(&command.reference, id.as_str());
+                record_notice(tracked, given, Some(command.reference.clone()), ids, now);
+                Ok(TaskOutcome::Applied)
+            }
+            Decision::Unchanged => {
+                tracked.change().applied.push(command.reference.key.clone());
+                tracked.effects.push(Effects::none(&command.reference, id.as_str()));
+                Ok(TaskOutcome::Unchanged)
+            }
+        }
+    }
+
+    fn lapse(&mut self, id: &SubscriptionId, now: DateTime<Utc>) -> Result<TaskOutcome, TaskOutcome> {
+        let Some(loaded) = self.subscriptions.get_mut(id) else { return Ok(TaskOutcome::Unchanged) };
+        let tracked = loaded.read_mut()?;
+        let change = match tracked.after.status {
+            Status::CancellationScheduled => end(&tracked.after, now)?,
+            Status::Active | Status::CancellationRequested => {
+                let by = || format!("subscriptions {id}");
+                let organization = require_organization(&self.organizations, &tracked.after.organization_id, by)?;
+                expire(&tracked.after, organization, now)?
+            }
+            Status::Cancelled | Status::Expired | Status::Removed => None,
+        };
+        let Some(change) = change else { return Ok(TaskOutcome::Unchanged) };
+        let ended_on = change.subscription.ended_on.map(|day| day.to_string()).unwrap_or_default();
+        let ids = EffectIds::of(&["ended", id.as_str(), &ended_on]);
+        record_change(tracked, change, None, ids);
+        Ok(TaskOutcome::Applied)
+    }
+
+    fn card_notice(
+        &mut self,
+        id: &AccountId,
+        card_id: &CardId,
+        now: DateTime<Utc>,
+    ) -> Result<TaskOutcome, TaskOutcome> {
+        let Some(loaded) = self.accounts.get_mut(id) else { return Ok(TaskOutcome::Unchanged) };
+        let tracked = loaded.read_mut()?;
+        let by = || format!("accounts {id}");
+        let organization = require_organization(&self.organizations, &tracked.after.organization_id, by)?;
+        let readable = tracked.after.cards.iter().flatten().find(|card| card.id == *card_id);
+        let card = match (readable, tracked.after.cards.iter().find_map(|card| card.as_ref().err())) {
+            (Some(card), _) => card,
+            // The unreadable card may be this one.
+            (None, Some(malformed)) => return Err(malformed.clone().into()),
+            (None, None) => return Ok(TaskOutcome::Unchanged),
+        };
+        let context = Context { now, organization, account: &tracked.after };
+        let Some(given) = notice_due(&tracked.after, card, &context)? else {
+            return Ok(TaskOutcome::Unchanged);
+        };
+        let expires = card.expires.to_string();
+        let kind = given.notice.kind.to_string();
+        let ids = EffectIds::of(&["card-notice", id.as_str(), card_id.as_str(), &expires, &kind]);
+        record_notice(tracked, given, None, ids, now);
+        Ok(TaskOutcome::Applied)
+    }
+}
+
+fn into_changed<K, T: Clone, R>(documents: BTreeMap<K, LoadedDocument<Tracked<T, R>>>) -> Vec<ChangedDocument<T, R>> {
+    let changed = documents.into_values().filter_map(|loaded| match loaded {
+        LoadedDocument::Read(tracked) => tracked.into_changed(),
+        LoadedDocument::Corrupt { .. } => None,
+    });
+    changed.collect()
+}
+
+impl<T> LoadedDocument<T> {
+    fn map<U>(self, read: impl FnOnce(T) -> U) -> LoadedDocument<U> {
+        match self {
+            Self::Read(document) => LoadedDocument::Read(read(document)),
+            Self::Corrupt { organization_id, error } => LoadedDocument::Corrupt { organization_id, error },
+        }
+    }
+
+    fn read(&self) -> Result<&T, TaskOutcome> {
+        match self {
+            Self::Read(document) => Ok(document),
+            Self::Corrupt { error, .. } => Err(TaskOutcome::Corrupt(error.clone())),
+        }
+    }
+
+    fn read_mut(&mut self) -> Result<&mut T, TaskOutcome> {
+        match self {
+            Self::Read(document) => Ok(document),
+            Self::Corrupt { error, .. } => Err(TaskOutcome::Corrupt(error.clone())),
+        }
+    }
+}
+
+impl From<Malformed> for TaskOutcome {
+    fn from(Malformed(sentence): Malformed) -> Self {
+        Self::Corrupt(sentence)
+    }
+}
+
+/// Requires that the document belongs to the organization, and only then that it can be read: another organization learns nothing
+/// about it.
+fn require_owned<'a, T>(
+    loaded: &'a mut LoadedDocument<T>,
+    organization_id: &OrganizationId,
+    owner: impl Fn(&T) -> &OrganizationId,
+    what: &str,
+) -> Result<&'a mut T, TaskOutcome> {
+    let is_foreign = match &*loaded {
+        LoadedDocument::Read(document) => owner(document) != organization_id,
+        LoadedDocument::Corrupt { organization_id: owner, .. } => {
+            owner.as_ref().is_some_and(|owner| owner != organization_id)
+        }
+    };
+    if is_foreign {
+        let detail = format!("The {what} does not belong to the organization {organization_id}.");
+        return Err(rejected(RejectionReason::WrongOrganization.because(detail), None));
+    }
+    loaded.read_mut()
+}
+
+/// The organization that the document `by` refers to.
+fn require_organization<'a>(
+    organizations: &'a BTreeMap<OrganizationId, LoadedDocument<Organization>>,
+    id: &OrganizationId,
+    by: impl FnOnce() -> String,
+) -> Result<&'a Organization, TaskOutcome> {
+    match organizations.get(id) {
+        Some(loaded) => loaded.read(),
+        None => Err(TaskOutcome::Missing(MissingReference::Organization { organization_id: id.clone(), by: by() })),
+    }
+}
+
+fn rejected(rejection: Rejection, account_id: Option<AccountId>) -> TaskOutcome {
+    TaskOutcome::Rejected(RejectedTask { rejection, account_id })
+}
+
+fn was_applied(applied: &[CommandKey], key: &CommandKey) -> bool {
+    // A redelivered command is usually among the newest.
+    applied.iter().rev().any(|earlier| earlier == key)
+}
+
+fn record_change(tracked: &mut TrackedSubscription, change: Change, command: Option<CommandRef>, ids: EffectIds) {
+    let Change { subscription, history, payment_failure, notifications, events } = change;
+    let earlier = std::mem::replace(&mut tracked.after, subscription);
+    tracked.before.get_or_insert(earlier);
+    tracked.after.applied.extend(command.as_ref().map(|command| command.key.clone()));
+    tracked.records.extend(history.map(SubscriptionRecord::History));
+    tracked.records.extend(payment_failure.map(SubscriptionRecord::PaymentFailure));
+    tracked.effects.push(Effects { command, ids, notifications, events });
+}
+
+fn record_notice(
+    tracked: &mut TrackedAccount,
+    given: NoticeGiven,
+    command: Option<CommandRef>,
+    ids: EffectIds,
+    now: DateTime<Utc>,
+) {
+    let NoticeGiven { notice, notifications } = given;
+    let account = tracked.change();
+    // Always `Ok` here: a notice is given only where the earlier ones can be read.
+    if let Ok(notices) = &mut account.card_notices {
+        notices.retain(|notice| !notice.is_forgotten(now.date_naive()));
+        notices.push(notice.clone());
+    }
+    account.applied.extend(command.as_ref().map(|command| command.key.clone()));
+    tracked.records.push(notice);
+    tracked.effects.push(Effects { command, ids, notifications, events: vec![] });
+}
+
+impl Effects {
+    /// The effects of a command that changes nothing. It is remembered, so that it also changes nothing if it is redelivered when
+    /// it would.
+    fn none(command: &CommandRef, document: &str) -> Self {
+        Self {
+            command: Some(command.clone()),
+            ids: EffectIds::of_command(command, document),
+            notifications: vec![],
+            events: vec![],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
