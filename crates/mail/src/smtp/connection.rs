@@ -55,7 +55,7 @@ impl SmtpConnection {
         if is_usable {
             self.idle = Some(session);
         }
-        sent.map_err(|failure| failure.into_error(server.address()))
+        sent.map_err(|failure| failure.into_error(&server.address()))
     }
 
     /// Whether the server has the whole content of an email whose reply was not read, because `send` was dropped.
@@ -71,7 +71,7 @@ impl SmtpConnection {
 }
 
 async fn connect(server: &SmtpServer) -> Result<Session, SendError> {
-    server.connect().await.map_err(|failure| failure.into_error(server.address()))
+    server.connect().await.map_err(|failure| failure.into_error(&server.address()))
 }
 
 /// Encodes an email as the server accepts it.

@@ -52,7 +52,7 @@ impl Failure {
     }
 
     /// `address` is the server's, for the text.
-    pub(super) fn into_error(self, address: String) -> SendError {
+    pub(super) fn into_error(self, address: &str) -> SendError {
         let Self { step, fault } = self;
         let at = format!("{address}: {}", step.as_str());
         let quote = |reply: &Reply| shorten(&single_line(&reply.text()), QUOTE_CHARS_MAX);

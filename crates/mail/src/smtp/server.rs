@@ -62,7 +62,7 @@ impl SmtpServer {
 
     /// Connects, encrypts and logs in as for an email, then disconnects.
     pub(crate) async fn check(&self) -> Result<(), SendError> {
-        let session = self.connect().await.map_err(|failure| failure.into_error(self.address()))?;
+        let session = self.connect().await.map_err(|failure| failure.into_error(&self.address()))?;
         self.quit(session).await;
         Ok(())
     }

@@ -6,9 +6,9 @@
 //! start replaces them one by one and may add languages. A folder with a region (`fr-CA`) contains only the files that
 //! differ from its language's.
 //!
-//! Loading: [`source`] reads files; [`compile`] checks each of them, with [`parse`] and [`lint`]; [`assemble`] builds the
-//! templates of one email, with [`plain`] and [`html`]; [`load`] does all of this and renders every sample. Rendering:
-//! [`catalog`] finds the reader's language, [`facts_view`] formats the facts, [`ast`] inserts them.
+//! Loading: `source` reads files; `compile` checks each of them, with `parse` and `lint`; `assemble` builds the templates of
+//! one email, with `plain` and `html`; `load` does all of this and renders every sample. Rendering: `catalog` finds the
+//! reader's language, `facts_view` formats the facts, `ast` inserts them.
 //!
 //! Facts are data and are never parsed as a template.
 
