@@ -1,9 +1,9 @@
 //! Offramp ends monthly subscriptions: commands in from RabbitMQ, documents changed in MongoDB, mails and events out.
 //!
-//! Reading order: [`domain`] — every rule, pure. [`worker`] — a lane on one screen; [`engine`] — load, fold, commit;
-//! [`outbox`] — sends emails and events; [`claimer`] — claims outbox entries whose lease has expired; [`sweeper`] — what time
-//! does. Around them, one folder for each server: [`broker`], [`store`], [`mail`]. [`run`] puts them together; [`config`], [`tls`], [`http`], [`logging`] are what every service has; [`jsonl`] and
-//! [`schemas`] are for those who write documents and commands.
+//! The rules are in the crate `offramp-domain`, the emails in `offramp-mail`; neither knows this crate. Reading order here:
+//! [`worker`] — everything that `offramp run` runs; [`amqp`] and [`store`] — RabbitMQ and MongoDB. [`config`], [`tls`],
+//! [`http`], [`logging`], [`backoff`] and [`clock`] are what every service has; [`advice`] is what operators are told. [`jsonl`]
+//! and [`schemas`] are for those who write documents and commands.
 
 pub mod advice;
 pub mod amqp;

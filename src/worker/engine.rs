@@ -195,7 +195,7 @@ impl Engine {
 fn decide(unit_of_work: &mut UnitOfWork, task: &Task, now: DateTime<Utc>) -> Processed {
     // A task changes documents in memory only after it is decided, so a panic leaves nothing half-done.
     match std::panic::catch_unwind(AssertUnwindSafe(|| unit_of_work.apply(task, now))) {
-        Ok(verdict) => Processed::Decided(verdict),
+        Ok(outcome) => Processed::Decided(outcome),
         Err(_) => Processed::Failed("internal error: rule evaluation panicked (bug)".to_owned()),
     }
 }

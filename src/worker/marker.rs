@@ -212,14 +212,15 @@ impl Flusher {
     }
 }
 
-/// Receives from a channel; never returns once it was closed, and has become `None`. The first `None` says that it was closed.
+/// Receives from a channel. Returns `None` once, when the channel is closed and empty; then sets it to `None`, and from then on
+/// never returns.
 async fn receive<T>(channel: &mut Option<async_channel::Receiver<T>>) -> Option<T> {
-    let Some(receiver) = channel else { return std::future::pending().await };
-    let received = receiver.recv().await.ok();
-    if received.is_none() {
+    let Some(open) = channel else { return std::future::pending().await };
+    let item = open.recv().await.ok();
+    if item.is_none() {
         *channel = None;
     }
-    received
+    item
 }
 
 /// Removes the items at these positions, which must be in ascending order.

@@ -241,9 +241,10 @@ impl Worker {
             handover.close_now();
             finished = timeout(release_max, finishing).await;
         }
-        match finished {
-            Ok(()) => tracing::info!("stopped"),
-            Err(_) => tracing::warn!("stopped with work in flight; nothing is lost, it will be done again"),
+        if finished.is_ok() {
+            tracing::info!("stopped");
+        } else {
+            tracing::warn!("stopped with work in flight; nothing is lost, it will be done again");
         }
     }
 }

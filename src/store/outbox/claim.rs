@@ -804,7 +804,7 @@ fn not_sent(mark: &Mark, with_error: bool) -> Document {
                 DeferralCause::Ordinary => {}
                 DeferralCause::InDoubt => drop(increments.insert("outbox.$[entry].in_doubt", 1)),
                 DeferralCause::SenderRejected { at } => {
-                    drop(earliest.insert("outbox.$[entry].sender_rejected_at", Instant::from(*at)))
+                    drop(earliest.insert("outbox.$[entry].sender_rejected_at", Instant::from(*at)));
                 }
             }
             Some(error)

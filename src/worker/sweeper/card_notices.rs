@@ -101,8 +101,8 @@ impl CardNotices<'_> {
                 let tasks: Vec<Task> =
                     page.due.iter().map(|due| Task::CardNotice(due.account.clone(), due.card.clone())).collect();
                 for (due, processed) in page.due.iter().zip(self.runner.run("card_notice", &tasks).await?) {
-                    let verdict = findings.check(Collection::Accounts, due.account.as_str(), processed);
-                    if due.is_full && verdict == Some(TaskOutcome::Unchanged) {
+                    let outcome = findings.check(Collection::Accounts, due.account.as_str(), processed);
+                    if due.is_full && outcome == Some(TaskOutcome::Unchanged) {
                         findings.add_unworkable([Unworkable {
                             collection: Collection::Accounts,
                             id: due.account.to_string(),

@@ -42,14 +42,14 @@ impl Findings {
         self.add_failed(other.failed);
     }
 
-    /// Adds the result for a document if something is wrong; otherwise returns its verdict.
+    /// Adds the result for a document if something is wrong; otherwise returns its outcome.
     pub(super) fn check(&mut self, collection: Collection, id: &str, processed: Processed) -> Option<TaskOutcome> {
         let unworkable = |reason| Unworkable { collection, id: id.to_owned(), reason };
         match processed {
             Processed::Decided(TaskOutcome::Missing(missing)) => self.add_unworkable([unworkable(missing.to_string())]),
             Processed::Decided(TaskOutcome::Corrupt(reason)) => self.add_unworkable([unworkable(reason)]),
             Processed::Failed(reason) => self.add_failed([unworkable(reason)]),
-            Processed::Decided(verdict) => return Some(verdict),
+            Processed::Decided(outcome) => return Some(outcome),
         }
         None
     }
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_search_replaces_only_its_own_findings_and_a_failed_one_none() {
+    fn searches_replace_only_their_own_findings() {
         let (first, second) = (Search::Ends(EndKind::Natural), Search::Faults(Fault::ExpiryText));
         let mut reports = Reports::new(&[Collection::Subscriptions]);
         reports.succeeded(first, findings(&["a", "b"]));
@@ -176,8 +176,8 @@ mod tests {
     fn corrupt_documents_are_not_reported_as_passing_failures() {
         let check = |processed| {
             let mut findings = Findings::default();
-            let verdict = findings.check(Collection::Subscriptions, "sub", processed);
-            (findings.unworkable.len(), findings.failed.len(), verdict)
+            let outcome = findings.check(Collection::Subscriptions, "sub", processed);
+            (findings.unworkable.len(), findings.failed.len(), outcome)
         };
         assert_eq!(check(Processed::Decided(TaskOutcome::Corrupt("it is wrong".to_owned()))), (1, 0, None));
         assert_eq!(check(Processed::Failed("other writers kept changing it".to_owned())), (0, 1, None));
