@@ -4,14 +4,14 @@
 
 mod answers;
 mod broker;
+mod calendar;
 mod cli;
-mod deliverability;
 mod documents;
+mod email;
 mod every_email;
 mod examples;
 mod hostile;
-mod mail;
-mod mail_server;
+mod mail_server_replies;
 mod model;
 mod operators;
 mod outages;
@@ -22,6 +22,5 @@ mod real_mail_servers;
 mod shutdown;
 mod story;
 mod sweep;
-mod time;
 #[cfg(target_os = "linux")]
 mod tls;

@@ -15,7 +15,7 @@ use chrono::{TimeDelta, Utc};
 use mail_parser::{MessageParser, MimeHeaders};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::mail_server::{email, make_due, outcomes};
+use crate::mail_server_replies::{email, make_due, outcomes};
 use offramp_testkit::fixtures::{cancellation, populate, subscription, with};
 use offramp_testkit::private_servers::PrivateServers;
 use offramp_testkit::smtp_sink::SmtpSink;

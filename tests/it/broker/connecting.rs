@@ -1,0 +1,83 @@
+//! Connecting: several addresses, TLS, rejected credentials.
+
+use offramp::amqp::{Broker, BrokerError, Consumer, Outgoing, Publisher, Topology};
+use offramp::tls::{Authorities, Identity, Tls};
+use offramp_domain::command::CommandType;
+
+use super::{lane, next};
+use offramp_testkit::rabbit::{Rabbit, amqp_url};
+use offramp_testkit::tls::{ThrowAwayCa, TlsServers};
+
+#[tokio::test]
+async fn the_second_address_is_used_when_the_first_is_dead() {
+    Rabbit::declared(async |rabbit| {
+        let urls = format!("amqp://u:secret@127.0.0.1:1,{}", amqp_url());
+        let broker = offramp::amqp::Broker::new(urls.parse().unwrap(), rabbit.prefix.clone());
+        broker.connect("test").await.unwrap().close().await;
+        let publisher = Publisher::new(broker);
+        let message = Outgoing::new("", rabbit.queue(), b"x".to_vec()).mandatory();
+        assert_eq!(publisher.publish_all(&[message]).await, [Ok(())]);
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_is_refused_is_told_so_and_no_password_is_shown() {
+    Rabbit::run(async |_| {
+        let mut url = url::Url::parse(&amqp_url()).unwrap();
+        url.set_password(Some("very-secret")).unwrap();
+        let error = offramp::amqp::Broker::new(url.as_str().parse().unwrap(), "t").connect("test").await.unwrap_err();
+        assert!(matches!(error, BrokerError::Denied(_)), "{error:?}");
+        assert!(error.to_string().contains("ACCESS_REFUSED"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("very-secret"));
+
+        let mut url = url::Url::parse(&amqp_url()).unwrap();
+        url.set_path("/nowhere");
+        let error = offramp::amqp::Broker::new(url.as_str().parse().unwrap(), "t").connect("test").await.unwrap_err();
+        assert!(matches!(&error, BrokerError::Denied(why) if why.contains("nowhere")), "{error:?}");
+
+        let broker = offramp::amqp::Broker::new("amqp://u:very-secret@127.0.0.1:1".parse().unwrap(), "t");
+        let error = broker.connect("test").await.unwrap_err();
+        assert!(matches!(error, BrokerError::Unreachable(_)), "{error:?}");
+        assert!(!format!("{error} {error:?} {broker:?}").contains("very-secret"));
+    })
+    .await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn over_tls_each_side_shows_its_certificate() {
+    let (ca, other) = (ThrowAwayCa::new(), ThrowAwayCa::new());
+    let servers = TlsServers::start(&ca, &["rabbitmq"]);
+    let broker = |host: &str, trusted: &ThrowAwayCa, own: Option<&ThrowAwayCa>| {
+        let authorities = Authorities::read(&trusted.path("ca.pem")).unwrap();
+        let own = own.map(|ca| Identity::read(&ca.path("client.pem")).unwrap());
+        let url = format!("amqps://{host}:{}", servers.port("rabbitmq"));
+        Broker::with_tls(url.parse().unwrap(), "test", Tls::new(Some(authorities), own))
+    };
+    let refused = async |broker: Broker, why: &str| match broker.connect("test").await {
+        Err(BrokerError::Unreachable(sentence)) => assert!(sentence.contains(why), "{sentence}"),
+        other => panic!("{other:?}"),
+    };
+    refused(broker("localhost", &other, Some(&ca)), "invalid peer certificate").await;
+    refused(broker("127.0.0.1", &ca, Some(&ca)), "not valid for name").await;
+    // The server's "no" comes after its handshake, so it may only be a connection that ends.
+    refused(broker("localhost", &ca, None), "localhost").await;
+    refused(broker("localhost", &ca, Some(&other)), "localhost").await;
+
+    let broker = broker("localhost", &ca, Some(&ca));
+    let topology = Topology::new("tls");
+    topology.declare(&broker).await.unwrap();
+    let queue = topology.work_queue(CommandType::Cancellation);
+    let publisher = Publisher::new(broker.clone());
+    // Larger than a TLS record, and than a frame.
+    let body = vec![b'x'; 200_000];
+    assert_eq!(publisher.publish_all(&[Outgoing::new("", &queue, body.clone()).mandatory()]).await, [Ok(())]);
+    let mut consumer = Consumer::new(broker, topology, queue, 100, lane());
+    let batch = next(&mut consumer).await;
+    assert!(batch.deliveries[0].body == body);
+    batch.ack().await.unwrap();
+    consumer.close().await;
+    publisher.close().await;
+}

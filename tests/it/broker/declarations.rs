@@ -1,0 +1,81 @@
+//! Exchanges and queues: declared by whoever starts first, never redeclared differently.
+
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use offramp::amqp::{RetryDelay, TopologyError};
+
+use offramp_testkit::rabbit::Rabbit;
+
+#[tokio::test]
+async fn declaring_twice_changes_nothing() {
+    Rabbit::run(async |rabbit| {
+        let first = rabbit.topology.declare(&rabbit.broker()).await.unwrap();
+        assert_eq!((first.created.len(), first.existing.len()), (18, 0), "{first:?}");
+        let second = rabbit.topology.declare(&rabbit.broker()).await.unwrap();
+        assert_eq!((second.created.len(), second.existing.len()), (0, 18), "{second:?}");
+        assert_eq!(first.created, second.existing);
+        rabbit.commands(["one"]).await;
+        assert_eq!(rabbit.await_message(&rabbit.queue()).await.data, b"one");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_may_declare_at_once() {
+    Rabbit::run(async |rabbit| {
+        let (a, b, c) = (rabbit.broker(), rabbit.broker(), rabbit.broker());
+        let topology = &rabbit.topology;
+        let (a, b, c) = tokio::join!(topology.declare(&a), topology.declare(&b), topology.declare(&c));
+        a.and(b).and(c).unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn exchanges_that_publishers_declared_first_are_fine() {
+    Rabbit::run(async |rabbit| {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let name = rabbit.prefix.as_str().into();
+        rabbit.channel.exchange_declare(name, ExchangeKind::Topic, options, FieldTable::default()).await.unwrap();
+        rabbit.topology.declare(&rabbit.broker()).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_object_that_is_different_is_named_with_what_differs_and_what_to_do() {
+    Rabbit::run(async |rabbit| {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(7_000));
+        arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+        arguments.insert("x-dead-letter-strategy".into(), AMQPValue::LongString("at-least-once".into()));
+        arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        let name = rabbit.topology.retry_queue(RetryDelay::S30);
+        rabbit.channel.queue_declare(name.as_str().into(), options, arguments).await.unwrap();
+
+        let error = rabbit.topology.declare(&rabbit.broker()).await.unwrap_err();
+        assert!(matches!(error, TopologyError::Different { .. }), "{error:?}");
+        let sentence = error.to_string();
+        assert!(sentence.starts_with(&format!("queue '{name}' exists already")), "{sentence}");
+        assert!(sentence.contains("'x-message-ttl', received '30000' but current is '7000'"), "{sentence}");
+        assert!(sentence.contains("offramp init") && sentence.contains("OFFRAMP_PREFIX"), "{sentence}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_exchange_of_another_type_is_named() {
+    Rabbit::run(async |rabbit| {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let name = rabbit.topology.event_exchange();
+        let none = FieldTable::default();
+        rabbit.channel.exchange_declare(name.as_str().into(), ExchangeKind::Direct, options, none).await.unwrap();
+        let sentence = rabbit.topology.declare(&rabbit.broker()).await.unwrap_err().to_string();
+        assert!(sentence.contains(&format!("exchange '{name}'")), "{sentence}");
+        assert!(sentence.contains("'type', received 'topic' but current is 'direct'"), "{sentence}");
+    })
+    .await;
+}

@@ -1,0 +1,56 @@
+//! No message is lost between the broker and the worker, whatever happens to connections. On a real RabbitMQ.
+
+mod connecting;
+mod connection_loss;
+mod consuming;
+mod copies;
+mod declarations;
+mod publishing;
+mod redeliveries;
+mod unreadable_frames;
+
+use std::time::Duration;
+
+use lapin::types::{AMQPValue, FieldTable};
+use offramp::amqp::{Batch, Consumer, LaneHealth};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use offramp_testkit::rabbit::{Rabbit, eventually};
+
+/// Long enough for two missed heartbeats and a pause.
+const SOON: Duration = Duration::from_secs(40);
+
+fn consumer(rabbit: &Rabbit, health: &LaneHealth) -> Consumer {
+    Consumer::new(rabbit.broker(), rabbit.topology.clone(), rabbit.queue(), 100, health.clone())
+}
+
+fn lane() -> LaneHealth {
+    LaneHealth::new("cancellation")
+}
+
+async fn next(consumer: &mut Consumer) -> Batch {
+    let batch = timeout(SOON, consumer.next_batch(100, &CancellationToken::new())).await;
+    batch.expect("no batch in time").expect("a batch")
+}
+
+fn bodies(batch: &Batch) -> Vec<&str> {
+    batch.deliveries.iter().map(|delivery| std::str::from_utf8(&delivery.body).unwrap()).collect()
+}
+
+fn text(headers: &FieldTable, name: &str) -> String {
+    match headers.inner().get(name) {
+        Some(AMQPValue::LongString(text)) => text.to_string(),
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+/// Has what waits in the work queue come back so often.
+async fn come_back(rabbit: &Rabbit, times: u64) {
+    let queue = rabbit.queue();
+    let waiting = rabbit.count(&queue).await;
+    for _ in 0..times {
+        rabbit.come_back(&queue, waiting).await;
+        eventually("they are back", async || rabbit.count(&queue).await == waiting).await;
+    }
+}

@@ -1,0 +1,182 @@
+//! Publishing: a message is confirmed, or an error says why not.
+
+use offramp::amqp::{Outgoing, PublishError, Publisher, RetryDelay};
+
+use super::text;
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::rabbit::{Policy, Rabbit, eventually};
+
+#[tokio::test]
+async fn a_confirmed_message_is_in_its_queue() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        let message = Outgoing::new(&rabbit.prefix, "subscription.cancellation", b"{}".to_vec())
+            .mandatory()
+            .content_type("application/cloudevents+json")
+            .message_id("m-1")
+            .header("h", "v");
+        assert_eq!(publisher.publish_all(&[message]).await, [Ok(())]);
+        let arrived = rabbit.await_message(&rabbit.queue()).await;
+        assert_eq!(arrived.data, b"{}");
+        assert_eq!(arrived.properties.delivery_mode(), &Some(2));
+        assert_eq!(arrived.properties.content_type().as_ref().unwrap().as_str(), "application/cloudevents+json");
+        assert_eq!(arrived.properties.message_id().as_ref().unwrap().as_str(), "m-1");
+        assert_eq!(text(arrived.properties.headers().as_ref().unwrap(), "h"), "v");
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_many_messages_exactly_the_unroutable_ones_are_errors() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        // Some rounds: confirms come in groups of changing size, and that is where returns get mixed up.
+        for round in 0..100 {
+            let messages: Vec<_> = (0..round)
+                .map(|index| {
+                    let key = if (index + round) % 3 == 0 { "nobody.wants.this" } else { "payment.failure" };
+                    Outgoing::new(&rabbit.prefix, key, format!("{index}").into_bytes()).mandatory()
+                })
+                .collect();
+            let results = publisher.publish_all(&messages).await;
+            for (message, result) in messages.iter().zip(&results) {
+                let expected =
+                    if message.routing_key == "payment.failure" { Ok(()) } else { Err(PublishError::Unroutable) };
+                assert_eq!(*result, expected, "{message:?}");
+            }
+        }
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_mandatory_may_have_no_queue() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        let event = Outgoing::new(rabbit.topology.event_exchange(), "subscription.ended", b"{}".to_vec());
+        assert_eq!(publisher.publish_all(&[event]).await, [Ok(())]);
+        assert_eq!(publisher.publish_all(&[]).await, []);
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_message_that_the_broker_refuses_does_not_fail_the_others() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        let good = |body: &str| Outgoing::new("", rabbit.queue(), body.into()).mandatory();
+        // The broker closes the channel on this one: its user is not the connection's.
+        let mut bad = good("bad");
+        bad.properties = bad.properties.with_user_id("somebody-else".into());
+        let long = Outgoing::new("", "k".repeat(300), Vec::new());
+        let results = publisher.publish_all(&[good("one"), bad, long, good("two")]).await;
+        assert_eq!((&results[0], &results[3]), (&Ok(()), &Ok(())), "{results:?}");
+        assert!(matches!(&results[1], Err(PublishError::Refused(why)) if why.contains("user_id")), "{results:?}");
+        assert!(matches!(&results[2], Err(PublishError::Refused(why)) if why.contains("255")), "{results:?}");
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn many_may_publish_at_once() {
+    Rabbit::declared(async |rabbit| {
+        let publisher = Publisher::new(rabbit.broker());
+        let calls = (0..40).map(|call| {
+            let (publisher, queue) = (publisher.clone(), rabbit.queue());
+            async move {
+                let messages: Vec<_> = (0..50)
+                    .map(|index| Outgoing::new("", &queue, format!("{call}-{index}").into_bytes()).mandatory())
+                    .collect();
+                publisher.publish_all(&messages).await
+            }
+        });
+        for results in futures_util::future::join_all(calls).await {
+            assert!(results.iter().all(Result::is_ok), "{results:?}");
+        }
+        eventually("all 2,000 are there", async || rabbit.count(&rabbit.queue()).await == 2_000).await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_was_deleted_at_run_time_is_declared_again_by_whoever_publishes_there() {
+    Rabbit::declared(async |rabbit| {
+        let topology = &rabbit.topology;
+        let publisher = Publisher::declaring(rabbit.broker(), topology.clone());
+        let retry = RetryDelay::M10;
+        let event = Outgoing::new(topology.event_exchange(), "subscription.ended", b"event".to_vec());
+        let messages = [
+            Outgoing::new(topology.retry_exchange(retry), rabbit.queue(), b"retry".to_vec()).mandatory(),
+            Outgoing::new("", topology.dead_letter_queue(), b"dead".to_vec()).mandatory(),
+            event.clone(),
+        ];
+        let all_arrive = async |rounds: u32| {
+            assert_eq!(publisher.publish_all(&messages).await, [Ok(()), Ok(()), Ok(())]);
+            assert_eq!(rabbit.await_message(&topology.dead_letter_queue()).await.data, b"dead", "{rounds}");
+            assert!(rabbit.count(&topology.retry_queue(retry)).await >= 1);
+        };
+        all_arrive(0).await;
+        rabbit.delete_queue(&topology.retry_queue(retry)).await;
+        rabbit.delete_queue(&topology.dead_letter_queue()).await;
+        all_arrive(1).await;
+        rabbit.delete_exchange(&topology.retry_exchange(retry)).await;
+        rabbit.delete_queue(&topology.dead_letter_queue()).await;
+        all_arrive(2).await;
+        rabbit.delete_exchange(&topology.event_exchange()).await;
+        assert_eq!(publisher.publish_all(&[event]).await, [Ok(())]);
+
+        // Somebody else's queue is none of our business, and declaring ours does not bring it back.
+        let foreign = Outgoing::new("", format!("{}-answers", rabbit.prefix), Vec::new()).mandatory();
+        assert_eq!(publisher.publish_all(&[foreign]).await, [Err(PublishError::Unroutable)]);
+        // Nor is there a queue that was never ours.
+        let nothing = Outgoing::new("", format!("{}.nothing", rabbit.prefix), Vec::new()).mandatory();
+        assert_eq!(
+            publisher.publish_all(&[nothing, messages[1].clone()]).await,
+            [Err(PublishError::Unroutable), Ok(())]
+        );
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_publisher_says_whether_messages_get_out() {
+    Rabbit::declared(async |rabbit| {
+        let proxy = Proxy::start().await;
+        let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
+        let message = [Outgoing::new("", rabbit.queue(), Vec::new()).mandatory()];
+        assert_eq!(publisher.status(), Ok(()));
+        assert_eq!(publisher.publish_all(&message).await, [Ok(())]);
+        assert_eq!(publisher.status(), Ok(()));
+        proxy.stall();
+        publisher.publish_all(&message).await[0].clone().unwrap_err();
+        assert!(publisher.status().unwrap_err().contains("no confirm"), "{:?}", publisher.status());
+        proxy.resume();
+        // Nobody publishes; asking is enough.
+        eventually("it is well again", async || publisher.status().is_ok()).await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_publisher_whose_messages_were_rejected_goes_on_as_soon_as_they_are_not() {
+    Rabbit::declared(async |rabbit| {
+        let queue = rabbit.topology.dead_letter_queue();
+        let publisher = Publisher::new(rabbit.broker());
+        let message = [Outgoing::new("", &queue, b"letter".to_vec()).mandatory()];
+        assert_eq!(publisher.publish_all(&message).await, [Ok(())]);
+        let policy = Policy::that_rejects(&queue).await;
+        let rejected = publisher.publish_all(&message).await;
+        assert!(matches!(rejected[..], [Err(PublishError::Refused(_))]), "{rejected:?}");
+        drop(policy);
+        eventually("it is taken", async || publisher.publish_all(&message).await == [Ok(())]).await;
+        publisher.close().await;
+    })
+    .await;
+}

@@ -1,0 +1,28 @@
+//! Emails written to files instead of a server.
+
+use std::fs;
+
+use offramp::tls::Tls as ClientTls;
+use offramp_mail::SendError;
+
+use super::{bytes, composed, connection, sample};
+
+#[tokio::test]
+async fn mails_become_files_that_are_whole_and_safely_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let mails = directory.path().join("new/mails");
+    let mut connection = connection(&format!("file://{}", mails.display()), &ClientTls::default());
+    let mail = composed(&sample());
+    connection.send(&mail).await.unwrap();
+    connection.send(&mail).await.unwrap();
+    let names: Vec<_> =
+        fs::read_dir(&mails).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let name = "2026-06-14T120000Z-payment-failed-marie.tremblay_example.com-00000000-0000-0000-0000-00000000002a.eml";
+    assert_eq!(names, [name]);
+    assert_eq!(fs::read(mails.join(name)).unwrap(), bytes(&mail));
+    connection.quit().await;
+
+    fs::remove_dir_all(&mails).unwrap();
+    let error = connection.send(&mail).await.unwrap_err();
+    assert!(matches!(error, SendError::Unavailable(_)), "{error}");
+}

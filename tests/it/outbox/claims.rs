@@ -1,0 +1,251 @@
+//! Claims: what is due is claimed, whatever else waits or cannot be read.
+
+use std::time::{Duration, Instant};
+
+use bson::{Bson, DateTime, Document, doc};
+use chrono::{TimeDelta, Utc};
+use futures_util::TryStreamExt;
+use mail_parser::MessageParser;
+use offramp::clock;
+use offramp::store::outbox::claim::DueQueue;
+use offramp::store::outbox::entry::{Kind, Lease};
+use offramp::worker::dispatcher::{Dispatcher, DispatcherOptions};
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::{cancel_and_leave, entries, records, store};
+use offramp_testkit::eventually;
+use offramp_testkit::fixtures::{identify, populate, subscription};
+use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{self, WorkerProcess};
+
+/// Also when the mail server is unavailable and many emails are due before the event.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_due_event_does_not_wait_for_emails() {
+    let count: usize = std::env::var("EMAILS").map_or(4_000, |count| count.parse().unwrap());
+    let bed = TestBed::new("kinds").await;
+    let (sink, _is_back) = SmtpSink::unavailable().await;
+    populate(&bed).await;
+    let store = store(&bed).await;
+    let events = bed.watch_events().await;
+    let due = clock::now() - TimeDelta::hours(1);
+    cancel_and_leave(&store, "sub", due).await;
+    let subscriptions = bed.collection("subscriptions");
+    let model = bed.document("subscriptions", "sub").await.unwrap();
+    let backlog: Vec<Document> = (0..count)
+        .map(|index| {
+            let mut document = model.clone();
+            document.insert("_id", format!("email-{index}"));
+            let emails: Vec<Bson> =
+                entries(&model).into_iter().filter(|entry| entry.contains_key("mail")).map(Bson::from).collect();
+            document.insert("outbox", emails);
+            document
+        })
+        .collect();
+    subscriptions.delete_one(doc! { "_id": "sub" }).await.unwrap();
+    subscriptions.insert_many(backlog).await.unwrap();
+    subscriptions.insert_one(subscription("sub", "org", "acc")).await.unwrap();
+
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    eventually("a try to send an email", || async { (sink.connections() > 0).then_some(()) }).await;
+    let begin = Instant::now();
+    cancel_and_leave(&store, "sub", clock::now()).await;
+    events.next(&bed, |event| event["subject"] == "sub").await;
+    let took = begin.elapsed();
+    println!("{count} emails wait: a due event was published after {took:?}");
+    assert!(took < Duration::from_secs(13), "{took:?}");
+    eventually("the mark of the event", || async {
+        let document = bed.document("subscriptions", "sub").await.unwrap();
+        entries(&document).iter().all(|entry| entry.contains_key("mail")).then_some(())
+    })
+    .await;
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unreadable_entry_is_kept_for_an_operator_and_holds_up_nothing() {
+    let bed = TestBed::new("unreadable").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let store = store(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
+    subscriptions.insert_one(subscription("new", "org", "acc")).await.unwrap();
+    let long_ago = clock::now() - TimeDelta::minutes(1);
+    cancel_and_leave(&store, "sub", long_ago).await;
+    let secret = doc! { "template": "of-a-newer-version", "to": { "email": "ada@home.example" } };
+    let broken =
+        |due| doc! { "id": Uuid::new_v4().to_string(), "kind": "email", "due": DateTime::from(due), "mail": &secret };
+    let add = |due| doc! { "$push": { "outbox": { "$each": [broken(due)], "$position": 0 } } };
+    subscriptions.update_one(doc! { "_id": "sub" }, add(long_ago)).await.unwrap();
+    // It says that it is of a later version, whose workers can read it.
+    subscriptions.update_one(doc! { "_id": "new" }, add(long_ago)).await.unwrap();
+    let later = doc! { "$set": { "outbox.0.format": 2 } };
+    subscriptions.update_one(doc! { "_id": "new" }, later).await.unwrap();
+
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    let failed = eventually("the failure", || async {
+        let document = bed.document("subscriptions", "sub").await.unwrap();
+        (entries(&document).len() == 1 && entries(&document)[0].contains_key("failed_at")).then_some(document)
+    })
+    .await;
+    let entry = entries(&failed)[0];
+    assert!(!entry.contains_key("due") && !entry.contains_key("holder"), "it is not leased: {entry}");
+    let error = entry.get_str("error").unwrap();
+    assert!(error.contains("cannot read") && !error.contains("newer-version"), "{error}");
+    assert_eq!(sink.mails().len(), 1, "the other email of the document");
+    let listed = worker_process::offramp(&bed).args(["outbox", "list", "--json"]).output().unwrap().stdout;
+    let listed: Value = serde_json::from_slice(&listed).unwrap();
+    assert_eq!(listed["document"], "sub", "{listed}");
+    let untouched = bed.document("subscriptions", "new").await.unwrap();
+    assert!(!untouched.contains_key("version") && entries(&untouched)[0].contains_key("due"), "{untouched}");
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_of_earlier_versions_are_sent() {
+    let bed = TestBed::new("kindless").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
+    cancel_and_leave(&store(&bed).await, "sub", clock::now()).await;
+    // Earlier versions wrote no `kind` and no record; later ones may add fields.
+    let earlier = doc! {
+        "$unset": { "outbox.$[].kind": "", "notifications": "" },
+        "$set": { "outbox.$[].of_a_later_version": 1 },
+    };
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, earlier).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    events.next(&bed, |event| event["subject"] == "sub").await;
+    bed.outboxes_empty().await;
+    let mails = sink.mails();
+    assert_eq!(mails.len(), 1);
+    let mail = MessageParser::default().parse(&mails[0].bytes).unwrap();
+    let document = bed.document("subscriptions", "sub").await.unwrap();
+    let [record] = records(&document)[..] else { panic!("{document}") };
+    assert_eq!(record.get_str("message_id").unwrap(), format!("<{}>", mail.message_id().unwrap()));
+    assert!(record.contains_key("sent_at"), "{document}");
+    // Their records have no `at`, and are shown all the same.
+    let record = doc! { "id": "x", "template": "payment-failed", "to": "then@home.example", "role": "account_manager",
+    "locale": "fr", "sent_at": DateTime::now(), "message_id": "<x@y>" };
+    let recorded = doc! { "$set": { "notifications": [record] } };
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, recorded).await.unwrap();
+    let shown =
+        String::from_utf8(worker_process::offramp(&bed).args(["show", "sub"]).output().unwrap().stdout).unwrap();
+    assert!(shown.contains("then@home.example"), "{shown}");
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+/// However many documents cannot be written to, what is behind them is claimed; and they are not tried all the time.
+#[tokio::test(flavor = "multi_thread")]
+async fn documents_that_cannot_be_claimed_from_hold_up_nothing() {
+    const BLOCKED: usize = 2_500;
+    let bed = TestBed::new("blocked").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
+    store.create_indexes().await.unwrap();
+    let subscriptions = bed.collection("subscriptions");
+    cancel_and_leave(&store, "sub", clock::now() - TimeDelta::minutes(5)).await;
+    let mut model = bed.document("subscriptions", "sub").await.unwrap();
+    model.insert("blocked", true);
+    let blocked: Vec<Document> = (0..BLOCKED)
+        .map(|index| {
+            let mut document = model.clone();
+            document.insert("_id", format!("blocked-{index}"));
+            document
+        })
+        .collect();
+    subscriptions.insert_many(blocked).await.unwrap();
+    let later = doc! { "$set": { "outbox.$[].due": DateTime::from(clock::now() - TimeDelta::minutes(1)) } };
+    subscriptions.update_one(doc! { "_id": "sub" }, later).await.unwrap();
+    let validator = doc! { "collMod": "subscriptions", "validator": { "blocked": { "$exists": false } } };
+    bed.database.run_command(validator).await.unwrap();
+
+    let mut queues = DueQueue::of(Kind::Event);
+    let queue = &mut queues[0];
+    let claim_all = async |queue: &mut DueQueue| {
+        let (mut claimed, mut unclaimable) = (Vec::new(), 0);
+        loop {
+            let now = clock::now();
+            let lease = Lease { holder: Uuid::new_v4(), until: now + TimeDelta::hours(1) };
+            let round = store.claim(queue, 200, &lease, now, &identify).await.unwrap();
+            claimed.extend(round.entries);
+            unclaimable += round.unclaimable.len();
+            if !round.goes_on {
+                return (claimed, unclaimable);
+            }
+        }
+    };
+    let (claimed, unclaimable) = claim_all(queue).await;
+    assert_eq!((claimed.len(), unclaimable), (1, BLOCKED));
+    assert_eq!((claimed[0].document_id.as_str(), claimed[0].entry.kind()), ("sub", Kind::Event), "only events");
+    let (claimed, unclaimable) = claim_all(queue).await;
+    assert_eq!((claimed.len(), unclaimable), (0, 0), "not tried again at once");
+    // The documents become writable: the next look from the beginning finds them.
+    bed.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
+    queue.rewind();
+    assert_eq!(claim_all(queue).await.0.len(), BLOCKED);
+    bed.remove().await;
+}
+
+/// With a mail server that works, but is slower than the lanes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_worker_has_no_room_for_does_not_wait_for_its_lease() {
+    let bed = TestBed::new("room").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
+    let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
+    let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap();
+    let options = DispatcherOptions { lease: Duration::from_secs(3_600), mail_connections: 1, emails_per_second: None };
+    let (handover, _dispatcher) = Dispatcher::new(options);
+    let room = handover.room(Kind::Email);
+    assert!(handover.offer(vec![email.clone(); room]).await.is_empty());
+    assert_eq!(handover.room(Kind::Email), 0);
+    assert_eq!(handover.room(Kind::Event), room, "events have their own");
+    let no_room = handover.offer(leased.clone()).await;
+    assert_eq!(no_room.iter().map(|mark| mark.kind).collect::<Vec<_>>(), [Kind::Email]);
+    store.release(&no_room).await;
+    let document = bed.document("subscriptions", "sub").await.unwrap();
+    let due: Vec<bool> =
+        entries(&document).iter().map(|entry| entry.get_datetime("due").unwrap().to_chrono() <= clock::now()).collect();
+    assert_eq!(due, [true, false], "the email may be claimed at once");
+    bed.remove().await;
+}
+
+/// Two kinds of entries, and those of earlier versions, each found within the bounds of one index.
+#[tokio::test(flavor = "multi_thread")]
+async fn claims_read_what_is_due_of_their_kind() {
+    let bed = TestBed::new("bounds").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
+    store.create_indexes().await.unwrap();
+    let now = DateTime::now();
+    let entry = |kind: &str, due: DateTime| doc! { "id": "x", "kind": kind, "due": due };
+    let tomorrow = DateTime::from(Utc::now() + TimeDelta::days(1));
+    let many: Vec<Document> = (0..5_000)
+        .map(|index| doc! { "_id": format!("{index}"), "outbox": [entry("email", now), entry("event", tomorrow)] })
+        .chain([
+            doc! { "_id": "event", "outbox": [entry("event", now)] },
+            doc! { "_id": "old", "outbox": [{ "id": "x", "due": now }] },
+            doc! { "_id": "failed", "outbox": [{ "id": "x", "kind": "event", "failed_at": now }] },
+        ])
+        .collect();
+    bed.collection("subscriptions").insert_many(many).await.unwrap();
+    bed.database.run_command(doc! { "profile": 2 }).await.unwrap();
+    for queue in DueQueue::of(Kind::Event).iter_mut().chain(&mut DueQueue::of(Kind::Email)) {
+        let lease = Lease { holder: Uuid::new_v4(), until: clock::now() };
+        store.claim(queue, 10, &lease, clock::now(), &identify).await.unwrap();
+    }
+    bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    let finds = doc! { "op": "query", "ns": format!("{}.subscriptions", bed.prefix), "command.filter.outbox": { "$exists": true } };
+    let finds: Vec<Document> = bed.collection("system.profile").find(finds).await.unwrap().try_collect().await.unwrap();
+    assert_eq!(finds.len(), 3, "{finds:?}");
+    for find in finds {
+        assert_eq!(find.get_str("planSummary").unwrap(), "IXSCAN { outbox.kind: 1, outbox.due: 1 }", "{find}");
+        assert!(find.get_i32("keysExamined").unwrap() <= 64, "{find}");
+    }
+    bed.remove().await;
+}

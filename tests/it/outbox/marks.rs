@@ -1,0 +1,300 @@
+//! Marks: a sent or rejected email is never sent again because its mark cannot be written.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bson::{Bson, DateTime, Document, doc};
+use chrono::TimeDelta;
+use futures_util::TryStreamExt;
+use mail_parser::MessageParser;
+use offramp::clock;
+use offramp::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
+use offramp::store::outbox::entry::Kind;
+use serde_json::json;
+use uuid::Uuid;
+
+use super::{cancel_and_leave, entries, records, store};
+use offramp_testkit::eventually;
+use offramp_testkit::fixtures::{cancellation, command, populate, subscription};
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::WorkerProcess;
+
+/// The shortest lease that is allowed: an email that is not marked would soon be sent again.
+const SHORT_LEASE: [(&str, &str); 1] = [("OFFRAMP_LEASE_SECONDS", "20")];
+
+/// Whatever other systems make of `notifications`, commands are applied, and no email is sent twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_whose_record_cannot_be_written_is_sent_once() {
+    let bed = TestBed::new("unrecorded").await;
+    let (sink, is_back) = SmtpSink::unavailable().await;
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
+    let at_commit = [("null", Bson::Null), ("text", "x".into()), ("list", Bson::Array(vec![]))];
+    let later = [("later-null", Bson::Null), ("later-text", "x".into())];
+    for (id, notifications) in &at_commit {
+        let mut document = subscription(id, "org", "acc");
+        document.insert("notifications", notifications.clone());
+        subscriptions.insert_one(document).await.unwrap();
+    }
+    subscriptions.insert_many(later.iter().map(|(id, _)| subscription(id, "org", "acc"))).await.unwrap();
+    // A collection whose validator knows no `notifications`.
+    let validator = doc! { "collMod": "accounts", "validator": { "notifications": { "$exists": false } } };
+    bed.database.run_command(validator).await.unwrap();
+
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &SHORT_LEASE).await;
+    let ids: Vec<&str> = at_commit.iter().chain(&later).map(|(id, _)| *id).collect();
+    for id in &ids {
+        bed.command(&cancellation(&format!("c-{id}"), id)).await;
+    }
+    let card = json!({ "organization_id": "org", "account_id": "acc",
+        "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" } });
+    bed.command(&command("card", "card.expiry", card)).await;
+    eventually("every command to be applied", || async {
+        let applied = doc! { "applied.0": { "$exists": true } };
+        let on_subscriptions = subscriptions.count_documents(applied.clone()).await.unwrap();
+        let on_accounts = bed.collection("accounts").count_documents(applied).await.unwrap();
+        (on_subscriptions == ids.len() as u64 && on_accounts == 1).then_some(())
+    })
+    .await;
+    for (id, notifications) in &later {
+        let spoil = doc! { "$set": { "notifications": notifications } };
+        subscriptions.update_one(doc! { "_id": id }, spoil).await.unwrap();
+    }
+
+    is_back.store(true, Ordering::Relaxed);
+    bed.outboxes_empty().await;
+    // With nothing in any outbox nothing can be sent again.
+    assert_eq!(sink.mails().len(), ids.len() + 2);
+    for id in ["null", "list"] {
+        let document = bed.document("subscriptions", id).await.unwrap();
+        assert!(records(&document)[0].contains_key("sent_at"), "{id}: null counts as absent");
+    }
+    for (id, expected) in [("text", "x".into()), ("later-text", "x".into()), ("later-null", Bson::Null)] {
+        let document = bed.document("subscriptions", id).await.unwrap();
+        assert_eq!(document.get("notifications"), Some(&expected), "{id}");
+    }
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_and_its_event_are_marked_with_one_write() {
+    const COUNT: usize = 20;
+    let bed = TestBed::new("together").await;
+    let sink = SmtpSink::start().await;
+    // So that events are confirmed before their emails are accepted.
+    let (slow, smtp_url) = Proxy::in_front_of(&sink.url()).await;
+    slow.delay_answers(Duration::from_millis(25));
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
+    let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
+    subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
+    let worker = WorkerProcess::start_with(&bed, &smtp_url, &[("OFFRAMP_MAIL_CONNECTIONS", "20")]).await;
+    bed.database.run_command(doc! { "profile": 2 }).await.unwrap();
+    for id in &ids {
+        bed.command(&cancellation(&format!("c-{id}"), id)).await;
+    }
+    eventually("every email to be marked", || async {
+        let sent = doc! { "notifications.sent_at": { "$exists": true }, "outbox": { "$size": 0 } };
+        (subscriptions.count_documents(sent).await.unwrap() == COUNT as u64).then_some(())
+    })
+    .await;
+    bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    // The commit, and one mark for both.
+    let written = doc! { "version": 2 };
+    assert_eq!(
+        subscriptions.count_documents(written).await.unwrap(),
+        COUNT as u64,
+        "documents that were written twice"
+    );
+    let updates = doc! { "op": "update", "ns": format!("{}.subscriptions", bed.prefix), "nMatched": { "$gt": 0 } };
+    let profile = bed.collection("system.profile");
+    let updates: Vec<Document> = profile.find(updates).await.unwrap().try_collect().await.unwrap();
+    let statements = updates.len();
+    assert!(
+        statements < 2 * COUNT,
+        "{statements} statements to commit {COUNT} changes and mark {COUNT} emails and events"
+    );
+    assert_eq!(sink.mails().len(), COUNT);
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn marks_may_be_written_again() {
+    let bed = TestBed::new("again").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
+    let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
+    let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap().clone();
+    let event = leased.iter().find(|leased| leased.entry.kind() == Kind::Event).unwrap().clone();
+    assert!(event.has_companions && email.has_companions);
+    let document = async || bed.document("subscriptions", "sub").await.unwrap();
+
+    let until = clock::now() + TimeDelta::minutes(5);
+    let deferred = Mark::new(
+        &event,
+        DeliveryResult::Deferred { until, error: "not now".to_owned(), cause: DeferralCause::Ordinary },
+    );
+    let at = clock::now();
+    let failed = Mark::new(&email, DeliveryResult::Failed { at, error: "550 no".to_owned() });
+    let marks = [deferred, failed];
+    for _ in 0..2 {
+        assert!(store.settle(&marks).await.unwrap().is_empty());
+        let document = document().await;
+        let [email, event] = entries(&document)[..] else { panic!("{document}") };
+        assert_eq!(
+            (event.get_i32("attempts").unwrap(), event.get_datetime("due").unwrap()),
+            (1, &DateTime::from(until))
+        );
+        assert_eq!((email.get_i32("attempts").unwrap(), email.get("due")), (1, None));
+        assert_eq!(email.get_str("error").unwrap(), "550 no");
+        let [record] = records(&document)[..] else { panic!("{document}") };
+        assert_eq!(record.get_datetime("failed_at").unwrap(), &DateTime::from(at));
+        assert_eq!(record.get_str("error").unwrap(), "550 no");
+    }
+    // A failure that has no record to be written to is a failure all the same.
+    let refused = doc! { "$set": { "notifications": "x" }, "$unset": { "outbox.$[].failed_at": "" } };
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, refused).await.unwrap();
+    assert!(store.settle(&marks[1..]).await.unwrap().is_empty());
+    assert!(entries(&document().await)[0].contains_key("failed_at"));
+
+    // Sent after all: the record tells of no failure any more.
+    let record = doc! { "id": &email.entry.id, "failed_at": DateTime::now(), "error": "550 no" };
+    let recorded = doc! { "$set": { "notifications": [record] } };
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, recorded).await.unwrap();
+    let mut retried = Mark::new(&email, DeliveryResult::Sent { at });
+    retried.attempts = 1;
+    let marks = [retried, Mark::new(&event, DeliveryResult::Sent { at })];
+    for _ in 0..2 {
+        assert!(store.settle(&marks).await.unwrap().is_empty());
+        let document = document().await;
+        assert!(entries(&document).is_empty());
+        let expected = doc! { "id": &marks[0].entry_id, "sent_at": DateTime::from(at) };
+        assert_eq!(records(&document), [&expected]);
+    }
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
+    let bed = TestBed::new("counted").await;
+    populate(&bed).await;
+    let store = store(&bed).await;
+    let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
+    let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap();
+    let entry = async || {
+        let document = bed.document("subscriptions", "sub").await.unwrap();
+        entries(&document).into_iter().find(|entry| entry.contains_key("mail")).unwrap().clone()
+    };
+    // An entry has neither field before.
+    assert!(!entry().await.contains_key("in_doubt") && !entry().await.contains_key("sender_rejected_at"));
+    let (now, error) = (clock::now(), "maybe".to_owned());
+    let deferred = |minutes, cause| {
+        Mark::new(
+            email,
+            DeliveryResult::Deferred { until: now + TimeDelta::minutes(minutes), error: error.clone(), cause },
+        )
+    };
+    let at = |minutes| now + TimeDelta::minutes(minutes);
+    for mark in [
+        deferred(1, DeferralCause::InDoubt),
+        deferred(2, DeferralCause::SenderRejected { at: at(2) }),
+        deferred(3, DeferralCause::InDoubt),
+        deferred(4, DeferralCause::SenderRejected { at: at(4) }),
+        deferred(5, DeferralCause::Ordinary),
+    ] {
+        for _ in 0..2 {
+            assert!(store.settle(std::slice::from_ref(&mark)).await.unwrap().is_empty());
+        }
+    }
+    let counted = entry().await;
+    assert_eq!((counted.get_i32("attempts").unwrap(), counted.get_i32("in_doubt").unwrap()), (5, 2));
+    assert_eq!(counted.get_datetime("sender_rejected_at").unwrap(), &DateTime::from(at(2)));
+
+    // A lease is extended by its holder alone.
+    let until = clock::now() + TimeDelta::hours(2);
+    assert!(store.extend(email, until).await.unwrap());
+    assert_eq!(entry().await.get_datetime("due").unwrap(), &DateTime::from(until));
+    let mut of_another = email.clone();
+    of_another.entry.holder = Uuid::new_v4().to_string();
+    assert!(!store.extend(&of_another, until).await.unwrap());
+    let failed = Mark::new(email, DeliveryResult::Failed { at: now, error });
+    assert!(store.settle(&[failed]).await.unwrap().is_empty());
+    let failed = entry().await;
+    assert!(!failed.contains_key("in_doubt") && !failed.contains_key("sender_rejected_at"), "{failed}");
+    assert!(!store.extend(email, until).await.unwrap(), "what has failed is not leased again");
+    bed.remove().await;
+}
+
+/// With a validator that lets no entry say why.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_email_is_not_sent_again_because_its_error_cannot_be_written() {
+    let bed = TestBed::new("no-error").await;
+    let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
+        Step::Rcpt => Action::Answer("550 5.1.1 No such user"),
+        _ => Action::Ok,
+    })
+    .await;
+    populate(&bed).await;
+    let validator = doc! { "outbox.error": { "$exists": false }, "notifications.error": { "$exists": false } };
+    bed.database.run_command(doc! { "collMod": "subscriptions", "validator": validator }).await.unwrap();
+    let subscriptions = bed.collection("subscriptions");
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&cancellation("cancel", "sub")).await;
+    let document = eventually("the failure", || async {
+        subscriptions.find_one(doc! { "outbox.failed_at": { "$exists": true } }).await.unwrap()
+    })
+    .await;
+    let entry = entries(&document)[0];
+    assert!(!entry.contains_key("due") && !entry.contains_key("error"), "{entry}");
+    assert_eq!(entry.get_i32("attempts").unwrap(), 1, "{entry}");
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+/// Should the process be killed before the database answers, each email that it has sent meanwhile would be sent twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn emails_wait_while_sent_ones_cannot_be_marked() {
+    const EMAILS: usize = 150;
+    let bed = TestBed::new("late-marks").await;
+    let (sink, is_back) = SmtpSink::unavailable().await;
+    // Few emails are sent before marks count as late.
+    let (slow, smtp_url) = Proxy::in_front_of(&sink.url()).await;
+    slow.delay_answers(Duration::from_millis(20));
+    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
+    let ids: Vec<String> = (0..EMAILS).map(|index| format!("sub-{index}")).collect();
+    subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
+    let worker = WorkerProcess::start_with(&bed, &smtp_url, &[("OFFRAMP_MONGODB_URL", &mongodb_url)]).await;
+    for id in &ids {
+        bed.command(&cancellation(&format!("c-{id}"), id)).await;
+    }
+    eventually("the decisions", || async {
+        let decided = subscriptions.count_documents(doc! { "status": "cancellation_scheduled" }).await.unwrap();
+        (decided == EMAILS as u64).then_some(())
+    })
+    .await;
+    line.stall();
+    is_back.store(true, Ordering::Relaxed);
+    eventually("a database that is away", || async {
+        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503"))
+    })
+    .await;
+    let sent = sink.mails().len();
+    assert!(sent < EMAILS / 3, "{sent} emails were sent and could not be marked");
+    line.resume();
+    bed.outboxes_empty().await;
+    let ids: HashSet<String> = sink
+        .mails()
+        .iter()
+        .map(|mail| MessageParser::default().parse(&mail.bytes).unwrap().message_id().unwrap().to_owned())
+        .collect();
+    assert_eq!((sink.mails().len(), ids.len()), (EMAILS, EMAILS));
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}

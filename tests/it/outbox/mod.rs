@@ -1,0 +1,49 @@
+//! The outbox: emails are recorded with the decision, marked with few writes, never sent again because a record cannot be
+//! written, and no email holds up an event.
+
+mod claims;
+mod marks;
+mod records;
+
+use bson::Document;
+use chrono::Utc;
+use offramp::clock;
+use offramp::store::commit::GuardedUpdate;
+use offramp::store::outbox::entry::{Lease, Leased};
+use offramp::store::{Need, Store, changes};
+use offramp::tls::Tls as StoreTls;
+use offramp_domain::command::Command;
+use offramp_domain::unit_of_work::{Task, TaskOutcome};
+use uuid::Uuid;
+
+use offramp_testkit::fixtures::{cancellation, identify};
+use offramp_testkit::test_bed::TestBed;
+
+async fn store(bed: &TestBed) -> Store {
+    Store::open(&bed.mongodb_url, &StoreTls::default()).await.unwrap()
+}
+
+/// Cancels a subscription as a worker does that ends right after the commit; its entries are due at `due`.
+async fn cancel_and_leave(store: &Store, id: &str, due: chrono::DateTime<Utc>) -> Vec<Leased> {
+    let command = Command::parse(cancellation(&format!("c-{id}"), id).to_string().as_bytes()).unwrap();
+    let need = Need {
+        subscriptions: [id.try_into().unwrap()].into(),
+        organizations: ["org".try_into().unwrap()].into(),
+        ..Need::default()
+    };
+    let mut read = store.load(&need).await.unwrap();
+    let now = clock::now();
+    assert_eq!(read.apply(&Task::Command(command), now), TaskOutcome::Applied);
+    let lease = Lease { holder: Uuid::new_v4(), until: due };
+    let updates = changes::updates(read, &lease, "tests", &identify, now).unwrap();
+    store.commit(&updates).await.unwrap();
+    updates.into_iter().flat_map(GuardedUpdate::into_leased).collect()
+}
+
+fn records(document: &Document) -> Vec<&Document> {
+    document.get_array("notifications").unwrap().iter().map(|record| record.as_document().unwrap()).collect()
+}
+
+fn entries(document: &Document) -> Vec<&Document> {
+    document.get_array("outbox").unwrap().iter().map(|entry| entry.as_document().unwrap()).collect()
+}

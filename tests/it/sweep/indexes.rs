@@ -1,0 +1,218 @@
+//! Indexes: built when missing, in the background, and dropped only on request.
+
+use std::process::Stdio;
+
+use bson::{DateTime as Instant, Document, doc};
+use chrono::{TimeDelta, Utc};
+
+use super::{expiring, notes, scheduled, start_noting, sweeps};
+use offramp_testkit::eventually;
+use offramp_testkit::fixtures::{cancellation, populate};
+use offramp_testkit::proxy::Proxy;
+use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::worker_process::{WorkerProcess, offramp};
+
+/// The names of the indexes of a collection.
+async fn index_names(bed: &TestBed, collection: &str) -> Vec<String> {
+    bed.collection(collection).list_index_names().await.unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_builds_missing_indexes_and_asks_for_none_that_is_there() {
+    let bed = TestBed::new("indexes").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    bed.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
+    start_noting(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    status_becomes(&bed, "over", "cancelled").await;
+    // The last of them.
+    index_appears(&bed, "organizations", "offramp_card_organizations").await;
+    assert!(worker.stop().await.success());
+    // One member that hangs must not hold up a build; a standalone server builds alone, and refuses to be told.
+    let hello = bed.database.run_command(doc! { "hello": 1 }).await.unwrap();
+    let expected = hello.contains_key("setName").then_some("majority");
+    let builds = builds(&notes(&bed).await);
+    assert!(!builds.is_empty());
+    for build in &builds {
+        assert_eq!(build.get_str("commitQuorum").ok(), expected, "{build}");
+    }
+    assert!(index_names(&bed, "subscriptions").await.contains(&"offramp_natural_ends".to_owned()));
+
+    start_noting(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    eventually("a sweep", || async { (sweeps(&bed).await > 0).then_some(()) }).await;
+    assert!(worker.stop().await.success());
+    assert!(self::builds(&notes(&bed).await).is_empty());
+    bed.remove().await;
+}
+
+/// The commands that build indexes.
+fn builds(notes: &[Document]) -> Vec<Document> {
+    let commands = notes.iter().filter_map(|note| note.get_document("command").ok());
+    commands.filter(|command| command.contains_key("createIndexes")).cloned().collect()
+}
+
+async fn status_becomes(bed: &TestBed, id: &str, status: &str) {
+    eventually(&format!("{id} to be {status}"), || async {
+        let document = bed.document("subscriptions", id).await.unwrap();
+        document.get_str("status").is_ok_and(|now| now == status).then_some(())
+    })
+    .await;
+}
+
+async fn index_appears(bed: &TestBed, collection: &str, name: &str) {
+    eventually(&format!("the index {name}"), || async {
+        index_names(bed, collection).await.iter().any(|other| other == name).then_some(())
+    })
+    .await;
+}
+
+/// A build takes minutes where a collection is large. Here it takes as long as the test wants.
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_are_consumed_while_an_index_is_built() {
+    let mut bed = TestBed::new("building").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    bed.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
+    let (proxy, url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    bed.mongodb_url = url;
+    proxy.hold_requests("createIndexes");
+
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&cancellation("c-1", "sub")).await;
+    status_becomes(&bed, "sub", "cancellation_scheduled").await;
+    bed.outboxes_empty().await;
+    assert_eq!(sink.mails().len(), 1);
+    let ready = worker.readyz().await.unwrap();
+    assert!(ready.starts_with("HTTP/1.1 200"), "a worker that builds indexes works: {ready}");
+    assert_eq!(index_names(&bed, "subscriptions").await, ["_id_"]);
+    let over = bed.document("subscriptions", "over").await.unwrap();
+    assert_eq!(over.get_str("status").unwrap(), "cancellation_scheduled", "this needs an index");
+
+    proxy.hold_requests("");
+    status_becomes(&bed, "over", "cancelled").await;
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+/// What needs that index waits for it; everything else goes on. The worker says so until the index exists, also while it tries
+/// again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_cannot_be_built_stops_only_what_needs_it() {
+    let bed = TestBed::new("no-index").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let past = Utc::now() - TimeDelta::hours(1);
+    // MongoDB cannot index two lists of one document in one index.
+    let mut lists = scheduled("lists", past);
+    lists.extend(doc! { "status": ["cancellation_scheduled"], "ends_at": [Instant::from(past)] });
+    let documents = [lists, scheduled("scheduled", past), expiring("natural", 15, "2020-01-01")];
+    bed.collection("subscriptions").insert_many(documents).await.unwrap();
+    start_noting(&bed).await;
+
+    let worker = WorkerProcess::spawn(&bed, &sink.url(), &[], Stdio::null());
+    eventually("a worker that is not ready", || async {
+        worker.readyz().await.filter(|answer| answer.contains("offramp_scheduled_ends: CannotIndexParallelArrays"))
+    })
+    .await;
+    status_becomes(&bed, "natural", "expired").await;
+    bed.command(&cancellation("c-1", "sub")).await;
+    status_becomes(&bed, "sub", "cancellation_scheduled").await;
+    let tries = doc! { "command.createIndexes": "subscriptions", "command.indexes.0.name": "offramp_scheduled_ends" };
+    eventually("three tries", || async {
+        let answer = worker.readyz().await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("offramp_scheduled_ends"), "{answer}");
+        let count = bed.collection("system.profile").count_documents(tries.clone()).await.unwrap();
+        (count >= 3).then_some(())
+    })
+    .await;
+    let waiting = bed.document("subscriptions", "scheduled").await.unwrap();
+    assert_eq!(waiting.get_str("status").unwrap(), "cancellation_scheduled");
+
+    bed.collection("subscriptions").delete_one(doc! { "_id": "lists" }).await.unwrap();
+    status_becomes(&bed, "scheduled", "cancelled").await;
+    let worker = worker.ready().await;
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+/// Somebody drops indexes while a worker runs: it builds them again, and goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_index_is_built_again() {
+    let bed = TestBed::new("dropped").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    index_appears(&bed, "organizations", "offramp_card_organizations").await;
+    for (collection, name) in [
+        ("subscriptions", "offramp_scheduled_ends"),
+        ("subscriptions", "offramp_natural_ends"),
+        ("subscriptions", "offramp_removed"),
+        ("subscriptions", "offramp_due"),
+        ("accounts", "offramp_due"),
+        ("organizations", "offramp_card_organizations"),
+    ] {
+        bed.database.run_command(doc! { "dropIndexes": collection, "index": name }).await.unwrap();
+        index_appears(&bed, collection, name).await;
+    }
+    let past = Utc::now() - TimeDelta::hours(1);
+    let documents = [scheduled("scheduled", past), expiring("natural", 15, "2020-01-01")];
+    bed.collection("subscriptions").insert_many(documents).await.unwrap();
+    status_becomes(&bed, "scheduled", "cancelled").await;
+    status_becomes(&bed, "natural", "expired").await;
+    let worker = worker.ready().await;
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_drops_indexes_of_earlier_versions_when_it_is_told_to() {
+    let bed = TestBed::new("upgrade").await;
+    populate(&bed).await;
+    let old = doc! { "createIndexes": "subscriptions", "indexes": [
+        { "name": "offramp_expiring", "key": { "status": 1, "expires_on": 1, "_id": 1 },
+          "partialFilterExpression": { "expires_on": { "$gt": "" } } },
+        { "name": "offramp_scheduled", "key": { "ends_at": 1 },
+          "partialFilterExpression": { "status": "cancellation_scheduled" } },
+    ] };
+    bed.database.run_command(old).await.unwrap();
+    let output = tokio::task::spawn_blocking({
+        let mut command = offramp(&bed);
+        move || command.arg("init").output().unwrap()
+    })
+    .await
+    .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("MongoDB: created index subscriptions.offramp_natural_ends in "), "{told}");
+    // Workers of the earlier version may still run, and need them.
+    assert!(told.contains("only earlier versions use the index subscriptions.offramp_expiring"), "{told}");
+    assert!(index_names(&bed, "subscriptions").await.iter().any(|name| name == "offramp_expiring"));
+    let output = tokio::task::spawn_blocking({
+        let mut command = offramp(&bed);
+        move || command.args(["init", "--drop-superseded"]).output().unwrap()
+    })
+    .await
+    .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(told.contains("MongoDB: dropped index subscriptions.offramp_expiring"), "{told}");
+    let names = index_names(&bed, "subscriptions").await;
+    assert!(!names.iter().any(|name| name == "offramp_expiring" || name == "offramp_scheduled"), "{names:?}");
+
+    // An index of ours with other keys is the operator's affair.
+    bed.database.run_command(doc! { "dropIndexes": "accounts", "index": "offramp_card_expiry" }).await.unwrap();
+    let other = doc! { "createIndexes": "accounts", "indexes": [{ "name": "offramp_card_expiry", "key": { "x": 1 } }] };
+    bed.database.run_command(other).await.unwrap();
+    let output = tokio::task::spawn_blocking({
+        let mut command = offramp(&bed);
+        move || command.arg("init").output().unwrap()
+    })
+    .await
+    .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("accounts.offramp_card_expiry") && told.contains("other keys"), "{told}");
+    bed.remove().await;
+}
