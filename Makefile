@@ -98,6 +98,10 @@ lint: cargo ## spelling, shell scripts, unused dependencies, and the licences an
 schemas: cargo ## write schemas/ anew from the types in the code
 	cargo run --quiet --locked -- schemas --write schemas
 
+.PHONY: docs
+docs: cargo ## write the generated pages of docs/ anew from the code
+	UPDATE_DOCS=1 cargo test --quiet --locked --lib --bins documentation
+
 .PHONY: services-up
 services-up: ## start RabbitMQ, MongoDB and a mail server (those that do not run yet)
 	@scripts/services up

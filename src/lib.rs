@@ -10,9 +10,13 @@ pub mod amqp;
 pub mod backoff;
 pub mod clock;
 pub mod config;
+#[cfg(test)]
+mod generated_page;
+pub mod health;
 pub mod http;
 pub mod jsonl;
 pub mod logging;
+pub mod metrics;
 pub mod schemas;
 pub mod store;
 pub mod tls;

@@ -20,6 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use super::frame_filter::{self, Guarded, InHand};
 use super::url::{BrokerUrl, BrokerUrls};
+use crate::metrics::BROKER_CONNECTIONS;
 use crate::tls::{Tls, explain as explain_tls};
 
 /// Resolving a name, opening TCP and TLS to one address, in seconds.
@@ -358,7 +359,7 @@ pub(super) fn explain(error: &lapin::Error) -> String {
 
 /// Counts a connection made: more than one for each purpose means that one was lost.
 pub(super) fn count_connection(purpose: &str) {
-    metrics::counter!("offramp_broker_connections_total", "purpose" => purpose.to_owned()).increment(1);
+    metrics::counter!(BROKER_CONNECTIONS, "purpose" => purpose.to_owned()).increment(1);
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use clap::Args;
 use offramp::advice;
 use offramp::amqp::{Broker, Topology};
 use offramp::config::Settings;
-use offramp::http;
 use offramp::worker::composer::Composer;
 use offramp::worker::{WorkerParts, run as run_worker};
+use offramp::{http, metrics};
 use offramp_mail::{Deadlines, Transport};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -47,7 +47,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let listener = http::bind(health.http_addr)
         .await
         .with_context(|| format!("OFFRAMP_HTTP_ADDR: {} cannot be had", health.http_addr))?;
-    let metrics = http::install_metrics()?;
+    let metrics = metrics::install()?;
     run_worker(parts, listener, metrics, stop_signal()?).await?;
     Ok(())
 }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::http::ReadyHandle;
+use crate::health::ReadyHandle;
 use crate::store::inspect::ClockOffset;
 use crate::store::{Store, StoreError};
 

@@ -18,6 +18,7 @@ use super::handover::Handover;
 use super::indexes::Indexes;
 use crate::advice;
 use crate::clock;
+use crate::metrics::CLAIMED;
 use crate::store::outbox::claim::{Claimed, DueQueue};
 use crate::store::outbox::entry::{Kind, Lease};
 use crate::store::sweep::DUE;
@@ -150,7 +151,7 @@ impl Claimer {
         let identify = |id, email: &Notification| self.composer.identify(id, email);
         let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now, &identify).await?;
         report(queue.collection, &claimed, &mut claims.reported);
-        counter!("offramp_claimed_total").increment(claimed.entries.len() as u64);
+        counter!(CLAIMED).increment(claimed.entries.len() as u64);
         self.store.release(&self.handover.offer(claimed.entries).await).await;
         Ok(claimed.goes_on)
     }

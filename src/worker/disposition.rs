@@ -49,7 +49,7 @@ impl Disposition {
         }
     }
 
-    /// `outcome` of `offramp_commands_total`.
+    /// `outcome` of [`COMMANDS`](crate::metrics::COMMANDS).
     pub(super) fn outcome(&self) -> &'static str {
         match self {
             Self::Done => "done",

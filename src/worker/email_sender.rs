@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use metrics::counter;
+use strum::IntoStaticStr;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,7 @@ use super::unmarked::Unmarked;
 use crate::advice;
 use crate::backoff::Backoff;
 use crate::clock;
+use crate::metrics::EMAILS;
 use crate::store::Store;
 use crate::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, Leased};
@@ -301,11 +303,12 @@ async fn take_in_turn<'a>(pacer: &'a Pacer, emails: &async_channel::Receiver<Lea
 }
 
 fn count(email: &Notification, outcome: Outcome) {
-    counter!("offramp_mails_total", "template" => email.template.as_str(), "outcome" => outcome.as_str()).increment(1);
+    counter!(EMAILS, "template" => email.template.as_str(), "outcome" => <&str>::from(outcome)).increment(1);
 }
 
-/// The outcome of an attempt, as `offramp_mails_total` counts it.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// The outcome of an attempt, as [`EMAILS`] counts it.
+#[derive(Clone, Copy, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 enum Outcome {
     Sent,
     Rejected,
@@ -313,17 +316,4 @@ enum Outcome {
     Throttled,
     SenderRejected,
     InDoubt,
-}
-
-impl Outcome {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Sent => "sent",
-            Self::Rejected => "refused",
-            Self::Deferred => "put_off",
-            Self::Throttled => "throttled",
-            Self::SenderRejected => "sender_rejected",
-            Self::InDoubt => "in_doubt",
-        }
-    }
 }

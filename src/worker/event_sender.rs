@@ -11,6 +11,7 @@ use super::marker::TriedEvent;
 use crate::amqp::{Outgoing, Publisher, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
+use crate::metrics::EVENTS;
 use crate::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, Leased};
 
@@ -54,7 +55,7 @@ impl EventSender {
                         DeliveryResult::Sent { at: clock::now() }
                     }
                     Some(Err(error)) => {
-                        count("put_off");
+                        count("deferred");
                         let delay = Backoff::delay_after(leased.entry.attempts, DEFERRAL_DELAYS);
                         let until = clock::now() + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX);
                         DeliveryResult::Deferred { until, error: error.to_string(), cause: DeferralCause::Ordinary }
@@ -72,7 +73,7 @@ impl EventSender {
 }
 
 fn count(outcome: &'static str) {
-    counter!("offramp_events_total", "outcome" => outcome).increment(1);
+    counter!(EVENTS, "outcome" => outcome).increment(1);
 }
 
 /// Waits for one item, then takes what else is there. `None`: the queue is closed and empty.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::advice;
 use crate::backoff::Backoff;
-use crate::http::ReadyHandle;
+use crate::health::ReadyHandle;
 use crate::store::inspect::Index;
 use crate::store::{Collection, Store, StoreError};
 

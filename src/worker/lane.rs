@@ -16,6 +16,7 @@ use super::set_aside::SetAside;
 use crate::amqp::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publisher, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
+use crate::metrics::BATCH_SIZE;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::{Command, CommandType};
 use offramp_domain::event::CommandRejected;
@@ -101,7 +102,7 @@ impl Lane {
         set_aside: &SetAside,
         shutdown: &CancellationToken,
     ) -> Result<Vec<Publication>, Interruption> {
-        histogram!("offramp_batch_size", "lane" => self.kind.as_str()).record(batch_size(batch));
+        histogram!(BATCH_SIZE, "lane" => self.kind.as_str()).record(batch_size(batch));
         let tasks: Vec<&Task> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
         let mut processed = self.engine.run(&tasks, shutdown).await?.into_iter();
 

@@ -37,7 +37,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::amqp::{Broker, Consumer, LaneHealth, Publisher, Topology};
 use crate::config::{MongodbUrl, WorkerSettings};
-use crate::http::{self, Readiness, ReadyHandle};
+use crate::health::{Readiness, ReadyHandle};
+use crate::http;
 use crate::tls::Tls;
 use offramp_domain::command::CommandType;
 use offramp_mail::Transport;

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::amqp::message::{RETURNS_MAX, weight};
 use crate::amqp::{Delivery, Outgoing, PublishError, Publisher};
+use crate::metrics::{COMMANDS, UNROUTABLE};
 use offramp_domain::command::CommandType;
 
 /// How long all replies of a batch together may take to be confirmed.
@@ -20,7 +21,7 @@ const REDELIVERIES_BEFORE_COPY: u64 = RETURNS_MAX / 2;
 /// The messages to publish for one delivery.
 #[derive(Debug)]
 pub(super) struct Publication {
-    /// `outcome` of `offramp_commands_total`.
+    /// `outcome` of [`COMMANDS`].
     outcome: &'static str,
     /// Must be confirmed before the delivery is acknowledged. Confirmed ones are removed.
     copies: Vec<Outgoing>,
@@ -56,7 +57,7 @@ impl Publication {
 
     /// Counts the command. Called after the acknowledgement, so that no redelivered message counts twice.
     pub(super) fn count(&self, lane: CommandType) {
-        counter!("offramp_commands_total", "lane" => lane.as_str(), "outcome" => self.outcome).increment(1);
+        counter!(COMMANDS, "lane" => lane.as_str(), "outcome" => self.outcome).increment(1);
     }
 
     /// The approximate memory of its messages.
@@ -103,7 +104,7 @@ pub(super) async fn publish_copies<'a>(
     for ((owner, copy), result) in owners.into_iter().zip(copies).zip(results) {
         let Err(error) = result else { continue };
         if error == PublishError::Unroutable {
-            counter!("offramp_unroutable_total", "lane" => lane.as_str()).increment(1);
+            counter!(UNROUTABLE, "lane" => lane.as_str()).increment(1);
         }
         // On the default exchange the routing key is the queue. Other exchanges are named after their queues.
         let target = if copy.exchange.is_empty() { &copy.routing_key } else { &copy.exchange };

@@ -17,6 +17,7 @@ use super::publication::{Publication, needs_replacement, publish_copies, publish
 use crate::amqp::message::weight;
 use crate::amqp::{Delivery, Kept, LaneHealth, Publisher};
 use crate::backoff::Backoff;
+use crate::metrics::COPIES_REJECTED;
 use offramp_domain::command::CommandType;
 
 /// The delays, minimum and maximum, before rejected copies are published again.
@@ -61,7 +62,7 @@ struct Message {
 impl SetAside {
     pub(super) fn new(lane: CommandType, work_queue: String, publisher: Publisher, health: LaneHealth) -> Self {
         // From 0, so that Prometheus sees the first increment.
-        counter!("offramp_copies_rejected_total", "lane" => lane.as_str()).increment(0);
+        counter!(COPIES_REJECTED, "lane" => lane.as_str()).increment(0);
         let (contents, changed) = (Mutex::default(), Notify::new());
         Self { lane, work_queue, publisher, health, contents, changed }
     }
@@ -74,7 +75,7 @@ impl SetAside {
     pub(super) fn add(&self, kept: Kept, delivery: Delivery, publication: Publication) {
         let problem = publication.problem();
         tracing::error!(lane = %self.lane, problem, "RabbitMQ rejects a copy; its message is set aside and retried");
-        counter!("offramp_copies_rejected_total", "lane" => self.lane.as_str()).increment(1);
+        counter!(COPIES_REJECTED, "lane" => self.lane.as_str()).increment(1);
         let message = Message { kept, delivery, publication, since: Instant::now() };
         let mut contents = self.lock();
         contents.count += 1;

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use crate::amqp::{Broker, Topology, TopologyError};
 use crate::backoff::Backoff;
 use crate::config::MongodbUrl;
-use crate::http::{Readiness, ReadyHandle};
+use crate::health::{Readiness, ReadyHandle};
 use crate::store::inspect::Index;
 use crate::store::{Store, StoreError};
 use crate::tls::Tls;

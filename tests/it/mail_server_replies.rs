@@ -40,7 +40,7 @@ pub async fn make_due(bed: &TestBed, and: Document) {
 pub async fn outcomes(worker: &WorkerProcess, outcome: &str) -> u64 {
     let metrics = get(worker.port(), "/metrics").await.unwrap_or_default();
     let is_this =
-        |line: &&str| line.starts_with("offramp_mails_total{") && line.contains(&format!("outcome=\"{outcome}\""));
+        |line: &&str| line.starts_with("offramp_emails_total{") && line.contains(&format!("outcome=\"{outcome}\""));
     metrics.lines().filter(is_this).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
@@ -70,7 +70,7 @@ async fn an_email_that_may_have_been_delivered_is_tried_three_times_more_after_l
         .collect();
     assert_eq!(ids.len(), 4);
     assert!(ids.iter().all(|id| *id == ids[0]), "a repeat can be recognised: {ids:?}");
-    assert_eq!((outcomes(&worker, "in_doubt").await, outcomes(&worker, "refused").await), (4, 0));
+    assert_eq!((outcomes(&worker, "in_doubt").await, outcomes(&worker, "rejected").await), (4, 0));
     assert!(worker.stop().await.success());
     bed.remove().await;
 }

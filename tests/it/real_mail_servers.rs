@@ -297,7 +297,7 @@ async fn an_email_that_is_greylisted_arrives_once() {
         tried(&bed, 1).await;
         make_due(&bed, doc! {}).await;
         bed.outboxes_empty().await;
-        assert_eq!((outcomes(&worker, "put_off").await, outcomes(&worker, "sent").await), (1, 1));
+        assert_eq!((outcomes(&worker, "deferred").await, outcomes(&worker, "sent").await), (1, 1));
         post.delivered("greylisted", 1).await;
         assert!(worker.stop().await.success());
         bed.remove().await;
@@ -323,7 +323,7 @@ async fn emails_to_nobody_are_each_kept_for_an_operator() {
             (failed == COUNT as u64).then_some(())
         })
         .await;
-        let counted = ["refused", "put_off", "throttled", "sender_rejected", "in_doubt"];
+        let counted = ["rejected", "deferred", "throttled", "sender_rejected", "in_doubt"];
         let mut counts = Vec::new();
         for outcome in counted {
             counts.push(outcomes(&worker, outcome).await);
@@ -358,7 +358,7 @@ async fn an_email_that_is_too_large_is_retried_where_that_is_said_to_be_the_serv
             email(&bed, "an email for an operator", |entry| entry.contains_key("failed_at")).await
         };
         assert!(entry.get_str("error").unwrap().contains(post.server.too_large()), "{entry}");
-        let counted = (outcomes(&worker, "sender_rejected").await > 0, outcomes(&worker, "refused").await > 0);
+        let counted = (outcomes(&worker, "sender_rejected").await > 0, outcomes(&worker, "rejected").await > 0);
         assert_eq!(counted, (is_limit, !is_limit));
         assert_eq!(post.mailbox("large").len(), 0);
         assert!(worker.stop().await.success());
@@ -451,7 +451,7 @@ async fn still_retried_within_a_day(bed: &TestBed, worker: &WorkerProcess, reply
     make_due(bed, doc! { "outbox.$[email].sender_rejected_at": nearly_a_day_ago }).await;
     tried(bed, 2).await;
     assert!(outcomes(worker, "sender_rejected").await >= 2);
-    assert_eq!(outcomes(worker, "refused").await, 0);
+    assert_eq!(outcomes(worker, "rejected").await, 0);
     assert!(worker.readyz().await.unwrap().starts_with("HTTP/1.1 200"));
 }
 
@@ -470,7 +470,7 @@ async fn an_email_arrives_once_where_the_content_is_filtered_for_70_s() {
         })
         .await;
         let (sent, in_doubt) = (outcomes(&worker, "sent").await, outcomes(&worker, "in_doubt").await);
-        assert_eq!((sent, in_doubt, outcomes(&worker, "put_off").await), (1, 0, 0));
+        assert_eq!((sent, in_doubt, outcomes(&worker, "deferred").await), (1, 0, 0));
         post.delivered("scanned", 1).await;
         assert!(worker.stop().await.success());
         bed.remove().await;

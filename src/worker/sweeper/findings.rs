@@ -3,9 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use metrics::{describe_gauge, gauge};
+use metrics::gauge;
 
 use super::search::Search;
+use crate::metrics::UNWORKABLE_DOCUMENTS;
 use crate::store::sweep::Unworkable;
 use crate::store::{Collection, StoreError};
 use crate::worker::engine::Processed;
@@ -13,8 +14,6 @@ use offramp_domain::unit_of_work::TaskOutcome;
 
 /// How many documents that cannot be processed are remembered, and how many that could not be changed.
 pub(super) const DOCUMENTS_MAX: usize = 10_000;
-/// How many documents cannot be processed, by collection.
-const UNWORKABLE_DOCUMENTS: &str = "offramp_unworkable_documents";
 
 /// What one search found wrong.
 #[derive(Debug, Default)]
@@ -131,13 +130,6 @@ impl Reports {
         }
         self.failed.insert(search, failed.into_iter().map(|failed| (failed.collection, failed.id)).collect());
     }
-}
-
-pub(super) fn describe_metrics() {
-    describe_gauge!(
-        UNWORKABLE_DOCUMENTS,
-        "Documents that the sweep cannot process until they are corrected; at most 10,000 are counted"
-    );
 }
 
 #[cfg(test)]

@@ -25,7 +25,7 @@ use crate::store::{Collection, Store, StoreError};
 
 use card_notices::CardNotices;
 use ends::end_due;
-use findings::{Findings, Reports, describe_metrics};
+use findings::{Findings, Reports};
 use search::Search;
 use task_runner::{SweepError, TaskRunner};
 
@@ -53,7 +53,6 @@ pub struct Sweeper {
 impl Sweeper {
     /// Sweeps until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
-        describe_metrics();
         let runner = TaskRunner { engine: self.engine.clone(), batch_max: self.batch_max, shutdown };
         tokio::join!(self.sweep_dates(&runner), self.sweep_cards(&runner));
     }

@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use metrics::counter;
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics::SCHEDULED_CHANGES;
 use crate::store::StoreError;
 use crate::worker::engine::{Engine, Interruption, Processed};
 use offramp_domain::unit_of_work::{Task, TaskOutcome};
@@ -49,7 +50,7 @@ impl TaskRunner {
     }
 
     /// Decides tasks and returns their results in the same order. Each batch is completed, whatever happens to the others.
-    /// `kind` is the label of `offramp_scheduled_changes_total`.
+    /// `kind` is the label of [`SCHEDULED_CHANGES`].
     pub(super) async fn run(&self, kind: &'static str, tasks: &[Task]) -> Result<Vec<Processed>, SweepError> {
         let batches = tasks.chunks(self.batch_max).map(|batch| async move {
             let batch: Vec<&Task> = batch.iter().collect();
@@ -59,7 +60,7 @@ impl TaskRunner {
         let processed = processed?.concat();
         let applied =
             processed.iter().filter(|processed| **processed == Processed::Decided(TaskOutcome::Applied)).count();
-        counter!("offramp_scheduled_changes_total", "kind" => kind).increment(applied as u64);
+        counter!(SCHEDULED_CHANGES, "kind" => kind).increment(applied as u64);
         if self.shutdown.is_cancelled() { Err(SweepError::Stopping) } else { Ok(processed) }
     }
 }
