@@ -31,7 +31,7 @@ pub(super) struct Companions {
 
 impl Companions {
     /// Keeps the mark of an event. Returns it if its email has already been marked, or if there is no room.
-    pub(super) fn park(&mut self, mark: Mark) -> Option<Mark> {
+    pub(super) fn park(&mut self, mark: Mark, now: Instant) -> Option<Mark> {
         let document = (mark.collection, mark.document_id.clone());
         if self.early.contains(&document) {
             return Some(mark);
@@ -42,7 +42,7 @@ impl Companions {
         if self.waiting.len() >= DOCUMENTS_MAX {
             return Some(mark);
         }
-        self.deadlines.push_back((Instant::now() + PATIENCE, document.clone()));
+        self.deadlines.push_back((now + PATIENCE, document.clone()));
         self.waiting.entry(document).or_default().push(mark);
         None
     }
@@ -65,8 +65,7 @@ impl Companions {
     }
 
     /// Takes the events that waited too long.
-    pub(super) fn take_overdue(&mut self) -> Vec<Mark> {
-        let now = Instant::now();
+    pub(super) fn take_overdue(&mut self, now: Instant) -> Vec<Mark> {
         let mut overdue = Vec::new();
         while self.next_deadline().is_some_and(|deadline| deadline <= now) {
             let document = self.deadlines.pop_front().map(|(_, document)| document);
@@ -82,5 +81,56 @@ impl Companions {
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.front().map(|(deadline, _)| *deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::store::outbox::claim::DeliveryResult;
+    use crate::store::outbox::entry::Kind;
+
+    fn mark(document_id: &str, kind: Kind) -> Mark {
+        Mark {
+            collection: Collection::Subscriptions,
+            document_id: document_id.to_owned(),
+            entry_id: format!("{}-of-{document_id}", kind.as_str()),
+            kind,
+            holder: String::new(),
+            attempts: 0,
+            result: DeliveryResult::Sent { at: clock::now() },
+        }
+    }
+
+    fn documents(marks: &[Mark]) -> Vec<&str> {
+        marks.iter().map(|mark| mark.document_id.as_str()).collect()
+    }
+
+    #[test]
+    fn events_wait_for_the_email_of_their_document() {
+        let (mut companions, now) = (Companions::default(), Instant::now());
+        assert!(companions.park(mark("a", Kind::Event), now).is_none());
+        assert!(companions.park(mark("b", Kind::Event), now).is_none());
+        assert_eq!(documents(&companions.take(&mark("a", Kind::Email))), ["a"]);
+        assert!(companions.take_overdue(now).is_empty());
+        assert_eq!(documents(&companions.take_overdue(now + PATIENCE)), ["b"], "not a, which was marked");
+        assert!(companions.take_all().is_empty());
+    }
+
+    #[test]
+    fn events_that_arrive_after_their_email_do_not_wait() {
+        let mut companions = Companions::default();
+        assert!(companions.take(&mark("a", Kind::Email)).is_empty());
+        assert!(companions.park(mark("a", Kind::Event), Instant::now()).is_some());
+    }
+
+    #[test]
+    fn events_without_room_do_not_wait() {
+        let (mut companions, now) = (Companions::default(), Instant::now());
+        for index in 0..DOCUMENTS_MAX {
+            assert!(companions.park(mark(&index.to_string(), Kind::Event), now).is_none());
+        }
+        assert!(companions.park(mark("one too many", Kind::Event), now).is_some());
     }
 }

@@ -24,6 +24,7 @@ use crate::store::commit::Committed;
 use crate::store::outbox::entry::Lease;
 use crate::store::{Collection, Need, Store, StoreError};
 use offramp_domain::ids::Target;
+use offramp_domain::notification::Notification;
 use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};
 
 /// How often a task is decided again because others changed its document meanwhile, before it counts as failed.
@@ -126,6 +127,7 @@ impl Engine {
         }
     }
 
+    /// Runs rounds until no task has lost its document to another writer.
     async fn try_run(&self, tasks: &[&Task]) -> Result<Vec<Processed>, StoreError> {
         let mut processed = vec![Processed::Failed(CONFLICT.to_owned()); tasks.len()];
         let mut pending: Vec<usize> = (0..tasks.len()).collect();
@@ -133,48 +135,7 @@ impl Engine {
             if pending.is_empty() {
                 break;
             }
-            let mut unit_of_work = self.store.load(&need(pending.iter().map(|&index| tasks[index]))).await?;
-            let now = clock::now();
-            for &index in &pending {
-                processed[index] = decide(&mut unit_of_work, tasks[index], now);
-            }
-
-            let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-            let updates = changes::updates(
-                unit_of_work,
-                &lease,
-                &self.source,
-                &|id, email| self.composer.identify(id, email),
-                now,
-            )?;
-            let committed = self.store.commit(&updates).await?;
-
-            let mut lost = HashSet::new();
-            let mut failed = HashMap::new();
-            let mut leased = Vec::new();
-            for (update, committed) in updates.into_iter().zip(committed) {
-                let document = (update.collection, update.id.clone());
-                match committed {
-                    Committed::Written => leased.extend(update.into_leased()),
-                    Committed::Lost => drop(lost.insert(document)),
-                    Committed::Corrupt(error) => {
-                        let error = format!("{} {}: {error}", document.0.as_str(), document.1);
-                        failed.insert(document, Processed::Decided(TaskOutcome::Corrupt(error)));
-                    }
-                    Committed::Refused(error) => {
-                        let error = format!("{} {}: {error}", document.0.as_str(), document.1);
-                        failed.insert(document, Processed::Failed(error));
-                    }
-                }
-            }
-            self.store.release(&self.handover.offer(leased).await).await;
-            for &index in &pending {
-                if let Some(failed) = failed.get(&document(tasks[index])) {
-                    processed[index] = failed.clone();
-                }
-            }
-            // What was decided about a document that another writer changed meanwhile is decided again.
-            pending.retain(|&index| lost.contains(&document(tasks[index])));
+            pending = self.round(tasks, pending, &mut processed).await?;
         }
         for index in pending {
             processed[index] = Processed::Failed(CONFLICT.to_owned());
@@ -188,6 +149,50 @@ impl Engine {
         let unwritten: HashSet<_> = unwritten.map(|(task, _)| document(task)).collect();
         self.store.wait_for_majority(&unwritten).await?;
         Ok(processed)
+    }
+
+    /// Loads, decides and commits the pending tasks once, and hands their outbox entries over. Returns the tasks to decide
+    /// again, because another writer changed their documents meanwhile.
+    async fn round(
+        &self,
+        tasks: &[&Task],
+        mut pending: Vec<usize>,
+        processed: &mut [Processed],
+    ) -> Result<Vec<usize>, StoreError> {
+        let mut unit_of_work = self.store.load(&need(pending.iter().map(|&index| tasks[index]))).await?;
+        let now = clock::now();
+        for &index in &pending {
+            processed[index] = decide(&mut unit_of_work, tasks[index], now);
+        }
+
+        let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
+        let identify = |id, email: &Notification| self.composer.identify(id, email);
+        let updates = changes::updates(unit_of_work, &lease, &self.source, &identify, now)?;
+        let committed = self.store.commit(&updates).await?;
+
+        let mut lost = HashSet::new();
+        let mut failed = HashMap::new();
+        let mut leased = Vec::new();
+        for (update, committed) in updates.into_iter().zip(committed) {
+            let document = (update.collection, update.id.clone());
+            let explain = |error| format!("{} {}: {error}", update.collection.as_str(), update.id);
+            match committed {
+                Committed::Written => leased.extend(update.into_leased()),
+                Committed::Lost => drop(lost.insert(document)),
+                Committed::Corrupt(error) => {
+                    failed.insert(document, Processed::Decided(TaskOutcome::Corrupt(explain(error))));
+                }
+                Committed::Refused(error) => drop(failed.insert(document, Processed::Failed(explain(error)))),
+            }
+        }
+        self.store.release(&self.handover.offer(leased).await).await;
+        for &index in &pending {
+            if let Some(failed) = failed.get(&document(tasks[index])) {
+                processed[index] = failed.clone();
+            }
+        }
+        pending.retain(|&index| lost.contains(&document(tasks[index])));
+        Ok(pending)
     }
 }
 

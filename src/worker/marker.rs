@@ -97,10 +97,10 @@ impl Marker {
                 },
                 received = receive(&mut self.events), if has_room => if let Some(TriedEvent { mark, has_emails }) = received {
                     let waits = has_emails && !self.mail_server.is_unavailable();
-                    batch.marks.extend(if waits { self.companions.park(mark) } else { Some(mark) });
+                    batch.marks.extend(if waits { self.companions.park(mark, Instant::now()) } else { Some(mark) });
                 },
                 () = wait_until(self.companions.next_deadline()), if has_room => {
-                    batch.marks.extend(self.companions.take_overdue());
+                    batch.marks.extend(self.companions.take_overdue(Instant::now()));
                 }
                 () = wait_until(flush_at) => {
                     let batch = std::mem::take(&mut batch);
