@@ -42,6 +42,92 @@ const BASE64_LINE_MAX: usize = 72;
 /// The length of an Ed25519 public key, in bytes.
 const ED25519_BYTES: usize = 32;
 
+/// Signs emails for a domain.
+pub struct DkimSigner {
+    key: DkimKey,
+    selector: String,
+    domain: String,
+}
+
+impl fmt::Debug for DkimSigner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DkimSigner({})", self.dns_name())
+    }
+}
+
+impl DkimSigner {
+    /// Signs with `key`. Its public key is published as `selector` of `domain`: see [`parse_selector`] and [`parse_domain`].
+    #[must_use]
+    pub fn new(key: DkimKey, selector: String, domain: String) -> Self {
+        Self { key, selector, domain }
+    }
+
+    /// The domain that vouches for emails.
+    #[must_use]
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// The DNS name at which receivers look up the public key.
+    #[must_use]
+    pub fn dns_name(&self) -> String {
+        format!("{}._domainkey.{}", self.selector, self.domain)
+    }
+
+    /// The TXT record that must be there.
+    #[must_use]
+    pub fn dns_record(&self) -> String {
+        format!("v=DKIM1; k={}; p={}", self.key.kind.as_str(), self.key.public)
+    }
+
+    /// The header `DKIM-Signature` of an email, with its line end. It goes before all other headers. `headers` end in CRLF;
+    /// `body` is everything after the empty line. The same email always gets the same signature.
+    ///
+    /// # Errors
+    /// When signing fails.
+    pub(crate) fn sign(&self, headers: &[u8], body: &[u8], at: DateTime<Utc>) -> Result<String, SigningError> {
+        let body_hash = BASE64.encode(digest(&SHA256, &relaxed_body(body)));
+        let names: Vec<&str> = SIGNED.into_iter().chain(SEALED).collect();
+        let names: Vec<String> = names.chunks(5).map(|line| line.join(":")).collect();
+        let mut signature = format!(
+            "DKIM-Signature: v=1; a={}-sha256; c=relaxed/relaxed; t={};\r\n d={};\r\n s={};\r\n h={};\r\n bh={body_hash};\r\n b=",
+            self.key.kind.as_str(),
+            at.timestamp(),
+            self.domain,
+            self.selector,
+            names.join(":\r\n "),
+        );
+
+        let fields = fields(headers);
+        let mut signed = Vec::with_capacity(headers.len() + signature.len());
+        for name in SIGNED {
+            if let Some(field) = fields.iter().find(|field| is_named(field, name)) {
+                relaxed_field(field, &mut signed);
+                signed.extend_from_slice(b"\r\n");
+            }
+        }
+        // A sealed header occurs only once, so its second mention in `h=` adds nothing here.
+        relaxed_field(signature.as_bytes(), &mut signed);
+        let made = match self.key.kind {
+            Kind::Rsa => self.key.signer.sign(&signed)?,
+            // RFC 8463: the hash is signed, not the data itself.
+            Kind::Ed25519 => self.key.signer.sign(digest(&SHA256, &signed).as_ref())?,
+        };
+
+        let made = BASE64.encode(made);
+        let mut rest = made.as_str();
+        while rest.len() > BASE64_LINE_MAX {
+            let (line, more) = rest.split_at(BASE64_LINE_MAX);
+            signature.push_str(line);
+            signature.push_str("\r\n ");
+            rest = more;
+        }
+        signature.push_str(rest);
+        signature.push_str("\r\n");
+        Ok(signature)
+    }
+}
+
 /// A failed signature. Retrying may help.
 #[derive(Debug, thiserror::Error)]
 #[error("the email cannot be signed: {0}")]
@@ -143,92 +229,6 @@ pub fn parse_domain(text: &str) -> Result<String, String> {
 fn is_label(label: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     (1..=63).contains(&label.len()) && label.bytes().all(allowed)
-}
-
-/// Signs emails for a domain.
-pub struct DkimSigner {
-    key: DkimKey,
-    selector: String,
-    domain: String,
-}
-
-impl fmt::Debug for DkimSigner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DkimSigner({})", self.dns_name())
-    }
-}
-
-impl DkimSigner {
-    /// Signs with `key`. Its public key is published as `selector` of `domain`: see [`parse_selector`] and [`parse_domain`].
-    #[must_use]
-    pub fn new(key: DkimKey, selector: String, domain: String) -> Self {
-        Self { key, selector, domain }
-    }
-
-    /// The domain that vouches for emails.
-    #[must_use]
-    pub fn domain(&self) -> &str {
-        &self.domain
-    }
-
-    /// The DNS name at which receivers look up the public key.
-    #[must_use]
-    pub fn dns_name(&self) -> String {
-        format!("{}._domainkey.{}", self.selector, self.domain)
-    }
-
-    /// The TXT record that must be there.
-    #[must_use]
-    pub fn dns_record(&self) -> String {
-        format!("v=DKIM1; k={}; p={}", self.key.kind.as_str(), self.key.public)
-    }
-
-    /// The header `DKIM-Signature` of an email, with its line end. It goes before all other headers. `headers` end in CRLF;
-    /// `body` is everything after the empty line. The same email always gets the same signature.
-    ///
-    /// # Errors
-    /// When signing fails.
-    pub(crate) fn sign(&self, headers: &[u8], body: &[u8], at: DateTime<Utc>) -> Result<String, SigningError> {
-        let body_hash = BASE64.encode(digest(&SHA256, &relaxed_body(body)));
-        let names: Vec<&str> = SIGNED.into_iter().chain(SEALED).collect();
-        let names: Vec<String> = names.chunks(5).map(|line| line.join(":")).collect();
-        let mut signature = format!(
-            "DKIM-Signature: v=1; a={}-sha256; c=relaxed/relaxed; t={};\r\n d={};\r\n s={};\r\n h={};\r\n bh={body_hash};\r\n b=",
-            self.key.kind.as_str(),
-            at.timestamp(),
-            self.domain,
-            self.selector,
-            names.join(":\r\n "),
-        );
-
-        let fields = fields(headers);
-        let mut signed = Vec::with_capacity(headers.len() + signature.len());
-        for name in SIGNED {
-            if let Some(field) = fields.iter().find(|field| is_named(field, name)) {
-                relaxed_field(field, &mut signed);
-                signed.extend_from_slice(b"\r\n");
-            }
-        }
-        // A sealed header occurs only once, so its second mention in `h=` adds nothing here.
-        relaxed_field(signature.as_bytes(), &mut signed);
-        let made = match self.key.kind {
-            Kind::Rsa => self.key.signer.sign(&signed)?,
-            // RFC 8463: the hash is signed, not the data itself.
-            Kind::Ed25519 => self.key.signer.sign(digest(&SHA256, &signed).as_ref())?,
-        };
-
-        let made = BASE64.encode(made);
-        let mut rest = made.as_str();
-        while rest.len() > BASE64_LINE_MAX {
-            let (line, more) = rest.split_at(BASE64_LINE_MAX);
-            signature.push_str(line);
-            signature.push_str("\r\n ");
-            rest = more;
-        }
-        signature.push_str(rest);
-        signature.push_str("\r\n");
-        Ok(signature)
-    }
 }
 
 /// The headers, each with its continuation lines, without its last line end.

@@ -27,19 +27,6 @@ const TAG_BYTES_MAX: usize = 35;
 /// The most currencies whose formatters one locale caches. Further ones get a new formatter for each amount.
 const CURRENCIES_MAX: usize = 32;
 
-/// Parses a language tag in the forms that documents use: BCP 47 (`fr-CA`) or POSIX (`fr_CA.UTF-8`). Variants and extensions
-/// are dropped, because no email depends on them.
-#[must_use]
-pub fn parse_tag(text: &str) -> Option<LanguageIdentifier> {
-    let tag = text.trim().split(['.', '@']).next().unwrap_or_default();
-    if tag.is_empty() || tag.len() > TAG_BYTES_MAX {
-        return None;
-    }
-    let mut id = icu::locale::Locale::try_from_str(&tag.replace('_', "-")).ok()?.id;
-    id.variants.clear();
-    (!id.language.is_unknown()).then_some(id)
-}
-
 /// Formats dates, months and money for one locale.
 #[derive(Debug)]
 pub struct Formats {
@@ -130,6 +117,19 @@ impl Formats {
         let fraction_digits = nothing.chars().filter(|c| c.is_numeric()).count().saturating_sub(1);
         Some(MoneyFormat { formatter, fraction_digits })
     }
+}
+
+/// Parses a language tag in the forms that documents use: BCP 47 (`fr-CA`) or POSIX (`fr_CA.UTF-8`). Variants and extensions
+/// are dropped, because no email depends on them.
+#[must_use]
+pub fn parse_tag(text: &str) -> Option<LanguageIdentifier> {
+    let tag = text.trim().split(['.', '@']).next().unwrap_or_default();
+    if tag.is_empty() || tag.len() > TAG_BYTES_MAX {
+        return None;
+    }
+    let mut id = icu::locale::Locale::try_from_str(&tag.replace('_', "-")).ok()?.id;
+    id.variants.clear();
+    (!id.language.is_unknown()).then_some(id)
 }
 
 fn gregorian(date: NaiveDate) -> Option<Date<Gregorian>> {
