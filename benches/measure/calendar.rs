@@ -11,9 +11,9 @@ use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 
 use crate::Bench;
-use crate::process::{Moment, watch};
-use crate::stage::{self, stage};
+use crate::fixtures::{self, test_bed};
 use crate::table::{goal, head, number, row, whole};
+use crate::usage::{Moment, watch};
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, get};
 
@@ -32,22 +32,22 @@ const NOTES_BYTES_MAX: i64 = 64 * 1024 * 1024;
 pub async fn midnight(bench: &Bench) {
     let count = bench.count(100_000);
     say!("midnight: {count} subscriptions");
-    let bed = stage("midnight").await;
-    stage::add_organizations(&bed, |_| {}).await;
+    let bed = test_bed("midnight").await;
+    fixtures::add_organizations(&bed, |_| {}).await;
     let ends_at = Utc::now() - TimeDelta::hours(1);
-    stage::add_clients(&bed, 0..count, |_, document| {
+    fixtures::add_clients(&bed, 0..count, |_, document| {
         document.extend(doc! {
             "status": "cancellation_scheduled", "ends_on": ends_at.date_naive().to_string(),
             "ends_at": bson::DateTime::from(ends_at), "final_billing_on": "2020-01-15",
         });
     })
     .await;
-    stage::quiet(&bed).await;
+    fixtures::flush_database(&bed).await;
     let (worker, begun, _) = start(bench, &bed, "midnight").await;
     counted(&worker, r#"offramp_scheduled_changes_total{kind="lapse"}"#, count).await;
     let ended = begun.at.elapsed();
     counted(&worker, r#"offramp_events_total{outcome="published"}"#, count).await;
-    stage::outboxes_empty(&bed, "subscriptions").await;
+    fixtures::outboxes_empty(&bed, "subscriptions").await;
     let told = begun.at.elapsed();
     let end = Moment::of(worker.id());
     let changed = bed.collection("subscriptions").count_documents(doc! { "status": "cancelled" }).await.unwrap();
@@ -82,8 +82,8 @@ pub async fn cards(bench: &Bench) {
     let count = bench.count(1_000_000);
     let due = count.div_ceil(ACCOUNTS_EACH_DUE);
     say!("cards: {count} accounts, {due} of them due");
-    let bed = stage("cards").await;
-    stage::add_organizations(&bed, |organization| {
+    let bed = test_bed("cards").await;
+    fixtures::add_organizations(&bed, |organization| {
         organization.extend(doc! { "card_notice_days": [NOTICE_DAYS], "timezone": "UTC" });
     })
     .await;
@@ -97,9 +97,9 @@ pub async fn cards(bench: &Bench) {
         let expires = month(if index < due { 0 } else { 3 + index % 36 });
         account.insert("cards", [doc! { "id": "card-1", "brand": "Visa", "last4": "4242", "expires": expires }]);
     };
-    stage::add_accounts(&bed, 0..count, with_card).await;
-    stage::add_subscriptions(&bed, 0..due, |_, _| {}).await;
-    stage::quiet(&bed).await;
+    fixtures::add_accounts(&bed, 0..count, with_card).await;
+    fixtures::add_subscriptions(&bed, 0..due, |_, _| {}).await;
+    fixtures::flush_database(&bed).await;
 
     head(
         &format!("Cards: {} of {} accounts are due", whole(number(due)), whole(number(count))),

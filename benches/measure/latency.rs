@@ -18,9 +18,9 @@ use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::Bench;
-use crate::process::watch;
-use crate::stage::{self, account_id, stage, subscription_id};
+use crate::fixtures::{self, account_id, subscription_id, test_bed};
 use crate::table::{head, line, number, row, whole};
+use crate::usage::watch;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::WorkerProcess;
 
@@ -70,9 +70,9 @@ pub async fn measure(bench: &Bench) {
         }
     }
     say!("latency: {first} messages");
-    let bed = stage("latency").await;
+    let bed = test_bed("latency").await;
     // So that every command has a mail for the account manager.
-    stage::add_organizations(&bed, |organization| drop(organization.insert("notify_client_of_own_actions", true)))
+    fixtures::add_organizations(&bed, |organization| drop(organization.insert("notify_client_of_own_actions", true)))
         .await;
     for case in &cases {
         let change = |_: usize, document: &mut Document| {
@@ -80,9 +80,9 @@ pub async fn measure(bench: &Bench) {
                 document.extend(requested(document));
             }
         };
-        stage::add_clients(&bed, case.first..case.first + case.count, change).await;
+        fixtures::add_clients(&bed, case.first..case.first + case.count, change).await;
     }
-    stage::quiet(&bed).await;
+    fixtures::flush_database(&bed).await;
     let commits = Commits::default();
     let watching = tokio::spawn(watch_commits(bed.database.clone(), Arc::clone(&commits)));
     bench.sink.watch();
@@ -110,7 +110,7 @@ pub async fn measure(bench: &Bench) {
 /// Publishes the messages of a case at its pace, and waits until everything has come of them.
 async fn run(bench: &Bench, bed: &TestBed, case: &Case, commits: &Commits) -> (Histogram<u64>, Histogram<u64>) {
     let commands: Vec<Value> =
-        (case.first..case.first + case.count).map(|index| stage::command_of(case.kind, index)).collect();
+        (case.first..case.first + case.count).map(|index| fixtures::command_of(case.kind, index)).collect();
     let mut published = Vec::with_capacity(case.count);
     let mut confirms = VecDeque::new();
     let mut ticks = interval(Duration::from_secs(1) / u32::try_from(case.pace).unwrap());
@@ -119,10 +119,10 @@ async fn run(bench: &Bench, bed: &TestBed, case: &Case, commits: &Commits) -> (H
     for command in &commands {
         ticks.tick().await;
         published.push(Instant::now());
-        confirms.push_back(stage::send(&bed.channel, &bed.prefix, command).await);
+        confirms.push_back(fixtures::send(&bed.channel, &bed.prefix, command).await);
     }
     for confirm in confirms {
-        stage::confirmed(confirm).await;
+        fixtures::confirmed(confirm).await;
     }
 
     let mut accepted = HashMap::new();

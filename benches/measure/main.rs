@@ -1,10 +1,10 @@
 //! `make bench`: how fast is the worker, and how much of that is its own doing?
 //!
 //! Every figure is of worker processes, built as people run them, on real servers. Beside the job stand, in the same
-//! run, the floors: what the same servers take for the same operations when nothing is decided and nothing is rendered.
+//! run, the baselines: what the same servers take for the same operations when nothing is decided and nothing is rendered.
 //! On a machine that does other things at the same time figures are worth little; the ratios still tell something.
 //!
-//! Reading order: [`job`] — messages that wait, from the first one taken to the last mail marked; [`floors`] — the same
+//! Reading order: [`job`] — messages that wait, from the first one taken to the last mail marked; [`baselines`] — the same
 //! without us; [`latency`] — messages that come one by one; [`calendar`] — what time does; [`sweep`] — what
 //! looking for it costs. Around them: [`stage`] —
 //! what there is before the worker starts; [`process`] — processes and what they use; [`sink`] — the mail server;
@@ -33,15 +33,15 @@ macro_rules! say {
     ($($words:tt)*) => { eprintln!("{:6.1} s  {}", crate::BEGIN.elapsed().as_secs_f64(), format_args!($($words)*)) };
 }
 
+mod baselines;
 mod calendar;
-mod floors;
-mod job;
+mod end_to_end;
+mod fixtures;
 mod latency;
-mod process;
 mod sink;
-mod stage;
 mod sweep;
 mod table;
+mod usage;
 
 use offramp_testkit::rabbit::amqp_url;
 use offramp_testkit::setting;
@@ -64,7 +64,7 @@ struct Arguments {
     #[arg(long, default_value = "target/bench")]
     logs: PathBuf,
     #[command(flatten)]
-    floor: floors::Orders,
+    baseline: baselines::BaselineArguments,
     /// What `cargo bench` passes on
     #[arg(long, hide = true)]
     bench: bool,
@@ -73,7 +73,7 @@ struct Arguments {
 /// What can be measured by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// The whole job for messages that wait, and the floors
+    /// The whole job for messages that wait, and the baselines
     Throughput,
     /// Messages that come at a steady pace
     Latency,
@@ -121,8 +121,8 @@ impl Bench {
 fn main() {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    match arguments.floor.floor {
-        Some(floor) => runtime.block_on(floors::run(floor, &arguments.floor)),
+    match arguments.baseline.baseline {
+        Some(baseline) => runtime.block_on(baselines::run(baseline, &arguments.baseline)),
         None => runtime.block_on(measure(arguments)),
     }
 }
@@ -144,18 +144,18 @@ async fn measure(arguments: Arguments) {
     for part in Part::value_variants().iter().copied().filter(|part| is_wanted(*part)) {
         match part {
             Part::Throughput => match &bench.beside {
-                Some(other) => job::beside(&bench, other).await,
-                None => job::throughput(&bench).await,
+                Some(other) => end_to_end::beside(&bench, other).await,
+                None => end_to_end::throughput(&bench).await,
             },
             Part::Latency => latency::measure(&bench).await,
             Part::Midnight => calendar::midnight(&bench).await,
             Part::Cards => calendar::cards(&bench).await,
             Part::Sweep => sweep::measure(&bench).await,
-            Part::Scale => job::scale(&bench).await,
-            Part::HotSpot => job::hot_spot(&bench).await,
-            Part::History => job::history(&bench).await,
-            Part::Batches => job::batches(&bench).await,
-            Part::Backlog => job::backlog(&bench).await,
+            Part::Scale => end_to_end::scale(&bench).await,
+            Part::HotSpot => end_to_end::hot_spot(&bench).await,
+            Part::History => end_to_end::history(&bench).await,
+            Part::Batches => end_to_end::batches(&bench).await,
+            Part::Backlog => end_to_end::backlog(&bench).await,
         }
     }
     say!("done");

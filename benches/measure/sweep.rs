@@ -16,9 +16,9 @@ use mongodb::options::IndexOptions;
 use tokio::time::sleep;
 
 use crate::Bench;
-use crate::process::{Moment, watch};
-use crate::stage;
+use crate::fixtures;
 use crate::table::{goal, head, number, row, whole};
+use crate::usage::{Moment, watch};
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, build, program};
 
@@ -108,12 +108,12 @@ fn ratio(read: &[f64]) {
 /// Subscriptions past `expires_on` whose natural end comes later: documents read by a sweep.
 async fn nothing_due(bench: &Bench, program: &Path, count: usize, days: i64) -> (f64, Vec<String>) {
     say!("sweep: {count} subscriptions whose natural end is {days} days away");
-    let bed = stage::stage_for("sweep", program).await;
-    stage::add_organizations(&bed, |organization| drop(organization.insert("timezone", "UTC"))).await;
+    let bed = fixtures::test_bed_for("sweep", program).await;
+    fixtures::add_organizations(&bed, |organization| drop(organization.insert("timezone", "UTC"))).await;
     // The day of the next invoice; the natural end is the day before. There is no billing date since `expires_on`.
     let next_on = Utc::now().date_naive() + TimeDelta::days(days);
     let expires_on = next_on - Months::new(1) + TimeDelta::days(3);
-    stage::add_clients(&bed, 0..count, |_, document| {
+    fixtures::add_clients(&bed, 0..count, |_, document| {
         document.insert("expires_on", expires_on.to_string());
         document.insert(
             "billing",
@@ -121,7 +121,7 @@ async fn nothing_due(bench: &Bench, program: &Path, count: usize, days: i64) -> 
         );
     })
     .await;
-    stage::quiet(&bed).await;
+    fixtures::flush_database(&bed).await;
     let worker = start(bench, program, &bed).ready().await;
     // The first sweep is over when the second begins.
     after_sweeps(&bed, 1).await;
@@ -148,10 +148,10 @@ async fn nothing_due(bench: &Bench, program: &Path, count: usize, days: i64) -> 
 /// Scheduled ends that are due at once: documents read until all have ended and all outboxes are empty.
 async fn ends_due(bench: &Bench, program: &Path, count: usize, workers: usize) -> (f64, Vec<String>) {
     say!("sweep: {count} scheduled ends, {workers} workers");
-    let bed = stage::stage_for("sweep", program).await;
-    stage::add_organizations(&bed, |organization| drop(organization.insert("timezone", "UTC"))).await;
+    let bed = fixtures::test_bed_for("sweep", program).await;
+    fixtures::add_organizations(&bed, |organization| drop(organization.insert("timezone", "UTC"))).await;
     let ends_at = Utc::now() - TimeDelta::hours(1);
-    stage::add_clients(&bed, 0..count, |_, document| {
+    fixtures::add_clients(&bed, 0..count, |_, document| {
         document.extend(doc! {
             "status": "cancellation_scheduled", "ends_on": ends_at.date_naive().to_string(),
             "ends_at": bson::DateTime::from(ends_at), "final_billing_on": "2020-01-15",
@@ -163,7 +163,7 @@ async fn ends_due(bench: &Bench, program: &Path, count: usize, workers: usize) -
     let index = IndexModel::builder().keys(doc! { "outbox.id": 1 }).options(options).build();
     bed.collection("subscriptions").create_index(index).await.unwrap();
     drop(bed.watch_events().await);
-    stage::quiet(&bed).await;
+    fixtures::flush_database(&bed).await;
 
     let before = Counts::of(&bed).await;
     let workers: Vec<WorkerProcess> = (0..workers).map(|_| start(bench, program, &bed)).collect();

@@ -13,7 +13,7 @@ use offramp_domain::command::CommandType;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use offramp_testkit::fixtures::{self, command};
+use offramp_testkit::fixtures::{account, command, organization, subscription};
 use offramp_testkit::process;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{build, program};
@@ -30,12 +30,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const OUTBOXES_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Names under which everything is ready for a worker to start: exchanges, queues, indexes.
-pub async fn stage(name: &str) -> TestBed {
-    stage_for(name, program()).await
+pub async fn test_bed(name: &str) -> TestBed {
+    test_bed_for(name, program()).await
 }
 
 /// The same for another build, which declares what it needs itself.
-pub async fn stage_for(name: &str, program: &Path) -> TestBed {
+pub async fn test_bed_for(name: &str, program: &Path) -> TestBed {
     let bed = TestBed::new(&format!("bench-{name}")).await;
     let output = process::run(build(program, &bed).arg("init"), Command::output).unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
@@ -90,7 +90,7 @@ fn organization_id(index: usize) -> String {
 /// All organizations, each changed as `change` has it.
 pub async fn add_organizations(bed: &TestBed, change: impl Fn(&mut Document)) {
     let organizations = organization_ids().map(|id| {
-        let mut organization = fixtures::organization(&id);
+        let mut organization = organization(&id);
         change(&mut organization);
         organization
     });
@@ -115,7 +115,7 @@ pub async fn add_subscriptions(
 ) {
     let subscriptions = indexes.map(|index| {
         let (id, account) = (subscription_id(index), account_id(index));
-        let mut document = fixtures::subscription(&id, &organization_id(index), &account);
+        let mut document = subscription(&id, &organization_id(index), &account);
         change(index, &mut document);
         document
     });
@@ -125,7 +125,7 @@ pub async fn add_subscriptions(
 /// Accounts, changed as `change` has it.
 pub async fn add_accounts(bed: &TestBed, indexes: impl Iterator<Item = usize>, change: impl Fn(usize, &mut Document)) {
     let accounts = indexes.map(|index| {
-        let mut account = fixtures::account(&account_id(index), &organization_id(index));
+        let mut account = account(&account_id(index), &organization_id(index));
         change(index, &mut account);
         account
     });
@@ -144,7 +144,7 @@ async fn insert(bed: &TestBed, collection: &str, mut documents: impl Iterator<It
 }
 
 /// Has the database write down all that it has in memory, so that it does not do so while something is measured.
-pub async fn quiet(bed: &TestBed) {
+pub async fn flush_database(bed: &TestBed) {
     bed.database.client().database("admin").run_command(doc! { "fsync": 1 }).await.unwrap();
 }
 
@@ -192,7 +192,7 @@ pub async fn publish(bed: &TestBed, commands: impl Iterator<Item = Value>) {
 pub async fn send(channel: &Channel, exchange: &str, command: &Value) -> PublisherConfirm {
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     let kind = command["type"].as_str().unwrap();
-    // The floors take the id of the document from here: they read no bodies.
+    // The baselines take the id of the document from here: they read no bodies.
     let id = command["data"]["subscription_id"].as_str().unwrap_or_default();
     let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into());
     let body = command.to_string();

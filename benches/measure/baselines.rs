@@ -1,5 +1,5 @@
-//! The floors: the same operations of the same servers, with as little around them as can be. Each is a process of its
-//! own, as the worker is: this program once more, with `--floor`.
+//! The baselines: the same operations of the same servers, with as little around them as can be. Each is a process of its
+//! own, as the worker is: this program once more, with `--baseline`.
 //!
 //! The bare pipeline does all that the worker does for cancellations with a month: the same batches, the same finds,
 //! the same guarded update on a majority, mail and event kept in the document, sent, and marked in bulk. But it reads
@@ -39,10 +39,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::stage::{self, subscription_id};
+use crate::fixtures::{self, subscription_id};
 use offramp_testkit::rabbit::amqp_url;
 
-/// What a floor says when its work begins, and when it is done.
+/// What a baseline says when its work begins, and when it is done.
 pub const BEGINS: &str = "begins";
 pub const DONE: &str = "done";
 
@@ -52,7 +52,7 @@ const CONNECTIONS: usize = 8;
 
 /// What is measured without the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Floor {
+pub enum Baseline {
     /// Messages are taken and acked.
     Consume,
     /// Documents are found and updated.
@@ -63,14 +63,14 @@ pub enum Floor {
     Pipeline,
 }
 
-impl Floor {
+impl Baseline {
     pub const ALL: [Self; 4] = [Self::Consume, Self::Database, Self::Smtp, Self::Pipeline];
 
     pub fn name(self) -> &'static str {
         match self {
-            Self::Consume => "floor: consume and ack",
-            Self::Database => "floor: $in finds and update",
-            Self::Smtp => "floor: SMTP",
+            Self::Consume => "baseline: consume and ack",
+            Self::Database => "baseline: $in finds and update",
+            Self::Smtp => "baseline: SMTP",
             Self::Pipeline => "bare pipeline",
         }
     }
@@ -91,47 +91,47 @@ impl Floor {
     }
 }
 
-/// What a floor's process is told; nobody else needs these.
+/// What a baseline's process is told; nobody else needs these.
 #[derive(clap::Args)]
-pub struct Orders {
+pub struct BaselineArguments {
     #[arg(long, hide = true, value_enum)]
-    pub floor: Option<Floor>,
+    pub baseline: Option<Baseline>,
     #[arg(long, hide = true, default_value_t = 0)]
-    pub floor_count: usize,
+    pub baseline_count: usize,
     #[arg(long, hide = true, default_value = "")]
-    pub floor_prefix: String,
+    pub baseline_prefix: String,
     #[arg(long, hide = true, default_value = "")]
-    pub floor_mongodb_url: String,
+    pub baseline_mongodb_url: String,
     #[arg(long, hide = true, default_value = "127.0.0.1:1025")]
-    pub floor_sink: SocketAddr,
+    pub baseline_sink: SocketAddr,
 }
 
-/// Runs a floor, and then waits until its input ends, so that whoever started it can look at what it has used.
-pub async fn run(floor: Floor, orders: &Orders) {
-    match floor {
-        Floor::Consume => consume(orders).await,
-        Floor::Database => database(orders).await,
-        Floor::Smtp => smtp(orders).await,
-        Floor::Pipeline => pipeline(orders).await,
+/// Runs a baseline, and then waits until its input ends, so that whoever started it can look at what it has used.
+pub async fn run(baseline: Baseline, arguments: &BaselineArguments) {
+    match baseline {
+        Baseline::Consume => consume(arguments).await,
+        Baseline::Database => database(arguments).await,
+        Baseline::Smtp => smtp(arguments).await,
+        Baseline::Pipeline => pipeline(arguments).await,
     }
     eprintln!("{DONE}");
     drop(std::io::stdin().read_to_end(&mut Vec::new()));
 }
 
-async fn consume(orders: &Orders) {
-    let (_connection, mut messages) = Messages::open(orders).await;
+async fn consume(arguments: &BaselineArguments) {
+    let (_connection, mut messages) = Messages::open(arguments).await;
     eprintln!("{BEGINS}");
     let mut taken = 0;
-    while taken < orders.floor_count {
+    while taken < arguments.baseline_count {
         let batch = messages.next_batch().await;
         taken += batch.ids.len();
         batch.ack().await;
     }
 }
 
-async fn database(orders: &Orders) {
-    let constants = Constants::make(orders).await;
-    let ids: Vec<String> = (0..orders.floor_count).map(subscription_id).collect();
+async fn database(arguments: &BaselineArguments) {
+    let constants = Constants::make(arguments).await;
+    let ids: Vec<String> = (0..arguments.baseline_count).map(subscription_id).collect();
     eprintln!("{BEGINS}");
     for ids in ids.chunks(BATCH_MAX) {
         constants.find(ids).await;
@@ -139,16 +139,16 @@ async fn database(orders: &Orders) {
     }
 }
 
-async fn smtp(orders: &Orders) {
-    let constants = Constants::make(orders).await;
+async fn smtp(arguments: &BaselineArguments) {
+    let constants = Constants::make(arguments).await;
     let mail: &'static [u8] = constants.mail.leak();
-    let mut left = orders.floor_count;
+    let mut left = arguments.baseline_count;
     let mut senders = JoinSet::new();
     eprintln!("{BEGINS}");
     for nth in 0..CONNECTIONS {
         let share = left / (CONNECTIONS - nth);
         left -= share;
-        let sink = orders.floor_sink;
+        let sink = arguments.baseline_sink;
         senders.spawn(async move {
             let mut line = Line::open(sink).await;
             for _ in 0..share {
@@ -162,9 +162,9 @@ async fn smtp(orders: &Orders) {
 }
 
 /// Mails and events go their own ways from the lane, as in the worker, and come together again where they are marked.
-async fn pipeline(orders: &Orders) {
-    let constants: &'static Constants = Box::leak(Box::new(Constants::make(orders).await));
-    let (connection, mut messages) = Messages::open(orders).await;
+async fn pipeline(arguments: &BaselineArguments) {
+    let constants: &'static Constants = Box::leak(Box::new(Constants::make(arguments).await));
+    let (connection, mut messages) = Messages::open(arguments).await;
     let events_channel = connection.create_channel().await.unwrap();
     events_channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
 
@@ -173,7 +173,7 @@ async fn pipeline(orders: &Orders) {
     let (settle, settled) = async_channel::bounded::<Mark>(UNMARKED_EMAILS_MAX);
     let mut tasks = JoinSet::new();
     for _ in 0..CONNECTIONS {
-        let (mails, settle, sink) = (mails.clone(), settle.clone(), orders.floor_sink);
+        let (mails, settle, sink) = (mails.clone(), settle.clone(), arguments.baseline_sink);
         tasks.spawn(async move {
             let mut line = None;
             while let Ok(id) = mails.recv().await {
@@ -201,7 +201,7 @@ async fn pipeline(orders: &Orders) {
 
     eprintln!("{BEGINS}");
     let mut taken = 0;
-    while taken < orders.floor_count {
+    while taken < arguments.baseline_count {
         let batch = messages.next_batch().await;
         constants.find(&batch.ids).await;
         constants.update(&batch.ids).await;
@@ -232,12 +232,12 @@ struct Batch {
 }
 
 impl Messages {
-    async fn open(orders: &Orders) -> (Connection, Self) {
+    async fn open(arguments: &BaselineArguments) -> (Connection, Self) {
         let connection = Connection::connect(&amqp_url(), ConnectionProperties::default()).await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         let prefetch = u16::try_from(BATCH_MAX * PREFETCH_BATCHES).unwrap();
         channel.basic_qos(prefetch, BasicQosOptions::default()).await.unwrap();
-        let queue = Topology::new(&orders.floor_prefix).work_queue(CommandType::Cancellation);
+        let queue = Topology::new(&arguments.baseline_prefix).work_queue(CommandType::Cancellation);
         let consuming = channel.basic_consume(
             queue.as_str().into(),
             "".into(),
@@ -302,9 +302,9 @@ struct Constants {
 }
 
 impl Constants {
-    async fn make(orders: &Orders) -> Self {
-        let store = Store::open(&orders.floor_mongodb_url, &Tls::default()).await.unwrap();
-        let body = stage::command_of(CommandType::Cancellation, 0).to_string();
+    async fn make(arguments: &BaselineArguments) -> Self {
+        let store = Store::open(&arguments.baseline_mongodb_url, &Tls::default()).await.unwrap();
+        let body = fixtures::command_of(CommandType::Cancellation, 0).to_string();
         let command = Command::parse(body.as_bytes()).unwrap();
         let need = Need {
             subscriptions: [subscription_id(0).as_str().try_into().unwrap()].into(),
@@ -343,8 +343,8 @@ impl Constants {
         let event_id = event.id.clone();
         Self {
             database: store.database().clone(),
-            prefix: orders.floor_prefix.clone(),
-            organizations: stage::organization_ids().collect(),
+            prefix: arguments.baseline_prefix.clone(),
+            organizations: fixtures::organization_ids().collect(),
             update: change,
             history_length,
             mail: bytes,
@@ -362,7 +362,7 @@ impl Constants {
             self.find_in(Collection::Subscriptions, ids),
             self.find_in(Collection::Organizations, organizations),
         );
-        let accounts: Vec<String> = ids.iter().map(|id| stage::account_behind(id)).collect();
+        let accounts: Vec<String> = ids.iter().map(|id| fixtures::account_behind(id)).collect();
         self.find_in(Collection::Accounts, &accounts).await;
     }
 
@@ -453,7 +453,7 @@ impl Constants {
             confirms.push(publishing.await.unwrap());
         }
         for confirm in confirms {
-            stage::confirmed(confirm).await;
+            fixtures::confirmed(confirm).await;
         }
     }
 }

@@ -11,10 +11,10 @@ use offramp_domain::command::CommandType;
 use tokio::time::sleep;
 
 use crate::Bench;
-use crate::floors::{self, Floor};
-use crate::process::{Line, Moment, watch};
-use crate::stage::{self, stage};
+use crate::baselines::{self, Baseline};
+use crate::fixtures::{self, test_bed};
 use crate::table::{goal, head, number, row, whole};
+use crate::usage::{Line, Moment, watch};
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, build, program};
@@ -117,16 +117,16 @@ impl<'a> Job<'a> {
     async fn measure(self, bench: &Bench) -> Measured {
         let Self { name, messages, documents, until, .. } = self;
         say!("{name}: {messages} messages about {documents} documents");
-        let bed = stage::stage_for(name, self.program).await;
-        stage::add_organizations(&bed, |_| {}).await;
-        stage::add_clients(&bed, 0..documents, &self.change).await;
+        let bed = fixtures::test_bed_for(name, self.program).await;
+        fixtures::add_organizations(&bed, |_| {}).await;
+        fixtures::add_clients(&bed, 0..documents, &self.change).await;
         let commands = (0..messages).map(|index| {
-            let mut command = stage::command_of(self.kind, index % documents);
+            let mut command = fixtures::command_of(self.kind, index % documents);
             command["id"] = format!("c-{index:07}").into();
             command
         });
-        stage::publish(&bed, commands).await;
-        stage::quiet(&bed).await;
+        fixtures::publish(&bed, commands).await;
+        fixtures::flush_database(&bed).await;
 
         let mut settings = self.settings;
         let _database_line;
@@ -137,7 +137,7 @@ impl<'a> Job<'a> {
             _database_line = proxy;
         }
         let mails_before = bench.sink.count();
-        let queue = stage::work_queue(&bed, self.kind);
+        let queue = fixtures::work_queue(&bed, self.kind);
         let mut workers = Vec::new();
         let mut beginnings = Vec::new();
         for number in 0..self.workers {
@@ -227,7 +227,7 @@ impl Progress {
             self.see(usize::try_from(settled).unwrap());
             sleep(LOOK_EVERY).await;
         }
-        stage::outboxes_empty(bed, "subscriptions").await;
+        fixtures::outboxes_empty(bed, "subscriptions").await;
     }
 }
 
@@ -241,37 +241,37 @@ async fn check(bed: &TestBed, kind: CommandType, documents: usize) {
     assert_eq!(done, documents as u64, "subscriptions that were changed");
 }
 
-/// A floor, with so many documents, messages or mails.
-async fn floor(bench: &Bench, floor: Floor, count: usize, change: &Change<'_>) -> Measured {
-    say!("{}: {count}", floor.name());
-    let bed = stage("floor").await;
-    if floor.takes_documents() {
-        stage::add_organizations(&bed, |_| {}).await;
-        stage::add_clients(&bed, 0..count, change).await;
+/// A baseline, with so many documents, messages or mails.
+async fn baseline(bench: &Bench, baseline: Baseline, count: usize, change: &Change<'_>) -> Measured {
+    say!("{}: {count}", baseline.name());
+    let bed = test_bed("baseline").await;
+    if baseline.takes_documents() {
+        fixtures::add_organizations(&bed, |_| {}).await;
+        fixtures::add_clients(&bed, 0..count, change).await;
     }
-    if floor.takes_messages() {
-        let commands = (0..count).map(|index| stage::command_of(CommandType::Cancellation, index));
-        stage::publish(&bed, commands).await;
+    if baseline.takes_messages() {
+        let commands = (0..count).map(|index| fixtures::command_of(CommandType::Cancellation, index));
+        fixtures::publish(&bed, commands).await;
     }
-    stage::quiet(&bed).await;
+    fixtures::flush_database(&bed).await;
     let mails_before = bench.sink.count();
     let mut program = Command::new(std::env::current_exe().unwrap());
     program
-        .args(["--floor", clap::ValueEnum::to_possible_value(&floor).unwrap().get_name()])
-        .args(["--floor-count", &count.to_string()])
-        .args(["--floor-prefix", &bed.prefix])
-        .args(["--floor-mongodb-url", &bed.mongodb_url])
-        .args(["--floor-sink", &bench.sink.address.to_string()])
+        .args(["--baseline", clap::ValueEnum::to_possible_value(&baseline).unwrap().get_name()])
+        .args(["--baseline-count", &count.to_string()])
+        .args(["--baseline-prefix", &bed.prefix])
+        .args(["--baseline-mongodb-url", &bed.mongodb_url])
+        .args(["--baseline-sink", &bench.sink.address.to_string()])
         .stdin(Stdio::piped())
         .stderr(Stdio::piped());
     let mut process = offramp_testkit::process::run(&mut program, Command::spawn).unwrap();
     let says = process.stderr.take().unwrap();
-    let log = bench.logs.join("floor.log");
-    let lines: [Line; 2] = [Box::new(|line| line == floors::BEGINS), Box::new(|line| line == floors::DONE)];
+    let log = bench.logs.join("baseline.log");
+    let lines: [Line; 2] = [Box::new(|line| line == baselines::BEGINS), Box::new(|line| line == baselines::DONE)];
     let [begins, done] = watch(says, process.id(), &log, lines);
-    let begun = begins.await.expect("a floor that begins");
-    let done = done.await.expect("a floor that ends well");
-    if floor.sends_mails() {
+    let begun = begins.await.expect("a baseline that begins");
+    let done = done.await.expect("a baseline that ends well");
+    if baseline.sends_mails() {
         assert_eq!(bench.sink.count() - mails_before, count);
     }
     drop(process.stdin.take());
@@ -287,19 +287,20 @@ async fn floor(bench: &Bench, floor: Floor, count: usize, change: &Change<'_>) -
     }
 }
 
-/// The job for 20,000 and for 100,000 cancellations, and the floors.
+/// The job for 20,000 and for 100,000 cancellations, and the baselines.
 pub async fn throughput(bench: &Bench) {
     for count in bench.counts([20_000, 100_000]) {
         head(&format!("{} cancellations that wait", whole(number(count))), &COLUMNS);
         let (mut jobs, mut bare) = (Vec::new(), Vec::new());
         for _ in 0..if count > 20_000 { 1 } else { ROUNDS } {
             jobs.push(Job::cancellations("job", count).measure(bench).await);
-            bare.push(floor(bench, Floor::Pipeline, count, &|_, _| {}).await);
+            bare.push(baseline(bench, Baseline::Pipeline, count, &|_, _| {}).await);
         }
         let (job, pipeline) = (middle(jobs), middle(bare));
         row("job", job.cells());
-        for kind in Floor::ALL {
-            let measured = if kind == Floor::Pipeline { pipeline } else { floor(bench, kind, count, &|_, _| {}).await };
+        for kind in Baseline::ALL {
+            let measured =
+                if kind == Baseline::Pipeline { pipeline } else { baseline(bench, kind, count, &|_, _| {}).await };
             row(kind.name(), measured.cells());
         }
         goal("job ÷ bare pipeline", &format!("{:.2}", job.rate() / pipeline.rate()), "at least 0.85");
@@ -395,7 +396,7 @@ pub async fn history(bench: &Bench) {
         for _ in 0..ROUNDS {
             let job = Job { change: Box::new(change.clone()), ..Job::cancellations("history", count) };
             jobs.push(job.measure(bench).await);
-            bare.push(floor(bench, Floor::Pipeline, count, &change).await);
+            bare.push(baseline(bench, Baseline::Pipeline, count, &change).await);
         }
         let (job, pipeline) = (middle(jobs), middle(bare));
         row(&whole(number(entries)), job.cells());
