@@ -35,7 +35,7 @@ demo: cargo services-up ## start servers, build, and show a story of cancellatio
 
 .PHONY: test
 test: cargo services-up ## start servers, run every test against them, unit and integration; then a minute of chaos (RABBITMQ=4 or 3.10: with that one)
-	@$(with_services) cargo test --locked
+	@$(with_services) INSTA_UPDATE=no INSTA_REQUIRE_FULL_MATCH=1 cargo test --workspace --locked
 	@$(MAKE) --no-print-directory chaos SECONDS=60 PROFILE=dev
 
 # The servers of `make chaos`, which kills them: none but its own. With Docker, under another name and on other ports.
@@ -86,9 +86,9 @@ fuzz: cargo ## feed the command parser what a fuzzer thinks of, for SECONDS=300 
 
 .PHONY: check
 check: cargo ## formatting, lints and documentation, each without a warning
-	cargo fmt --check
-	cargo clippy --all-targets --locked -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --locked
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 .PHONY: lint
 lint: cargo ## spelling, shell scripts, unused dependencies, and the licences and sources of all dependencies

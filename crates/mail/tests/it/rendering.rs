@@ -1,5 +1,6 @@
 //! Every email in every language, and what holds for all of them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use offramp_domain::notification::Notification;
@@ -25,6 +26,18 @@ fn every_email_matches_its_snapshot() {
             });
         }
     }
+}
+
+#[test]
+fn every_snapshot_belongs_to_an_email() {
+    let expected: BTreeSet<String> = LOCALES
+        .into_iter()
+        .flat_map(|locale| EmailKind::all().map(move |kind| format!("{locale}.{kind}.snap")))
+        .collect();
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/snapshots");
+    let files: BTreeSet<String> =
+        std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    assert_eq!(files, expected, "delete the snapshots of emails that no longer exist");
 }
 
 #[test]
