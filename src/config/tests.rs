@@ -297,7 +297,7 @@ fn mails_are_signed_by_a_key_under_a_name_for_a_domain() {
     );
     assert_eq!(
         from("no-reply@[192.0.2.1]", &["--dkim-selector", "s1"]).unwrap_err(),
-        "OFFRAMP_MAIL_FROM cannot be signed for by its own domain: it is not the name of a domain, such as example.com"
+        "OFFRAMP_MAIL_FROM cannot be signed for by its own domain: it is not a domain, such as example.com"
     );
     for (arguments, name) in [
         (&["--dkim-selector", "s1"], "OFFRAMP_DKIM_SELECTOR"),
