@@ -48,7 +48,7 @@ pub struct Claimer {
     pub handover: Handover,
     /// Identifies emails of earlier versions, which are not recorded yet.
     pub composer: Arc<Composer>,
-    /// The time between two searches; above [`CLAIM_EVERY`], that is used.
+    /// The time between two searches; 2 s at most.
     pub every: Duration,
     /// How long claimed entries belong to this process.
     pub lease: Duration,

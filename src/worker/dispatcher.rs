@@ -16,7 +16,7 @@ use super::event_sender::EventSender;
 use super::handover::{Handover, Queues};
 use super::lease;
 use super::marker::{ASIDE_MAX, Flusher, Marker, UNMARKED_EVENTS_MAX};
-use super::unmarked::{UNMARKED_EMAILS_MAX, Unmarked};
+use super::unmarked::{UNMARKED_EMAILS_MAX, UnmarkedEmails};
 use crate::amqp::{Publisher, Topology};
 use crate::clock;
 use crate::store::Store;
@@ -67,7 +67,7 @@ impl Dispatcher {
         let Queues { emails, events, mail_server, release } = self.queues;
         let (email_marks, tried_emails) = async_channel::bounded(UNMARKED_EMAILS_MAX);
         let (event_marks, tried_events) = async_channel::bounded(UNMARKED_EVENTS_MAX);
-        let unmarked = Arc::new(Unmarked::default());
+        let unmarked = Arc::new(UnmarkedEmails::default());
         let mut senders = JoinSet::new();
         for _ in 0..mail_connections {
             let sender = EmailSender {
@@ -120,7 +120,7 @@ async fn release_rest(
     queue: async_channel::Receiver<Leased>,
     release: CancellationToken,
     store: Store,
-    unmarked: Arc<Unmarked>,
+    unmarked: Arc<UnmarkedEmails>,
 ) {
     release.cancelled().await;
     let at = clock::now();

@@ -17,7 +17,7 @@ use super::lease;
 use super::mail_server::MailServer;
 use super::marker::TriedEmail;
 use super::pacer::{Pacer, Turn};
-use super::unmarked::Unmarked;
+use super::unmarked::UnmarkedEmails;
 use crate::advice;
 use crate::backoff::Backoff;
 use crate::clock;
@@ -52,7 +52,7 @@ pub(super) struct EmailSender {
     pub(super) mail_server: Arc<MailServer>,
     /// Cancelled when emails whose sending has not begun are to be released.
     pub(super) release: CancellationToken,
-    pub(super) unmarked: Arc<Unmarked>,
+    pub(super) unmarked: Arc<UnmarkedEmails>,
     pub(super) composer: Arc<Composer>,
     pub(super) connection: MailConnection,
     pub(super) store: Store,

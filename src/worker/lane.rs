@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::disposition::{Disposition, parse};
 use super::engine::{Engine, Interruption, Processed};
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies, unconfirmed};
-use super::set_aside::SetAside;
+use super::set_aside::SetAsideMessages;
 use crate::amqp::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publisher, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
@@ -49,7 +49,7 @@ pub struct Lane {
 impl Lane {
     /// Works until `shutdown`; then finishes the batch in flight.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let set_aside = SetAside::new(
+        let set_aside = SetAsideMessages::new(
             self.kind,
             self.topology.work_queue(self.kind),
             self.publisher.clone(),
@@ -64,7 +64,7 @@ impl Lane {
         self.consumer.close().await;
     }
 
-    async fn work(&mut self, set_aside: &SetAside, shutdown: &CancellationToken) {
+    async fn work(&mut self, set_aside: &SetAsideMessages, shutdown: &CancellationToken) {
         let mut backoff = Backoff::new(RESUME_DELAYS);
         loop {
             shutdown.run_until_cancelled(set_aside.wait_for_room()).await;
@@ -99,7 +99,7 @@ impl Lane {
         &self,
         batch: &Batch,
         parsed: &[Result<Task, Disposition>],
-        set_aside: &SetAside,
+        set_aside: &SetAsideMessages,
         shutdown: &CancellationToken,
     ) -> Result<Vec<Publication>, Interruption> {
         histogram!(BATCH_SIZE, "lane" => self.kind.as_str()).record(batch_size(batch));
@@ -126,7 +126,7 @@ impl Lane {
     }
 
     /// Acknowledges a batch. Messages whose copies were rejected are set aside instead.
-    async fn acknowledge(&self, mut batch: Batch, publications: Vec<Publication>, set_aside: &SetAside) {
+    async fn acknowledge(&self, mut batch: Batch, publications: Vec<Publication>, set_aside: &SetAsideMessages) {
         let deliveries = std::mem::take(&mut batch.deliveries);
         match batch.ack_but(&unconfirmed(&publications)).await {
             Ok(kept) => {
@@ -172,7 +172,11 @@ impl Lane {
         let (copies, reply) = match (disposition, task) {
             (Disposition::Retry(delay), _) => (vec![delivery.retry_copy(&self.topology, &queue, delay)], None),
             (Disposition::DeadLetter { reason, error }, _) => {
-                tracing::warn!(lane = %self.kind, %reason, %error, "message dead-lettered");
+                let command = match task {
+                    Some(Task::Command(command)) => Some(command.reference.key.id.as_str()),
+                    _ => None,
+                };
+                tracing::warn!(lane = %self.kind, command, %reason, %error, "message dead-lettered");
                 (vec![delivery.dead_letter(&self.topology, reason, &error, &queue, clock::now())], None)
             }
             (Disposition::Reject(rejected), Some(Task::Command(command))) => {
@@ -202,7 +206,7 @@ impl Lane {
 
     fn rejection(&self, command: &Command, rejected: &RejectedTask) -> CloudEvent {
         let rejection = &rejected.rejection;
-        tracing::info!(command = %command.reference.key.id.as_str(), kind = %command.reference.kind, %rejection, "command rejected");
+        tracing::info!(lane = %self.kind, command = command.reference.key.id.as_str(), %rejection, "command rejected");
         CloudEvent::of_rejection(command, rejected, &self.source, clock::now())
     }
 

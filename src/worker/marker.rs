@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::companions::Companions;
 use super::mail_server::MailServer;
-use super::unmarked::Unmarked;
+use super::unmarked::UnmarkedEmails;
 use crate::backoff::Backoff;
 use crate::store::outbox::claim::Mark;
 use crate::store::{Store, StoreError};
@@ -36,7 +36,7 @@ pub(super) struct TriedEmail {
     pub(super) mark: Mark,
     /// Whether events of the same change are in flight.
     pub(super) has_events: bool,
-    /// Its room in [`Unmarked`], until the mark is written.
+    /// Its room in [`UnmarkedEmails`], until the mark is written.
     pub(super) permit: OwnedSemaphorePermit,
 }
 
@@ -129,7 +129,7 @@ struct Batch {
 #[derive(Clone)]
 pub(super) struct Flusher {
     pub(super) store: Store,
-    pub(super) unmarked: Arc<Unmarked>,
+    pub(super) unmarked: Arc<UnmarkedEmails>,
     /// The duration of a lease.
     pub(super) lease: Duration,
 }

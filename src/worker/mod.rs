@@ -51,7 +51,7 @@ use engine::Engine;
 use handover::Handover;
 use indexes::Indexes;
 use lane::Lane;
-use startup::{Connected, Servers, StartupError};
+use startup::{ConnectedServers, Servers, StartupError};
 use sweeper::Sweeper;
 
 /// The prefetch of a lane, in batches: the next batch waits in memory while one is processed.
@@ -134,10 +134,10 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(parts: WorkerParts, connected: Connected, readiness: &Readiness) -> Self {
+    async fn start(parts: WorkerParts, connected: ConnectedServers, readiness: &Readiness) -> Self {
         let WorkerParts { broker, topology, composer, transport, mail_connections, mail_per_second, tuning, .. } =
             parts;
-        let Connected { store, database_ready, missing_indexes } = connected;
+        let ConnectedServers { store, database_ready, missing_indexes } = connected;
         let publisher = Publisher::declaring(broker.clone(), topology.clone());
         let watched = publisher.clone();
         readiness.watch("publisher", move || watched.status());

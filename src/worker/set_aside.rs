@@ -32,7 +32,7 @@ const BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// The messages of one lane that are set aside.
 #[derive(Debug)]
-pub(super) struct SetAside {
+pub(super) struct SetAsideMessages {
     lane: CommandType,
     work_queue: String,
     publisher: Publisher,
@@ -59,7 +59,7 @@ struct Message {
     since: Instant,
 }
 
-impl SetAside {
+impl SetAsideMessages {
     pub(super) fn new(lane: CommandType, work_queue: String, publisher: Publisher, health: LaneHealth) -> Self {
         // From 0, so that Prometheus sees the first increment.
         counter!(COPIES_REJECTED, "lane" => lane.as_str()).increment(0);

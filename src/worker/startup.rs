@@ -36,7 +36,7 @@ pub enum StartupError {
 }
 
 /// What a worker starts with.
-pub(super) struct Connected {
+pub(super) struct ConnectedServers {
     pub(super) store: Store,
     /// The component `mongodb` of `/readyz`.
     pub(super) database_ready: ReadyHandle,
@@ -47,7 +47,7 @@ pub(super) struct Connected {
 ///
 /// # Errors
 /// [`StartupError`].
-pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Result<Connected, StartupError> {
+pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Result<ConnectedServers, StartupError> {
     let Servers { broker, topology, mongodb_url, tls } = servers;
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
@@ -86,5 +86,5 @@ pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Resu
             Err(error) => database_unavailable(&error.reason(), backoff.next_delay()).await,
         }
     };
-    Ok(Connected { store, database_ready, missing_indexes })
+    Ok(ConnectedServers { store, database_ready, missing_indexes })
 }

@@ -13,7 +13,7 @@ pub const UNMARKED_EMAILS_MAX: usize = 256;
 
 /// The sent emails that are not marked yet, shared by the email senders and the marker.
 #[derive(Debug)]
-pub(super) struct Unmarked {
+pub(super) struct UnmarkedEmails {
     /// The ids of their entries. If the lease of one has expired and this process has claimed it again, it must not be sent
     /// again.
     entry_ids: Mutex<HashSet<String>>,
@@ -22,7 +22,7 @@ pub(super) struct Unmarked {
     late_flushes: watch::Sender<usize>,
 }
 
-impl Default for Unmarked {
+impl Default for UnmarkedEmails {
     fn default() -> Self {
         Self {
             entry_ids: Mutex::default(),
@@ -32,7 +32,7 @@ impl Default for Unmarked {
     }
 }
 
-impl Unmarked {
+impl UnmarkedEmails {
     /// Waits until one more email may be unmarked.
     pub(super) async fn permit(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.permits).acquire_owned().await.ok()
@@ -70,8 +70,8 @@ impl Unmarked {
     }
 }
 
-/// A flush that is late. See [`Unmarked::late_flush`].
-pub(super) struct LateFlush<'a>(&'a Unmarked);
+/// A flush that is late. See [`UnmarkedEmails::late_flush`].
+pub(super) struct LateFlush<'a>(&'a UnmarkedEmails);
 
 impl Drop for LateFlush<'_> {
     fn drop(&mut self) {
