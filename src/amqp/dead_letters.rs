@@ -29,8 +29,10 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::connection::{Broker, BrokerError, Link};
-use super::message::{DIED_AT_HEADER, Delivery, ERROR_HEADER, Outgoing, QUEUE_HEADER, REASON_HEADER, text};
+use super::field_value::text;
+use super::message::{DIED_AT_HEADER, Delivery, ERROR_HEADER, Outgoing, QUEUE_HEADER, REASON_HEADER};
 use super::publisher::{PublishError, Publisher};
+use super::reply_code::{ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED};
 use super::topology::Topology;
 use offramp_domain::command::CommandType;
 
@@ -55,10 +57,6 @@ const PARSED_BYTES_MAX: usize = 1024 * 1024;
 /// How much of a letter's id makes its handle, in hexadecimal digits: with 100,000 letters the chance that any two share one
 /// is 1 in 200. So it is for people only.
 const HANDLE_DIGITS: usize = 10;
-
-const ACCESS_REFUSED: u16 = 403;
-const NOT_FOUND: u16 = 404;
-const RESOURCE_LOCKED: u16 = 405;
 
 /// Why dead letters could not be looked at or dealt with. None is lost by it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -40,7 +40,7 @@ use futures_util::task::AtomicWaker;
 use lapin::AsyncTcpStream;
 use lapin::types::parsing::parse_field_table;
 
-use super::message::text;
+use super::field_value::text;
 
 /// How deep header fields may be nested: far beyond what anybody means, far from what a stack takes.
 const DEPTH_MAX: usize = 64;

@@ -9,6 +9,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
+use super::field_value::text;
 use super::topology::{RetryDelay, Topology};
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::dead_letter::DeadLetterReason;
@@ -351,15 +352,6 @@ fn number(properties: &BasicProperties, name: &str) -> Option<u64> {
         AMQPValue::LongUInt(value) => Some(u64::from(*value)),
         AMQPValue::LongLongInt(value) => u64::try_from(*value).ok(),
         value => text(value)?.parse().ok(),
-    }
-}
-
-/// A header's value, where it is text.
-pub(super) fn text(value: &AMQPValue) -> Option<&str> {
-    match value {
-        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
-        AMQPValue::ShortString(text) => Some(text.as_str()),
-        _ => None,
     }
 }
 

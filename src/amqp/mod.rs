@@ -11,23 +11,29 @@
 //! *confirmed*; and a channel in doubt is thrown away, which makes the broker deliver again whatever it still holds.
 //! Both can make a message arrive twice, neither can lose one; the command's `(source, id)` settles repeats.
 
+pub mod batch;
 pub mod connection;
 pub mod consumer;
 pub mod dead_letters;
+mod field_value;
 mod frame_filter;
-pub mod health;
+pub mod lane_health;
 pub mod message;
 pub mod publisher;
+mod reply_code;
+pub mod session;
 pub mod topology;
 pub mod url;
 
+pub use batch::{Batch, DeliverySetAside};
 pub use connection::{Broker, BrokerError};
-pub use consumer::{Batch, Consumer, Kept, Lost};
+pub use consumer::Consumer;
 pub use dead_letters::{DeadLetters, DeadLettersError, Held, Letter, Scan};
 #[cfg(fuzzing)]
 pub use frame_filter::properties::check as check_frames;
-pub use health::{LaneHealth, LaneState, LaneStatus};
+pub use lane_health::{LaneHealth, LaneState, LaneStatus};
 pub use message::{Delivery, Outgoing};
 pub use publisher::{PublishError, Publisher};
+pub use session::AckLost;
 pub use topology::{Declared, Inspected, RetryDelay, Topology, TopologyError};
 pub use url::{BrokerUrls, InvalidBrokerUrl};

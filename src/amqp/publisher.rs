@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, code, count_connection, explain};
 use super::message::Outgoing;
+use super::reply_code::NOT_FOUND;
 use super::topology::Topology;
 use crate::backoff::Backoff;
 
@@ -26,8 +27,6 @@ use crate::backoff::Backoff;
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
 /// How many calls may publish at once, each on a channel of its own.
 const CHANNELS_MAX: u32 = 16;
-/// AMQP's code for an object that does not exist.
-const NOT_FOUND: u16 = 404;
 /// Why nothing gets out over a connection that stands.
 const BLOCKED: &str = "RabbitMQ takes no messages for now: it is short of memory or disk";
 /// What [`Publisher::status`] sends: to no queue, so the broker confirms it and forgets it.

@@ -14,6 +14,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, ExchangeKind};
 
 use super::connection::{Broker, BrokerError, Link, ask};
+use super::reply_code::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED};
 use offramp_domain::command::CommandType;
 
 /// How often the broker may deliver one message without an answer before it makes it a dead letter, with no word of ours.
@@ -447,10 +448,6 @@ impl Declaring<'_> {
         Ok(())
     }
 }
-
-const ACCESS_REFUSED: u16 = 403;
-const NOT_FOUND: u16 = 404;
-const PRECONDITION_FAILED: u16 = 406;
 
 fn code(error: &TopologyError) -> Option<u16> {
     match error {

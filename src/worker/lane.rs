@@ -13,7 +13,7 @@ use super::disposition::{Disposition, parse};
 use super::engine::{Engine, Interruption, Processed};
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies, unconfirmed};
 use super::set_aside::SetAsideMessages;
-use crate::amqp::{Batch, Consumer, Delivery, Kept, Outgoing, PublishError, Publisher, Topology};
+use crate::amqp::{Batch, Consumer, Delivery, DeliverySetAside, Outgoing, PublishError, Publisher, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::metrics::BATCH_SIZE;
@@ -128,7 +128,7 @@ impl Lane {
     /// Acknowledges a batch. Messages whose copies were rejected are set aside instead.
     async fn acknowledge(&self, mut batch: Batch, publications: Vec<Publication>, set_aside: &SetAsideMessages) {
         let deliveries = std::mem::take(&mut batch.deliveries);
-        match batch.ack_but(&unconfirmed(&publications)).await {
+        match batch.ack_except(&unconfirmed(&publications)).await {
             Ok(kept) => {
                 let mut kept = kept.into_iter();
                 for (delivery, publication) in deliveries.into_iter().zip(publications) {
@@ -148,7 +148,7 @@ impl Lane {
     /// Before a batch that cannot be decided now is released: replaces its messages by copies if one of them was redelivered
     /// often, because a copy's redelivery count starts at zero. Those that could not be copied are released when they are
     /// dropped.
-    async fn replace(&self, batch: Batch, shutdown: &CancellationToken) -> Vec<Kept> {
+    async fn replace(&self, batch: Batch, shutdown: &CancellationToken) -> Vec<DeliverySetAside> {
         if !batch.deliveries.iter().any(needs_replacement) {
             return Vec::new();
         }
@@ -159,7 +159,7 @@ impl Lane {
         if self.publish(&mut replacements, REJECTIONS_MAX, &batch, shutdown).await.is_err() {
             return Vec::new();
         }
-        batch.ack_but(&unconfirmed(&replacements)).await.unwrap_or_else(|lost| {
+        batch.ack_except(&unconfirmed(&replacements)).await.unwrap_or_else(|lost| {
             tracing::debug!(lane = %self.kind, %lost, "cannot acknowledge messages that were replaced by copies");
             Vec::new()
         })

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies};
 use crate::amqp::message::weight;
-use crate::amqp::{Delivery, Kept, LaneHealth, Publisher};
+use crate::amqp::{Delivery, DeliverySetAside, LaneHealth, Publisher};
 use crate::backoff::Backoff;
 use crate::metrics::COPIES_REJECTED;
 use offramp_domain::command::CommandType;
@@ -53,7 +53,7 @@ struct Contents {
 /// One message that is set aside.
 #[derive(Debug)]
 struct Message {
-    kept: Kept,
+    kept: DeliverySetAside,
     delivery: Delivery,
     publication: Publication,
     since: Instant,
@@ -72,7 +72,7 @@ impl SetAsideMessages {
     }
 
     /// Sets aside a message whose copies were rejected.
-    pub(super) fn add(&self, kept: Kept, delivery: Delivery, publication: Publication) {
+    pub(super) fn add(&self, kept: DeliverySetAside, delivery: Delivery, publication: Publication) {
         let problem = publication.problem();
         tracing::error!(lane = %self.lane, problem, "RabbitMQ rejects a copy; its message is set aside and retried");
         counter!(COPIES_REJECTED, "lane" => self.lane.as_str()).increment(1);
@@ -176,7 +176,7 @@ impl SetAsideMessages {
         let newest = contents.messages.last().map(|message| message.publication.problem().to_owned());
         let count = contents.count;
         drop(contents);
-        self.health.holds_back(newest.map(|problem| {
+        self.health.set_aside(newest.map(|problem| {
             let messages = if count == 1 { "1 message is".to_owned() } else { format!("{count} messages are") };
             format!("{messages} set aside and retried, because RabbitMQ rejects a copy: {problem}")
         }));

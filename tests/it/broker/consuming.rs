@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use offramp::amqp::{Consumer, Kept, LaneState};
+use offramp::amqp::{Consumer, DeliverySetAside, LaneState};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -90,7 +90,7 @@ async fn a_kept_delivery_is_settled_by_nobody_else_and_comes_again() {
             let indexes: Vec<_> =
                 (0..bodies.len()).filter(|&index| ["0", "7", "13"].contains(&&*bodies[index])).collect();
             let names = indexes.iter().map(|&index| bodies[index].clone());
-            kept.extend(names.zip(batch.ack_but(&indexes).await.unwrap()));
+            kept.extend(names.zip(batch.ack_except(&indexes).await.unwrap()));
         }
         assert_eq!(kept.keys().collect::<Vec<_>>(), ["0", "13", "7"]);
         kept.remove("7").unwrap().ack().await.unwrap();
@@ -98,7 +98,7 @@ async fn a_kept_delivery_is_settled_by_nobody_else_and_comes_again() {
         let batch = next(&mut consumer).await;
         assert_eq!(bodies(&batch), ["20"]);
         batch.ack().await.unwrap();
-        assert!(kept.values().all(Kept::is_live));
+        assert!(kept.values().all(DeliverySetAside::is_live));
 
         // A lane that waits for its next delivery begins anew.
         let (batch, ()) = tokio::join!(next(&mut consumer), async {
@@ -130,7 +130,7 @@ async fn kept_deliveries_take_no_room_from_those_that_follow() {
         for text in &texts {
             let batch = timeout(SOON, consumer.next_batch(1, &CancellationToken::new())).await.unwrap().unwrap();
             assert_eq!(bodies(&batch), [text]);
-            kept.extend(batch.ack_but(&[0]).await.unwrap());
+            kept.extend(batch.ack_except(&[0]).await.unwrap());
         }
         for kept in kept {
             kept.ack().await.unwrap();

@@ -1,12 +1,14 @@
-//! What `/readyz` says about the lanes. A lane looks alive only while its channel stands at the moment of asking.
+//! The state of each lane, for `/readyz`. A lane is ready only while its channel is open at the moment of asking.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use super::consumer::{GONE, Session};
+use strum::IntoStaticStr;
 
-/// A lane's state, shared between the lane and whoever asks. Cheap to clone.
+use super::session::{CHANNEL_GONE, Session};
+
+/// A lane's state, shared between the lane and its observers. Cheap to clone.
 #[derive(Clone)]
 pub struct LaneHealth(Arc<Inner>);
 
@@ -19,21 +21,22 @@ struct Recorded {
     state: LaneState,
     since: Instant,
     problem: Option<String>,
-    /// Why some messages are held back, while the lane goes on with the others.
-    held_back: Option<String>,
+    /// Why some messages are set aside while the lane processes the others.
+    set_aside: Option<String>,
     session: Weak<Session>,
 }
 
 /// What a lane is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum LaneState {
-    /// Not consuming; trying to.
+    /// Not consuming yet; connecting.
     Connecting,
     /// Consuming: the broker may deliver at any moment.
     Consuming,
-    /// Not consuming on purpose, because something else is away (contract §7: that is nobody's failure).
+    /// Not consuming on purpose, because another server is unavailable.
     Paused,
-    /// Ended, in order or not. It does not come back.
+    /// Ended for good, in order or not.
     Stopped,
 }
 
@@ -41,66 +44,57 @@ impl LaneState {
     /// The name, as `/readyz` shows it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Consuming => "consuming",
-            Self::Paused => "paused",
-            Self::Stopped => "stopped",
-        }
+        self.into()
     }
 }
 
 /// A lane at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneStatus {
-    /// Which lane.
     pub lane: String,
-    /// What it is doing.
     pub state: LaneState,
-    /// For how long it has been doing so.
+    /// How long it has been in this state.
     pub since: Duration,
-    /// Why it is not consuming, where that is known; or why it holds messages back while it consumes. Never holds a
-    /// password.
+    /// Why it is not consuming, if known; or why it sets messages aside while it consumes. Never contains a password.
     pub problem: Option<String>,
 }
 
 impl LaneHealth {
-    /// A lane that has not begun: [`LaneState::Connecting`].
+    /// A lane that has not connected yet.
     #[must_use]
     pub fn new(lane: impl Into<String>) -> Self {
         let state = Recorded {
             state: LaneState::Connecting,
             since: Instant::now(),
             problem: None,
-            held_back: None,
+            set_aside: None,
             session: Weak::new(),
         };
         Self(Arc::new(Inner { lane: lane.into(), state: Mutex::new(state) }))
     }
 
-    /// What the lane is doing now.
     #[must_use]
     pub fn status(&self) -> LaneStatus {
         let recorded = self.lock();
-        // The lane may be busy with a batch, and not know yet that its channel is gone.
+        // A lane that is busy with a batch may not know yet that its channel is gone.
         let lost = match recorded.session.upgrade() {
             _ if recorded.state != LaneState::Consuming => None,
             Some(session) => session.problem(),
-            None => Some(GONE),
+            None => Some(CHANNEL_GONE),
         };
         let problem = lost.map_or_else(|| recorded.problem.clone(), |why| Some(why.to_owned()));
         LaneStatus {
             lane: self.0.lane.clone(),
             state: if lost.is_some() { LaneState::Connecting } else { recorded.state },
             since: recorded.since.elapsed(),
-            problem: problem.or_else(|| recorded.held_back.clone()),
+            problem: problem.or_else(|| recorded.set_aside.clone()),
         }
     }
 
-    /// Whether the lane consumes, and holds nothing back: what readiness asks. The error says why not.
+    /// `Ok` while the lane consumes and sets nothing aside.
     ///
     /// # Errors
-    /// Why not, as a sentence without passwords.
+    /// Why it is not ready, without passwords.
     pub fn readiness(&self) -> Result<(), String> {
         let LaneStatus { state, problem, .. } = self.status();
         match (state, problem) {
@@ -109,19 +103,18 @@ impl LaneHealth {
         }
     }
 
-    /// The same, without the reason.
+    /// Whether [`Self::readiness`] is `Ok`.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.readiness().is_ok()
     }
 
-    /// For the lane: some messages are held back (`why`), or none are any more. It goes on with the others.
-    pub fn holds_back(&self, why: Option<String>) {
-        self.lock().held_back = why;
+    /// Records that some messages are set aside (`why`), or no more.
+    pub fn set_aside(&self, why: Option<String>) {
+        self.lock().set_aside = why;
     }
 
-    /// For the lane: it holds what it has and waits for something else to come back (`why`), without consuming further.
-    /// The consumer's next batch ends the pause.
+    /// Records that the lane holds what it has and waits for another server (`why`). The consumer's next batch ends the pause.
     pub fn paused(&self, why: &str) {
         self.set(LaneState::Paused, Some(why.to_owned()), Weak::new());
     }
