@@ -14,7 +14,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
 use offramp::amqp::{RetryDelay, Topology};
-use offramp::config::secret::redact;
+use offramp::config::redact;
 use offramp_domain::command::CommandType;
 use serde_json::Value;
 use tokio::net::TcpStream;

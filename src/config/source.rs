@@ -1,4 +1,4 @@
-//! Where a setting's value comes from, and what is said when it is bad.
+//! Where a setting's value comes from, and the error for an invalid value.
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -7,19 +7,18 @@ use clap::builder::{OsStr as ClapOsStr, Resettable, TypedValueParser};
 use clap::error::ErrorKind;
 use clap::{Arg, Command, Error};
 
-use super::secret::redact;
+use super::redact::{PEM, redact};
 
-/// Begins the default of a setting whose value could not even be had; the rest is the sentence to say when the setting is
-/// needed, so that `--help`, a flag instead, or a command that does without it still work. No value from outside begins
-/// so: neither variables nor arguments can, and [`read`] refuses such files.
+/// Begins the default of a setting whose value cannot be read. The rest of the default is the error, reported only when the
+/// setting is used, so that `--help`, the flag, and subcommands without the setting still work. No other value begins with it:
+/// variables and arguments cannot contain it, and [`read`] rejects files that do.
 const UNAVAILABLE: char = '\0';
 
-/// Parses a setting's value. A bad one is answered with a sentence that names the setting and its value (without
-/// what is secret in it), and says why it is bad and what would be right.
+/// Parses a setting's value. The error names the setting and its value without secrets, and says why the value is invalid.
 #[derive(Clone)]
 pub(super) struct Setting<T> {
     parse: fn(&str) -> Result<T, String>,
-    /// Whether all of its value is secret, and not only a password in it.
+    /// Whether the whole value is secret, not only a password in it.
     is_secret: bool,
 }
 
@@ -27,7 +26,7 @@ pub(super) fn setting<T>(parse: fn(&str) -> Result<T, String>) -> Setting<T> {
     Setting { parse, is_secret: false }
 }
 
-/// A setting whose value is not shown, not even a wrong one.
+/// A setting whose value is never shown, even if it is invalid.
 pub(super) fn secret_setting<T>(parse: fn(&str) -> Result<T, String>) -> Setting<T> {
     Setting { parse, is_secret: true }
 }
@@ -39,7 +38,7 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Setting<T> {
         let fail = |why: &str| {
             let name = arg.map(name_of).unwrap_or_default();
             let message = if self.is_secret {
-                format!("{name} cannot be what it is set to: {why}")
+                format!("{name} has an invalid value: {why}")
             } else {
                 format!("{name} cannot be \"{}\": {why}", redact(&value.to_string_lossy()))
             };
@@ -53,64 +52,57 @@ impl<T: Clone + Send + Sync + 'static> TypedValueParser for Setting<T> {
     }
 }
 
-/// clap puts no line break behind a raw message.
+/// clap appends no line break to a raw message.
 fn with_newline(mut message: String) -> String {
     message.push('\n');
     message
 }
 
-/// `OFFRAMP_PREFIX (--prefix)`
+/// The setting in an error: `OFFRAMP_PREFIX (--prefix)`.
 fn name_of(arg: &Arg) -> String {
-    // Not `get_env`: a variable that is set to nothing has been taken from the argument.
-    let flag = arg.get_long().unwrap_or_default();
-    format!("OFFRAMP_{} (--{flag})", flag.to_uppercase().replace('-', "_"))
+    format!("{} (--{})", variable_of(arg), arg.get_long().unwrap_or_default())
 }
 
-/// Lets every setting of `command` and its subcommands come from the file that `NAME_FILE` names, and treats a variable
-/// that is set to nothing as not set (`OFFRAMP_TEMPLATES=` in a compose file).
-///
-/// `variable` reads an environment variable: `std::env::var_os`, except in tests.
-#[must_use]
-pub fn from_environment(command: Command, variable: &dyn Fn(&OsStr) -> Option<OsString>) -> Command {
+/// The environment variable of a setting: `OFFRAMP_PREFIX`.
+pub(super) fn variable_of(arg: &Arg) -> String {
+    format!("OFFRAMP_{}", arg.get_long().unwrap_or_default().to_uppercase().replace('-', "_"))
+}
+
+/// See [`super::from_environment`].
+pub(super) fn from_environment(
+    command: Command,
+    is_setting: &dyn Fn(&Arg) -> bool,
+    variable: &dyn Fn(&OsStr) -> Option<OsString>,
+) -> Command {
     command
-        .mut_args(|arg| arg_from_environment(arg, variable))
-        .mut_subcommands(|subcommand| from_environment(subcommand, variable))
+        .mut_args(|arg| if is_setting(&arg) { arg_from_environment(arg, variable) } else { arg })
+        .mut_subcommands(|subcommand| from_environment(subcommand, is_setting, variable))
 }
 
 fn arg_from_environment(arg: Arg, variable: &dyn Fn(&OsStr) -> Option<OsString>) -> Arg {
-    let Some(name) = arg.get_env().map(OsStr::to_owned) else { return arg };
-    let set = |name: &OsStr| variable(name).filter(|value| !value.is_empty());
-    let mut file_name = name.clone();
-    file_name.push("_FILE");
+    let name = variable_of(&arg);
+    let file_name = format!("{name}_FILE");
+    let set = |name: &str| variable(name.as_ref()).filter(|value| !value.is_empty());
 
-    let is_set_to_nothing = set(&name).is_none() && variable(&name).is_some();
-    let arg = if is_set_to_nothing { arg.env(Resettable::<ClapOsStr>::Reset) } else { arg };
+    let arg = arg.hide_env_values(true);
+    // clap would take an empty variable for a value.
+    let is_empty = set(&name).is_none() && variable(name.as_ref()).is_some();
+    let arg = if is_empty { arg } else { arg.env(&name) };
 
     match (set(&name), set(&file_name)) {
         (_, None) => arg,
         (None, Some(path)) => match read(Path::new(&path)) {
             Ok(value) => arg.default_value(value).hide_default_value(true),
-            Err(why) => unavailable(
-                arg,
-                &format!(
-                    "{}: cannot read the file {} (see {}): {why}",
-                    name.to_string_lossy(),
-                    path.to_string_lossy(),
-                    file_name.to_string_lossy()
-                ),
-            ),
+            Err(why) => {
+                let path = path.to_string_lossy();
+                unavailable(arg, &format!("{name}: cannot read the file {path} (see {file_name}): {why}"))
+            }
         },
-        (Some(_), Some(_)) => unavailable(
-            arg,
-            &format!("{} and {} are both set; unset one of them", name.to_string_lossy(), file_name.to_string_lossy()),
-        ),
+        (Some(_), Some(_)) => unavailable(arg, &format!("{name} and {file_name} are both set; unset one of them")),
     }
 }
 
-/// What a key or certificate in PEM form has in it. Only such a value has more than one line.
-pub(super) const PEM: &str = "-----BEGIN ";
-
-/// The content of a file without its last line break, which editors and `echo` add.
+/// The content of a file without the trailing line breaks that editors and `echo` add.
 fn read(path: &Path) -> Result<String, String> {
     let mut text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     text.truncate(text.trim_end_matches(['\r', '\n']).len());
@@ -119,7 +111,7 @@ fn read(path: &Path) -> Result<String, String> {
     }
     let is_pem = text.contains(PEM);
     if text.contains(|c: char| c.is_control() && !(is_pem && matches!(c, '\r' | '\n'))) {
-        return Err("the file must hold one line of text, the value alone".to_owned());
+        return Err("the file must contain only the value, on one line".to_owned());
     }
     Ok(text)
 }

@@ -1,4 +1,4 @@
-//! Settings as command lines and the environment give them.
+//! Settings from command lines, environment variables and files.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -29,8 +29,8 @@ enum Subcommand {
     Rest,
 }
 
-/// A command line, read with these environment variables. clap reads plain variables from the process, whose tests must be
-/// spared, so here they matter only for `NAME_FILE`; that they are read is tested on the built program.
+/// Parses a command line with these environment variables. clap reads plain variables from the process, which other tests share,
+/// so they matter here only for `NAME_FILE`. Tests of the built program cover plain variables.
 fn parse(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Program, clap::Error> {
     let command = without_process_variables(command(variables));
     let matches = command.try_get_matches_from([&["offramp"], arguments].concat())?;
@@ -54,8 +54,8 @@ fn settings(arguments: &[&str], variables: &[(&str, &str)]) -> Settings {
     }
 }
 
-/// The sentence said about a bad command line; it always leads to exit code 2.
-fn refusal(arguments: &[&str], variables: &[(&str, &str)]) -> String {
+/// The error for an invalid command line. Its exit code is always 2.
+fn error_of(arguments: &[&str], variables: &[(&str, &str)]) -> String {
     let error = parse(&[&["run"], arguments].concat(), variables).unwrap_err();
     assert_eq!(error.exit_code(), 2, "{error}");
     let text = error.to_string();
@@ -63,7 +63,7 @@ fn refusal(arguments: &[&str], variables: &[(&str, &str)]) -> String {
 }
 
 #[test]
-fn defaults_are_those_of_the_contract() {
+fn defaults_do_not_change() {
     let settings = settings(&[], &[]);
     assert_eq!(settings.broker.amqp_url.to_string(), "amqp://guest@localhost:5672/%2F");
     assert_eq!(settings.broker.prefix, "subscriptions");
@@ -90,7 +90,7 @@ fn defaults_are_those_of_the_contract() {
 
 #[test]
 fn every_setting_is_a_variable_and_a_flag_of_the_same_name() {
-    let mut command = Program::command();
+    let mut command = command(&[]);
     command.build();
     let run = command.find_subcommand("run").unwrap();
     let mut names = Vec::new();
@@ -106,7 +106,7 @@ fn every_setting_is_a_variable_and_a_flag_of_the_same_name() {
 }
 
 #[test]
-fn a_setting_may_come_from_a_file() {
+fn a_setting_can_come_from_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &str| {
         let path = folder.path().join(name);
@@ -131,7 +131,7 @@ fn a_setting_may_come_from_a_file() {
         let settings = settings(&["--dkim-selector", "s1", "--mail-from", "no-reply@example.com"], &variables);
         settings.dkim.signer(&settings.sender.mail_from).unwrap().unwrap().dns_name()
     };
-    assert_eq!(signing(&file("key", RSA_KEY)), "s1._domainkey.example.com", "a key has many lines");
+    assert_eq!(signing(&file("key", RSA_KEY)), "s1._domainkey.example.com", "a key has several lines");
     assert_eq!(signing(&file("key", &RSA_KEY.replace('\n', "\r\n"))), "s1._domainkey.example.com");
 
     let level = file("level", "debug\n");
@@ -139,36 +139,35 @@ fn a_setting_may_come_from_a_file() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named_with_its_variable() {
+fn errors_name_an_unreadable_file_and_its_variable() {
     let missing = [("OFFRAMP_SMTP_URL_FILE", "/does/not/exist")];
     assert_eq!(
-        refusal(&[], &missing),
+        error_of(&[], &missing),
         "OFFRAMP_SMTP_URL: cannot read the file /does/not/exist (see OFFRAMP_SMTP_URL_FILE): No such file or directory (os \
          error 2)"
     );
-    assert!(parse(&["rest"], &missing).is_ok(), "a command that does not need it does not mind");
-    assert!(parse(&["run", "--smtp-url", "smtp://mail"], &missing).is_ok(), "the flag makes up for it");
+    assert!(parse(&["rest"], &missing).is_ok(), "subcommands without the setting still work");
+    assert!(parse(&["run", "--smtp-url", "smtp://mail"], &missing).is_ok(), "the flag replaces it");
 
     let file = tempfile::NamedTempFile::new().unwrap();
-    for (content, why) in
-        [("\n", "the file is empty"), ("a\nb\n", "the file must hold one line of text, the value alone")]
+    for (content, why) in [("\n", "the file is empty"), ("a\nb\n", "the file must contain only the value, on one line")]
     {
         fs::write(file.path(), content).unwrap();
-        let refusal = refusal(&[], &[("OFFRAMP_PREFIX_FILE", file.path().to_str().unwrap())]);
-        assert!(refusal.ends_with(why), "{refusal}");
+        let error = error_of(&[], &[("OFFRAMP_PREFIX_FILE", file.path().to_str().unwrap())]);
+        assert!(error.ends_with(why), "{error}");
     }
 }
 
 #[test]
-fn a_variable_and_its_file_together_are_a_mistake() {
+fn a_variable_and_its_file_cannot_both_be_set() {
     let variables = [("OFFRAMP_PREFIX", "a"), ("OFFRAMP_PREFIX_FILE", "/b")];
-    assert_eq!(refusal(&[], &variables), "OFFRAMP_PREFIX and OFFRAMP_PREFIX_FILE are both set; unset one of them");
-    // Nothing is as good as not set.
+    assert_eq!(error_of(&[], &variables), "OFFRAMP_PREFIX and OFFRAMP_PREFIX_FILE are both set; unset one of them");
+    // An empty variable counts as unset.
     assert_eq!(settings(&[], &[("OFFRAMP_PREFIX", "a"), ("OFFRAMP_PREFIX_FILE", "")]).broker.prefix, "subscriptions");
 }
 
 #[test]
-fn bad_values_are_answered_with_the_setting_the_reason_and_the_remedy() {
+fn errors_name_the_setting_the_reason_and_the_remedy() {
     let cases = [
         (
             "--prefix",
@@ -179,8 +178,8 @@ fn bad_values_are_answered_with_the_setting_the_reason_and_the_remedy() {
         (
             "--prefix",
             "amq.x",
-            "OFFRAMP_PREFIX (--prefix) cannot be \"amq.x\": names that begin with \"amq.\" belong to \
-                               RabbitMQ; choose another prefix",
+            "OFFRAMP_PREFIX (--prefix) cannot be \"amq.x\": names that begin with \"amq.\" are \
+                               reserved for RabbitMQ; choose another prefix",
         ),
         (
             "--sweep-seconds",
@@ -197,7 +196,7 @@ fn bad_values_are_answered_with_the_setting_the_reason_and_the_remedy() {
             "--http-addr",
             "localhost",
             "OFFRAMP_HTTP_ADDR (--http-addr) cannot be \"localhost\": it is not an IP address with \
-                                      a port; write 127.0.0.1:9464, or 0.0.0.0:9464 to answer from everywhere",
+                                      a port; write 127.0.0.1:9464, or 0.0.0.0:9464 to listen on all addresses",
         ),
         (
             "--templates",
@@ -210,7 +209,7 @@ fn bad_values_are_answered_with_the_setting_the_reason_and_the_remedy() {
             "--mongodb-url",
             "mongodb://db:27017",
             "OFFRAMP_MONGODB_URL (--mongodb-url) cannot be \"mongodb://db:27017\": it \
-                                                 names no database; write its name behind the host, such as \
+                                                 names no database; add its name after the host, such as \
                                                  mongodb://localhost:27017/offramp",
         ),
         (
@@ -221,24 +220,24 @@ fn bad_values_are_answered_with_the_setting_the_reason_and_the_remedy() {
         ),
     ];
     for (flag, value, expected) in cases {
-        assert_eq!(refusal(&[flag, value], &[]), expected);
+        assert_eq!(error_of(&[flag, value], &[]), expected);
     }
-    // What is wrong with an address is said, and tested, by the part that uses it.
+    // The modules that own these types test the reasons.
     for (flag, name, value) in [
         ("--amqp-url", "OFFRAMP_AMQP_URL", "rabbit"),
         ("--smtp-url", "OFFRAMP_SMTP_URL", "mail:25"),
         ("--mail-from", "OFFRAMP_MAIL_FROM", "nobody"),
     ] {
-        let refusal = refusal(&[flag, value], &[]);
-        assert!(refusal.starts_with(&format!("{name} ({flag}) cannot be \"{value}\": ")), "{refusal}");
+        let error = error_of(&[flag, value], &[]);
+        assert!(error.starts_with(&format!("{name} ({flag}) cannot be \"{value}\": ")), "{error}");
     }
-    let refusal = refusal(&["--log", "offramp=loud"], &[]);
-    assert!(refusal.starts_with("OFFRAMP_LOG (--log) cannot be \"offramp=loud\": "), "{refusal}");
+    let error = error_of(&["--log", "offramp=loud"], &[]);
+    assert!(error.starts_with("OFFRAMP_LOG (--log) cannot be \"offramp=loud\": "), "{error}");
     assert_eq!(parse(&["run", "--nonsense"], &[]).unwrap_err().kind(), ErrorKind::UnknownArgument);
 }
 
 #[test]
-fn a_bad_address_keeps_its_password() {
+fn errors_never_quote_passwords() {
     for (flag, value) in [
         ("--amqp-url", "amqp://app:s3cret@rabbit:port"),
         ("--amqp-url", "amqp://app:s3cret/x@rabbit"),
@@ -260,7 +259,7 @@ fn a_bad_address_keeps_its_password() {
 }
 
 #[test]
-fn a_mongodb_url_that_trusts_any_server_is_refused() {
+fn a_mongodb_url_that_accepts_any_server_is_invalid() {
     let url = |parameters: &str| format!("mongodb://app:s3cret@db/shop?tls=true&{parameters}");
     for (parameter, name) in [
         ("tlsInsecure=true", "tlsInsecure"),
@@ -278,7 +277,7 @@ const RSA_KEY: &str = include_str!("../../crates/testkit/src/dkim/rsa.pkcs8.pem"
 const ED25519_KEY: &str = include_str!("../../crates/testkit/src/dkim/ed25519.pem");
 
 #[test]
-fn mails_are_signed_by_a_key_under_a_name_for_a_domain() {
+fn emails_are_signed_with_a_key_a_selector_and_a_domain() {
     let signer = |arguments: &[&str]| {
         let settings = settings(arguments, &[]);
         settings.dkim.signer(&settings.sender.mail_from).map(|signer| signer.unwrap().dns_name())
@@ -293,23 +292,23 @@ fn mails_are_signed_by_a_key_under_a_name_for_a_domain() {
 
     assert_eq!(
         with(&[]).unwrap_err(),
-        "OFFRAMP_DKIM_KEY is set, and OFFRAMP_DKIM_SELECTOR is not: under which name is the public key in the DNS?"
+        "OFFRAMP_DKIM_KEY is set but OFFRAMP_DKIM_SELECTOR is not: set it to the name of the key in the DNS"
     );
     assert_eq!(
         from("no-reply@[192.0.2.1]", &["--dkim-selector", "s1"]).unwrap_err(),
-        "OFFRAMP_MAIL_FROM cannot be signed for by its own domain: it is not a domain, such as example.com"
+        "the domain of OFFRAMP_MAIL_FROM cannot sign emails: it is not a domain, such as example.com"
     );
     for (arguments, name) in [
         (&["--dkim-selector", "s1"], "OFFRAMP_DKIM_SELECTOR"),
         (&["--dkim-domain", "example.com"], "OFFRAMP_DKIM_DOMAIN"),
     ] {
         let error = signer(arguments).unwrap_err();
-        assert_eq!(error, format!("{name} is set, and OFFRAMP_DKIM_KEY is not: no mail would be signed"));
+        assert_eq!(error, format!("{name} is set but OFFRAMP_DKIM_KEY is not: emails would not be signed"));
     }
 }
 
 #[test]
-fn a_bad_key_is_refused_without_showing_it_wherever_it_was_put() {
+fn errors_never_quote_keys() {
     let bare: String = RSA_KEY.lines().filter(|line| !line.starts_with('-')).collect();
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), RSA_KEY.replace("MII", "AAA")).unwrap();
@@ -318,12 +317,12 @@ fn a_bad_key_is_refused_without_showing_it_wherever_it_was_put() {
         (
             vec!["--dkim-key", bare.as_str()],
             vec![],
-            "OFFRAMP_DKIM_KEY (--dkim-key) cannot be what it is set to: it is not a private key in PEM form",
+            "OFFRAMP_DKIM_KEY (--dkim-key) has an invalid value: it is not a private key in PEM form",
         ),
         (
             vec![],
             vec![("OFFRAMP_DKIM_KEY_FILE", path)],
-            "OFFRAMP_DKIM_KEY (--dkim-key) cannot be what it is set to: it is neither an RSA key of 2048 to 4096 bits nor",
+            "OFFRAMP_DKIM_KEY (--dkim-key) has an invalid value: it is neither an RSA key of 2048 to 4096 bits nor",
         ),
         (vec![], vec![("OFFRAMP_PREFIX_FILE", path)], "OFFRAMP_PREFIX (--prefix) cannot be \"***\": a prefix has"),
     ] {
@@ -336,7 +335,7 @@ fn a_bad_key_is_refused_without_showing_it_wherever_it_was_put() {
 }
 
 #[test]
-fn settings_can_be_logged() {
+fn debug_output_of_settings_has_no_secrets() {
     let arguments = [
         "--amqp-url",
         "amqps://app:s3cret@rabbit/shop",

@@ -398,8 +398,7 @@ async fn check_says_what_is_wrong_and_changes_nothing() {
     assert!(ran.stdout.contains("OFFRAMP_DKIM_SELECTOR is not"), "{}", ran.stdout);
     fails(&mut signing(), &["run"], "", 2, "OFFRAMP_DKIM_SELECTOR is not");
     std::fs::write(key.path(), "s3cret").unwrap();
-    let ran =
-        fails(&mut signing(), &["run"], "", 2, "OFFRAMP_DKIM_KEY (--dkim-key) cannot be what it is set to: it is");
+    let ran = fails(&mut signing(), &["run"], "", 2, "OFFRAMP_DKIM_KEY (--dkim-key) has an invalid value: it is");
     assert!(!ran.stderr.contains("s3cret"), "{}", ran.stderr);
     let unreachable = "mongodb://127.0.0.1:1/x?serverSelectionTimeoutMS=200";
     fails(&mut check(), &["check", "--mongodb-url", unreachable], "", 1, "not as it should be: MongoDB");

@@ -1,0 +1,108 @@
+//! Parsers of setting values. Errors are sentences that say what would be right; [`super::source`] adds the setting's name.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use offramp_mail::{MailUrl, Sender, SmtpName};
+use tracing_subscriber::EnvFilter;
+
+use super::log_format::LogFormat;
+use crate::amqp::{BrokerUrls, InvalidBrokerUrl};
+use crate::tls::{Authorities, Identity};
+
+/// AMQP names have at most 255 bytes. A work queue's name is the prefix, a dot and at most 25 more bytes.
+const PREFIX_BYTES_MAX: usize = 128;
+
+pub(super) fn prefix(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text.is_empty() || text.len() > PREFIX_BYTES_MAX || !text.chars().all(allowed) {
+        return Err(format!("a prefix has 1 to {PREFIX_BYTES_MAX} letters, digits, dots, dashes and underscores"));
+    }
+    if text.starts_with("amq.") {
+        return Err("names that begin with \"amq.\" are reserved for RabbitMQ; choose another prefix".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn event_source(text: &str) -> Result<String, String> {
+    let fits = (1..=256).contains(&text.chars().count());
+    if !fits || text.contains(|c: char| c.is_whitespace() || c.is_control()) {
+        return Err(
+            "a source has 1 to 256 characters and no spaces, such as \"offramp\" or \"https://example.com/offramp\""
+                .into(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn broker_urls(text: &str) -> Result<BrokerUrls, String> {
+    text.parse().map_err(|error: InvalidBrokerUrl| error.to_string())
+}
+
+pub(super) fn mail_url(text: &str) -> Result<MailUrl, String> {
+    MailUrl::parse(text).map_err(|error| error.to_string())
+}
+
+pub(super) fn smtp_name(text: &str) -> Result<SmtpName, String> {
+    SmtpName::parse(text)
+}
+
+pub(super) fn sender(text: &str) -> Result<Sender, String> {
+    Sender::parse(text).map_err(|error| error.to_string())
+}
+
+pub(super) fn authorities(text: &str) -> Result<Authorities, String> {
+    Authorities::read(Path::new(text))
+}
+
+pub(super) fn identity(text: &str) -> Result<Identity, String> {
+    Identity::read(Path::new(text))
+}
+
+pub(super) fn directory(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    if path.is_dir() { Ok(path) } else { Err("there is no such directory".to_owned()) }
+}
+
+pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "it is not an IP address with a port; write 127.0.0.1:9464, or 0.0.0.0:9464 to listen on all addresses"
+            .to_owned()
+    })
+}
+
+pub(super) fn number<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (MIN..=MAX).contains(number))
+        .ok_or_else(|| format!("it must be a whole number from {MIN} to {MAX}"))
+}
+
+pub(super) fn per_second(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (0.01..=10_000.0).contains(number))
+        .ok_or_else(|| "it must be a number from 0.01 to 10000, such as 14 or 0.5".to_owned())
+}
+
+pub(super) fn seconds<const MIN: u64, const MAX: u64>(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .filter(|seconds| (MIN..=MAX).contains(seconds))
+        .map(Duration::from_secs)
+        .ok_or_else(|| format!("it must be a whole number of seconds from {MIN} to {MAX}, without a unit"))
+}
+
+pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => {
+            Err(format!("{error}; write a level (error, warn, info, debug, trace) or offramp=debug,lapin=warn"))
+        }
+    }
+}
+
+pub(super) fn log_format(text: &str) -> Result<LogFormat, String> {
+    text.parse().map_err(|_| "it must be text or json".to_owned())
+}
