@@ -15,7 +15,7 @@ use crate::fixtures::{self, test_bed};
 use crate::table::{goal, head, number, row, whole};
 use crate::usage::{Moment, watch};
 use offramp_testkit::test_bed::TestBed;
-use offramp_testkit::worker_process::{WorkerProcess, get};
+use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
 /// How often to look how far the worker is.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -188,7 +188,7 @@ async fn start(bench: &Bench, bed: &TestBed, name: &str) -> (WorkerProcess, Mome
 async fn counted(worker: &WorkerProcess, counter: &str, wanted: usize) {
     let begin = Instant::now();
     loop {
-        let metrics = get(worker.port(), "/metrics").await.unwrap_or_default();
+        let metrics = metrics_of(worker.port()).await.unwrap_or_default();
         let count = metrics.lines().find_map(|line| line.strip_prefix(counter)?.trim().parse::<usize>().ok());
         if count.unwrap_or(0) >= wanted {
             return;

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use mail_parser::{HeaderValue, MessageParser};
+use offramp_testkit::http::get;
 use serde_json::Value;
 
-use crate::http::get;
 use crate::program::MAIL_FROM;
 use crate::story::Mail;
 
@@ -70,7 +70,7 @@ impl Place {
         match self {
             Self::Folder(folder) => names(folder),
             Self::Mailpit(host) => {
-                let list: Value = serde_json::from_str(&get(host, "/api/v1/messages?limit=1000").await?)?;
+                let list: Value = serde_json::from_str(&get(host, "/api/v1/messages?limit=1000").await?.body)?;
                 let messages = list["messages"].as_array().map(Vec::as_slice).unwrap_or_default();
                 Ok(messages.iter().filter_map(|message| message["ID"].as_str()).map(str::to_owned).collect())
             }
@@ -86,7 +86,7 @@ impl Place {
                 Ok(parse(&bytes, file_url(&path.with_extension("html"))))
             }
             Self::Mailpit(host) => {
-                let source = get(host, &format!("/api/v1/message/{id}/raw")).await?;
+                let source = get(host, &format!("/api/v1/message/{id}/raw")).await?.body;
                 Ok(parse(source.as_bytes(), format!("http://{host}/view/{id}")))
             }
         }

@@ -9,7 +9,6 @@
 //! Everything lives under the prefix and in the database `offramp-demo`, which are emptied first, so that the demo can
 //! be run again and again. Reading order: [`story`], [`sample`], then this file; the others are hands and eyes.
 
-mod http;
 mod mailbox;
 mod program;
 mod report;
@@ -80,7 +79,7 @@ async fn demo() -> Result<()> {
 
     eprintln!("… asking the worker to stop");
     let log = worker.log.clone();
-    let status = worker.stop().await?;
+    let status = worker.stop().await;
 
     let mut out = stdout().lock();
     writeln!(out, "\n{}\n", observed.story(&story))?;
@@ -102,7 +101,7 @@ async fn demo() -> Result<()> {
 async fn settled(published: usize, worker: &mut Worker) -> Result<()> {
     eventually("not every command is settled", async || {
         worker.is_alive()?;
-        Ok((worker.settled().await? >= published).then_some(()))
+        Ok((worker.settled().await >= published as u64).then_some(()))
     })
     .await
 }

@@ -15,7 +15,7 @@ use offramp_testkit::eventually;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Taken, Tls};
 use offramp_testkit::test_bed::{LANES, TestBed};
-use offramp_testkit::worker_process::{WorkerProcess, build, get};
+use offramp_testkit::worker_process::{WorkerProcess, build, metrics_of, readyz_of};
 
 /// How many workers run.
 pub const WORKERS: usize = 3;
@@ -115,10 +115,8 @@ impl Fleet {
     pub async fn ready(&self) {
         let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(WorkerProcess::port).collect();
         for port in ports {
-            eventually("a ready worker", || async move {
-                get(port, "/readyz").await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
-            })
-            .await;
+            eventually("a ready worker", || async move { readyz_of(port).await.filter(|answer| answer.status == 200) })
+                .await;
         }
     }
 
@@ -212,7 +210,7 @@ fn mail_action(weather: MailWeather, step: Step, nth: usize) -> Action {
 
 /// How many messages each lane of a worker has settled.
 async fn settled(port: u16) -> Vec<(&'static str, u64)> {
-    let metrics = get(port, "/metrics").await.unwrap_or_default();
+    let metrics = metrics_of(port).await.unwrap_or_default();
     let mut counts: HashMap<&'static str, u64> = HashMap::new();
     for line in metrics.lines().filter(|line| line.starts_with("offramp_commands_total{")) {
         let (labels, count) = line.rsplit_once(' ').unwrap();

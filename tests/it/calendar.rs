@@ -15,7 +15,7 @@ use offramp_testkit::fixtures::{account, cancellation, command, organization, po
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
-use offramp_testkit::worker_process::{WorkerProcess, get};
+use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn days_that_are_over_end_what_they_should_end_once() {
@@ -251,7 +251,7 @@ async fn an_organization_in_trouble_delays_no_notices_of_others() {
         (log.contains("c-full") && log.contains("due documents could not be changed")).then_some(())
     })
     .await;
-    let metrics = get(worker.port(), "/metrics").await.unwrap();
+    let metrics = metrics_of(worker.port()).await.unwrap();
     let unworkable =
         |collection: &str, count: u32| format!("offramp_unworkable_documents{{collection=\"{collection}\"}} {count}\n");
     assert!(metrics.contains(&unworkable("accounts", 1)), "only the full one: {metrics}");

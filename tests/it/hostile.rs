@@ -43,7 +43,7 @@ async fn messages_of_any_size_become_dead_letters_and_memory_stays_bounded() {
     // It has its hands full and does not read on; so it does not hear the broker either, and at last loses its
     // connection.
     eventually("a lane that lost its connection", || async {
-        worker.readyz().await.filter(|answer| answer.contains("its channel is gone"))
+        worker.readyz().await.filter(|answer| answer.body.contains("its channel is gone"))
     })
     .await;
     assert_eq!(worker.settled().await, 0);
@@ -209,5 +209,5 @@ async fn run_for_a_while(program: &mut Command) -> String {
     let health = eventually("an answer", || async { worker.readyz().await }).await;
     tokio::time::sleep(std::time::Duration::from_secs(2)).await;
     worker.kill();
-    health + &reading.join().unwrap().unwrap()
+    health.body + &reading.join().unwrap().unwrap()
 }

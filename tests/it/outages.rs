@@ -24,7 +24,7 @@ use offramp_testkit::proxy::Proxy;
 use offramp_testkit::rabbit::Policy;
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 use offramp_testkit::test_bed::{LANES, TestBed};
-use offramp_testkit::worker_process::{self, WorkerProcess};
+use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
 const SUBSCRIPTIONS: usize = 20;
 
@@ -51,10 +51,7 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     })
     .await;
     eventually("a lane that says why", || async {
-        worker
-            .readyz()
-            .await
-            .filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("MongoDB is unavailable"))
+        worker.readyz().await.filter(|answer| answer.status == 503 && answer.body.contains("MongoDB is unavailable"))
     })
     .await;
     assert_eq!(worker.settled().await, 0);
@@ -64,7 +61,7 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     bed.publish("card.expiry", b"nonsense").await;
     bed.dead_letter().await;
     let answer = worker.readyz().await.unwrap();
-    let components: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let components: Value = answer.json();
     assert_eq!(components["components"]["mongodb"]["ready"], false, "{answer}");
 
     line.resume();
@@ -75,10 +72,7 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
     })
     .await;
     bed.outboxes_empty().await;
-    eventually("a ready worker", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
-    })
-    .await;
+    eventually("a ready worker", || async { worker.readyz().await.filter(|answer| answer.status == 200) }).await;
     assert_eq!(sink.mails().len(), SUBSCRIPTIONS);
     assert_eq!(worker.settled().await, SUBSCRIPTIONS as u64 + 1);
     assert!(bed.take("dead-letters").await.is_none());
@@ -95,11 +89,11 @@ async fn a_worker_waits_until_it_can_find_out_where_the_database_is() {
     let nowhere = [("OFFRAMP_MONGODB_URL", "mongodb+srv://worker:pass@nowhere.invalid/offramp")];
     let mut worker = WorkerProcess::spawn(&bed, "smtp://127.0.0.1:1", &nowhere, Stdio::null());
     let answer = eventually("a worker that says what it waits for", || async {
-        worker.readyz().await.filter(|answer| answer.contains("DNS"))
+        worker.readyz().await.filter(|answer| answer.body.contains("DNS"))
     })
     .await;
     assert!(worker.ended().is_none());
-    assert!(answer.starts_with("HTTP/1.1 503") && !answer.contains("pass"), "{answer}");
+    assert!(answer.status == 503 && !answer.body.contains("pass"), "{answer}");
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
@@ -150,7 +144,7 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     });
     // It cannot write all that it must be able to: that is known before anything is to be written.
     eventually("a worker that is not ready", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("Unauthorized"))
+        worker.readyz().await.filter(|answer| answer.status == 503 && answer.body.contains("Unauthorized"))
     })
     .await;
     eventually("a lane", || async { (waiting(&bed, "card-expiry").await == (0, 1)).then_some(()) }).await;
@@ -177,7 +171,7 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     .await;
     assert_eq!(worker.connections("card-expiry").await, 1);
     let answer = worker.readyz().await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("lacks a right (Unauthorized"), "{answer}");
+    assert!(answer.status == 503 && answer.body.contains("lacks a right (Unauthorized"), "{answer}");
 
     // Let it have come back as often as a few more outages would make it: the next lane gives a copy back instead.
     for _ in 0..RETURNS_MAX / 2 {
@@ -185,7 +179,7 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     }
     let next = WorkerProcess::spawn(&bed, &sink.url(), &settings, Stdio::null());
     eventually("another lane that has given up", || async {
-        next.readyz().await.filter(|answer| answer.contains("MongoDB is unavailable: "))
+        next.readyz().await.filter(|answer| answer.body.contains("MongoDB is unavailable: "))
     })
     .await;
     let message = eventually("a copy", || get(&bed, &queue)).await;
@@ -209,7 +203,7 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     assert!(bed.take("dead-letters").await.is_none());
     let log = log.await.unwrap().unwrap();
     assert!(log.contains("Unauthorized") && !log.contains("home.example"), "{log}");
-    assert!(!answer.contains("home.example"), "{answer}");
+    assert!(!answer.body.contains("home.example"), "{answer}");
     bed.remove().await;
 }
 
@@ -288,7 +282,7 @@ async fn is_bound(bed: &TestBed, exchange: &str, id: &str) {
 
 /// What a worker counts under this name, with these labels.
 async fn counted(worker: &WorkerProcess, line: &str) -> Option<u64> {
-    let metrics = worker_process::get(worker.port(), "/metrics").await?;
+    let metrics = metrics_of(worker.port()).await?;
     metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
 }
 
@@ -315,10 +309,10 @@ async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
     bed.command(&cancellation("c-0", "sub")).await;
     scheduled(&bed, "sub").await;
     let answer = eventually("a lane that says why", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains(&letters))
+        worker.readyz().await.filter(|answer| answer.status == 503 && answer.body.contains(&letters))
     })
     .await;
-    let components: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let components: Value = answer.json();
     for lane in LANES {
         let ready = lane != "cancellation";
         assert_eq!(components["components"][format!("{}.{lane}", bed.prefix)]["ready"], ready, "{answer}");
@@ -344,10 +338,7 @@ async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
     }
     bodies.sort();
     assert_eq!(bodies, ["nonsense", "sub-1", "sub-2"]);
-    eventually("a ready worker", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
-    })
-    .await;
+    eventually("a ready worker", || async { worker.readyz().await.filter(|answer| answer.status == 200) }).await;
     assert_eq!(worker.settled().await, 6);
     assert!(worker.stop().await.success());
     assert_eq!(waiting(&bed, "cancellation").await, (0, 0));
@@ -409,10 +400,7 @@ async fn a_flood_of_messages_whose_copies_are_rejected_is_settled_once_it_can_be
         let letter = bed.dead_letter().await;
         assert!(letter.body == b"probe" || bodies.insert(letter.body), "twice");
     }
-    eventually("a ready worker", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
-    })
-    .await;
+    eventually("a ready worker", || async { worker.readyz().await.filter(|answer| answer.status == 200) }).await;
     assert_eq!(worker.settled().await, MESSAGES as u64);
     assert!(worker.stop().await.success());
     assert_eq!(waiting(&bed, "cancellation").await, (0, 0));

@@ -146,7 +146,7 @@ async fn a_worker_says_at_once_that_it_stops_and_waits_for_nobody_for_ever() {
 
     worker.terminate();
     eventually("a worker that says that it stops", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503") && answer.contains("\"stopping\""))
+        worker.readyz().await.filter(|answer| answer.status == 503 && answer.body.contains("\"stopping\""))
     })
     .await;
     let begin = Instant::now();
@@ -178,7 +178,7 @@ async fn a_worker_killed_at_any_time_loses_nothing() {
     // The one window that cannot be closed: accepted by the mail server, and killed before it was marked.
     println!("mails sent twice after 4 kills: {twice}");
     assert!(twice <= 4 * 1_100, "{twice}");
-    assert!(worker.readyz().await.unwrap().contains("\"ready\": true"));
+    assert!(worker.readyz().await.unwrap().body.contains("\"ready\": true"));
     assert!(worker.stop().await.success());
     bed.remove().await;
 }

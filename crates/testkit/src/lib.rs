@@ -3,7 +3,7 @@
 //!
 //! Servers: [`test_bed`] (a database and a broker prefix for one test), [`rabbit`] (the broker alone), [`private_servers`] and [`tls`]
 //! (servers that only one test uses), [`smtp_sink`] (an SMTP server that follows a script), [`proxy`] (a broken network).
-//! Processes: [`process`], [`worker_process`], [`preview_process`]. Data: [`fixtures`]. Emails: [`emails`], [`email_facts`],
+//! Processes: [`process`], [`worker_process`], [`preview_process`], [`http`]. Data: [`fixtures`]. Emails: [`emails`], [`email_facts`],
 //! [`html`], [`dkim`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 #![allow(
@@ -20,6 +20,7 @@ pub mod email_facts;
 pub mod emails;
 pub mod fixtures;
 pub mod html;
+pub mod http;
 pub mod preview_process;
 pub mod private_servers;
 pub mod process;
@@ -47,24 +48,50 @@ pub fn setting(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
-/// Polls `look` until it returns something. Panics with `what` when that takes too long.
+/// What a poll returns: whether the condition is true, or what was found.
+pub trait Poll {
+    type Found;
+
+    fn found(self) -> Option<Self::Found>;
+}
+
+impl Poll for bool {
+    type Found = ();
+
+    fn found(self) -> Option<()> {
+        self.then_some(())
+    }
+}
+
+impl<T> Poll for Option<T> {
+    type Found = T;
+
+    fn found(self) -> Option<T> {
+        self
+    }
+}
+
+/// Polls until a condition is true, or something is found. Panics with `what` when that takes too long.
 #[track_caller]
-pub fn eventually<T, F: Future<Output = Option<T>>>(what: &str, look: impl FnMut() -> F) -> impl Future<Output = T> {
-    eventually_within(PATIENCE, what, look)
+pub fn eventually<P: Poll, F: Future<Output = P>>(
+    what: &str,
+    poll: impl FnMut() -> F,
+) -> impl Future<Output = P::Found> {
+    eventually_within(PATIENCE, what, poll)
 }
 
 /// [`eventually`] with a time limit of its own.
 #[track_caller]
-pub fn eventually_within<T, F: Future<Output = Option<T>>>(
+pub fn eventually_within<P: Poll, F: Future<Output = P>>(
     patience: Duration,
     what: &str,
-    mut look: impl FnMut() -> F,
-) -> impl Future<Output = T> {
+    mut poll: impl FnMut() -> F,
+) -> impl Future<Output = P::Found> {
     let caller = std::panic::Location::caller();
     async move {
         let begin = Instant::now();
         loop {
-            if let Some(found) = look().await {
+            if let Some(found) = poll().await.found() {
                 return found;
             }
             assert!(begin.elapsed() < patience, "{caller}: timed out after {patience:?} waiting for {what}");

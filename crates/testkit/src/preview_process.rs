@@ -6,11 +6,12 @@ use std::io::{self, BufRead, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
 use crate::eventually;
+use crate::http::Response;
 use crate::process::{self, Signal};
 use crate::worker_process::bare;
 
@@ -62,21 +63,6 @@ impl Drop for PreviewProcess {
     }
 }
 
-/// What its server replies.
-pub struct Answer {
-    pub status: u16,
-    /// In lower case.
-    pub headers: String,
-    pub body: String,
-}
-
-impl Answer {
-    #[track_caller]
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{} {}", self.status, self.body))
-    }
-}
-
 impl PreviewProcess {
     pub async fn request(&self, line: &str, headers: &[(&str, &str)], body: &str) -> BufReader<TcpStream> {
         let mut stream = TcpStream::connect(&self.address).await.unwrap();
@@ -91,21 +77,18 @@ impl PreviewProcess {
         BufReader::new(stream)
     }
 
-    pub async fn ask(&self, line: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    pub async fn ask(&self, line: &str, headers: &[(&str, &str)], body: &str) -> Response {
         let mut answer = Vec::new();
-        // A question that is refused is not read to its end, which closes the connection the hard way after the answer.
+        // The server does not read a rejected request to the end, so the connection is reset after the response.
         drop(self.request(line, headers, body).await.read_to_end(&mut answer).await);
-        let answer = String::from_utf8(answer).unwrap();
-        let (headers, body) = answer.split_once("\r\n\r\n").unwrap();
-        let status = headers.split(' ').nth(1).unwrap().parse().unwrap();
-        Answer { status, headers: headers.to_ascii_lowercase(), body: body.to_owned() }
+        Response::parse(answer).expect("an HTTP response")
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub async fn get(&self, path: &str) -> Response {
         self.ask(&format!("GET {path}"), &[], "").await
     }
 
-    pub async fn send(&self, to: &str, headers: &[(&str, &str)]) -> Answer {
+    pub async fn send(&self, to: &str, headers: &[(&str, &str)]) -> Response {
         let headers = [headers, &[("Content-Type", "application/json")]].concat();
         let body = json!({ "to": to }).to_string();
         self.ask(&format!("POST /mails/fr-CA/{MAIL}/full/send"), &headers, &body).await

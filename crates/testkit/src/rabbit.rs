@@ -5,7 +5,6 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use futures_util::FutureExt;
 use lapin::options::{
@@ -17,14 +16,12 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use offramp::amqp::{Broker, RetryDelay, Topology};
 use offramp_domain::command::CommandType;
 use serde_json::json;
-use tokio::time::{Instant, sleep};
 
-/// How long a condition may take to come true, in seconds: more than two missed heartbeats.
-const PATIENCE_SECONDS: u64 = 40;
+use crate::{eventually, setting};
 
 /// The broker's address, `OFFRAMP_AMQP_URL`.
 pub fn amqp_url() -> String {
-    std::env::var("OFFRAMP_AMQP_URL").unwrap_or_else(|_| "amqp://localhost:5672/%2f".to_owned())
+    setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f")
 }
 
 /// One test's share of the broker.
@@ -96,14 +93,7 @@ impl Rabbit {
 
     /// The next message of a queue, as soon as there is one.
     pub async fn await_message(&self, queue: &str) -> lapin::message::Delivery {
-        let end = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
-        while Instant::now() < end {
-            if let Some(message) = self.get(queue).await {
-                return message;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
-        panic!("no message in {queue} within {PATIENCE_SECONDS} s");
+        eventually(&format!("a message in {queue}"), || self.get(queue)).await
     }
 
     /// How many messages wait in a queue.
@@ -184,7 +174,7 @@ impl Policy {
     }
 
     fn request(&self, method: &str, body: &str) {
-        let admin = std::env::var("SERVICES_RABBITMQ_ADMIN").unwrap_or_else(|_| "http://127.0.0.1:15672".to_owned());
+        let admin = setting("SERVICES_RABBITMQ_ADMIN", "http://127.0.0.1:15672");
         let address = admin.strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         // guest:guest
@@ -204,14 +194,5 @@ impl Policy {
 impl Drop for Policy {
     fn drop(&mut self) {
         self.request("DELETE", "");
-    }
-}
-
-/// Waits until something is true.
-pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(PATIENCE_SECONDS);
-    while !condition().await {
-        assert!(Instant::now() < end, "not within {PATIENCE_SECONDS} s: {what}");
-        sleep(Duration::from_millis(20)).await;
     }
 }

@@ -178,7 +178,7 @@ impl TestBed {
 
 /// A channel that confirms.
 async fn connect() -> (Connection, Channel) {
-    let amqp_url = setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f");
+    let amqp_url = rabbit::amqp_url();
     let connection = Connection::connect(&amqp_url, ConnectionProperties::default())
         .await
         .expect("RabbitMQ does not answer; run `make services-up`");

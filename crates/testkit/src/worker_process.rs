@@ -4,12 +4,9 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
-use std::time::Duration;
-
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use crate::eventually;
+use crate::http::{self, Response};
 use crate::process::{self, Signal};
 use crate::test_bed::TestBed;
 
@@ -50,7 +47,7 @@ pub fn offramp(bed: &TestBed) -> Command {
 pub fn build(program: &Path, bed: &TestBed) -> Command {
     let mut command = bare_build(program);
     command
-        .env("OFFRAMP_AMQP_URL", crate::setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f"))
+        .env("OFFRAMP_AMQP_URL", crate::rabbit::amqp_url())
         .env("OFFRAMP_MONGODB_URL", &bed.mongodb_url)
         .env("OFFRAMP_PREFIX", &bed.prefix)
         .env("OFFRAMP_MAIL_FROM", "no-reply@offramp.example")
@@ -82,7 +79,7 @@ impl WorkerProcess {
             let ended = self.ended();
             assert!(ended.is_none(), "the worker ended: {ended:?}");
             let port = self.port;
-            async move { get(port, "/readyz").await.filter(|answer| answer.starts_with("HTTP/1.1 200")) }
+            async move { readyz_of(port).await.filter(|answer| answer.status == 200) }
         })
         .await;
         self
@@ -127,7 +124,7 @@ impl WorkerProcess {
 
     /// How many messages it has settled, but for those that went to a retry queue.
     pub async fn settled(&self) -> u64 {
-        let metrics = get(self.port, "/metrics").await.unwrap_or_default();
+        let metrics = metrics_of(self.port).await.unwrap_or_default();
         metrics
             .lines()
             .filter(|line| line.starts_with("offramp_commands_total{") && !line.contains("outcome=\"retry\""))
@@ -137,7 +134,7 @@ impl WorkerProcess {
 
     /// How many connections to the broker it has opened to consume this queue.
     pub async fn connections(&self, queue: &str) -> u64 {
-        let metrics = get(self.port, "/metrics").await.unwrap_or_default();
+        let metrics = metrics_of(self.port).await.unwrap_or_default();
         let is_this = |line: &&str| {
             line.starts_with("offramp_broker_connections_total{") && line.contains(&format!(".{queue}\"}}"))
         };
@@ -145,8 +142,8 @@ impl WorkerProcess {
     }
 
     /// What `/readyz` answers.
-    pub async fn readyz(&self) -> Option<String> {
-        get(self.port, "/readyz").await
+    pub async fn readyz(&self) -> Option<Response> {
+        readyz_of(self.port).await
     }
 
     /// The most memory that it has had resident so far, in bytes.
@@ -191,15 +188,12 @@ impl Drop for WorkerProcess {
     }
 }
 
-/// What a worker answers over HTTP, headers included; none while it does not.
-pub async fn get(port: u16, path: &str) -> Option<String> {
-    let request = async {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        Some(answer)
-    };
-    tokio::time::timeout(Duration::from_secs(5), request).await.ok().flatten()
+/// What the worker at this port responds to `/metrics`. `None` while it does not respond.
+pub async fn metrics_of(port: u16) -> Option<String> {
+    Some(http::get(&format!("127.0.0.1:{port}"), "/metrics").await.ok()?.body)
+}
+
+/// What the worker at this port responds to `/readyz`. `None` while it does not respond.
+pub async fn readyz_of(port: u16) -> Option<Response> {
+    http::get(&format!("127.0.0.1:{port}"), "/readyz").await.ok()
 }

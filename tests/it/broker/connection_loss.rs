@@ -6,8 +6,9 @@ use offramp::amqp::{Consumer, Outgoing, PublishError, Publisher};
 use tokio::time::Instant;
 
 use super::{bodies, consumer, lane, next};
+use offramp_testkit::eventually;
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::rabbit::{Rabbit, eventually};
+use offramp_testkit::rabbit::Rabbit;
 
 #[tokio::test]
 async fn a_deleted_queue_is_declared_again_and_consumed() {

@@ -8,7 +8,8 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{SOON, bodies, come_back, consumer, lane, next};
-use offramp_testkit::rabbit::{Rabbit, eventually};
+use offramp_testkit::eventually;
+use offramp_testkit::rabbit::Rabbit;
 
 #[tokio::test]
 async fn a_batch_is_what_waits_and_one_ack_settles_it() {

@@ -10,7 +10,8 @@ use offramp_domain::dead_letter::DeadLetterReason;
 use tokio::time::Instant;
 
 use super::{bodies, consumer, lane, next, text};
-use offramp_testkit::rabbit::{Rabbit, eventually};
+use offramp_testkit::eventually;
+use offramp_testkit::rabbit::Rabbit;
 
 #[tokio::test]
 async fn a_retry_copy_comes_back_whole_and_may_do_so_again() {

@@ -16,7 +16,8 @@ use offramp::amqp::{Batch, Consumer, LaneHealth};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use offramp_testkit::rabbit::{Rabbit, eventually};
+use offramp_testkit::eventually;
+use offramp_testkit::rabbit::Rabbit;
 
 /// Long enough for two missed heartbeats and a pause.
 const SOON: Duration = Duration::from_secs(40);

@@ -3,8 +3,9 @@
 use offramp::amqp::{Outgoing, PublishError, Publisher, RetryDelay};
 
 use super::text;
+use offramp_testkit::eventually;
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::rabbit::{Policy, Rabbit, eventually};
+use offramp_testkit::rabbit::{Policy, Rabbit};
 
 #[tokio::test]
 async fn a_confirmed_message_is_in_its_queue() {

@@ -12,7 +12,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{SOON, bodies, come_back, consumer, lane, next, text};
-use offramp_testkit::rabbit::{Rabbit, eventually};
+use offramp_testkit::eventually;
+use offramp_testkit::rabbit::Rabbit;
 
 #[tokio::test]
 async fn dead_letters_survive_being_looked_at_again_and_again() {

@@ -9,11 +9,11 @@ use offramp_testkit::eventually;
 use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription, with};
 use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
-use offramp_testkit::worker_process::{WorkerProcess, get};
+use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
 /// How many documents of a collection the sweep has found that it cannot process.
 async fn unworkable(worker: &WorkerProcess, collection: &str) -> Option<f64> {
-    let metrics = get(worker.port(), "/metrics").await?;
+    let metrics = metrics_of(worker.port()).await?;
     let name = format!("offramp_unworkable_documents{{collection=\"{collection}\"}} ");
     metrics.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse().ok())
 }

@@ -281,10 +281,8 @@ async fn emails_wait_while_sent_ones_cannot_be_marked() {
     .await;
     line.stall();
     is_back.store(true, Ordering::Relaxed);
-    eventually("a database that is away", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503"))
-    })
-    .await;
+    eventually("a database that is away", || async { worker.readyz().await.filter(|answer| answer.status == 503) })
+        .await;
     let sent = sink.mails().len();
     assert!(sent < EMAILS / 3, "{sent} emails were sent and could not be marked");
     line.resume();

@@ -24,17 +24,18 @@ async fn a_wrong_clock_stops_the_work_until_it_is_right() {
 
     proxy.shift_clock(-62);
     let answer = eventually("a worker that is not ready", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 503"))
+        worker.readyz().await.filter(|answer| answer.status == 503)
     })
     .await;
     assert!(
-        answer.contains("this machine's clock is 62 s ahead of MongoDB's") || answer.contains("clock is 61 s ahead"),
+        answer.body.contains("this machine's clock is 62 s ahead of MongoDB's")
+            || answer.body.contains("clock is 61 s ahead"),
         "{answer}"
     );
     bed.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
     bed.command(&cancellation("c-1", "sub")).await;
     eventually("the command to be given back", || async {
-        worker.readyz().await.filter(|answer| answer.contains("MongoDB is unavailable: this machine's clock"))
+        worker.readyz().await.filter(|answer| answer.body.contains("MongoDB is unavailable: this machine's clock"))
     })
     .await;
     for id in ["over", "sub"] {
@@ -48,10 +49,7 @@ async fn a_wrong_clock_stops_the_work_until_it_is_right() {
         document.get_str("status").is_ok_and(|status| status == "cancellation_scheduled").then_some(())
     })
     .await;
-    eventually("a ready worker", || async {
-        worker.readyz().await.filter(|answer| answer.starts_with("HTTP/1.1 200"))
-    })
-    .await;
+    eventually("a ready worker", || async { worker.readyz().await.filter(|answer| answer.status == 200) }).await;
     assert!(worker.stop().await.success());
     let log = std::fs::read_to_string(log).unwrap();
     assert_eq!(log.matches("processing is paused: this machine's clock").count(), 1, "{log}");

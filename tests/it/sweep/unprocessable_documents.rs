@@ -11,7 +11,7 @@ use offramp_testkit::eventually;
 use offramp_testkit::fixtures::{organization, populate};
 use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
-use offramp_testkit::worker_process::{WorkerProcess, get};
+use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
 /// However many due subscriptions cannot be ended, each gets its turn in one sweep, and few ids are in memory.
 #[tokio::test(flavor = "multi_thread")]
@@ -62,7 +62,7 @@ async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
 
 /// The value of `offramp_unworkable_documents` for a collection.
 async fn unworkable(worker: &WorkerProcess, collection: &str) -> Option<u64> {
-    let metrics = get(worker.port(), "/metrics").await?;
+    let metrics = metrics_of(worker.port()).await?;
     let name = format!("offramp_unworkable_documents{{collection=\"{collection}\"}} ");
     metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
 }
