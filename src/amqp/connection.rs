@@ -18,7 +18,8 @@ use lapin::types::{LongString, ShortString};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
 use tokio::time::{sleep, timeout};
 
-use super::frame_filter::{self, Guarded, InHand};
+use super::frame_filter::{self, FilteredStream, InFlight};
+use super::reply_code::{ACCESS_REFUSED, NOT_ALLOWED};
 use super::url::{BrokerUrl, BrokerUrls};
 use crate::metrics::BROKER_CONNECTIONS;
 use crate::tls::{Tls, explain as explain_tls};
@@ -36,10 +37,10 @@ const LOOK_MILLISECONDS: u64 = 100;
 /// The heartbeat that we ask for, in seconds. A peer silent for twice as long is taken for dead.
 const HEARTBEAT_SECONDS: u16 = 10;
 /// How long to wait before trying again to connect: from the first to the longest, see [`crate::backoff`].
-pub(super) const RECONNECT_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
+pub(super) const RECONNECT_DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 
-/// The codes with which the broker refuses a user or a virtual host: `ACCESS_REFUSED`, `NOT_ALLOWED`.
-const DENIED_CODES: [u16; 2] = [403, 530];
+/// The reply codes for a user or a virtual host that the broker does not accept.
+const DENIED_CODES: [u16; 2] = [ACCESS_REFUSED, NOT_ALLOWED];
 
 /// How to reach the broker: addresses, a connection name, TLS. Cheap to clone; opens nothing by itself.
 #[derive(Clone)]
@@ -128,9 +129,9 @@ impl Broker {
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
             .with_client_property(ShortString::from("version"), LongString::from(env!("CARGO_PKG_VERSION")));
         // lapin asks for a stream from its own thread, and without a deadline: it gets the one that is open already.
-        let (in_hand, version) = (Arc::new(InHand::default()), Arc::new(OnceLock::new()));
-        let guarded = Guarded::new(stream, in_hand.clone(), version.clone());
-        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(guarded)));
+        let (in_flight, version) = (Arc::new(InFlight::default()), Arc::new(OnceLock::new()));
+        let filtered = FilteredStream::new(stream, in_flight.clone(), version.clone());
+        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(filtered)));
         let connecting = Connection::connector(
             url.for_handshake(HEARTBEAT_SECONDS),
             frame_filter::runtime(),
@@ -147,7 +148,7 @@ impl Broker {
                 denied: code(&error).is_some_and(is_denied),
                 why: explain_tls(&explain(&error), url.is_tls()),
             })?;
-        Ok(Link { connection, socket, in_hand, version })
+        Ok(Link { connection, socket, in_flight, version })
     }
 }
 
@@ -188,7 +189,7 @@ impl Failure {
 pub struct Link {
     connection: Connection,
     socket: Socket,
-    in_hand: Arc<InHand>,
+    in_flight: Arc<InFlight>,
     version: Arc<OnceLock<String>>,
 }
 
@@ -238,8 +239,8 @@ impl Link {
     }
 
     /// What was delivered over it and is not out of our hands yet.
-    pub(super) fn in_hand(&self) -> &InHand {
-        &self.in_hand
+    pub(super) fn in_flight(&self) -> &InFlight {
+        &self.in_flight
     }
 
     /// Whether the broker has stopped reading what publishers send (out of memory or disk).

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Batch;
-use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, ask, count_connection, explain};
+use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, ask, count_connection, explain};
 use super::lane_health::LaneHealth;
 use super::message::delivery_count;
 use super::reply_code;
@@ -109,7 +109,7 @@ impl Consumer {
             health,
             link: None,
             subscription: None,
-            backoff: Backoff::new(RECONNECT_EVERY),
+            backoff: Backoff::new(RECONNECT_DELAYS),
             pause: None,
         }
     }
@@ -150,7 +150,7 @@ impl Consumer {
             let problem = match first {
                 Some(Ok(first)) => match self.begin(first, max).await {
                     Ok(batch) => {
-                        self.backoff = Backoff::new(RECONNECT_EVERY);
+                        self.backoff = Backoff::new(RECONNECT_DELAYS);
                         return Some(batch);
                     }
                     Err(problem) => problem,
@@ -188,7 +188,7 @@ impl Consumer {
         }
         let is_narrow = subscription.window < self.prefetch;
         let batch = subscription.collect(first, max, is_narrow).await.ok_or_else(|| CHANNEL_GONE.to_owned())?;
-        if is_narrow && !subscription.session.link.in_hand().is_full() {
+        if is_narrow && !subscription.session.link.in_flight().is_full() {
             // A batch takes the whole narrow window, which never exceeds `max`.
             let doubled = subscription.window.saturating_mul(2);
             let step = if usize::from(doubled) <= max { doubled.min(self.prefetch) } else { self.prefetch };
@@ -269,7 +269,7 @@ impl Consumer {
             link.cut();
         }
         let link = Arc::new(self.broker.connect(&self.queue).await?);
-        link.in_hand().bound();
+        link.in_flight().limit();
         count_connection(&self.queue);
         let subscribed = match self.consume(&link).await {
             Err(error) if error.code() == Some(reply_code::NOT_FOUND) => {

@@ -25,8 +25,8 @@ pub const QUEUE_HEADER: &str = "offramp-queue";
 /// When a message became a dead letter, RFC 3339.
 pub const DIED_AT_HEADER: &str = "offramp-died-at";
 
-/// How often a message may come back. See [`Delivery::is_worn_out`].
-pub const RETURNS_MAX: u64 = 20;
+/// How often a message may come back. See [`Delivery::exceeded_redeliveries`].
+pub const REDELIVERIES_MAX: u64 = 20;
 /// The longest `offramp-error`, in bytes: AMQP sends all headers in one frame, and the broker hangs up on a larger one.
 const ERROR_BYTES_MAX: usize = 2_000;
 /// The most that a copy's headers may weigh, in bytes, of the frame's usual 128 KiB. Above it, a copy leaves the
@@ -62,7 +62,7 @@ pub struct Delivery {
     /// The routing key it was published with; after a retry queue, the work queue's name.
     pub routing_key: String,
     /// Everything that came with the body.
-    pub properties: BasicProperties,
+    properties: BasicProperties,
 }
 
 impl Delivery {
@@ -84,11 +84,30 @@ impl Delivery {
     /// ahead with is not that unlucky, since suspects are delivered alone. Better made a dead letter, which says why, than
     /// processed once more; left alone, the broker would do it, later and without a reason.
     #[must_use]
-    pub fn is_worn_out(&self) -> bool {
-        self.delivery_count >= RETURNS_MAX
+    pub fn exceeded_redeliveries(&self) -> bool {
+        self.delivery_count >= REDELIVERIES_MAX
     }
 
-    /// A header's text, where it is text.
+    /// The correlation id that the publisher set.
+    #[must_use]
+    pub fn correlation_id(&self) -> Option<&str> {
+        self.properties.correlation_id().as_ref().map(ShortString::as_str)
+    }
+
+    /// The size of body and headers in memory, in bytes, approximately.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.body.len() + weight(&self.properties)
+    }
+
+    /// Everything that came with the body, for this adapter and for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn properties(&self) -> &BasicProperties {
+        &self.properties
+    }
+
+    /// The text of a header. `None` if it is absent or not text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         text(self.properties.headers().as_ref()?.inner().get(name)?)
@@ -181,7 +200,7 @@ pub struct Outgoing {
     /// Whether it is an error when no queue takes it. Without it, such a message is confirmed and gone.
     pub mandatory: bool,
     /// Everything that goes with the body.
-    pub properties: BasicProperties,
+    properties: BasicProperties,
     /// What is sent, byte for byte.
     pub body: Vec<u8>,
 }
@@ -240,6 +259,26 @@ impl Outgoing {
         }
         self.properties = self.properties.with_headers(headers);
         self
+    }
+
+    /// The size of body and headers in memory, in bytes, approximately.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.body.len() + weight(&self.properties)
+    }
+
+    /// Everything that goes with the body, for this adapter and for tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn properties(&self) -> &BasicProperties {
+        &self.properties
+    }
+
+    /// For tests, which send what the program never does.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_properties(self, change: impl FnOnce(BasicProperties) -> BasicProperties) -> Self {
+        Self { properties: change(self.properties), ..self }
     }
 
     fn with(mut self, value: &str, set: fn(BasicProperties, ShortString) -> BasicProperties) -> Self {
@@ -312,9 +351,8 @@ fn copied(original: &BasicProperties, own: &[(&'static str, AMQPValue)]) -> Basi
     copy
 }
 
-/// What the headers of a message weigh in memory, in bytes, more or less.
-#[must_use]
-pub fn weight(properties: &BasicProperties) -> usize {
+/// The size of a message's headers in memory, in bytes, approximately.
+fn weight(properties: &BasicProperties) -> usize {
     fn of(value: &AMQPValue) -> usize {
         size_of::<AMQPValue>()
             + match value {

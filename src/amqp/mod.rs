@@ -1,15 +1,14 @@
-//! Everything that touches RabbitMQ (contract §1 and §7); no rule of the domain is decided here, and no other module
-//! names `lapin`.
+//! The RabbitMQ adapter. No rule of the domain is decided here, and no other module of the program names `lapin`.
 //!
-//! Reading order: [`topology`] — every name once, and how the objects are declared; [`connection`] — addresses, one
-//! connection with its deadlines; `guard` — what comes in, made harmless for `lapin`, and not too much of it at once;
-//! [`consumer`] — a lane's supply of deliveries, in batches, rebuilt after any loss; [`delivery`] — what came in, and
-//! its copies for retry queues and dead letters; [`publisher`] — what goes out, confirmed; [`health`] — what `/readyz`
-//! says about the lanes; [`dead_letters`] — what operators do with what was given up.
+//! Reading order: [`topology`]: every name once, and how the objects are declared; [`connection`]: addresses, one
+//! connection and its deadlines; `frame_filter`: incoming frames, made safe for `lapin` and limited in size;
+//! [`consumer`]: a lane's supply of deliveries, in batches, rebuilt after any loss; [`message`]: a delivery, and
+//! its copies for retry queues and dead letters; [`publisher`]: confirmed publications; [`lane_health`]: what `/readyz`
+//! reports about lanes; [`dead_letters`]: what operators do with dead letters.
 //!
-//! Two rules keep every message: a delivery is acknowledged only after its effects are stored, or after its copy was
-//! *confirmed*; and a channel in doubt is thrown away, which makes the broker deliver again whatever it still holds.
-//! Both can make a message arrive twice, neither can lose one; the command's `(source, id)` settles repeats.
+//! Two rules keep every message. A delivery is acknowledged only after its effects are stored or its copy is
+//! *confirmed*. A channel in doubt is discarded, so the broker redelivers whatever was not acknowledged on it.
+//! Both can duplicate a message, and neither can lose one; a command's `(source, id)` identifies duplicates.
 
 pub mod batch;
 pub mod connection;
@@ -21,19 +20,19 @@ pub mod lane_health;
 pub mod message;
 pub mod publisher;
 mod reply_code;
-pub mod session;
+mod session;
 pub mod topology;
 pub mod url;
 
 pub use batch::{Batch, DeliverySetAside};
 pub use connection::{Broker, BrokerError};
 pub use consumer::Consumer;
-pub use dead_letters::{DeadLetters, DeadLettersError, Held, Letter, Scan};
+pub use dead_letters::{DeadLetter, DeadLetterScan, DeadLetters, DeadLettersError, HeldDeadLetter};
 #[cfg(fuzzing)]
 pub use frame_filter::properties::check as check_frames;
 pub use lane_health::{LaneHealth, LaneState, LaneStatus};
 pub use message::{Delivery, Outgoing};
 pub use publisher::{PublishError, Publisher};
 pub use session::AckLost;
-pub use topology::{Declared, Inspected, RetryDelay, Topology, TopologyError};
+pub use topology::{Declaration, Inspection, RetryDelay, Topology, TopologyError};
 pub use url::{BrokerUrls, InvalidBrokerUrl};

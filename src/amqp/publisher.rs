@@ -17,7 +17,7 @@ use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Broker, BrokerError, Link, RECONNECT_EVERY, code, count_connection, explain};
+use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, code, count_connection, explain};
 use super::message::Outgoing;
 use super::reply_code::NOT_FOUND;
 use super::topology::Topology;
@@ -122,13 +122,13 @@ impl Publisher {
     /// Whether messages get out, as far as is known: what readiness asks. An error says why the newest call did not get
     /// through to the broker, or that it takes no messages for now.
     ///
-    /// A publisher in trouble that nobody uses would never learn that the trouble is over, so asking has it send an empty
+    /// A publisher in error_pattern that nobody uses would never learn that the error_pattern is over, so asking has it send an empty
     /// message to nobody (within a Tokio runtime, in the background: the next answer may be a better one).
     ///
     /// # Errors
     /// Why not, as a sentence without passwords.
     pub fn status(&self) -> Result<(), String> {
-        // Held while somebody connects, which is no news.
+        // HeldDeadLetter while somebody connects, which is no news.
         let blocked = self
             .0
             .current
@@ -239,7 +239,7 @@ impl Publisher {
                     groups
                         .extend(group.into_iter().filter(|&index| results.0[index].is_none()).map(|index| vec![index]));
                 }
-                Sent::ChannelClosed { why, .. } => results.0[group[0]] = Some(Err(PublishError::Refused(why))),
+                Sent::ChannelClosed { why, .. } => results.0[group[0]] = Some(Err(PublishError::Nacked(why))),
                 Sent::Lost(why) => return Err(why),
                 Sent::Late => {
                     // What a blocked connection has not sent yet would go out when it is unblocked, long after we said
@@ -292,7 +292,7 @@ impl Publisher {
             current.link = None;
             match &mut current.backoff {
                 Some(backoff) => sleep(backoff.next_delay()).await,
-                none => *none = Some(Backoff::new(RECONNECT_EVERY)),
+                none => *none = Some(Backoff::new(RECONNECT_DELAYS)),
             }
             match self.0.broker.connect("publisher").await {
                 Ok(link) => {
@@ -385,12 +385,12 @@ async fn send(
             }
             Some((index, Ok(Confirmation::Nack(message)))) => {
                 results.0[index] =
-                    Some(Err(PublishError::Refused("a queue that should take it is full or down".to_owned())));
+                    Some(Err(PublishError::Nacked("a queue that should take it is full or down".to_owned())));
                 returned.extend(message);
             }
             Some((index, Err(Unsent::Name))) => {
                 let why = "its exchange or routing key is longer than AMQP's 255 bytes".to_owned();
-                results.0[index] = Some(Err(PublishError::Refused(why)));
+                results.0[index] = Some(Err(PublishError::Nacked(why)));
             }
             Some((_, Ok(Confirmation::NotRequested))) => {
                 failure = Some(Sent::Lost("the channel does not confirm".to_owned()));
@@ -418,7 +418,7 @@ async fn send(
 }
 
 fn is_any_rejected(group: &[usize], results: &Results) -> bool {
-    group.iter().any(|&index| matches!(results.0[index], Some(Err(PublishError::Refused(_)))))
+    group.iter().any(|&index| matches!(results.0[index], Some(Err(PublishError::Nacked(_)))))
 }
 
 /// Whether something of ours is missing at the broker: an exchange, or a queue or binding that a message should have taken.
@@ -454,7 +454,7 @@ async fn publish(channel: &Channel, message: &Outgoing) -> Result<Confirmation, 
     let exchange = ShortString::try_new(message.exchange.as_str()).map_err(|_| Unsent::Name)?;
     let routing_key = ShortString::try_new(message.routing_key.as_str()).map_err(|_| Unsent::Name)?;
     let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
-    let properties = message.properties.clone();
+    let properties = message.properties().clone();
     let confirm = channel.basic_publish(exchange, routing_key, options, &message.body, properties).await;
     confirm.map_err(Unsent::Broker)?.await.map_err(Unsent::Broker)
 }
@@ -465,7 +465,7 @@ fn mark_unroutable(returned: &BasicReturnMessage, messages: &[Outgoing], group: 
         message.mandatory
             && message.exchange == returned.exchange.as_str()
             && message.routing_key == returned.routing_key.as_str()
-            && message.properties.message_id() == returned.properties.message_id()
+            && message.properties().message_id() == returned.properties.message_id()
             && message.body == returned.data
     };
     let unroutable = |result: &Option<_>| matches!(result, Some(Err(PublishError::Unroutable)));
@@ -490,7 +490,7 @@ pub enum PublishError {
     Unroutable,
     /// The broker refused this message: a queue is full or down, or it cannot be sent as it is.
     #[error("RabbitMQ refused this message: {0}")]
-    Refused(String),
+    Nacked(String),
     /// The broker was away, or did not answer in time: it may have the message or not.
     #[error("RabbitMQ did not confirm this message: {0}")]
     Unavailable(String),

@@ -8,3 +8,5 @@ pub(super) const NOT_FOUND: u16 = 404;
 pub(super) const RESOURCE_LOCKED: u16 = 405;
 /// The object exists with other properties.
 pub(super) const PRECONDITION_FAILED: u16 = 406;
+/// The virtual host is missing, or the user may not use it.
+pub(super) const NOT_ALLOWED: u16 = 530;

@@ -18,7 +18,7 @@ use super::reply_code::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED};
 use offramp_domain::command::CommandType;
 
 /// How often the broker may deliver one message without an answer before it makes it a dead letter, with no word of ours.
-/// Only for what ends the process before a lane sees it (see `Delivery::is_worn_out`): our own header counts attempts.
+/// Only for what ends the process before a lane sees it (see `Delivery::exceeded_redeliveries`): our own header counts attempts.
 /// High, because every kill of a worker counts for the messages in its hands.
 const WORK_DELIVERY_LIMIT: i32 = 100;
 /// The same for dead letters, where it must never be reached: listing them puts them back each time. Neither absent (4.x
@@ -106,7 +106,7 @@ impl Topology {
     /// [`TopologyError::Different`] when an object exists with other arguments, [`TopologyError::Forbidden`] when one is
     /// missing and the user may not create it: both are for the operator. [`TopologyError::Broker`] when the broker is
     /// away: try again.
-    pub async fn declare(&self, broker: &Broker) -> Result<Declared, TopologyError> {
+    pub async fn declare(&self, broker: &Broker) -> Result<Declaration, TopologyError> {
         let link = broker.connect("declare").await?;
         let declared = self.declare_on(&link).await;
         link.close().await;
@@ -117,14 +117,14 @@ impl Topology {
     ///
     /// # Errors
     /// As [`Self::declare`].
-    pub async fn inspect(&self, broker: &Broker) -> Result<Inspected, TopologyError> {
+    pub async fn inspect(&self, broker: &Broker) -> Result<Inspection, TopologyError> {
         let link = broker.connect("inspect").await?;
-        let mut declaring = Declaring { link: &link, channel: None, declared: Declared::default() };
+        let mut declaring = Declarer { link: &link, channel: None, declared: Declaration::default() };
         let mut missing = Vec::new();
         let mut result = Ok(());
         for object in self.objects().iter().filter(|object| !matches!(object, Object::Binding { .. })) {
             result = match declaring.exists(object).await {
-                // Declared as it should be, it is left alone, or the difference is told.
+                // Declaration as it should be, it is left alone, or the difference is told.
                 Ok(true) => declaring.object(object).await,
                 Ok(false) => {
                     missing.push(object.label());
@@ -136,14 +136,14 @@ impl Topology {
                 break;
             }
         }
-        let Declared { existing, unchecked, .. } = declaring.declared;
+        let Declaration { existing, unchecked, .. } = declaring.declared;
         link.close().await;
         let broker_version = link.broker_version().to_owned();
-        result.map(|()| Inspected { existing, unchecked, missing, broker_version })
+        result.map(|()| Inspection { existing, unchecked, missing, broker_version })
     }
 
-    pub(super) async fn declare_on(&self, link: &Link) -> Result<Declared, TopologyError> {
-        let mut declaring = Declaring { link, channel: None, declared: Declared::default() };
+    pub(super) async fn declare_on(&self, link: &Link) -> Result<Declaration, TopologyError> {
+        let mut declaring = Declarer { link, channel: None, declared: Declaration::default() };
         // Every target stands before anything that leads to it, and what publishers see, the command exchange, comes
         // last: until then their messages are an error to them, and not lost.
         for object in self.objects() {
@@ -157,7 +157,7 @@ impl Topology {
     /// bind, so that the broker is not asked for it again. The answer is what was missing, but for bindings, which cannot be
     /// looked at.
     pub(super) async fn restore_on(&self, link: &Link, may_bind: &mut bool) -> Result<Vec<String>, TopologyError> {
-        let mut declaring = Declaring { link, channel: None, declared: Declared::default() };
+        let mut declaring = Declarer { link, channel: None, declared: Declaration::default() };
         for exchange in self.exchanges() {
             // One that exists is not declared: a user without the right to configure would be refused, each time.
             if !declaring.exists(&exchange).await? {
@@ -291,7 +291,7 @@ impl RetryDelay {
 
 /// What [`Topology::declare`] found and did. Objects are named as in its errors: `queue 'x'`, `exchange 'x'`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Declared {
+pub struct Declaration {
     /// What was missing, and exists now.
     pub created: Vec<String>,
     /// What existed, as it should be.
@@ -302,7 +302,7 @@ pub struct Declared {
 
 /// What [`Topology::inspect`] found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Inspected {
+pub struct Inspection {
     /// What exists, as it should be.
     pub existing: Vec<String>,
     /// What exists, but could not be checked: the user may use it and not configure it.
@@ -394,14 +394,14 @@ impl Object {
     }
 }
 
-struct Declaring<'a> {
+struct Declarer<'a> {
     link: &'a Link,
     /// The broker closes a channel at every "no", so it is replaced as often.
     channel: Option<Channel>,
-    declared: Declared,
+    declared: Declaration,
 }
 
-impl Declaring<'_> {
+impl Declarer<'_> {
     async fn object(&mut self, object: &Object) -> Result<(), TopologyError> {
         let label = object.label();
         if let Object::Binding { .. } = object {

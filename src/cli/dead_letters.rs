@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write, stdin, stdout};
 use anyhow::bail;
 use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
-use offramp::amqp::{Broker, DeadLetters, Held, Letter, PublishError, Publisher, Topology};
+use offramp::amqp::{Broker, DeadLetter, DeadLetters, HeldDeadLetter, PublishError, Publisher, Topology};
 use offramp::clock;
 use offramp::config::{BrokerSettings, TlsSettings};
 use serde_json::{Value, json};
@@ -209,7 +209,7 @@ impl Desk {
     }
 
     /// Groups what `is_meant`.
-    async fn group(&self, is_meant: impl Fn(&Letter) -> bool) -> anyhow::Result<Groups> {
+    async fn group(&self, is_meant: impl Fn(&DeadLetter) -> bool) -> anyhow::Result<Groups> {
         let mut groups = Groups::default();
         let mut scan = self.letters.scan().await?;
         let bar = progress(scan.total(), LOOKED_AT);
@@ -226,7 +226,7 @@ impl Desk {
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let desk = Desk::open(self.broker, &self.tls).await?;
-        let is_meant = |letter: &Letter| self.filter.matches(letter, &desk.topology);
+        let is_meant = |letter: &DeadLetter| self.filter.matches(letter, &desk.topology);
         let queue = desk.topology.dead_letter_queue();
         if self.each {
             each(&desk, is_meant, self.limit, self.json).await?;
@@ -254,12 +254,12 @@ impl List {
 }
 
 /// Lists letters one by one.
-async fn each(desk: &Desk, is_meant: impl Fn(&Letter) -> bool, limit: u64, json: bool) -> anyhow::Result<()> {
+async fn each(desk: &Desk, is_meant: impl Fn(&DeadLetter) -> bool, limit: u64, json: bool) -> anyhow::Result<()> {
     let now = clock::now();
     let mut rows = Table::new(&["Handle", "Reason and error", "Command", "Queue", "Age"]);
     let (mut meant, mut shown) = (0, 0);
     let mut scan = desk.letters.scan().await?;
-    while let Some(Held { letter, .. }) = scan.next().await? {
+    while let Some(HeldDeadLetter { letter, .. }) = scan.next().await? {
         if !is_meant(&letter) {
             continue;
         }
@@ -344,7 +344,7 @@ impl Show {
     }
 }
 
-fn print_letter(out: &mut impl Write, held: &Held) -> std::io::Result<()> {
+fn print_letter(out: &mut impl Write, held: &HeldDeadLetter) -> std::io::Result<()> {
     let letter = &held.letter;
     let died = letter.died_at.map(|at| format!("{} ({} ago)", rfc3339(at), age(at, clock::now())));
     let facts = [
@@ -392,11 +392,11 @@ impl Replay {
             self.selection.found(groups.meant)?;
             if groups.meant > 0 {
                 groups.print(&desk.topology)?;
-                let number = count(groups.meant - groups.homeless, "dead letter");
+                let number = count(groups.meant - groups.unroutable, "dead letter");
                 writeln!(stdout().lock(), "{number} would be sent back; nothing was changed")?;
             }
-            if groups.homeless > 0 {
-                writeln!(stdout().lock(), "{}", homeless(groups.homeless))?;
+            if groups.unroutable > 0 {
+                writeln!(stdout().lock(), "{}", unroutable(groups.unroutable))?;
             }
             return Ok(());
         }
@@ -407,7 +407,7 @@ impl Replay {
         desk.letters.close().await;
         replayed.tell()?;
         outcome?;
-        self.selection.found(replayed.total() + replayed.homeless)
+        self.selection.found(replayed.total() + replayed.unroutable)
     }
 }
 
@@ -419,7 +419,7 @@ async fn replay(
 ) -> anyhow::Result<()> {
     let mut scan = desk.letters.scan().await?;
     let bar = progress(scan.total(), LOOKED_AT);
-    let mut batch: Vec<Held> = Vec::new();
+    let mut batch: Vec<HeldDeadLetter> = Vec::new();
     let mut bytes = 0;
     loop {
         let next = scan.next().await?;
@@ -451,7 +451,7 @@ async fn replay(
 #[derive(Default)]
 struct Replayed {
     queues: BTreeMap<String, u64>,
-    homeless: u64,
+    unroutable: u64,
     refused: u64,
     why: Option<PublishError>,
 }
@@ -466,7 +466,7 @@ impl Replayed {
         for (queue, result) in results {
             match result {
                 Some(Ok(())) => *self.queues.entry(queue.unwrap_or_default()).or_default() += 1,
-                None => self.homeless += 1,
+                None => self.unroutable += 1,
                 Some(Err(error)) => {
                     is_away |= matches!(error, PublishError::Unavailable(_));
                     self.refused += 1;
@@ -490,13 +490,13 @@ impl Replayed {
             let parts: Vec<String> = self.queues.iter().map(|(queue, count)| format!("{count} to {queue}")).collect();
             writeln!(out, "sent back {}: {}", count(self.total(), "dead letter"), parts.join(", "))?;
         }
-        if self.homeless > 0 {
-            writeln!(out, "{}", homeless(self.homeless))?;
+        if self.unroutable > 0 {
+            writeln!(out, "{}", unroutable(self.unroutable))?;
         }
         if let Some(why) = &self.why {
             let hint = match why {
                 PublishError::Unroutable => ": its work queue is missing, `offramp init` declares it",
-                PublishError::Refused(_) => "",
+                PublishError::Nacked(_) => "",
                 PublishError::Unavailable(_) => {
                     ". Stopped half-way: those may be in both queues now, which does no harm; the same command again goes on"
                 }
@@ -507,7 +507,7 @@ impl Replayed {
     }
 }
 
-fn homeless(number: u64) -> String {
+fn unroutable(number: u64) -> String {
     format!(
         "{} kept: no work queue of this prefix is named, so there is nowhere to send it",
         count(number, "dead letter")
@@ -526,7 +526,7 @@ impl Discard {
             .into());
         }
         let desk = Desk::open(self.broker, &self.tls).await?;
-        let is_meant = |letter: &Letter| self.selection.matches(letter, &desk.topology);
+        let is_meant = |letter: &DeadLetter| self.selection.matches(letter, &desk.topology);
         let groups = desk.group(is_meant).await?;
         self.selection.found(groups.meant)?;
         if groups.meant == 0 {
@@ -575,11 +575,11 @@ impl Discard {
 }
 
 impl Filter {
-    fn matches(&self, letter: &Letter, topology: &Topology) -> bool {
+    fn matches(&self, letter: &DeadLetter, topology: &Topology) -> bool {
         let Self { reason, error, queue, kind } = self;
         let from = letter.queue.as_deref().unwrap_or_default();
         reason.as_ref().is_none_or(|reason| *reason == letter.reason)
-            && error.as_ref().is_none_or(|text| letter.error.contains(text) || letter.trouble.contains(text))
+            && error.as_ref().is_none_or(|text| letter.error.contains(text) || letter.error_pattern.contains(text))
             && queue.as_ref().is_none_or(|queue| queue == from || queue == short_queue(from, topology))
             && kind.as_ref().is_none_or(|kind| Some(kind) == letter.kind.as_ref())
     }
@@ -603,7 +603,7 @@ impl Selection {
         ))
     }
 
-    fn matches(&self, letter: &Letter, topology: &Topology) -> bool {
+    fn matches(&self, letter: &DeadLetter, topology: &Topology) -> bool {
         let is_named = self.names.is_empty() || self.names.iter().any(|name| letter.is_named(name));
         is_named && self.filter.matches(letter, topology)
     }
@@ -647,21 +647,21 @@ struct Groups {
     ids: HashMap<Uuid, u64>,
     meant: u64,
     /// How many of them cannot be sent back.
-    homeless: u64,
+    unroutable: u64,
     /// How many are not meant.
     others: u64,
 }
 
 impl Groups {
-    fn add(&mut self, letter: &Letter, is_meant: bool) {
+    fn add(&mut self, letter: &DeadLetter, is_meant: bool) {
         if !is_meant {
             self.others += 1;
             return;
         }
         self.meant += 1;
-        self.homeless += u64::from(letter.home.is_none());
+        self.unroutable += u64::from(letter.origin.is_none());
         *self.ids.entry(letter.id).or_default() += 1;
-        let key = (letter.reason.clone(), letter.trouble.clone());
+        let key = (letter.reason.clone(), letter.error_pattern.clone());
         let group = self.by_trouble.entry(key).or_insert_with(|| Group {
             count: 0,
             oldest: letter.died_at,
@@ -733,7 +733,7 @@ fn short_queue<'a>(queue: &'a str, topology: &Topology) -> &'a str {
     queue.strip_prefix(&prefix).and_then(|rest| rest.strip_prefix('.')).unwrap_or(queue)
 }
 
-fn letter_json(letter: &Letter) -> Value {
+fn letter_json(letter: &DeadLetter) -> Value {
     json!({
         "handle": letter.handle, "reason": letter.reason, "error": letter.error, "queue": letter.queue,
         "type": letter.kind, "source": letter.source, "id": letter.command_id, "message_id": letter.message_id,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use offramp::amqp::{Broker, Declared, Topology};
+use offramp::amqp::{Broker, Declaration, Topology};
 use offramp::config::{BrokerSettings, DatabaseSettings, TlsSettings};
 use offramp::store::Store;
 use offramp::store::inspect::Index;
@@ -40,7 +40,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let BrokerSettings { amqp_url, prefix } = arguments.broker;
     let tls = arguments.tls.tls();
     let broker = Broker::with_tls(amqp_url, "offramp init", tls.clone());
-    let Declared { created, existing, unchecked } = Topology::new(prefix).declare(&broker).await?;
+    let Declaration { created, existing, unchecked } = Topology::new(prefix).declare(&broker).await?;
     let mut out = stdout().lock();
     for object in &created {
         writeln!(out, "RabbitMQ: created {object}")?;

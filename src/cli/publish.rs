@@ -160,7 +160,7 @@ async fn publish_batch(publisher: &Publisher, mut batch: Vec<Outgoing>) -> anyho
         });
         match &newest {
             Some(PublishError::Unroutable) => bail!("no queue takes a command: run `offramp init` first, {PREFIX}"),
-            Some(PublishError::Refused(why)) if why.contains("no exchange") => {
+            Some(PublishError::Nacked(why)) if why.contains("no exchange") => {
                 bail!("there is no exchange to publish to: run `offramp init` first, {PREFIX}")
             }
             _ if batch.is_empty() => return Ok(()),

@@ -62,7 +62,7 @@ impl Disposition {
 
 /// The task of a message, or its disposition if it has none.
 pub(super) fn parse(delivery: &Delivery) -> Result<Task, Disposition> {
-    if delivery.is_worn_out() {
+    if delivery.exceeded_redeliveries() {
         let error = format!(
             "redelivered {} times without being acknowledged; processing it may crash the worker",
             delivery.delivery_count

@@ -198,8 +198,8 @@ impl Lane {
         }
         // On the default exchange the routing key is the queue.
         let reply = Outgoing::event("", queue.to_owned(), event);
-        Some(match delivery.properties.correlation_id() {
-            Some(id) => reply.correlation_id(id.as_str()),
+        Some(match delivery.correlation_id() {
+            Some(id) => reply.correlation_id(id),
             None => reply,
         })
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use metrics::counter;
 use tokio::time::timeout;
 
-use crate::amqp::message::{RETURNS_MAX, weight};
+use crate::amqp::message::REDELIVERIES_MAX;
 use crate::amqp::{Delivery, Outgoing, PublishError, Publisher};
 use crate::metrics::{COMMANDS, UNROUTABLE};
 use offramp_domain::command::CommandType;
@@ -15,8 +15,8 @@ use offramp_domain::command::CommandType;
 /// How long all replies of a batch together may take to be confirmed.
 const REPLY_PATIENCE: Duration = Duration::from_secs(2);
 /// From this many redeliveries on, a message that cannot be processed now is replaced by a copy, whose count starts at zero:
-/// the broker counts redeliveries, and at [`RETURNS_MAX`] the message would be taken for one that crashes workers.
-const REDELIVERIES_BEFORE_COPY: u64 = RETURNS_MAX / 2;
+/// the broker counts redeliveries, and at [`REDELIVERIES_MAX`] the message would be taken for one that crashes workers.
+const REDELIVERIES_BEFORE_COPY: u64 = REDELIVERIES_MAX / 2;
 
 /// The messages to publish for one delivery.
 #[derive(Debug)]
@@ -63,7 +63,7 @@ impl Publication {
     /// The approximate memory of its messages.
     pub(super) fn bytes(&self) -> usize {
         let messages = self.copies.iter().chain(&self.replies);
-        messages.map(|message| message.body.len() + weight(&message.properties)).sum()
+        messages.map(Outgoing::memory_bytes).sum()
     }
 }
 

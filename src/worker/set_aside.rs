@@ -14,7 +14,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies};
-use crate::amqp::message::weight;
 use crate::amqp::{Delivery, DeliverySetAside, LaneHealth, Publisher};
 use crate::backoff::Backoff;
 use crate::metrics::COPIES_REJECTED;
@@ -190,12 +189,12 @@ impl SetAsideMessages {
 impl Message {
     /// The approximate memory that it uses.
     fn bytes(&self) -> usize {
-        self.delivery.body.len() + weight(&self.delivery.properties) + self.publication.bytes()
+        self.delivery.memory_bytes() + self.publication.bytes()
     }
 
     /// Whether a copy should replace it. Not if it may crash workers: its count would start at zero again.
     fn is_old(&self) -> bool {
         let is_old = needs_replacement(&self.delivery) || self.since.elapsed() >= KEPT_MAX;
-        is_old && !self.delivery.is_worn_out()
+        is_old && !self.delivery.exceeded_redeliveries()
     }
 }

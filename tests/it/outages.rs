@@ -14,7 +14,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Confirmation, ExchangeKind};
 use mongodb::Client;
 use offramp::amqp::Delivery;
-use offramp::amqp::message::RETURNS_MAX;
+use offramp::amqp::message::REDELIVERIES_MAX;
 use serde_json::{Value, json};
 
 use offramp_testkit::eventually;
@@ -174,7 +174,7 @@ async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_
     assert!(answer.status == 503 && answer.body.contains("lacks a right (Unauthorized"), "{answer}");
 
     // Let it have come back as often as a few more outages would make it: the next lane gives a copy back instead.
-    for _ in 0..RETURNS_MAX / 2 {
+    for _ in 0..REDELIVERIES_MAX / 2 {
         bed.come_back("card-expiry").await;
     }
     let next = WorkerProcess::spawn(&bed, &sink.url(), &settings, Stdio::null());
@@ -415,7 +415,7 @@ async fn a_message_that_is_set_aside_again_and_again_is_never_taken_for_one_that
     let sink = SmtpSink::start().await;
     assert!(WorkerProcess::start(&bed, &sink.url()).await.stop().await.success());
     bed.publish("subscription.cancellation", b"nonsense").await;
-    for _ in 0..RETURNS_MAX / 2 {
+    for _ in 0..REDELIVERIES_MAX / 2 {
         bed.come_back("cancellation").await;
     }
     let policy = Policy::that_rejects(&format!("{}.dead-letters", bed.prefix)).await;
@@ -428,7 +428,7 @@ async fn a_message_that_is_set_aside_again_and_again_is_never_taken_for_one_that
     let message = eventually("the message", || get(&bed, &queue)).await;
     message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
     let returns = Delivery::from(message.delivery).delivery_count;
-    assert!(returns < RETURNS_MAX / 2, "{returns}");
+    assert!(returns < REDELIVERIES_MAX / 2, "{returns}");
     drop(policy);
 
     let worker = WorkerProcess::start(&bed, &sink.url()).await;

@@ -9,23 +9,23 @@ use futures_util::FutureExt;
 use futures_util::io::{AsyncRead, AsyncReadExt, Cursor};
 use lapin::protocol::{basic, parse_class};
 
-use super::{CONTENT_HEADER, FRAME_END_BYTES, FRAME_START_BYTES, Guarded, METHOD};
+use super::{CONTENT_HEADER, FRAME_END_BYTES, FRAME_START_BYTES, FilteredStream, METHOD};
 
 /// The longest piece in which bytes come a second time.
 const PIECE_MAX: usize = 61;
 
 /// Guards the bytes; fails when a promise of the guard is broken, or what `lapin` reads of them would end the process.
 pub fn check(bytes: &[u8]) {
-    let guarded = read(bytes, usize::MAX);
-    assert!(guarded.len() <= bytes.len());
-    for (&before, &after) in bytes.iter().zip(&guarded) {
+    let filtered = read(bytes, usize::MAX);
+    assert!(filtered.len() <= bytes.len());
+    for (&before, &after) in bytes.iter().zip(&filtered) {
         let is_depth = matches!(before, b'A' | b'F') && after == b'x';
         let is_text = !before.is_ascii() && after == b'?';
         assert!(before == after || is_depth || is_text, "{before} became {after}");
     }
-    assert_eq!(read(bytes, 1 + bytes.len() % PIECE_MAX), guarded, "however it is cut");
-    assert_eq!(read(&guarded, usize::MAX), guarded, "what is harmless stays as it is");
-    for (kind, payload) in frames(&guarded) {
+    assert_eq!(read(bytes, 1 + bytes.len() % PIECE_MAX), filtered, "however it is cut");
+    assert_eq!(read(&filtered, usize::MAX), filtered, "what is harmless stays as it is");
+    for (kind, payload) in frames(&filtered) {
         // Errors are fine, and so is anything else that comes back.
         match kind {
             METHOD => drop(parse_class(payload)),
@@ -52,7 +52,7 @@ fn frames(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
 pub(super) fn read(bytes: &[u8], piece: usize) -> Vec<u8> {
     let mut out = Vec::new();
     let pieces = Pieces(Cursor::new(bytes.to_vec()), piece);
-    let read = Guarded::new(pieces, Arc::default(), Arc::default()).read_to_end(&mut out).now_or_never();
+    let read = FilteredStream::new(pieces, Arc::default(), Arc::default()).read_to_end(&mut out).now_or_never();
     assert!(matches!(read, Some(Ok(_))), "it neither waits nor fails");
     out
 }

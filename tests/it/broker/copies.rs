@@ -45,7 +45,7 @@ async fn a_retry_copy_comes_back_whole_and_may_do_so_again() {
             assert_eq!((batch.deliveries.len(), delivery.attempt, &delivery.body[..]), (1, attempt, body));
             assert_eq!(delivery.reply_to.as_deref(), Some("answers"));
             assert_eq!(delivery.header("tenant"), Some("north"));
-            let properties = &delivery.properties;
+            let properties = delivery.properties();
             assert_eq!(properties.content_type().as_ref().unwrap().as_str(), "application/json");
             assert_eq!(properties.correlation_id().as_ref().unwrap().as_str(), "c-1");
             assert_eq!(properties.message_id().as_ref().unwrap().as_str(), "m-1");
@@ -54,11 +54,11 @@ async fn a_retry_copy_comes_back_whole_and_may_do_so_again() {
             assert_eq!(properties.timestamp(), &Some(1_780_000_000));
 
             let copy = delivery.retry_copy(&rabbit.topology, &rabbit.queue(), RetryDelay::S5);
-            let sent = copy.properties.headers().as_ref().unwrap();
+            let sent = copy.properties().headers().as_ref().unwrap();
             let names: Vec<_> = sent.inner().keys().map(lapin::types::ShortString::as_str).collect();
             assert_eq!(names, ["offramp-attempt", "tenant"]);
-            assert_eq!((copy.properties.expiration(), copy.properties.user_id()), (&None, &None));
-            assert_eq!(copy.properties.priority(), &None);
+            assert_eq!((copy.properties().expiration(), copy.properties().user_id()), (&None, &None));
+            assert_eq!(copy.properties().priority(), &None);
             if attempt < 2 {
                 let began = Instant::now();
                 assert_eq!(publisher.publish_all(&[copy]).await, [Ok(())]);
@@ -115,7 +115,7 @@ async fn a_dead_letter_says_why_and_a_replay_does_not() {
         assert_eq!(publisher.publish_all(&[again]).await, [Ok(())]);
         let batch = next(&mut consumer).await;
         assert_eq!(bodies(&batch), ["not json"]);
-        assert_eq!(batch.deliveries[0].properties.headers().clone().unwrap_or_default(), FieldTable::default());
+        assert_eq!(batch.deliveries[0].properties().headers().clone().unwrap_or_default(), FieldTable::default());
         batch.ack().await.unwrap();
         consumer.close().await;
         publisher.close().await;

@@ -70,13 +70,12 @@ async fn one_message_that_the_broker_refuses_does_not_fail_the_others() {
         let publisher = Publisher::new(rabbit.broker());
         let good = |body: &str| Outgoing::new("", rabbit.queue(), body.into()).mandatory();
         // The broker closes the channel on this one: its user is not the connection's.
-        let mut bad = good("bad");
-        bad.properties = bad.properties.with_user_id("somebody-else".into());
+        let bad = good("bad").with_properties(|properties| properties.with_user_id("somebody-else".into()));
         let long = Outgoing::new("", "k".repeat(300), Vec::new());
         let results = publisher.publish_all(&[good("one"), bad, long, good("two")]).await;
         assert_eq!((&results[0], &results[3]), (&Ok(()), &Ok(())), "{results:?}");
-        assert!(matches!(&results[1], Err(PublishError::Refused(why)) if why.contains("user_id")), "{results:?}");
-        assert!(matches!(&results[2], Err(PublishError::Refused(why)) if why.contains("255")), "{results:?}");
+        assert!(matches!(&results[1], Err(PublishError::Nacked(why)) if why.contains("user_id")), "{results:?}");
+        assert!(matches!(&results[2], Err(PublishError::Nacked(why)) if why.contains("255")), "{results:?}");
         publisher.close().await;
     })
     .await;
@@ -174,7 +173,7 @@ async fn a_publisher_whose_messages_were_rejected_goes_on_as_soon_as_they_are_no
         assert_eq!(publisher.publish_all(&message).await, [Ok(())]);
         let policy = Policy::that_rejects(&queue).await;
         let rejected = publisher.publish_all(&message).await;
-        assert!(matches!(rejected[..], [Err(PublishError::Refused(_))]), "{rejected:?}");
+        assert!(matches!(rejected[..], [Err(PublishError::Nacked(_))]), "{rejected:?}");
         drop(policy);
         eventually("it is taken", async || publisher.publish_all(&message).await == [Ok(())]).await;
         publisher.close().await;

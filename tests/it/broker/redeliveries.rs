@@ -6,7 +6,7 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use offramp::amqp::Publisher;
-use offramp::amqp::message::RETURNS_MAX;
+use offramp::amqp::message::REDELIVERIES_MAX;
 use offramp_domain::dead_letter::DeadLetterReason;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -71,7 +71,7 @@ async fn however_often_workers_are_killed_no_innocent_message_becomes_a_dead_let
         }
         println!("came back at most {returns_max} times");
         assert_eq!(waiting, BTreeSet::new());
-        assert!(returns_max < RETURNS_MAX, "{returns_max}");
+        assert!(returns_max < REDELIVERIES_MAX, "{returns_max}");
         assert_eq!(rabbit.count(&rabbit.topology.dead_letter_queue()).await, 0);
     })
     .await;
@@ -94,7 +94,7 @@ async fn a_message_that_ends_each_process_that_takes_it_becomes_a_dead_letter_al
                 while let Some(batch) = consumer.next_batch(50, &shutdown).await {
                     let poison = batch.deliveries.iter().find(|delivery| delivery.body == b"poison");
                     if let Some(poison) = poison {
-                        if !poison.is_worn_out() {
+                        if !poison.exceeded_redeliveries() {
                             kills += 1;
                             continue 'life;
                         }
@@ -129,7 +129,7 @@ async fn a_message_that_ends_each_process_that_takes_it_becomes_a_dead_letter_al
         let (a, b, ()) = tokio::join!(worker(), worker(), dead);
         println!("came back at most {} times; {} kills", a.1.max(b.1), a.2 + b.2);
         assert_eq!(a.0.union(&b.0).count(), 201);
-        assert!(a.1.max(b.1) < RETURNS_MAX, "{} {}", a.1, b.1);
+        assert!(a.1.max(b.1) < REDELIVERIES_MAX, "{} {}", a.1, b.1);
         let dead = rabbit.await_message(&rabbit.topology.dead_letter_queue()).await;
         assert_eq!(dead.data, b"poison");
         assert_eq!(text(dead.properties.headers().as_ref().unwrap(), "offramp-reason"), "exhausted");
@@ -159,7 +159,7 @@ async fn a_publishers_own_delivery_count_does_not_make_a_message_one_that_ends_w
         let mut second = consumer(rabbit, &lane());
         let batch = next(&mut second).await;
         assert!((1..=2).contains(&batch.deliveries[0].delivery_count), "{}", batch.deliveries[0].delivery_count);
-        assert!(!batch.deliveries[0].is_worn_out());
+        assert!(!batch.deliveries[0].exceeded_redeliveries());
         second.close().await;
     })
     .await;

@@ -14,20 +14,22 @@
 //!
 //! And it bounds memory. AMQP limits how many messages are sent ahead, not how large they are, and `lapin` takes
 //! whatever comes. So on a consumer's connection the guard counts what was delivered and is not out of our hands yet;
-//! at [`IN_HAND_BYTES_MAX`] it reads no further than to the next delivery, until something is settled. Whole messages
+//! at [`IN_FLIGHT_BYTES_MAX`] it reads no further than to the next delivery, until something is settled. Whole messages
 //! pass only, so there may be one more than that, of whatever size. Meanwhile heartbeats are not read either: when that
 //! takes longer (`lapin` bears it for 20 s, RabbitMQ for not much longer), the connection is lost, and all of it comes
 //! again.
 
+mod fields;
+mod in_flight;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
 
-use std::collections::VecDeque;
+pub(super) use in_flight::InFlight;
+
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -36,21 +38,16 @@ use async_rs::util::RuntimeParts;
 use async_rs::{Runtime, Tokio};
 use futures_util::Stream;
 use futures_util::io::{AsyncRead, AsyncWrite, IoSlice};
-use futures_util::task::AtomicWaker;
 use lapin::AsyncTcpStream;
 use lapin::types::parsing::parse_field_table;
 
 use super::field_value::text;
+use fields::Fields;
 
-/// How deep header fields may be nested: far beyond what anybody means, far from what a stack takes.
-const DEPTH_MAX: usize = 64;
 /// How much is read at once, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 /// The largest frame that is looked at, in bytes: RabbitMQ's have 128 KiB unless configured otherwise.
 const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How much of what was delivered on a consumer's connection may be in our hands, in bytes, before no more is read:
-/// more than the commands of any usual batch.
-const IN_HAND_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How much more a header field weighs in memory than on its way, at most: an array of nothings has a byte for each.
 const HEADER_WEIGHT: usize = 32;
 
@@ -69,20 +66,20 @@ const START: [u8; 4] = [0, 10, 0, 10];
 /// The version of AMQP in it.
 const PROTOCOL_VERSION_BYTES: usize = 2;
 
-/// Tokio, with connections that are guarded.
-pub(super) type GuardedRuntime = Runtime<RuntimeParts<Tokio, GuardedTcp>>;
+/// Tokio, with connections that are filtered.
+pub(super) type FilteredRuntime = Runtime<RuntimeParts<Tokio, FilteredTcp>>;
 
-/// The runtime to give to `lapin`; its connections are made with [`Guarded::new`].
-pub(super) fn runtime() -> GuardedRuntime {
-    Runtime::new(RuntimeParts::new(Tokio::current(), GuardedTcp(Tokio::current())))
+/// The runtime to give to `lapin`; its connections are made with [`FilteredStream::new`].
+pub(super) fn runtime() -> FilteredRuntime {
+    Runtime::new(RuntimeParts::new(Tokio::current(), FilteredTcp(Tokio::current())))
 }
 
 /// What `lapin` asks for connections and timers.
 #[derive(Clone, Debug)]
-pub(super) struct GuardedTcp(Tokio);
+pub(super) struct FilteredTcp(Tokio);
 
-impl Reactor for GuardedTcp {
-    type TcpStream = Guarded<Connection>;
+impl Reactor for FilteredTcp {
+    type TcpStream = FilteredStream<Connection>;
     type Sleep = <Tokio as Reactor>::Sleep;
 
     fn register<H: Read + Write + Send + 'static>(
@@ -106,58 +103,15 @@ impl Reactor for GuardedTcp {
         address: SocketAddr,
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connecting = self.0.tcp_connect_addr(address);
-        async move { Ok(Guarded::new(AsyncTcpStream::Plain(connecting.await?), Arc::default(), Arc::default())) }
+        async move { Ok(FilteredStream::new(AsyncTcpStream::Plain(connecting.await?), Arc::default(), Arc::default())) }
     }
 }
 
 /// A connection to the broker, in clear or with TLS.
 pub(super) type Connection = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
-/// What was delivered over a connection and is not out of our hands yet. Counted from [`InHand::bound`] on.
-#[derive(Default)]
-pub(super) struct InHand {
-    /// Delivery tags, and what each message weighs in bytes, in order.
-    messages: Mutex<VecDeque<(u64, usize)>>,
-    is_bounded: AtomicBool,
-    /// Who reads, while there is too much to read on.
-    reader: AtomicWaker,
-}
-
-impl InHand {
-    /// From now on, no more is read than may be in hand. For a connection with one channel that consumes, whose owner
-    /// says of each delivery when it is to [forget](Self::forget) it.
-    pub(super) fn bound(&self) {
-        self.is_bounded.store(true, Ordering::Release);
-    }
-
-    /// This delivery and all before it are out of our hands.
-    pub(super) fn forget(&self, tag: u64) {
-        let mut messages = self.messages();
-        while messages.front().is_some_and(|(first, _)| *first <= tag) {
-            messages.pop_front();
-        }
-        drop(messages);
-        self.reader.wake();
-    }
-
-    /// Whether no further delivery is read now.
-    pub(super) fn is_full(&self) -> bool {
-        self.messages().iter().map(|(_, bytes)| bytes).sum::<usize>() >= IN_HAND_BYTES_MAX
-    }
-
-    fn delivered(&self, tag: u64, bytes: usize) {
-        if self.is_bounded.load(Ordering::Acquire) {
-            self.messages().push_back((tag, bytes.min(IN_HAND_BYTES_MAX)));
-        }
-    }
-
-    fn messages(&self) -> MutexGuard<'_, VecDeque<(u64, usize)>> {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A connection that is guarded on its way in.
-pub(super) struct Guarded<S> {
+/// A connection that is filtered on its way in.
+pub(super) struct FilteredStream<S> {
     stream: S,
     /// Bytes that were read: those that were handed on, those that may be, and the beginning of the next frame. Behind them is
     /// room for more.
@@ -167,7 +121,7 @@ pub(super) struct Guarded<S> {
     filled: usize,
     /// How much of the frame at `checked` is still to come, and passes unseen.
     passing: usize,
-    in_hand: Arc<InHand>,
+    in_flight: Arc<InFlight>,
     /// Where the broker's version goes, once it has told it.
     version: Arc<OnceLock<String>>,
     /// The delivery whose content comes next.
@@ -176,8 +130,8 @@ pub(super) struct Guarded<S> {
     is_held: bool,
 }
 
-impl<S> Guarded<S> {
-    pub(super) fn new(stream: S, in_hand: Arc<InHand>, version: Arc<OnceLock<String>>) -> Self {
+impl<S> FilteredStream<S> {
+    pub(super) fn new(stream: S, in_flight: Arc<InFlight>, version: Arc<OnceLock<String>>) -> Self {
         Self {
             stream,
             buffer: Vec::new(),
@@ -185,7 +139,7 @@ impl<S> Guarded<S> {
             checked: 0,
             filled: 0,
             passing: 0,
-            in_hand,
+            in_flight,
             version,
             delivered: None,
             is_held: false,
@@ -211,13 +165,13 @@ impl<S> Guarded<S> {
                 let payload = &mut rest[FRAME_START_BYTES..][..payload_bytes];
                 if kind == METHOD {
                     self.delivered = delivery_tag(payload);
-                    if self.delivered.is_some() && self.in_hand.is_full() {
+                    if self.delivered.is_some() && self.in_flight.is_full() {
                         self.is_held = true;
                         return;
                     }
                 } else if let Some(tag) = self.delivered.take() {
                     let bytes = body_bytes(payload).saturating_add(HEADER_WEIGHT * payload_bytes);
-                    self.in_hand.delivered(tag, bytes);
+                    self.in_flight.delivered(tag, bytes);
                 }
                 // Where it is not understood, it is as it was: lapin says what it thinks of it.
                 let fields = Fields(payload);
@@ -234,14 +188,14 @@ impl<S> Guarded<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for FilteredStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         while this.handed_on == this.checked {
             this.buffer.copy_within(this.checked..this.filled, 0);
             (this.handed_on, this.checked, this.filled) = (0, 0, this.filled - this.checked);
             if this.is_held {
-                this.in_hand.reader.register(context.waker());
+                this.in_flight.wake_reader(context.waker());
                 this.check();
                 if this.is_held && this.checked == 0 {
                     return Poll::Pending;
@@ -269,7 +223,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for FilteredStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, from)
     }
@@ -311,122 +265,13 @@ fn body_bytes(content_header: &[u8]) -> usize {
     size.map_or(0, |bytes| usize::try_from(u64::from_be_bytes(*bytes)).unwrap_or(usize::MAX))
 }
 
-/// What is left of a frame, changed in place as it is read. `None` where the bytes are not what they should be.
-struct Fields<'a>(&'a mut [u8]);
-
-impl<'a> Fields<'a> {
-    /// The broker's first frame, and of the methods with a publisher's text in them those of class 60, "basic".
-    fn method(mut self) -> Option<()> {
-        match *self.take(4)? {
-            [0, 10, 0, 10] => {
-                self.take(PROTOCOL_VERSION_BYTES)?;
-                return Fields(self.long_bytes()?).table(1);
-            }
-            [0, 60, 0, 50] => {
-                self.take(2)?; // reply code
-                self.short_string()?; // reply text
-            }
-            [0, 60, 0, 60] => {
-                self.short_string()?; // consumer tag
-                self.take(8 + 1)?; // delivery tag, redelivered
-            }
-            [0, 60, 0, 71] => self.take(8 + 1).map(drop)?,
-            _ => return Some(()),
-        }
-        self.short_string()?; // exchange
-        self.short_string() // routing key
-    }
-
-    /// Class, weight and size of the body; then a bit for each property that follows.
-    fn content_header(mut self) -> Option<()> {
-        self.take(2 + 2 + 8)?;
-        let present = u16::from_be_bytes(self.take(2)?.try_into().ok()?);
-        let properties: [fn(&mut Self) -> Option<()>; 14] = [
-            Self::short_string, // content type
-            Self::short_string, // content encoding
-            |fields| Fields(fields.long_bytes()?).table(1),
-            |fields| fields.take(1).map(drop), // delivery mode
-            |fields| fields.take(1).map(drop), // priority
-            Self::short_string,                // correlation id
-            Self::short_string,                // reply to
-            Self::short_string,                // expiration
-            Self::short_string,                // message id
-            |fields| fields.take(8).map(drop), // timestamp
-            Self::short_string,                // type
-            Self::short_string,                // user id
-            Self::short_string,                // app id
-            Self::short_string,                // cluster id
-        ];
-        for (index, property) in properties.iter().enumerate() {
-            if present & (0x8000 >> index) != 0 {
-                property(&mut self)?;
-            }
-        }
-        Some(())
-    }
-
-    fn table(mut self, depth: usize) -> Option<()> {
-        while !self.0.is_empty() {
-            self.short_string()?;
-            self.value(depth)?;
-        }
-        Some(())
-    }
-
-    fn array(mut self, depth: usize) -> Option<()> {
-        while !self.0.is_empty() {
-            self.value(depth)?;
-        }
-        Some(())
-    }
-
-    /// A value in a table or array that is itself `depth` deep.
-    fn value(&mut self, depth: usize) -> Option<()> {
-        let kind = self.take(1)?;
-        match kind[0] {
-            b'A' | b'F' if depth >= DEPTH_MAX => {
-                kind[0] = b'x';
-                self.long_bytes().map(drop)
-            }
-            b'A' => Fields(self.long_bytes()?).array(depth + 1),
-            b'F' => Fields(self.long_bytes()?).table(depth + 1),
-            b'S' | b'x' => self.long_bytes().map(drop),
-            b't' | b'b' | b'B' => self.take(1).map(drop),
-            b's' | b'U' | b'u' => self.take(2).map(drop),
-            b'I' | b'i' | b'f' => self.take(4).map(drop),
-            b'D' => self.take(5).map(drop),
-            b'L' | b'l' | b'd' | b'T' => self.take(8).map(drop),
-            b'V' => Some(()),
-            _ => None,
-        }
-    }
-
-    fn short_string(&mut self) -> Option<()> {
-        let length = usize::from(self.take(1)?[0]);
-        let text = self.take(length)?;
-        if std::str::from_utf8(text).is_err() {
-            text.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
-        }
-        Some(())
-    }
-
-    fn long_bytes(&mut self) -> Option<&'a mut [u8]> {
-        let length = u32::from_be_bytes(self.take(4)?.try_into().ok()?);
-        self.take(usize::try_from(length).ok()?)
-    }
-
-    fn take(&mut self, count: usize) -> Option<&'a mut [u8]> {
-        let (taken, rest) = std::mem::take(&mut self.0).split_at_mut_checked(count)?;
-        self.0 = rest;
-        Some(taken)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
     use futures_util::io::{AsyncReadExt, Cursor};
 
+    use super::fields::DEPTH_MAX;
+    use super::in_flight::IN_FLIGHT_BYTES_MAX;
     use super::properties::{check, read};
     use super::*;
 
@@ -468,8 +313,8 @@ mod tests {
         let told = async |bytes: Vec<u8>| {
             let version = Arc::new(OnceLock::new());
             let mut out = Vec::new();
-            let mut guarded = Guarded::new(Cursor::new(bytes.clone()), Arc::default(), version.clone());
-            guarded.read_to_end(&mut out).await.unwrap();
+            let mut filtered = FilteredStream::new(Cursor::new(bytes.clone()), Arc::default(), version.clone());
+            filtered.read_to_end(&mut out).await.unwrap();
             assert!(out == bytes);
             version.get().cloned()
         };
@@ -537,11 +382,11 @@ mod tests {
     }
 
     /// What can be read at once, and whether that is all there is.
-    fn read_now(guarded: &mut Guarded<impl AsyncRead + Unpin>) -> (Vec<u8>, bool) {
+    fn read_now(filtered: &mut FilteredStream<impl AsyncRead + Unpin>) -> (Vec<u8>, bool) {
         let mut out = Vec::new();
         loop {
             let mut some = [0; 1_000];
-            match guarded.read(&mut some).now_or_never() {
+            match filtered.read(&mut some).now_or_never() {
                 Some(count) if count.as_ref().unwrap() > &0 => out.extend(&some[..count.unwrap()]),
                 end => return (out, end.is_some()),
             }
@@ -550,22 +395,22 @@ mod tests {
 
     #[test]
     fn no_delivery_is_read_while_there_is_too_much_in_hand() {
-        let half = IN_HAND_BYTES_MAX / 2;
+        let half = IN_FLIGHT_BYTES_MAX / 2;
         let deliveries = [delivery(1, half), delivery(2, half), delivery(3, usize::MAX), delivery(4, 0), frame(8, b"")];
-        let in_hand = Arc::new(InHand::default());
-        in_hand.bound();
-        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), in_hand.clone(), Arc::default());
-        assert_eq!(read_now(&mut guarded), (deliveries[..2].concat(), false));
-        assert_eq!(read_now(&mut guarded), (vec![], false));
-        in_hand.forget(1);
-        assert_eq!(read_now(&mut guarded), (deliveries[2].clone(), false), "one more, of whatever size");
-        in_hand.forget(2);
-        assert_eq!(read_now(&mut guarded), (vec![], false));
-        in_hand.forget(3);
-        assert_eq!(read_now(&mut guarded), (deliveries[3..].concat(), true));
+        let in_flight = Arc::new(InFlight::default());
+        in_flight.limit();
+        let mut filtered = FilteredStream::new(Cursor::new(deliveries.concat()), in_flight.clone(), Arc::default());
+        assert_eq!(read_now(&mut filtered), (deliveries[..2].concat(), false));
+        assert_eq!(read_now(&mut filtered), (vec![], false));
+        in_flight.forget(1);
+        assert_eq!(read_now(&mut filtered), (deliveries[2].clone(), false), "one more, of whatever size");
+        in_flight.forget(2);
+        assert_eq!(read_now(&mut filtered), (vec![], false));
+        in_flight.forget(3);
+        assert_eq!(read_now(&mut filtered), (deliveries[3..].concat(), true));
 
-        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), Arc::default(), Arc::default());
-        assert_eq!(read_now(&mut guarded), (deliveries.concat(), true), "who does not consume has no bound");
+        let mut filtered = FilteredStream::new(Cursor::new(deliveries.concat()), Arc::default(), Arc::default());
+        assert_eq!(read_now(&mut filtered), (deliveries.concat(), true), "who does not consume has no bound");
     }
 
     #[test]
@@ -574,10 +419,10 @@ mod tests {
         let header_start = heavy.len() - frame(CONTENT_HEADER, &[0; 14]).len() - frame(3, b"body").len();
         heavy.splice(header_start.., header(b"t", &[b"\x01nA\0\x08\0\0", &vec![b'V'; 1 << 19][..]].concat()));
         let deliveries = [heavy, delivery(2, 0)];
-        let in_hand = Arc::new(InHand::default());
-        in_hand.bound();
-        let mut guarded = Guarded::new(Cursor::new(deliveries.concat()), in_hand, Arc::default());
-        assert_eq!(read_now(&mut guarded), (deliveries[0].clone(), false));
+        let in_flight = Arc::new(InFlight::default());
+        in_flight.limit();
+        let mut filtered = FilteredStream::new(Cursor::new(deliveries.concat()), in_flight, Arc::default());
+        assert_eq!(read_now(&mut filtered), (deliveries[0].clone(), false));
     }
 
     #[test]

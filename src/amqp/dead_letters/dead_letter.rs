@@ -1,0 +1,331 @@
+//! What a dead letter says about itself: in the headers that this program sets, in those of the broker, and in its body.
+
+use chrono::{DateTime, Utc};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use serde::Deserialize;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::amqp::field_value::text;
+use crate::amqp::message::{DIED_AT_HEADER, Delivery, ERROR_HEADER, QUEUE_HEADER, REASON_HEADER};
+use crate::amqp::topology::Topology;
+use offramp_domain::command::CommandType;
+
+/// Larger bodies are not searched for the command's names: they are no commands.
+const PARSED_BYTES_MAX: usize = 1024 * 1024;
+/// How much of a letter's id makes its handle, in hexadecimal digits: with 100,000 letters the chance that any two share one
+/// is 1 in 200. So it is for people only.
+const HANDLE_DIGITS: usize = 10;
+
+/// What there is to know about a dead letter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    /// Made of all that tells it from others: the same for as long as the letter lies there.
+    pub id: Uuid,
+    /// The beginning of its id, which an operator can type.
+    pub handle: String,
+    /// Why it is here, as a word: one of contract §7, or the broker's own, such as `delivery_limit`.
+    pub reason: String,
+    /// Why it is here, as a sentence.
+    pub error: String,
+    /// The same with `<subscription_id>` in place of this letter's own ids, so that letters with the same error_pattern agree.
+    pub error_pattern: String,
+    /// The queue that it came from, as far as it says.
+    pub queue: Option<String>,
+    /// Whose work queue that is; none: it cannot be sent back.
+    pub origin: Option<CommandType>,
+    /// Its command's `type`.
+    pub kind: Option<String>,
+    /// Its command's `source`.
+    pub source: Option<String>,
+    /// Its command's `id`.
+    pub command_id: Option<String>,
+    /// The `message_id` that its publisher gave it.
+    pub message_id: Option<String>,
+    /// When it became a dead letter.
+    pub died_at: Option<DateTime<Utc>>,
+    /// What it weighs, in bytes.
+    pub body_bytes: usize,
+}
+
+impl DeadLetter {
+    pub(super) fn read(delivery: &Delivery, topology: &Topology) -> Self {
+        let names = Names::read(&delivery.body);
+        let own = |name| delivery.header(name).map(str::to_owned);
+        let (reason, error, queue, died_at) = match (own(REASON_HEADER), Death::newest(delivery.properties(), topology))
+        {
+            (Some(reason), _) => {
+                let died_at = delivery.header(DIED_AT_HEADER).and_then(|at| DateTime::parse_from_rfc3339(at).ok());
+                let error = own(ERROR_HEADER).unwrap_or_default();
+                (reason, error, own(QUEUE_HEADER), died_at.map(|at| at.to_utc()))
+            }
+            (None, Some(death)) => (death.reason.clone(), death.sentence(), Some(death.queue), death.at),
+            (None, None) => {
+                let at = delivery.properties().timestamp().and_then(instant);
+                ("unknown".to_owned(), "It does not say why it is here, or where it came from.".to_owned(), None, at)
+            }
+        };
+        let origin = CommandType::ALL.into_iter().find(|kind| queue.as_ref() == Some(&topology.work_queue(*kind)));
+        let message_id = delivery.properties().message_id().as_ref().map(ToString::to_string);
+        let stamp = died_at.map(|at| at.timestamp_millis()).unwrap_or_default();
+        let rest = format!("{message_id:?} {reason} {queue:?} {stamp}");
+        let id = Uuid::new_v5(&Uuid::new_v5(&Uuid::NAMESPACE_OID, &delivery.body), rest.as_bytes());
+        Self {
+            id,
+            handle: id.simple().to_string().chars().take(HANDLE_DIGITS).collect(),
+            error_pattern: names.leave_out_of(&error),
+            reason,
+            error,
+            queue,
+            origin,
+            kind: names.kind.or_else(|| delivery.properties().kind().as_ref().map(ToString::to_string)),
+            source: names.source,
+            command_id: names.id,
+            message_id,
+            died_at,
+            body_bytes: delivery.body.len(),
+        }
+    }
+
+    /// Whether an operator may mean this letter by `name`: its handle, its command's id, or its message id.
+    #[must_use]
+    pub fn is_named(&self, name: &str) -> bool {
+        self.handle == name || self.command_id.as_deref() == Some(name) || self.message_id.as_deref() == Some(name)
+    }
+}
+
+/// What the broker noted when it made a message a dead letter by itself: an entry of `x-death`.
+struct Death {
+    queue: String,
+    reason: String,
+    at: Option<DateTime<Utc>>,
+}
+
+impl Death {
+    /// The newest death in a work queue; where there is none, the newest. The way through a retry queue is a death, too.
+    fn newest(properties: &BasicProperties, topology: &Topology) -> Option<Self> {
+        let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else { return None };
+        let mut deaths: Vec<Self> = deaths.as_slice().iter().filter_map(Self::read).collect();
+        let work = CommandType::ALL.map(|kind| topology.work_queue(kind));
+        let index = deaths.iter().position(|death| work.contains(&death.queue)).unwrap_or(0);
+        (index < deaths.len()).then(|| deaths.swap_remove(index))
+    }
+
+    fn read(entry: &AMQPValue) -> Option<Self> {
+        let AMQPValue::FieldTable(entry) = entry else { return None };
+        let word = |name: &str| entry.inner().get(name).and_then(text).map(str::to_owned);
+        let at = match entry.inner().get("time") {
+            Some(AMQPValue::Timestamp(seconds)) => instant(*seconds),
+            _ => None,
+        };
+        Some(Self { queue: word("queue")?, reason: word("reason")?, at })
+    }
+
+    fn sentence(&self) -> String {
+        match self.reason.as_str() {
+            "delivery_limit" => {
+                "Delivered again and again without an answer: each time, the worker that had it ended or lost \
+                                 its connection."
+                    .to_owned()
+            }
+            reason => format!("RabbitMQ took it out of its queue by itself ({reason})."),
+        }
+    }
+}
+
+/// The names in a body, as far as it is readable.
+#[derive(Default)]
+struct Names {
+    kind: Option<String>,
+    source: Option<String>,
+    id: Option<String>,
+    /// What its data is about: fields and their values.
+    about: Vec<(String, String)>,
+}
+
+impl Names {
+    fn read(body: &[u8]) -> Self {
+        #[derive(Default, Deserialize)]
+        struct Envelope {
+            id: Option<Value>,
+            source: Option<Value>,
+            #[serde(rename = "type")]
+            kind: Option<Value>,
+            data: Option<Value>,
+        }
+        if body.len() > PARSED_BYTES_MAX {
+            return Self::default();
+        }
+        let envelope: Envelope = serde_json::from_slice(body).unwrap_or_default();
+        let word = |value: Option<Value>| value.as_ref().and_then(Value::as_str).map(str::to_owned);
+        let data = envelope.data.as_ref().and_then(Value::as_object);
+        let about = data
+            .into_iter()
+            .flatten()
+            .filter(|(name, _)| name.ends_with("_id"))
+            .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
+            .collect();
+        Self { kind: word(envelope.kind), source: word(envelope.source), id: word(envelope.id), about }
+    }
+
+    /// The sentence with names of fields in place of what is this letter's own.
+    fn leave_out_of(&self, sentence: &str) -> String {
+        let id = self.id.iter().map(|id| ("id", id));
+        let about = self.about.iter().map(|(name, value)| (name.as_str(), value));
+        about
+            .chain(id)
+            .fold(sentence.to_owned(), |sentence, (name, value)| replace_words(&sentence, value, &format!("<{name}>")))
+    }
+}
+
+/// Replaces `word` where it is not a part of a longer one.
+fn replace_words(sentence: &str, word: &str, by: &str) -> String {
+    let inside = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '<'));
+    if word.is_empty() {
+        return sentence.to_owned();
+    }
+    let (mut replaced, mut rest) = (String::new(), sentence);
+    while let Some(at) = rest.find(word) {
+        let (before, after) = (&rest[..at], &rest[at + word.len()..]);
+        let is_part =
+            inside(before.chars().next_back().or(replaced.chars().next_back())) || inside(after.chars().next());
+        replaced.push_str(before);
+        replaced.push_str(if is_part { word } else { by });
+        rest = after;
+    }
+    replaced + rest
+}
+
+fn instant(seconds: u64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0)
+}
+
+/// The headers of a message as JSON, for people.
+pub(super) fn headers_json(delivery: &Delivery) -> Value {
+    delivery.properties().headers().as_ref().map_or(Value::Null, table)
+}
+
+fn table(table: &FieldTable) -> Value {
+    table.inner().iter().map(|(name, value)| (name.to_string(), json(value))).collect::<serde_json::Map<_, _>>().into()
+}
+
+/// An AMQP value as JSON, for people.
+fn json(value: &AMQPValue) -> Value {
+    match value {
+        AMQPValue::Boolean(value) => (*value).into(),
+        AMQPValue::ShortShortInt(value) => (*value).into(),
+        AMQPValue::ShortShortUInt(value) => (*value).into(),
+        AMQPValue::ShortInt(value) => (*value).into(),
+        AMQPValue::ShortUInt(value) => (*value).into(),
+        AMQPValue::LongInt(value) => (*value).into(),
+        AMQPValue::LongUInt(value) => (*value).into(),
+        AMQPValue::LongLongInt(value) => (*value).into(),
+        AMQPValue::Float(value) => (*value).into(),
+        AMQPValue::Double(value) => (*value).into(),
+        AMQPValue::DecimalValue(value) => format!("{} / 10^{}", value.value, value.scale).into(),
+        AMQPValue::ShortString(text) => text.as_str().into(),
+        AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into(),
+        AMQPValue::FieldArray(values) => values.as_slice().iter().map(json).collect::<Vec<_>>().into(),
+        AMQPValue::Timestamp(seconds) => instant(*seconds).map_or((*seconds).into(), |at| at.to_rfc3339().into()),
+        AMQPValue::FieldTable(values) => table(values),
+        AMQPValue::ByteArray(bytes) => String::from_utf8_lossy(bytes.as_slice()).into(),
+        AMQPValue::Void => Value::Null,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::types::LongString;
+    use offramp_domain::dead_letter::DeadLetterReason;
+
+    use super::*;
+
+    fn topology() -> Topology {
+        Topology::new("p")
+    }
+
+    fn read(body: &str, headers: FieldTable) -> DeadLetter {
+        let properties = BasicProperties::default().with_headers(headers);
+        DeadLetter::read(&Delivery::new(body.into(), properties), &topology())
+    }
+
+    fn long(text: &str) -> AMQPValue {
+        AMQPValue::LongString(LongString::from(text))
+    }
+
+    fn death(queue: &str, reason: &str) -> AMQPValue {
+        let mut entry = FieldTable::default();
+        entry.insert("queue".into(), long(queue));
+        entry.insert("reason".into(), long(reason));
+        entry.insert("time".into(), AMQPValue::Timestamp(60));
+        AMQPValue::FieldTable(entry)
+    }
+
+    const BODY: &str = r#"{"id": "c-1", "source": "s", "type": "t", "data": {"subscription_id": "sub-1", "n_id": 3}}"#;
+
+    #[test]
+    fn our_own_headers_say_why() {
+        let delivery = Delivery::new(BODY.into(), BasicProperties::default());
+        let at = DateTime::from_timestamp_millis(1_000_500).unwrap();
+        let copy = delivery.dead_letter(
+            &topology(),
+            DeadLetterReason::Exhausted,
+            "subscriptions sub-1: no.",
+            "p.card-expiry",
+            at,
+        );
+        let letter = DeadLetter::read(&Delivery::new(copy.body.clone(), copy.properties().clone()), &topology());
+        assert_eq!((letter.reason.as_str(), letter.error.as_str()), ("exhausted", "subscriptions sub-1: no."));
+        assert_eq!(letter.error_pattern, "subscriptions <subscription_id>: no.");
+        assert_eq!((letter.origin, letter.died_at), (Some(CommandType::CardExpiry), Some(at)));
+        assert_eq!(letter.handle.len(), HANDLE_DIGITS);
+        assert!(letter.is_named("c-1") && letter.is_named(&letter.handle.clone()) && !letter.is_named("s"));
+    }
+
+    #[test]
+    fn what_the_broker_gave_up_goes_back_to_the_work_queue_that_it_names() {
+        let deaths = vec![death("p.retry.5s", "expired"), death("p.payment-failure", "delivery_limit")];
+        let mut headers = FieldTable::default();
+        headers.insert("x-death".into(), AMQPValue::FieldArray(deaths.into()));
+        let letter = read("no JSON", headers);
+        assert_eq!((letter.reason.as_str(), letter.origin), ("delivery_limit", Some(CommandType::PaymentFailure)));
+        assert_eq!(letter.died_at.unwrap().timestamp(), 60);
+    }
+
+    #[test]
+    fn a_queue_that_is_not_ours_is_no_home() {
+        let mut headers = FieldTable::default();
+        headers.insert(REASON_HEADER.into(), long("invalid"));
+        headers.insert(QUEUE_HEADER.into(), long("somebody-elses"));
+        let letter = read(BODY, headers);
+        assert_eq!((letter.queue.as_deref(), letter.origin), (Some("somebody-elses"), None));
+        let letter = read(BODY, FieldTable::default());
+        assert_eq!((letter.reason.as_str(), letter.origin, letter.queue), ("unknown", None, None));
+    }
+
+    #[test]
+    fn only_whole_words_are_left_out() {
+        let check = |sentence, word, expected: &str| assert_eq!(replace_words(sentence, word, "<x>"), expected);
+        check("a: a-b, ab (a) a", "a", "<x>: a-b, ab (<x>) <x>");
+        check("aa aa", "a", "aa aa");
+        check("é sub é", "sub", "é <x> é");
+        check("nothing", "", "nothing");
+    }
+
+    #[test]
+    fn a_handle_tells_letters_apart_and_does_not_change() {
+        let headers = |at: &str| {
+            let mut headers = FieldTable::default();
+            headers.insert(REASON_HEADER.into(), long("invalid"));
+            headers.insert(DIED_AT_HEADER.into(), long(at));
+            headers
+        };
+        let first = read(BODY, headers("2026-01-01T00:00:00.000Z"));
+        let mut looked_at = headers("2026-01-01T00:00:00.000Z");
+        looked_at.insert("x-delivery-count".into(), AMQPValue::LongLongInt(7));
+        assert_eq!(first.handle, read(BODY, looked_at).handle);
+        assert_ne!(first.handle, read(BODY, headers("2026-01-01T00:00:00.001Z")).handle);
+        assert_ne!(first.handle, read("{}", headers("2026-01-01T00:00:00.000Z")).handle);
+    }
+}
