@@ -22,9 +22,9 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Consumer
 use mongodb::Database;
 use offramp::amqp::Topology;
 use offramp::clock;
-use offramp::store::documents::decisive;
+use offramp::store::documents::decision_projection;
 use offramp::store::outbox::entry::{Content, Lease};
-use offramp::store::{Collection, Need, Store, changes};
+use offramp::store::{Collection, DocumentKeys, Store, updates};
 use offramp::tls::Tls;
 use offramp::worker::PREFETCH_BATCHES;
 use offramp::worker::composer::{Composer, origin};
@@ -306,10 +306,10 @@ impl Constants {
         let store = Store::open(&arguments.baseline_mongodb_url, &Tls::default()).await.unwrap();
         let body = fixtures::command_of(CommandType::Cancellation, 0).to_string();
         let command = Command::parse(body.as_bytes()).unwrap();
-        let need = Need {
+        let need = DocumentKeys {
             subscriptions: [subscription_id(0).as_str().try_into().unwrap()].into(),
             organizations: [command.organization_id().clone()].into(),
-            ..Need::default()
+            ..DocumentKeys::default()
         };
         let mut unit_of_work = store.load(&need).await.unwrap();
         let now = clock::now();
@@ -320,7 +320,7 @@ impl Constants {
             sender: Sender::parse("no-reply@offramp.example").unwrap(),
             signer: None,
         };
-        let update = changes::updates(unit_of_work, &lease, "offramp", &|id, email| composer.identify(id, email), now)
+        let update = updates::build(unit_of_work, &lease, "offramp", &|id, email| composer.identify(id, email), now)
             .unwrap()
             .remove(0);
         let history_length = update.history_length;
@@ -368,7 +368,7 @@ impl Constants {
 
     async fn find_in(&self, collection: Collection, ids: &[String]) {
         let documents = self.database.collection::<RawDocumentBuf>(collection.as_str());
-        let finding = documents.find(doc! { "_id": { "$in": ids } }).projection(decisive(collection));
+        let finding = documents.find(doc! { "_id": { "$in": ids } }).projection(decision_projection(collection));
         let finding = finding.batch_size(u32::try_from(ids.len()).unwrap() + 1);
         let found: Vec<RawDocumentBuf> = finding.await.unwrap().try_collect().await.unwrap();
         assert_eq!(found.len(), ids.len());
@@ -386,7 +386,7 @@ impl Constants {
         self.write(statements, ids.len()).await;
     }
 
-    /// Marks what has left, as `Store::settle` does: both of a document at once, and all lone events at once.
+    /// Marks what has left, as `Store::mark` does: both of a document at once, and all lone events at once.
     async fn mark(&self, marks: &[Mark]) {
         let mut documents: HashMap<&str, (bool, bool)> = HashMap::new();
         for mark in marks {

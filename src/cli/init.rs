@@ -9,7 +9,7 @@ use clap::Args;
 use offramp::amqp::{Broker, Declaration, Topology};
 use offramp::config::{BrokerSettings, DatabaseSettings, TlsSettings};
 use offramp::store::Store;
-use offramp::store::inspect::Index;
+use offramp::store::indexes::Index;
 use tokio::time::timeout;
 
 /// How often to say how far the building of an index is.

@@ -7,7 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use clap::{Args, Subcommand};
 use offramp::clock;
 use offramp::config::{DatabaseSettings, TlsSettings};
-use offramp::store::outbox::admin::{Condition, Stuck, StuckEntries};
+use offramp::store::outbox::admin::{EntryState, EntrySummaries, EntrySummary};
 use offramp::store::{Store, StoreError};
 use serde_json::json;
 
@@ -168,7 +168,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 impl List {
     async fn run(self) -> anyhow::Result<()> {
         let store = Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?;
-        let condition = if self.waiting { Condition::Waiting } else { Condition::Refused };
+        let condition = if self.waiting { EntryState::Pending } else { EntryState::Failed };
         let mut entries = store.stuck(condition).await?;
         let mut shown = Rows::new(condition, self.limit);
         while let Some(of_document) = entries.next().await? {
@@ -186,18 +186,18 @@ impl List {
         shown.print()?;
         let mut out = stdout().lock();
         match (condition, shown.total) {
-            (Condition::Refused, 0) => {
+            (EntryState::Failed, 0) => {
                 writeln!(out, "nothing was refused (`offramp outbox list --waiting` shows what waits)")?;
             }
-            (Condition::Refused, total) => {
+            (EntryState::Failed, total) => {
                 let them = count(total, "entry");
                 writeln!(
                     out,
                     "{them} refused for good; `offramp outbox retry` tries them again, `drop` gives them up"
                 )?;
             }
-            (Condition::Waiting, 0) => writeln!(out, "nothing waits")?,
-            (Condition::Waiting, total) => {
+            (EntryState::Pending, 0) => writeln!(out, "nothing waits")?,
+            (EntryState::Pending, total) => {
                 let them = count(total, "entry");
                 writeln!(out, "{them} waiting, to be sent by whichever worker looks first when due")?;
             }
@@ -250,9 +250,9 @@ impl Discard {
             }
         }
         // What was refused since then was not asked about.
-        let was_asked_about = |entry: &Stuck| yes || entry.failed_at.is_some_and(|at| at <= asked_at);
+        let was_asked_about = |entry: &EntrySummary| yes || entry.failed_at.is_some_and(|at| at <= asked_at);
         let (meant, dropped) =
-            chosen.change(&store, was_asked_about, async |batch| store.drop_refused(&batch).await).await?;
+            chosen.change(&store, was_asked_about, async |batch| store.drop_failed(&batch).await).await?;
         if meant > 0 {
             writeln!(stdout().lock(), "dropped {}", count(dropped as u64, "entry"))?;
             others_were_faster(meant - dropped)?;
@@ -282,11 +282,11 @@ impl Chosen {
     async fn change(
         &self,
         store: &Store,
-        meant: impl Fn(&Stuck) -> bool,
-        change: impl AsyncFn(Vec<Stuck>) -> Result<usize, StoreError>,
+        meant: impl Fn(&EntrySummary) -> bool,
+        change: impl AsyncFn(Vec<EntrySummary>) -> Result<usize, StoreError>,
     ) -> anyhow::Result<(usize, usize)> {
         let (mut found, mut changed) = (0, 0);
-        let mut refused = store.stuck(Condition::Refused).await?;
+        let mut refused = store.stuck(EntryState::Failed).await?;
         while let Some(mut batch) = self.selection.next_batch(&mut refused).await? {
             batch.retain(&meant);
             found += batch.len();
@@ -321,13 +321,13 @@ impl Selection {
         ))
     }
 
-    fn matches(&self, entry: &Stuck) -> bool {
+    fn matches(&self, entry: &EntrySummary) -> bool {
         let is_named = self.entries.is_empty() || self.entries.iter().any(|start| entry.entry_id.starts_with(start));
         is_named && self.filter.matches(entry)
     }
 
     /// The next entries that are meant, at least [`BATCH_MAX`] of them as long as there are more; none at the end.
-    async fn next_batch(&self, entries: &mut StuckEntries) -> anyhow::Result<Option<Vec<Stuck>>> {
+    async fn next_batch(&self, entries: &mut EntrySummaries) -> anyhow::Result<Option<Vec<EntrySummary>>> {
         let mut batch = Vec::new();
         while batch.len() < BATCH_MAX
             && let Some(of_document) = entries.next().await?
@@ -339,8 +339,8 @@ impl Selection {
 
     /// A table of what is meant, and what there is to say if there is nothing.
     async fn look(&self, store: &Store, limit: usize) -> anyhow::Result<Rows> {
-        let mut shown = Rows::new(Condition::Refused, limit);
-        let mut refused = store.stuck(Condition::Refused).await?;
+        let mut shown = Rows::new(EntryState::Failed, limit);
+        let mut refused = store.stuck(EntryState::Failed).await?;
         while let Some(batch) = self.next_batch(&mut refused).await? {
             for entry in &batch {
                 shown.add(entry);
@@ -366,7 +366,7 @@ impl Selection {
 }
 
 impl Filter {
-    fn matches(&self, entry: &Stuck) -> bool {
+    fn matches(&self, entry: &EntrySummary) -> bool {
         let Self { to, error, kind, document } = self;
         let has = |text: Option<&String>, part: &String| text.is_some_and(|text| text.contains(part.as_str()));
         to.as_ref().is_none_or(|part| has(entry.recipient.as_ref(), part))
@@ -383,7 +383,7 @@ impl Filter {
 
 /// A table of entries, up to a limit.
 struct Rows {
-    condition: Condition,
+    condition: EntryState,
     table: Table,
     limit: usize,
     shown: usize,
@@ -392,25 +392,25 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(condition: Condition, limit: usize) -> Self {
+    fn new(condition: EntryState, limit: usize) -> Self {
         let last = match condition {
-            Condition::Refused => "Since",
-            Condition::Waiting => "Due",
+            EntryState::Failed => "Since",
+            EntryState::Pending => "Due",
         };
         let table = Table::new(&["Id", "What", "To", "Document", "Tried", "Error", last]);
         Self { condition, table, limit, shown: 0, total: 0, now: clock::now() }
     }
 
-    fn add(&mut self, entry: &Stuck) {
+    fn add(&mut self, entry: &EntrySummary) {
         self.total += 1;
         if self.shown == self.limit {
             return;
         }
         self.shown += 1;
         let when = match (self.condition, entry.failed_at, entry.due) {
-            (Condition::Refused, Some(at), _) => age(at, self.now),
-            (Condition::Waiting, _, Some(due)) if due > self.now => format!("in {}", age(self.now, due)),
-            (Condition::Waiting, _, Some(_)) => "now".to_owned(),
+            (EntryState::Failed, Some(at), _) => age(at, self.now),
+            (EntryState::Pending, _, Some(due)) if due > self.now => format!("in {}", age(self.now, due)),
+            (EntryState::Pending, _, Some(_)) => "now".to_owned(),
             _ => String::new(),
         };
         self.table.add_row([
@@ -437,7 +437,7 @@ impl Rows {
     }
 }
 
-fn entry_json(entry: &Stuck) -> serde_json::Value {
+fn entry_json(entry: &EntrySummary) -> serde_json::Value {
     let rfc3339 = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true));
     json!({
         "id": entry.entry_id, "collection": entry.collection.as_str(), "document": entry.document_id,

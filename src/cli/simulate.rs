@@ -12,7 +12,7 @@ use offramp::clock;
 use offramp::config::SenderSettings;
 use offramp::jsonl::{ForCollection, Found, Line};
 use offramp::store::Collection;
-use offramp::store::outbox::entry::{Content, Lease, Leased, OutboxEntry, entries};
+use offramp::store::outbox::entry::{Content, Lease, LeasedEntry, OutboxEntry, entries};
 use offramp::worker::composer::origin;
 use offramp_domain::billing::parse_date;
 use offramp_domain::cloud_event::CloudEvent;
@@ -236,7 +236,7 @@ impl Simulation {
     }
 
     /// The outbox entries of the change that was made last to the command's document.
-    fn newest_entries(&self, command: &Command) -> Vec<Leased> {
+    fn newest_entries(&self, command: &Command) -> Vec<LeasedEntry> {
         let lease = Lease { holder: Uuid::nil(), until: self.now };
         let (collection, document_id) = match command.target() {
             Target::Subscription(id) => (Collection::Subscriptions, id.as_str()),
@@ -244,7 +244,7 @@ impl Simulation {
         };
         let effects = self.unit_of_work.newest_effects(command.target()).cloned();
         let entries = effects.map(|effects| entries(effects, &lease, SOURCE, self.now));
-        let leased = |entry: OutboxEntry| Leased {
+        let leased = |entry: OutboxEntry| LeasedEntry {
             collection,
             document_id: document_id.to_owned(),
             entry,
@@ -254,7 +254,7 @@ impl Simulation {
     }
 
     /// Puts a mail in words, and into the directory where there is one.
-    async fn mail(&mut self, leased: &Leased, mail: &Notification) -> anyhow::Result<Mail> {
+    async fn mail(&mut self, leased: &LeasedEntry, mail: &Notification) -> anyhow::Result<Mail> {
         let mut shown = Mail {
             template: mail.template.as_str(),
             role: mail.recipient.as_str(),

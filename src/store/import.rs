@@ -2,8 +2,10 @@
 
 use bson::{Bson, Document, doc};
 
-use super::update::raw;
-use super::{Collection, Store, StoreError};
+use super::bson::to_raw;
+use super::client::Store;
+use super::collection::Collection;
+use super::error::StoreError;
 
 /// How many documents one command writes at most.
 pub const IMPORT_DOCUMENTS_MAX: usize = 500;
@@ -15,14 +17,15 @@ impl Store {
     /// # Errors
     /// When the server does not answer, or refuses a document; the others may be written then.
     pub async fn upsert(&self, collection: Collection, documents: &[Document]) -> Result<(), StoreError> {
-        let statements: Result<Vec<_>, _> = documents.iter().map(|document| raw(&upsert_statement(document))).collect();
+        let statements: Result<Vec<_>, _> =
+            documents.iter().map(|document| to_raw(&upsert_statement(document))).collect();
         let updated = self.update_many(collection, statements?).await?;
-        match updated.refused.first() {
+        match updated.rejected.first() {
             None => Ok(()),
             Some(refusal) => {
                 let document = documents.get(refusal.position);
                 let id = document.and_then(|document| document.get_str("_id").ok()).unwrap_or_default();
-                Err(StoreError::Refused(format!("{} {id}: {}", collection.as_str(), refusal.message)))
+                Err(StoreError::Permanent(format!("{} {id}: {}", collection.as_str(), refusal.message)))
             }
         }
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::health::ReadyHandle;
-use crate::store::inspect::ClockOffset;
+use crate::store::server::ClockOffset;
 use crate::store::{Store, StoreError};
 
 /// The part of a lease by which clocks may differ: a quarter, because half of it must remain when sending begins.
@@ -67,7 +67,7 @@ impl Availability {
     /// Checks whether the database accepts writes wherever decisions are written, and whether its clock agrees with ours.
     pub async fn check(&self) {
         let checking = async {
-            self.store.check_writes().await?;
+            self.store.check_writable().await?;
             self.check_clock().await
         };
         match checking.await {

@@ -19,9 +19,9 @@ use super::indexes::Indexes;
 use crate::advice;
 use crate::clock;
 use crate::metrics::CLAIMED;
-use crate::store::outbox::claim::{Claimed, DueQueue};
+use crate::store::indexes::DUE;
 use crate::store::outbox::entry::{Kind, Lease};
-use crate::store::sweep::DUE;
+use crate::store::outbox::{claim::Claim, due_queue::DueQueue};
 use crate::store::{Collection, Store, StoreError};
 use offramp_domain::notification::Notification;
 
@@ -134,7 +134,7 @@ impl Claimer {
                 Err(StoreError::Unavailable(_)) if self.availability.is_unavailable().await => return false,
                 // A shard is unavailable, or a right is missing.
                 Err(StoreError::Unavailable(error)) => claims.sources[index].report(claims.kind, error),
-                Err(StoreError::Refused(error)) => {
+                Err(StoreError::Permanent(error)) => {
                     self.indexes.check_again();
                     claims.sources[index].report(claims.kind, error);
                 }
@@ -177,7 +177,7 @@ impl Claimer {
 }
 
 /// Logs what an operator should know, each document once.
-fn report(collection: Collection, claimed: &Claimed, reported: &mut HashSet<(Collection, String)>) {
+fn report(collection: Collection, claimed: &Claim, reported: &mut HashSet<(Collection, String)>) {
     if claimed.unreadable > 0 {
         tracing::error!(
             collection = collection.as_str(),

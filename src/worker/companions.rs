@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::store::Collection;
-use crate::store::outbox::claim::Mark;
+use crate::store::outbox::delivery::Mark;
 
 /// How long an event waits.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -88,7 +88,7 @@ impl Companions {
 mod tests {
     use super::*;
     use crate::clock;
-    use crate::store::outbox::claim::DeliveryResult;
+    use crate::store::outbox::delivery::DeliveryResult;
     use crate::store::outbox::entry::Kind;
 
     fn mark(document_id: &str, kind: Kind) -> Mark {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::store::outbox::entry::{EmailIdentity, Leased};
+use crate::store::outbox::{entry::LeasedEntry, record::EmailIdentity};
 use offramp_domain::notification::Notification;
 use offramp_mail::{ComposedEmail, DkimSigner, Origin, Sender, Templates, compose};
 
@@ -43,7 +43,7 @@ impl Composer {
 ///
 /// # Errors
 /// A sentence, when the entry's id is not a UUID: this program did not write it.
-pub fn origin(leased: &Leased) -> Result<Origin, String> {
+pub fn origin(leased: &LeasedEntry) -> Result<Origin, String> {
     let entry_id =
         Uuid::parse_str(&leased.entry.id).map_err(|error| format!("the entry's id is not a UUID: {error}"))?;
     Ok(Origin { entry_id, conversation_id: leased.conversation_id() })

@@ -20,8 +20,8 @@ use super::unmarked::{UNMARKED_EMAILS_MAX, UnmarkedEmails};
 use crate::amqp::{Publisher, Topology};
 use crate::clock;
 use crate::store::Store;
-use crate::store::outbox::claim::{DeliveryResult, Mark};
-use crate::store::outbox::entry::Leased;
+use crate::store::outbox::delivery::{DeliveryResult, Mark};
+use crate::store::outbox::entry::LeasedEntry;
 use offramp_mail::{MailConnection, Transport};
 
 /// How the dispatcher works.
@@ -117,7 +117,7 @@ impl Dispatcher {
 
 /// Once `release` is cancelled, releases what remains in a queue, except for emails that this process has already sent.
 async fn release_rest(
-    queue: async_channel::Receiver<Leased>,
+    queue: async_channel::Receiver<LeasedEntry>,
     release: CancellationToken,
     store: Store,
     unmarked: Arc<UnmarkedEmails>,

@@ -23,8 +23,8 @@ use crate::backoff::Backoff;
 use crate::clock;
 use crate::metrics::EMAILS;
 use crate::store::Store;
-use crate::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
-use crate::store::outbox::entry::{Content, Leased};
+use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
+use crate::store::outbox::entry::{Content, LeasedEntry};
 use offramp_domain::notification::Notification;
 use offramp_mail::{ComposedEmail, MailConnection, SendError};
 
@@ -47,7 +47,7 @@ const THROTTLED_ATTEMPTS_MAX: u32 = 3;
 
 /// Sends emails over one connection.
 pub(super) struct EmailSender {
-    pub(super) emails: async_channel::Receiver<Leased>,
+    pub(super) emails: async_channel::Receiver<LeasedEntry>,
     pub(super) marks: async_channel::Sender<TriedEmail>,
     pub(super) mail_server: Arc<MailServer>,
     /// Cancelled when emails whose sending has not begun are to be released.
@@ -113,14 +113,14 @@ impl EmailSender {
         self.connection.quit().await;
     }
 
-    fn may_send(&self, leased: &Leased) -> bool {
+    fn may_send(&self, leased: &LeasedEntry) -> bool {
         lease::suffices(leased, lease::reserve(self.lease)) && !self.unmarked.contains(&leased.entry.id)
     }
 
     /// Sends or defers one email; backs off if the server is unavailable.
     async fn deliver(
         &mut self,
-        leased: Leased,
+        leased: LeasedEntry,
         permit: OwnedSemaphorePermit,
         backoff: &mut Backoff,
     ) -> Result<(), MarkerGone> {
@@ -151,7 +151,7 @@ impl EmailSender {
     }
 
     /// Releases an email, so that any worker can claim it, unless this process has already sent it.
-    async fn release(&mut self, leased: &Leased, permit: OwnedSemaphorePermit) -> Result<(), MarkerGone> {
+    async fn release(&mut self, leased: &LeasedEntry, permit: OwnedSemaphorePermit) -> Result<(), MarkerGone> {
         if self.unmarked.contains(&leased.entry.id) {
             return Ok(());
         }
@@ -160,7 +160,7 @@ impl EmailSender {
     }
 
     /// Waits for one more turn for an email that was already taken from the queue. Returns whether it may be sent then.
-    async fn next_turn(&mut self, leased: &Leased) -> bool {
+    async fn next_turn(&mut self, leased: &LeasedEntry) -> bool {
         if self.emails.is_closed() {
             return false;
         }
@@ -175,7 +175,7 @@ impl EmailSender {
         true
     }
 
-    async fn attempt(&mut self, leased: &Leased, email: &Notification) -> Attempt {
+    async fn attempt(&mut self, leased: &LeasedEntry, email: &Notification) -> Attempt {
         let at = clock::now();
         let (entry, template) = (&leased.entry.id, email.template.as_str());
         let composed = match origin(leased).and_then(|origin| self.composer.compose(origin, email, at)) {
@@ -209,7 +209,7 @@ impl EmailSender {
     }
 
     /// Sends one email. While that takes long, extends the lease, so that no other worker sends the email, too.
-    async fn send(&mut self, leased: &Leased, composed: &ComposedEmail) -> Result<String, SendError> {
+    async fn send(&mut self, leased: &LeasedEntry, composed: &ComposedEmail) -> Result<String, SendError> {
         let lost = tokio::select! {
             biased;
             sent = self.connection.send(composed) => return sent,
@@ -219,7 +219,7 @@ impl EmailSender {
     }
 
     /// What an error means for its email: deferred or failed.
-    fn failed_attempt(&self, leased: &Leased, template: &str, error: &SendError) -> Attempt {
+    fn failed_attempt(&self, leased: &LeasedEntry, template: &str, error: &SendError) -> Attempt {
         let entry = &leased.entry.id;
         let attempts = leased.entry.attempts;
         let at = clock::now();
@@ -297,7 +297,10 @@ impl EmailSender {
 }
 
 /// Waits for a turn, then for an email. `None`: the queue is closed and empty.
-async fn take_in_turn<'a>(pacer: &'a Pacer, emails: &async_channel::Receiver<Leased>) -> Option<(Turn<'a>, Leased)> {
+async fn take_in_turn<'a>(
+    pacer: &'a Pacer,
+    emails: &async_channel::Receiver<LeasedEntry>,
+) -> Option<(Turn<'a>, LeasedEntry)> {
     let turn = pacer.turn().await;
     Some((turn, emails.recv().await.ok()?))
 }

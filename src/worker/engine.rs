@@ -19,10 +19,10 @@ use super::composer::Composer;
 use super::handover::Handover;
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::store::changes;
-use crate::store::commit::Committed;
+use crate::store::commit::WriteResult;
 use crate::store::outbox::entry::Lease;
-use crate::store::{Collection, Need, Store, StoreError};
+use crate::store::updates;
+use crate::store::{Collection, DocumentKeys, Store, StoreError};
 use offramp_domain::ids::Target;
 use offramp_domain::notification::Notification;
 use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};
@@ -89,7 +89,7 @@ impl Engine {
                         self.availability.answered();
                         return Ok(processed);
                     }
-                    Err(StoreError::Refused(error)) => return Ok(vec![Processed::Failed(error); tasks.len()]),
+                    Err(StoreError::Permanent(error)) => return Ok(vec![Processed::Failed(error); tasks.len()]),
                     Err(error) => {
                         self.availability.report(&error);
                         error.reason()
@@ -120,7 +120,7 @@ impl Engine {
                 self.store.wait_for_majority(&documents).await
             };
             match trying.await {
-                Ok(()) | Err(StoreError::Refused(_)) => return,
+                Ok(()) | Err(StoreError::Permanent(_)) => return,
                 Err(error) => self.availability.report(&error),
             }
             sleep(backoff.next_delay()).await;
@@ -167,7 +167,7 @@ impl Engine {
 
         let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
         let identify = |id, email: &Notification| self.composer.identify(id, email);
-        let updates = changes::updates(unit_of_work, &lease, &self.source, &identify, now)?;
+        let updates = updates::build(unit_of_work, &lease, &self.source, &identify, now)?;
         let committed = self.store.commit(&updates).await?;
 
         let mut lost = HashSet::new();
@@ -177,12 +177,12 @@ impl Engine {
             let document = (update.collection, update.id.clone());
             let explain = |error| format!("{} {}: {error}", update.collection.as_str(), update.id);
             match committed {
-                Committed::Written => leased.extend(update.into_leased()),
-                Committed::Lost => drop(lost.insert(document)),
-                Committed::Corrupt(error) => {
+                WriteResult::Written => leased.extend(update.into_leased()),
+                WriteResult::Conflict => drop(lost.insert(document)),
+                WriteResult::Corrupt(error) => {
                     failed.insert(document, Processed::Decided(TaskOutcome::Corrupt(explain(error))));
                 }
-                Committed::Refused(error) => drop(failed.insert(document, Processed::Failed(explain(error)))),
+                WriteResult::Permanent(error) => drop(failed.insert(document, Processed::Failed(explain(error)))),
             }
         }
         self.store.release(&self.handover.offer(leased).await).await;
@@ -206,8 +206,8 @@ fn decide(unit_of_work: &mut UnitOfWork, task: &Task, now: DateTime<Utc>) -> Pro
 }
 
 /// The documents that tasks need.
-fn need<'a>(tasks: impl Iterator<Item = &'a Task>) -> Need {
-    let mut need = Need::default();
+fn need<'a>(tasks: impl Iterator<Item = &'a Task>) -> DocumentKeys {
+    let mut need = DocumentKeys::default();
     for task in tasks {
         match task {
             Task::Command(command) => {

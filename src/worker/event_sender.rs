@@ -12,8 +12,8 @@ use crate::amqp::{Outgoing, Publisher, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::metrics::EVENTS;
-use crate::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
-use crate::store::outbox::entry::{Content, Leased};
+use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
+use crate::store::outbox::entry::{Content, LeasedEntry};
 
 /// How many events are published at once.
 pub const PUBLISH_MAX: usize = 512;
@@ -23,7 +23,7 @@ const DEFERRAL_DELAYS: (Duration, Duration) = (Duration::from_secs(2), Duration:
 
 /// Publishes events.
 pub(super) struct EventSender {
-    pub(super) events: async_channel::Receiver<Leased>,
+    pub(super) events: async_channel::Receiver<LeasedEntry>,
     pub(super) marks: async_channel::Sender<TriedEvent>,
     /// Cancelled when events that are not confirmed are to be released.
     pub(super) release: CancellationToken,
@@ -38,7 +38,8 @@ impl EventSender {
     pub(super) async fn run(self) {
         let exchange = self.topology.event_exchange();
         while let Some(Some(bulk)) = self.release.run_until_cancelled(take_bulk(&self.events)).await {
-            let bulk: Vec<Leased> = bulk.into_iter().filter(|leased| lease::suffices(leased, self.reserve)).collect();
+            let bulk: Vec<LeasedEntry> =
+                bulk.into_iter().filter(|leased| lease::suffices(leased, self.reserve)).collect();
             let messages: Vec<_> = bulk
                 .iter()
                 .filter_map(|leased| match &leased.entry.content {

@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::mail_server::MailServer;
 use crate::clock;
-use crate::store::outbox::claim::{DeliveryResult, Mark};
-use crate::store::outbox::entry::{Kind, Leased};
+use crate::store::outbox::delivery::{DeliveryResult, Mark};
+use crate::store::outbox::entry::{Kind, LeasedEntry};
 
 /// How many emails, and how many events, wait in memory: more than two full batches produce. The others wait in the database.
 pub const QUEUE_MAX: usize = 512;
@@ -24,8 +24,8 @@ const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
 /// The sending half: where committed changes and claims leave their entries.
 #[derive(Clone, Debug)]
 pub struct Handover {
-    emails: async_channel::Sender<Leased>,
-    events: async_channel::Sender<Leased>,
+    emails: async_channel::Sender<LeasedEntry>,
+    events: async_channel::Sender<LeasedEntry>,
     mail_server: Arc<MailServer>,
     /// How much of their lease emails may spend in the queue.
     patience: Duration,
@@ -35,8 +35,8 @@ pub struct Handover {
 /// The receiving half, for the dispatcher.
 #[derive(Debug)]
 pub(super) struct Queues {
-    pub(super) emails: async_channel::Receiver<Leased>,
-    pub(super) events: async_channel::Receiver<Leased>,
+    pub(super) emails: async_channel::Receiver<LeasedEntry>,
+    pub(super) events: async_channel::Receiver<LeasedEntry>,
     pub(super) mail_server: Arc<MailServer>,
     pub(super) release: Release,
 }
@@ -78,7 +78,7 @@ impl Handover {
     /// so that a worker with room can claim them. While the mail server is unavailable or throttles, no worker has room:
     /// such emails wait until their lease expires.
     #[must_use]
-    pub async fn offer(&self, entries: Vec<Leased>) -> Vec<Mark> {
+    pub async fn offer(&self, entries: Vec<LeasedEntry>) -> Vec<Mark> {
         // Events first: they do not wait for a mail server.
         let (events, emails): (Vec<_>, Vec<_>) =
             entries.into_iter().partition(|leased| leased.entry.kind() == Kind::Event);

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::advice;
 use crate::backoff::Backoff;
 use crate::health::ReadyHandle;
-use crate::store::inspect::Index;
+use crate::store::indexes::Index;
 use crate::store::{Collection, Store, StoreError};
 
 /// The delays, minimum and maximum, before missing indexes are built again.
@@ -87,7 +87,7 @@ impl Indexes {
                     sleep(Backoff::new(RETRY_DELAYS).next_delay()).await;
                     continue;
                 }
-                Err(StoreError::Refused(error)) => error,
+                Err(StoreError::Permanent(error)) => error,
             };
             let problem = format!("indexes are missing and cannot be built: {problem}");
             ready.not_ready(&problem);

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::clock;
 use crate::store::Store;
-use crate::store::outbox::entry::Leased;
+use crate::store::outbox::entry::LeasedEntry;
 
 /// The pause between two attempts to extend a lease while the database is unavailable.
 const EXTEND_EVERY: Duration = Duration::from_secs(1);
@@ -20,18 +20,18 @@ pub(super) fn reserve(lease: Duration) -> Duration {
 }
 
 /// Whether enough of the lease remains to begin sending.
-pub(super) fn suffices(leased: &Leased, reserve: Duration) -> bool {
+pub(super) fn suffices(leased: &LeasedEntry, reserve: Duration) -> bool {
     remaining(leased) >= reserve
 }
 
 /// The time until the lease of an entry expires; zero afterwards.
-pub(super) fn remaining(leased: &Leased) -> Duration {
+pub(super) fn remaining(leased: &LeasedEntry) -> Duration {
     let due = leased.entry.due.map(bson::DateTime::to_chrono);
     due.and_then(|due| (due - clock::now()).to_std().ok()).unwrap_or_default()
 }
 
 /// Extends the lease of an entry whenever only the reserve remains. Returns, with a reason, once the lease is lost.
-pub(super) async fn keep_until_lost(store: &Store, leased: &Leased, lease: Duration) -> &'static str {
+pub(super) async fn keep_until_lost(store: &Store, leased: &LeasedEntry, lease: Duration) -> &'static str {
     let mut remaining = remaining(leased);
     loop {
         sleep(remaining.saturating_sub(reserve(lease))).await;
@@ -45,7 +45,7 @@ pub(super) async fn keep_until_lost(store: &Store, leased: &Leased, lease: Durat
 
 /// Extends the lease of an entry, retrying while the database is unavailable. Returns the instant from which it runs again;
 /// `None` when another worker has claimed the entry.
-async fn extend(store: &Store, leased: &Leased, lease: Duration) -> Option<Instant> {
+async fn extend(store: &Store, leased: &LeasedEntry, lease: Duration) -> Option<Instant> {
     loop {
         let extended_at = Instant::now();
         let until = clock::now() + TimeDelta::from_std(lease).unwrap_or(TimeDelta::MAX);

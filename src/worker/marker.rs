@@ -14,7 +14,7 @@ use super::companions::Companions;
 use super::mail_server::MailServer;
 use super::unmarked::UnmarkedEmails;
 use crate::backoff::Backoff;
-use crate::store::outbox::claim::Mark;
+use crate::store::outbox::delivery::Mark;
 use crate::store::{Store, StoreError};
 
 /// How many published events may wait for the marker. Unlike an email, an event may be repeated: it has the same id.
@@ -168,13 +168,13 @@ impl Flusher {
     async fn mark(&self, marks: &[Mark]) -> Vec<usize> {
         let mut backoff = Backoff::new(RETRY_DELAYS);
         loop {
-            match self.store.settle(marks).await {
+            match self.store.mark(marks).await {
                 Ok(postponed) => return postponed,
                 Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
                     tracing::warn!(%error, entries = marks.len(), "cannot mark sent entries; retrying");
                     sleep(backoff.next_delay()).await;
                 }
-                Err(StoreError::Refused(error)) => {
+                Err(StoreError::Permanent(error)) => {
                     tracing::error!(%error, entries = marks.len(), "MongoDB rejects the marks of sent entries; they may be sent again");
                     return Vec::new();
                 }

@@ -9,7 +9,7 @@ use crate::amqp::{Broker, Topology, TopologyError};
 use crate::backoff::Backoff;
 use crate::config::MongodbUrl;
 use crate::health::{Readiness, ReadyHandle};
-use crate::store::inspect::Index;
+use crate::store::indexes::Index;
 use crate::store::{Store, StoreError};
 use crate::tls::Tls;
 
@@ -61,7 +61,7 @@ pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Resu
     let store = loop {
         match Store::open(mongodb_url.connection_string(), tls).await {
             Ok(store) => break store,
-            Err(error @ StoreError::Refused(_)) => return Err(error.into()),
+            Err(error @ StoreError::Permanent(_)) => return Err(error.into()),
             Err(error) => database_unavailable(&error.reason(), backoff.next_delay()).await,
         }
     };
@@ -82,7 +82,7 @@ pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Resu
     let missing_indexes = loop {
         match store.missing_indexes().await {
             Ok(missing) => break missing,
-            Err(error @ StoreError::Refused(_)) => return Err(error.into()),
+            Err(error @ StoreError::Permanent(_)) => return Err(error.into()),
             Err(error) => database_unavailable(&error.reason(), backoff.next_delay()).await,
         }
     };

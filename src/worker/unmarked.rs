@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::store::outbox::claim::Mark;
+use crate::store::outbox::delivery::Mark;
 
 /// How many emails may be sent and not yet marked.
 pub const UNMARKED_EMAILS_MAX: usize = 256;

@@ -3,10 +3,10 @@
 use bson::{Document, doc};
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
-use offramp::store::changes;
-use offramp::store::commit::Committed;
+use offramp::store::commit::WriteResult;
 use offramp::store::outbox::entry::Lease;
-use offramp::store::{Need, Store};
+use offramp::store::updates;
+use offramp::store::{DocumentKeys, Store};
 use offramp::tls::Tls;
 use offramp_domain::command::Command;
 use offramp_domain::unit_of_work::{Task, TaskOutcome};
@@ -312,22 +312,22 @@ async fn what_somebody_else_adds_to_the_audit_trail_stays() {
 
     let store = Store::open(&bed.mongodb_url, &Tls::default()).await.unwrap();
     let command = Command::parse(cancellation("ours", "sub").to_string().as_bytes()).unwrap();
-    let need = Need {
+    let need = DocumentKeys {
         subscriptions: ["sub".try_into().unwrap()].into(),
         organizations: ["org".try_into().unwrap()].into(),
-        ..Need::default()
+        ..DocumentKeys::default()
     };
     let now = chrono::Utc::now();
     let lease = Lease { holder: uuid::Uuid::new_v4(), until: now };
     let decide = async || {
         let mut read = store.load(&need).await.unwrap();
         assert_eq!(read.apply(&Task::Command(command.clone()), now), TaskOutcome::Applied);
-        changes::updates(read, &lease, "tests", &identify, now).unwrap()
+        updates::build(read, &lease, "tests", &identify, now).unwrap()
     };
     let too_late = decide().await;
     subscriptions.update_one(doc! { "_id": "sub" }, push(60)).await.unwrap();
-    assert_eq!(store.commit(&too_late).await.unwrap(), [Committed::Lost]);
-    assert_eq!(store.commit(&decide().await).await.unwrap(), [Committed::Written]);
+    assert_eq!(store.commit(&too_late).await.unwrap(), [WriteResult::Conflict]);
+    assert_eq!(store.commit(&decide().await).await.unwrap(), [WriteResult::Written]);
 
     let document = bed.document("subscriptions", "sub").await.unwrap();
     let history: Vec<_> =

@@ -1,7 +1,7 @@
 //! Documents and commands that tests begin with.
 
 use bson::{Document, doc};
-use offramp::store::outbox::entry::EmailIdentity;
+use offramp::store::outbox::record::EmailIdentity;
 use offramp_domain::notification::Notification;
 use serde_json::{Value, json};
 use uuid::Uuid;

@@ -3,9 +3,18 @@
 use std::collections::BTreeSet;
 
 use bson::oid::ObjectId;
-use bson::{Decimal128, RawDocumentBuf};
+use bson::{Bson, Decimal128, Document, RawDocumentBuf, doc};
+use schemars::JsonSchema;
 
+use offramp_domain::account::Account;
+use offramp_domain::notification::Brand;
+use offramp_domain::organization::Organization;
+use offramp_domain::subscription::Subscription;
+use offramp_domain::unit_of_work::LoadedDocument;
+
+use super::projection::HISTORY_LENGTH;
 use super::*;
+use crate::store::collection::Collection;
 
 fn raw(document: &Document) -> RawDocumentBuf {
     RawDocumentBuf::try_from(document).unwrap()
@@ -47,8 +56,8 @@ fn decisions_read_everything_but_the_lists_that_only_grow() {
         let schema = schemars::schema_for!(D);
         let known: BTreeSet<&str> =
             schema.get("properties").unwrap().as_object().unwrap().keys().map(String::as_str).collect();
-        let decisive = decisive(collection);
-        let mut named: BTreeSet<&str> = decisive.keys().map(String::as_str).collect();
+        let decision_projection = decision_projection(collection);
+        let mut named: BTreeSet<&str> = decision_projection.keys().map(String::as_str).collect();
         named.remove(HISTORY_LENGTH);
         named.extend(["_id"].iter().chain(grow));
         assert_eq!(named, known);

@@ -11,21 +11,23 @@ use mongodb::Cursor;
 use serde::Deserialize;
 
 use super::entry::Kind;
-use crate::store::update::raw;
-use crate::store::{Collection, Store, StoreError, within_deadline};
+use crate::store::bson::to_raw;
+use crate::store::client::{Store, within_deadline};
+use crate::store::collection::Collection;
+use crate::store::error::StoreError;
 
 /// Which entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum EntryState {
     /// Refused for good: nobody tries again.
-    Refused,
+    Failed,
     /// To be tried when they are due.
-    Waiting,
+    Pending,
 }
 
 /// An entry, as far as it can be read.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stuck {
+pub struct EntrySummary {
     /// Where its document is.
     pub collection: Collection,
     /// Its document.
@@ -52,18 +54,18 @@ pub struct Stuck {
 
 /// A stream of entries, read as it is consumed.
 #[derive(Debug)]
-pub struct StuckEntries {
-    condition: Condition,
+pub struct EntrySummaries {
+    condition: EntryState,
     /// The collections that are still to be read.
     left: Vec<(Collection, Cursor<RawDocumentBuf>)>,
 }
 
-impl StuckEntries {
+impl EntrySummaries {
     /// The entries of the next document; none at the end.
     ///
     /// # Errors
     /// When the server does not answer; the stream is then at its end.
-    pub async fn next(&mut self) -> Result<Option<Vec<Stuck>>, StoreError> {
+    pub async fn next(&mut self) -> Result<Option<Vec<EntrySummary>>, StoreError> {
         while let Some((collection, mut cursor)) = self.left.pop() {
             let (cursor, raw) = within_deadline(async move {
                 let raw = cursor.try_next().await?;
@@ -84,12 +86,12 @@ impl Store {
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn stuck(&self, condition: Condition) -> Result<StuckEntries, StoreError> {
+    pub async fn stuck(&self, condition: EntryState) -> Result<EntrySummaries, StoreError> {
         // A range of instants: what these indexes can be asked for.
         let any = doc! { "$gte": Instant::MIN };
         let filter = match condition {
-            Condition::Refused => doc! { "outbox.failed_at": any },
-            Condition::Waiting => {
+            EntryState::Failed => doc! { "outbox.failed_at": any },
+            EntryState::Pending => {
                 let kinds = [Bson::Null, Kind::Email.as_str().into(), Kind::Event.as_str().into()];
                 doc! { "outbox.due": any.clone(), "outbox": { "$elemMatch": { "kind": { "$in": kinds }, "due": any } } }
             }
@@ -101,7 +103,7 @@ impl Store {
             let finding = async move { documents.find(filter).projection(doc! { "outbox": 1 }).await };
             left.push((collection, within_deadline(finding).await?));
         }
-        Ok(StuckEntries { condition, left })
+        Ok(EntrySummaries { condition, left })
     }
 
     /// Makes refused entries due at `now`: any worker claims them. Those that are not refused any more, because
@@ -109,7 +111,7 @@ impl Store {
     ///
     /// # Errors
     /// When the server does not answer: the same again is then safe.
-    pub async fn retry(&self, refused: &[Stuck], now: DateTime<Utc>) -> Result<usize, StoreError> {
+    pub async fn retry(&self, refused: &[EntrySummary], now: DateTime<Utc>) -> Result<usize, StoreError> {
         self.update_refused(refused, |entry, record| retry_statement(entry, now.into(), record)).await
     }
 
@@ -119,19 +121,20 @@ impl Store {
     ///
     /// # Errors
     /// When the server does not answer: the same again is then safe.
-    pub async fn drop_refused(&self, refused: &[Stuck]) -> Result<usize, StoreError> {
+    pub async fn drop_failed(&self, refused: &[EntrySummary]) -> Result<usize, StoreError> {
         self.update_refused(refused, drop_statement).await
     }
 
     /// Updates entries that are still refused, together with their records where there are any. Returns how many were found.
     async fn update_refused(
         &self,
-        refused: &[Stuck],
-        statement: impl Fn(&Stuck, Record) -> Result<RawDocumentBuf, StoreError>,
+        refused: &[EntrySummary],
+        statement: impl Fn(&EntrySummary, Record) -> Result<RawDocumentBuf, StoreError>,
     ) -> Result<usize, StoreError> {
         let mut found = 0;
         for collection in [Collection::Subscriptions, Collection::Accounts] {
-            let of_collection: Vec<&Stuck> = refused.iter().filter(|entry| entry.collection == collection).collect();
+            let of_collection: Vec<&EntrySummary> =
+                refused.iter().filter(|entry| entry.collection == collection).collect();
             if of_collection.is_empty() {
                 continue;
             }
@@ -143,8 +146,8 @@ impl Store {
             // What could not be recorded, because `notifications` is no array or a validator forbids it, is still refused.
             let unrecorded = self.update_many(collection, statements(&[Record::None])?).await?;
             found += recorded.matched + unrecorded.matched;
-            if let Some(refusal) = unrecorded.refused.first() {
-                return Err(StoreError::Refused(refusal.message.clone()));
+            if let Some(refusal) = unrecorded.rejected.first() {
+                return Err(StoreError::Permanent(refusal.message.clone()));
             }
         }
         Ok(found)
@@ -161,7 +164,7 @@ enum Record {
 }
 
 /// Finds the entry only where it is still refused, and with its record only where there can be one.
-fn find_refused(entry: &Stuck, record: Record) -> Document {
+fn find_refused(entry: &EntrySummary, record: Record) -> Document {
     let refused = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
     let mut find = doc! { "_id": &entry.document_id, "outbox": { "$elemMatch": refused } };
     let status = match record {
@@ -174,14 +177,14 @@ fn find_refused(entry: &Stuck, record: Record) -> Document {
 }
 
 /// With the new `version`, a worker that has read the document before reads it again.
-fn retry_statement(entry: &Stuck, now: Instant, record: Record) -> Result<RawDocumentBuf, StoreError> {
+fn retry_statement(entry: &EntrySummary, now: Instant, record: Record) -> Result<RawDocumentBuf, StoreError> {
     let mut unset = doc! { "outbox.$[entry].failed_at": "" };
     let mut filters = vec![doc! { "entry.id": &entry.stored_id, "entry.failed_at": { "$exists": true } }];
     if record != Record::None {
         unset.extend(doc! { "notifications.$[record].failed_at": "", "notifications.$[record].error": "" });
         filters.push(doc! { "record.id": &entry.stored_id });
     }
-    raw(&doc! {
+    to_raw(&doc! {
         "q": find_refused(entry, record),
         "u": {
             "$unset": unset,
@@ -193,7 +196,7 @@ fn retry_statement(entry: &Stuck, now: Instant, record: Record) -> Result<RawDoc
     })
 }
 
-fn drop_statement(entry: &Stuck, record: Record) -> Result<RawDocumentBuf, StoreError> {
+fn drop_statement(entry: &EntrySummary, record: Record) -> Result<RawDocumentBuf, StoreError> {
     let refused = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
     let mut update = doc! { "$pull": { "outbox": refused }, "$inc": { "version": 1_i64 } };
     let mut filters = Vec::new();
@@ -206,7 +209,7 @@ fn drop_statement(entry: &Stuck, record: Record) -> Result<RawDocumentBuf, Store
         update.insert("$set", set);
         filters.push(doc! { "record.id": &entry.entry_id });
     }
-    raw(&doc! { "q": find_refused(entry, record), "u": update, "arrayFilters": filters })
+    to_raw(&doc! { "q": find_refused(entry, record), "u": update, "arrayFilters": filters })
 }
 
 /// What the record of a dropped email says.
@@ -224,7 +227,7 @@ struct Fields {
     event: Option<Bson>,
 }
 
-fn entries(collection: Collection, raw: &RawDocumentBuf, condition: Condition) -> Vec<Stuck> {
+fn entries(collection: Collection, raw: &RawDocumentBuf, condition: EntryState) -> Vec<EntrySummary> {
     let document_id = raw.get_str("_id").unwrap_or_default();
     let outbox = raw.get_array("outbox").into_iter().flatten().flatten().filter_map(RawBsonRef::as_document);
     outbox
@@ -233,13 +236,13 @@ fn entries(collection: Collection, raw: &RawDocumentBuf, condition: Condition) -
             read(collection, document_id, fields)
         })
         .filter(|entry| match condition {
-            Condition::Refused => entry.failed_at.is_some(),
-            Condition::Waiting => entry.due.is_some(),
+            EntryState::Failed => entry.failed_at.is_some(),
+            EntryState::Pending => entry.due.is_some(),
         })
         .collect()
 }
 
-fn read(collection: Collection, document_id: &str, fields: Fields) -> Stuck {
+fn read(collection: Collection, document_id: &str, fields: Fields) -> EntrySummary {
     let word = |value: Option<&Bson>| value.and_then(Bson::as_str).map(str::to_owned);
     let instant = |value: Option<Bson>| value.as_ref().and_then(Bson::as_datetime).map(|at| at.to_chrono());
     let [mail, event] = [&fields.mail, &fields.event].map(|content| content.as_ref().and_then(Bson::as_document));
@@ -248,7 +251,7 @@ fn read(collection: Collection, document_id: &str, fields: Fields) -> Stuck {
         _ => ("mail", word(mail.and_then(|mail| mail.get("template")))),
     };
     let to = mail.and_then(|mail| mail.get_document("to").ok());
-    Stuck {
+    EntrySummary {
         collection,
         document_id: document_id.to_owned(),
         entry_id: word(fields.id.as_ref()).unwrap_or_default(),

@@ -1,5 +1,4 @@
-//! The outbox entries (contract §3 `outbox`): emails and events that are still to be sent, kept in the document whose change
-//! caused them; and the record of each email in `notifications`.
+//! The entries of the outbox: emails and events that are still to be sent, kept in the document whose change caused them.
 
 use bson::DateTime as Instant;
 use chrono::{DateTime, Utc};
@@ -11,32 +10,8 @@ use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::notification::{Notification, conversation_id};
 use offramp_domain::unit_of_work::Effects;
 
-use crate::store::Collection;
-use crate::store::documents::{ExtendedJsonDate, NotificationDocument};
-
-/// The collections whose documents have an outbox.
-pub(super) const OUTBOXES: [Collection; 2] = [Collection::Subscriptions, Collection::Accounts];
-
-/// What an entry is. Emails and events are claimed apart, so that an unavailable mail server delays no event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// To a person.
-    Email,
-    /// To other systems.
-    Event,
-}
-
-impl Kind {
-    /// As entries have it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Email => "email",
-            Self::Event => "event",
-        }
-    }
-}
+use crate::store::bson::ExtendedJsonDate;
+use crate::store::collection::Collection;
 
 /// An email or an event that is still to be sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -103,9 +78,30 @@ pub enum Content {
     Event(CloudEvent),
 }
 
+/// What an entry is. Emails and events are claimed apart, so that an unavailable mail server delays no event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// To a person.
+    Email,
+    /// To other systems.
+    Event,
+}
+
+impl Kind {
+    /// As entries have it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Email => "email",
+            Self::Event => "event",
+        }
+    }
+}
+
 /// An entry that this process holds until its lease runs out.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Leased {
+pub struct LeasedEntry {
     /// Where its document is.
     pub collection: Collection,
     /// Its document.
@@ -117,7 +113,7 @@ pub struct Leased {
     pub has_companions: bool,
 }
 
-impl Leased {
+impl LeasedEntry {
     /// The conversation that its mail belongs to: that of all mails about its document.
     #[must_use]
     pub fn conversation_id(&self) -> Uuid {
@@ -134,39 +130,8 @@ pub struct Lease {
     pub until: DateTime<Utc>,
 }
 
-/// What an email is recorded with that only its writer knows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EmailIdentity {
-    /// Its `Message-ID`.
-    pub message_id: String,
-    /// The language that it will be written in.
-    pub locale: String,
-}
-
-/// Tells the identity of the email of an outbox entry.
-pub type Identify<'a> = &'a (dyn Fn(Uuid, &Notification) -> EmailIdentity + Sync);
-
-/// The records of the emails of one change: one for each entry that [`entries`] makes of them.
-pub fn records(effects: &Effects, identify: Identify<'_>, at: DateTime<Utc>) -> Vec<NotificationDocument> {
-    effects.notifications.iter().map(|email| record(effects.ids.of_mail(email), email, identify, at)).collect()
-}
-
-/// The record of an email, which is the content of the entry `id`.
-pub fn record(id: Uuid, email: &Notification, identify: Identify<'_>, at: DateTime<Utc>) -> NotificationDocument {
-    let EmailIdentity { message_id, locale } = identify(id, email);
-    NotificationDocument {
-        id: id.to_string(),
-        template: email.template.to_string(),
-        to: Some(email.to.email.clone()),
-        role: email.recipient.as_str().to_owned(),
-        locale,
-        message_id,
-        at: Some(at.into()),
-        sent_at: None,
-        failed_at: None,
-        error: None,
-    }
-}
+/// The collections whose documents have an outbox.
+pub(super) const OUTBOXES: [Collection; 2] = [Collection::Subscriptions, Collection::Accounts];
 
 /// The entries of one change, under `lease`.
 pub fn entries(effects: Effects, lease: &Lease, source: &str, at: DateTime<Utc>) -> Vec<OutboxEntry> {

@@ -2,4 +2,10 @@
 
 pub mod admin;
 pub mod claim;
+pub mod delivery;
+pub mod due_queue;
 pub mod entry;
+mod lease;
+mod mark;
+mod mark_statements;
+pub mod record;

@@ -6,7 +6,7 @@ use futures_util::stream::FuturesUnordered;
 use super::findings::Findings;
 use super::task_runner::{SweepError, TaskRunner};
 use crate::clock;
-use crate::store::sweep::{CardOrganization, CardOrganizationsPage, Unworkable};
+use crate::store::due::{CardOrganization, CardOrganizationsPage, UnprocessableDocument};
 use crate::store::{Collection, Store, StoreError};
 use crate::worker::indexes::Indexes;
 use offramp_domain::account::CARD_NOTICES_MAX;
@@ -72,8 +72,8 @@ impl CardNotices<'_> {
     async fn give_to_organization(&self, organization: CardOrganization) -> Result<Findings, SweepError> {
         let mut findings = Findings::default();
         match self.try_give_to_organization(&organization, &mut findings).await {
-            Err(SweepError::Store(error @ (StoreError::Refused(_) | StoreError::TimedOut))) => {
-                if matches!(error, StoreError::Refused(_)) {
+            Err(SweepError::Store(error @ (StoreError::Permanent(_) | StoreError::TimedOut))) => {
+                if matches!(error, StoreError::Permanent(_)) {
                     self.indexes.check_again();
                 }
                 let organization = &organization.id;
@@ -103,7 +103,7 @@ impl CardNotices<'_> {
                 for (due, processed) in page.due.iter().zip(self.runner.run("card_notice", &tasks).await?) {
                     let outcome = findings.check(Collection::Accounts, due.account.as_str(), processed);
                     if due.is_full && outcome == Some(TaskOutcome::Unchanged) {
-                        findings.add_unworkable([Unworkable {
+                        findings.add_unworkable([UnprocessableDocument {
                             collection: Collection::Accounts,
                             id: due.account.to_string(),
                             reason: format!(

@@ -7,7 +7,7 @@ use super::findings::Findings;
 use super::search::EndKind;
 use super::task_runner::{SweepError, TaskRunner};
 use crate::clock;
-use crate::store::sweep::{PassedOver, Window, Zones};
+use crate::store::due::{DueWindow, TimeZones, TriedSubscriptions};
 use crate::store::{Collection, Store};
 use offramp_domain::ids::SubscriptionId;
 use offramp_domain::unit_of_work::{Task, TaskOutcome};
@@ -26,13 +26,13 @@ pub(super) async fn end_due(
     kind: EndKind,
     findings: &mut Findings,
 ) -> Result<(), SweepError> {
-    let mut zones = Zones::default();
-    let mut passed = PassedOver::default();
+    let mut zones = TimeZones::default();
+    let mut passed = TriedSubscriptions::default();
     // Where this worker goes on: after this id. `None`: at a random place, because another worker was faster here.
     let mut place: Option<SubscriptionId> = None;
     loop {
         let now = clock::now();
-        let Window { mut due, unworkable } = match kind {
+        let DueWindow { mut due, unworkable } = match kind {
             EndKind::Scheduled => store.scheduled_ends(now, &mut passed).await?,
             EndKind::Natural => store.natural_ends(now, &mut passed, &mut zones).await?,
         };

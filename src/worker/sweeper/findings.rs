@@ -7,7 +7,7 @@ use metrics::gauge;
 
 use super::search::Search;
 use crate::metrics::UNWORKABLE_DOCUMENTS;
-use crate::store::sweep::Unworkable;
+use crate::store::due::UnprocessableDocument;
 use crate::store::{Collection, StoreError};
 use crate::worker::engine::Processed;
 use offramp_domain::unit_of_work::TaskOutcome;
@@ -19,19 +19,19 @@ pub(super) const DOCUMENTS_MAX: usize = 10_000;
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     /// Documents that cannot be processed until somebody corrects them.
-    unworkable: Vec<Unworkable>,
+    unworkable: Vec<UnprocessableDocument>,
     /// Documents that could not be changed this time. That need not be their own fault: other writers may have kept changing
     /// them, or a validator of the database may forbid the change.
-    failed: Vec<Unworkable>,
+    failed: Vec<UnprocessableDocument>,
 }
 
 impl Findings {
-    pub(super) fn add_unworkable(&mut self, unworkable: impl IntoIterator<Item = Unworkable>) {
+    pub(super) fn add_unworkable(&mut self, unworkable: impl IntoIterator<Item = UnprocessableDocument>) {
         let room = DOCUMENTS_MAX.saturating_sub(self.unworkable.len());
         self.unworkable.extend(unworkable.into_iter().take(room));
     }
 
-    fn add_failed(&mut self, failed: impl IntoIterator<Item = Unworkable>) {
+    fn add_failed(&mut self, failed: impl IntoIterator<Item = UnprocessableDocument>) {
         let room = DOCUMENTS_MAX.saturating_sub(self.failed.len());
         self.failed.extend(failed.into_iter().take(room));
     }
@@ -43,7 +43,7 @@ impl Findings {
 
     /// Adds the result for a document if something is wrong; otherwise returns its outcome.
     pub(super) fn check(&mut self, collection: Collection, id: &str, processed: Processed) -> Option<TaskOutcome> {
-        let unworkable = |reason| Unworkable { collection, id: id.to_owned(), reason };
+        let unworkable = |reason| UnprocessableDocument { collection, id: id.to_owned(), reason };
         match processed {
             Processed::Decided(TaskOutcome::Missing(missing)) => self.add_unworkable([unworkable(missing.to_string())]),
             Processed::Decided(TaskOutcome::Corrupt(reason)) => self.add_unworkable([unworkable(reason)]),
@@ -95,10 +95,10 @@ impl Reports {
         !self.failed_searches.is_empty()
     }
 
-    fn update_unworkable(&mut self, search: Search, unworkable: Vec<Unworkable>) {
+    fn update_unworkable(&mut self, search: Search, unworkable: Vec<UnprocessableDocument>) {
         let is_own = |_: &(Collection, String), (by, _): &mut (Search, String)| *by == search;
         let before: HashMap<_, _> = self.unworkable.extract_if(is_own).collect();
-        for Unworkable { collection, id, reason } in unworkable {
+        for UnprocessableDocument { collection, id, reason } in unworkable {
             let key = (collection, id);
             if self.unworkable.len() >= DOCUMENTS_MAX {
                 break;
@@ -120,11 +120,11 @@ impl Reports {
     }
 
     /// Logs one line for all documents: a validator may reject every document of a collection.
-    fn update_failed(&mut self, search: Search, failed: Vec<Unworkable>) {
+    fn update_failed(&mut self, search: Search, failed: Vec<UnprocessableDocument>) {
         let known = self.failed.remove(&search).unwrap_or_default();
-        let is_new = |failed: &&Unworkable| !known.contains(&(failed.collection, failed.id.clone()));
+        let is_new = |failed: &&UnprocessableDocument| !known.contains(&(failed.collection, failed.id.clone()));
         if let Some(example) = failed.iter().find(is_new) {
-            let Unworkable { collection, id, reason } = example;
+            let UnprocessableDocument { collection, id, reason } = example;
             let (documents, collection) = (failed.len(), collection.as_str());
             tracing::warn!(documents, collection, id, reason, "due documents could not be changed; retrying");
         }
@@ -135,11 +135,15 @@ impl Reports {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::sweep::Fault;
+    use crate::store::due::Fault;
     use crate::worker::sweeper::search::EndKind;
 
-    fn unworkable(id: &str) -> Unworkable {
-        Unworkable { collection: Collection::Subscriptions, id: id.to_owned(), reason: "it is wrong".to_owned() }
+    fn unworkable(id: &str) -> UnprocessableDocument {
+        UnprocessableDocument {
+            collection: Collection::Subscriptions,
+            id: id.to_owned(),
+            reason: "it is wrong".to_owned(),
+        }
     }
 
     fn findings(ids: &[&str]) -> Findings {

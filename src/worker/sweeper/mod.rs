@@ -20,7 +20,7 @@ use super::availability::Availability;
 use super::engine::Engine;
 use super::indexes::Indexes;
 use crate::clock;
-use crate::store::inspect::Index;
+use crate::store::indexes::Index;
 use crate::store::{Collection, Store, StoreError};
 
 use card_notices::CardNotices;
@@ -140,7 +140,7 @@ impl Sweeper {
                 if matches!(error, StoreError::Unavailable(_)) && self.availability.is_unavailable().await {
                     return Err(SweepError::Store(error));
                 }
-                if matches!(error, StoreError::Refused(_)) {
+                if matches!(error, StoreError::Permanent(_)) {
                     self.indexes.check_again();
                 }
                 reports.failed(search, &error);

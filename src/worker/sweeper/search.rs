@@ -1,7 +1,7 @@
 //! The searches of a sweep: what each looks for, and which indexes it needs.
 
 use crate::store::Collection;
-use crate::store::sweep::{self, Fault};
+use crate::store::{due::Fault, indexes};
 
 /// What a sweep searches for. Each search fails by itself, and waits for its own indexes only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,15 +42,15 @@ impl Search {
     /// The indexes it needs.
     pub(super) fn indexes(self) -> Vec<(Collection, &'static str)> {
         let of_subscriptions = match self {
-            Self::Ends(EndKind::Scheduled) => sweep::SCHEDULED_ENDS,
-            Self::Ends(EndKind::Natural) => sweep::NATURAL_ENDS,
+            Self::Ends(EndKind::Scheduled) => indexes::SCHEDULED_ENDS,
+            Self::Ends(EndKind::Natural) => indexes::NATURAL_ENDS,
             Self::Faults(fault) => fault.index(),
-            Self::Tombstones => sweep::REMOVED,
+            Self::Tombstones => indexes::REMOVED,
             Self::Cards => {
                 return vec![
-                    (Collection::Organizations, sweep::CARD_ORGANIZATIONS),
-                    (Collection::Accounts, sweep::CARD_EXPIRY),
-                    (Collection::Subscriptions, sweep::OF_ACCOUNT),
+                    (Collection::Organizations, indexes::CARD_ORGANIZATIONS),
+                    (Collection::Accounts, indexes::CARD_EXPIRY),
+                    (Collection::Subscriptions, indexes::OF_ACCOUNT),
                 ];
             }
         };

@@ -4,9 +4,9 @@ use std::collections::HashSet;
 
 use bson::{Document, doc};
 use offramp::clock;
-use offramp::store::commit::Committed;
+use offramp::store::commit::WriteResult;
 use offramp::store::outbox::entry::Lease;
-use offramp::store::{Need, Store, changes};
+use offramp::store::{DocumentKeys, Store, updates};
 use offramp::tls::Tls as StoreTls;
 use offramp_domain::command::Command;
 use offramp_domain::unit_of_work::{Task, TaskOutcome};
@@ -24,10 +24,10 @@ async fn a_document_remembers_a_full_batch() {
     let bed = TestBed::new("full-batch").await;
     populate(&bed).await;
     let store = Store::open(&bed.mongodb_url, &StoreTls::default()).await.unwrap();
-    let need = Need {
+    let need = DocumentKeys {
         subscriptions: HashSet::from(["sub".try_into().unwrap()]),
         accounts: HashSet::from(["acc".try_into().unwrap()]),
-        ..Need::default()
+        ..DocumentKeys::default()
     };
     let commands: Vec<Command> = (0..BATCH_MAX)
         .flat_map(|at| {
@@ -51,10 +51,10 @@ async fn a_document_remembers_a_full_batch() {
             assert_eq!(loaded.apply(&Task::Command(command.clone()), now), expected, "{:?}", command.reference);
         }
         let lease = Lease { holder: Uuid::new_v4(), until: now };
-        let updates = changes::updates(loaded, &lease, "tests", &identify, now).unwrap();
+        let updates = updates::build(loaded, &lease, "tests", &identify, now).unwrap();
         assert_eq!(updates.len(), if expected == TaskOutcome::Applied { 2 } else { 0 });
         let committed = store.commit(&updates).await.unwrap();
-        assert!(committed.iter().all(|committed| *committed == Committed::Written), "{committed:?}");
+        assert!(committed.iter().all(|committed| *committed == WriteResult::Written), "{committed:?}");
     }
     for collection in ["subscriptions", "accounts"] {
         let document = bed.document(collection, if collection == "accounts" { "acc" } else { "sub" }).await.unwrap();
@@ -90,7 +90,10 @@ async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
         subscriptions.delete_many(doc! {}).await.unwrap();
         subscriptions.insert_many(&documents).await.unwrap();
         let ids: Vec<&str> = documents.iter().map(|document| document.get_str("_id").unwrap()).collect();
-        let need = Need { subscriptions: ids.iter().map(|id| (*id).try_into().unwrap()).collect(), ..Need::default() };
+        let need = DocumentKeys {
+            subscriptions: ids.iter().map(|id| (*id).try_into().unwrap()).collect(),
+            ..DocumentKeys::default()
+        };
         let mut loaded = store.load(&need).await.unwrap();
         let now = clock::now();
         for id in &ids {
@@ -99,15 +102,15 @@ async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
         }
         subscriptions.update_one(doc! { "_id": "changed" }, doc! { "$inc": { "version": 1 } }).await.unwrap();
         let lease = Lease { holder: Uuid::new_v4(), until: now };
-        let updates = changes::updates(loaded, &lease, "tests", &identify, now).unwrap();
+        let updates = updates::build(loaded, &lease, "tests", &identify, now).unwrap();
         let committed = store.commit(&updates).await.unwrap();
         for (update, committed) in updates.iter().zip(&committed) {
             match update.id.as_str() {
-                "changed" => assert_eq!(*committed, Committed::Lost),
+                "changed" => assert_eq!(*committed, WriteResult::Conflict),
                 "corrupt" => {
-                    assert_eq!(*committed, Committed::Corrupt("outbox: expected a list, found text".to_owned()));
+                    assert_eq!(*committed, WriteResult::Corrupt("outbox: expected a list, found text".to_owned()));
                 }
-                id => assert_eq!(*committed, Committed::Written, "{id}"),
+                id => assert_eq!(*committed, WriteResult::Written, "{id}"),
             }
         }
         let changed = bed.document("subscriptions", "changed").await.unwrap();

@@ -6,10 +6,10 @@ use bson::{Document, RawDocument, doc};
 use chrono::Months;
 use fastrand::Rng;
 use offramp::clock;
-use offramp::store::commit::{Committed, GuardedUpdate};
 use offramp::store::documents::{AccountDocument, SubscriptionDocument, read};
 use offramp::store::outbox::entry::{Lease, OutboxEntry};
-use offramp::store::{Collection, Need, Store, changes};
+use offramp::store::{Collection, DocumentKeys, Store, updates};
+use offramp::store::{commit::WriteResult, guarded_update::GuardedUpdate};
 use offramp::tls::Tls as StoreTls;
 use offramp_domain::account::Account;
 use offramp_domain::billing::YearMonth;
@@ -49,10 +49,10 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
     let documents: Vec<Document> = (0..SUBSCRIPTIONS).map(|at| any_subscription(&mut random, at)).collect();
     bed.collection("subscriptions").insert_many(&documents).await.unwrap();
 
-    let need = Need {
+    let need = DocumentKeys {
         subscriptions: documents.iter().map(|document| id(document).try_into().unwrap()).collect(),
         accounts: accounts.iter().map(|document| id(document).try_into().unwrap()).collect(),
-        ..Need::default()
+        ..DocumentKeys::default()
     };
     let (mut applied, mut statuses, mut notices) = (0, BTreeSet::new(), BTreeSet::new());
     for round in 0..ROUNDS {
@@ -80,9 +80,9 @@ async fn every_accepted_command_leaves_a_document_that_reads_back() {
         let after: Vec<Subscription> = loaded.changed_subscriptions().map(|draft| draft.after.clone()).collect();
         let accounts_after: Vec<Account> = loaded.changed_accounts().map(|draft| draft.after.clone()).collect();
         let lease = Lease { holder: Uuid::new_v4(), until: now };
-        let updates = changes::updates(loaded, &lease, "tests", &identify, now).unwrap();
+        let updates = updates::build(loaded, &lease, "tests", &identify, now).unwrap();
         let committed = store.commit(&updates).await.unwrap();
-        assert!(committed.iter().all(|committed| *committed == Committed::Written), "seed {seed}: {committed:?}");
+        assert!(committed.iter().all(|committed| *committed == WriteResult::Written), "seed {seed}: {committed:?}");
 
         for mut expected in after {
             let id = expected.id.to_string();

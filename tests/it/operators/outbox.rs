@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bson::{Bson, Document, doc};
 use chrono::Utc;
 use offramp::store::Store;
-use offramp::store::outbox::admin::Condition;
+use offramp::store::outbox::admin::EntryState;
 use serde_json::{Value, json};
 
 use super::{failure, objects, output};
@@ -191,11 +191,11 @@ async fn refused_entries_are_dropped() {
 
     // What somebody else makes due meanwhile is not dropped.
     let store = Store::open(&bed.mongodb_url, &offramp::tls::Tls::default()).await.unwrap();
-    let mut entries = store.stuck(Condition::Refused).await.unwrap();
+    let mut entries = store.stuck(EntryState::Failed).await.unwrap();
     let stale = entries.next().await.unwrap().unwrap();
     assert_eq!(stale.len(), 1);
     assert_eq!(store.retry(&stale, Utc::now()).await, Ok(1));
-    assert_eq!(store.drop_refused(&stale).await, Ok(0));
+    assert_eq!(store.drop_failed(&stale).await, Ok(0));
     let due = doc! { "$set": { "outbox.0.failed_at": bson::DateTime::now() }, "$unset": { "outbox.0.due": "" } };
     bed.collection("subscriptions").update_one(doc! { "_id": "tombstone" }, due).await.unwrap();
 

@@ -7,7 +7,7 @@ use chrono::{TimeDelta, Utc};
 use futures_util::TryStreamExt;
 use mail_parser::MessageParser;
 use offramp::clock;
-use offramp::store::outbox::claim::DueQueue;
+use offramp::store::outbox::due_queue::DueQueue;
 use offramp::store::outbox::entry::{Kind, Lease};
 use offramp::worker::dispatcher::{Dispatcher, DispatcherOptions};
 use serde_json::Value;

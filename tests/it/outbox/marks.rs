@@ -9,7 +9,7 @@ use chrono::TimeDelta;
 use futures_util::TryStreamExt;
 use mail_parser::MessageParser;
 use offramp::clock;
-use offramp::store::outbox::claim::{DeferralCause, DeliveryResult, Mark};
+use offramp::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
 use offramp::store::outbox::entry::Kind;
 use serde_json::json;
 use uuid::Uuid;
@@ -143,7 +143,7 @@ async fn marks_may_be_written_again() {
     let failed = Mark::new(&email, DeliveryResult::Failed { at, error: "550 no".to_owned() });
     let marks = [deferred, failed];
     for _ in 0..2 {
-        assert!(store.settle(&marks).await.unwrap().is_empty());
+        assert!(store.mark(&marks).await.unwrap().is_empty());
         let document = document().await;
         let [email, event] = entries(&document)[..] else { panic!("{document}") };
         assert_eq!(
@@ -159,7 +159,7 @@ async fn marks_may_be_written_again() {
     // A failure that has no record to be written to is a failure all the same.
     let refused = doc! { "$set": { "notifications": "x" }, "$unset": { "outbox.$[].failed_at": "" } };
     bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, refused).await.unwrap();
-    assert!(store.settle(&marks[1..]).await.unwrap().is_empty());
+    assert!(store.mark(&marks[1..]).await.unwrap().is_empty());
     assert!(entries(&document().await)[0].contains_key("failed_at"));
 
     // Sent after all: the record tells of no failure any more.
@@ -170,7 +170,7 @@ async fn marks_may_be_written_again() {
     retried.attempts = 1;
     let marks = [retried, Mark::new(&event, DeliveryResult::Sent { at })];
     for _ in 0..2 {
-        assert!(store.settle(&marks).await.unwrap().is_empty());
+        assert!(store.mark(&marks).await.unwrap().is_empty());
         let document = document().await;
         assert!(entries(&document).is_empty());
         let expected = doc! { "id": &marks[0].entry_id, "sent_at": DateTime::from(at) };
@@ -208,7 +208,7 @@ async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
         deferred(5, DeferralCause::Ordinary),
     ] {
         for _ in 0..2 {
-            assert!(store.settle(std::slice::from_ref(&mark)).await.unwrap().is_empty());
+            assert!(store.mark(std::slice::from_ref(&mark)).await.unwrap().is_empty());
         }
     }
     let counted = entry().await;
@@ -223,7 +223,7 @@ async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
     of_another.entry.holder = Uuid::new_v4().to_string();
     assert!(!store.extend(&of_another, until).await.unwrap());
     let failed = Mark::new(email, DeliveryResult::Failed { at: now, error });
-    assert!(store.settle(&[failed]).await.unwrap().is_empty());
+    assert!(store.mark(&[failed]).await.unwrap().is_empty());
     let failed = entry().await;
     assert!(!failed.contains_key("in_doubt") && !failed.contains_key("sender_rejected_at"), "{failed}");
     assert!(!store.extend(email, until).await.unwrap(), "what has failed is not leased again");

@@ -8,9 +8,9 @@ mod records;
 use bson::Document;
 use chrono::Utc;
 use offramp::clock;
-use offramp::store::commit::GuardedUpdate;
-use offramp::store::outbox::entry::{Lease, Leased};
-use offramp::store::{Need, Store, changes};
+use offramp::store::guarded_update::GuardedUpdate;
+use offramp::store::outbox::entry::{Lease, LeasedEntry};
+use offramp::store::{DocumentKeys, Store, updates};
 use offramp::tls::Tls as StoreTls;
 use offramp_domain::command::Command;
 use offramp_domain::unit_of_work::{Task, TaskOutcome};
@@ -24,18 +24,18 @@ async fn store(bed: &TestBed) -> Store {
 }
 
 /// Cancels a subscription as a worker does that ends right after the commit; its entries are due at `due`.
-async fn cancel_and_leave(store: &Store, id: &str, due: chrono::DateTime<Utc>) -> Vec<Leased> {
+async fn cancel_and_leave(store: &Store, id: &str, due: chrono::DateTime<Utc>) -> Vec<LeasedEntry> {
     let command = Command::parse(cancellation(&format!("c-{id}"), id).to_string().as_bytes()).unwrap();
-    let need = Need {
+    let need = DocumentKeys {
         subscriptions: [id.try_into().unwrap()].into(),
         organizations: ["org".try_into().unwrap()].into(),
-        ..Need::default()
+        ..DocumentKeys::default()
     };
     let mut read = store.load(&need).await.unwrap();
     let now = clock::now();
     assert_eq!(read.apply(&Task::Command(command), now), TaskOutcome::Applied);
     let lease = Lease { holder: Uuid::new_v4(), until: due };
-    let updates = changes::updates(read, &lease, "tests", &identify, now).unwrap();
+    let updates = updates::build(read, &lease, "tests", &identify, now).unwrap();
     store.commit(&updates).await.unwrap();
     updates.into_iter().flat_map(GuardedUpdate::into_leased).collect()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use bson::{Bson, Document, doc};
 use chrono::{Datelike, Days, NaiveDate, TimeDelta, Utc};
-use offramp::store::sweep::{PassedOver, Zones};
+use offramp::store::due::{TimeZones, TriedSubscriptions};
 use offramp_domain::account::NoticeKind;
 use offramp_domain::billing::YearMonth;
 
@@ -146,14 +146,14 @@ async fn natural_ends_are_found_on_their_day() {
         // Noon there, on that day.
         let zone: chrono_tz::Tz = zone.parse().unwrap();
         let now = today.and_hms_opt(12, 0, 0).unwrap().and_local_timezone(zone).unwrap().to_utc();
-        let mut passed = PassedOver::default();
-        let window = store.natural_ends(now, &mut passed, &mut Zones::default()).await.unwrap();
+        let mut passed = TriedSubscriptions::default();
+        let window = store.natural_ends(now, &mut passed, &mut TimeZones::default()).await.unwrap();
         let found: BTreeSet<String> = window.due.iter().map(ToString::to_string).collect();
         assert_eq!(found, expected, "{today}");
         for id in window.due {
             passed.add(id);
         }
-        let others = store.natural_ends(now, &mut passed, &mut Zones::default()).await.unwrap();
+        let others = store.natural_ends(now, &mut passed, &mut TimeZones::default()).await.unwrap();
         assert!(others.due.is_empty());
     }
     bed.remove().await;

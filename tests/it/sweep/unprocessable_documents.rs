@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use bson::{Bson, DateTime as Instant, Document, doc};
 use chrono::{TimeDelta, Utc};
-use offramp::store::sweep::PassedOver;
+use offramp::store::due::TriedSubscriptions;
 
 use super::{expiring, logging, scheduled, start_noting, store_of, sweeps};
 use offramp_testkit::eventually;
@@ -31,7 +31,7 @@ async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
     let nameless = (0..NAMELESS).map(|index| document(bson::oid::ObjectId::new().into(), 400 * index));
     bed.collection("subscriptions").insert_many(stuck.chain(nameless)).await.unwrap();
 
-    let mut passed = PassedOver::default();
+    let mut passed = TriedSubscriptions::default();
     let (mut tried, mut unworkable, mut ids_max) = (HashSet::new(), HashSet::new(), 0);
     loop {
         let window = store.scheduled_ends(now, &mut passed).await.unwrap();

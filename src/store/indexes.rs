@@ -1,62 +1,157 @@
-//! The server itself: what kind it is, its clock, its indexes; and a document as it is, for people to look at.
+//! The indexes that make each search cost as much as what it finds: their names and keys; which are missing; how they are built.
 
 use std::fmt;
-use std::time::Duration;
 
-use bson::{Bson, Document, RawDocumentBuf, doc};
-use chrono::{DateTime, TimeDelta, Utc};
+use bson::{Bson, Document, doc};
 use mongodb::error::ErrorKind;
 
-use crate::clock;
+use super::client::{Store, milliseconds, within_deadline};
+use super::collection::Collection;
+use super::error::{COMMAND_TIME_MAX, StoreError, classify};
+use super::server::is_replicated;
 
-use super::{COMMAND_TIME_MAX, Collection, Store, StoreError, classify, milliseconds, sweep, within_deadline};
-
-/// What `hello` and `buildInfo` tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ServerFacts {
-    /// `"8.0.4"`
-    pub version: String,
-    /// The replica set's name.
-    pub replica_set: Option<String>,
-    /// Whether it is a router of a sharded cluster.
-    pub is_router: bool,
+/// An index, as `createIndexes` takes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Index {
+    /// Where it is.
+    pub collection: Collection,
+    /// Its name, keys and options.
+    pub specification: Document,
 }
 
+impl Index {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        name(&self.specification)
+    }
+}
+
+impl fmt::Display for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.collection.as_str(), self.name())
+    }
+}
+
+/// The index, in subscriptions and in accounts, by which due outbox entries are found.
+pub const DUE: &str = "offramp_due";
+
+/// The index of scheduled subscriptions by their end.
+pub const SCHEDULED_ENDS: &str = "offramp_scheduled_ends";
+
+/// The index of subscriptions that have an `expires_on`.
+pub const NATURAL_ENDS: &str = "offramp_natural_ends";
+
+/// The index of subscriptions whose `expires_on` is not text.
+pub const EXPIRY_TYPES: &str = "offramp_expiry_types";
+
+/// The index of subscriptions whose `expires_on` is empty text, which [`NATURAL_ENDS`] does not hold.
+pub const EXPIRY_EMPTY: &str = "offramp_expiry_empty";
+
+/// The index of tombstones.
+pub const REMOVED: &str = "offramp_removed";
+
+/// The index of subscriptions by account.
+pub const OF_ACCOUNT: &str = "offramp_of_account";
+
+/// The index of accounts by the months in which their cards expire.
+pub const CARD_EXPIRY: &str = "offramp_card_expiry";
+
+/// The index of organizations that want card notices.
+pub const CARD_ORGANIZATIONS: &str = "offramp_card_organizations";
+
+/// The types of values, as MongoDB names them, that are neither text nor null.
+pub(super) const NO_TEXT: [&str; 13] = [
+    "double",
+    "object",
+    "array",
+    "binData",
+    "objectId",
+    "bool",
+    "date",
+    "regex",
+    "javascript",
+    "int",
+    "timestamp",
+    "long",
+    "decimal",
+];
+
+/// The indexes, in the order in which they are built.
+fn indexes() -> Vec<Index> {
+    let index = |collection, specification| Index { collection, specification };
+    let subscriptions = |specification| index(Collection::Subscriptions, specification);
+    let accounts = |specification| index(Collection::Accounts, specification);
+    vec![
+        subscriptions(doc! {
+            "name": DUE, "key": { "outbox.kind": 1, "outbox.due": 1 },
+            "partialFilterExpression": { "outbox.due": { "$exists": true } },
+        }),
+        accounts(doc! {
+            "name": DUE, "key": { "outbox.kind": 1, "outbox.due": 1 },
+            "partialFilterExpression": { "outbox.due": { "$exists": true } },
+        }),
+        subscriptions(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
+        accounts(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
+        // Partial: most subscriptions are in none of the next four, so a change of their status costs no index anything.
+        // The status is a key as well, because MongoDB reads the document to check a condition that is not a key.
+        subscriptions(doc! {
+            "name": SCHEDULED_ENDS, "key": { "status": 1, "ends_at": 1, "_id": 1 },
+            "partialFilterExpression": { "status": "cancellation_scheduled" },
+        }),
+        subscriptions(doc! {
+            "name": NATURAL_ENDS,
+            "key": { "status": 1, "billing.day": 1, "expires_on": 1, "organization_id": 1, "_id": 1 },
+            "partialFilterExpression": { "expires_on": { "$gt": "" } },
+        }),
+        // Empty, where every `expires_on` is text or null.
+        subscriptions(doc! {
+            "name": EXPIRY_TYPES, "key": { "status": 1, "expires_on": 1 },
+            "partialFilterExpression": { "expires_on": { "$type": NO_TEXT.as_slice() } },
+        }),
+        // Empty, where no `expires_on` is. With keys of its own, because MongoDB 4.4 does not tell indexes by their filters.
+        subscriptions(doc! {
+            "name": EXPIRY_EMPTY, "key": { "expires_on": 1, "status": 1 },
+            "partialFilterExpression": { "expires_on": "" },
+        }),
+        subscriptions(doc! {
+            "name": REMOVED, "key": { "ended_on": 1 },
+            "partialFilterExpression": { "status": "removed" },
+        }),
+        // Without the status, which changes: an account has few subscriptions.
+        subscriptions(doc! { "name": OF_ACCOUNT, "key": { "account_id": 1 } }),
+        // Ends in `_id`, so that accounts can be paged through without sorting them.
+        accounts(doc! { "name": CARD_EXPIRY, "key": { "organization_id": 1, "cards.expires": 1, "_id": 1 } }),
+        // Begins with `_id`, for the same reason. MongoDB allows no partial index of `_id` alone.
+        index(
+            Collection::Organizations,
+            doc! {
+                "name": CARD_ORGANIZATIONS, "key": { "_id": 1, "timezone": 1 },
+                "partialFilterExpression": { "card_notice_days": { "$exists": true } },
+            },
+        ),
+    ]
+}
+
+/// Indexes of earlier versions that nothing uses any more.
+const SUPERSEDED: [(Collection, &str); 6] = [
+    (Collection::Organizations, "offramp_card_notices"),
+    (Collection::Subscriptions, "offramp_scheduled"),
+    (Collection::Subscriptions, "offramp_expiring"),
+    (Collection::Subscriptions, "offramp_outbox"),
+    (Collection::Accounts, "offramp_cards"),
+    (Collection::Accounts, "offramp_outbox"),
+];
+
 impl Store {
-    /// The document with this id.
-    ///
-    /// # Errors
-    /// When the server does not answer, or refuses.
-    pub async fn document(
-        &self,
-        collection: Collection,
-        id: impl Into<Bson>,
-    ) -> Result<Option<RawDocumentBuf>, StoreError> {
-        Ok(self.find(collection, doc! { "_id": id.into() }, doc! {}, Some(1)).await?.pop())
-    }
-
-    /// What kind of server answers.
-    ///
-    /// # Errors
-    /// When none does.
-    pub async fn server_facts(&self) -> Result<ServerFacts, StoreError> {
-        let hello = self.command(doc! { "hello": 1 }).await?;
-        let build = self.command(doc! { "buildInfo": 1 }).await?;
-        Ok(ServerFacts {
-            version: build.get_str("version").unwrap_or("unknown").to_owned(),
-            replica_set: hello.get_str("setName").ok().map(str::to_owned),
-            is_router: is_router(&hello),
-        })
-    }
-
     /// The indexes that are missing, or that this user may not see.
     ///
     /// # Errors
-    /// When the server does not answer; [`StoreError::Refused`] when there is one of that name with other keys.
+    /// When the server does not answer; [`StoreError::Permanent`] when there is one of that name with other keys.
     pub async fn missing_indexes(&self) -> Result<Vec<Index>, StoreError> {
         let existing = self.existing_indexes().await?;
         let mut missing = Vec::new();
-        for index in sweep::indexes() {
+        for index in indexes() {
             match existing
                 .iter()
                 .find(|(collection, found)| *collection == index.collection && name(found) == index.name())
@@ -65,7 +160,7 @@ impl Store {
                 Some((_, found)) if has_same_keys(found, &index.specification) => {}
                 Some(_) => {
                     let advice = "an index of that name exists with other keys; drop it and run `offramp init`";
-                    return Err(StoreError::Refused(format!("the index {index}: {advice}")));
+                    return Err(StoreError::Permanent(format!("the index {index}: {advice}")));
                 }
             }
         }
@@ -78,7 +173,7 @@ impl Store {
     /// When the server does not answer.
     pub async fn superseded_indexes(&self) -> Result<Vec<Index>, StoreError> {
         let is_superseded = |(collection, found): &(Collection, Document)| {
-            sweep::SUPERSEDED.iter().any(|(of, superseded)| of == collection && name(found) == *superseded)
+            SUPERSEDED.iter().any(|(of, superseded)| of == collection && name(found) == *superseded)
         };
         let existing = self.existing_indexes().await?.into_iter().filter(is_superseded);
         Ok(existing.map(|(collection, specification)| Index { collection, specification }).collect())
@@ -171,68 +266,6 @@ impl Store {
             Err(join) => Err(StoreError::Unavailable(format!("the operation was aborted: {join}"))),
         }
     }
-
-    /// Compares this machine's clock with the server's.
-    ///
-    /// # Errors
-    /// When the server does not answer.
-    pub async fn clock_offset(&self, tolerance: Duration) -> Result<Option<ClockOffset>, StoreError> {
-        let before = clock::now();
-        let hello = self.command(doc! { "hello": 1 }).await?;
-        let after = clock::now();
-        let server = hello.get_datetime("localTime").ok().map(|time| time.to_chrono());
-        Ok(server.and_then(|server| ClockOffset::measure(before, server, after, tolerance)))
-    }
-}
-
-/// An index, as `createIndexes` takes it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Index {
-    /// Where it is.
-    pub collection: Collection,
-    /// Its name, keys and options.
-    pub specification: Document,
-}
-
-impl Index {
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        name(&self.specification)
-    }
-}
-
-impl fmt::Display for Index {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.collection.as_str(), self.name())
-    }
-}
-
-/// By how much this machine's clock differs from the server's, where that is too much.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClockOffset(TimeDelta);
-
-impl ClockOffset {
-    /// The server read its clock at some moment between `before` and `after`, so half of that time is allowed for besides
-    /// the tolerance.
-    fn measure(
-        before: DateTime<Utc>,
-        server: DateTime<Utc>,
-        after: DateTime<Utc>,
-        tolerance: Duration,
-    ) -> Option<Self> {
-        let half_way = (after - before) / 2;
-        let offset = before + half_way - server;
-        let tolerance = TimeDelta::from_std(tolerance).unwrap_or(TimeDelta::MAX);
-        (offset.abs() > tolerance.checked_add(&half_way).unwrap_or(tolerance)).then_some(Self(offset))
-    }
-}
-
-impl fmt::Display for ClockOffset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let side = if self.0 < TimeDelta::zero() { "behind" } else { "ahead of" };
-        write!(f, "this machine's clock is {} s {side} MongoDB's; correct it", self.0.abs().num_seconds())
-    }
 }
 
 /// Whether there is no such collection, or this user may not look. To build an index that exists does nothing, so who may build
@@ -241,16 +274,6 @@ fn is_nothing_to_list(error: &mongodb::error::Error) -> bool {
     /// Unauthorized, namespace not found.
     const CODES: [i32; 2] = [13, 26];
     matches!(error.kind.as_ref(), ErrorKind::Command(command) if CODES.contains(&command.code))
-}
-
-/// Whether the server that said `hello` is a router of a sharded cluster.
-fn is_router(hello: &Document) -> bool {
-    hello.get_str("msg").is_ok_and(|message| message == "isdbgrid")
-}
-
-/// Whether indexes are built by several servers together. A standalone server refuses `commitQuorum`.
-fn is_replicated(hello: &Document) -> bool {
-    hello.contains_key("setName") || is_router(hello)
 }
 
 fn first_batch(reply: &Document) -> impl Iterator<Item = &Document> {
@@ -283,33 +306,6 @@ fn has_same_keys(one: &Document, other: &Document) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn clocks_differ_beyond_tolerance_and_half_the_round_trip() {
-        #[track_caller]
-        fn check(before: i64, server: i64, after: i64, expected: Option<&str>) {
-            let at = |second: i64| DateTime::from_timestamp(1_800_000_000 + second, 0).unwrap();
-            let offset = ClockOffset::measure(at(before), at(server), at(after), Duration::from_secs(45));
-            assert_eq!(offset.map(|offset| offset.to_string()).as_deref(), expected);
-        }
-        check(0, 0, 0, None);
-        check(0, 45, 0, None);
-        check(0, -45, 0, None);
-        check(0, 46, 0, Some("this machine's clock is 46 s behind MongoDB's; correct it"));
-        check(0, -62, 0, Some("this machine's clock is 62 s ahead of MongoDB's; correct it"));
-        // The answer took 10 s: the server's clock may have been read at any moment of these.
-        check(0, 55, 10, None);
-        check(0, 56, 10, Some("this machine's clock is 51 s behind MongoDB's; correct it"));
-        check(0, -45, 10, None);
-        check(0, -46, 10, Some("this machine's clock is 51 s ahead of MongoDB's; correct it"));
-    }
-
-    #[test]
-    fn replica_sets_and_routers_build_indexes_together() {
-        assert!(is_replicated(&doc! { "setName": "rs0", "isWritablePrimary": true }));
-        assert!(is_replicated(&doc! { "msg": "isdbgrid", "isWritablePrimary": true }));
-        assert!(!is_replicated(&doc! { "isWritablePrimary": true }));
-    }
 
     #[test]
     fn directions_of_keys_may_be_any_number() {

@@ -1,4 +1,4 @@
-//! Changes of documents as updates: which fields are set, and what is appended to which list.
+//! Changed documents as guarded updates: which fields are set, and what is appended to which list. Nothing is sent here.
 
 use bson::raw::{CStr, CString, cstr};
 use bson::{RawArrayBuf, RawBson, RawDocumentBuf, rawdoc};
@@ -11,21 +11,26 @@ use offramp_domain::unit_of_work::{
     ChangedAccount, ChangedDocument, ChangedSubscription, Effects, SubscriptionRecord, UnitOfWork,
 };
 
-use super::commit::GuardedUpdate;
+use super::bson::{not_bson, to_bson, to_raw, to_raw_array};
+use super::collection::Collection;
 use super::documents::{
     AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, NotificationDocument,
     PaymentFailureDocument, RequestDocument,
 };
-use super::outbox::entry::{self, Identify, Lease, OutboxEntry};
-use super::update::{bson, not_bson, raw, raw_array};
-use super::{Collection, StoreError};
+use super::error::StoreError;
+use super::guarded_update::{GuardedUpdate, next_version};
+use super::outbox::entry::{self, Lease, OutboxEntry};
+use super::outbox::record::{self, Identify};
 
 /// How many commands a document remembers.
 const APPLIED_MAX: i32 = 200;
+
 /// From how many entries on those of `history` are set by their places. Shorter ones are appended to, many documents at once.
 const LONG_HISTORY_MIN: u32 = 50;
+
 /// How many failed payments a document keeps.
 const PAYMENT_FAILURES_MAX: i32 = 20;
+
 /// The fields that stay when a subscription is removed (contract §4).
 const TOMBSTONE_FIELDS: [&CStr; 10] = [
     cstr!("_id"),
@@ -44,7 +49,7 @@ const TOMBSTONE_FIELDS: [&CStr; 10] = [
 ///
 /// # Errors
 /// When a change cannot be written as BSON, which would be a mistake in the types.
-pub fn updates(
+pub fn build(
     unit_of_work: UnitOfWork,
     lease: &Lease,
     source: &str,
@@ -106,7 +111,7 @@ fn set_changed(
     history_length: Option<u32>,
     failures: &[PaymentFailureDocument],
 ) -> Result<RawBson, StoreError> {
-    let mut set = rawdoc! { "version": next(before.version) };
+    let mut set = rawdoc! { "version": next_version(before.version) };
     let mut unset = RawDocumentBuf::new();
     let old = before.details.as_ref();
 
@@ -135,12 +140,12 @@ fn set_changed(
     if let Some(record) = &details.cancellation
         && old.is_none_or(|old| old.cancellation != details.cancellation)
     {
-        set.append(cstr!("cancellation"), raw(&CancellationDocument::from(record))?);
+        set.append(cstr!("cancellation"), to_raw(&CancellationDocument::from(record))?);
     }
     if let Ok(activities) = &details.activities
         && old.is_some_and(|old| old.activities != details.activities)
     {
-        set.append(cstr!("activities"), raw_array(activities)?);
+        set.append(cstr!("activities"), to_raw_array(activities)?);
     }
     if details.next_on == Ok(None) && old.is_some_and(|old| old.next_on != Ok(None)) {
         unset.append(cstr!("billing.next_on"), "");
@@ -152,7 +157,7 @@ fn set_changed(
             for (place, entry) in (length..).zip(&lists.history) {
                 set.append(
                     CString::try_from(format!("history.{place}")).map_err(|error| not_bson(&error))?,
-                    raw(entry)?,
+                    to_raw(entry)?,
                 );
             }
         }
@@ -177,13 +182,13 @@ fn set_request(set: &mut RawDocumentBuf, earlier: Option<&Request>, request: &Re
             set.append(cstr!("cancellation_request.decided_at"), bson::DateTime::from(closed.decided_at));
             set.append(
                 cstr!("cancellation_request.decision"),
-                RawBson::try_from(bson(&closed.decision)?).map_err(|error| not_bson(&error))?,
+                RawBson::try_from(to_bson(&closed.decision)?).map_err(|error| not_bson(&error))?,
             );
             if let Some(note) = &closed.note {
                 set.append(cstr!("cancellation_request.note"), note.as_str());
             }
         }
-        _ => set.append(cstr!("cancellation_request"), raw(&RequestDocument::from(request))?),
+        _ => set.append(cstr!("cancellation_request"), to_raw(&RequestDocument::from(request))?),
     }
     Ok(())
 }
@@ -199,16 +204,16 @@ fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreEr
         let field = format!("${field}");
         rawdoc! { "$concatArrays": [{ "$ifNull": [field, []] }, { "$literal": added }] }
     };
-    let applied = append("applied", raw_array(&lists.applied)?);
+    let applied = append("applied", to_raw_array(&lists.applied)?);
     let recorded = rawdoc! { "$cond": [{ "$isArray": "$notifications" }, "$notifications", []] };
-    let records = rawdoc! { "$literal": raw_array(&lists.records)? };
+    let records = rawdoc! { "$literal": to_raw_array(&lists.records)? };
     let set = rawdoc! {
         "status": Status::Removed.as_str(),
         "ended_on": day(after.ended_on),
-        "version": next(after.version),
-        "history": append("history", raw_array(&lists.history)?),
+        "version": next_version(after.version),
+        "history": append("history", to_raw_array(&lists.history)?),
         "applied": { "$slice": [applied, -APPLIED_MAX] },
-        "outbox": append("outbox", raw_array(lists.entries)?),
+        "outbox": append("outbox", to_raw_array(lists.entries)?),
         "notifications": { "$concatArrays": [recorded, records] },
     };
     let personal = rawdoc! { "$unset": ["notifications.to", "notifications.error", "history.reason", "history.note"] };
@@ -227,7 +232,7 @@ fn update_account(
     let records = email_records(&effects, identify, now);
     let applied = applied(&effects, now);
     let entries = entries(effects, lease, source, now);
-    let mut set = rawdoc! { "version": next(account.version) };
+    let mut set = rawdoc! { "version": next_version(account.version) };
     let mut push = RawDocumentBuf::new();
     let remembered = |account: &Account| account.card_notices.as_ref().map_or(0, Vec::len);
     if remembered(&after) == remembered(&account) + notices.len() {
@@ -235,7 +240,7 @@ fn update_account(
     } else {
         // Some were forgotten.
         let all: Vec<CardNoticeDocument> = after.card_notices.iter().flatten().map(Into::into).collect();
-        set.append(cstr!("card_notices"), raw_array(&all)?);
+        set.append(cstr!("card_notices"), to_raw_array(&all)?);
     }
     append_each(&mut push, cstr!("applied"), &applied, Some(APPLIED_MAX))?;
     append_each(&mut push, cstr!("notifications"), &records, None)?;
@@ -255,7 +260,7 @@ fn entries(effects: Vec<Effects>, lease: &Lease, source: &str, now: DateTime<Utc
 }
 
 fn email_records(effects: &[Effects], identify: Identify<'_>, now: DateTime<Utc>) -> Vec<NotificationDocument> {
-    effects.iter().flat_map(|effects| entry::records(effects, identify, now)).collect()
+    effects.iter().flat_map(|effects| record::records(effects, identify, now)).collect()
 }
 
 fn applied(effects: &[Effects], now: DateTime<Utc>) -> Vec<AppliedDocument> {
@@ -270,11 +275,6 @@ fn applied(effects: &[Effects], now: DateTime<Utc>) -> Vec<AppliedDocument> {
         .collect()
 }
 
-/// The version after `version`.
-pub(super) fn next(version: Option<i64>) -> i64 {
-    version.unwrap_or(0).saturating_add(1)
-}
-
 /// Adds `{field: {$each: items, $slice: -newest}}` where there are items.
 fn append_each<T: Serialize>(
     push: &mut RawDocumentBuf,
@@ -283,7 +283,7 @@ fn append_each<T: Serialize>(
     newest: Option<i32>,
 ) -> Result<(), StoreError> {
     if !items.is_empty() {
-        let mut each = rawdoc! { "$each": raw_array(items)? };
+        let mut each = rawdoc! { "$each": to_raw_array(items)? };
         if let Some(newest) = newest {
             each.append(cstr!("$slice"), -newest);
         }

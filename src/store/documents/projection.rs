@@ -1,0 +1,58 @@
+//! Projections: which fields of a document are read.
+
+use bson::{Bson, Document, doc};
+
+use crate::store::collection::Collection;
+
+/// The name under which [`decision_projection`] has the length of `history`.
+pub(super) const HISTORY_LENGTH: &str = "offramp_history_length";
+
+/// The projection to what is decided on: all that is known of a document but the lists that only grow, and of `history` how
+/// long it is. It names what it takes: to leave out a list of a thousand entries takes the server twenty times as long.
+#[must_use]
+pub fn decision_projection(collection: Collection) -> Document {
+    let fields: &[&str] = match collection {
+        Collection::Organizations => &[
+            "name",
+            "locale",
+            "timezone",
+            "contact",
+            "client_cancellation",
+            "notify_client_of_own_actions",
+            "card_notice_days",
+            "admin_url",
+            "brand",
+        ],
+        Collection::Accounts => &["organization_id", "manager", "cards", "version", "applied", "card_notices"],
+        Collection::Subscriptions => &[
+            "organization_id",
+            "account_id",
+            "participant",
+            "plan",
+            "billing",
+            "expires_on",
+            "activities",
+            "version",
+            "status",
+            "ends_on",
+            "ends_at",
+            "final_billing_on",
+            "ended_on",
+            "cancellation_request",
+            "cancellation",
+            "applied",
+        ],
+    };
+    let mut projection: Document = fields.iter().map(|field| ((*field).to_owned(), Bson::Int32(1))).collect();
+    if collection == Collection::Subscriptions {
+        let length = doc! { "$cond": [{ "$isArray": "$history" }, { "$size": "$history" }, Bson::Null] };
+        projection.insert(HISTORY_LENGTH, length);
+    }
+    projection
+}
+
+/// The projection to what a decision about a subscription needs of its account.
+#[must_use]
+pub fn reference_projection() -> Document {
+    doc! { "organization_id": 1, "manager": 1, "version": 1 }
+}

@@ -1,0 +1,16 @@
+//! What the calendar makes due: which subscriptions are over, whose cards are about to expire, which tombstones to delete;
+//! and which documents can never be processed.
+
+mod cards;
+mod ends;
+mod faults;
+mod hinted;
+mod tombstones;
+mod unworkable;
+mod window;
+
+pub use cards::{CardOrganization, CardOrganizationsPage, CardsPage, DueCard};
+pub use ends::TimeZones;
+pub use faults::Fault;
+pub use unworkable::UnprocessableDocument;
+pub use window::{DueWindow, TriedSubscriptions};

@@ -1,0 +1,90 @@
+//! What is marked of an entry: the result of trying to send it.
+
+use chrono::{DateTime, Utc};
+
+use super::entry::{Kind, LeasedEntry};
+use crate::store::collection::Collection;
+
+/// What is to be marked of an entry.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    /// Where its document is.
+    pub collection: Collection,
+    /// Its document.
+    pub document_id: String,
+    /// Its id.
+    pub entry_id: String,
+    /// What it is.
+    pub kind: Kind,
+    /// The lease under which it was tried.
+    pub holder: String,
+    /// How often it was tried in vain before.
+    pub attempts: i32,
+    /// How it went.
+    pub result: DeliveryResult,
+}
+
+impl Mark {
+    /// The mark of a leased entry.
+    #[must_use]
+    pub fn new(leased: &LeasedEntry, result: DeliveryResult) -> Self {
+        Self {
+            collection: leased.collection,
+            document_id: leased.document_id.clone(),
+            kind: leased.entry.kind(),
+            entry_id: leased.entry.id.clone(),
+            holder: leased.entry.holder.clone(),
+            attempts: leased.entry.attempts,
+            result,
+        }
+    }
+
+    pub(super) fn is_sent(&self) -> bool {
+        matches!(self.result, DeliveryResult::Sent { .. })
+    }
+}
+
+/// The result of trying to send an entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeliveryResult {
+    /// The mail server has accepted the email, or the broker has confirmed the event.
+    Sent {
+        /// When.
+        at: DateTime<Utc>,
+    },
+    /// Not sent: any worker may claim it at once.
+    Released {
+        /// When.
+        at: DateTime<Utc>,
+    },
+    /// To be retried later.
+    Deferred {
+        /// When it may be tried again.
+        until: DateTime<Utc>,
+        /// Why.
+        error: String,
+        /// What is counted besides `attempts`.
+        cause: DeferralCause,
+    },
+    /// Never.
+    Failed {
+        /// When that was found out.
+        at: DateTime<Utc>,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Why an entry was deferred, where more than `attempts` is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeferralCause {
+    /// None of those below: it is retried without limit.
+    Ordinary,
+    /// It may have been delivered.
+    InDoubt,
+    /// The mail server rejected it because of the sender.
+    SenderRejected {
+        /// When.
+        at: DateTime<Utc>,
+    },
+}
