@@ -1,5 +1,5 @@
 //! The whole job for messages that wait: from the first one taken until everything is settled, which is when all
-//! documents are committed, all mails accepted by the mail server, all events published, all of them marked, all
+//! documents are committed, all emails accepted by the mail server, all events published, all of them marked, all
 //! messages acked.
 
 use std::path::Path;
@@ -81,7 +81,7 @@ struct Job<'a> {
     documents: usize,
     /// How many of them are worked off before the measurement ends.
     until: usize,
-    /// How many mails each entails.
+    /// How many emails each entails.
     mails_each: usize,
     workers: usize,
     settings: Vec<(&'a str, String)>,
@@ -241,7 +241,7 @@ async fn check(bed: &TestBed, kind: CommandType, documents: usize) {
     assert_eq!(done, documents as u64, "subscriptions that were changed");
 }
 
-/// A baseline, with so many documents, messages or mails.
+/// A baseline, with so many documents, messages or emails.
 async fn baseline(bench: &Bench, baseline: Baseline, count: usize, change: &Change<'_>) -> Measured {
     say!("{}: {count}", baseline.name());
     let bed = test_bed("baseline").await;

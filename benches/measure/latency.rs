@@ -1,8 +1,8 @@
 //! Messages that come one by one, at a steady pace, to each lane in its turn: how long from the moment in which a
-//! message is published until its document is committed, and until the mail server has accepted its mail.
+//! message is published until its document is committed, and until the mail server has accepted its email.
 //!
 //! *Committed* is when another system can know of it: a change stream, which tells of what is on a majority, tells of
-//! the document's first change. *Accepted* is when the mail server has all of the mail to the account manager.
+//! the document's first change. *Accepted* is when the mail server has all of the email to the account manager.
 //! Publishing does not wait for anything, so that a slow moment of the worker is felt by all messages that come in it.
 
 use std::collections::{HashMap, VecDeque};
@@ -71,7 +71,7 @@ pub async fn measure(bench: &Bench) {
     }
     say!("latency: {first} messages");
     let bed = test_bed("latency").await;
-    // So that every command has a mail for the account manager.
+    // So that every command has an email for the account manager.
     fixtures::add_organizations(&bed, |organization| drop(organization.insert("notify_client_of_own_actions", true)))
         .await;
     for case in &cases {
@@ -160,7 +160,7 @@ async fn run(bench: &Bench, bed: &TestBed, case: &Case, commits: &Commits) -> (H
     times
 }
 
-/// Notes when each document was first changed, for ever.
+/// Notes when each document was first changed, forever.
 async fn watch_commits(database: mongodb::Database, commits: Commits) {
     let changes = [
         doc! { "$match": { "operationType": "update" } },

@@ -4,7 +4,7 @@
 //! run, the baselines: what the same servers take for the same operations when nothing is decided and nothing is rendered.
 //! On a machine that does other things at the same time figures are worth little; the ratios still tell something.
 //!
-//! Reading order: [`job`] — messages that wait, from the first one taken to the last mail marked; [`baselines`] — the same
+//! Reading order: [`job`] — messages that wait, from the first one taken to the last email marked; [`baselines`] — the same
 //! without us; [`latency`] — messages that come one by one; [`calendar`] — what time does; [`sweep`] — what
 //! looking for it costs. Around them: [`stage`] —
 //! what there is before the worker starts; [`process`] — processes and what they use; [`sink`] — the mail server;

@@ -1,6 +1,6 @@
-//! The mail server: takes every mail, keeps none, and costs as little as it can, on a thread of its own.
+//! The mail server: takes every email, keeps none, and costs as little as it can, on a thread of its own.
 //!
-//! It says yes to whatever it is told, so it only looks for the ends of lines and of mails. That is far less than a
+//! It says yes to whatever it is told, so it only looks for the ends of lines and of emails. That is far less than a
 //! real server does; a figure beside it is one of the worker, and not of a mail server.
 
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// What ends a mail.
+/// What ends an email.
 const END: &[u8] = b"\r\n.\r\n";
 
 /// The mail server.
@@ -53,12 +53,12 @@ impl Sink {
         format!("smtp://{}", self.address)
     }
 
-    /// How many mails it has taken so far.
+    /// How many emails it has taken so far.
     pub fn count(&self) -> usize {
         self.taken.count.load(Ordering::Relaxed)
     }
 
-    /// From now on notes who gets a mail, and when.
+    /// From now on notes who gets an email, and when.
     pub fn watch(&self) {
         self.taken.watched.store(true, Ordering::Relaxed);
     }
@@ -77,7 +77,7 @@ async fn serve(mut stream: TcpStream, taken: Arc<Taken>) -> std::io::Result<()> 
     let mut answers = Vec::new();
     let mut recipient = String::new();
     let mut in_mail = false;
-    // How much of `input` was looked at, and does not hold the end of a mail.
+    // How much of `input` was looked at, and does not hold the end of an email.
     let mut seen = 0;
     while stream.read_buf(&mut input).await? > 0 {
         loop {

@@ -1,4 +1,4 @@
-//! Where the mails arrive: a folder of `.eml` files, or Mailpit where the servers run under Docker.
+//! Where the emails arrive: a folder of `.eml` files, or Mailpit where the servers run under Docker.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::program::MAIL_FROM;
 use crate::story::Mail;
 
-/// A mail that has arrived.
+/// An email that has arrived.
 pub struct Received {
     pub mail: Mail,
     pub language: String,
@@ -24,7 +24,7 @@ pub struct Received {
 /// A mailbox for all recipients.
 pub struct Mailbox {
     place: Place,
-    /// What was there before: mails of an earlier run.
+    /// What was there before: emails of an earlier run.
     old: HashSet<String>,
 }
 
@@ -45,7 +45,7 @@ impl Mailbox {
         Ok(Self { place, old })
     }
 
-    /// The demo's mails that have arrived since it was opened.
+    /// The demo's emails that have arrived since it was opened.
     pub async fn received(&self) -> Result<Vec<Received>> {
         let mut received = Vec::new();
         for id in self.place.ids().await? {
@@ -77,7 +77,7 @@ impl Place {
         }
     }
 
-    /// A mail, if it is one of the demo's.
+    /// An email, if it is one of the demo's.
     async fn read(&self, id: &str) -> Result<Option<Received>> {
         match self {
             Self::Folder(folder) => {
@@ -96,7 +96,7 @@ impl Place {
 /// The `.eml` files in a folder, oldest first: their names begin with the time.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    // The mail server makes it with the first mail.
+    // The mail server makes it with the first email.
     let Ok(entries) = fs::read_dir(folder) else { return Ok(names) };
     for entry in entries {
         let path = entry?.path();

@@ -1,9 +1,9 @@
-//! `make demo`: a story of cancellations, from message to mail, on real servers.
+//! `make demo`: a story of cancellations, from message to email, on real servers.
 //!
 //! Two organizations, one in Québec and one in British Columbia, sell a dozen subscriptions. Their documents are imported
 //! into MongoDB; a worker is started; and commands are published to RabbitMQ as other systems would: cancellations by
 //! administrators and by clients, requests and answers, payments that fail, cards that run out, and mistakes of every
-//! kind. Then the demo looks from outside at what has become of them (documents, events, dead letters, mails), holds it
+//! kind. Then the demo looks from outside at what has become of them (documents, events, dead letters, emails), holds it
 //! against what the story expects, prints it all, and stops the worker. It fails where anything differs.
 //!
 //! Everything lives under the prefix and in the database `offramp-demo`, which are emptied first, so that the demo can

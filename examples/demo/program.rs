@@ -11,7 +11,7 @@ use offramp_testkit::worker_process::{WorkerProcess, bare, program};
 use crate::eventually;
 use crate::servers::{Addresses, NAME};
 
-/// The address that every mail of the demo comes from, and by which the demo knows its own.
+/// The address that every email of the demo comes from, and by which the demo knows its own.
 pub const MAIL_FROM: &str = "no-reply@offramp-demo.example";
 
 /// `offramp`, with the settings of the demo and nothing else.

@@ -19,7 +19,7 @@ pub const ERABLES: Organization =
 pub const HARBOUR: Organization =
     Organization { id: "org-harbour", contact: "desk@harbour.example", timezone: chrono_tz::America::Vancouver };
 
-/// The account of a client: its manager gets the mails.
+/// The account of a client: its manager gets the emails.
 pub struct Account {
     pub id: &'static str,
     pub organization: &'static Organization,

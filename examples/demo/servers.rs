@@ -32,7 +32,7 @@ pub struct Addresses {
     /// With the demo's own database in it.
     pub mongodb: String,
     pub smtp: String,
-    /// Where mails can be looked at: a folder, or the address of Mailpit.
+    /// Where emails can be looked at: a folder, or the address of Mailpit.
     pub mails: String,
 }
 
@@ -85,7 +85,7 @@ impl Servers {
         let client = mongodb::Client::with_uri_str(&addresses.mongodb).await.context("OFFRAMP_MONGODB_URL")?;
         let database = client.database(NAME);
         answer("MongoDB", &addresses.mongodb, database.run_command(doc! { "ping": 1 }).into_future()).await?;
-        // Mails would wait for it in the outbox; a demo should not.
+        // Emails would wait for it in the outbox; a demo should not.
         let smtp = url::Url::parse(&addresses.smtp)?.socket_addrs(|| Some(25)).context("OFFRAMP_SMTP_URL")?;
         answer("the mail server", &addresses.smtp, TcpStream::connect(smtp.as_slice())).await?;
 

@@ -46,7 +46,7 @@ pub struct State {
     pub ends_on: Option<NaiveDate>,
 }
 
-/// A mail, by what it is and to whom it goes.
+/// An email, by what it is and to whom it goes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mail {
     pub template: String,
@@ -101,7 +101,7 @@ impl Story {
         self.chapters.iter().flatten()
     }
 
-    /// Every mail that must arrive, sorted.
+    /// Every email that must arrive, sorted.
     #[must_use]
     pub fn mails(&self) -> Vec<Mail> {
         let of_steps = self.steps().flat_map(|step| &step.expected.mails);

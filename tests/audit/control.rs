@@ -1,4 +1,4 @@
-//! What finds nothing proves nothing: a mail that is wrong in every way, and each of them has to be found.
+//! What finds nothing proves nothing: an email that is wrong in every way, and each of them has to be found.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! What Chromium makes of a mail: is it accessible, how wide is it, and what does it look like?
+//! What Chromium makes of an email: is it accessible, how wide is it, and what does it look like?
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::devtools::{Answer, Browser, Page, Scheme};
 use offramp_testkit::emails::Email;
 
-/// Where mails are read. There is no such host; the browser never asks for it.
+/// Where emails are read. There is no such host; the browser never asks for it.
 const URL: &str = "https://mail.invalid/";
 
 /// What the browser itself asks for, whatever it shows.
@@ -17,14 +17,14 @@ const FAVICON: &str = "https://mail.invalid/favicon.ico";
 
 /// The smallest phone, and how high its window is.
 pub const PHONE: (u32, u32) = (320, 640);
-/// Where a mail program on a desk shows a mail.
+/// Where a mail program on a desk shows an email.
 pub const DESKTOP: (u32, u32) = (680, 600);
 /// At how many CSS pixels nothing may be wider than the window, and whether that is a phone's.
 const WIDTHS: [(u32, bool); 3] = [(320, true), (600, true), (1280, false)];
 /// What is left of letter paper, the narrower of the two in width of text, between margins of 1 cm.
 const PAPER_WIDTH: u32 = 739;
 
-/// Rules of axe that are about web sites, and why they make no sense for mails.
+/// Rules of axe that are about web sites, and why they make no sense for emails.
 const RULES_OFF: [(&str, &str); 0] = [];
 
 /// Draws in place of every logo: the samples' is nowhere.
@@ -44,7 +44,7 @@ pub struct Looked {
     pub shots: Vec<PathBuf>,
 }
 
-/// The pictures that are taken of every mail.
+/// The pictures that are taken of every email.
 pub const SHOTS: [(&str, (u32, u32), Scheme); 4] = [
     ("phone-light", PHONE, Scheme::Light),
     ("phone-dark", PHONE, Scheme::Dark),
@@ -52,7 +52,7 @@ pub const SHOTS: [(&str, (u32, u32), Scheme); 4] = [
     ("desktop-dark", DESKTOP, Scheme::Dark),
 ];
 
-/// Looks at one mail, and leaves pictures of it in `folder`.
+/// Looks at one email, and leaves pictures of it in `folder`.
 pub async fn look(browser: &Browser, axe: &str, mail: &Email, folder: &Path) -> Looked {
     let page = browser.page().await;
     let asked_for = Arc::new(Mutex::new(Vec::new()));

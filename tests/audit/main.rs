@@ -1,11 +1,11 @@
 //! `make mail-audit`: would we be glad to get these mails?
 //!
-//! Every sample mail in every language is judged by SpamAssassin, shown in a real Chromium, on a phone and on a desk,
+//! Every sample email in every language is judged by SpamAssassin, shown in a real Chromium, on a phone and on a desk,
 //! light and dark and on paper, and looked at by axe-core; every fact must be in both parts, and no link may lead
 //! nowhere. Then the page of `offramp preview` is used as a person would. Pictures of everything stay under
 //! `target/mail-audit`, for people to look at.
 //!
-//! Reading order: [`control`] — what must be found; [`look`] — one mail in Chromium; [`spam`] — one mail in
+//! Reading order: [`control`] — what must be found; [`look`] — one email in Chromium; [`spam`] — one email in
 //! SpamAssassin; `offramp_testkit::emails` — what is wrong with one and needs neither, which `cargo test` looks at, too;
 //! [`preview`]; [`sheets`] — many pictures in one; [`devtools`] — how Chromium is spoken to.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
@@ -35,7 +35,7 @@ use offramp_testkit::email_facts::missing_from;
 use offramp_testkit::emails::{Email, every_email};
 use spam::{SCORE_MAX, SpamFilter, Verdict};
 
-/// How many mails are looked at side by side.
+/// How many emails are looked at side by side.
 const SIDE_BY_SIDE: usize = 3;
 
 /// Would we be glad to get these mails? Run it with `make mail-audit`.
@@ -53,7 +53,7 @@ struct Arguments {
     /// Where the pictures go
     #[arg(long, default_value = "target/mail-audit")]
     out: PathBuf,
-    /// Only mails whose name has this in it, such as fr-CA/payment-failed; `preview` is the preview's page alone
+    /// Only emails whose name has this in it, such as fr-CA/payment-failed; `preview` is the preview's page alone
     #[arg(long)]
     only: Option<String>,
     /// What `cargo test` passes on; it does not matter here
@@ -61,7 +61,7 @@ struct Arguments {
     _ignored: Vec<String>,
 }
 
-/// All that was found out about a mail.
+/// All that was found out about an email.
 struct Audited {
     mail: Email,
     looked: Looked,
@@ -128,7 +128,7 @@ async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, ma
     Audited { mail, looked, verdict, findings }
 }
 
-/// A line a mail; then what was found, each thing once.
+/// A line an email; then what was found, each thing once.
 fn print(audited: &[Audited], preview: &[String]) {
     if !audited.is_empty() {
         println!("\n{:<60} {:>7} {:>6} {:>9}", "mail", "bytes", "spam", "findings");
@@ -159,7 +159,7 @@ fn print(audited: &[Audited], preview: &[String]) {
     }
 }
 
-/// Sentences that are said of several mails: the first line of each, with the rest of it as it is said first, and of
+/// Sentences that are said of several emails: the first line of each, with the rest of it as it is said first, and of
 /// whom.
 #[derive(Default)]
 struct Sentences<'a>(BTreeMap<&'a str, (&'a str, Vec<&'a str>)>);

@@ -37,7 +37,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     page.emulate(Scheme::Light, "screen").await;
     let shoot = async |name: &str| fs::write(out.join(format!("{name}.png")), page.screenshot().await).unwrap();
 
-    // Opens, and shows a mail in both widths.
+    // Opens, and shows an email in both widths.
     page.open(&format!("http://{}/", preview.address)).await;
     page.until(SETTLED).await;
     let list = page.evaluate("document.querySelectorAll('nav a').length").await.as_u64().unwrap();
@@ -45,7 +45,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     assert_eq!(page.evaluate(WIDTHS).await, json!([320, 680]));
     shoot("first-look").await;
 
-    // Another mail, in another language.
+    // Another email, in another language.
     page.click(&format!("nav a[href$='/{MAIL}/full']")).await;
     choose(&page, "locale", "fr-CA").await;
     page.until(SETTLED).await;
@@ -134,7 +134,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
                 findings.push(format!("the page is {wide} px wide in a window of {width} px"));
             }
             shoot(&format!("{width}-{}", scheme.as_str())).await;
-            // The mails in its frames are looked at by themselves.
+            // The emails in its frames are looked at by themselves.
             let results = page.evaluate("axe.run(document, { iframes: false })").await;
             findings.extend(told(&results["violations"], scheme));
         }
@@ -166,10 +166,10 @@ fn text_says(words: &str) -> String {
     format!("document.getElementById('text').textContent.includes('{words}')")
 }
 
-/// How wide the mails think their windows are.
+/// How wide the emails think their windows are.
 const WIDTHS: &str = "[...document.querySelectorAll('iframe')].map((frame) => frame.contentWindow.innerWidth)";
 
-/// How bright the mail's background is, from 0 to 255: that of the first thing in it which has one.
+/// How bright the email's background is, from 0 to 255: that of the first thing in it which has one.
 const BRIGHTNESS: &str = "(() => {
     const { contentDocument, contentWindow } = document.querySelector('iframe');
     const colors = [...contentDocument.querySelectorAll('body, body *')]

@@ -1,4 +1,4 @@
-//! Contact sheets: the pictures of a mail in one language side by side, all its variants on one sheet; and a page that
+//! Contact sheets: the pictures of an email in one language side by side, all its variants on one sheet; and a page that
 //! leads to all of them.
 
 use std::collections::BTreeMap;
@@ -19,10 +19,10 @@ const STYLE: &str = "<style>
     h1 { font-size: 18px; margin: 0 0 8px; }
 </style>";
 
-/// The sheets of a mail: the pictures of which width are on them, and whether the dark ones stand below the light ones.
+/// The sheets of an email: the pictures of which width are on them, and whether the dark ones stand below the light ones.
 const SHEETS: [(&str, u32, bool); 2] = [("phone", PHONE.0, false), ("desktop", DESKTOP.0, true)];
 
-/// Makes the sheets of each mail in each language.
+/// Makes the sheets of each email in each language.
 pub async fn make(browser: &Browser, audited: &[Audited], out: &Path) {
     let mut groups: BTreeMap<String, Vec<&Audited>> = BTreeMap::new();
     for entry in audited {

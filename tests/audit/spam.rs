@@ -1,4 +1,4 @@
-//! What SpamAssassin thinks of a mail, by its local rules alone: no network, nothing learnt, nothing remembered.
+//! What SpamAssassin thinks of an email, by its local rules alone: no network, nothing learnt, nothing remembered.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use offramp_testkit::eventually;
 use offramp_testkit::process::{self, Signal};
 
-/// The highest score that a mail may have. SpamAssassin takes mails for spam from 5 on.
+/// The highest score that an email may have. SpamAssassin takes emails for spam from 5 on.
 pub const SCORE_MAX: f64 = 0.5;
 
 /// The header in which the server tells which rules hit, with the points of each; its own report rounds their sum.
@@ -26,7 +26,7 @@ pub struct SpamFilter {
     _folder: TempDir,
 }
 
-/// What it thinks of a mail.
+/// What it thinks of an email.
 pub struct Verdict {
     pub score: f64,
     /// The rules that hit, with their points: `HTML_MESSAGE=0.001`.
@@ -46,7 +46,7 @@ impl SpamFilter {
             .arg(format!("--socketpath={}", socket.display()))
             .arg(format!("--helper-home-dir={}", folder.path().display()))
             .env("HOME", folder.path());
-        // It does not read mails as root.
+        // It does not read emails as root.
         if folder.path().metadata().unwrap().uid() == 0 {
             command.arg("--username=nobody");
         }
@@ -62,7 +62,7 @@ impl SpamFilter {
         filter
     }
 
-    /// Has a mail judged, as it leaves.
+    /// Has an email judged, as it leaves.
     pub fn judge(&self, mail: &[u8]) -> Verdict {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         write!(stream, "HEADERS SPAMC/1.5\r\nContent-length: {}\r\n\r\n", mail.len()).unwrap();

@@ -77,7 +77,7 @@ impl Fault {
     }
 }
 
-/// Faults of the mail servers. The lanes never mind; the pause is the time until the next mail is taken.
+/// Faults of the mail servers. The lanes never mind; the pause is the time until the next email is taken.
 #[derive(Clone, Copy, Debug)]
 enum MailFault {
     Weather(MailWeather),
@@ -103,7 +103,7 @@ impl MailFault {
 }
 
 /// How a fault went: how often, how often lanes ran again too late, and the longest time from its end until they did, or
-/// until a mail left.
+/// until an email left.
 #[derive(Clone, Copy, Default)]
 pub struct Account {
     pub times: u32,
@@ -207,13 +207,13 @@ impl Chaos {
                 let began = Instant::now();
                 self.mail_fault(fault, Duration::from_millis(rng.u64(2_000..6_000))).await;
                 let lasted = began.elapsed();
-                // While the servers are away there are no mails to wait for.
+                // While the servers are away there are no emails to wait for.
                 drop(self.servers_away.lock().await);
                 let back = Instant::now();
                 while self.observer.newest_mail().is_none_or(|at| at < back) && back.elapsed() < PAUSE_MAX {
                     sleep(Duration::from_millis(50)).await;
                 }
-                // Mails are put off for longer than that on purpose; lanes do not wait for them.
+                // Emails are put off for longer than that on purpose; lanes do not wait for them.
                 self.note(fault.name(), lasted, back.elapsed(), "mails", false);
             }
         }

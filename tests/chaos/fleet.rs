@@ -19,7 +19,7 @@ use offramp_testkit::worker_process::{WorkerProcess, build, metrics_of, readyz_o
 
 /// How many workers run.
 pub const WORKERS: usize = 3;
-/// How long a mail or event belongs to the worker that took it, in seconds: short, so that what a killed worker held
+/// How long an email or event belongs to the worker that took it, in seconds: short, so that what a killed worker held
 /// goes on soon, but longer than the longest outage, so that a worker that lives can mark what it sent.
 pub const LEASE_SECONDS: u64 = 20;
 /// From one kill to the next: a second, give or take as much as this in milliseconds.
@@ -29,19 +29,19 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// How long one of them may take to answer: those that do must not be heard late because of it.
 const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the workers' mail servers do with mails.
+/// What the workers' mail servers do with emails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MailWeather {
     Fair,
     /// No one is let in.
     Refuse,
-    /// Every mail is put off with a 4xx.
+    /// Every email is put off with a 4xx.
     PutOff,
-    /// Every other mail is taken, and the line dropped before that is said.
+    /// Every other email is taken, and the line dropped before that is said.
     DropAfterData,
 }
 
-/// Three workers, each with a mail server to itself, so that mails tell who sent them.
+/// Three workers, each with a mail server to itself, so that emails tell who sent them.
 pub struct Fleet {
     bed: Arc<TestBed>,
     program: PathBuf,
@@ -120,7 +120,7 @@ impl Fleet {
         }
     }
 
-    /// Kills one worker after the other, each time another takes its place, for ever; but none while it is
+    /// Kills one worker after the other, each time another takes its place, forever; but none while it is
     /// measured how soon lanes run again.
     pub async fn keep_killing(self: Arc<Self>, mut rng: Rng) {
         loop {
@@ -139,13 +139,13 @@ impl Fleet {
         }
     }
 
-    /// The mails that were taken since the last call.
+    /// The emails that were taken since the last call.
     pub fn mails(&self) -> Vec<(usize, Taken)> {
         let mails = self.sinks.iter().map(SmtpSink::drain);
         mails.enumerate().flat_map(|(number, mails)| mails.into_iter().map(move |mail| (number, mail))).collect()
     }
 
-    /// Notes, for ever, when each lane has settled messages.
+    /// Notes, forever, when each lane has settled messages.
     pub async fn watch(self: Arc<Self>) {
         let mut counts: HashMap<(u16, &'static str), u64> = HashMap::new();
         loop {

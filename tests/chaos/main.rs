@@ -2,7 +2,7 @@
 //!
 //! Thousands of confirmed commands go to three worker processes, while these are killed, RabbitMQ is restarted, MongoDB
 //! is killed and frozen, connections are cut and stalled, and mail servers refuse, stall, and break off. Afterwards every
-//! document, mail and event is held against what a fold in one thread makes of the same commands.
+//! document, email and event is held against what a fold in one thread makes of the same commands.
 //!
 //! Reading order: [`plan`] — what is asked, and what must come of it; [`upstream`] publishes it; [`fleet`] — the workers;
 //! [`faults`] — what goes wrong; [`observer`] — who is told; [`verdict`] — the comparison, and the table.
@@ -50,9 +50,9 @@ const COMMANDS_PER_SECOND: u64 = 65;
 const IN_DOUBT_PAUSE_MIN_MILLISECONDS: i64 = 5 * 60 * 1_000;
 /// How long nothing may arrive, and nothing be due, before whatever is missing counts as lost: longer than any lease.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
-/// How long to wait for mails that had bad luck often and are put off: longer than any is.
+/// How long to wait for emails that had bad luck often and are put off: longer than any is.
 const PUT_OFF_MAX: Duration = Duration::from_secs(20 * 60);
-/// The address that mails come from, as the workers of tests have it.
+/// The address that emails come from, as the workers of tests have it.
 const SENDER: &str = "no-reply@offramp.example";
 
 /// Are commands lost, or done twice, when everything around the workers breaks? Run it with `make chaos`.

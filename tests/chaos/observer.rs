@@ -1,4 +1,4 @@
-//! Everybody who is told: the systems that receive events, and the people who receive mails. What they got is held
+//! Everybody who is told: the systems that receive events, and the people who receive emails. What they got is held
 //! against what the plan says, as it arrives.
 
 use std::collections::HashMap;
@@ -21,14 +21,14 @@ use crate::plan::Plan;
 use offramp_testkit::setting;
 use offramp_testkit::smtp_sink::Taken;
 
-/// How often arrived mails are looked at.
+/// How often arrived emails are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// One arrival of an effect.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     pub at: Instant,
-    /// Mails: to which of the workers' mail servers it came, and whether the worker was told that it is taken.
+    /// Emails: to which of the workers' mail servers it came, and whether the worker was told that it is taken.
     pub mail: Option<(usize, bool)>,
 }
 
@@ -84,12 +84,12 @@ impl Observer {
         self.0.arrived.lock().unwrap().unexpected.clone()
     }
 
-    /// When the newest mail arrived.
+    /// When the newest email arrived.
     pub fn newest_mail(&self) -> Option<Instant> {
         self.0.arrived.lock().unwrap().newest_mail
     }
 
-    /// Receives events from this queue for ever. What the broker delivers again because our own ack was lost is not counted.
+    /// Receives events from this queue forever. What the broker delivers again because our own ack was lost is not counted.
     pub async fn receive_events(self, queue: String) {
         loop {
             if let Err(error) = self.receive_until_lost(&queue).await {
@@ -137,7 +137,7 @@ impl Observer {
         self.arrive(id, effect.command, Arrival { at: Instant::now(), mail: None });
     }
 
-    /// Receives mails for ever; `take` gives what has arrived, with the number of the server that it came to.
+    /// Receives emails forever; `take` gives what has arrived, with the number of the server that it came to.
     pub async fn receive_mails(self, take: impl Fn() -> Vec<(usize, Taken)>) {
         loop {
             for (server, taken) in take() {
@@ -185,7 +185,7 @@ fn header<'a>(text: &'a str, name: &str) -> &'a str {
     lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_default()
 }
 
-/// The lines of a mail but for the one that tells when it was sent; then that it ends.
+/// The lines of an email but for the one that tells when it was sent; then that it ends.
 fn lines(text: &str) -> impl Iterator<Item = Option<&str>> {
     text.trim_end().lines().filter(|line| !line.starts_with("Date: ")).map(Some).chain([None])
 }

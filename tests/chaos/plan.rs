@@ -60,17 +60,17 @@ pub struct Planned {
     pub body: Vec<u8>,
     /// Whether it is published a second time.
     pub twice: bool,
-    /// The mails and events that it causes.
+    /// The emails and events that it causes.
     pub effects: Vec<Uuid>,
     /// Whether it ends among the dead letters.
     pub dies: bool,
 }
 
-/// A mail or an event that must leave.
+/// An email or an event that must leave.
 pub struct Effect {
     /// The command that causes it.
     pub command: usize,
-    /// The conversation that it belongs to, if it is a mail.
+    /// The conversation that it belongs to, if it is an email.
     pub conversation_id: Uuid,
     pub content: Content,
 }

@@ -1,4 +1,4 @@
-//! Afterwards: every document, mail and event against what the plan says, in the words of RabbitMQ's Jepsen checks.
+//! Afterwards: every document, email and event against what the plan says, in the words of RabbitMQ's Jepsen checks.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -25,10 +25,10 @@ use offramp_testkit::test_bed::TestBed;
 /// Whether a lane that runs again too late spoils the run. A debug build on a machine that is busy otherwise is late for
 /// reasons of its own, so there it is only told.
 const PUNCTUALITY_COUNTS: bool = !cfg!(debug_assertions);
-/// How soon after a mail was taken its sender must have been killed for that to be why it was not marked as sent. Shorter
+/// How soon after an email was taken its sender must have been killed for that to be why it was not marked as sent. Shorter
 /// than a lease, so that a worker that lives on and does not mark is found out.
 const MARKED_WITHIN: Duration = Duration::from_secs(LEASE_SECONDS / 2);
-/// How long a mail may be on its way to its server when its sender is killed.
+/// How long an email may be on its way to its server when its sender is killed.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// How many examples of each problem are told.
 const EXAMPLES_MAX: usize = 10;
@@ -59,7 +59,7 @@ pub struct Verdict {
     unexpected: Vec<String>,
     documents: usize,
     mails: Repeats,
-    /// For each mail that was sent twice because its sender was killed: how long after the first time.
+    /// For each email that was sent twice because its sender was killed: how long after the first time.
     mails_after_kill: Vec<Duration>,
     mails_after_drop: usize,
     events: Repeats,

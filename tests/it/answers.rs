@@ -1,4 +1,4 @@
-//! Every message gets the answer of the contract (§4, §7), and nothing else in its batch is disturbed.
+//! Every message gets its documented outcome, and nothing else in its batch is disturbed.
 
 use bson::{Document, doc};
 use lapin::BasicProperties;

@@ -1,4 +1,4 @@
-//! What time does (contract §4, "As time passes"): dates, cards, and leases that ran out. Any number of workers may look.
+//! What the calendar does: dates, cards, and leases that ran out. Any number of workers may look.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -307,7 +307,7 @@ async fn what_a_dead_worker_left_is_sent_by_another() {
     let sink = SmtpSink::start().await;
     populate(&bed).await;
     let events = bed.watch_events().await;
-    // Nothing listens there: the mail waits in the outbox, the lane goes on.
+    // Nothing listens there: the email waits in the outbox, the lane goes on.
     let nowhere = "smtp://127.0.0.1:9";
     let mut first = WorkerProcess::start_with(&bed, nowhere, &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
     bed.command(&cancellation("c-1", "sub")).await;
@@ -335,7 +335,7 @@ async fn what_a_dead_worker_left_is_sent_by_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_worker_has_no_room_for_is_sent_when_the_mail_server_is_back() {
-    // More than the 512 mails that a worker holds in memory.
+    // More than the 512 emails that a worker holds in memory.
     const COUNT: usize = 800;
     let bed = TestBed::new("room").await;
     let (sink, is_back) = SmtpSink::unavailable().await;

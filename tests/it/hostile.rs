@@ -64,7 +64,7 @@ async fn messages_of_any_size_become_dead_letters_and_memory_stays_bounded() {
     bed.remove().await;
 }
 
-// ---------------------------------------------------------------------------------------------------------- mails ---
+// ---------------------------------------------------------------------------------------------------------- emails ---
 
 /// A header, HTML and a template, all in one.
 const HOSTILE: &str =

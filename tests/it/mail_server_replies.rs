@@ -1,4 +1,4 @@
-//! What a mail server's replies do to emails, and to the worker (contract §5, "Mail server responses").
+//! What a mail server's replies do to emails, and to the worker.
 
 use std::io::Read;
 use std::process::Stdio;

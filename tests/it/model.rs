@@ -33,7 +33,7 @@ pub struct Model {
 /// What a command should give.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Mails as (template, to the organization?), and the event's type.
+    /// Emails as (template, to the organization?), and the event's type.
     Applied {
         mails: Vec<(&'static str, bool)>,
         event: Option<&'static str>,

@@ -1,4 +1,4 @@
-//! Servers that are away: nobody's failure, so nothing is counted, nothing is lost, and work goes on by itself.
+//! Unavailable servers: nobody's failure, so nothing is counted, nothing is lost, and work goes on by itself.
 
 use std::collections::BTreeSet;
 use std::io::Read;

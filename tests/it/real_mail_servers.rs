@@ -153,7 +153,7 @@ impl Post {
     }
 }
 
-/// A world whose account manager has this mailbox.
+/// A test bed whose account manager has this mailbox.
 async fn bed(server: &str, mailbox: &str) -> TestBed {
     let bed = TestBed::new(&format!("{server}-{mailbox}")).await;
     populate(&bed).await;

@@ -44,7 +44,7 @@ async fn scheduled(bed: &TestBed) -> u64 {
     bed.collection("subscriptions").count_documents(doc! { "status": "cancellation_scheduled" }).await.unwrap()
 }
 
-/// Every subscription is cancelled, by its one command, and everybody has got a mail; returns how many got it twice.
+/// Every subscription is cancelled, by its one command, and everybody has got an email; returns how many got it twice.
 async fn check_all_done(bed: &TestBed, sink: &SmtpSink) -> usize {
     eventually("every command to be applied", || async {
         (scheduled(bed).await == SUBSCRIPTIONS as u64).then_some(())

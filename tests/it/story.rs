@@ -1,5 +1,5 @@
 //! The whole job on real servers: 300 subscriptions, two workers, random commands, some delivered twice. Every document,
-//! mail and event is what a second, independent statement of the rules says, and other systems' fields are untouched.
+//! email and event is what a second, independent statement of the rules says, and other systems' fields are untouched.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -112,7 +112,7 @@ fn manager(account: &str) -> String {
     format!("{account}@home.example")
 }
 
-/// A name that occurs in no other subscription's mails.
+/// A name that occurs in no other subscription's emails.
 fn participant(subscription: &str) -> String {
     format!("Zoé of {subscription}.")
 }

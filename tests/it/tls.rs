@@ -71,7 +71,7 @@ async fn over_tls_a_command_comes_in_a_document_changes_and_a_mail_goes_out() {
     assert_eq!(strict.mails().len(), 0);
 }
 
-/// From a command to a mail, with every subcommand that talks to a server.
+/// From a command to an email, with every subcommand that talks to a server.
 async fn does_the_whole_job(program: impl Fn() -> Command, sink: &SmtpSink, step: usize) {
     let (id, organization, account) = (format!("sub-{step}"), organization("org"), account("acc", "org"));
     let documents = [

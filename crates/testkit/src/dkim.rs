@@ -1,4 +1,4 @@
-//! Keys to sign mails with, and a receiver who looks whether signatures hold: the crate `mail-auth`, which shares nothing
+//! Keys to sign emails with, and a receiver who looks whether signatures hold: the crate `mail-auth`, which shares nothing
 //! with how they are made but the arithmetic.
 
 use std::borrow::Borrow;
@@ -35,12 +35,12 @@ impl Dns {
         Self { name: format!("{name}."), record: Txt::DomainKey(Arc::new(key)) }
     }
 
-    /// The DNS that receivers of this signer's mails need.
+    /// The DNS that receivers of this signer's emails need.
     pub fn of(signer: &DkimSigner) -> Self {
         Self::new(&signer.dns_name(), &signer.dns_record())
     }
 
-    /// What a receiver makes of the mail's signatures: one result for each.
+    /// What a receiver makes of the email's signatures: one result for each.
     pub async fn verify(&self, mail: &[u8]) -> Vec<DkimResult> {
         // It has no server to ask, so a name that is not in this DNS is an error.
         let config = ResolverConfig::from_parts(None, vec![], vec![]);

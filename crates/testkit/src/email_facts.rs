@@ -1,10 +1,10 @@
-//! What each mail has to say, whatever its templates look like: the contract's (§5), a second time, as a table.
+//! What each email has to say, whatever its templates look like: the rules of docs/rules/emails.md, a second time, as a table.
 
 use chrono::NaiveDate;
 use offramp_domain::notification::{Facts, Notification, Recipient, Template};
 use offramp_mail::locale::{Formats, parse_tag};
 
-/// Something that a mail says, if it has it.
+/// Something that an email says, if it has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact {
     Organization,
@@ -33,7 +33,7 @@ pub enum Fact {
     PastAttemptOn,
 }
 
-/// The facts of a mail.
+/// The facts of an email.
 #[allow(clippy::enum_glob_use, reason = "the table is read, not written")]
 pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
     use Fact::*;
@@ -74,7 +74,7 @@ pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
 }
 
 impl Fact {
-    /// What a reader of this mail reads of it; none where the mail does not have it.
+    /// What a reader of this email reads of it; none where the email does not have it.
     pub fn written(self, notification: &Notification) -> Option<String> {
         let Facts { organization, manager, card, .. } = &notification.facts;
         let facts = &notification.facts;
@@ -108,7 +108,7 @@ impl Fact {
     }
 }
 
-/// What a mail has to say and this text of it does not.
+/// What an email has to say and this text of it does not.
 pub fn missing_from(text: &str, notification: &Notification) -> Vec<String> {
     let text = words(text);
     facts_of(notification.template, notification.recipient)

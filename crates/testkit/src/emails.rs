@@ -1,4 +1,4 @@
-//! Every mail that there can be: each sample in each language, as it leaves; and what none of them may lack or have.
+//! Every email that there can be: each sample in each language, as it leaves; and what none of them may lack or have.
 
 use chrono::{DateTime, Utc};
 use offramp_domain::notification::Notification;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::email_facts::missing_from;
 use crate::html::Html;
 
-/// A mail, from its facts to its bytes.
+/// An email, from its facts to its bytes.
 pub struct Email {
     /// `fr-CA/payment-failed.account_manager/full`
     pub name: String,
@@ -48,7 +48,7 @@ pub fn every_email(templates: &Templates, date: DateTime<Utc>) -> Vec<Email> {
     mails
 }
 
-/// A mail as it leaves.
+/// An email as it leaves.
 pub fn bytes_at(date: DateTime<Utc>, notification: &Notification, rendered: &RenderedEmail) -> Vec<u8> {
     let sender = Sender::parse("Offramp <no-reply@mail.example.com>").unwrap();
     let origin = Origin { entry_id: Uuid::new_v4(), conversation_id: Uuid::new_v4() };
@@ -58,17 +58,17 @@ pub fn bytes_at(date: DateTime<Utc>, notification: &Notification, rendered: &Ren
 /// Gmail cuts off what is longer, and a link in what is cut off is lost.
 const BYTES_MAX: usize = 100_000;
 
-/// What a mail must not have in it: it works in no mail program, or on the reader rather than for them.
+/// What an email must not have in it: it works in no mail program, or on the reader rather than for them.
 const BANNED: [&str; 13] = [
     "applet", "audio", "base", "embed", "form", "iframe", "input", "link", "object", "script", "svg", "video",
     "v:image",
 ];
 
-/// Attributes by which a program fetches something as soon as it shows the mail.
+/// Attributes by which a program fetches something as soon as it shows the email.
 const FETCHING: [&str; 8] = ["background", "data", "lowsrc", "poster", "src", "srcset", "xlink:href", "action"];
 
 impl Email {
-    /// What is wrong with a mail and can be seen without a browser, a sentence each.
+    /// What is wrong with an email and can be seen without a browser, a sentence each.
     pub fn findings(&self) -> Vec<String> {
         let mut findings = Vec::new();
         let html = Html::parse(&self.rendered.html);

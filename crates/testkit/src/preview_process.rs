@@ -15,7 +15,7 @@ use crate::http::Response;
 use crate::process::{self, Signal};
 use crate::worker_process::bare;
 
-/// The mail of which tests change the templates.
+/// The email of which tests change the templates.
 pub const MAIL: &str = "request-declined.account_manager";
 
 /// The program with a page on a port of its own; ended when dropped.

@@ -24,7 +24,7 @@ pub const LOST: &str = "@lost@";
 /// lapin can send what it could not put in words without overflowing its stack.
 pub const NESTED: &str = "@nested@";
 
-/// Arrays in arrays, so many, as bytes.
+/// `depth` nested arrays, as bytes of the AMQP encoding.
 pub fn nested_arrays(depth: u32) -> Vec<u8> {
     (0..depth).rev().flat_map(|level| [&b"A"[..], &(level * 5).to_be_bytes()].concat()).collect()
 }
@@ -128,7 +128,7 @@ impl Proxy {
         Broker::new(url.as_str().parse().unwrap(), name)
     }
 
-    /// From now on MongoDB seems to have another time of day: later by so many seconds.
+    /// Shifts MongoDB's time of day, as clients see it, by this many seconds.
     pub fn shift_clock(&self, seconds: i64) {
         self.weather.send_modify(|weather| weather.clock_shift = seconds * 1_000);
     }
@@ -138,32 +138,32 @@ impl Proxy {
         self.address
     }
 
-    /// Ends every connection that is open now.
+    /// Closes every open connection.
     pub fn cut(&self) {
         self.weather.send_modify(|weather| weather.cuts += 1);
     }
 
-    /// Tells every client that the broker closes its connection. Only between frames: when nothing is under way.
+    /// Closes every AMQP connection in the broker's name. Only while no frame is being sent.
     pub fn close_as_the_broker(&self) {
         self.weather.send_modify(|weather| weather.closes += 1);
     }
 
-    /// From now on nothing passes, and nothing ends: as when a cable is pulled.
+    /// Holds both directions and closes nothing, like an unplugged cable.
     pub fn stall(&self) {
         self.hold(true, true);
     }
 
-    /// From now on the server hears everything, and no answer comes back.
+    /// Holds everything that the server sends.
     pub fn mute(&self) {
         self.hold(true, false);
     }
 
-    /// From now on the client hears everything, and nothing that it says arrives.
+    /// Holds everything that the client sends.
     pub fn deafen(&self) {
         self.hold(false, true);
     }
 
-    /// Everything passes again, also what had been held.
+    /// Lets everything pass again, including what was held.
     pub fn resume(&self) {
         self.hold(false, false);
     }
@@ -174,7 +174,7 @@ impl Proxy {
         self.weather.send_modify(|weather| weather.held = with);
     }
 
-    /// From now on each answer comes so much later. Only for clients that ask one thing at a time over a connection.
+    /// Delays each response. Only for clients that send one request at a time on a connection.
     pub fn delay_answers(&self, late: Duration) {
         self.weather.send_modify(|weather| weather.late = late);
     }

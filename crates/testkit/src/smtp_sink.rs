@@ -1,4 +1,4 @@
-//! A mail server that does as it is told: it takes mails and keeps them, or refuses, stalls, or breaks off where a test
+//! A mail server that does as it is told: it takes emails and keeps them, or refuses, stalls, or breaks off where a test
 //! wants it to.
 
 use std::collections::HashMap;
@@ -32,15 +32,15 @@ pub enum Step {
 pub enum Action {
     /// What a good server does.
     Ok,
-    /// Answers this in place of the usual; a refusal of a mail forgets it.
+    /// Answers this in place of the usual; a refusal of an email forgets it.
     Answer(&'static str),
     /// Says nothing for a long time.
     Stall,
-    /// Does what a good server does, and says so only after this time. At `Content` the mail is taken at once.
+    /// Does what a good server does, and says so only after this time. At `Content` the email is taken at once.
     Late(Duration),
-    /// Closes the connection without a word. At `Content` the mail has been read by then.
+    /// Closes the connection without a word. At `Content` the email has been read by then.
     Drop,
-    /// Takes the mail and closes the connection before it says so (`Content` only): the sender cannot know.
+    /// Takes the email and closes the connection before it says so (`Content` only): the sender cannot know.
     TakeAndDrop,
 }
 
@@ -53,7 +53,7 @@ pub enum Tls {
     Implicit(Arc<ServerConfig>),
 }
 
-/// A mail that was taken.
+/// An email that was taken.
 #[derive(Clone, Debug)]
 pub struct Taken {
     pub from: String,
@@ -91,7 +91,7 @@ impl Drop for SmtpSink {
 }
 
 impl SmtpSink {
-    /// A server that takes every mail.
+    /// A server that takes every email.
     pub async fn start() -> Self {
         Self::scripted(Tls::No, |_, _| Action::Ok).await
     }
@@ -149,7 +149,7 @@ impl SmtpSink {
         self.log.lock().unwrap().mails.clone()
     }
 
-    /// The mails that were taken since the last call. Forgets them and the dialogue, for runs that would fill the memory.
+    /// The emails that were taken since the last call. Forgets them and the dialogue, for runs that would fill the memory.
     pub fn drain(&self) -> Vec<Taken> {
         let mut log = self.log.lock().unwrap();
         log.commands.clear();
@@ -347,7 +347,7 @@ fn address(line: &str) -> String {
     line.split(['<', '>']).nth(1).unwrap_or_default().to_owned()
 }
 
-/// Reads a mail up to the dot that ends it. A line end that is not CRLF fails the test's expectations later: it is kept.
+/// Reads an email up to the dot that ends it. A line end that is not CRLF fails the test's expectations later: it is kept.
 async fn content(wire: &mut BufReader<Box<dyn Wire>>) -> Result<Vec<u8>, Over> {
     let mut bytes = Vec::new();
     loop {

@@ -28,7 +28,7 @@ pub struct TestBed {
 }
 
 impl TestBed {
-    /// A world with nothing in it.
+    /// An empty test bed.
     pub async fn new(test: &str) -> Self {
         Self::at(test, &setting("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp")).await
     }
@@ -46,7 +46,7 @@ impl TestBed {
         Self { prefix: name, mongodb_url, database, channel, connection }
     }
 
-    /// The same world over a new connection to the broker, for one that a restart has ended.
+    /// The same test bed over a new connection to the broker, for one that a restart has ended.
     pub async fn reopened(&self) -> Self {
         let (connection, channel) = connect().await;
         let (prefix, mongodb_url, database) = (self.prefix.clone(), self.mongodb_url.clone(), self.database.clone());

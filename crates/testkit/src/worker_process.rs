@@ -38,7 +38,7 @@ fn bare_build(program: &Path) -> Command {
     command
 }
 
-/// The program with the settings of a world and nothing else.
+/// The program with the settings of a test bed and nothing else.
 pub fn offramp(bed: &TestBed) -> Command {
     build(program(), bed)
 }
@@ -62,18 +62,18 @@ pub struct WorkerProcess {
 }
 
 impl WorkerProcess {
-    /// Starts a worker that sends its mails to `smtp_url`, and waits until it is ready.
+    /// Starts a worker that sends its emails to `smtp_url`, and waits until it is ready.
     pub async fn start(bed: &TestBed, smtp_url: &str) -> Self {
         Self::start_with(bed, smtp_url, &[]).await
     }
 
-    /// The same with further settings.
+    /// [`Self::start`] with further settings.
     pub async fn start_with(bed: &TestBed, smtp_url: &str, settings: &[(&str, &str)]) -> Self {
         let log = if std::env::var_os("TEST_LOG").is_some() { Stdio::inherit() } else { Stdio::null() };
         Self::spawn(bed, smtp_url, settings, log).ready().await
     }
 
-    /// Waits until it is ready.
+    /// Waits until `/readyz` says 200.
     pub async fn ready(mut self) -> Self {
         eventually("a ready worker", || {
             let ended = self.ended();
@@ -85,12 +85,12 @@ impl WorkerProcess {
         self
     }
 
-    /// Starts a worker and waits for nothing: the servers may be away.
+    /// Starts a worker and waits for nothing: the servers may be unavailable.
     pub fn spawn(bed: &TestBed, smtp_url: &str, settings: &[(&str, &str)], log: Stdio) -> Self {
         Self::of(offramp(bed).env("OFFRAMP_SMTP_URL", smtp_url).envs(settings.iter().copied()), log)
     }
 
-    /// The program with the settings that it has, as a worker.
+    /// Starts `program`, with its settings, as a worker on a free port.
     pub fn of(program: &mut Command, log: Stdio) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         program
@@ -102,27 +102,27 @@ impl WorkerProcess {
         Self { child: process::run(program, Command::spawn).unwrap(), port }
     }
 
-    /// Where it answers for its health and its metrics.
+    /// The port of its health and metrics.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The number of its process.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// What it logs, where that is piped.
+    /// Its log. Panics unless that is piped.
     pub fn take_log(&mut self) -> ChildStderr {
         self.child.stderr.take().unwrap()
     }
 
-    /// How it ended, if it has.
+    /// Its exit status, once it has exited.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().unwrap()
     }
 
-    /// How many messages it has settled, but for those that went to a retry queue.
+    /// The number of processed messages, without those that went to a retry queue.
     pub async fn settled(&self) -> u64 {
         let metrics = metrics_of(self.port).await.unwrap_or_default();
         metrics
@@ -132,7 +132,7 @@ impl WorkerProcess {
             .sum()
     }
 
-    /// How many connections to the broker it has opened to consume this queue.
+    /// The number of broker connections opened so far to consume this queue.
     pub async fn connections(&self, queue: &str) -> u64 {
         let metrics = metrics_of(self.port).await.unwrap_or_default();
         let is_this = |line: &&str| {
@@ -146,7 +146,7 @@ impl WorkerProcess {
         readyz_of(self.port).await
     }
 
-    /// The most memory that it has had resident so far, in bytes.
+    /// Peak resident memory, in bytes.
     #[cfg(target_os = "linux")]
     pub fn peak_memory(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -154,23 +154,22 @@ impl WorkerProcess {
         line.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
     }
 
-    /// Kills it without warning.
+    /// Sends SIGKILL, and waits for the exit.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Asks it to stop.
+    /// Sends SIGTERM.
     pub fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         process::signal(&self.child, signal).unwrap();
     }
 
-    /// Asks it to stop, and waits until it has.
+    /// Sends SIGTERM, and waits for the exit.
     pub async fn stop(mut self) -> ExitStatus {
         self.terminate();
         eventually("the end of the worker", || {

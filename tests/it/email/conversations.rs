@@ -19,14 +19,14 @@ use offramp_testkit::worker_process::{WorkerProcess, bare};
 #[test]
 fn a_conversation_is_about_one_document() {
     let id = conversation_id("subscriptions", "sub-1");
-    // Fixed for ever: a mail of next year belongs to one of this year.
+    // Fixed forever: an email of next year belongs to one of this year.
     assert_eq!(id.to_string(), "06e83b1f-a021-5292-9d1a-51ee59dd95de");
     assert_ne!(id, conversation_id("subscriptions", "sub-2"));
     assert_ne!(id, conversation_id("accounts", "sub-1"));
     assert_ne!(id, EffectIds::of(&["subscriptions", "sub-1"]).id("payment-failed"));
 }
 
-/// What of a mail tells which it is and what it belongs to.
+/// What of an email tells which it is and what it belongs to.
 fn ids(mail: &[u8]) -> (String, [String; 3]) {
     let parsed = MessageParser::default().parse(mail).unwrap();
     let header = |name: &str| parsed.header_raw(name).unwrap().trim().to_owned();
@@ -75,7 +75,7 @@ async fn worker_and_simulation_give_a_mail_the_same_ids() {
     for mail in &sent {
         assert_eq!(dns.verify(&mail.bytes).await, [DkimResult::Pass]);
     }
-    // Two mails of this template go to each: by their message ids too, then.
+    // Two emails of this template go to each: by their message ids too, then.
     let of_worker: BTreeSet<_> = sent.iter().map(|mail| ids(&mail.bytes)).collect();
     let conversations: BTreeMap<&String, usize> =
         of_worker.iter().fold(BTreeMap::new(), |mut count, (_, [_, references, in_reply_to])| {

@@ -10,10 +10,10 @@ use crate::email::{LOCALES, built_in, bytes, composed, date, every_sample, origi
 use offramp_testkit::dkim::{ED25519, RSA_PKCS8, signer};
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 
-/// What Gmail shows of a mail before it hides the rest behind a link, in bytes.
+/// What Gmail shows of an email before it hides the rest behind a link, in bytes.
 const SHOWN_BYTES_MAX: usize = 100_000;
 
-/// A mail of these words.
+/// An email of these words.
 fn saying(text: &str, html: &str) -> ComposedEmail {
     let rendered = RenderedEmail {
         subject: "Hello".to_owned(),
@@ -47,7 +47,7 @@ async fn bodies_are_encoded_as_the_server_takes_them() {
         assert_eq!(parsed.body_text(0).unwrap(), format!("{text}\r\n"));
         assert_eq!(parsed.body_html(0).unwrap(), format!("{html}\r\n"));
     }
-    // Who passes a signed mail on must not have to encode it anew.
+    // Who passes a signed email on must not have to encode it anew.
     let (taken, parameters) = sent(&saying("Hé", "<p>Hé").signed_by(Some(signer(ED25519))), KNOWS_8BITMIME).await;
     assert_eq!((encodings(&taken.bytes), parameters.as_str()), (quoted.map(str::to_owned), ""));
 }

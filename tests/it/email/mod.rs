@@ -122,7 +122,7 @@ async fn server(answer: &'static str) -> SmtpSink {
     SmtpSink::scripted(Tls::No, move |at, _| if at == Step::Ehlo { Action::Answer(answer) } else { Action::Ok }).await
 }
 
-/// The mail as it arrived, and how it was announced.
+/// The email as it arrived, and how it was announced.
 async fn sent(mail: &ComposedEmail, answer: &'static str) -> (Taken, String) {
     let sink = server(answer).await;
     to(&sink).send(mail).await.unwrap();

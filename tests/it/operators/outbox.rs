@@ -40,7 +40,7 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
     let card = json!({ "organization_id": "org", "account_id": "acc",
         "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" } });
     bed.command(&command("card", "card.expiry", card)).await;
-    // A mail for each cancellation, two for the card.
+    // An email for each cancellation, two for the card.
     let refused = eventually("six refused mails", || async {
         let refused = objects(&bed, &["outbox", "list", "--json"]);
         (refused.len() == 6).then_some(refused)
@@ -90,7 +90,7 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
     .await;
     assert!(version().await >= before + 3, "made due, claimed, refused");
 
-    // Two operators at once, and the mail server willing: each mail leaves once.
+    // Two operators at once, and the mail server willing: each email leaves once.
     unwilling.store(false, Ordering::Relaxed);
     let start = || {
         let arguments = ["outbox", "retry", "--all"];
