@@ -34,7 +34,7 @@ async fn status_becomes(bed: &TestBed, id: &str, status: &str) -> Document {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_command_is_a_dead_letter_at_once_and_the_rest_of_its_batch_is_done() {
+async fn invalid_messages_become_dead_letters_and_the_rest_of_their_batch_is_processed() {
     let bed = TestBed::new("invalid").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -81,7 +81,7 @@ async fn what_is_no_command_is_a_dead_letter_at_once_and_the_rest_of_its_batch_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
+async fn a_rejection_sends_an_event_and_a_reply_and_leaves_the_document_unchanged() {
     let bed = TestBed::new("refused").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -135,7 +135,7 @@ async fn a_refusal_is_an_event_and_an_answer_and_leaves_the_document_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_command_waits_for_what_is_still_on_its_way() {
+async fn a_command_is_retried_until_its_subscription_exists() {
     let bed = TestBed::new("waits").await;
     let sink = SmtpSink::start().await;
     bed.collection("organizations").insert_one(organization("org")).await.unwrap();
@@ -158,7 +158,7 @@ async fn a_command_waits_for_what_is_still_on_its_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn documents_that_are_missing_or_corrupt_are_an_operators_affair() {
+async fn commands_for_corrupt_or_incomplete_documents_become_dead_letters() {
     let bed = TestBed::new("corrupt").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -210,7 +210,7 @@ async fn documents_that_are_missing_or_corrupt_are_an_operators_affair() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn removed_means_that_only_a_tombstone_is_left() {
+async fn a_removal_keeps_only_a_tombstone_which_is_deleted_after_30_days() {
     let bed = TestBed::new("removed").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -260,7 +260,7 @@ async fn removed_means_that_only_a_tombstone_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_audit_trail_grows_at_its_end() {
+async fn history_entries_are_appended_in_order() {
     let bed = TestBed::new("history").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -301,7 +301,7 @@ async fn the_audit_trail_grows_at_its_end() {
 
 /// Somebody who adds to the audit trail without a word in `version`, between our reading and our writing, is not overwritten.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_else_adds_to_the_audit_trail_stays() {
+async fn history_entries_of_other_writers_are_kept() {
     let bed = TestBed::new("trail").await;
     populate(&bed).await;
     let subscriptions = bed.collection("subscriptions");
@@ -340,7 +340,7 @@ async fn what_somebody_else_adds_to_the_audit_trail_stays() {
 
 /// Other systems write these documents too, in the ways of their drivers.
 #[tokio::test(flavor = "multi_thread")]
-async fn numbers_and_nulls_of_other_systems_are_understood() {
+async fn numbers_and_nulls_of_other_systems_are_accepted() {
     let bed = TestBed::new("forms").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -415,7 +415,7 @@ async fn numbers_and_nulls_of_other_systems_are_understood() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pair_is_used_up_even_when_it_changed_nothing() {
+async fn a_command_without_effect_is_remembered_as_applied() {
     let bed = TestBed::new("usedup").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -451,7 +451,7 @@ async fn a_pair_is_used_up_even_when_it_changed_nothing() {
 
 /// An answer goes where the sender waits for it, and nowhere into our own works.
 #[tokio::test(flavor = "multi_thread")]
-async fn answers_to_our_own_queues_are_not_sent() {
+async fn replies_to_offramps_own_queues_are_not_sent() {
     let bed = TestBed::new("replies").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -473,7 +473,7 @@ async fn answers_to_our_own_queues_are_not_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_never_confirmed_holds_nobody_up() {
+async fn an_unconfirmed_reply_does_not_block_its_lane() {
     let bed = TestBed::new("silent").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;

@@ -18,7 +18,7 @@ use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn days_that_are_over_end_what_they_should_end_once() {
+async fn ended_subscriptions_end_exactly_once() {
     let bed = TestBed::new("lapse").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -85,7 +85,7 @@ async fn days_that_are_over_end_what_they_should_end_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_card_is_announced_once_per_month_and_lead_time() {
+async fn a_card_notice_is_sent_once_per_month_and_lead_time() {
     let bed = TestBed::new("cards").await;
     let sink = SmtpSink::start().await;
     let today = Utc::now().date_naive();
@@ -168,7 +168,7 @@ fn with_expiring_cards(id: &str, organization: &str, cards: usize) -> Document {
 
 /// More cards than one batch has, so one account is written more than once in one sweep, and the first write forgets an old notice.
 #[tokio::test(flavor = "multi_thread")]
-async fn each_of_many_cards_of_an_account_is_announced_once() {
+async fn each_card_of_an_account_gets_one_notice() {
     const CARDS: usize = 210;
     let bed = TestBed::new("many-cards").await;
     let sink = SmtpSink::start().await;
@@ -209,7 +209,7 @@ async fn each_of_many_cards_of_an_account_is_announced_once() {
 
 /// What the database refuses for one organization's accounts, and what is wrong with an organization or an account, is theirs.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_organization_in_trouble_delays_no_notices_of_others() {
+async fn a_failing_organization_does_not_delay_notices_of_others() {
     let bed = TestBed::new("card-trouble").await;
     let sink = SmtpSink::start().await;
     let mut corrupt = with_notices("corrupt");
@@ -275,7 +275,7 @@ async fn an_organization_in_trouble_delays_no_notices_of_others() {
 
 /// A search that MongoDB does not answer is one organization's. Here nothing about it passes until the others have their notices.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_organization_delays_no_notices_of_others() {
+async fn a_slow_organization_does_not_delay_notices_of_others() {
     const OTHERS: usize = 12;
     let mut bed = TestBed::new("card-slow").await;
     let sink = SmtpSink::start().await;
@@ -302,7 +302,7 @@ async fn a_slow_organization_delays_no_notices_of_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_dead_worker_left_is_sent_by_another() {
+async fn emails_of_a_killed_worker_are_sent_by_another() {
     let bed = TestBed::new("lease").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -334,7 +334,7 @@ async fn what_a_dead_worker_left_is_sent_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_worker_has_no_room_for_is_sent_when_the_mail_server_is_back() {
+async fn emails_beyond_the_memory_limit_are_sent_once_the_mail_server_is_back() {
     // More than the 512 emails that a worker holds in memory.
     const COUNT: usize = 800;
     let bed = TestBed::new("room").await;

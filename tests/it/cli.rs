@@ -66,7 +66,7 @@ fn example_commands() -> String {
 }
 
 #[test]
-fn simulate_tells_outcome_by_outcome_without_any_server() {
+fn simulate_reports_each_outcome_without_any_server() {
     let documents = examples().join("documents.jsonl");
     let arguments =
         ["simulate", "--documents", documents.to_str().unwrap(), "--commands", "-", "--today", "2026-06-02"];
@@ -135,7 +135,7 @@ fn document(collection: &str, document: bson::Document) -> Value {
 }
 
 #[test]
-fn simulate_sends_no_control_characters_to_the_terminal_and_counts_files() {
+fn simulate_escapes_control_characters_and_counts_files() {
     let id = "s\u{1b}[31mRED\u{1b}]0;title\u{7}\u{9b}2J\u{202e}abc\u{0}";
     let mut client = account("acc", "org");
     client.get_document_mut("manager").unwrap().insert("email", "a\u{1b}[2J@x.example");
@@ -164,7 +164,7 @@ fn simulate_sends_no_control_characters_to_the_terminal_and_counts_files() {
 }
 
 #[test]
-fn simulate_writes_emails_of_years_before_1970() {
+fn simulate_writes_emails_dated_before_1970() {
     let mut subscription = subscription("sub", "org", "acc");
     subscription.get_document_mut("billing").unwrap().insert("next_on", "1900-02-15");
     let documents = [
@@ -177,7 +177,7 @@ fn simulate_writes_emails_of_years_before_1970() {
 }
 
 #[test]
-fn wrong_usage_ends_with_2_and_a_sentence() {
+fn usage_errors_exit_with_2_and_explain_themselves() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("url");
     std::fs::write(&path, "mongodb://app:s3cret@db\n").unwrap();
@@ -210,7 +210,7 @@ fn wrong_usage_ends_with_2_and_a_sentence() {
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
+fn a_closed_stdout_is_not_an_error() {
     let mut child = bare()
         .args(["schemas", "documents/subscriptions"])
         .stdout(Stdio::piped())
@@ -238,7 +238,7 @@ fn schemas_are_listed_printed_and_checked() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn import_checks_everything_first_and_leaves_what_it_does_not_name() {
+async fn import_validates_all_lines_first_and_keeps_other_fields() {
     let bed = TestBed::new("import").await;
     let documents = std::fs::read_to_string(examples().join("documents.jsonl")).unwrap();
     let import = |input: &str| run(&mut offramp(&bed), &["import", "-"], input);
@@ -297,7 +297,7 @@ async fn import_checks_everything_first_and_leaves_what_it_does_not_name() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn publish_checks_everything_first_and_is_confirmed() {
+async fn publish_validates_all_commands_first_and_awaits_confirms() {
     let bed = TestBed::new("publish").await;
     let commands = example_commands();
     let publish = |input: &str| run(&mut offramp(&bed), &["publish", "-"], input);
@@ -341,7 +341,7 @@ async fn publish_checks_everything_first_and_is_confirmed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_says_what_is_wrong_and_changes_nothing() {
+async fn check_reports_problems_and_changes_nothing() {
     let bed = TestBed::new("check").await;
     let sink = SmtpSink::start().await;
     let check = || {
@@ -413,7 +413,7 @@ async fn check_says_what_is_wrong_and_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn show_tells_the_whole_story_of_a_subscription() {
+async fn show_prints_the_timeline_of_a_subscription() {
     let bed = TestBed::new("show").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -460,7 +460,7 @@ async fn show_tells_the_whole_story_of_a_subscription() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn show_tells_that_an_id_is_no_text() {
+async fn show_explains_that_ids_must_be_text() {
     let bed = TestBed::new("object-id").await;
     let id = bson::oid::ObjectId::new();
     bed.collection("subscriptions").insert_one(doc! { "_id": id }).await.unwrap();
@@ -474,7 +474,7 @@ async fn show_tells_that_an_id_is_no_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn show_sends_no_control_characters_to_the_terminal() {
+async fn show_escapes_control_characters() {
     let bed = TestBed::new("show-control").await;
     populate(&bed).await;
     let hostile = doc! { "$set": { "participant.name": "Zoé\u{1b}[2J", "activities.0.name": "Aqua\u{9b}31m" } };

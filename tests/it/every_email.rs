@@ -12,7 +12,7 @@ fn templates() -> Templates {
 }
 
 #[test]
-fn both_parts_say_everything_and_fetch_nothing() {
+fn both_parts_state_every_fact_and_fetch_nothing() {
     let mails = every_email(&templates(), Utc::now());
     assert!(mails.len() >= 3 * 24, "{} mails", mails.len());
     let findings: Vec<String> = mails
@@ -24,7 +24,7 @@ fn both_parts_say_everything_and_fetch_nothing() {
 
 /// Facts that are words, and nothing that could be looked for.
 #[test]
-fn both_parts_tell_yes_from_no() {
+fn both_parts_distinguish_yes_from_no() {
     let templates = templates();
     let mut told = 0;
     for Email { name, notification, rendered, .. } in every_email(&templates, Utc::now()) {
@@ -45,7 +45,7 @@ fn both_parts_tell_yes_from_no() {
 }
 
 #[test]
-fn what_is_wrong_with_a_mail_is_found() {
+fn the_audit_finds_each_kind_of_defect() {
     #[track_caller]
     fn check(change: impl Fn(&mut Email), finding: &str) {
         let mut mails = every_email(&templates(), Utc::now());

@@ -21,7 +21,7 @@ use offramp_testkit::{eventually, fixtures};
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_of_any_size_become_dead_letters_and_memory_stays_bounded() {
+async fn oversized_messages_become_dead_letters_within_bounded_memory() {
     const MESSAGES: u8 = 100;
     const MESSAGE_BYTES: usize = 4 * 1024 * 1024;
     const MEMORY_BYTES_MAX: u64 = 250 * 1024 * 1024;
@@ -71,7 +71,7 @@ const HOSTILE: &str =
     "{{manager.email}}{{{x}}}{{> facts}}\r\nBcc: victim@evil.example\r\n\r\n<script>alert('\"1\"')</script>";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hostile_names_reasons_and_brands_stay_what_they_are_from_message_to_mail() {
+async fn hostile_names_reasons_and_brands_inject_nothing_into_emails() {
     let bed = TestBed::new("hostile").await;
     let sink = SmtpSink::start().await;
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
@@ -150,7 +150,7 @@ fn with_password(variable: &str, default: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_password_is_shown_by_a_program_that_cannot_connect_however_much_it_logs() {
+async fn no_password_is_logged_when_connections_fail() {
     let refusing = SmtpSink::scripted(Tls::No, |at, _| match at {
         Step::Auth => Action::Answer("535 wrong"),
         _ => Action::Ok,

@@ -45,7 +45,7 @@ pub async fn outcomes(worker: &WorkerProcess, outcome: &str) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_email_that_may_have_been_delivered_is_tried_three_times_more_after_long_pauses() {
+async fn an_email_in_doubt_is_retried_three_times_with_long_delays() {
     let bed = TestBed::new("in-doubt").await;
     let script = |step, _| if step == Step::Content { Action::TakeAndDrop } else { Action::Ok };
     let sink = SmtpSink::scripted(Tls::No, script).await;
@@ -76,7 +76,7 @@ async fn an_email_that_may_have_been_delivered_is_tried_three_times_more_after_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_rejected_tries_for_a_day_and_says_once_what_is_wrong() {
+async fn a_rejected_sender_is_retried_for_a_day_and_logged_once() {
     let bed = TestBed::new("sender").await;
     let is_mended = Arc::new(AtomicBool::new(false));
     let sink = SmtpSink::scripted(Tls::No, {
@@ -138,7 +138,7 @@ async fn a_worker_that_is_rejected_tries_for_a_day_and_says_once_what_is_wrong()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_throttled_email_is_tried_again_from_memory() {
+async fn a_throttled_email_is_retried_from_memory() {
     let bed = TestBed::new("throttled").await;
     let script = |step, nth| match step {
         Step::Content if nth < 3 => Action::Answer("454 4.7.0 Throttling failure: Maximum sending rate exceeded."),
@@ -164,7 +164,7 @@ async fn a_throttled_email_is_tried_again_from_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_email_that_takes_longer_than_a_lease_is_sent_once() {
+async fn an_email_that_outlasts_its_lease_is_sent_once() {
     let bed = TestBed::new("slow").await;
     // Longer than the shortest lease that is allowed.
     let script = |step, _| if step == Step::Content { Action::Late(Duration::from_secs(25)) } else { Action::Ok };
@@ -185,7 +185,7 @@ async fn an_email_that_takes_longer_than_a_lease_is_sent_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn emails_leave_no_faster_than_is_allowed() {
+async fn emails_are_sent_no_faster_than_the_rate_limit() {
     const COUNT: usize = 31;
     let bed = TestBed::new("pace").await;
     let sink = SmtpSink::start().await;
@@ -207,7 +207,7 @@ async fn emails_leave_no_faster_than_is_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn at_a_slow_pace_no_email_outlasts_its_lease_while_it_waits_for_its_turn() {
+async fn at_a_low_rate_limit_no_waiting_email_outlasts_its_lease() {
     // More than there are connections.
     const COUNT: usize = 12;
     let bed = TestBed::new("slow-pace").await;

@@ -29,7 +29,7 @@ use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 const SUBSCRIPTIONS: usize = 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_is_back() {
+async fn messages_are_requeued_while_the_database_is_unavailable_and_decided_once_it_is_back() {
     let bed = TestBed::new("database-away").await;
     let sink = SmtpSink::start().await;
     bed.collection("organizations").insert_one(organization("org")).await.unwrap();
@@ -84,7 +84,7 @@ async fn messages_go_back_when_the_database_stays_away_and_are_decided_when_it_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_waits_until_it_can_find_out_where_the_database_is() {
+async fn a_worker_waits_until_the_database_name_resolves() {
     let bed = TestBed::new("nowhere").await;
     let nowhere = [("OFFRAMP_MONGODB_URL", "mongodb+srv://worker:pass@nowhere.invalid/offramp")];
     let mut worker = WorkerProcess::spawn(&bed, "smtp://127.0.0.1:1", &nowhere, Stdio::null());
@@ -100,7 +100,7 @@ async fn a_worker_waits_until_it_can_find_out_where_the_database_is() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lane_that_the_database_refuses_waits_alone_uses_nothing_up_and_tells_nothing_of_anybody() {
+async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no_personal_data() {
     let directory = tempfile::tempdir().unwrap();
     let secret = directory.path().join("secret");
     std::fs::write(&secret, "ofThisTestAlone1").unwrap();
@@ -233,7 +233,7 @@ pub async fn waiting(bed: &TestBed, queue: &str) -> (u32, u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exchanges_and_bindings_that_were_deleted_are_back_within_a_sweep() {
+async fn deleted_exchanges_and_bindings_are_restored_by_a_sweep() {
     let bed = TestBed::new("declared-again").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -295,7 +295,7 @@ async fn scheduled(bed: &TestBed, id: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
+async fn a_message_whose_copy_is_rejected_does_not_block_others() {
     let bed = TestBed::new("rejected").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -347,7 +347,7 @@ async fn a_message_whose_copy_is_rejected_holds_up_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn messages_that_are_set_aside_outlive_their_worker() {
+async fn messages_set_aside_survive_a_killed_worker() {
     let bed = TestBed::new("set-aside").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -383,7 +383,7 @@ async fn messages_that_are_set_aside_outlive_their_worker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flood_of_messages_whose_copies_are_rejected_is_settled_once_it_can_be() {
+async fn many_messages_with_rejected_copies_are_processed_once_copies_are_accepted() {
     const MESSAGES: usize = 500;
     let bed = TestBed::new("flood").await;
     let sink = SmtpSink::start().await;
@@ -409,7 +409,7 @@ async fn a_flood_of_messages_whose_copies_are_rejected_is_settled_once_it_can_be
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_is_set_aside_again_and_again_is_never_taken_for_one_that_ends_processes() {
+async fn a_message_set_aside_repeatedly_never_counts_as_crashing_workers() {
     let bed = TestBed::new("worn").await;
     let queue = format!("{}.cancellation", bed.prefix);
     let sink = SmtpSink::start().await;

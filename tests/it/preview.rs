@@ -12,7 +12,7 @@ use offramp_testkit::preview_process::{MAIL, PreviewProcess, write_words};
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 
 #[tokio::test]
-async fn every_mail_can_be_seen_in_every_part() {
+async fn preview_shows_every_part_of_every_email() {
     let preview = PreviewProcess::start(&[]);
     let page = preview.get("/").await;
     assert!(
@@ -64,7 +64,7 @@ async fn every_mail_can_be_seen_in_every_part() {
 }
 
 #[tokio::test]
-async fn a_saved_file_is_shown_and_a_mistake_in_it_is_told() {
+async fn preview_reloads_saved_templates_and_reports_mistakes() {
     let directory = tempfile::tempdir().unwrap();
     write_words(directory.path(), "\n{{plan_name}}\n");
     let preview = PreviewProcess::start(&[("OFFRAMP_TEMPLATES", directory.path().to_str().unwrap())]);
@@ -110,7 +110,7 @@ async fn next_change(changes: &mut BufReader<TcpStream>, preview: &PreviewProces
 }
 
 #[tokio::test]
-async fn a_mail_is_sent_and_the_servers_answer_shown() {
+async fn preview_sends_an_email_and_shows_the_servers_reply() {
     let sink = SmtpSink::scripted(Tls::No, |at, nth| match (at, nth) {
         (Step::Rcpt, 2) => Action::Answer("550 no such user"),
         _ => Action::Ok,
@@ -143,7 +143,7 @@ async fn a_mail_is_sent_and_the_servers_answer_shown() {
 }
 
 #[tokio::test]
-async fn other_peoples_pages_learn_and_send_nothing() {
+async fn requests_from_other_origins_are_rejected() {
     let sink = SmtpSink::start().await;
     let preview = PreviewProcess::start(&[("OFFRAMP_SMTP_URL", &sink.url())]);
     for origin in ["https://evil.example", "null", "http://localhost:1"] {

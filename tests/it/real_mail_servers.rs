@@ -221,7 +221,7 @@ fn path(path: &Path) -> &str {
 // ---------------------------------------------------------------------------------------------------------- scenarios
 
 /// The fields of an email but for its date and those that servers add, and its body.
-fn what_was_sent(email: &[u8]) -> (Vec<String>, String) {
+fn headers_and_body(email: &[u8]) -> (Vec<String>, String) {
     const ADDED: [&str; 7] =
         ["Date:", "Received:", "Return-path:", "Delivered-To:", "X-Original-To:", "Envelope-to:", "Delivery-date:"];
     let text = String::from_utf8(email.to_vec()).unwrap().replace("\r\n", "\n");
@@ -255,14 +255,14 @@ async fn send_both(bed: TestBed, url: &str) {
     bed.remove().await;
 }
 
-fn all_that_was_sent<'a>(emails: impl IntoIterator<Item = &'a [u8]>) -> Vec<(Vec<String>, String)> {
-    let mut emails: Vec<_> = emails.into_iter().map(what_was_sent).collect();
+fn all_headers_and_bodies<'a>(emails: impl IntoIterator<Item = &'a [u8]>) -> Vec<(Vec<String>, String)> {
+    let mut emails: Vec<_> = emails.into_iter().map(headers_and_body).collect();
     emails.sort();
     emails
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn real_mail_servers_deliver_emails_as_they_were_written() {
+async fn real_mail_servers_deliver_emails_unchanged() {
     // What was written: as a server has it that keeps each byte.
     let sink = SmtpSink::start().await;
     send_both(bed("sink", "plain").await, &sink.url()).await;
@@ -280,8 +280,8 @@ async fn real_mail_servers_deliver_emails_as_they_were_written() {
                 assert!(delivered.iter().any(has_words), "{words}");
             }
             assert_eq!(
-                all_that_was_sent(delivered.iter().map(Vec::as_slice)),
-                all_that_was_sent(written.iter().map(|taken| taken.bytes.as_slice()))
+                all_headers_and_bodies(delivered.iter().map(Vec::as_slice)),
+                all_headers_and_bodies(written.iter().map(|taken| taken.bytes.as_slice()))
             );
         }
     })
@@ -289,7 +289,7 @@ async fn real_mail_servers_deliver_emails_as_they_were_written() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_email_that_is_greylisted_arrives_once() {
+async fn a_greylisted_email_arrives_once() {
     with_each(|post| async move {
         let bed = post.bed("greylisted").await;
         let worker = WorkerProcess::start(&bed, &post.plain_url()).await;
@@ -307,7 +307,7 @@ async fn an_email_that_is_greylisted_arrives_once() {
 
 /// More than two of the servers take over one connection: Postfix says 421 at the twentieth, Exim hangs up after ten RSETs.
 #[tokio::test(flavor = "multi_thread")]
-async fn emails_to_nobody_are_each_kept_for_an_operator() {
+async fn each_email_to_an_unknown_recipient_is_kept_for_an_operator() {
     const COUNT: usize = 25;
     with_each(|post| async move {
         let bed = post.bed("nobody").await;
@@ -340,7 +340,7 @@ async fn emails_to_nobody_are_each_kept_for_an_operator() {
 /// Not every server says whether an email is too large for the recipient or for itself. With an enhanced code of 5.3.x it is the
 /// server's limit, which an operator can have raised.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_email_that_is_too_large_is_retried_where_that_is_said_to_be_the_servers_limit() {
+async fn an_email_above_the_servers_size_limit_is_retried() {
     with_each(|post| async move {
         let templates = templates(&[("cancelled-by-admin", "Too many words. ".repeat(2_000))]);
         let bed = post.bed("large").await;
@@ -368,7 +368,7 @@ async fn an_email_that_is_too_large_is_retried_where_that_is_said_to_be_the_serv
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_email_leaves_before_the_certificate_is_trusted() {
+async fn no_email_is_sent_before_the_certificate_is_trusted() {
     with_each(|post| async move {
         let bed = post.bed("encrypted").await;
         let worker = Logged::start(&bed, &post.encrypted_url(), &[]).await;
@@ -394,7 +394,7 @@ async fn no_email_leaves_before_the_certificate_is_trusted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_costs_no_email_and_is_reported_once() {
+async fn a_wrong_password_loses_no_email_and_is_logged_once() {
     with_each(|post| async move {
         let (bed, ca) = (post.bed("authenticated").await, post.ca());
         let settings = [("OFFRAMP_TLS_CA", path(&ca))];
@@ -422,7 +422,7 @@ async fn a_wrong_password_costs_no_email_and_is_reported_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_is_rejected_costs_no_email_and_is_reported_once() {
+async fn a_rejected_ehlo_name_loses_no_email_and_is_logged_once() {
     with_each(|post| async move {
         let bed = post.bed("named").await;
         let worker = Logged::start(&bed, &post.plain_url(), &[("OFFRAMP_SMTP_NAME", "worker")]).await;
@@ -457,7 +457,7 @@ async fn still_retried_within_a_day(bed: &TestBed, worker: &WorkerProcess, reply
 
 /// Longer than a lease, and than the shortest deadlines that mail clients have.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_email_arrives_once_where_the_content_is_filtered_for_70_s() {
+async fn an_email_arrives_once_when_the_server_filters_it_for_70_s() {
     with_each(|post| async move {
         let bed = post.bed("scanned").await;
         let settings = [("OFFRAMP_LEASE_SECONDS", "20")];

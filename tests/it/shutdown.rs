@@ -80,7 +80,7 @@ async fn start_with_hangup(how: &str, bed: &TestBed, sink: &SmtpSink) -> WorkerP
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn sighup_is_an_orderly_stop() {
+async fn sighup_stops_the_worker_gracefully() {
     let bed = TestBed::new("sighup").await;
     let sink = SmtpSink::start().await;
     let mut worker = start_with_hangup("default", &bed, &sink).await;
@@ -96,7 +96,7 @@ async fn sighup_is_an_orderly_stop() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_was_started_with_nohup_outlives_its_terminal() {
+async fn a_worker_started_with_nohup_ignores_sighup() {
     let bed = TestBed::new("nohup").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -109,7 +109,7 @@ async fn a_worker_that_was_started_with_nohup_outlives_its_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sigterm_under_load_finishes_what_is_in_hand() {
+async fn sigterm_under_load_finishes_work_in_flight() {
     let bed = TestBed::new("sigterm").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -132,7 +132,7 @@ async fn sigterm_under_load_finishes_what_is_in_hand() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_says_at_once_that_it_stops_and_waits_for_nobody_for_ever() {
+async fn a_stopping_worker_reports_it_at_once_and_stops_within_its_deadline() {
     let bed = TestBed::new("stalled").await;
     let sink =
         SmtpSink::scripted(Tls::No, |step, _| if step == Step::Content { Action::Stall } else { Action::Ok }).await;
@@ -196,7 +196,7 @@ fn is_due(entry: &Document) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn emails_that_are_not_sent_in_time_are_given_back() {
+async fn emails_not_sent_before_shutdown_are_released() {
     const COUNT: usize = 5;
     let bed = TestBed::new("given-back").await;
     let sink =
@@ -217,7 +217,7 @@ async fn emails_that_are_not_sent_in_time_are_given_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn emails_for_an_unavailable_mail_server_do_not_hold_up_a_stop() {
+async fn an_unavailable_mail_server_does_not_delay_shutdown() {
     const COUNT: usize = 20;
     let bed = TestBed::new("given-up").await;
     let (sink, _) = SmtpSink::unavailable().await;
@@ -244,7 +244,7 @@ fn was_tried(entry: &Document) -> bool {
 /// Commands about one subscription, as many as the longest batch has, are committed, and their worker is killed before RabbitMQ has an
 /// ack. All come again. Each is remembered, so nothing is decided twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_committed_and_not_acknowledged_is_decided_once() {
+async fn commands_committed_but_not_acknowledged_are_decided_once() {
     const COMMANDS: usize = 200;
     let bed = TestBed::new("unacked").await;
     let sink = SmtpSink::start().await;

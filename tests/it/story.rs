@@ -25,7 +25,7 @@ struct Generator {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_document_mail_and_event_is_what_the_rules_say() {
+async fn every_document_email_and_event_matches_the_model() {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(|| fastrand::u64(..));
     println!("SEED={seed}");
     let mut generator = Generator { random: fastrand::Rng::with_seed(seed), ids: 0 };
@@ -96,7 +96,7 @@ async fn every_document_mail_and_event_is_what_the_rules_say() {
     for (id, model) in &models {
         check_document(&bed, id, model).await;
     }
-    check_mails(&sink, expected_mails);
+    check_emails(&sink, expected_mails);
     check_events(events.take(&bed).await, &expected_events);
     for worker in workers {
         assert!(worker.stop().await.success());
@@ -334,7 +334,7 @@ async fn check_document(bed: &TestBed, id: &str, model: &Model) {
     assert_eq!(document.get_array("activities").unwrap(), &vec![activity.into()], "{context}");
 }
 
-fn check_mails(sink: &SmtpSink, mut expected: BTreeMap<(String, String, String), usize>) {
+fn check_emails(sink: &SmtpSink, mut expected: BTreeMap<(String, String, String), usize>) {
     let mut message_ids = BTreeSet::new();
     for received in sink.mails() {
         let mail = MessageParser::default().parse(&received.bytes).unwrap();

@@ -9,7 +9,7 @@ use offramp_testkit::rabbit::{Rabbit, amqp_url};
 use offramp_testkit::tls::{ThrowAwayCa, TlsServers};
 
 #[tokio::test]
-async fn the_second_address_is_used_when_the_first_is_dead() {
+async fn the_second_address_is_used_when_the_first_is_unreachable() {
     Rabbit::declared(async |rabbit| {
         let urls = format!("amqp://u:secret@127.0.0.1:1,{}", amqp_url());
         let broker = offramp::amqp::Broker::new(urls.parse().unwrap(), rabbit.prefix.clone());
@@ -23,7 +23,7 @@ async fn the_second_address_is_used_when_the_first_is_dead() {
 }
 
 #[tokio::test]
-async fn who_is_refused_is_told_so_and_no_password_is_shown() {
+async fn connection_errors_name_the_cause_and_never_show_the_password() {
     Rabbit::run(async |_| {
         let mut url = url::Url::parse(&amqp_url()).unwrap();
         url.set_password(Some("very-secret")).unwrap();
@@ -47,7 +47,7 @@ async fn who_is_refused_is_told_so_and_no_password_is_shown() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread")]
-async fn over_tls_each_side_shows_its_certificate() {
+async fn tls_connections_verify_both_certificates() {
     let (ca, other) = (ThrowAwayCa::new(), ThrowAwayCa::new());
     let servers = TlsServers::start(&ca, &["rabbitmq"]);
     let broker = |host: &str, trusted: &ThrowAwayCa, own: Option<&ThrowAwayCa>| {

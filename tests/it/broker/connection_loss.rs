@@ -11,7 +11,7 @@ use offramp_testkit::proxy::Proxy;
 use offramp_testkit::rabbit::Rabbit;
 
 #[tokio::test]
-async fn a_deleted_queue_is_declared_again_and_consumed() {
+async fn a_deleted_queue_is_declared_and_consumed_again() {
     Rabbit::declared(async |rabbit| {
         let health = lane();
         let mut consumer = consumer(rabbit, &health);
@@ -30,7 +30,7 @@ async fn a_deleted_queue_is_declared_again_and_consumed() {
 }
 
 #[tokio::test]
-async fn a_lane_with_a_batch_in_hand_notices_that_its_consumer_was_cancelled() {
+async fn a_consumer_cancelled_with_a_batch_in_flight_recovers() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["one"]).await;
         let health = lane();
@@ -54,7 +54,7 @@ async fn a_lane_with_a_batch_in_hand_notices_that_its_consumer_was_cancelled() {
 }
 
 #[tokio::test]
-async fn after_a_cut_connection_consumer_and_publisher_go_on() {
+async fn consumer_and_publisher_recover_from_a_cut_connection() {
     Rabbit::declared(async |rabbit| {
         let proxy = Proxy::start().await;
         let broker = proxy.broker(&rabbit.prefix);
@@ -87,7 +87,7 @@ async fn after_a_cut_connection_consumer_and_publisher_go_on() {
 }
 
 #[tokio::test]
-async fn after_the_broker_closed_the_connections_consumer_and_publisher_go_on() {
+async fn consumer_and_publisher_recover_when_the_broker_closes_their_connections() {
     Rabbit::declared(async |rabbit| {
         let proxy = Proxy::start().await;
         let broker = proxy.broker(&rabbit.prefix);
@@ -113,7 +113,7 @@ async fn after_the_broker_closed_the_connections_consumer_and_publisher_go_on() 
 }
 
 #[tokio::test]
-async fn an_ack_after_the_channel_is_gone_is_lost_and_the_messages_come_again() {
+async fn an_ack_on_a_lost_channel_fails_and_the_messages_are_redelivered() {
     Rabbit::declared(async |rabbit| {
         let proxy = Proxy::start().await;
         rabbit.commands(["one", "two"]).await;
@@ -141,7 +141,7 @@ async fn an_ack_after_the_channel_is_gone_is_lost_and_the_messages_come_again() 
 }
 
 #[tokio::test]
-async fn a_silent_network_ends_publishing_within_its_deadline_and_consuming_by_heartbeat() {
+async fn on_a_silent_network_publishing_times_out_and_consuming_ends_by_heartbeat() {
     Rabbit::declared(async |rabbit| {
         let proxy = Proxy::start().await;
         let broker = proxy.broker(&rabbit.prefix);

@@ -12,7 +12,7 @@ use offramp_testkit::eventually;
 use offramp_testkit::rabbit::Rabbit;
 
 #[tokio::test]
-async fn a_batch_is_what_waits_and_one_ack_settles_it() {
+async fn a_batch_holds_the_waiting_messages_and_one_ack_acknowledges_all() {
     Rabbit::declared(async |rabbit| {
         let texts: Vec<String> = (0..30).map(|index| index.to_string()).collect();
         rabbit.commands(texts.iter().map(String::as_str)).await;
@@ -32,7 +32,7 @@ async fn a_batch_is_what_waits_and_one_ack_settles_it() {
 }
 
 #[tokio::test]
-async fn a_batch_that_is_released_or_dropped_comes_again() {
+async fn a_released_or_dropped_batch_is_redelivered() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["one", "two"]).await;
         let mut consumer = consumer(rabbit, &lane());
@@ -76,7 +76,7 @@ async fn a_later_batch_cannot_acknowledge_an_earlier_one() {
 }
 
 #[tokio::test]
-async fn a_kept_delivery_is_settled_by_nobody_else_and_comes_again() {
+async fn a_delivery_set_aside_is_not_acknowledged_by_later_batches_and_is_redelivered() {
     Rabbit::declared(async |rabbit| {
         let texts: Vec<String> = (0..20).map(|index| index.to_string()).collect();
         rabbit.commands(texts.iter().map(String::as_str)).await;
@@ -122,7 +122,7 @@ async fn a_kept_delivery_is_settled_by_nobody_else_and_comes_again() {
 }
 
 #[tokio::test]
-async fn kept_deliveries_take_no_room_from_those_that_follow() {
+async fn deliveries_set_aside_do_not_use_up_the_prefetch() {
     Rabbit::declared(async |rabbit| {
         let texts: Vec<String> = (0..12).map(|index| index.to_string()).collect();
         rabbit.commands(texts.iter().map(String::as_str)).await;
@@ -143,7 +143,7 @@ async fn kept_deliveries_take_no_room_from_those_that_follow() {
 }
 
 #[tokio::test]
-async fn what_is_there_already_is_not_forgotten_when_more_is_sent_ahead() {
+async fn raising_the_prefetch_loses_no_buffered_delivery() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"]).await;
         come_back(rabbit, 6).await;
@@ -177,7 +177,7 @@ async fn what_is_there_already_is_not_forgotten_when_more_is_sent_ahead() {
 }
 
 #[tokio::test]
-async fn on_shutdown_the_batch_in_hand_is_acknowledged_and_the_rest_goes_back() {
+async fn on_shutdown_the_batch_in_flight_is_acknowledged_and_the_rest_is_requeued() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["one", "two", "three"]).await;
         let health = lane();
@@ -197,7 +197,7 @@ async fn on_shutdown_the_batch_in_hand_is_acknowledged_and_the_rest_goes_back() 
 }
 
 #[tokio::test]
-async fn a_consumer_with_its_hands_full_reads_on_when_it_settles_and_stops_at_once() {
+async fn a_consumer_at_its_byte_limit_reads_on_after_acks_and_stops_at_once() {
     Rabbit::declared(async |rabbit| {
         const MESSAGES: usize = 16;
         let body = "x".repeat(4 * 1024 * 1024);
@@ -228,7 +228,7 @@ async fn a_consumer_with_its_hands_full_reads_on_when_it_settles_and_stops_at_on
 }
 
 #[tokio::test]
-async fn an_empty_queue_ends_at_once_on_shutdown() {
+async fn a_consumer_of_an_empty_queue_stops_at_once_on_shutdown() {
     Rabbit::declared(async |rabbit| {
         let health = lane();
         let mut consumer = consumer(rabbit, &health);
@@ -244,7 +244,7 @@ async fn an_empty_queue_ends_at_once_on_shutdown() {
 }
 
 #[tokio::test]
-async fn a_suspended_consumer_gives_everything_back_and_begins_again_when_asked() {
+async fn a_suspended_consumer_requeues_everything_and_resumes_on_the_next_batch() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["one", "two"]).await;
         let health = lane();

@@ -14,7 +14,7 @@ use offramp_testkit::eventually;
 use offramp_testkit::rabbit::Rabbit;
 
 #[tokio::test]
-async fn a_retry_copy_comes_back_whole_and_may_do_so_again() {
+async fn a_retry_copy_returns_unchanged_after_its_delay_and_can_be_retried_again() {
     Rabbit::declared(async |rabbit| {
         let mut headers = FieldTable::default();
         headers.insert("tenant".into(), AMQPValue::LongString("north".into()));
@@ -82,7 +82,7 @@ async fn a_retry_copy_comes_back_whole_and_may_do_so_again() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_says_why_and_a_replay_does_not() {
+async fn a_dead_letter_carries_its_reason_and_a_replay_removes_it() {
     Rabbit::declared(async |rabbit| {
         let properties = BasicProperties::default().with_priority(9);
         rabbit.publish(&rabbit.prefix, "subscription.cancellation", b"not json", properties).await;
@@ -124,7 +124,7 @@ async fn a_dead_letter_says_why_and_a_replay_does_not() {
 }
 
 #[tokio::test]
-async fn a_message_with_headers_as_large_as_a_frame_can_still_become_a_dead_letter() {
+async fn a_message_with_headers_as_large_as_a_frame_can_become_a_dead_letter() {
     Rabbit::declared(async |rabbit| {
         let mut headers = FieldTable::default();
         headers.insert("ballast".into(), AMQPValue::LongString(LongString::from("x".repeat(129_000))));

@@ -22,7 +22,7 @@ async fn declaring_twice_changes_nothing() {
 }
 
 #[tokio::test]
-async fn many_may_declare_at_once() {
+async fn concurrent_declarations_succeed() {
     Rabbit::run(async |rabbit| {
         let (a, b, c) = (rabbit.broker(), rabbit.broker(), rabbit.broker());
         let topology = &rabbit.topology;
@@ -33,7 +33,7 @@ async fn many_may_declare_at_once() {
 }
 
 #[tokio::test]
-async fn exchanges_that_publishers_declared_first_are_fine() {
+async fn an_exchange_declared_by_a_publisher_is_accepted() {
     Rabbit::run(async |rabbit| {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let name = rabbit.prefix.as_str().into();
@@ -44,7 +44,7 @@ async fn exchanges_that_publishers_declared_first_are_fine() {
 }
 
 #[tokio::test]
-async fn an_object_that_is_different_is_named_with_what_differs_and_what_to_do() {
+async fn a_differing_queue_is_reported_with_the_difference_and_the_remedy() {
     Rabbit::run(async |rabbit| {
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
@@ -67,7 +67,7 @@ async fn an_object_that_is_different_is_named_with_what_differs_and_what_to_do()
 }
 
 #[tokio::test]
-async fn an_exchange_of_another_type_is_named() {
+async fn an_exchange_of_another_type_is_reported() {
     Rabbit::run(async |rabbit| {
         let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
         let name = rabbit.topology.event_exchange();

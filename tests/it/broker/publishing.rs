@@ -29,7 +29,7 @@ async fn a_confirmed_message_is_in_its_queue() {
 }
 
 #[tokio::test]
-async fn of_many_messages_exactly_the_unroutable_ones_are_errors() {
+async fn only_unroutable_messages_fail() {
     Rabbit::declared(async |rabbit| {
         let publisher = Publisher::new(rabbit.broker());
         // Some rounds: confirms come in groups of changing size, and that is where returns get mixed up.
@@ -53,7 +53,7 @@ async fn of_many_messages_exactly_the_unroutable_ones_are_errors() {
 }
 
 #[tokio::test]
-async fn a_message_that_is_not_mandatory_may_have_no_queue() {
+async fn messages_that_are_not_mandatory_may_be_unroutable() {
     Rabbit::declared(async |rabbit| {
         let publisher = Publisher::new(rabbit.broker());
         let event = Outgoing::new(rabbit.topology.event_exchange(), "subscription.ended", b"{}".to_vec());
@@ -65,7 +65,7 @@ async fn a_message_that_is_not_mandatory_may_have_no_queue() {
 }
 
 #[tokio::test]
-async fn one_message_that_the_broker_refuses_does_not_fail_the_others() {
+async fn a_message_rejected_by_the_broker_does_not_fail_the_others() {
     Rabbit::declared(async |rabbit| {
         let publisher = Publisher::new(rabbit.broker());
         let good = |body: &str| Outgoing::new("", rabbit.queue(), body.into()).mandatory();
@@ -82,7 +82,7 @@ async fn one_message_that_the_broker_refuses_does_not_fail_the_others() {
 }
 
 #[tokio::test]
-async fn many_may_publish_at_once() {
+async fn concurrent_publishing_succeeds() {
     Rabbit::declared(async |rabbit| {
         let publisher = Publisher::new(rabbit.broker());
         let calls = (0..40).map(|call| {
@@ -104,7 +104,7 @@ async fn many_may_publish_at_once() {
 }
 
 #[tokio::test]
-async fn what_was_deleted_at_run_time_is_declared_again_by_whoever_publishes_there() {
+async fn publishing_declares_deleted_queues_and_exchanges_again() {
     Rabbit::declared(async |rabbit| {
         let topology = &rabbit.topology;
         let publisher = Publisher::declaring(rabbit.broker(), topology.clone());
@@ -145,7 +145,7 @@ async fn what_was_deleted_at_run_time_is_declared_again_by_whoever_publishes_the
 }
 
 #[tokio::test]
-async fn a_publisher_says_whether_messages_get_out() {
+async fn publisher_status_reports_missing_confirms() {
     Rabbit::declared(async |rabbit| {
         let proxy = Proxy::start().await;
         let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
@@ -165,7 +165,7 @@ async fn a_publisher_says_whether_messages_get_out() {
 }
 
 #[tokio::test]
-async fn a_publisher_whose_messages_were_rejected_goes_on_as_soon_as_they_are_not() {
+async fn a_publisher_recovers_once_its_messages_are_no_longer_rejected() {
     Rabbit::declared(async |rabbit| {
         let queue = rabbit.topology.dead_letter_queue();
         let publisher = Publisher::new(rabbit.broker());

@@ -16,7 +16,7 @@ use offramp_testkit::eventually;
 use offramp_testkit::rabbit::Rabbit;
 
 #[tokio::test]
-async fn dead_letters_survive_being_looked_at_again_and_again() {
+async fn dead_letters_survive_any_number_of_redeliveries() {
     Rabbit::declared(async |rabbit| {
         let queue = rabbit.topology.dead_letter_queue();
         rabbit.publish("", &queue, b"kept", BasicProperties::default().with_delivery_mode(2)).await;
@@ -30,7 +30,7 @@ async fn dead_letters_survive_being_looked_at_again_and_again() {
 }
 
 #[tokio::test]
-async fn a_message_that_ends_every_worker_becomes_a_dead_letter() {
+async fn the_broker_dead_letters_a_message_at_the_delivery_limit() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["poison"]).await;
         // The first 101 deliveries are those that the limit of 100 returns allows.
@@ -44,7 +44,7 @@ async fn a_message_that_ends_every_worker_becomes_a_dead_letter() {
 }
 
 #[tokio::test]
-async fn however_often_workers_are_killed_no_innocent_message_becomes_a_dead_letter() {
+async fn killed_workers_turn_no_valid_message_into_a_dead_letter() {
     Rabbit::declared(async |rabbit| {
         let mut waiting: BTreeSet<String> = BTreeSet::new();
         let mut returns_max = 0;
@@ -78,7 +78,7 @@ async fn however_often_workers_are_killed_no_innocent_message_becomes_a_dead_let
 }
 
 #[tokio::test]
-async fn a_message_that_ends_each_process_that_takes_it_becomes_a_dead_letter_alone() {
+async fn only_the_message_that_crashes_workers_becomes_a_dead_letter() {
     Rabbit::declared(async |rabbit| {
         let texts: Vec<String> = (0..200).map(|index| index.to_string()).collect();
         let before: Vec<_> = texts[..100].iter().map(String::as_str).collect();
@@ -140,7 +140,7 @@ async fn a_message_that_ends_each_process_that_takes_it_becomes_a_dead_letter_al
 }
 
 #[tokio::test]
-async fn a_publishers_own_delivery_count_does_not_make_a_message_one_that_ends_workers() {
+async fn a_delivery_count_set_by_a_publisher_is_not_counted_as_redeliveries() {
     Rabbit::declared(async |rabbit| {
         // As on a message that somebody has moved here from another quorum queue.
         let mut headers = FieldTable::default();
@@ -166,7 +166,7 @@ async fn a_publishers_own_delivery_count_does_not_make_a_message_one_that_ends_w
 }
 
 #[tokio::test]
-async fn messages_that_came_back_often_are_soon_taken_in_batches_again() {
+async fn batches_grow_again_after_many_redeliveries() {
     Rabbit::declared(async |rabbit| {
         let texts: Vec<String> = (0..500).map(|index| index.to_string()).collect();
         rabbit.commands(texts.iter().map(String::as_str)).await;
@@ -191,7 +191,7 @@ async fn messages_that_came_back_often_are_soon_taken_in_batches_again() {
 }
 
 #[tokio::test]
-async fn after_messages_that_came_back_often_a_quiet_queue_is_soon_consumed_as_ever() {
+async fn full_prefetch_returns_on_a_quiet_queue_after_many_redeliveries() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["one", "two", "three"]).await;
         come_back(rabbit, 6).await;

@@ -9,7 +9,7 @@ use offramp_testkit::proxy::{NESTED, NOT_UTF8, Proxy, nested_arrays};
 use offramp_testkit::rabbit::Rabbit;
 
 #[tokio::test]
-async fn headers_too_deep_for_any_stack_do_no_harm() {
+async fn deeply_nested_headers_are_dropped_and_the_message_arrives() {
     Rabbit::declared(async |rabbit| {
         let proxy = Proxy::start().await;
         let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
@@ -51,7 +51,7 @@ async fn headers_too_deep_for_any_stack_do_no_harm() {
 }
 
 #[tokio::test]
-async fn text_that_lapin_cannot_read_does_no_harm() {
+async fn text_that_is_not_utf8_is_replaced_and_the_message_arrives() {
     Rabbit::declared(async |rabbit| {
         let proxy = Proxy::start().await;
         let publisher = Publisher::new(proxy.broker(&rabbit.prefix));

@@ -19,7 +19,7 @@ use offramp_testkit::test_bed::TestBed;
 /// A batch as long as the longest, all about one document, is committed and comes again, because its worker ended before the ack:
 /// each command is remembered, so nothing is decided twice. With one command more, the first would be forgotten.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_document_remembers_a_full_batch() {
+async fn every_command_of_a_full_batch_is_remembered() {
     const BATCH_MAX: usize = 200;
     let bed = TestBed::new("full-batch").await;
     populate(&bed).await;
@@ -67,7 +67,7 @@ async fn a_document_remembers_a_full_batch() {
 /// Many documents are written with one statement. Those that somebody else has changed, and those that cannot take it, are told
 /// from the others.
 #[tokio::test(flavor = "multi_thread")]
-async fn each_document_of_a_batch_is_written_lost_or_corrupt() {
+async fn each_document_of_a_batch_gets_its_own_write_result() {
     let bed = TestBed::new("together").await;
     populate(&bed).await;
     let store = Store::open(&bed.mongodb_url, &StoreTls::default()).await.unwrap();

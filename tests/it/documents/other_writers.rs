@@ -20,7 +20,7 @@ async fn unworkable(worker: &WorkerProcess, collection: &str) -> Option<f64> {
 
 /// What the drivers of Node and Python write: integers as int32, int64 or double, null for what is not set, fields of their own.
 #[tokio::test(flavor = "multi_thread")]
-async fn documents_of_other_drivers_pass_through_the_whole_job() {
+async fn subscriptions_written_by_other_drivers_are_processed_and_preserved() {
     let bed = TestBed::new("drivers").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -90,7 +90,7 @@ async fn documents_of_other_drivers_pass_through_the_whole_job() {
 
 /// The same of accounts: a notice about a card leaves what others wrote as it is.
 #[tokio::test(flavor = "multi_thread")]
-async fn accounts_of_other_drivers_pass_through_the_whole_job() {
+async fn accounts_written_by_other_drivers_are_processed_and_preserved() {
     let bed = TestBed::new("account-drivers").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -158,7 +158,7 @@ async fn accounts_of_other_drivers_pass_through_the_whole_job() {
 
 /// What nothing can be decided about is a dead letter that says why, and what only time would end is found by the sweep.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_processed_is_reported() {
+async fn unprocessable_documents_are_reported() {
     let bed = TestBed::new("unworkable").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;

@@ -30,7 +30,7 @@ const ROUNDS: usize = 8;
 /// Any accepted command, with dates at the ends of the calendar and texts at their limits, and whatever time does, leaves a
 /// document that reads back as it was decided, and every entry of its outbox as itself.
 #[tokio::test(flavor = "multi_thread")]
-async fn every_accepted_command_leaves_a_document_that_reads_back() {
+async fn every_accepted_command_writes_a_readable_document() {
     let bed = TestBed::new("round-trip").await;
     let store = Store::open(&bed.mongodb_url, &StoreTls::default()).await.unwrap();
     let seed = fastrand::u64(..);

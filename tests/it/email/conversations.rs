@@ -36,7 +36,7 @@ fn ids(mail: &[u8]) -> (String, [String; 3]) {
 
 /// Also: the worker signs, with what is in its settings.
 #[tokio::test(flavor = "multi_thread")]
-async fn worker_and_simulation_give_a_mail_the_same_ids() {
+async fn worker_and_simulation_give_an_email_the_same_ids() {
     let failure = |id: &str, subscription: &str| {
         let data = json!({
             "organization_id": "org", "subscription_id": subscription, "invoice_id": "inv-5", "attempt": 1,

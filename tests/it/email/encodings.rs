@@ -28,7 +28,7 @@ const KNOWS_8BITMIME: &str = "250-sink\r\n250-PIPELINING\r\n250 8BITMIME";
 const KNOWS_NOTHING: &str = "250 sink";
 
 #[tokio::test]
-async fn bodies_are_encoded_as_the_server_takes_them() {
+async fn bodies_are_encoded_as_the_server_accepts_them() {
     let long = "é".repeat(500);
     let quoted = ["7bit", "quoted-printable", "quoted-printable"];
     for (text, html, answer, expected, announced) in [
@@ -53,7 +53,7 @@ async fn bodies_are_encoded_as_the_server_takes_them() {
 }
 
 #[tokio::test]
-async fn a_connection_that_is_replaced_may_lead_to_a_server_that_takes_less() {
+async fn a_new_connection_to_a_less_capable_server_reencodes_the_email() {
     let sink = SmtpSink::scripted(Tls::No, |at, nth| match (at, nth) {
         (Step::Ehlo, 1) => Action::Answer(KNOWS_8BITMIME),
         (Step::Ehlo, _) => Action::Answer(KNOWS_NOTHING),
@@ -69,7 +69,7 @@ async fn a_connection_that_is_replaced_may_lead_to_a_server_that_takes_less() {
 }
 
 #[tokio::test]
-async fn lines_that_mean_something_to_servers_and_mailboxes_arrive_as_they_are() {
+async fn lines_with_special_meaning_arrive_unchanged() {
     let text = ".\n..\n.hidden\n \nFrom here\nFrom: nobody\n--\n--=_\nQUIT\n\n.\n";
     for answer in [KNOWS_8BITMIME, KNOWS_NOTHING] {
         let (taken, _) = sent(&saying(text, text), answer).await;
@@ -81,7 +81,7 @@ async fn lines_that_mean_something_to_servers_and_mailboxes_arrive_as_they_are()
 }
 
 #[tokio::test]
-async fn nobody_can_write_a_part_of_their_own() {
+async fn text_cannot_inject_a_mime_part() {
     let boundary = format!("--=_{}", origin().entry_id.simple());
     let attack = format!("Moving\n{boundary}\nContent-Type: text/html\n\n<h1>Pay here</h1>\n{boundary}--\n");
     for answer in [KNOWS_8BITMIME, KNOWS_NOTHING] {
@@ -97,7 +97,7 @@ async fn nobody_can_write_a_part_of_their_own() {
 }
 
 #[test]
-fn long_names_and_subjects_are_folded_and_read_back_whole() {
+fn long_names_and_subjects_are_folded_and_read_back_unchanged() {
     let words = "Paiement refusé\u{a0}: nouvelle tentative ".repeat(4);
     let names = [
         "n".repeat(100),
@@ -135,7 +135,7 @@ fn long_names_and_subjects_are_folded_and_read_back_whole() {
 }
 
 #[test]
-fn no_mail_is_cut_off() {
+fn no_email_exceeds_the_size_that_gmail_shows() {
     let mut largest = (0, String::new());
     for locale in LOCALES {
         for Sample { variant, notification } in every_sample(locale) {
@@ -150,7 +150,7 @@ fn no_mail_is_cut_off() {
 }
 
 #[test]
-fn nothing_is_tracked_and_nobody_is_asked_to_unsubscribe() {
+fn emails_contain_no_tracking_and_no_list_headers() {
     for locale in LOCALES {
         for Sample { notification, .. } in every_sample(locale) {
             let mail = bytes(&composed(&notification));

@@ -8,7 +8,7 @@ use offramp_mail::SendError;
 use super::{bytes, composed, connection, sample};
 
 #[tokio::test]
-async fn mails_become_files_that_are_whole_and_safely_named() {
+async fn emails_become_complete_and_safely_named_files() {
     let directory = tempfile::tempdir().unwrap();
     let mails = directory.path().join("new/mails");
     let mut connection = connection(&format!("file://{}", mails.display()), &ClientTls::default());

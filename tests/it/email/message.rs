@@ -11,13 +11,13 @@ use super::{LOCALES, built_in, bytes, composed, date, every_sample, header_names
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 
 #[tokio::test]
-async fn a_mail_arrives_with_every_header_and_both_parts() {
+async fn an_email_arrives_with_every_header_and_both_parts() {
     for features in ["250-sink\r\n250 8BITMIME", "250 sink"] {
-        arrives_with_every_header_and_both_parts(features).await;
+        check_headers_and_parts(features).await;
     }
 }
 
-async fn arrives_with_every_header_and_both_parts(features: &'static str) {
+async fn check_headers_and_parts(features: &'static str) {
     let script = move |at, _| if at == Step::Ehlo { Action::Answer(features) } else { Action::Ok };
     let sink = SmtpSink::scripted(Tls::No, script).await;
     let mut connection = to(&sink);
@@ -98,7 +98,7 @@ pub fn check_form(bytes: &[u8], takes_8bit: bool) {
 }
 
 #[test]
-fn hostile_names_change_nothing_but_the_name() {
+fn hostile_names_inject_no_headers() {
     let names = [
         "Gym\r\nBcc: victim@example.com\r\n\r\n<h1>",
         "\"; rm -rf\" <evil@example.com>, \"x",
@@ -143,7 +143,7 @@ fn hostile_names_change_nothing_but_the_name() {
 }
 
 #[test]
-fn names_that_are_merely_unusual_arrive_as_they_are() {
+fn unusual_names_arrive_unchanged() {
     for name in ["Gym, Inc. (Québec) \\ \"Élite\"", "🏊🏽‍♀️ Club", "مركز اللياقة", "O'Brien & fils", "Centre\u{a0}Nord"]
     {
         let mut notification = sample();
@@ -155,7 +155,7 @@ fn names_that_are_merely_unusual_arrive_as_they_are() {
 }
 
 #[test]
-fn an_address_that_is_none_is_named() {
+fn an_invalid_recipient_is_an_error_and_an_invalid_reply_to_is_omitted() {
     let rendered = built_in().render(&sample()).unwrap();
     for email in [
         "",
@@ -186,7 +186,7 @@ fn an_address_that_is_none_is_named() {
 }
 
 #[test]
-fn a_domain_beyond_ascii_is_written_in_ascii() {
+fn a_non_ascii_domain_is_written_in_punycode() {
     let mut notification = sample();
     notification.to.email = "info@école.example".to_owned();
     let mail = composed(&notification);
@@ -195,6 +195,6 @@ fn a_domain_beyond_ascii_is_written_in_ascii() {
 }
 
 #[test]
-fn the_same_entry_makes_the_same_mail() {
+fn composing_an_entry_is_deterministic() {
     assert_eq!(bytes(&composed(&sample())), bytes(&composed(&sample())));
 }

@@ -19,7 +19,7 @@ async fn verified(pem: &str, notification: &Notification) -> Vec<DkimResult> {
 }
 
 #[tokio::test]
-async fn signatures_hold_for_every_mail() {
+async fn every_email_has_a_valid_signature() {
     let signers = [RSA_PKCS1, RSA_PKCS8, ED25519].map(signer);
     let sink = SmtpSink::start().await;
     let mut connection = to(&sink);
@@ -37,7 +37,7 @@ async fn signatures_hold_for_every_mail() {
 }
 
 #[tokio::test]
-async fn signatures_hold_whatever_people_are_called() {
+async fn signatures_are_valid_for_unusual_names_and_addresses() {
     let long = "word ".repeat(40);
     for name in ["Gym\r\n Bcc: x", "a  b\t c", "é".repeat(100).as_str(), "\"x\" <y@z>", "", &long] {
         let mut notification = sample();
@@ -60,7 +60,7 @@ async fn signatures_hold_whatever_people_are_called() {
 }
 
 #[tokio::test]
-async fn signatures_survive_what_servers_do_and_nothing_else() {
+async fn signatures_survive_relaying_but_no_other_change() {
     for pem in [RSA_PKCS8, ED25519] {
         let signer = signer(pem);
         let dns = Dns::of(&signer);
@@ -108,7 +108,7 @@ async fn signatures_survive_what_servers_do_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn files_are_signed_and_readable_by_everybody() {
+async fn files_are_signed_and_encoded_for_any_reader() {
     let directory = tempfile::tempdir().unwrap();
     let signer = signer(RSA_PKCS8);
     let mut files = connection(&format!("file://{}", directory.path().display()), &ClientTls::default());

@@ -26,7 +26,7 @@ async fn both(step: Step, nth: impl Fn(usize) -> bool + Copy + Send + Sync + 'st
 }
 
 #[tokio::test]
-async fn a_refusal_of_the_mail_is_the_mails_and_the_connection_goes_on() {
+async fn a_rejected_email_leaves_the_connection_usable() {
     type Case = (Step, &'static str, fn(&SendError) -> bool);
     let cases: [Case; 6] = [
         (Step::Rcpt, "550 no such user", |error| matches!(error, SendError::Permanent(_))),
@@ -50,7 +50,7 @@ async fn a_refusal_of_the_mail_is_the_mails_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn data_is_sent_only_after_the_recipient_was_accepted() {
+async fn data_is_sent_only_after_the_recipient_is_accepted() {
     for sink in both(Step::Rcpt, |_| true, Action::Answer("550 no such user")).await {
         let error = send(&sink).await.unwrap_err();
         assert!(matches!(error, SendError::Permanent(_)), "{error:?}");
@@ -60,7 +60,7 @@ async fn data_is_sent_only_after_the_recipient_was_accepted() {
 }
 
 #[tokio::test]
-async fn a_rejection_of_the_sender_is_the_servers_answer() {
+async fn a_rejected_sender_is_reported_with_the_servers_reply() {
     for sink in both(Step::Mail, |nth| nth == 1, Action::Answer("550 5.7.60 not you")).await {
         let mut connection = to(&sink);
         let error = connection.send(&composed(&sample())).await.unwrap_err();
@@ -72,7 +72,7 @@ async fn a_rejection_of_the_sender_is_the_servers_answer() {
 }
 
 #[tokio::test]
-async fn what_a_server_says_decides_whose_fault_it_is() {
+async fn failures_are_classified_by_the_servers_reply() {
     type Case = (Step, Action, fn(&SendError) -> bool);
     let cases: [Case; 22] = [
         (Step::Greeting, Action::Answer("554 go away"), is_of_connection),
@@ -125,7 +125,7 @@ fn is_of_sender(error: &SendError) -> bool {
 }
 
 #[tokio::test]
-async fn a_late_reply_is_never_taken_for_another() {
+async fn a_late_reply_is_never_read_as_the_reply_to_another_command() {
     let late = Action::Late(2 * deadlines().envelope);
     for step in [Step::Greeting, Step::Ehlo, Step::Mail, Step::Rcpt, Step::Data, Step::Content] {
         for sink in late_at(step, late).await {
@@ -180,7 +180,7 @@ async fn late_at(step: Step, late: Action) -> [SmtpSink; 2] {
 }
 
 #[tokio::test]
-async fn a_server_gone_mad_costs_no_memory() {
+async fn endless_replies_are_cut_off() {
     static WITHOUT_END: LazyLock<String> = LazyLock::new(|| "250-x\r\n".repeat(100_000));
     static ONE_LINE: LazyLock<String> = LazyLock::new(|| format!("250 {}", "x".repeat(1_000_000)));
     for answer in [WITHOUT_END.as_str(), ONE_LINE.as_str()] {
@@ -195,7 +195,7 @@ async fn a_server_gone_mad_costs_no_memory() {
 }
 
 #[tokio::test]
-async fn after_any_doubt_the_next_mail_takes_a_new_connection() {
+async fn after_a_delivery_in_doubt_the_next_email_uses_a_new_connection() {
     for action in [Action::Stall, Action::Drop, Action::Answer("251 maybe")] {
         for sink in both(Step::Content, |nth| nth == 1, action).await {
             let mut connection = to(&sink);
@@ -207,7 +207,7 @@ async fn after_any_doubt_the_next_mail_takes_a_new_connection() {
 }
 
 #[tokio::test]
-async fn a_send_that_is_given_up_leaves_no_answer_for_the_next() {
+async fn a_cancelled_send_leaves_no_reply_for_the_next_email() {
     for sink in both(Step::Rcpt, |nth| nth == 2, Action::Stall).await {
         let mut connection = to(&sink);
         connection.send(&composed(&sample())).await.unwrap();
@@ -219,7 +219,7 @@ async fn a_send_that_is_given_up_leaves_no_answer_for_the_next() {
 }
 
 #[tokio::test]
-async fn a_connection_that_the_server_closed_is_replaced_without_a_word() {
+async fn a_connection_closed_by_the_server_is_replaced_silently() {
     for action in [Action::Answer("421 idle too long"), Action::Drop] {
         for sink in both(Step::Mail, |nth| nth == 2, action).await {
             let mut connection = to(&sink);
@@ -232,7 +232,7 @@ async fn a_connection_that_the_server_closed_is_replaced_without_a_word() {
 }
 
 #[tokio::test]
-async fn mails_follow_one_another_without_waiting_for_acknowledgements() {
+async fn emails_are_not_delayed_by_nagles_algorithm() {
     let sink = SmtpSink::start().await;
     let mut connection = to(&sink);
     let mail = composed(&sample());
@@ -245,7 +245,7 @@ async fn mails_follow_one_another_without_waiting_for_acknowledgements() {
 }
 
 #[tokio::test]
-async fn check_goes_as_far_as_a_mail_would_and_says_where_it_failed() {
+async fn check_connects_and_reports_the_failing_step() {
     let check = |sink: &SmtpSink| {
         let transport = transport(&sink.url(), &ClientTls::default(), deadlines());
         async move { transport.check().await }
@@ -259,7 +259,7 @@ async fn check_goes_as_far_as_a_mail_would_and_says_where_it_failed() {
 }
 
 #[tokio::test]
-async fn a_farewell_is_said() {
+async fn quit_is_sent_once_per_connection() {
     let sink = SmtpSink::start().await;
     let mut connection = to(&sink);
     connection.quit().await;
@@ -269,7 +269,7 @@ async fn a_farewell_is_said() {
 }
 
 #[tokio::test]
-async fn an_address_beyond_ascii_needs_a_server_that_takes_it() {
+async fn a_non_ascii_recipient_requires_smtputf8() {
     let mut notification = sample();
     notification.to.email = "zoé@example.com".to_owned();
     let mail = composed(&notification);
@@ -287,7 +287,7 @@ async fn an_address_beyond_ascii_needs_a_server_that_takes_it() {
 }
 
 #[tokio::test]
-async fn an_address_for_answers_beyond_ascii_keeps_no_email_from_its_recipient() {
+async fn a_non_ascii_reply_to_is_omitted_for_an_ascii_recipient() {
     let signer = DkimSigner::new(
         DkimKey::parse(offramp_testkit::dkim::ED25519).unwrap(),
         "s1".to_owned(),

@@ -15,7 +15,7 @@ fn localhost(sink: &SmtpSink, scheme: &str, login: &str, option: &str) -> String
 }
 
 #[tokio::test]
-async fn connections_are_encrypted_as_the_settings_say() {
+async fn connections_are_encrypted_as_configured() {
     let ca = ThrowAwayCa::new();
     let trusting = ca.client(false);
     let start_tls = || Tls::Upgrade(ca.server_config(false));
@@ -56,7 +56,7 @@ async fn connections_are_encrypted_as_the_settings_say() {
 }
 
 #[tokio::test]
-async fn who_is_hung_up_on_after_the_handshake_is_told_that_it_may_be_the_certificate() {
+async fn a_hangup_right_after_the_handshake_suggests_a_certificate_problem() {
     let ca = ThrowAwayCa::new();
     let trusting = ca.client(false);
     // Over STARTTLS, the first EHLO is in the clear.
@@ -77,7 +77,7 @@ async fn who_is_hung_up_on_after_the_handshake_is_told_that_it_may_be_the_certif
 }
 
 #[tokio::test]
-async fn an_answer_slipped_in_before_encryption_is_refused() {
+async fn a_reply_injected_before_encryption_is_rejected() {
     let ca = ThrowAwayCa::new();
     let trusting = ca.client(false);
     let script = |at, _| if at == Step::StartTls { Action::Answer("220 go ahead\r\n250 injected") } else { Action::Ok };
@@ -87,7 +87,7 @@ async fn an_answer_slipped_in_before_encryption_is_refused() {
 }
 
 #[tokio::test]
-async fn passwords_are_sent_encrypted_or_not_at_all_and_never_shown() {
+async fn passwords_are_only_sent_encrypted_and_never_shown() {
     let ca = ThrowAwayCa::new();
     let trusting = ca.client(false);
     let mail = composed(&sample());

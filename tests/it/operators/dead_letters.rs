@@ -65,7 +65,7 @@ async fn take_all(bed: &TestBed, queue: &str) -> BTreeMap<String, usize> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn letters_are_listed_shown_repaired_and_sent_back() {
+async fn dead_letters_are_listed_shown_and_replayed_after_a_repair() {
     let bed = TestBed::new("letters").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -151,7 +151,7 @@ async fn letters_are_listed_shown_repaired_and_sent_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exhausted_retries_begin_anew() {
+async fn a_replay_of_exhausted_retries_starts_at_the_first_attempt() {
     let bed = TestBed::new("exhausted").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -179,7 +179,7 @@ async fn exhausted_retries_begin_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_broker_gave_up_is_listed_and_goes_home() {
+async fn messages_beyond_the_delivery_limit_are_listed_and_replayed() {
     let bed = TestBed::new("limit").await;
     declare(&bed).await;
     bed.command(&command("poison", "card.expiry", json!({}))).await;
@@ -207,7 +207,7 @@ async fn what_the_broker_gave_up_is_listed_and_goes_home() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_letter_without_a_home_stays() {
+async fn a_dead_letter_that_cannot_be_routed_is_kept() {
     let bed = TestBed::new("homeless").await;
     declare(&bed).await;
     let queue = format!("{}.dead-letters", bed.prefix);
@@ -236,7 +236,7 @@ async fn a_letter_without_a_home_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn drop_asks_and_takes_only_what_was_meant() {
+async fn drop_requires_confirmation_and_removes_only_matching_letters() {
     let bed = TestBed::new("drop").await;
     let topology = declare(&bed).await;
     let commands: Vec<Value> = (0..250).map(|index| cancellation(&format!("c-{index}"), "sub")).collect();
@@ -258,7 +258,7 @@ async fn drop_asks_and_takes_only_what_was_meant() {
 const LETTERS: u32 = 2_000;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_killed_half_way_loses_nothing() {
+async fn a_killed_replay_loses_nothing() {
     let bed = TestBed::new("killed").await;
     let sink = SmtpSink::start().await;
     let topology = declare(&bed).await;
@@ -317,7 +317,7 @@ async fn a_replay_killed_half_way_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn looking_and_dropping_killed_half_way_lose_nothing() {
+async fn killed_list_show_and_drop_lose_nothing() {
     let bed = TestBed::new("looked").await;
     let topology = declare(&bed).await;
     let commands: Vec<Value> = (0..LETTERS).map(|index| cancellation(&format!("c-{index}"), "sub")).collect();
@@ -357,7 +357,7 @@ async fn looking_and_dropping_killed_half_way_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn operators_wait_for_one_another() {
+async fn concurrent_operators_wait_for_each_other() {
     let bed = TestBed::new("operators").await;
     let topology = declare(&bed).await;
     let commands: Vec<Value> = (0..600).map(|index| cancellation(&format!("c-{index}"), "sub")).collect();
@@ -400,7 +400,7 @@ async fn operators_wait_for_one_another() {
 }
 
 #[tokio::test]
-async fn letters_that_share_a_handle_are_not_taken_for_each_other() {
+async fn dead_letters_with_the_same_handle_are_distinguished() {
     Rabbit::declared(async |rabbit| {
         let queue = rabbit.topology.dead_letter_queue();
         let bury = async |body: &str| {
@@ -430,9 +430,9 @@ async fn letters_that_share_a_handle_are_not_taken_for_each_other() {
     .await;
 }
 
-/// `LETTERS=100000 cargo test --test it many_letters -- --nocapture` prints figures.
+/// `LETTERS=100000 cargo test --test it many_dead_letters_are_listed_and_replayed -- --nocapture` prints figures.
 #[tokio::test(flavor = "multi_thread")]
-async fn many_letters() {
+async fn many_dead_letters_are_listed_and_replayed() {
     let few: usize = std::env::var("LETTERS").map_or(1_000, |few| few.parse().unwrap());
     let bed = TestBed::new("many").await;
     let topology = declare(&bed).await;

@@ -18,7 +18,7 @@ use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, offramp};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_mails_are_listed_and_get_a_second_chance() {
+async fn rejected_emails_are_listed_and_retried() {
     let bed = TestBed::new("refused").await;
     let unwilling = Arc::new(AtomicBool::new(true));
     let sink = SmtpSink::scripted(Tls::No, {
@@ -108,7 +108,7 @@ async fn refused_mails_are_listed_and_get_a_second_chance() {
 }
 
 /// An outbox entry that was refused for good.
-fn refused_entry(id: impl Into<Bson>, to: &str) -> Document {
+fn rejected_entry(id: impl Into<Bson>, to: &str) -> Document {
     doc! {
         "id": id.into(), "mail": { "template": "cancelled-by-admin", "to": { "email": to } }, "attempts": 1, "holder": "",
         "error": "550 no such user", "failed_at": bson::DateTime::now(),
@@ -116,7 +116,7 @@ fn refused_entry(id: impl Into<Bson>, to: &str) -> Document {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_entries_are_dropped() {
+async fn rejected_entries_are_dropped() {
     let bed = TestBed::new("drop").await;
     let record = |id: &str| doc! { "id": id, "template": "cancelled-by-admin", "crm": 7 };
     let waiting = doc! { "id": "waits-0", "due": bson::DateTime::MAX, "attempts": 1, "holder": "" };
@@ -127,29 +127,29 @@ async fn refused_entries_are_dropped() {
     };
     let subscriptions = [
         with(
-            document("recorded", vec![refused_entry("recorded-0", "a@x.example"), waiting.clone()]),
+            document("recorded", vec![rejected_entry("recorded-0", "a@x.example"), waiting.clone()]),
             "notifications",
             vec![record("another"), record("recorded-0")].into(),
         ),
-        with(document("null", vec![refused_entry("null-0", "a@x.example")]), "notifications", Bson::Null),
-        with(document("text", vec![refused_entry("text-0", "a@x.example")]), "notifications", "x".into()),
-        document("bare", vec![refused_entry("bare-0", "a@x.example"), refused_entry("bare-1", "b@x.example")]),
+        with(document("null", vec![rejected_entry("null-0", "a@x.example")]), "notifications", Bson::Null),
+        with(document("text", vec![rejected_entry("text-0", "a@x.example")]), "notifications", "x".into()),
+        document("bare", vec![rejected_entry("bare-0", "a@x.example"), rejected_entry("bare-1", "b@x.example")]),
         with(
-            with(document("tombstone", vec![refused_entry("tombstone-0", "a@x.example")]), "status", "removed".into()),
+            with(document("tombstone", vec![rejected_entry("tombstone-0", "a@x.example")]), "status", "removed".into()),
             "notifications",
             vec![record("tombstone-0")].into(),
         ),
         document(
             "unreadable",
             vec![
-                refused_entry(7, "a@x.example"),
+                rejected_entry(7, "a@x.example"),
                 doc! { "failed_at": bson::DateTime::now(), "mail": "no" },
                 waiting.clone(),
             ],
         ),
     ];
     bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
-    let account = document("acc", vec![refused_entry("acc-0000", "b@x.example")]);
+    let account = document("acc", vec![rejected_entry("acc-0000", "b@x.example")]);
     bed.collection("accounts").insert_one(account).await.unwrap();
     let listed = || objects(&bed, &["outbox", "list", "--json"]).len();
     assert_eq!(listed(), 9);
@@ -215,7 +215,7 @@ async fn refused_entries_are_dropped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_is_listed_with_its_reason() {
+async fn waiting_entries_are_listed_with_their_error() {
     let bed = TestBed::new("waiting").await;
     let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
         Step::Rcpt => Action::Answer("450 4.2.0 greylisted"),

@@ -65,7 +65,7 @@ async fn a_due_event_does_not_wait_for_emails() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unreadable_entry_is_kept_for_an_operator_and_holds_up_nothing() {
+async fn an_unreadable_entry_is_kept_for_an_operator_and_blocks_nothing() {
     let bed = TestBed::new("unreadable").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -141,7 +141,7 @@ async fn entries_of_earlier_versions_are_sent() {
 
 /// However many documents cannot be written to, what is behind them is claimed; and they are not tried all the time.
 #[tokio::test(flavor = "multi_thread")]
-async fn documents_that_cannot_be_claimed_from_hold_up_nothing() {
+async fn unwritable_documents_do_not_block_claims() {
     const BLOCKED: usize = 2_500;
     let bed = TestBed::new("blocked").await;
     populate(&bed).await;
@@ -193,7 +193,7 @@ async fn documents_that_cannot_be_claimed_from_hold_up_nothing() {
 
 /// With a mail server that works, but is slower than the lanes.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_worker_has_no_room_for_does_not_wait_for_its_lease() {
+async fn entries_beyond_the_memory_limit_are_released_at_once() {
     let bed = TestBed::new("room").await;
     populate(&bed).await;
     let store = store(&bed).await;
@@ -217,7 +217,7 @@ async fn what_a_worker_has_no_room_for_does_not_wait_for_its_lease() {
 
 /// Two kinds of entries, and those of earlier versions, each found within the bounds of one index.
 #[tokio::test(flavor = "multi_thread")]
-async fn claims_read_what_is_due_of_their_kind() {
+async fn claims_read_only_due_entries_of_their_kind() {
     let bed = TestBed::new("bounds").await;
     populate(&bed).await;
     let store = store(&bed).await;

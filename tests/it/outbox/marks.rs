@@ -124,7 +124,7 @@ async fn an_email_and_its_event_are_marked_with_one_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn marks_may_be_written_again() {
+async fn marks_are_idempotent() {
     let bed = TestBed::new("again").await;
     populate(&bed).await;
     let store = store(&bed).await;
@@ -180,7 +180,7 @@ async fn marks_may_be_written_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
+async fn attempts_in_doubt_and_sender_rejections_are_counted_once() {
     let bed = TestBed::new("counted").await;
     populate(&bed).await;
     let store = store(&bed).await;
@@ -232,7 +232,7 @@ async fn tries_in_doubt_and_rejections_of_the_sender_are_counted_once_each() {
 
 /// With a validator that lets no entry say why.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_email_is_not_sent_again_because_its_error_cannot_be_written() {
+async fn a_rejected_email_whose_error_cannot_be_written_is_not_sent_again() {
     let bed = TestBed::new("no-error").await;
     let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
         Step::Rcpt => Action::Answer("550 5.1.1 No such user"),

@@ -14,7 +14,7 @@ use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{self, WorkerProcess};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_email_is_recorded_with_the_decision_and_as_sent_once_it_is() {
+async fn an_email_is_recorded_with_the_decision_and_later_marked_as_sent() {
     let bed = TestBed::new("recorded").await;
     let (sink, is_back) = SmtpSink::unavailable().await;
     populate(&bed).await;
@@ -56,7 +56,7 @@ async fn an_email_is_recorded_with_the_decision_and_as_sent_once_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tombstone_keeps_its_records_without_addresses() {
+async fn a_tombstone_keeps_email_records_without_addresses() {
     let bed = TestBed::new("tombstone").await;
     let (sink, is_back) = SmtpSink::unavailable().await;
     populate(&bed).await;
@@ -98,7 +98,7 @@ async fn a_tombstone_keeps_its_records_without_addresses() {
 
 /// Neither in its records nor, once an operator has dropped the email, anywhere else.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_tombstone_does_not_keep_the_address_of_a_refused_email() {
+async fn a_tombstone_drops_the_address_of_a_rejected_email() {
     let bed = TestBed::new("refused").await;
     let sink = SmtpSink::scripted(Tls::No, |step, _| match step {
         Step::Rcpt => Action::Answer("550 5.1.1 acc@home.example is unknown"),
@@ -130,7 +130,7 @@ async fn a_tombstone_does_not_keep_the_address_of_a_refused_email() {
 
 /// Marks that an account's emails need, too.
 #[tokio::test(flavor = "multi_thread")]
-async fn emails_about_accounts_are_recorded_there() {
+async fn emails_about_accounts_are_recorded_in_the_account() {
     let bed = TestBed::new("accounts").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;

@@ -11,7 +11,7 @@ use offramp_testkit::test_bed::TestBed;
 
 /// Leases and ends are decided by this machine's clock, so nothing is decided while it is wrong.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_clock_stops_the_work_until_it_is_right() {
+async fn a_wrong_clock_pauses_processing() {
     let mut bed = TestBed::new("clock").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;

@@ -19,7 +19,7 @@ async fn index_names(bed: &TestBed, collection: &str) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_builds_missing_indexes_and_asks_for_none_that_is_there() {
+async fn a_worker_builds_only_missing_indexes() {
     let bed = TestBed::new("indexes").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -100,7 +100,7 @@ async fn messages_are_consumed_while_an_index_is_built() {
 /// What needs that index waits for it; everything else goes on. The worker says so until the index exists, also while it tries
 /// again.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_that_cannot_be_built_stops_only_what_needs_it() {
+async fn an_index_that_cannot_be_built_stops_only_the_queries_that_need_it() {
     let bed = TestBed::new("no-index").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -168,7 +168,7 @@ async fn a_dropped_index_is_built_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn init_drops_indexes_of_earlier_versions_when_it_is_told_to() {
+async fn init_drops_superseded_indexes_only_on_request() {
     let bed = TestBed::new("upgrade").await;
     populate(&bed).await;
     let old = doc! { "createIndexes": "subscriptions", "indexes": [

@@ -22,7 +22,7 @@ fn documents_read(notes: &[Document]) -> i32 {
 
 /// Whatever a sweep looks for is found with an index.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sweep_reads_what_is_due_and_nothing_else() {
+async fn a_sweep_reads_only_due_documents() {
     let bed = TestBed::new("plans").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -70,7 +70,7 @@ async fn a_sweep_reads_what_is_due_and_nothing_else() {
 /// Subscriptions between their expiry date and their natural end are not read, nor in the hours in which the day of their
 /// natural end is over elsewhere and not yet where they are.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_over_yet_is_not_read() {
+async fn subscriptions_before_their_end_are_not_read() {
     let bed = TestBed::new("not-yet").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
@@ -161,7 +161,7 @@ async fn natural_ends_are_found_on_their_day() {
 
 /// Accounts are paged through by an index, and none is read twice.
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_of_cards_read_each_account_once() {
+async fn paging_through_cards_reads_each_account_once() {
     const ACCOUNTS: usize = 300;
     let bed = TestBed::new("card-pages").await;
     bed.collection("organizations").insert_one(organization("org")).await.unwrap();
@@ -232,7 +232,7 @@ async fn documents_read_by(workers: usize, ends: usize) -> i32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn workers_share_what_is_due() {
+async fn workers_share_due_subscriptions() {
     const ENDS: usize = 3_000;
     let one = documents_read_by(1, ENDS).await;
     let four = documents_read_by(4, ENDS).await;

@@ -9,7 +9,7 @@ use offramp_testkit::fixtures::populate;
 use offramp_testkit::test_bed::TestBed;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tombstones_are_deleted_when_all_is_sent_or_given_up() {
+async fn tombstones_are_deleted_30_days_after_the_last_delivery() {
     let bed = TestBed::new("tombstones").await;
     populate(&bed).await;
     let store = store_of(&bed).await;

@@ -15,7 +15,7 @@ use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
 /// However many due subscriptions cannot be ended, each gets its turn in one sweep, and few ids are in memory.
 #[tokio::test(flavor = "multi_thread")]
-async fn those_behind_many_that_cannot_be_ended_get_their_turn() {
+async fn every_due_subscription_is_tried_however_many_fail() {
     const STUCK: usize = 40_000;
     const NAMELESS: usize = 3;
     // Two windows before the first entries are tried first, and twice the quarter of what is read at a time: less than two windows.
