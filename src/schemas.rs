@@ -9,11 +9,12 @@ use serde_json::{Map, Value, json};
 
 use crate::store::Collection;
 use crate::store::documents::{AccountDocument, OrganizationDocument, SubscriptionDocument};
-use offramp_domain::billing::YearMonth;
+use offramp_domain::calendar::YearMonth;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::{
-    Cancellation, CancellationConfirmation, CancellationRequest, CardExpiry, CommandKey, CommandType, PaymentFailure,
+    Cancellation, CancellationConfirmation, CancellationRequest, CardExpiry, PaymentFailure,
 };
+use offramp_domain::command_ref::{CommandKey, CommandType};
 use offramp_domain::event::{self, About, CommandRejected};
 
 /// A schema and where it belongs.

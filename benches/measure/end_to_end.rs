@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bson::{Document, doc};
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 use tokio::time::sleep;
 
 use crate::Bench;

@@ -9,7 +9,7 @@ use bson::{Document, doc};
 use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use offramp::amqp::Topology;
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bson::{Document, doc};
 use futures_util::TryStreamExt;
 use hdrhistogram::Histogram;
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 

@@ -2,7 +2,8 @@
 //! other systems would have written (contract: `schemas/documents/`). All dates are relative to the day of the run.
 
 use chrono::{Datelike, Days, Months, NaiveDate};
-use offramp_domain::billing::{BillingDay, BillingMode, YearMonth, day_before, end_of_day};
+use offramp_domain::billing::{BillingDay, BillingMode};
+use offramp_domain::calendar::{YearMonth, day_before, end_of_day};
 use serde_json::{Value, json};
 
 /// An organization that sells subscriptions.

@@ -15,7 +15,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
 use offramp::amqp::{RetryDelay, Topology};
 use offramp::config::redact;
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;

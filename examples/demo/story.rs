@@ -4,7 +4,7 @@
 use std::fmt;
 
 use chrono::{DateTime, Months, NaiveDate, SecondsFormat, Utc};
-use offramp_domain::billing::YearMonth;
+use offramp_domain::calendar::YearMonth;
 use serde_json::{Value, json};
 
 use crate::sample::{Account, Cast, ERABLES, GAGNON, HARBOUR, LEBLANC, SINGH, Subscription};

@@ -15,7 +15,7 @@ use lapin::{Channel, ExchangeKind};
 
 use super::connection::{Broker, BrokerError, Link, ask};
 use super::reply_code::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED};
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 
 /// How often the broker may deliver one message without an answer before it makes it a dead letter, with no word of ours.
 /// Only for what ends the process before a lane sees it (see `Delivery::exceeded_redeliveries`): our own header counts attempts.

@@ -16,7 +16,8 @@ use offramp::store::documents::{
 use offramp::store::outbox::entry::{Content, OutboxEntry};
 use offramp::store::{Collection, Store};
 use offramp_domain::account::Account;
-use offramp_domain::command::{Actor, CommandRef};
+use offramp_domain::actor::Actor;
+use offramp_domain::command_ref::CommandRef;
 use offramp_domain::organization::Organization;
 use offramp_domain::subscription::{NamedRef, Status, Subscription};
 use offramp_domain::unit_of_work::LoadedDocument;

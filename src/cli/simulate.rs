@@ -14,7 +14,7 @@ use offramp::jsonl::{ForCollection, Found, Line};
 use offramp::store::Collection;
 use offramp::store::outbox::entry::{Content, Lease, LeasedEntry, OutboxEntry, entries};
 use offramp::worker::composer::origin;
-use offramp_domain::billing::parse_date;
+use offramp_domain::calendar::parse_date;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::Command;
 use offramp_domain::dead_letter::DeadLetterReason;
@@ -323,7 +323,7 @@ impl Answer {
                 let RejectedTask { rejection, .. } = rejected;
                 self.outcome = "rejected";
                 self.reason = Some(rejection.reason.as_str());
-                self.waits = rejection.reason.may_pass();
+                self.waits = rejection.reason.is_transient();
                 self.detail = Some(rejection.detail);
             }
             TaskOutcome::Missing(missing) => {

@@ -12,7 +12,7 @@ use crate::jsonl::{ForCollection, lines};
 use crate::store::outbox::entry::{Content, Lease, entries};
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::{Command, InvalidCommand};
-use offramp_domain::decide::RejectionReason;
+use offramp_domain::rejection::RejectionReason;
 use offramp_domain::unit_of_work::{RejectedTask, Task, TaskOutcome, UnitOfWork};
 
 use super::*;

@@ -6,10 +6,9 @@ use chrono::{DateTime, NaiveDate, Utc};
 use serde::Serialize;
 
 use offramp_domain::account::Account;
+use offramp_domain::subscription::SubscriptionRecord;
 use offramp_domain::subscription::{Details, Request, Status, Subscription};
-use offramp_domain::unit_of_work::{
-    ChangedAccount, ChangedDocument, ChangedSubscription, Effects, SubscriptionRecord, UnitOfWork,
-};
+use offramp_domain::unit_of_work::{ChangedAccount, ChangedDocument, ChangedSubscription, Effects, UnitOfWork};
 
 use super::bson::{not_bson, to_bson, to_raw, to_raw_array};
 use super::collection::Collection;

@@ -31,7 +31,7 @@ impl Disposition {
         match processed {
             Processed::Decided(TaskOutcome::Applied | TaskOutcome::Unchanged) => Self::Done,
             Processed::Decided(TaskOutcome::Rejected(rejected)) => {
-                match retry(WAITS_MAX).filter(|_| rejected.rejection.reason.may_pass()) {
+                match retry(WAITS_MAX).filter(|_| rejected.rejection.reason.is_transient()) {
                     Some(delay) => Self::Retry(delay),
                     None => Self::Reject(rejected),
                 }
@@ -78,7 +78,7 @@ pub(super) fn parse(delivery: &Delivery) -> Result<Task, Disposition> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use offramp_domain::decide::RejectionReason;
+    use offramp_domain::rejection::RejectionReason;
     use offramp_domain::unit_of_work::MissingReference;
 
     fn rejected(reason: RejectionReason) -> Processed {

@@ -18,7 +18,8 @@ use crate::backoff::Backoff;
 use crate::clock;
 use crate::metrics::BATCH_SIZE;
 use offramp_domain::cloud_event::CloudEvent;
-use offramp_domain::command::{Command, CommandType};
+use offramp_domain::command::Command;
+use offramp_domain::command_ref::CommandType;
 use offramp_domain::event::CommandRejected;
 use offramp_domain::unit_of_work::{RejectedTask, Task};
 

@@ -40,7 +40,7 @@ use crate::config::{MongodbUrl, WorkerSettings};
 use crate::health::{Readiness, ReadyHandle};
 use crate::http;
 use crate::tls::Tls;
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 use offramp_mail::Transport;
 
 use availability::Availability;

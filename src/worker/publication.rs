@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::amqp::message::REDELIVERIES_MAX;
 use crate::amqp::{Delivery, Outgoing, PublishError, Publisher};
 use crate::metrics::{COMMANDS, UNROUTABLE};
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 
 /// How long all replies of a batch together may take to be confirmed.
 const REPLY_PATIENCE: Duration = Duration::from_secs(2);

@@ -17,7 +17,7 @@ use super::publication::{Publication, needs_replacement, publish_copies, publish
 use crate::amqp::{Delivery, DeliverySetAside, LaneHealth, Publisher};
 use crate::backoff::Backoff;
 use crate::metrics::COPIES_REJECTED;
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 
 /// The delays, minimum and maximum, before rejected copies are published again.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));

@@ -18,7 +18,7 @@ use offramp::store::outbox::entry::{Content, Lease, entries};
 use offramp_domain::account::Account;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::Command;
-use offramp_domain::notification::conversation_id;
+use offramp_domain::effect_id::conversation_id;
 use offramp_domain::organization::Organization;
 use offramp_domain::subscription::Subscription;
 use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};

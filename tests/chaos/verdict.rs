@@ -11,9 +11,11 @@ use futures_util::TryStreamExt;
 use offramp::store::documents::{AccountDocument, NotificationDocument, Stored, SubscriptionDocument, read};
 use offramp::store::outbox::entry::Content;
 use offramp_domain::account::Account;
-use offramp_domain::command::{Command, CommandKey};
+use offramp_domain::command::Command;
+use offramp_domain::command_ref::CommandKey;
+use offramp_domain::subscription::SubscriptionRecord;
 use offramp_domain::subscription::{Status, Subscription};
-use offramp_domain::unit_of_work::{LoadedDocument, SubscriptionRecord, TrackedAccount, TrackedSubscription};
+use offramp_domain::unit_of_work::{LoadedDocument, TrackedAccount, TrackedSubscription};
 
 use crate::faults::{Account as FaultAccount, Chaos, PAUSE_WANTED};
 use crate::fleet::{Fleet, LEASE_SECONDS};

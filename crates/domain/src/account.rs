@@ -1,4 +1,4 @@
-//! What the rules need to know of an account, and the record of card notices.
+//! A client's account, as far as the rules need it, and the record of card notices.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use chrono::{DateTime, Months, NaiveDate, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::billing::YearMonth;
-use super::command::{Card, CommandKey};
-use super::field::{Field, Malformed, fault};
-use super::ids::{AccountId, CardId, OrganizationId};
-use super::notification::Mailbox;
+use crate::calendar::YearMonth;
+use crate::card::Card;
+use crate::command_ref::CommandKey;
+use crate::contact::Mailbox;
+use crate::field::{Field, Malformed, fault};
+use crate::ids::{AccountId, CardId, OrganizationId};
 
-/// A client's account.
+/// A client's account, which pays for subscriptions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Account {
     /// `_id`
     pub id: AccountId,
-    /// The organization that it belongs to.
     pub organization_id: OrganizationId,
     /// The account manager.
     pub manager: Field<Mailbox>,
@@ -25,22 +25,20 @@ pub struct Account {
     pub manager_locale: Option<String>,
     /// The saved cards.
     pub cards: Vec<Field<Card>>,
-    /// The document's version; absent in one that no one has changed yet.
+    /// The document's version; absent until Offramp has changed it.
     pub version: Option<i64>,
-    /// The newest commands that were applied.
+    /// The newest commands that were applied, oldest first.
     pub applied: Vec<CommandKey>,
-    /// The notices that were given and are not yet forgotten.
+    /// The notices that were given, until they can be forgotten.
     pub card_notices: Field<Vec<CardNotice>>,
 }
 
-/// A notice that was given: one per card, expiry month and kind.
+/// A notice that was given. There is one per card, expiry month and kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CardNotice {
-    /// The card.
     pub card_id: CardId,
     /// Its expiry month.
     pub expires: YearMonth,
-    /// Which of the notices.
     pub kind: NoticeKind,
     /// When it was decided.
     pub at: DateTime<Utc>,
@@ -55,16 +53,17 @@ impl Account {
     }
 }
 
-/// How many notices an account remembers: far more than it has cards. One that has as many gets no further ones until some are
-/// forgotten: it would otherwise get the forgotten ones again.
+/// How many notices an account remembers: far more than it has cards. At the limit, no further notice is given until some can be
+/// forgotten. Otherwise the forgotten ones would be given again.
 pub const CARD_NOTICES_MAX: usize = 10_000;
-/// How many months after a card's expiry month its notices are forgotten. No notice but the one about its expiry can come up again.
+/// How many months after a card's expiry month its notices are forgotten. After that, only the notice that it has expired can become
+/// due.
 const NOTICE_MEMORY_MONTHS: u32 = 2;
 /// How many months after it was given the notice that a card has expired is forgotten.
 const EXPIRED_NOTICE_MEMORY_MONTHS: u32 = 13;
 
 impl CardNotice {
-    /// Whether it need not be remembered on this day.
+    /// Whether it no longer has to be remembered.
     #[must_use]
     pub fn is_forgotten(&self, today: NaiveDate) -> bool {
         let (since, months) = match self.kind {
@@ -81,15 +80,15 @@ impl CardNotice {
     }
 }
 
-/// Which of a card's notices: one per lead time of the organization, one for the time before the longest, one for the
-/// time after the card's end.
+/// Which notice about a card: one per lead time of the organization, one for the time before the longest, and one for the time after the
+/// card has expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum NoticeKind {
     /// Earlier than every lead time, or the organization has none.
     Early,
-    /// Within this many days of the end.
+    /// At most this many days before the card expires.
     Days(u32),
     /// The card has expired.
     Expired,
@@ -111,7 +110,7 @@ impl NoticeKind {
     }
 }
 
-/// As the ids of a notice's effects name it: never to be changed, or a notice would be given again.
+/// The name in the ids of the notice's emails. It must never change, or the emails would be sent again.
 impl fmt::Display for NoticeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -128,7 +127,7 @@ mod tests {
     use crate::testing::{date, month};
 
     #[test]
-    fn the_notice_that_is_due() {
+    fn the_shortest_lead_time_that_has_begun_is_due() {
         #[track_caller]
         fn check(today: &str, lead_days: &[u32], expected: NoticeKind) {
             assert_eq!(NoticeKind::due(month("2026-06"), date(today), lead_days), expected);
@@ -155,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn february_and_the_new_year() {
+    fn days_left_are_counted_over_short_months_and_years() {
         let due = |expires: &str, today: &str| NoticeKind::due(month(expires), date(today), &[30, 5]);
         assert_eq!(due("2028-02", "2028-02-29"), NoticeKind::Days(5));
         assert_eq!(due("2028-02", "2028-02-23"), NoticeKind::Days(30)); // six days left in a leap year

@@ -5,8 +5,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::command::{Command, CommandRef};
-use crate::event::{CommandRejected, EffectIds, Event, instant};
+use crate::calendar::instant;
+use crate::command::Command;
+use crate::command_ref::CommandRef;
+use crate::effect_id::EffectIds;
+use crate::event::{CommandRejected, Event};
 use crate::ids::Target;
 use crate::unit_of_work::RejectedTask;
 
@@ -15,31 +18,31 @@ use crate::unit_of_work::RejectedTask;
 pub struct CloudEvent {
     /// Always `"1.0"`.
     pub specversion: String,
-    /// Stays the same however often the event is sent.
+    /// The id, which stays the same however often the event is sent.
     pub id: String,
-    /// `OFFRAMP_SOURCE`.
+    /// The setting `OFFRAMP_SOURCE`.
     pub source: String,
-    /// What happened.
+    /// The type, which is also the routing key.
     #[serde(rename = "type")]
     pub kind: String,
-    /// When it was decided.
+    /// When the decision was made.
     #[serde(with = "instant")]
     #[schemars(with = "DateTime<Utc>")]
     pub time: DateTime<Utc>,
-    /// The subscription.
+    /// The id of the subscription.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
-    /// The id of the command that caused it; absent where time did.
+    /// The id of the command that caused it; absent if the calendar did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causationid: Option<String>,
-    /// `application/json`
+    /// Always `application/json`.
     pub datacontenttype: String,
-    /// By type.
+    /// The data, which depends on the type.
     pub data: serde_json::Value,
 }
 
 impl CloudEvent {
-    /// The envelope of an event: one of the effects that `ids` identify, caused by `command`, or by the calendar where there is none.
+    /// The envelope of an event: one of the effects that `ids` identify, caused by `command`, or by the calendar if that is absent.
     #[must_use]
     pub fn of_event(
         event: &Event,
@@ -60,7 +63,7 @@ impl CloudEvent {
             Target::Subscription(id) => (Some(id.clone()), rejected.account_id.clone()),
             Target::Account(id) => (None, Some(id.clone())),
         };
-        let id = EffectIds::of_command(&command.reference, target.as_str()).id(CommandRejected::KIND);
+        let id = EffectIds::of_command(&command.reference, target).id(CommandRejected::KIND);
         let subject = subscription_id.as_ref().map(ToString::to_string);
         let data = CommandRejected {
             organization_id: command.organization_id().clone(),

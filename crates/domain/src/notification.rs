@@ -1,39 +1,45 @@
-//! What is written to people: which mail, to whom, in which language, with which facts (contract §5).
-//!
-//! All facts are fixed here, when the command is decided; nothing is looked up again when the mail leaves.
+//! The emails: which templates exist, who receives them, in which language. What they say is in [`facts`](crate::facts).
 
-use std::fmt;
-
-use chrono::NaiveDate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use super::account::Account;
-use super::billing::{YearMonth, iso_date};
-use super::command::Amount;
-use super::event::EffectIds;
-use super::field::Field;
-use super::ids::cut;
-use super::organization::Organization;
-use super::subscription::{Details, Subscription};
+use crate::account::Account;
+use crate::contact::Mailbox;
+use crate::facts::{Facts, mailbox};
+use crate::field::Field;
+use crate::organization::Organization;
 
-/// The eight mails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+/// A kind of email.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    Hash,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    strum::Display,
+    strum::IntoStaticStr,
+)]
 #[serde(rename_all = "kebab-case")]
+#[strum(serialize_all = "kebab-case")]
 #[schemars(inline)]
 pub enum Template {
-    /// An admin cancelled from the purchases tab, or moved the end earlier.
+    /// An administrator cancelled from the purchases tab, or moved the end earlier.
     CancelledByAdmin,
-    /// An admin removed a subscription bought by mistake.
+    /// An administrator removed a subscription bought by mistake.
     RemovedByAdmin,
     /// A client cancelled.
     CancelledByClient,
     /// A client asked to cancel.
     CancellationRequested,
-    /// An admin accepted what a client asked.
+    /// An administrator accepted a client's request.
     RequestAccepted,
-    /// An admin declined it.
+    /// An administrator declined a client's request.
     RequestDeclined,
     /// An automatic payment was refused.
     PaymentFailed,
@@ -42,7 +48,6 @@ pub enum Template {
 }
 
 impl Template {
-    /// All of them, in the contract's order.
     pub const ALL: [Self; 8] = [
         Self::CancelledByAdmin,
         Self::RemovedByAdmin,
@@ -54,22 +59,13 @@ impl Template {
         Self::CardExpiring,
     ];
 
-    /// Its name in the contract, in file names and in `X-Offramp-Template`.
+    /// The name in file names and in `X-Offramp-Template`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::CancelledByAdmin => "cancelled-by-admin",
-            Self::RemovedByAdmin => "removed-by-admin",
-            Self::CancelledByClient => "cancelled-by-client",
-            Self::CancellationRequested => "cancellation-requested",
-            Self::RequestAccepted => "request-accepted",
-            Self::RequestDeclined => "request-declined",
-            Self::PaymentFailed => "payment-failed",
-            Self::CardExpiring => "card-expiring",
-        }
+        self.into()
     }
 
-    /// To whom it can go.
+    /// Everybody who may receive it.
     #[must_use]
     pub fn recipients(self) -> &'static [Recipient] {
         match self {
@@ -83,261 +79,48 @@ impl Template {
     }
 }
 
-impl fmt::Display for Template {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-/// Who reads a mail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+/// Who receives an email.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 #[schemars(inline)]
 pub enum Recipient {
     /// The organization's main contact.
     OrganizationContact,
-    /// The customer who holds the account.
+    /// The client who manages the account.
     AccountManager,
 }
 
 impl Recipient {
-    /// As documents write it (`notifications.role`).
+    /// The name in documents (`notifications.role`).
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::OrganizationContact => "organization_contact",
-            Self::AccountManager => "account_manager",
-        }
+        self.into()
     }
 }
 
-/// An address with the name of whom it reaches. Not yet checked: that is the mail's affair, not the rules'.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Mailbox {
-    /// The name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// The address.
-    pub email: String,
-}
-
-/// How an organization's mails look.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Brand {
-    /// A colour of CSS, `"#0a7d4f"`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub color: Option<String>,
-    /// An image.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub logo_url: Option<String>,
-}
-
-/// A mail to one person, with all that it says.
+/// An email to one person, with everything it says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Mail")]
 pub struct Notification {
-    /// Which mail.
+    /// Which email.
     pub template: Template,
-    /// Which of its versions.
+    /// Who receives it: each recipient has a version of their own.
     #[serde(rename = "role")]
     pub recipient: Recipient,
-    /// The address that it goes to.
+    /// The address it is sent to.
     pub to: Mailbox,
-    /// The other party: who gets an answer.
+    /// The other party, who receives replies.
     pub reply_to: Mailbox,
-    /// The reader's language as their document gives it: a BCP 47 tag, not yet checked.
+    /// The reader's language, as their document names it: a BCP 47 tag, not yet checked.
     pub locale: String,
     /// What it says.
     pub facts: Facts,
 }
 
-/// What mails say. Templates read these names; a fact that a mail does not have is absent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Facts {
-    /// The organization.
-    pub organization: OrganizationFacts,
-    /// The account manager.
-    pub manager: Mailbox,
-    /// The name of the participant.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub participant: Option<String>,
-    /// The name of the plan.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub plan: Option<String>,
-    /// Who acted: the name that the command gives.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub actor: Option<String>,
-    /// The last day of access.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
-    pub ends_on: Option<NaiveDate>,
-    /// The last day of access that was announced before, where it was moved earlier.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
-    pub previous_ends_on: Option<NaiveDate>,
-    /// The date of the last invoice.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
-    pub final_billing_on: Option<NaiveDate>,
-    /// The date of the next invoice, where the subscription goes on.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
-    pub next_billing_on: Option<NaiveDate>,
-    /// The day on which the subscription was removed.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
-    pub removed_on: Option<NaiveDate>,
-    /// The day on which the client sent the request.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
-    pub requested_on: Option<NaiveDate>,
-    /// Why, in the words of who acted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// What the administrator says about a request.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub note: Option<String>,
-    /// The invoice.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub invoice_id: Option<String>,
-    /// Whether the invoice is refunded.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refund: Option<bool>,
-    /// What is due.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub amount: Option<Amount>,
-    /// The card.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub card: Option<CardFacts>,
-    /// Which try to pay it was, from 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub attempt: Option<u32>,
-    /// What the payment system says.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure_message: Option<String>,
-    /// The day of the next attempt to pay: the day of the decision or later.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
-    pub next_attempt_on: Option<NaiveDate>,
-    /// The day of the next attempt where the command came late, and that day was over: what came of it is not known. Without this
-    /// and `next_attempt_on` there is no further attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
-    #[schemars(with = "Option<NaiveDate>")]
-    pub past_attempt_on: Option<NaiveDate>,
-    /// Where administrators see the subscription; in the organization's mails only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub admin_url: Option<String>,
-}
-
-/// What mails say of the organization.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct OrganizationFacts {
-    /// Its name.
-    pub name: String,
-    /// Its main contact's address.
-    pub email: String,
-    /// A colour of CSS.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub color: Option<String>,
-    /// An image.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub logo_url: Option<String>,
-}
-
-/// What mails say of a card.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct CardFacts {
-    /// `"Visa"`
-    pub brand: String,
-    /// `"4242"`
-    pub last4: String,
-    /// The month to whose end it is valid.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<YearMonth>,
-    /// Whether that month is over.
-    #[serde(default)]
-    pub expired: bool,
-}
-
-/// How many characters of a name, or an address, an email carries.
-const NAME_CHARS_MAX: usize = 1_000;
-/// How long an address of the web may be, in bytes. A longer one is left out.
-const URL_BYTES_MAX: usize = 2_048;
-
-fn name(name: &str) -> String {
-    cut(name.to_owned(), NAME_CHARS_MAX)
-}
-
-/// A mailbox of a document, no longer than an email carries.
-fn mailbox(mailbox: &Mailbox) -> Mailbox {
-    Mailbox { name: mailbox.name.as_deref().map(name), email: name(&mailbox.email) }
-}
-
-/// An address of the web, if it is one that an email can link to.
-fn web_address(text: &str) -> Option<String> {
-    let scheme = text.trim_start().split(':').next().unwrap_or_default();
-    let is_one = scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http");
-    (is_one && text.len() <= URL_BYTES_MAX).then(|| text.to_owned())
-}
-
-impl Facts {
-    /// The facts of every email of this organization to or about this account.
-    ///
-    /// # Errors
-    /// When a field that emails need cannot be read.
-    pub fn new(organization: &Organization, account: &Account) -> Field<Self> {
-        Ok(Self {
-            organization: OrganizationFacts {
-                name: name(organization.name.as_ref().map_err(Clone::clone)?),
-                email: name(&organization.contact.as_ref().map_err(Clone::clone)?.email),
-                color: organization.brand.color.as_deref().map(name),
-                logo_url: organization.brand.logo_url.as_deref().and_then(web_address),
-            },
-            manager: mailbox(account.manager.as_ref().map_err(Clone::clone)?),
-            participant: None,
-            plan: None,
-            actor: None,
-            ends_on: None,
-            previous_ends_on: None,
-            final_billing_on: None,
-            next_billing_on: None,
-            removed_on: None,
-            requested_on: None,
-            reason: None,
-            note: None,
-            invoice_id: None,
-            refund: None,
-            amount: None,
-            card: None,
-            attempt: None,
-            failure_message: None,
-            next_attempt_on: None,
-            past_attempt_on: None,
-            admin_url: None,
-        })
-    }
-
-    /// The facts of every email about this subscription.
-    ///
-    /// # Errors
-    /// When a field that emails need cannot be read.
-    pub fn about(
-        organization: &Organization,
-        account: &Account,
-        subscription: &Subscription,
-        details: &Details,
-    ) -> Field<Self> {
-        Ok(Self {
-            participant: Some(name(details.participant.as_ref().map_err(Clone::clone)?)),
-            plan: Some(name(details.plan.as_ref().map_err(Clone::clone)?)),
-            admin_url: organization.admin_url_of(&subscription.id).as_deref().and_then(web_address),
-            ..Self::new(organization, account)?
-        })
-    }
-}
-
-/// Writes `template` to `recipient`: each gets it in their language, answers go to the other party, and the
-/// administrators' page is for administrators.
+/// An email of this organization about this account. It is in the reader's language, and replies go to the other party.
 ///
 /// # Errors
 /// When a field that emails need cannot be read.
@@ -361,6 +144,7 @@ pub fn notify(
             facts,
         },
         Recipient::AccountManager => {
+            // The administrators' page is for administrators.
             facts.admin_url = None;
             Notification {
                 template,
@@ -375,13 +159,6 @@ pub fn notify(
             }
         }
     })
-}
-
-/// The conversation of all emails about one document. It never changes. `collection` is `subscriptions` or `accounts`, `document`
-/// its `_id`.
-#[must_use]
-pub fn conversation_id(collection: &str, document: &str) -> Uuid {
-    EffectIds::of(&[collection, document]).id("conversation")
 }
 
 #[cfg(test)]
@@ -490,12 +267,5 @@ mod tests {
         check(Status::CancellationRequested, &decline(), Template::RequestDeclined, manager);
         check(Status::Active, &payment_failure(), Template::PaymentFailed, both);
         check(Status::Active, &card_expiry("2026-06"), Template::CardExpiring, both);
-    }
-
-    #[test]
-    fn templates_have_one_name() {
-        for template in Template::ALL {
-            assert_eq!(serde_json::to_value(template).unwrap(), template.as_str());
-        }
     }
 }

@@ -1,46 +1,43 @@
-//! What the rules need to know of an organization. Other systems write it; Offramp only reads it.
+//! An organization, as far as the rules need it. Other systems write it; Offramp only reads it.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 
-use super::field::{Field, Malformed, fault};
-use super::ids::{OrganizationId, SubscriptionId};
-use super::notification::{Brand, Mailbox};
+use crate::contact::{Brand, Mailbox};
+use crate::field::{Field, Malformed, fault};
+use crate::ids::{OrganizationId, SubscriptionId};
 
-/// What a client who wants to leave may do (`organizations.client_cancellation`).
+/// How a client may cancel (`organizations.client_cancellation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub enum ClientCancellation {
-    /// Cancel at once, or ask.
+    /// The client cancels, or sends a request.
     Immediate,
-    /// Ask; an administrator decides.
+    /// The client sends a request, and an administrator decides.
     Request,
 }
 
-/// An organization.
+/// An organization that sells subscriptions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Organization {
     /// `_id`
     pub id: OrganizationId,
-    /// Its name, which is also the sender's name of its mails.
+    /// Its name, which is also the sender's name in its emails.
     pub name: Field<String>,
-    /// The language of its emails, and of its clients' where they have none: a BCP 47 tag such as `fr-CA`. Empty: none can be
-    /// read.
+    /// The language of its emails, and of its clients who have none: a BCP 47 tag such as `fr-CA`. Empty if it cannot be read.
     pub locale: String,
-    /// Whose midnight ends a day.
+    /// The time zone in which its days end.
     pub timezone: Field<Tz>,
     /// Its main contact.
     pub contact: Field<Mailbox>,
-    /// What clients may do.
     pub client_cancellation: Field<ClientCancellation>,
-    /// Whether clients get a mail about what they did themselves.
+    /// Whether clients receive an email about their own actions.
     pub notify_client_of_own_actions: Field<bool>,
-    /// How many days before a card expires its holder is told, e.g. 30 and 5.
+    /// How many days before a card expires a notice is due, such as 30 and 5.
     pub card_notice_days: Field<Vec<u32>>,
-    /// Where administrators see a subscription, with `{subscription_id}`.
+    /// The URL of the page on which administrators see a subscription, with `{subscription_id}`.
     pub admin_url: Option<String>,
-    /// How its mails look.
     pub brand: Brand,
 }
 
@@ -76,7 +73,7 @@ mod tests {
     use crate::testing::*;
 
     #[test]
-    fn the_date_is_the_organizations() {
+    fn dates_are_those_of_the_organizations_time_zone() {
         let mut organization = scene(Status::Active).organization;
         assert_eq!(organization.date_at(instant("2026-06-15T03:59:59Z")), Ok(date("2026-06-14")));
         assert_eq!(organization.date_at(instant("2026-06-15T04:00:00Z")), Ok(date("2026-06-15")));
@@ -85,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_of_a_subscription() {
+    fn admin_urls_escape_the_subscription_id() {
         let mut organization = scene(Status::Active).organization;
         let page = |organization: &super::Organization, id: &str| organization.admin_url_of(&id.try_into().unwrap());
         assert_eq!(page(&organization, "sub-1").unwrap(), "https://laurier.example/s/sub-1");

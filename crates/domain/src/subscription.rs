@@ -1,31 +1,38 @@
-//! What the rules need to know of a subscription, and the entries of its audit trail.
+//! A subscription, as far as the rules need it, and the entries of its lists.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::billing::{BillingDay, BillingMode, YearMonth};
-use super::command::{Actor, Amount, CommandKey, CommandRef, PaymentCard};
-use super::field::{Field, Malformed, fault};
-use super::ids::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use crate::actor::Actor;
+use crate::billing::{BillingDay, BillingMode};
+use crate::calendar::YearMonth;
+use crate::card::PaymentCard;
+use crate::command_ref::{CommandKey, CommandRef};
+use crate::field::{Field, Malformed, fault};
+use crate::ids::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use crate::money::Amount;
 
-/// Where a subscription stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+/// The status of a subscription.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
 #[serde(rename_all = "snake_case")]
+#[strum(serialize_all = "snake_case")]
 #[schemars(inline)]
 pub enum Status {
-    /// Runs and renews. A document without a status is active.
+    /// It renews every month. A document without a status is active.
     #[default]
     Active,
-    /// Runs; the client has asked to end it and no one has decided yet.
+    /// It renews every month, but the client has asked to cancel and no administrator has decided yet.
     CancellationRequested,
-    /// Runs until `ends_on`, for good.
+    /// It runs until `ends_on`.
     CancellationScheduled,
-    /// Over: cancelled.
+    /// It was cancelled and has ended.
     Cancelled,
-    /// Over: reached its natural end.
+    /// It has reached its natural end.
     Expired,
-    /// Bought by mistake; only a tombstone is left.
+    /// It was bought by mistake. Only a tombstone remains.
     Removed,
 }
 
@@ -36,17 +43,9 @@ impl Status {
         matches!(self, Self::Active | Self::CancellationRequested | Self::CancellationScheduled)
     }
 
-    /// As documents and messages write it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::CancellationRequested => "cancellation_requested",
-            Self::CancellationScheduled => "cancellation_scheduled",
-            Self::Cancelled => "cancelled",
-            Self::Expired => "expired",
-            Self::Removed => "removed",
-        }
+        self.into()
     }
 }
 
@@ -57,17 +56,16 @@ pub struct Subscription {
     pub id: SubscriptionId,
     /// The organization that sells it.
     pub organization_id: OrganizationId,
-    /// The account that pays it.
+    /// The account that pays for it.
     pub account_id: AccountId,
-    /// The document's version; absent in one that no one has changed yet.
+    /// The document's version; absent until Offramp has changed it.
     pub version: Option<i64>,
-    /// Where it stands.
     pub status: Status,
-    /// How many entries its audit trail has; absent where it has none yet.
+    /// The number of entries in its audit trail; absent if it has none yet.
     pub history_length: Option<u32>,
     /// The newest commands that were applied, oldest first.
     pub applied: Vec<CommandKey>,
-    /// Everything else; gone once it is removed.
+    /// Everything that a removed subscription no longer has.
     pub details: Option<Details>,
     /// The day on which it ended.
     pub ended_on: Option<NaiveDate>,
@@ -85,10 +83,10 @@ impl Subscription {
         names.into_iter().chain(billing).chain(invoices).chain(rest).flatten().collect()
     }
 
-    /// Checks that a live one has a next invoice: without it, no command can be decided (contract §4).
+    /// Requires that a subscription that has not ended has a next invoice. Without it, no command can be decided.
     ///
     /// # Errors
-    /// When it has none, or it cannot be read.
+    /// When it is missing or cannot be read.
     pub fn require_next_invoice(&self) -> Field<()> {
         match &self.details {
             Some(details) if self.status.is_live() && details.next_on.clone()?.is_none() => Err(Malformed(format!(
@@ -101,32 +99,32 @@ impl Subscription {
     }
 }
 
-/// All that a removed subscription has no more.
+/// The part of a subscription that is dropped when it is removed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Details {
-    /// The name of who takes part.
+    /// The name of the participant.
     pub participant: Field<String>,
-    /// The name of what was bought.
+    /// The name of the plan.
     pub plan: Field<String>,
-    /// Whose day it is billed on (`billing.mode`). It matters only where a month of cancellation is chosen.
+    /// How the billing day was chosen (`billing.mode`). It matters only if a month of cancellation is chosen.
     pub billing_mode: Field<BillingMode>,
-    /// On which day of the month it is billed (`billing.day`).
+    /// The day of the month on which it is billed (`billing.day`).
     pub billing_day: Field<BillingDay>,
-    /// The first invoice not yet generated (`billing.next_on`). Every live subscription has one.
+    /// The date of the first invoice that does not exist yet (`billing.next_on`). Every subscription that has not ended has one.
     pub next_on: Field<Option<NaiveDate>>,
     /// The date of the newest invoice (`billing.last_on`).
     pub last_on: Field<Option<NaiveDate>>,
     /// The newest invoice (`billing.last_invoice_id`): the only one from which a subscription bought by mistake can be removed.
     pub last_invoice_id: Field<Option<InvoiceId>>,
-    /// From which day on it is not renewed, where the plan has an end.
+    /// The day from which on it is not renewed, if the plan has an end.
     pub expires_on: Field<Option<NaiveDate>>,
-    /// What the participant is enrolled in.
+    /// The activities in which the participant is enrolled.
     pub activities: Field<Vec<NamedRef>>,
     /// The last day of access and the last invoice, once it is scheduled to end.
     pub end: Field<Option<ScheduledEnd>>,
-    /// The newest request of the client.
+    /// The client's newest cancellation request.
     pub request: Field<Option<Request>>,
-    /// The cancellation, once there is one. No rule reads it.
+    /// The cancellation, if there is one. No rule reads it.
     pub cancellation: Option<CancellationRecord>,
 }
 
@@ -134,9 +132,9 @@ pub struct Details {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Named")]
 pub struct NamedRef {
-    /// Its id upstream.
+    /// Its id in the upstream system.
     pub id: String,
-    /// What people call it.
+    /// Its name.
     pub name: String,
 }
 
@@ -145,9 +143,9 @@ pub struct NamedRef {
 pub struct ScheduledEnd {
     /// The last day of access, inclusive, in the organization's calendar.
     pub ends_on: NaiveDate,
-    /// The instant at which that day is over there.
+    /// The instant at which that day ends in the organization's time zone.
     pub ends_at: DateTime<Utc>,
-    /// The date of the last invoice; absent where there has never been one.
+    /// The date of the last invoice; absent if there was never one.
     pub final_billing_on: Option<NaiveDate>,
 }
 
@@ -156,16 +154,15 @@ pub struct ScheduledEnd {
 pub struct Request {
     /// When the client sent it.
     pub requested_at: DateTime<Utc>,
-    /// Who asked, as far as that can be read. No rule needs it.
+    /// Who sent it, if that can be read. No rule reads it.
     pub actor: Option<Actor>,
-    /// In their words.
+    /// The reason they gave.
     pub reason: Option<FreeText>,
-    /// How it was closed; absent: it is open.
+    /// How it was closed; absent while it is open.
     pub closed: Option<Closed>,
 }
 
 impl Request {
-    /// It, closed.
     #[must_use]
     pub fn close(self, decided_at: DateTime<Utc>, decision: RequestDecision, note: Option<FreeText>) -> Self {
         Self { closed: Some(Closed { decided_at, decision, note }), ..self }
@@ -175,15 +172,13 @@ impl Request {
 /// How a request was closed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Closed {
-    /// When.
     pub decided_at: DateTime<Utc>,
-    /// By what.
     pub decision: RequestDecision,
-    /// What the administrator said about it.
+    /// The administrator's note.
     pub note: Option<FreeText>,
 }
 
-/// What became of a request; an administrator's decision is written as the command writes it.
+/// How a request was closed. The names of the first two are those of `subscription.cancellation-confirmation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
@@ -192,22 +187,22 @@ pub enum RequestDecision {
     Accept,
     /// An administrator declined it.
     Decline,
-    /// The subscription was cancelled in another way first.
+    /// The subscription was cancelled in another way, or expired, first.
     Superseded,
 }
 
-/// Whose decision a cancellation was.
+/// Who decided a cancellation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
 pub enum Initiator {
-    /// The organization's.
+    /// An administrator of the organization.
     Admin,
-    /// The client's.
+    /// The client.
     Client,
 }
 
-/// How a cancellation came.
+/// How a cancellation was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
@@ -225,58 +220,77 @@ pub enum Channel {
 /// The cancellation of a subscription (`subscriptions.cancellation`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct CancellationRecord {
-    /// Whose decision.
     pub by: Initiator,
-    /// How it came.
     pub via: Channel,
-    /// When it was decided; of the newest decision where the end was moved.
+    /// When it was decided. If the end was moved, the time of the newest decision.
     pub scheduled_at: DateTime<Utc>,
-    /// Who acted.
     pub actor: Actor,
-    /// In their words.
+    /// The reason they gave.
     pub reason: Option<FreeText>,
-    /// The month that was chosen.
+    /// The month of cancellation, if one was chosen.
     pub month: Option<YearMonth>,
 }
 
-/// One change, for the audit trail (`subscriptions.history`).
+/// An entry of the audit trail (`subscriptions.history`): a change of the status or of the last day.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HistoryEntry {
-    /// When it was decided.
     pub at: DateTime<Utc>,
-    /// The command that caused it; absent where time did.
+    /// The command that caused it; absent if the calendar did.
     pub command: Option<CommandRef>,
-    /// Who acted.
     pub actor: Option<Actor>,
-    /// The status before.
     pub from: Status,
-    /// The status after.
     pub to: Status,
     /// The last day of access after it.
     pub ends_on: Option<NaiveDate>,
-    /// How a cancellation came.
+    /// How a cancellation was made.
     pub via: Option<Channel>,
-    /// Why, in the words of who acted.
+    /// The reason given by the actor.
     pub reason: Option<FreeText>,
-    /// What the administrator says about a request.
+    /// The administrator's note about the request.
     pub note: Option<FreeText>,
 }
 
-/// One failed payment (`subscriptions.payment_failures`).
+/// A failed payment (`subscriptions.payment_failures`).
 #[derive(Clone, Debug, PartialEq)]
 pub struct PaymentFailureRecord {
     /// When it was recorded.
     pub at: DateTime<Utc>,
-    /// The invoice that is not paid.
     pub invoice_id: InvoiceId,
-    /// What is due.
+    /// The amount due.
     pub amount: Amount,
     /// The card that was refused.
     pub card: PaymentCard,
-    /// Which try it was, from 1.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// What the payment system says.
+    /// The payment system's message.
     pub failure_message: Option<FreeText>,
-    /// The day of the next try; absent: there is none.
+    /// The day of the next attempt; absent if there is none.
     pub next_attempt_on: Option<NaiveDate>,
+}
+
+/// A new entry of one of a subscription's lists.
+#[derive(Clone, Debug, PartialEq)]
+pub enum SubscriptionRecord {
+    /// An entry of `history`.
+    History(HistoryEntry),
+    /// An entry of `payment_failures`.
+    PaymentFailure(PaymentFailureRecord),
+}
+
+impl SubscriptionRecord {
+    #[must_use]
+    pub fn history(&self) -> Option<&HistoryEntry> {
+        match self {
+            Self::History(entry) => Some(entry),
+            Self::PaymentFailure(_) => None,
+        }
+    }
+
+    #[must_use]
+    pub fn payment_failure(&self) -> Option<&PaymentFailureRecord> {
+        match self {
+            Self::PaymentFailure(failure) => Some(failure),
+            Self::History(_) => None,
+        }
+    }
 }

@@ -6,13 +6,16 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::{Value, json};
 
-use super::account::Account;
-use super::billing::{BillingDay, BillingMode, YearMonth, end_of_day, parse_date};
-use super::command::{Actor, Command};
-use super::notification::{Brand, Mailbox, Notification};
-use super::organization::{ClientCancellation, Organization};
-use super::subscription::{Details, NamedRef, Request, ScheduledEnd, Status, Subscription};
-use super::unit_of_work::{
+use crate::account::Account;
+use crate::actor::Actor;
+use crate::billing::{BillingDay, BillingMode};
+use crate::calendar::{YearMonth, end_of_day, parse_date};
+use crate::command::{Command, CommandBody, InvalidCommand, SubscriptionCommand};
+use crate::contact::{Brand, Mailbox};
+use crate::notification::Notification;
+use crate::organization::{ClientCancellation, Organization};
+use crate::subscription::{Details, NamedRef, Request, ScheduledEnd, Status, Subscription};
+use crate::unit_of_work::{
     LoadedDocument, MissingReference, Task, TaskOutcome, TrackedAccount, TrackedSubscription, UnitOfWork,
 };
 
@@ -298,14 +301,13 @@ fn tell_subscription(draft: &TrackedSubscription, lines: &mut Vec<String>) {
     for effects in &draft.effects {
         tell_mails(&effects.notifications, lines);
         for event in &effects.events {
-            let event = serde_json::to_value(event).unwrap();
-            let mut data = event["data"].clone();
+            let mut data = event.data();
             for (name, expected) in
                 [("organization_id", "org-1"), ("subscription_id", "sub-1"), ("account_id", "acc-1")]
             {
                 assert_eq!(data.as_object_mut().unwrap().shift_remove(name), Some(expected.into()));
             }
-            lines.push(format!("event {}", event["type"].as_str().unwrap()));
+            lines.push(format!("event {}", event.kind()));
             lines.push(flat(&data));
         }
     }
@@ -459,4 +461,55 @@ pub(crate) fn card_expiry(expires: &str) -> Command {
 pub(crate) fn assert_story(told: &Told, expected: &str) {
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(words(&told.story()), words(expected), "\n\n{}\n", told.story());
+}
+
+/// The data of a payment failure.
+pub(crate) fn payment_data() -> Value {
+    json!({
+        "invoice_id": "inv-1", "amount": { "value": "49.99", "currency": "CAD" },
+        "card": { "brand": "Visa", "last4": "4242" }, "attempt": 1,
+    })
+}
+
+/// The data of a card expiry.
+pub(crate) fn card_data() -> Value {
+    json!({ "card": { "id": "card-1", "brand": "Visa", "last4": "4242", "expires": "2026-06" } })
+}
+
+pub(crate) fn parse_message(message: &Value) -> Result<Command, InvalidCommand> {
+    Command::parse(message.to_string().as_bytes())
+}
+
+/// The data of a command about the subscription.
+#[track_caller]
+pub(crate) fn read_data(kind: &str, data: Value) -> SubscriptionCommand {
+    match command(kind, data).body {
+        CommandBody::Subscription(command) => command,
+        CommandBody::CardExpiry(other) => panic!("{other:?}"),
+    }
+}
+
+#[track_caller]
+pub(crate) fn check_invalid_bytes(bytes: &[u8], expected: &str) {
+    match Command::parse(bytes) {
+        Ok(command) => panic!("accepted: {command:?}"),
+        Err(error) => assert_eq!(error.to_string(), expected),
+    }
+}
+
+/// Sets one field of a valid message to something invalid. [`absent`] removes the field.
+#[track_caller]
+pub(crate) fn check_invalid(mut message: Value, path: &str, value: Value, expected: &str) {
+    let (parent, name) = path.rsplit_once('/').unwrap();
+    let parent = message.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+    if value == absent() {
+        parent.shift_remove(name).unwrap();
+    } else {
+        parent.insert(name.into(), value);
+    }
+    check_invalid_bytes(message.to_string().as_bytes(), expected);
+}
+
+pub(crate) fn absent() -> Value {
+    json!("<absent>")
 }

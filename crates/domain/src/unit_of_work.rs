@@ -7,18 +7,20 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 
-use super::account::{Account, CardNotice};
-use super::command::{CardExpiry, Command, CommandBody, CommandKey, CommandRef, SubscriptionCommand};
-use super::decide::{
-    Change, Context, Decision, NoticeGiven, Obstacle, Rejection, RejectionReason, decide, decide_card_expiry, end,
-    expire, notice_due,
-};
-use super::event::{EffectIds, Event};
-use super::field::Malformed;
-use super::ids::{AccountId, CardId, OrganizationId, SubscriptionId, Target};
-use super::notification::Notification;
-use super::organization::Organization;
-use super::subscription::{HistoryEntry, PaymentFailureRecord, Status, Subscription};
+use crate::account::{Account, CardNotice};
+use crate::command::{CardExpiry, Command, CommandBody, SubscriptionCommand, card_expiry};
+use crate::command_ref::{CommandKey, CommandRef};
+use crate::decision::{Change, Context, Decision, NoticeGiven, Obstacle};
+use crate::effect_id::EffectIds;
+use crate::event::Event;
+use crate::field::Malformed;
+use crate::ids::{AccountId, CardId, OrganizationId, SubscriptionId, Target};
+use crate::notification::Notification;
+use crate::organization::Organization;
+use crate::rejection::{Rejection, RejectionReason};
+use crate::schedule::card_notice::notice_due;
+use crate::schedule::lapse::{end, expire};
+use crate::subscription::{Status, Subscription, SubscriptionRecord};
 
 /// The documents of a batch, and what its tasks have changed so far. A document that is not in it does not exist.
 ///
@@ -135,33 +137,6 @@ pub struct Effects {
     pub ids: EffectIds,
     pub notifications: Vec<Notification>,
     pub events: Vec<Event>,
-}
-
-/// A new entry of one of a subscription's lists.
-#[derive(Clone, Debug, PartialEq)]
-pub enum SubscriptionRecord {
-    /// An entry of `history`.
-    History(HistoryEntry),
-    /// An entry of `payment_failures`.
-    PaymentFailure(PaymentFailureRecord),
-}
-
-impl SubscriptionRecord {
-    #[must_use]
-    pub fn history(&self) -> Option<&HistoryEntry> {
-        match self {
-            Self::History(entry) => Some(entry),
-            Self::PaymentFailure(_) => None,
-        }
-    }
-
-    #[must_use]
-    pub fn payment_failure(&self) -> Option<&PaymentFailureRecord> {
-        match self {
-            Self::PaymentFailure(failure) => Some(failure),
-            Self::History(_) => None,
-        }
-    }
 }
 
 pub type TrackedSubscription = Tracked<Subscription, SubscriptionRecord>;
@@ -299,15 +274,15 @@ impl UnitOfWork {
         }
         tracked.after.require_next_invoice()?;
         let context = Context { now, organization, account: &account.after };
-        match decide(&tracked.after, &command.reference, command.time, data, &context) {
+        match data.decide(&tracked.after, &command.reference, command.time, &context) {
             Ok(Decision::Applied(change)) => {
-                let ids = EffectIds::of_command(&command.reference, id.as_str());
+                let ids = EffectIds::of_command(&command.reference, command.target());
                 record_change(tracked, change, Some(command.reference.clone()), ids);
                 Ok(TaskOutcome::Applied)
             }
             Ok(Decision::Unchanged) => {
                 tracked.change().applied.push(command.reference.key.clone());
-                tracked.effects.push(Effects::none(&command.reference, id.as_str()));
+                tracked.effects.push(Effects::none(command));
                 Ok(TaskOutcome::Unchanged)
             }
             Err(Obstacle::Rejected(rejection)) => Err(rejected(rejection, Some(account_id))),
@@ -332,15 +307,15 @@ impl UnitOfWork {
         let by = || format!("accounts {id}");
         let organization = require_organization(&self.organizations, &data.organization_id, by)?;
         let context = Context { now, organization, account: &tracked.after };
-        match decide_card_expiry(&tracked.after, &data.card, &context)? {
+        match card_expiry::decide(&tracked.after, &data.card, &context)? {
             Decision::Applied(given) => {
-                let ids = EffectIds::of_command(&command.reference, id.as_str());
+                let ids = EffectIds::of_command(&command.reference, command.target());
                 record_notice(tracked, given, Some(command.reference.clone()), ids, now);
                 Ok(TaskOutcome::Applied)
             }
             Decision::Unchanged => {
                 tracked.change().applied.push(command.reference.key.clone());
-                tracked.effects.push(Effects::none(&command.reference, id.as_str()));
+                tracked.effects.push(Effects::none(command));
                 Ok(TaskOutcome::Unchanged)
             }
         }
@@ -474,12 +449,11 @@ fn was_applied(applied: &[CommandKey], key: &CommandKey) -> bool {
 }
 
 fn record_change(tracked: &mut TrackedSubscription, change: Change, command: Option<CommandRef>, ids: EffectIds) {
-    let Change { subscription, history, payment_failure, notifications, events } = change;
+    let Change { subscription, record, notifications, events } = change;
     let earlier = std::mem::replace(&mut tracked.after, subscription);
     tracked.before.get_or_insert(earlier);
     tracked.after.applied.extend(command.as_ref().map(|command| command.key.clone()));
-    tracked.records.extend(history.map(SubscriptionRecord::History));
-    tracked.records.extend(payment_failure.map(SubscriptionRecord::PaymentFailure));
+    tracked.records.push(record);
     tracked.effects.push(Effects { command, ids, notifications, events });
 }
 
@@ -505,10 +479,10 @@ fn record_notice(
 impl Effects {
     /// The effects of a command that changes nothing. It is remembered, so that it also changes nothing if it is redelivered when
     /// it would.
-    fn none(command: &CommandRef, document: &str) -> Self {
+    fn none(command: &Command) -> Self {
         Self {
-            command: Some(command.clone()),
-            ids: EffectIds::of_command(command, document),
+            command: Some(command.reference.clone()),
+            ids: EffectIds::of_command(&command.reference, command.target()),
             notifications: vec![],
             events: vec![],
         }

@@ -18,8 +18,8 @@ use icu::locale::preferences::extensions::unicode::keywords::CurrencyType;
 use icu_experimental::dimension::currency::formatter::CurrencyFormatter;
 use icu_experimental::dimension::currency::options::CurrencyFormatterOptions;
 
-use offramp_domain::billing::YearMonth;
-use offramp_domain::command::Amount;
+use offramp_domain::calendar::YearMonth;
+use offramp_domain::money::Amount;
 
 /// The longest language tag, in bytes. Longer than every real one.
 const TAG_BYTES_MAX: usize = 35;

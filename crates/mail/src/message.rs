@@ -9,7 +9,8 @@ use chrono::{DateTime, Utc};
 use lettre::address::Envelope;
 use lettre::message::header::{self, Headers};
 use lettre::message::{Mailbox as HeaderMailbox, Mailboxes};
-use offramp_domain::notification::{Mailbox, Notification, Template};
+use offramp_domain::contact::Mailbox;
+use offramp_domain::notification::{Notification, Template};
 use uuid::Uuid;
 
 use crate::address::{AddressError, Sender, is_ascii, parse_address};
@@ -92,7 +93,7 @@ impl ComposedEmail {
 pub struct Origin {
     /// The email's outbox entry.
     pub entry_id: Uuid,
-    /// The conversation that it belongs to: see [`conversation_id`](offramp_domain::notification::conversation_id).
+    /// The conversation that it belongs to: see [`conversation_id`](offramp_domain::effect_id::conversation_id).
     pub conversation_id: Uuid,
 }
 

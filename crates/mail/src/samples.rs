@@ -3,9 +3,11 @@
 
 use chrono::NaiveDate;
 
-use offramp_domain::billing::YearMonth;
-use offramp_domain::command::{Amount, Currency, Decimal};
-use offramp_domain::notification::{CardFacts, Facts, Mailbox, Notification, OrganizationFacts, Recipient, Template};
+use offramp_domain::calendar::YearMonth;
+use offramp_domain::contact::Mailbox;
+use offramp_domain::facts::{CardFacts, Facts, OrganizationFacts};
+use offramp_domain::money::{Amount, Currency, Decimal};
+use offramp_domain::notification::{Notification, Recipient, Template};
 
 /// A sample email.
 #[derive(Clone, Debug)]

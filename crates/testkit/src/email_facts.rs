@@ -1,7 +1,8 @@
 //! What each email has to say, whatever its templates look like: the rules of docs/rules/emails.md, a second time, as a table.
 
 use chrono::NaiveDate;
-use offramp_domain::notification::{Facts, Notification, Recipient, Template};
+use offramp_domain::facts::Facts;
+use offramp_domain::notification::{Notification, Recipient, Template};
 use offramp_mail::locale::{Formats, parse_tag};
 
 /// Something that an email says, if it has it.

@@ -14,7 +14,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use offramp::amqp::{Broker, RetryDelay, Topology};
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 use serde_json::json;
 
 use crate::{eventually, setting};

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::amqp::field_value::text;
 use crate::amqp::message::{DIED_AT_HEADER, Delivery, ERROR_HEADER, QUEUE_HEADER, REASON_HEADER};
 use crate::amqp::topology::Topology;
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 
 /// Larger bodies are not searched for the command's names: they are no commands.
 const PARSED_BYTES_MAX: usize = 1024 * 1024;

@@ -20,7 +20,8 @@ use axum::{Json, Router};
 use futures_util::{Stream, StreamExt, stream};
 use offramp::tls::Tls;
 use offramp::{advice, clock};
-use offramp_domain::notification::{Mailbox, Notification};
+use offramp_domain::contact::Mailbox;
+use offramp_domain::notification::Notification;
 use offramp_mail::message::Origin;
 use offramp_mail::samples::samples;
 use offramp_mail::{

@@ -5,11 +5,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use offramp_domain::account::{Account, CardNotice, NoticeKind};
-use offramp_domain::billing::YearMonth;
-use offramp_domain::command::{Card, Last4};
+use offramp_domain::calendar::YearMonth;
+use offramp_domain::card::{Card, Last4};
+use offramp_domain::contact::Mailbox;
+use offramp_domain::contact::names_language;
 use offramp_domain::field::Malformed;
-use offramp_domain::ids::{AccountId, CardBrand, CardId, OrganizationId, names_language};
-use offramp_domain::notification::Mailbox;
+use offramp_domain::ids::{AccountId, CardBrand, CardId, OrganizationId};
 
 use super::fields::{missing, null_as_default, utc};
 use super::records::{AppliedDocument, NotificationDocument};

@@ -5,7 +5,7 @@ use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 
-use offramp_domain::billing::{DOCUMENT_YEARS, parse_date};
+use offramp_domain::calendar::{DOCUMENT_YEARS, parse_date};
 
 use super::stored::{Fault, Stored};
 

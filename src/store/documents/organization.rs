@@ -4,9 +4,9 @@ use chrono_tz::Tz;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use offramp_domain::contact::{Brand, Mailbox};
 use offramp_domain::field::Malformed;
 use offramp_domain::ids::OrganizationId;
-use offramp_domain::notification::{Brand, Mailbox};
 use offramp_domain::organization::{ClientCancellation, Organization};
 
 use super::fields::missing;

@@ -4,7 +4,7 @@ use bson::DateTime as Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use offramp_domain::command::CommandKey;
+use offramp_domain::command_ref::CommandKey;
 
 use crate::store::bson::ExtendedJsonDate;
 

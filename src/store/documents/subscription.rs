@@ -5,10 +5,14 @@ use chrono::NaiveDate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use offramp_domain::billing::{BillingDay, BillingMode, YearMonth, iso_date};
-use offramp_domain::command::{Actor, Amount, CommandRef, PaymentCard};
+use offramp_domain::actor::Actor;
+use offramp_domain::billing::{BillingDay, BillingMode};
+use offramp_domain::calendar::{YearMonth, iso_date};
+use offramp_domain::card::PaymentCard;
+use offramp_domain::command_ref::CommandRef;
 use offramp_domain::field::{Field, Malformed};
 use offramp_domain::ids::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use offramp_domain::money::Amount;
 use offramp_domain::subscription::{
     CancellationRecord, Channel, Closed, Details, HistoryEntry, Initiator, NamedRef, PaymentFailureRecord, Request,
     RequestDecision, ScheduledEnd, Status, Subscription,

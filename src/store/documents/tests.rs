@@ -7,7 +7,7 @@ use bson::{Bson, Decimal128, Document, RawDocumentBuf, doc};
 use schemars::JsonSchema;
 
 use offramp_domain::account::Account;
-use offramp_domain::notification::Brand;
+use offramp_domain::contact::Brand;
 use offramp_domain::organization::Organization;
 use offramp_domain::subscription::Subscription;
 use offramp_domain::unit_of_work::LoadedDocument;

@@ -7,7 +7,7 @@ use chrono::{DateTime, Days, Utc};
 use chrono_tz::Tz;
 
 use offramp_domain::account::{CARD_NOTICES_MAX, NoticeKind};
-use offramp_domain::billing::YearMonth;
+use offramp_domain::calendar::YearMonth;
 use offramp_domain::ids::{AccountId, CardId, OrganizationId};
 
 use super::unworkable::{UNWORKABLE_OF_ONE_FAULT_MAX, UnprocessableDocument, shown_id};

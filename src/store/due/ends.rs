@@ -11,7 +11,8 @@ use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use mongodb::options::Hint;
 
-use offramp_domain::billing::{BillingDay, parse_date};
+use offramp_domain::billing::BillingDay;
+use offramp_domain::calendar::parse_date;
 
 use super::window::{DueWindow, TriedSubscriptions, WINDOW_MAX};
 use crate::store::bson::whole_number;

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use offramp_domain::cloud_event::CloudEvent;
-use offramp_domain::notification::{Notification, conversation_id};
+use offramp_domain::effect_id::conversation_id;
+use offramp_domain::notification::Notification;
 use offramp_domain::unit_of_work::Effects;
 
 use crate::store::bson::ExtendedJsonDate;

@@ -2,7 +2,7 @@
 
 use offramp::amqp::{Broker, BrokerError, Consumer, Outgoing, Publisher, Topology};
 use offramp::tls::{Authorities, Identity, Tls};
-use offramp_domain::command::CommandType;
+use offramp_domain::command_ref::CommandType;
 
 use super::{lane, next};
 use offramp_testkit::rabbit::{Rabbit, amqp_url};

@@ -12,7 +12,7 @@ use offramp::store::{Collection, DocumentKeys, Store, updates};
 use offramp::store::{commit::WriteResult, guarded_update::GuardedUpdate};
 use offramp::tls::Tls as StoreTls;
 use offramp_domain::account::Account;
-use offramp_domain::billing::YearMonth;
+use offramp_domain::calendar::YearMonth;
 use offramp_domain::command::Command;
 use offramp_domain::subscription::Subscription;
 use offramp_domain::unit_of_work::{LoadedDocument, Task, TaskOutcome};

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bson::Document;
 use mail_auth::DkimResult;
 use mail_parser::MessageParser;
-use offramp_domain::event::EffectIds;
-use offramp_domain::notification::conversation_id;
+use offramp_domain::effect_id::EffectIds;
+use offramp_domain::effect_id::conversation_id;
 use serde_json::{Value, json};
 
 use crate::cli::succeeds;

@@ -6,7 +6,7 @@ use bson::{Bson, Document, doc};
 use chrono::{Datelike, Days, NaiveDate, TimeDelta, Utc};
 use offramp::store::due::{TimeZones, TriedSubscriptions};
 use offramp_domain::account::NoticeKind;
-use offramp_domain::billing::YearMonth;
+use offramp_domain::calendar::YearMonth;
 
 use super::{expiring, notes, scheduled, start_noting, store_of, sweeps};
 use offramp_testkit::eventually;

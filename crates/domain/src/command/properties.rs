@@ -2,9 +2,9 @@
 //! the fuzz target and the bounded run below.
 
 use super::{
-    Actor, COMMAND_BYTES_MAX, CancellationVia, Command, CommandBody, ConfirmationDecision, InvalidCommand,
-    SubscriptionCommand,
+    COMMAND_BYTES_MAX, CancellationVia, Command, CommandBody, ConfirmationDecision, InvalidCommand, SubscriptionCommand,
 };
+use crate::actor::Actor;
 use serde_json::{Value, json};
 
 /// The longest sentence about what is wrong, in characters: it travels in a header.

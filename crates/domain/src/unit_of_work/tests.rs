@@ -5,7 +5,8 @@ use proptest::sample::{Index, select};
 use uuid::Uuid;
 
 use super::*;
-use crate::billing::{BillingMode, YearMonth};
+use crate::billing::BillingMode;
+use crate::calendar::YearMonth;
 use crate::organization::ClientCancellation;
 use crate::subscription::Status;
 use crate::testing::*;
@@ -219,25 +220,27 @@ fn tasks(asked: &[Asked]) -> Vec<(Task, DateTime<Utc>)> {
         .map(|(days, what, months, id)| {
             at += chrono::TimeDelta::hours(i64::try_from(*days).unwrap() * 11);
             let month = date("2026-01-01") + chrono::Months::new(*months);
-            let commands = [
-                purchases(""),
-                purchases(&month.format("%Y-%m").to_string()),
-                invoice("inv-may"),
-                invoice("inv-april"),
-                account(),
-                request(),
-                accept(""),
-                accept(&month.to_string()),
-                accept(&month.format("%Y-%m-28").to_string()),
-                decline(),
-                payment_failure(),
-                card_expiry(&month.format("%Y-%m").to_string()),
-            ];
-            // One in thirteen is time itself; removals are rare, so that there is something left to do.
-            let task = match what.index(commands.len() + 1) {
+            let which = what.index(13);
+            // Only the chosen one is built: parsing commands is what takes the time of these tests.
+            let command = || match which {
+                0 => purchases(""),
+                1 => purchases(&month.format("%Y-%m").to_string()),
+                2 => invoice("inv-may"),
+                3 => invoice("inv-april"),
+                4 => account(),
+                5 => request(),
+                6 => accept(""),
+                7 => accept(&month.to_string()),
+                8 => accept(&month.format("%Y-%m-28").to_string()),
+                9 => decline(),
+                10 => payment_failure(),
+                _ => card_expiry(&month.format("%Y-%m").to_string()),
+            };
+            // One in thirteen is a lapse. Removals are rare, so that the subscription lives on for other tasks.
+            let task = match which {
                 12 => Task::Lapse(sub_1()),
                 2 if *id > 2 => Task::Lapse(sub_1()),
-                which => Task::Command(named(commands[which].clone(), &format!("{which}-{id}"))),
+                which => Task::Command(named(command(), &format!("{which}-{id}"))),
             };
             (task, at)
         })

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use icu::locale::LanguageIdentifier;
-use offramp_domain::notification::{Facts, Notification};
+use offramp_domain::facts::Facts;
+use offramp_domain::notification::Notification;
 
 use super::ast::{self, Name, Node};
 use super::escape::push_escaped;

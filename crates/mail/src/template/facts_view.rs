@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use chrono::NaiveDate;
 
-use offramp_domain::notification::Facts;
+use offramp_domain::facts::Facts;
 
 use super::color::{PLAIN, hex, legible_on, parse_color};
 use crate::locale::Formats;

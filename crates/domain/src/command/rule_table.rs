@@ -4,11 +4,11 @@
 
 use serde_json::json;
 
-use super::super::testing::*;
 use crate::command::{Command, CommandBody, SubscriptionCommand};
 use crate::field::{Field, Malformed};
 use crate::organization::ClientCancellation;
 use crate::subscription::{Details, Status};
+use crate::testing::*;
 use crate::unit_of_work::{LoadedDocument, Task, TaskOutcome, UnitOfWork};
 
 const REQUESTED: &str = "cancellation_requested";
@@ -83,31 +83,6 @@ fn payment_fails() {
     check_cell(Status::Cancelled, &payment_failure(), "cancelled");
     check_cell(Status::Expired, &payment_failure(), "expired");
     check_cell(Status::Removed, &payment_failure(), ENDED);
-}
-
-/// What waits in the retry queues before its refusal stands: what was asked first may still be on its way.
-#[test]
-fn what_may_pass() {
-    use super::RejectionReason::*;
-    let waits = [SubscriptionNotFound, AccountNotFound, NoPendingRequest];
-    let stands = [
-        WrongOrganization,
-        Forbidden,
-        RequestRequired,
-        AlreadyEnded,
-        AlreadyScheduled,
-        NotLastInvoice,
-        MonthAlreadyInvoiced,
-        NotABillingDate,
-        FinalBillingDatePassed,
-        ExpiresEarlier,
-        LaterThanScheduled,
-    ];
-    assert!(waits.iter().all(|reason| reason.may_pass()));
-    assert!(!stands.iter().any(|reason| reason.may_pass()));
-    for reason in waits.iter().chain(&stands) {
-        assert_eq!(serde_json::to_value(reason).unwrap(), reason.as_str(), "one name, however it is written");
-    }
 }
 
 /// A command of every kind and variant that is about a subscription.
@@ -347,8 +322,8 @@ fn the_last_invoice_exists() {
         let end = draft.after.details.unwrap().end.unwrap().unwrap();
         assert_eq!(end.final_billing_on, expected.map(date), "the document's");
         let effects = &draft.effects[0];
-        let event = serde_json::to_value(&effects.events[0]).unwrap();
-        assert_eq!(event["data"].get("final_billing_on"), expected.map(|date| json!(date)).as_ref(), "the event's");
+        let event = effects.events[0].data();
+        assert_eq!(event.get("final_billing_on"), expected.map(|date| json!(date)).as_ref(), "the event's");
         assert_eq!(effects.notifications[0].facts.final_billing_on, expected.map(date), "the email's");
     }
     // The next invoice is that of 15 June.

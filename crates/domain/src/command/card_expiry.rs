@@ -1,13 +1,32 @@
-//! `card.expiry`: a saved card is about to expire, or has expired. One notice per card, expiry month and lead time,
-//! whether a command or the calendar asks for it.
+//! `card.expiry`: a saved card is about to expire, or has expired. There is one notice per card, expiry month and lead time, whether a
+//! command or the calendar causes it.
 
-use super::{Context, Decision, NoticeGiven};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
 use crate::account::{Account, CARD_NOTICES_MAX, CardNotice, NoticeKind};
-use crate::command::Card;
+use crate::card::Card;
+use crate::decision::{Context, Decision, NoticeGiven};
+use crate::facts::{CardFacts, Facts};
 use crate::field::Field;
-use crate::notification::{CardFacts, Facts, Template};
+use crate::ids::{AccountId, OrganizationId};
+use crate::notification::Template;
+use crate::strict_json::object;
 
-/// Decides a command about a card of this account.
+/// `card.expiry`
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CardExpiry {
+    /// The organization in whose name the command is sent.
+    pub organization_id: OrganizationId,
+    /// The account that holds the card.
+    pub account_id: AccountId,
+    /// The card.
+    #[serde(deserialize_with = "object")]
+    pub card: Card,
+}
+
+/// The rule: gives the notice that is due, unless it was given before.
 ///
 /// # Errors
 /// When a field that the notice needs cannot be read.
@@ -33,30 +52,17 @@ pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Field<De
         }),
         ..Facts::new(context.organization, account)?
     };
-    let notifications = context.notify_both(Template::CardExpiring, &facts)?;
+    let notifications = context.emails_to_both(Template::CardExpiring, &facts)?;
     Ok(Decision::Applied(NoticeGiven { notice, notifications }))
-}
-
-/// As time passes: gives the notice that is due for a saved card, if one is and was not given yet. Only the organization's
-/// lead times count here; a card that has expired is no longer "about to".
-///
-/// # Errors
-/// When a field that the notice needs cannot be read.
-pub fn notice_due(account: &Account, card: &Card, context: &Context<'_>) -> Field<Option<NoticeGiven>> {
-    let today = context.organization.date_at(context.now)?;
-    match NoticeKind::due(card.expires, today, &context.organization.card_notice_days.clone()?) {
-        NoticeKind::Days(_) => Ok(match decide(account, card, context)? {
-            Decision::Applied(given) => Some(given),
-            Decision::Unchanged => None,
-        }),
-        NoticeKind::Early | NoticeKind::Expired => Ok(None),
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::account::{CardNotice, NoticeKind};
-    use crate::command::{Card, CommandBody};
+    use serde_json::json;
+
+    use crate::account::{CARD_NOTICES_MAX, CardNotice, NoticeKind};
+    use crate::card::Card;
+    use crate::command::CommandBody;
     use crate::subscription::Status;
     use crate::testing::*;
     use crate::unit_of_work::{Task, TaskOutcome};
@@ -69,10 +75,6 @@ mod tests {
     fn saved(expires: &str) -> Card {
         let CommandBody::CardExpiry(data) = card_expiry(expires).body else { unreachable!() };
         data.card
-    }
-
-    fn time_passes(scene: &Scene) -> Told {
-        scene.apply(&Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap()))
     }
 
     #[test]
@@ -126,59 +128,38 @@ mod tests {
         assert_eq!(notices.count(), 4);
     }
 
-    /// Time gives the notices of the lead times, each on its day in the organization's calendar, and no other.
-    #[test]
-    fn as_time_passes() {
-        #[track_caller]
-        fn check(now: &str, expected: &str) {
-            let scene = at(now).with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]);
-            let told = time_passes(&scene);
-            let given = told.account.map_or("none".into(), |draft| format!("{:?}", draft.records[0].kind));
-            assert_eq!(given, expected);
-        }
-        check("2026-05-31T03:59:59Z", "none"); // 31 days: it is still the 30th in Montréal
-        check("2026-05-31T04:00:00Z", "Days(30)");
-        check("2026-06-25T03:59:59Z", "Days(30)");
-        check("2026-06-25T04:00:00Z", "Days(5)");
-        check("2026-07-01T03:59:59Z", "Days(5)"); // the last day of its month
-        check("2026-07-01T04:00:00Z", "none"); // it has expired, and nobody asked
-    }
-
-    #[test]
-    fn what_time_has_nothing_to_say_about() {
-        assert_eq!(time_passes(&at("2026-06-25T16:00:00Z")).cell(), "unchanged", "a card that is not saved");
-        let no_lead_times = at("2026-06-25T16:00:00Z").with(|scene| {
-            scene.account.cards = vec![Ok(saved("2026-06"))];
-            scene.organization.card_notice_days = Ok(vec![]);
-        });
-        assert_eq!(time_passes(&no_lead_times).cell(), "unchanged");
-        assert_eq!(no_lead_times.tell(&card_expiry("2026-06")).cell(), "notice given", "a command has");
-    }
-
-    /// Commands with ever new card ids neither get emails without end nor push out the notices of real cards.
+    /// Commands with ever new card ids neither cause emails without end nor push out the notices of real cards.
     #[test]
     fn an_account_remembers_a_bounded_number_of_notices() {
-        use crate::account::CARD_NOTICES_MAX;
-        let mut world =
-            at("2026-06-01T16:00:00Z").with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]).world();
-        let card = |at: usize| {
-            let mut command = card_expiry("2026-06");
-            command.reference.key.id = format!("cmd-{at}").as_str().try_into().unwrap();
-            if let CommandBody::CardExpiry(data) = &mut command.body {
-                data.card.id = format!("card-{at}").as_str().try_into().unwrap();
-            }
-            Task::Command(command)
-        };
         let now = instant("2026-06-01T16:00:00Z");
-        let verdicts = (0..CARD_NOTICES_MAX).map(|at| world.apply(&card(at), now)).collect::<Vec<_>>();
-        assert!(verdicts.iter().all(|verdict| *verdict == TaskOutcome::Applied));
-        assert_eq!(world.apply(&card(CARD_NOTICES_MAX), now), TaskOutcome::Unchanged);
-        assert_eq!(world.apply(&card(0), now), TaskOutcome::Unchanged, "the first is still remembered");
+        let card_id = |number: usize| format!("card-{number}").as_str().try_into().unwrap();
+        let remembered = |number| CardNotice {
+            card_id: card_id(number),
+            expires: month("2026-06"),
+            kind: NoticeKind::Days(30),
+            at: now,
+        };
+        let notices = (2..CARD_NOTICES_MAX).map(remembered).collect();
+        let mut unit_of_work =
+            at("2026-06-01T16:00:00Z").with(|scene| scene.account.card_notices = Ok(notices)).world();
+        let mut apply = |number: usize| {
+            let mut command = card_expiry("2026-06");
+            command.reference.key.id = format!("cmd-{number}").as_str().try_into().unwrap();
+            if let CommandBody::CardExpiry(data) = &mut command.body {
+                data.card.id = card_id(number);
+            }
+            unit_of_work.apply(&Task::Command(command), now)
+        };
+        assert_eq!(apply(0), TaskOutcome::Applied);
+        assert_eq!(apply(1), TaskOutcome::Applied);
+        assert_eq!(apply(CARD_NOTICES_MAX), TaskOutcome::Unchanged, "as many as are remembered");
+        assert_eq!(apply(CARD_NOTICES_MAX - 1), TaskOutcome::Unchanged, "the earliest are still remembered");
         // Once they are forgotten there is room again.
         let mut other = card_expiry("2026-12");
         other.reference.key.id = "later".try_into().unwrap();
-        assert_eq!(world.apply(&Task::Command(other), instant("2026-10-01T16:00:00Z")), TaskOutcome::Applied);
-        let notices = world.changed_accounts().next().unwrap().after.card_notices.clone().unwrap();
+        let later = instant("2026-10-01T16:00:00Z");
+        assert_eq!(unit_of_work.apply(&Task::Command(other), later), TaskOutcome::Applied);
+        let notices = unit_of_work.changed_accounts().next().unwrap().after.card_notices.clone().unwrap();
         assert_eq!(notices.len(), 1);
     }
 
@@ -200,17 +181,6 @@ mod tests {
         }
     }
 
-    /// A malformed card is that card's trouble.
-    #[test]
-    fn a_malformed_card_beside_a_good_one() {
-        let malformed = || Err(crate::field::Malformed("bad".into()));
-        let now = "2026-06-25T16:00:00Z";
-        let beside = at(now).with(|scene| scene.account.cards = vec![malformed(), Ok(saved("2026-06"))]);
-        assert_eq!(time_passes(&beside).cell(), "notice given");
-        let alone = at(now).with(|scene| scene.account.cards = vec![malformed()]);
-        assert_eq!(time_passes(&alone).cell(), "corrupt: bad", "it may be the one");
-    }
-
     #[test]
     fn found_then_organization() {
         let command = card_expiry("2026-06");
@@ -220,5 +190,39 @@ mod tests {
         assert_eq!(elsewhere.tell(&command).cell(), "account_not_found");
         let orphan = scene(Status::Active).with(|scene| scene.organization.id = "org-9".try_into().unwrap());
         assert_eq!(orphan.tell(&command).cell(), "missing organization");
+    }
+
+    #[test]
+    fn the_card_is_read() {
+        let CommandBody::CardExpiry(data) = parse_message(&envelope("card.expiry", card_data())).unwrap().body else {
+            panic!()
+        };
+        assert_eq!((data.account_id.as_str(), data.card.id.as_str()), ("acc-1", "card-1"));
+        assert_eq!(data.card.expires, month("2026-06"));
+    }
+
+    #[test]
+    fn invalid_fields_are_named() {
+        let good = || envelope("card.expiry", card_data());
+        check_invalid(
+            good(),
+            "/data/card/expires",
+            json!("06/26"),
+            r#"data.card.expires: `06/26` is not a month such as "2026-06""#,
+        );
+        check_invalid(good(), "/data/card/expires", absent(), "data.card: missing field `expires`");
+        check_invalid(good(), "/data/card/id", absent(), "data.card: missing field `id`");
+        check_invalid(
+            good(),
+            "/data/subscription_id",
+            json!("sub-1"),
+            "data.subscription_id: unknown field `subscription_id`, expected one of `organization_id`, `account_id`, `card`",
+        );
+        check_invalid(
+            good(),
+            "/data/actor",
+            admin(),
+            "data.actor: unknown field `actor`, expected one of `organization_id`, `account_id`, `card`",
+        );
     }
 }

@@ -1,16 +1,35 @@
-//! `subscription.cancellation-request`: a client asks to cancel; an administrator will decide.
+//! `subscription.cancellation-request`: a client asks to cancel. An administrator decides.
 
 use chrono::{DateTime, Utc};
+use schemars::JsonSchema;
+use serde::Deserialize;
 
-use super::{
-    Change, Context, Decision, Live, Obstacle, about, already_scheduled, name_of, require_live, require_owner,
-};
-use crate::command::{CancellationRequest, CommandRef};
-use crate::event::{CancellationRequested, Event};
-use crate::notification::{Facts, Template};
-use crate::subscription::{HistoryEntry, Request, Status, Subscription};
+use crate::actor::{Actor, actor};
+use crate::checks::{Live, already_scheduled, require_live, require_owner};
+use crate::command_ref::CommandRef;
+use crate::decision::{Change, Context, Decision, Obstacle};
+use crate::event::{About, CancellationRequested, Event};
+use crate::facts::Facts;
+use crate::ids::{FreeText, OrganizationId, SubscriptionId};
+use crate::notification::Template;
+use crate::subscription::{Request, Status, Subscription};
 
-/// `sent_at` is the command's own time: the mails say when the client sent the request, however long it was on its way.
+/// `subscription.cancellation-request`
+#[derive(Clone, Debug, PartialEq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CancellationRequest {
+    /// The organization in whose name the command is sent.
+    pub organization_id: OrganizationId,
+    /// The subscription that the client wants to cancel.
+    pub subscription_id: SubscriptionId,
+    /// Who asks.
+    #[serde(deserialize_with = "actor")]
+    pub actor: Actor,
+    /// Their reason.
+    pub reason: Option<FreeText>,
+}
+
+/// The rule. `sent_at` is the time of the command: emails say when the client sent the request, even if it arrives late.
 pub(super) fn decide(
     subscription: &Subscription,
     command: &CommandRef,
@@ -27,12 +46,13 @@ pub(super) fn decide(
     }
 
     let facts = Facts {
-        actor: name_of(&data.actor),
+        actor: data.actor.name().map(ToString::to_string),
         requested_on: Some(context.organization.date_at(sent_at)?),
         next_billing_on: Some(next_on),
-        reason: data.reason.as_ref().map(|reason| reason.as_str().to_owned()),
+        reason: data.reason.as_ref().map(ToString::to_string),
         ..context.facts(subscription, details)?
     };
+    let event = CancellationRequested { requested_at: sent_at, reason: data.reason.clone() };
     let mut details = details.clone();
     details.request = Ok(Some(Request {
         requested_at: sent_at,
@@ -40,34 +60,20 @@ pub(super) fn decide(
         reason: data.reason.clone(),
         closed: None,
     }));
-    Ok(Decision::Applied(Change {
-        subscription: Subscription {
-            status: Status::CancellationRequested,
-            details: Some(details),
-            ..subscription.clone()
-        },
-        history: Some(HistoryEntry {
-            at: context.now,
-            command: Some(command.clone()),
-            actor: Some(data.actor.clone()),
-            from: subscription.status,
-            to: Status::CancellationRequested,
-            ends_on: None,
-            via: None,
-            reason: data.reason.clone(),
-            note: None,
-        }),
-        payment_failure: None,
-        notifications: context.notify_of_client_action(Template::CancellationRequested, &facts)?,
-        events: vec![Event::CancellationRequested(about(
-            subscription,
-            CancellationRequested { requested_at: sent_at, reason: data.reason.clone() },
-        ))],
-    }))
+    Ok(Decision::Applied(
+        Change::to(Status::CancellationRequested, subscription, Some(details), context.now)
+            .by(&data.actor, command)
+            .reason(data.reason.clone())
+            .notify(context.emails_about_client_action(Template::CancellationRequested, &facts)?)
+            .event(Event::CancellationRequested(About::new(subscription, event))),
+    ))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use crate::command::SubscriptionCommand;
     use crate::subscription::Status;
     use crate::testing::*;
 
@@ -127,5 +133,21 @@ mod tests {
         let request = world.subscription(&id).unwrap().details.clone().unwrap().request.unwrap().unwrap();
         assert_eq!(request.requested_at, instant("2026-06-01T15:59:00Z"));
         assert_eq!(request.closed, None);
+    }
+
+    #[test]
+    fn the_reason_is_optional() {
+        use SubscriptionCommand::CancellationRequest;
+        let CancellationRequest(data) = read_data("subscription.cancellation-request", json!({ "actor": client() }))
+        else {
+            panic!()
+        };
+        assert_eq!(data.reason, None);
+        let CancellationRequest(data) =
+            read_data("subscription.cancellation-request", json!({ "actor": client(), "reason": "loin" }))
+        else {
+            panic!()
+        };
+        assert_eq!(data.reason.unwrap().as_str(), "loin");
     }
 }

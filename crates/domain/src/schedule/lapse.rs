@@ -1,16 +1,17 @@
-//! What time does: a scheduled last day passes, or a natural end.
+//! The end of a subscription: its scheduled last day of access is over, or its natural end is.
 
 use chrono::{DateTime, NaiveDate, Utc};
 
-use super::{Change, about, open_request};
-use crate::billing::end_of_day;
-use crate::event::{Cause, Ended, Event};
+use crate::calendar::end_of_day;
+use crate::checks::open_request;
+use crate::decision::Change;
+use crate::event::{About, Cause, Ended, Event};
 use crate::field::Field;
 use crate::organization::Organization;
-use crate::subscription::{Details, HistoryEntry, RequestDecision, Status, Subscription};
+use crate::subscription::{Details, RequestDecision, Status, Subscription};
 
-/// Ends a scheduled subscription whose last day of access is over at `now`. The instant is fixed, so the organization is not
-/// needed.
+/// Ends a subscription whose scheduled last day of access is over at `now`. That instant was fixed when the end was scheduled, so the
+/// organization is not needed.
 ///
 /// # Errors
 /// When a field that the end needs cannot be read.
@@ -18,7 +19,7 @@ pub fn end(subscription: &Subscription, now: DateTime<Utc>) -> Field<Option<Chan
     let Some(details) = subscription.details.as_ref() else { return Ok(None) };
     match details.end.clone()? {
         Some(end) if end.ends_at <= now => {
-            over(subscription, details.clone(), Status::Cancelled, Cause::Cancelled, end.ends_on, now).map(Some)
+            ended(subscription, details.clone(), Status::Cancelled, Cause::Cancelled, end.ends_on, now).map(Some)
         }
         _ => Ok(None),
     }
@@ -39,10 +40,10 @@ pub fn expire(subscription: &Subscription, organization: &Organization, now: Dat
     if let Some(request) = open_request(subscription, &details)? {
         details.request = Ok(Some(request.close(now, RequestDecision::Superseded, None)));
     }
-    over(subscription, details, Status::Expired, Cause::Expired, natural_end, now).map(Some)
+    ended(subscription, details, Status::Expired, Cause::Expired, natural_end, now).map(Some)
 }
 
-fn over(
+fn ended(
     subscription: &Subscription,
     mut details: Details,
     status: Status,
@@ -50,26 +51,12 @@ fn over(
     ended_on: NaiveDate,
     now: DateTime<Utc>,
 ) -> Field<Change> {
-    let history = HistoryEntry {
-        at: now,
-        command: None,
-        actor: None,
-        from: subscription.status,
-        to: status,
-        ends_on: Some(ended_on),
-        via: None,
-        reason: None,
-        note: None,
-    };
     let activities = std::mem::replace(&mut details.activities, Ok(vec![]))?;
     details.next_on = Ok(None);
-    Ok(Change {
-        subscription: Subscription { status, details: Some(details), ended_on: Some(ended_on), ..subscription.clone() },
-        history: Some(history),
-        payment_failure: None,
-        notifications: vec![],
-        events: vec![Event::Ended(about(subscription, Ended { cause, ended_on, activities }))],
-    })
+    Ok(Change::to(status, subscription, Some(details), now)
+        .ends_on(ended_on)
+        .ended_on(ended_on)
+        .event(Event::Ended(About::new(subscription, Ended { cause, ended_on, activities }))))
 }
 
 #[cfg(test)]

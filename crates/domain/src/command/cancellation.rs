@@ -1,0 +1,654 @@
+//! `subscription.cancellation`: an administrator cancels from the purchases tab or the newest invoice, or the client cancels.
+
+use std::borrow::Cow;
+
+use chrono::NaiveDate;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Deserialize;
+
+use crate::actor::{Actor, actor};
+use crate::calendar::YearMonth;
+use crate::checks::{Live, require_admin, require_before_natural_end, require_live, require_owner};
+use crate::command_ref::CommandRef;
+use crate::decision::{Change, Context, Decision, Obstacle};
+use crate::ending::{Ending, ScheduledCancellation};
+use crate::event::{About, Event, Removed};
+use crate::facts::Facts;
+use crate::field::Field;
+use crate::ids::{FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use crate::notification::{Recipient, Template};
+use crate::organization::ClientCancellation;
+use crate::rejection::RejectionReason;
+use crate::strict_json::{month_option, name};
+use crate::subscription::{CancellationRecord, Channel, Details, Initiator, RequestDecision, Status, Subscription};
+
+/// `subscription.cancellation`
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "CancellationFields")]
+pub struct Cancellation {
+    /// The organization in whose name the command is sent.
+    pub organization_id: OrganizationId,
+    /// The subscription to cancel.
+    pub subscription_id: SubscriptionId,
+    /// Who cancels.
+    pub actor: Actor,
+    /// Where they cancelled.
+    pub via: CancellationVia,
+    /// Their reason.
+    pub reason: Option<FreeText>,
+}
+
+/// Where the subscription was cancelled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CancellationVia {
+    /// The purchases tab of the client's account, by an administrator.
+    Purchases {
+        /// The month of cancellation; absent if the subscription ends before the next invoice.
+        month: Option<YearMonth>,
+    },
+    /// The newest invoice, by an administrator: bought by mistake, so everything is removed.
+    Invoice {
+        /// The newest invoice.
+        invoice_id: InvoiceId,
+        /// Whether the invoice is refunded.
+        refund: bool,
+    },
+    /// The client's own account.
+    Account,
+}
+
+/// The wire form of [`Cancellation`]: flat, so that an error can name the field.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CancellationFields {
+    organization_id: OrganizationId,
+    subscription_id: SubscriptionId,
+    #[serde(deserialize_with = "actor")]
+    actor: Actor,
+    #[serde(deserialize_with = "name")]
+    via: ViaName,
+    reason: Option<FreeText>,
+    #[serde(default, deserialize_with = "month_option")]
+    month: Option<YearMonth>,
+    invoice_id: Option<InvoiceId>,
+    refund: Option<bool>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ViaName {
+    Purchases,
+    Invoice,
+    Account,
+}
+
+impl TryFrom<CancellationFields> for Cancellation {
+    type Error = &'static str;
+
+    fn try_from(fields: CancellationFields) -> Result<Self, Self::Error> {
+        let via = fields.via;
+        if fields.month.is_some() && via != ViaName::Purchases {
+            return Err("unknown field `month` (it goes with `via: \"purchases\"` only)");
+        }
+        if fields.invoice_id.is_some() && via != ViaName::Invoice {
+            return Err("unknown field `invoice_id` (it goes with `via: \"invoice\"` only)");
+        }
+        if fields.refund.is_some() && via != ViaName::Invoice {
+            return Err("unknown field `refund` (it goes with `via: \"invoice\"` only)");
+        }
+        Ok(Self {
+            organization_id: fields.organization_id,
+            subscription_id: fields.subscription_id,
+            actor: fields.actor,
+            via: match via {
+                ViaName::Purchases => CancellationVia::Purchases { month: fields.month },
+                ViaName::Invoice => CancellationVia::Invoice {
+                    invoice_id: fields.invoice_id.ok_or("missing field `invoice_id` (`via: \"invoice\"` needs it)")?,
+                    refund: fields.refund.unwrap_or(false),
+                },
+                ViaName::Account => CancellationVia::Account,
+            },
+            reason: fields.reason,
+        })
+    }
+}
+
+impl JsonSchema for Cancellation {
+    fn schema_name() -> Cow<'static, str> {
+        "Cancellation".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut variant = |via: &str, description: &str, extra: &[(&str, Schema)], required: &[&str]| {
+            let mut properties = serde_json::Map::from_iter([
+                ("organization_id".to_owned(), generator.subschema_for::<OrganizationId>().to_value()),
+                ("subscription_id".to_owned(), generator.subschema_for::<SubscriptionId>().to_value()),
+                ("actor".to_owned(), generator.subschema_for::<Actor>().to_value()),
+                ("via".to_owned(), serde_json::json!({ "const": via })),
+                ("reason".to_owned(), generator.subschema_for::<Option<FreeText>>().to_value()),
+            ]);
+            properties.extend(extra.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone().to_value())));
+            let required: Vec<&str> =
+                ["organization_id", "subscription_id", "actor", "via"].iter().chain(required).copied().collect();
+            serde_json::json!({
+                "type": "object", "description": description, "properties": properties, "required": required,
+                "additionalProperties": false,
+            })
+        };
+        let month = SchemaGenerator::default().subschema_for::<Option<YearMonth>>();
+        let invoice = SchemaGenerator::default().subschema_for::<InvoiceId>();
+        let refund = SchemaGenerator::default().subschema_for::<Option<bool>>();
+        let variants = [
+            variant("purchases", "By an administrator, from the purchases tab.", &[("month", month)], &[]),
+            variant(
+                "invoice",
+                "By an administrator, from the newest invoice: bought by mistake, so everything is removed.",
+                &[("invoice_id", invoice), ("refund", refund)],
+                &["invoice_id"],
+            ),
+            variant("account", "By the client, from their own account.", &[], &[]),
+        ];
+        json_schema!({ "description": "`subscription.cancellation`", "oneOf": variants })
+    }
+}
+
+/// The rule: by whom, from where, until when.
+pub(super) fn decide(
+    subscription: &Subscription,
+    command: &CommandRef,
+    data: &Cancellation,
+    context: &Context<'_>,
+) -> Result<Decision<Change>, Obstacle> {
+    match &data.via {
+        CancellationVia::Purchases { month } => {
+            require_admin(&data.actor, "cancel from the purchases tab")?;
+            let Live { details, next_on } = require_live(subscription)?;
+            let ending = match month {
+                Some(month) => ending_in_month(details, *month, next_on)?,
+                None => Ending::before_next_invoice(details, next_on)?,
+            };
+            let origin = (Initiator::Admin, Channel::Purchases, *month);
+            schedule(subscription, details, command, data, origin, ending, context)
+        }
+        CancellationVia::Account => {
+            require_owner(&data.actor, subscription, "cancel from their account")?;
+            if context.organization.client_cancellation.clone()? == ClientCancellation::Request {
+                return Err(RejectionReason::RequestRequired
+                    .because("The organization wants its clients to send a cancellation request.")
+                    .into());
+            }
+            let Live { details, next_on } = require_live(subscription)?;
+            let ending = Ending::before_next_invoice(details, next_on)?;
+            let origin = (Initiator::Client, Channel::Account, None);
+            schedule(subscription, details, command, data, origin, ending, context)
+        }
+        CancellationVia::Invoice { invoice_id, refund } => {
+            require_admin(&data.actor, "cancel from an invoice")?;
+            let Live { details, .. } = require_live(subscription)?;
+            require_last_invoice(details, invoice_id)?;
+            Ok(Decision::Applied(remove(subscription, details, command, data, (invoice_id, *refund), context)?))
+        }
+    }
+}
+
+fn ending_in_month(details: &Details, month: YearMonth, next_on: NaiveDate) -> Result<Ending, Obstacle> {
+    if month < YearMonth::of(next_on) {
+        return Err(RejectionReason::MonthAlreadyInvoiced
+            .because(format!(
+                "The next invoice is that of {next_on}, so {} is the earliest month of cancellation; {month} was chosen.",
+                YearMonth::of(next_on)
+            ))
+            .into());
+    }
+    let end = details.billing_day.clone()?.end_in_month(details.billing_mode.clone()?, month);
+    Ok(Ending::computed(details, end, next_on)?)
+}
+
+/// Schedules the end, unless it is already scheduled for that day or an earlier one.
+fn schedule(
+    subscription: &Subscription,
+    details: &Details,
+    command: &CommandRef,
+    data: &Cancellation,
+    (by, via, month): (Initiator, Channel, Option<YearMonth>),
+    ending: Ending,
+    context: &Context<'_>,
+) -> Result<Decision<Change>, Obstacle> {
+    require_before_natural_end(details, ending.ends_on)?;
+    if subscription.status == Status::CancellationScheduled {
+        match details.end.clone()? {
+            Some(scheduled) if ending.ends_on == scheduled.ends_on => return Ok(Decision::Unchanged),
+            Some(scheduled) if ending.ends_on > scheduled.ends_on => {
+                return Err(RejectionReason::LaterThanScheduled
+                    .because(format!(
+                        "The last day of access is {} and can only be moved earlier; {} would be later.",
+                        scheduled.ends_on, ending.ends_on
+                    ))
+                    .into());
+            }
+            _ => {}
+        }
+    }
+    let cancellation = ScheduledCancellation {
+        command,
+        ending,
+        record: CancellationRecord {
+            by,
+            via,
+            scheduled_at: context.now,
+            actor: data.actor.clone(),
+            reason: data.reason.clone(),
+            month,
+        },
+        request_decision: RequestDecision::Superseded,
+        note: None,
+        template: match by {
+            Initiator::Admin => Template::CancelledByAdmin,
+            Initiator::Client => Template::CancelledByClient,
+        },
+    };
+    Ok(Decision::Applied(cancellation.change(subscription, details, context)?))
+}
+
+fn require_last_invoice(details: &Details, invoice_id: &InvoiceId) -> Result<(), Obstacle> {
+    let detail = match details.last_invoice_id.clone()? {
+        Some(last) if last == *invoice_id => return Ok(()),
+        Some(last) => format!(
+            "Only the newest invoice, {last}, can be cancelled together with the subscription; {invoice_id} was named."
+        ),
+        None => format!("The subscription has no invoice yet; {invoice_id} was named."),
+    };
+    Err(RejectionReason::NotLastInvoice.because(detail).into())
+}
+
+/// Removes a subscription bought by mistake: it ends today, and only a tombstone remains.
+fn remove(
+    subscription: &Subscription,
+    details: &Details,
+    command: &CommandRef,
+    data: &Cancellation,
+    (invoice_id, refund): (&InvoiceId, bool),
+    context: &Context<'_>,
+) -> Field<Change> {
+    let today = context.organization.date_at(context.now)?;
+    let facts = Facts {
+        actor: data.actor.name().map(ToString::to_string),
+        removed_on: Some(today),
+        invoice_id: Some(invoice_id.to_string()),
+        refund: Some(refund),
+        reason: data.reason.as_ref().map(ToString::to_string),
+        ..context.facts(subscription, details)?
+    };
+    let event = Removed { invoice_id: invoice_id.clone(), refund, activities: details.activities.clone()? };
+    // The tombstone keeps nothing personal, so the history has no reason.
+    Ok(Change::to(Status::Removed, subscription, None, context.now)
+        .by(&data.actor, command)
+        .via(Channel::Invoice)
+        .ended_on(today)
+        .notify([context.email(Template::RemovedByAdmin, Recipient::AccountManager, &facts)?])
+        .event(Event::Removed(About::new(subscription, event))))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::CancellationVia;
+    use crate::actor::Actor;
+    use crate::command::SubscriptionCommand;
+    use crate::ids::InvoiceId;
+
+    use crate::subscription::Status;
+    use crate::testing::*;
+
+    #[track_caller]
+    fn check(scene: &Scene, command: &crate::command::Command, expected: &str) {
+        assert_story(&scene.tell(command), expected);
+    }
+
+    #[test]
+    fn by_admin_with_a_month() {
+        let month = json!({ "actor": admin(), "via": "purchases", "month": "2026-07", "reason": "blessure" });
+        check(
+            &scene(Status::Active),
+            &command("subscription.cancellation", month),
+            r#"
+            active → cancellation_scheduled
+            ends on 2026-07-14, over at 2026-07-15 04:00:00 UTC, last invoice 2026-06-15
+            cancellation: by admin via purchases, "blessure", 2026-07, admin adm-1
+            history: active → cancellation_scheduled, 2026-07-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+            actor: Luc, ends_on: 2026-07-14, final_billing_on: 2026-06-15, reason: blessure
+            event subscription.cancellation-scheduled
+            by: admin, via: purchases, ends_on: 2026-07-14, ends_at: 2026-07-15T04:00:00.000Z, final_billing_on: 2026-06-15, reason: blessure
+        "#,
+        );
+    }
+
+    #[test]
+    fn by_admin_with_no_month() {
+        check(
+            &scene(Status::Active),
+            &purchases(""),
+            "
+            active → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by admin via purchases, no reason, no month, admin adm-1
+            history: active → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+              actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15
+            event subscription.cancellation-scheduled
+              by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
+              final_billing_on: 2026-05-15
+        ",
+        );
+    }
+
+    #[test]
+    fn moved_earlier() {
+        check(
+            &scene(Status::CancellationScheduled),
+            &purchases("2026-07"),
+            "
+            cancellation_scheduled → cancellation_scheduled
+            ends on 2026-07-14, over at 2026-07-15 04:00:00 UTC, last invoice 2026-06-15
+            cancellation: by admin via purchases, no reason, 2026-07, admin adm-1
+            history: cancellation_scheduled → cancellation_scheduled, 2026-07-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+              actor: Luc, ends_on: 2026-07-14, previous_ends_on: 2026-08-14, final_billing_on: 2026-06-15
+            event subscription.cancellation-scheduled
+              by: admin, via: purchases, ends_on: 2026-07-14, ends_at: 2026-07-15T04:00:00.000Z,
+              final_billing_on: 2026-06-15, previous_ends_on: 2026-08-14
+        ",
+        );
+    }
+
+    #[test]
+    fn a_request_that_is_open_is_superseded() {
+        check(
+            &scene(Status::CancellationRequested),
+            &purchases(""),
+            r#"
+            cancellation_requested → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by admin via purchases, no reason, no month, admin adm-1
+            request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", superseded at 2026-06-01 16:00:00 UTC, no note
+            history: cancellation_requested → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+            actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27
+            event subscription.cancellation-scheduled
+            by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z, final_billing_on: 2026-05-15
+        "#,
+        );
+    }
+
+    #[test]
+    fn a_request_that_is_closed_stays_as_it_was() {
+        use crate::subscription::{Closed, RequestDecision};
+        let declined = scene(Status::CancellationRequested).with(|scene| scene.subscription.status = Status::Active);
+        let declined = declined.with_details(|details| {
+            details.request.as_mut().unwrap().as_mut().unwrap().closed =
+                Some(Closed { decided_at: now(), decision: RequestDecision::Decline, note: None });
+        });
+        check(
+            &declined,
+            &purchases(""),
+            "
+            active → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by admin via purchases, no reason, no month, admin adm-1
+            history: active → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
+            mail cancelled-by-admin to account_manager
+              actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15
+            event subscription.cancellation-scheduled
+              by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
+              final_billing_on: 2026-05-15
+        ",
+        );
+    }
+
+    #[test]
+    fn by_client() {
+        check(
+            &scene(Status::Active),
+            &account(),
+            "
+            active → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by client via account, no reason, no month, client acc-1
+            history: active → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
+            mail cancelled-by-client to organization_contact
+              ends_on: 2026-06-14, final_billing_on: 2026-05-15
+            event subscription.cancellation-scheduled
+              by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
+              final_billing_on: 2026-05-15
+        ",
+        );
+    }
+
+    #[test]
+    fn by_client_whom_the_organization_tells_too() {
+        let both = scene(Status::CancellationRequested)
+            .with(|scene| scene.organization.notify_client_of_own_actions = Ok(true));
+        check(
+            &both,
+            &account(),
+            r#"
+            cancellation_requested → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by client via account, no reason, no month, client acc-1
+            request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", superseded at 2026-06-01 16:00:00 UTC, no note
+            history: cancellation_requested → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
+            mail cancelled-by-client to organization_contact and account_manager
+            ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27
+            event subscription.cancellation-scheduled
+            by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z, final_billing_on: 2026-05-15
+        "#,
+        );
+    }
+
+    #[test]
+    fn by_client_before_the_end_that_an_admin_scheduled() {
+        check(
+            &scene(Status::CancellationScheduled),
+            &account(),
+            "
+            cancellation_scheduled → cancellation_scheduled
+            ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
+            cancellation: by client via account, no reason, no month, client acc-1
+            history: cancellation_scheduled → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
+            mail cancelled-by-client to organization_contact
+              ends_on: 2026-06-14, previous_ends_on: 2026-08-14, final_billing_on: 2026-05-15
+            event subscription.cancellation-scheduled
+              by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
+              final_billing_on: 2026-05-15, previous_ends_on: 2026-08-14
+        ",
+        );
+    }
+
+    #[test]
+    fn from_the_newest_invoice() {
+        check(
+            &scene(Status::CancellationScheduled),
+            &invoice("inv-may"),
+            r#"
+            cancellation_scheduled → removed
+            ended on 2026-06-01
+            details dropped
+            history: cancellation_scheduled → removed, no last day, by admin adm-1, cmd-1
+            mail removed-by-admin to account_manager
+            actor: Luc, removed_on: 2026-06-01, invoice_id: inv-may, refund: false
+            event subscription.removed
+            invoice_id: inv-may, refund: false, activities: [{"id":"a-1","name":"Longueurs"}]
+        "#,
+        );
+    }
+
+    #[test]
+    fn from_the_newest_invoice_with_a_refund() {
+        let refund = json!({
+            "actor": admin(), "via": "invoice", "invoice_id": "inv-may", "refund": true, "reason": "erreur",
+        });
+        check(
+            &scene(Status::Active),
+            &command("subscription.cancellation", refund),
+            r#"
+            active → removed
+            ended on 2026-06-01
+            details dropped
+            history: active → removed, no last day, by admin adm-1, cmd-1
+            mail removed-by-admin to account_manager
+            actor: Luc, removed_on: 2026-06-01, reason: erreur, invoice_id: inv-may, refund: true
+            event subscription.removed
+            invoice_id: inv-may, refund: true, activities: [{"id":"a-1","name":"Longueurs"}]
+        "#,
+        );
+    }
+
+    #[test]
+    fn every_form_is_read() {
+        use SubscriptionCommand::Cancellation;
+        let actor = Actor::Admin { id: "adm-1".try_into().unwrap(), name: Some("Luc".try_into().unwrap()) };
+        let Cancellation(data) =
+            read_data("subscription.cancellation", json!({ "actor": admin(), "via": "purchases" }))
+        else {
+            panic!()
+        };
+        assert_eq!((data.organization_id.as_str(), data.subscription_id.as_str()), ("org-1", "sub-1"));
+        assert_eq!((data.actor, data.reason), (actor, None));
+        assert_eq!(data.via, CancellationVia::Purchases { month: None });
+
+        let full = json!({ "actor": admin(), "via": "purchases", "month": "2026-06", "reason": "déménage" });
+        let Cancellation(data) = read_data("subscription.cancellation", full) else { panic!() };
+        assert_eq!(data.via, CancellationVia::Purchases { month: Some(month("2026-06")) });
+        assert_eq!(data.reason.unwrap().as_str(), "déménage");
+
+        let minimal = json!({ "actor": admin(), "via": "invoice", "invoice_id": "inv-1" });
+        let Cancellation(data) = read_data("subscription.cancellation", minimal) else { panic!() };
+        let invoice_id: InvoiceId = "inv-1".try_into().unwrap();
+        assert_eq!(data.via, CancellationVia::Invoice { invoice_id: invoice_id.clone(), refund: false });
+
+        let full = json!({ "actor": admin(), "via": "invoice", "invoice_id": "inv-1", "refund": true, "reason": "" });
+        let Cancellation(data) = read_data("subscription.cancellation", full) else { panic!() };
+        assert_eq!(data.via, CancellationVia::Invoice { invoice_id, refund: true });
+
+        let full = json!({ "actor": client(), "via": "account", "reason": "trop loin" });
+        let Cancellation(data) = read_data("subscription.cancellation", full) else { panic!() };
+        assert_eq!(data.via, CancellationVia::Account);
+        assert_eq!(data.actor, Actor::Client { account_id: "acc-1".try_into().unwrap(), name: None });
+    }
+
+    #[test]
+    fn invalid_fields_are_named() {
+        let good = || {
+            envelope("subscription.cancellation", json!({ "actor": admin(), "via": "purchases", "month": "2026-06" }))
+        };
+        check_invalid(good(), "/data/organization_id", absent(), "data: missing field `organization_id`");
+        check_invalid(
+            good(),
+            "/data/organization_id",
+            json!(null),
+            "data.organization_id: invalid type: null, expected a string",
+        );
+        check_invalid(
+            good(),
+            "/data/subscription_id",
+            json!(12),
+            "data.subscription_id: invalid type: integer `12`, expected a string",
+        );
+        check_invalid(
+            good(),
+            "/data/subscription_id",
+            json!("x".repeat(129)),
+            "data.subscription_id: must be 1 to 128 characters long, is 129",
+        );
+        check_invalid(good(), "/data/actor", absent(), "data: missing field `actor`");
+        check_invalid(
+            good(),
+            "/data/actor",
+            json!("Luc"),
+            r#"data.actor: invalid type: string "Luc", expected an object"#,
+        );
+        check_invalid(good(), "/data/via", absent(), "data: missing field `via`");
+        check_invalid(
+            good(),
+            "/data/via",
+            json!("Purchases"),
+            "data.via: unknown variant `Purchases`, expected one of `purchases`, `invoice`, `account`",
+        );
+        check_invalid(
+            good(),
+            "/data/monht",
+            json!("2026-06"),
+            "data.monht: unknown field `monht`, expected one of `organization_id`, `subscription_id`, `actor`, `via`, `reason`, `month`, `invoice_id`, `refund`",
+        );
+        check_invalid(
+            good(),
+            "/data/month",
+            json!("2026-6"),
+            r#"data.month: `2026-6` is not a month such as "2026-06""#,
+        );
+        check_invalid(
+            good(),
+            "/data/month",
+            json!("2026-13"),
+            r#"data.month: `2026-13` is not a month such as "2026-06""#,
+        );
+        check_invalid(
+            good(),
+            "/data/month",
+            json!("2999-12"),
+            "data.month: the year 2999 is outside 2000 to 2998; is it a date that was never set?",
+        );
+        check_invalid(
+            good(),
+            "/data/month",
+            json!("2026-06-15"),
+            r#"data.month: `2026-06-15` is not a month such as "2026-06""#,
+        );
+        check_invalid(good(), "/data/month", json!(6), "data.month: invalid type: integer `6`, expected a string");
+        check_invalid(
+            good(),
+            "/data/reason",
+            json!("é".repeat(2_001)),
+            "data.reason: must be 0 to 2000 characters long, is 2001",
+        );
+        check_invalid(good(), "/data/reason", json!(["a"]), "data.reason: invalid type: sequence, expected a string");
+    }
+
+    #[test]
+    fn fields_of_another_via_are_unknown() {
+        #[track_caller]
+        fn with(data: Value, expected: &str) {
+            check_invalid_bytes(envelope("subscription.cancellation", data).to_string().as_bytes(), expected);
+        }
+        with(
+            json!({ "actor": client(), "via": "account", "month": "2026-06" }),
+            r#"data: unknown field `month` (it goes with `via: "purchases"` only)"#,
+        );
+        with(
+            json!({ "actor": admin(), "via": "invoice", "invoice_id": "i", "month": "2026-06" }),
+            r#"data: unknown field `month` (it goes with `via: "purchases"` only)"#,
+        );
+        with(
+            json!({ "actor": admin(), "via": "purchases", "invoice_id": "i" }),
+            r#"data: unknown field `invoice_id` (it goes with `via: "invoice"` only)"#,
+        );
+        with(
+            json!({ "actor": admin(), "via": "purchases", "refund": false }),
+            r#"data: unknown field `refund` (it goes with `via: "invoice"` only)"#,
+        );
+        with(
+            json!({ "actor": client(), "via": "account", "invoice_id": "i" }),
+            r#"data: unknown field `invoice_id` (it goes with `via: "invoice"` only)"#,
+        );
+        with(
+            json!({ "actor": admin(), "via": "invoice" }),
+            r#"data: missing field `invoice_id` (`via: "invoice"` needs it)"#,
+        );
+        with(
+            json!({ "actor": admin(), "via": "invoice", "invoice_id": "i", "refund": "yes" }),
+            r#"data.refund: invalid type: string "yes", expected a boolean"#,
+        );
+    }
+}
