@@ -1,15 +1,15 @@
-//! Exponential backoff with jitter: the delays between two attempts at something that will succeed eventually.
+//! Exponential backoff with jitter, for operations that are retried until they succeed.
 //!
-//! The jitter spreads retries, so that many workers do not return to a server at the same moment.
+//! The jitter spreads retries, so that workers do not all return to a server at the same moment.
 
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
-/// From this attempt on, [`Backoff::delay_after`] no longer grows.
+/// The number of attempts after which [`Backoff::delay_after`] no longer grows, whatever its limits.
 const ATTEMPTS_MAX: usize = 20;
 
-/// The delays of one loop of attempts. They double and never run out.
+/// The delays of one retry loop. They never run out.
 #[derive(Debug)]
 pub struct Backoff {
     delays: ExponentialBackoff,
@@ -17,15 +17,15 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Delays that double from `min` up to `max`. The jitter adds up to 100 % to each.
+    /// Delays that double from `min` up to `max`, plus up to 100 % jitter.
     #[must_use]
     pub fn new((min, max): (Duration, Duration)) -> Self {
         let builder = ExponentialBuilder::default().with_min_delay(min).with_max_delay(max);
         Self { delays: builder.without_max_times().with_jitter().build(), max }
     }
 
-    /// The delay after attempt number `attempts` (counted from 0, by the caller): doubles from `min` up to `max`. The jitter
-    /// adds up to 25 %.
+    /// The delay after attempt number `attempts`, counted from 0 by the caller: doubles from `min` up to `max`, plus up to
+    /// 25 % jitter.
     #[must_use]
     pub fn delay_after(attempts: i32, (min, max): (Duration, Duration)) -> Duration {
         let builder = ExponentialBuilder::default().with_min_delay(min).with_max_delay(max);
@@ -34,7 +34,6 @@ impl Backoff {
         delay.mul_f64(1.0 + fastrand::f64() / 4.0)
     }
 
-    /// The delay before the next attempt.
     pub fn next_delay(&mut self) -> Duration {
         self.delays.next().unwrap_or(self.max)
     }
@@ -57,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn counted_attempts_grow_alike() {
+    fn delay_after_doubles_from_min_to_max() {
         let (min, max) = (Duration::from_secs(2), Duration::from_secs(8));
         for (attempts, seconds) in [(-1, 2), (0, 2), (1, 4), (2, 8), (3, 8), (1_000, 8), (i32::MAX, 8)] {
             let (delay, base) = (Backoff::delay_after(attempts, (min, max)), Duration::from_secs(seconds));

@@ -1,9 +1,8 @@
-//! The only clock. The domain is told the time; everything else asks here.
+//! The program's only clock. The domain never reads it: callers pass the time.
 
 use chrono::{DateTime, SubsecRound, Utc};
 
-/// Now, to the millisecond: as precisely as the database keeps instants, so that what an event says is what a document
-/// says.
+/// Now, truncated to the precision of MongoDB's dates (1 ms), so that events and documents state the same instant.
 #[must_use]
 pub fn now() -> DateTime<Utc> {
     Utc::now().trunc_subsecs(3)

@@ -1,9 +1,13 @@
-//! Offramp ends monthly subscriptions: commands in from RabbitMQ, documents changed in MongoDB, mails and events out.
+//! Offramp ends monthly subscriptions. It receives commands from RabbitMQ, updates documents in MongoDB, and sends emails and
+//! events.
 //!
-//! The rules are in the crate `offramp-domain`, the emails in `offramp-mail`; neither knows this crate. Reading order here:
-//! [`worker`] — everything that `offramp run` runs; [`amqp`] and [`store`] — RabbitMQ and MongoDB. [`config`], [`tls`],
-//! [`http`], [`logging`], [`backoff`] and [`clock`] are what every service has; [`advice`] is what operators are told. [`jsonl`]
-//! and [`schemas`] are for those who write documents and commands.
+//! The rules are in the crate `offramp-domain`, the emails in `offramp-mail`; neither depends on this crate.
+//!
+//! - [`worker`]: everything that `offramp run` does. Start reading here.
+//! - [`amqp`] and [`store`]: RabbitMQ and MongoDB.
+//! - [`jsonl`] and [`schemas`]: importing documents, and the JSON Schemas of commands, events and documents.
+//! - [`config`], [`tls`], [`http`], [`health`], [`logging`], [`metrics`], [`backoff`] and [`clock`]: the parts of any service.
+//! - [`advice`]: which setting to change after which fault.
 
 pub mod advice;
 pub mod amqp;

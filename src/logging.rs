@@ -1,4 +1,4 @@
-//! Logs: to standard error, for people or as JSON.
+//! Logging to standard error, as text or JSON.
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal};
@@ -11,16 +11,16 @@ use tracing_subscriber::{EnvFilter, fmt, registry};
 
 use crate::config::{LogFormat, LogSettings};
 
-/// Where `lapin` logs the messages that no queue takes.
+/// The target under which `lapin` logs unroutable messages.
 const RETURNED_MESSAGES: &str = "lapin::returned_messages";
 
-/// Starts logging, with the filter `default` where none is set.
+/// Starts logging. The filter is `default` if the settings contain none.
 ///
 /// # Errors
-/// When logging was started before, or the filter cannot be read.
+/// When logging has already been started, or the filter is invalid.
 pub fn init(settings: &LogSettings, default: &str) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let filter = EnvFilter::builder().parse(without_lapin(settings.log.as_deref().unwrap_or(default)))?;
-    let logs = registry().with(filter).with(filter_fn(tells_no_secret));
+    let logs = registry().with(filter).with(filter_fn(may_be_logged));
     let lines = fmt::layer().with_writer(io::stderr);
     match settings.log_format {
         LogFormat::Text => {
@@ -32,8 +32,8 @@ pub fn init(settings: &LogSettings, default: &str) -> Result<(), Box<dyn std::er
     Ok(())
 }
 
-/// A filter that says nothing of `lapin` leaves it out: to `lapin` every object that is missing, and every connection that
-/// is lost, is an error, and what matters of that is logged by us.
+/// Disables `lapin`'s log unless the filter mentions it. `lapin` logs every missing queue and every lost connection as an
+/// error; Offramp logs those that matter.
 fn without_lapin(filter: &str) -> Cow<'_, str> {
     if filter.contains("lapin") || filter.trim().is_empty() {
         filter.into()
@@ -42,15 +42,15 @@ fn without_lapin(filter: &str) -> Cow<'_, str> {
     }
 }
 
-/// Whether something may be logged, whatever the filter says: at its lowest level `lapin` logs every frame, and one of them
-/// has the password; and it logs each message that no queue takes as a warning, with its body.
-fn tells_no_secret(metadata: &Metadata<'_>) -> bool {
-    is_no_secret(metadata.target(), *metadata.level())
+/// Drops secrets whatever the filter says: `lapin` logs every frame at `TRACE`, including the one with the password, and
+/// every unroutable message, with its body, as a warning.
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    !is_secret(metadata.target(), *metadata.level())
 }
 
-fn is_no_secret(target: &str, level: Level) -> bool {
+fn is_secret(target: &str, level: Level) -> bool {
     let is_lapin = target == "lapin" || target.starts_with("lapin::");
-    !(is_lapin && (level == Level::TRACE || target.starts_with(RETURNED_MESSAGES)))
+    is_lapin && (level == Level::TRACE || target.starts_with(RETURNED_MESSAGES))
 }
 
 #[cfg(test)]
@@ -58,16 +58,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neither_frames_nor_messages_are_logged_at_any_level() {
+    fn frames_and_message_bodies_are_never_logged() {
         for level in [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG, Level::TRACE] {
-            assert!(!is_no_secret("lapin::returned_messages", level), "{level}");
-            assert_eq!(is_no_secret("lapin::channel", level), level != Level::TRACE, "{level}");
-            assert!(is_no_secret("offramp::amqp", level), "{level}");
+            assert!(is_secret("lapin::returned_messages", level), "{level}");
+            assert_eq!(is_secret("lapin::channel", level), level == Level::TRACE, "{level}");
+            assert!(!is_secret("offramp::amqp", level), "{level}");
         }
     }
 
     #[test]
-    fn lapin_is_heard_only_where_it_is_asked_for() {
+    fn lapin_logs_only_if_the_filter_names_it() {
         assert_eq!(without_lapin("debug"), "debug,lapin=off");
         assert_eq!(without_lapin("offramp=debug,lapin=warn"), "offramp=debug,lapin=warn");
         for filter in ["info", "off", "offramp=debug", ""] {

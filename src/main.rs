@@ -1,6 +1,6 @@
-//! The program: reads the command line and the environment, and does what they say.
+//! The program: parses the command line and the environment, runs the subcommand, and sets the exit code.
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+//! Exit codes: 0 success, 1 failure, 2 invalid usage or configuration.
 
 mod cli;
 
@@ -12,7 +12,7 @@ use offramp::config::from_environment;
 
 use cli::{Cli, WrongConfiguration, printable};
 
-/// A fifth less time on the processor than with the system's allocator (`docs/performance.md`).
+// Needs a fifth less CPU time than the system's allocator (docs/performance.md).
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -20,13 +20,12 @@ fn main() -> ExitCode {
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("offramp: no threads to work with: {error}");
+            eprintln!("offramp: cannot start the async runtime: {error}");
             return ExitCode::FAILURE;
         }
     };
     let code = runtime.block_on(run());
-    // Whatever is still under way in the background ends with the process. If it ended with the runtime, the driver of
-    // MongoDB would take it amiss, and print a backtrace.
+    // Background tasks end with the process. If the runtime were dropped first, the MongoDB driver would print a backtrace.
     std::mem::forget(runtime);
     code
 }
@@ -35,12 +34,12 @@ async fn run() -> ExitCode {
     let command = from_environment(Cli::command(), &|name| std::env::var_os(name));
     let cli = match command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        // Help and version are "errors" too; clap knows their streams and exit codes.
+        // Includes --help and --version: clap chooses the stream and the exit code.
         Err(error) => error.exit(),
     };
     match cli.run().await {
         Ok(()) => ExitCode::SUCCESS,
-        // The reader of our output has seen enough: `offramp show … | head`.
+        // The reader closed the pipe, as in `offramp show … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("offramp: {}", printable(&format!("{error:#}")));

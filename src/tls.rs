@@ -1,5 +1,5 @@
-//! TLS with all three servers: whom we trust, and who we are. The files are read and checked once, with the settings.
-//! Whether a connection is encrypted at all is not said here, but in each server's URL.
+//! TLS settings for all three servers: trusted authorities and our client certificate. Both files are read and checked once,
+//! with the other settings. Whether a connection is encrypted is decided by each server's URL, never here.
 
 use std::fmt;
 use std::fs::File;
@@ -14,32 +14,29 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::advice;
-
-/// The largest PEM file that is read, in bytes: a whole system's authorities are a quarter of it.
+/// The largest accepted PEM file, in bytes. A system's complete set of authorities is a quarter of that.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Whom we trust and who we are. By default: the system's certificate authorities, and nobody in particular. Cheap to
-/// clone.
+/// Trusted authorities and our client certificate. By default, the system's authorities and no certificate. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Tls {
     authorities: Option<Authorities>,
     identity: Option<Identity>,
-    /// Made when it is first needed, because the system's authorities take a while to read.
+    /// Built on first use, because reading the system's authorities takes a while.
     config: Arc<OnceLock<Arc<ClientConfig>>>,
 }
 
 impl Tls {
-    /// `authorities` are trusted *instead of* the system's; `identity` is shown to servers that ask for one.
+    /// `authorities` *replace* the system's; `identity` is presented to servers that request a client certificate.
     #[must_use]
     pub fn new(authorities: Option<Authorities>, identity: Option<Identity>) -> Self {
         Self { authorities, identity, config: Arc::default() }
     }
 
-    /// For `rustls`. Blocks while it reads the system's authorities, if it has to.
+    /// The configuration for `rustls`. The first call may block while it reads the system's authorities.
     ///
     /// # Errors
-    /// When the crypto provider lacks what TLS needs, which the one that is built in does not.
+    /// When the crypto provider supports no safe protocol version. The built-in provider does.
     pub fn client_config(&self) -> Result<Arc<ClientConfig>, rustls::Error> {
         if let Some(config) = self.config.get() {
             return Ok(Arc::clone(config));
@@ -55,7 +52,7 @@ impl Tls {
         Ok(Arc::clone(self.config.get_or_init(|| Arc::new(config))))
     }
 
-    /// For the driver of `MongoDB`, which reads the files itself. What the URL says stays as it is.
+    /// Configures the MongoDB driver, which reads the files itself. Files named in the URL take precedence.
     pub(crate) fn fill_in(&self, options: &mut ClientOptions) {
         let Some(MongodbTls::Enabled(tls)) = &mut options.tls else { return };
         if let Some(given) = &self.authorities {
@@ -67,7 +64,7 @@ impl Tls {
     }
 }
 
-/// Certificate authorities to trust: `OFFRAMP_TLS_CA`.
+/// Certificate authorities to trust.
 #[derive(Clone)]
 pub struct Authorities {
     path: PathBuf,
@@ -78,11 +75,13 @@ impl Authorities {
     /// Reads a PEM file with one or more certificates.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with it.
+    /// A sentence that explains why the file is unusable.
     pub fn read(path: &Path) -> Result<Self, String> {
         let mut roots = RootCertStore::empty();
         for (index, certificate) in certificates(&content(path)?)?.into_iter().enumerate() {
-            roots.add(certificate).map_err(|error| format!("certificate {} in it is not one: {error}", index + 1))?;
+            roots
+                .add(certificate)
+                .map_err(|error| format!("certificate {} of the file is invalid: {error}", index + 1))?;
         }
         Ok(Self { path: path.to_owned(), roots: Arc::new(roots) })
     }
@@ -94,7 +93,7 @@ impl fmt::Debug for Authorities {
     }
 }
 
-/// A client certificate and its private key: `OFFRAMP_TLS_CERTIFICATE`.
+/// A client certificate and its private key.
 #[derive(Clone)]
 pub struct Identity {
     path: PathBuf,
@@ -102,25 +101,25 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Reads a PEM file with a certificate, those between it and its authority if there are any, and its private key.
+    /// Reads a PEM file with a certificate, its intermediate certificates (if any) and its private key.
     ///
     /// # Errors
-    /// A sentence that says what is wrong with it, without anything of the key.
+    /// A sentence that explains why the file is unusable, and never quotes the key.
     pub fn read(path: &Path) -> Result<Self, String> {
         let content = content(path)?;
         let chain = certificates(&content)?;
         let key = PrivateKeyDer::from_pem_slice(&content).map_err(|error| match error {
             pem::Error::NoItemsFound if String::from_utf8_lossy(&content).contains("ENCRYPTED") => {
-                "its private key is encrypted; decrypt it with `openssl pkey -in FILE`".to_owned()
+                "the private key is encrypted; decrypt it with `openssl pkey -in FILE`".to_owned()
             }
             pem::Error::NoItemsFound => {
-                "it holds a certificate and no private key; put both into one file: cat certificate.pem key.pem"
+                "the file contains a certificate but no private key; put both into one file: cat certificate.pem key.pem"
                     .to_owned()
             }
             error => damaged(&error),
         })?;
         let key = CertifiedKey::from_der(chain, key, &provider())
-            .map_err(|error| format!("its first certificate and its private key do not go together: {error}"))?;
+            .map_err(|error| format!("the private key does not match the first certificate: {error}"))?;
         Ok(Self { path: path.to_owned(), key: Arc::new(key) })
     }
 }
@@ -131,18 +130,12 @@ impl fmt::Debug for Identity {
     }
 }
 
-/// Why a connection failed, with what to do about it where that has to do with certificates. `is_handshake` is whether the
-/// server may have meant us when it merely ended the connection.
-pub(crate) fn explain(error: &str, is_handshake: bool) -> String {
-    advice::append(error, advice::tls(error, is_handshake))
-}
-
-/// The one crypto provider. Every crate is told or compiled to use it: `cargo tree` has no other.
+/// The only crypto provider: every crate is configured or compiled to use it, and `cargo tree` contains no other.
 fn provider() -> CryptoProvider {
     rustls::crypto::ring::default_provider()
 }
 
-/// A system without any is no error here: its servers may need none.
+/// Not an error on a system without authorities: its servers may not use TLS.
 fn system_roots() -> Arc<RootCertStore> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -153,9 +146,9 @@ fn content(path: &Path) -> Result<Vec<u8>, String> {
     let mut content = Vec::new();
     File::open(path)
         .and_then(|file| file.take(PEM_BYTES_MAX + 1).read_to_end(&mut content))
-        .map_err(|error| format!("it cannot be read: {error}"))?;
+        .map_err(|error| format!("the file cannot be read: {error}"))?;
     if content.len() as u64 > PEM_BYTES_MAX {
-        return Err(format!("it is larger than {PEM_BYTES_MAX} bytes"));
+        return Err(format!("the file is larger than {PEM_BYTES_MAX} bytes"));
     }
     Ok(content)
 }
@@ -164,18 +157,18 @@ fn certificates(content: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
     let certificates: Vec<_> =
         CertificateDer::pem_slice_iter(content).collect::<Result<_, _>>().map_err(|error| damaged(&error))?;
     if certificates.is_empty() {
-        return Err("it holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)".to_owned());
+        return Err("the file contains no PEM certificate (-----BEGIN CERTIFICATE-----)".to_owned());
     }
     Ok(certificates)
 }
 
-/// Says nothing of the content, which may be a key.
+/// Never quotes the content, which may be a key.
 fn damaged(error: &pem::Error) -> String {
     let why = match error {
-        pem::Error::MissingSectionEnd { .. } => "a part of it has no end (-----END …-----)",
-        pem::Error::IllegalSectionStart { .. } => "a line that begins a part of it is damaged (-----BEGIN …-----)",
-        pem::Error::Base64Decode(_) => "a part of it is not base64",
-        _ => "it is not PEM",
+        pem::Error::MissingSectionEnd { .. } => "a PEM section has no end line (-----END …-----)",
+        pem::Error::IllegalSectionStart { .. } => "a PEM section has an invalid start line (-----BEGIN …-----)",
+        pem::Error::Base64Decode(_) => "a PEM section contains invalid base64",
+        _ => "the file is not valid PEM",
     };
     why.to_owned()
 }

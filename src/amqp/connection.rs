@@ -21,8 +21,9 @@ use tokio::time::{sleep, timeout};
 use super::frame_filter::{self, FilteredStream, InFlight};
 use super::reply_code::{ACCESS_REFUSED, NOT_ALLOWED};
 use super::url::{BrokerUrl, BrokerUrls};
+use crate::advice;
 use crate::metrics::BROKER_CONNECTIONS;
-use crate::tls::{Tls, explain as explain_tls};
+use crate::tls::Tls;
 
 /// Resolving a name, opening TCP and TLS to one address, in seconds.
 const DIAL_SECONDS_MAX: u64 = 5;
@@ -107,6 +108,7 @@ impl Broker {
         // Made first: reading the system's authorities takes a while, and the broker gives a handshake 5 s.
         let tls = url.is_tls().then(|| self.0.tls.client_config()).transpose();
         let connector = tls.map_err(|error| Failure::of(error.to_string()))?.map(RustlsConnector::from);
+        let explain_tls = |why: String| advice::append(&why, advice::tls(&why, url.is_tls()));
         let dialling = async {
             let stream = dial(tokio::net::lookup_host((url.host(), url.port())).await?.collect()).await?;
             let AsyncTcpStream::Plain(tcp) = &stream else {
@@ -123,7 +125,7 @@ impl Broker {
         let (stream, socket) = timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling)
             .await
             .map_err(|_| Failure::of(format!("no connection within {DIAL_SECONDS_MAX} s")))?
-            .map_err(|error| Failure::of(explain_tls(&error.to_string(), url.is_tls())))?;
+            .map_err(|error| Failure::of(explain_tls(error.to_string())))?;
         let properties = ConnectionProperties::default()
             .with_connection_name(LongString::from(format!("{} {purpose}", self.0.name)))
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
@@ -146,7 +148,7 @@ impl Broker {
             .map_err(|_| Failure::of(format!("no AMQP handshake within {HANDSHAKE_SECONDS_MAX} s")))?
             .map_err(|error| Failure {
                 denied: code(&error).is_some_and(is_denied),
-                why: explain_tls(&explain(&error), url.is_tls()),
+                why: explain_tls(explain(&error)),
             })?;
         Ok(Link { connection, socket, in_flight, version })
     }

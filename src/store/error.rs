@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mongodb::error::{CommandError, ErrorKind};
 
-use crate::tls::explain;
+use crate::advice;
 
 /// Why an operation failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,7 +54,8 @@ pub(super) fn classify(error: &mongodb::error::Error) -> StoreError {
         kind => {
             let is_handshake = matches!(kind, ErrorKind::ServerSelection { .. });
             // The kind alone: the error as a whole has the server's reply in it.
-            StoreError::Unavailable(explain(&plain(&kind.to_string()), is_handshake))
+            let reason = plain(&kind.to_string());
+            StoreError::Unavailable(advice::append(&reason, advice::tls(&reason, is_handshake)))
         }
     }
 }

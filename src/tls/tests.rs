@@ -1,4 +1,4 @@
-//! Authorities and certificates, right and wrong, from files.
+//! Authorities and client certificates, valid and invalid, read from files.
 
 use std::fs;
 
@@ -6,44 +6,48 @@ use rcgen::{CertificateParams, KeyPair};
 
 use super::*;
 
-/// A file with this content is refused by both, or by one, with these words.
+/// `read` rejects a file with this content, with an error that contains `words` and never quotes the file.
 #[track_caller]
-fn check<T>(read: fn(&Path) -> Result<T, String>, content: &str, says: &str) {
+fn check<T>(read: fn(&Path) -> Result<T, String>, content: &str, words: &str) {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), content).unwrap();
-    let sentence = read(file.path()).err().unwrap();
-    assert!(sentence.contains(says), "{sentence}");
-    assert!(!sentence.contains("s3cret"), "{sentence}");
+    let error = read(file.path()).err().unwrap();
+    assert!(error.contains(words), "{error}");
+    assert!(!error.contains("s3cret"), "{error}");
 }
 
 #[test]
-fn files_that_are_of_no_use_are_refused_with_a_sentence() {
+fn unusable_files_are_rejected_with_a_reason_that_quotes_nothing() {
     let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
     let certificate = CertificateParams::new(vec!["a.test".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
     let key = key.serialize_pem();
 
-    check(Authorities::read, "", "it holds no certificate");
-    check(Authorities::read, &key, "it holds no certificate");
-    check(Authorities::read, "-----BEGIN CERTIFICATE-----\ns3cret!!\n-----END CERTIFICATE-----\n", "is not base64");
+    check(Authorities::read, "", "contains no PEM certificate");
+    check(Authorities::read, &key, "contains no PEM certificate");
+    check(Authorities::read, "-----BEGIN CERTIFICATE-----\ns3cret!!\n-----END CERTIFICATE-----\n", "invalid base64");
     check(
         Authorities::read,
         "-----BEGIN CERTIFICATE-----\nczNjcmV0\n-----END CERTIFICATE-----\n",
-        "certificate 1 in it",
+        "certificate 1 of the file is invalid",
     );
-    check(Authorities::read, "-----BEGIN CERTIFICATE-----\ns3cret", "has no end");
+    check(Authorities::read, "-----BEGIN CERTIFICATE-----\ns3cret", "has no end line");
     check(Authorities::read, &"x".repeat(1024 * 1024 + 1), "larger than");
-    check(Identity::read, &key, "it holds no certificate");
+    check(Identity::read, &key, "contains no PEM certificate");
     check(Identity::read, &certificate, "no private key; put both into one file");
-    check(Identity::read, &(certificate.clone() + &other.serialize_pem()), "do not go together");
-    check(Identity::read, &(certificate.clone() + "-----BEGIN ENCRYPTED PRIVATE KEY-----\ns3cret\n"), "has no end");
+    check(Identity::read, &(certificate.clone() + &other.serialize_pem()), "does not match");
+    check(
+        Identity::read,
+        &(certificate.clone() + "-----BEGIN ENCRYPTED PRIVATE KEY-----\ns3cret\n"),
+        "has no end line",
+    );
     let encrypted = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nczNjcmV0\n-----END ENCRYPTED PRIVATE KEY-----\n";
-    check(Identity::read, &(certificate.clone() + encrypted), "its private key is encrypted");
-    check(Identity::read, &(certificate + "-----BEGIN s3cret\n"), "damaged");
+    check(Identity::read, &(certificate.clone() + encrypted), "the private key is encrypted");
+    check(Identity::read, &(certificate + "-----BEGIN s3cret\n"), "invalid start line");
     assert!(Authorities::read(Path::new("/does/not/exist")).unwrap_err().contains("No such file"));
 }
 
 #[test]
-fn certificate_and_key_may_come_in_any_order_and_nothing_of_the_key_is_shown() {
+fn certificate_and_key_come_in_any_order_and_debug_output_hides_the_key() {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(vec!["a.test".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -56,7 +60,7 @@ fn certificate_and_key_may_come_in_any_order_and_nothing_of_the_key_is_shown() {
 }
 
 #[tokio::test]
-async fn the_url_of_mongodb_has_the_first_word() {
+async fn files_named_in_the_mongodb_url_take_precedence() {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(vec!["a.test".to_owned()]).unwrap().self_signed(&key).unwrap().pem();
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -79,16 +83,5 @@ async fn the_url_of_mongodb_has_the_first_word() {
         let mut options = ClientOptions::parse(url).await.unwrap();
         tls.fill_in(&mut options);
         assert!(!matches!(options.tls, Some(MongodbTls::Enabled(_))), "{url}");
-    }
-}
-
-#[test]
-fn trouble_with_certificates_is_told_with_what_to_set() {
-    let is_told = |error, is_handshake, setting| explain(error, is_handshake).contains(setting);
-    assert!(is_told("invalid peer certificate: UnknownIssuer", false, "OFFRAMP_TLS_CA"));
-    assert!(is_told("received fatal alert: CertificateRequired", false, "OFFRAMP_TLS_CERTIFICATE"));
-    assert!(is_told("Connection reset by peer (os error 104)", true, "OFFRAMP_TLS_CERTIFICATE"));
-    for (error, is_handshake) in [("Connection reset by peer (os error 104)", false), ("Connection refused", true)] {
-        assert_eq!(explain(error, is_handshake), error);
     }
 }
