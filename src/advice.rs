@@ -5,12 +5,42 @@
 
 use std::fmt::Display;
 
+use crate::amqp::{DeadLettersError, TopologyError};
 use offramp_mail::{LoginProblem, MailConfigError, SendError, SenderProblem};
 
 /// What an operator can do about emails and events that are kept for them.
 pub const KEPT_ENTRIES: &str = "see `offramp outbox list`";
 /// What an operator can do about missing indexes.
 pub const MISSING_INDEXES: &str = "`offramp init` builds them";
+
+/// What an operator can do about objects at the broker that are not as they should be.
+#[must_use]
+pub fn topology_error(error: &TopologyError) -> Option<&'static str> {
+    match error {
+        TopologyError::Different { .. } => {
+            Some("delete it once it is empty and run `offramp init` again, or choose another OFFRAMP_PREFIX")
+        }
+        TopologyError::Forbidden { .. } => Some("run `offramp init` as a user who may"),
+        TopologyError::Name(_) => Some("choose a shorter OFFRAMP_PREFIX"),
+        TopologyError::Broker(_) => None,
+    }
+}
+
+/// What an operator can do when dead letters cannot be read or changed. None is lost.
+#[must_use]
+pub fn dead_letters_error(error: &DeadLettersError) -> Option<&'static str> {
+    match error {
+        DeadLettersError::Busy => Some(
+            "another `offramp dead-letters` is at work: try again when it is done; if its machine is gone, the broker \
+             notices within half a minute",
+        ),
+        DeadLettersError::Missing(_) => Some("is OFFRAMP_PREFIX the worker's? `offramp init` declares the queue"),
+        DeadLettersError::ConnectionLost(_) => {
+            Some("the remaining dead letters are unchanged; run the same command again to continue")
+        }
+        DeadLettersError::Broker(_) => None,
+    }
+}
 
 /// Appends advice to the text of an error, in parentheses.
 #[must_use]

@@ -8,6 +8,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches};
+use offramp::advice;
 use offramp::config::from_environment;
 
 use cli::{Cli, WrongConfiguration, printable};
@@ -42,10 +43,19 @@ async fn run() -> ExitCode {
         // The reader closed the pipe, as in `offramp show … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("offramp: {}", printable(&format!("{error:#}")));
+            let text = advice::append(format!("{error:#}"), advice_for(&error));
+            eprintln!("offramp: {}", printable(&text));
             ExitCode::from(if error.is::<WrongConfiguration>() { 2 } else { 1 })
         }
     }
+}
+
+/// What the operator can do about it.
+fn advice_for(error: &anyhow::Error) -> Option<&'static str> {
+    error.chain().find_map(|cause| {
+        let about_topology = cause.downcast_ref().and_then(advice::topology_error);
+        about_topology.or_else(|| cause.downcast_ref().and_then(advice::dead_letters_error))
+    })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

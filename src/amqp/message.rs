@@ -1,4 +1,4 @@
-//! One message: as it came in, and what is made of it to go out again (contract §7).
+//! One message: as it came in, and what is made of it to go out again .
 //!
 //! Copies keep everything the publisher set, except what would change their way through the broker: see
 //! `STRIPPED_HEADERS` and `copied`.
@@ -16,7 +16,7 @@ use offramp_domain::dead_letter::DeadLetterReason;
 
 /// How often a message has been through a retry queue; absent means 0.
 pub const ATTEMPT_HEADER: &str = "offramp-attempt";
-/// Why a message is a dead letter, as one word of contract §7.
+/// Why a message is a dead letter, as one word: see [`DeadLetterReason`].
 pub const REASON_HEADER: &str = "offramp-reason";
 /// Why a message is a dead letter, as a sentence.
 pub const ERROR_HEADER: &str = "offramp-error";
@@ -131,7 +131,7 @@ impl Delivery {
         self.copy(String::new(), queue.to_owned(), copied(&self.properties, &[(ATTEMPT_HEADER, attempt)]))
     }
 
-    /// The copy for the dead letters, with the headers of contract §7: `error` is a sentence
+    /// The copy for the dead letters, with headers that say why: `error` is a sentence
     /// that says which field, `queue` the work queue it came from. Acknowledge the original only once this copy is confirmed.
     #[must_use]
     pub fn dead_letter(

@@ -1,4 +1,4 @@
-//! Every object that Offramp has at the broker (contract §1): its name, written once, and its declaration.
+//! Every exchange, queue and binding of Offramp: its name, once, and its declaration.
 //!
 //! How a message gets back from a retry queue: its copy is published to the exchange of that delay with the *work
 //! queue's name* as routing key. The exchange (fanout, of the same name as its one queue) passes it on whatever the key
@@ -27,7 +27,7 @@ const DEAD_LETTER_DELIVERY_LIMIT: i32 = i32::MAX;
 /// AMQP's limit on names, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
-/// The names of all objects, under one prefix (`OFFRAMP_PREFIX`).
+/// The names of all objects, under one prefix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Topology {
     prefix: String,
@@ -317,10 +317,7 @@ pub struct Inspection {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopologyError {
     /// An object exists with other arguments. Trying again does not help.
-    #[error(
-        "{object} exists already, but is not what Offramp needs: {difference}. Nothing was changed. Either delete it, \
-         once it is empty, and run `offramp init` again, or choose another OFFRAMP_PREFIX"
-    )]
+    #[error("{object} exists already with other arguments: {difference}. Nothing was changed")]
     Different {
         /// Which one.
         object: String,
@@ -328,7 +325,7 @@ pub enum TopologyError {
         difference: String,
     },
     /// An object is missing, and the user may not create it. Trying again does not help.
-    #[error("{object} is missing, and this user may not create it: {why}. Run `offramp init` as a user who may")]
+    #[error("{object} is missing, and this user may not create it: {why}")]
     Forbidden {
         /// Which one.
         object: String,
@@ -336,7 +333,7 @@ pub enum TopologyError {
         why: String,
     },
     /// The prefix makes a name that AMQP has no room for.
-    #[error("the name '{0}' is longer than AMQP's {NAME_BYTES_MAX} bytes; choose a shorter OFFRAMP_PREFIX")]
+    #[error("the name '{0}' is longer than AMQP's {NAME_BYTES_MAX} bytes")]
     Name(String),
     /// The broker is away, or failed otherwise.
     #[error(transparent)]

@@ -172,7 +172,7 @@ async fn rabbitmq(settings: BrokerSettings, tls: &Tls) -> Finding {
                 Ok(lines.join("\n"))
             }
             Err(TopologyError::Broker(error)) => Err(error.to_string()),
-            Err(error) => Err(format!("{url}\n{error}")),
+            Err(error) => Err(format!("{url}\n{}", advice::append(&error, advice::topology_error(&error)))),
         },
     )
 }

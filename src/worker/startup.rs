@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
+use crate::advice;
 use crate::amqp::{Broker, Topology, TopologyError};
 use crate::backoff::Backoff;
 use crate::config::MongodbUrl;
@@ -28,8 +29,8 @@ pub(super) struct Servers<'a> {
 #[derive(Debug, thiserror::Error)]
 pub enum StartupError {
     /// The broker has objects of our names with other properties.
-    #[error(transparent)]
-    Topology(#[from] TopologyError),
+    #[error("{}", advice::append(.0, advice::topology_error(.0)))]
+    Topology(TopologyError),
     /// The settings for the database are wrong, or it denies access.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -74,7 +75,7 @@ pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Resu
                 broker_ready.not_ready(&error.to_string());
                 sleep(delay).await;
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(StartupError::Topology(error)),
         }
     }
     // From here on each lane reports on its own connection.

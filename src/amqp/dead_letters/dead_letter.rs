@@ -25,7 +25,7 @@ pub struct DeadLetter {
     pub id: Uuid,
     /// The beginning of its id, which an operator can type.
     pub handle: String,
-    /// Why it is here, as a word: one of contract §7, or the broker's own, such as `delivery_limit`.
+    /// Why it is here, as a word: one of `DeadLetterReason`, or the broker's own, such as `delivery_limit`.
     pub reason: String,
     /// Why it is here, as a sentence.
     pub error: String,

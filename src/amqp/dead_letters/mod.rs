@@ -40,16 +40,13 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeadLettersError {
     /// Another operator's command holds them.
-    #[error(
-        "another `offramp dead-letters` is at work; what it holds cannot be seen meanwhile. Try again when it is done (if its \
-         machine is gone, the broker notices within half a minute)"
-    )]
+    #[error("another command holds the dead letters")]
     Busy,
     /// There is no such queue.
-    #[error("there is no queue '{0}'; is OFFRAMP_PREFIX the worker's? `offramp init` declares it")]
+    #[error("there is no queue '{0}'")]
     Missing(String),
     /// The channel ended on the way. What it held is in the queue again.
-    #[error("the connection was lost: {0}. What was not done is where it was; the same command again goes on")]
+    #[error("the connection was lost: {0}")]
     ConnectionLost(String),
     /// The broker is away, or said no.
     #[error(transparent)]

@@ -61,7 +61,8 @@ async fn a_differing_queue_is_reported_with_the_difference_and_the_remedy() {
         let sentence = error.to_string();
         assert!(sentence.starts_with(&format!("queue '{name}' exists already")), "{sentence}");
         assert!(sentence.contains("'x-message-ttl', received '30000' but current is '7000'"), "{sentence}");
-        assert!(sentence.contains("offramp init") && sentence.contains("OFFRAMP_PREFIX"), "{sentence}");
+        let advice = offramp::advice::topology_error(&error).unwrap();
+        assert!(advice.contains("offramp init") && advice.contains("OFFRAMP_PREFIX"), "{advice}");
     })
     .await;
 }
