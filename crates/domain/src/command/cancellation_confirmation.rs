@@ -134,7 +134,7 @@ pub(super) fn decide(
     match data.decision {
         ConfirmationDecision::Accept { final_billing_date } => {
             let ending = match final_billing_date {
-                Some(date) => ending_after_invoice(details, date, next_on)?,
+                Some(last_on) => ending_after_invoice(details, last_on, next_on)?,
                 None => Ending::before_next_invoice(details, next_on)?,
             };
             require_before_natural_end(details, ending.ends_on)?;
