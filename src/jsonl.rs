@@ -1,4 +1,4 @@
-//! Files with a JSON value a line: documents to import or to simulate on, commands to publish or to simulate.
+//! Files with one JSON value per line: documents to import or simulate, commands to publish or simulate.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -16,26 +16,24 @@ use offramp_domain::organization::Organization;
 use offramp_domain::subscription::Subscription;
 use offramp_domain::unit_of_work::{LoadedDocument, UnitOfWork};
 
-/// A line, with its number from 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// Its number.
+    /// From 1.
     pub number: usize,
-    /// What it holds, without the line break.
+    /// The content without the line break.
     pub bytes: Vec<u8>,
 }
 
-/// Why a line cannot be used.
+/// A line that is invalid.
 #[derive(Debug, thiserror::Error)]
 #[error("line {number}: {reason}")]
 pub struct BadLine {
-    /// Which, from 1.
+    /// From 1.
     pub number: usize,
-    /// A sentence.
     pub reason: String,
 }
 
-/// The lines of `input` that are not empty. A byte order mark, which some editors put in front, is left out.
+/// The lines of `input` that are not blank. A byte order mark, which some editors add, is removed.
 pub fn lines(input: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
     const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
     input
@@ -73,8 +71,7 @@ impl Line {
     }
 }
 
-/// A JSON value in which no object has a key twice. A BSON document is read from such an object without a word, and has the last
-/// of the two values.
+/// A JSON value without duplicate keys. BSON would accept a duplicate key silently, and keep the last value.
 struct UniqueKeys;
 
 impl<'de> Deserialize<'de> for UniqueKeys {
@@ -134,15 +131,13 @@ impl<'de> Deserialize<'de> for UniqueKeys {
     }
 }
 
-/// A document for a collection: `{"collection": "subscriptions", "document": {…}}`, with instants and other types that JSON
-/// lacks in extended JSON (`{"$date": "2026-06-15T04:00:00Z"}`).
+/// A line of an import file: `{"collection": "subscriptions", "document": {…}}`, with types that JSON lacks in
+/// extended JSON (`{"$date": "2026-06-15T04:00:00Z"}`).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ForCollection {
-    /// Where it belongs.
+pub struct ImportLine {
     #[serde(deserialize_with = "collection")]
     pub collection: Collection,
-    /// The document.
     pub document: Document,
 }
 
@@ -150,27 +145,24 @@ fn collection<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Collection, 
     let name = String::deserialize(deserializer)?;
     Collection::ALL.into_iter().find(|collection| collection.as_str() == name).ok_or_else(|| {
         let names = Collection::ALL.map(Collection::as_str).join(", ");
-        D::Error::custom(format!("\"{name}\" is none of the collections {names}"))
+        D::Error::custom(format!("\"{name}\" is not one of the collections {names}"))
     })
 }
 
-/// A document as the worker would find it.
+/// A document as the worker would read it.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant, reason = "short-lived")]
-pub enum Found {
-    /// Of `organizations`.
+pub enum ParsedDocument {
     Organization(LoadedDocument<Organization>),
-    /// Of `accounts`.
     Account(LoadedDocument<Account>),
-    /// Of `subscriptions`.
     Subscription(LoadedDocument<Subscription>),
 }
 
-impl ForCollection {
-    /// Reads a line.
+impl ImportLine {
+    /// Parses a line.
     ///
     /// # Errors
-    /// When it is not JSON, not of this form, names a key twice, or has no `_id` that is a text of 1 to 128 characters.
+    /// When it is not JSON, has another form or a duplicate key, or its `_id` is not a string of 1 to 128 characters.
     pub fn parse(line: &Line) -> Result<Self, BadLine> {
         let parsed: Self = line.read()?;
         let _: UniqueKeys = line.read()?;
@@ -180,51 +172,58 @@ impl ForCollection {
         }
     }
 
-    /// The document's `_id`.
     #[must_use]
     pub fn id(&self) -> &str {
         self.document.get_str("_id").unwrap_or_default()
     }
 
-    /// The document as the worker would find it.
+    /// The document as the worker would read it.
     #[must_use]
-    pub fn found(&self) -> Found {
+    pub fn parsed(&self) -> ParsedDocument {
         let name = self.collection.as_str();
         let raw = match RawDocumentBuf::try_from(&self.document) {
             Ok(raw) => raw,
             Err(error) => return self.corrupt(&error.to_string()),
         };
         match self.collection {
-            Collection::Organizations => Found::Organization(documents::read::<OrganizationDocument, _>(name, &raw)),
-            Collection::Accounts => Found::Account(documents::read::<AccountDocument, _>(name, &raw)),
-            Collection::Subscriptions => Found::Subscription(documents::read::<SubscriptionDocument, _>(name, &raw)),
+            Collection::Organizations => {
+                ParsedDocument::Organization(documents::read::<OrganizationDocument, _>(name, &raw))
+            }
+            Collection::Accounts => ParsedDocument::Account(documents::read::<AccountDocument, _>(name, &raw)),
+            Collection::Subscriptions => {
+                ParsedDocument::Subscription(documents::read::<SubscriptionDocument, _>(name, &raw))
+            }
         }
     }
 
-    fn corrupt(&self, error: &str) -> Found {
+    fn corrupt(&self, error: &str) -> ParsedDocument {
         let error = error.to_owned();
         match self.collection {
-            Collection::Organizations => Found::Organization(LoadedDocument::Corrupt { organization_id: None, error }),
-            Collection::Accounts => Found::Account(LoadedDocument::Corrupt { organization_id: None, error }),
-            Collection::Subscriptions => Found::Subscription(LoadedDocument::Corrupt { organization_id: None, error }),
+            Collection::Organizations => {
+                ParsedDocument::Organization(LoadedDocument::Corrupt { organization_id: None, error })
+            }
+            Collection::Accounts => ParsedDocument::Account(LoadedDocument::Corrupt { organization_id: None, error }),
+            Collection::Subscriptions => {
+                ParsedDocument::Subscription(LoadedDocument::Corrupt { organization_id: None, error })
+            }
         }
     }
 
-    /// Puts the document into a unit_of_work.
+    /// Adds the document to a unit of work.
     pub fn add_to(&self, unit_of_work: &mut UnitOfWork) {
         let id = self.id();
-        match self.found() {
-            Found::Organization(found) => {
+        match self.parsed() {
+            ParsedDocument::Organization(found) => {
                 if let Ok(id) = id.try_into() {
                     unit_of_work.add_organization(id, found);
                 }
             }
-            Found::Account(found) => {
+            ParsedDocument::Account(found) => {
                 if let Ok(id) = id.try_into() {
                     unit_of_work.add_account(id, found);
                 }
             }
-            Found::Subscription(found) => {
+            ParsedDocument::Subscription(found) => {
                 if let Ok(id) = id.try_into() {
                     unit_of_work.add_subscription(id, found);
                 }
@@ -233,8 +232,8 @@ impl ForCollection {
     }
 }
 
-impl Found {
-    /// The first fault that stops at least one decision about the document.
+impl ParsedDocument {
+    /// The first fault that prevents at least one decision about the document.
     #[must_use]
     pub fn error(&self) -> Option<String> {
         let faults = match self {
@@ -260,30 +259,30 @@ mod tests {
 
     use super::*;
 
-    fn parse(text: &str) -> Result<ForCollection, String> {
-        ForCollection::parse(&Line { number: 7, bytes: text.into() }).map_err(|error| error.to_string())
+    fn parse(text: &str) -> Result<ImportLine, String> {
+        ImportLine::parse(&Line { number: 7, bytes: text.into() }).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn empty_lines_count_but_are_left_out() {
+    fn blank_lines_are_counted_and_skipped() {
         let read: Vec<_> = lines("\u{feff}a\r\n\n  \r\nb".as_bytes()).map(Result::unwrap).collect();
         assert_eq!(read, [Line { number: 1, bytes: b"a".into() }, Line { number: 4, bytes: b"b".into() }]);
     }
 
     #[test]
-    fn extended_json_gives_types_that_json_lacks() {
+    fn extended_json_has_types_that_json_lacks() {
         let parsed =
             parse(r#"{"collection": "accounts", "document": {"_id": "a", "at": {"$date": "1970-01-01T00:00:01Z"}}}"#);
         let expected = doc! { "_id": "a", "at": bson::DateTime::from_millis(1000) };
-        assert_eq!(parsed, Ok(ForCollection { collection: Collection::Accounts, document: expected }));
+        assert_eq!(parsed, Ok(ImportLine { collection: Collection::Accounts, document: expected }));
     }
 
     #[test]
-    fn a_bad_line_is_named_with_its_reason() {
+    fn errors_name_the_line_and_the_reason() {
         let reason = |text| parse(text).unwrap_err();
         assert_eq!(
             reason(r#"{"collection": "members", "document": {"_id": "a"}}"#),
-            "line 7: collection: \"members\" is none of the collections organizations, accounts, subscriptions at line 1 \
+            "line 7: collection: \"members\" is not one of the collections organizations, accounts, subscriptions at line 1 \
              column 24"
         );
         assert_eq!(
@@ -307,13 +306,13 @@ mod tests {
             twice(r#""activities": [{"id": "a"}, {"id": "b", "id": "c"}]"#)
                 .starts_with("line 7: document.activities[1]: the key `id` is given twice")
         );
-        // The same key of two objects is none twice.
+        // The same key in two objects is not a duplicate.
         assert!(
             parse(r#"{"collection": "accounts", "document": {"_id": "a", "b": {"_id": null}, "c": [{"_id": 1.5}]}}"#)
                 .is_ok()
         );
         let found =
-            parse(r#"{"collection": "accounts", "document": {"_id": "a", "organization_id": 3}}"#).unwrap().found();
+            parse(r#"{"collection": "accounts", "document": {"_id": "a", "organization_id": 3}}"#).unwrap().parsed();
         let error = found.error().unwrap();
         assert!(error.starts_with("accounts a: organization_id: "), "{error}");
     }

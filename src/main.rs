@@ -3,6 +3,8 @@
 //! Exit codes: 0 success, 1 failure, 2 invalid usage or configuration.
 
 mod cli;
+#[cfg(test)]
+mod generated_page;
 
 use std::io;
 use std::process::ExitCode;

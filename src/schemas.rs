@@ -1,6 +1,6 @@
-//! The JSON Schemas of everything that other systems write or read, made from the types that this program itself uses.
+//! The JSON Schemas of commands, events and documents, generated from the types that the program itself uses.
 //!
-//! `schemas/` in the repository holds them; a test fails when they are no longer what is made here.
+//! `schemas/` in the repository contains them; a test fails when it is out of date.
 
 use schemars::generate::{Contract, SchemaSettings};
 use schemars::transform::{Transform, transform_subschemas};
@@ -17,22 +17,20 @@ use offramp_domain::command::{
 use offramp_domain::command_ref::{CommandKey, CommandType};
 use offramp_domain::event::{self, About, CommandRejected};
 
-/// A schema and where it belongs.
 #[derive(Clone, Debug)]
 pub struct SchemaFile {
-    /// Its place in the folder: `commands/payment.failure.schema.json`.
+    /// Its path below `schemas/`: `commands/payment.failure.schema.json`.
     pub path: String,
-    /// What it describes: `commands/payment.failure`.
+    /// Its name for people: `commands/payment.failure`.
     pub name: String,
-    /// What that is, in a sentence.
+    /// A sentence about what it describes.
     pub title: &'static str,
-    /// The schema.
     pub schema: Value,
 }
 
 impl SchemaFile {
     fn new(folder: &str, name: &str, title: &'static str, mut schema: Schema) -> Self {
-        for_everyone(&mut schema);
+        make_portable(&mut schema);
         let mut ordered = Map::new();
         ordered.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
         ordered.insert("title".to_owned(), json!(name));
@@ -46,14 +44,14 @@ impl SchemaFile {
         Self { path: format!("{name}.schema.json"), name, title, schema: Value::Object(ordered) }
     }
 
-    /// The schema as the file holds it.
+    /// The content of the file.
     #[must_use]
     pub fn text(&self) -> String {
         format!("{:#}\n", self.schema)
     }
 }
 
-/// Every schema: commands, events, documents.
+/// All schemas: commands, events, documents.
 #[must_use]
 pub fn all() -> Vec<SchemaFile> {
     let commands = CommandType::ALL.map(command);
@@ -91,7 +89,7 @@ pub fn all() -> Vec<SchemaFile> {
     commands.into_iter().chain(events).chain(documents).collect()
 }
 
-/// The schemas of what is read say what must be there; those of what is written say what will be there.
+/// Schemas of input state which fields are required; schemas of output state which fields are present.
 fn generator(contract: Contract) -> SchemaGenerator {
     let mut settings = SchemaSettings::draft2020_12();
     settings.meta_schema = None;
@@ -123,7 +121,7 @@ fn command(kind: CommandType) -> SchemaFile {
     let mut data = data.to_value();
     let mut definitions = generator.take_definitions(true);
     std::iter::once(&mut data).chain(definitions.values_mut()).for_each(strict);
-    // The key's own schema, so that the lengths are stated once.
+    // From the schema of the key, so that the lengths are defined once.
     let key = CommandKey::json_schema(&mut generator).to_value();
     let part = |name: &str, description: &str| {
         let mut part = key["properties"][name].clone();
@@ -146,7 +144,7 @@ fn command(kind: CommandType) -> SchemaFile {
     SchemaFile::new("commands", kind.as_str(), title, object(envelope))
 }
 
-/// In a command an unknown field is an error, and every date and month lies in the years of commands.
+/// Forbids unknown fields, and limits dates and months to the years that commands allow.
 fn strict(schema: &mut Value) {
     const YEAR: &str = "2([0-8][0-9]{2}|9[0-8][0-9]|99[0-8])";
     match schema {
@@ -167,7 +165,7 @@ fn strict(schema: &mut Value) {
     }
 }
 
-/// A month and a day, as a regular expression.
+/// A regular expression for the month and the day of a date.
 const MONTH_AND_DAY: &str = "(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])";
 
 fn event<D: JsonSchema>(kind: &'static str, title: &'static str) -> SchemaFile {
@@ -185,7 +183,7 @@ fn event<D: JsonSchema>(kind: &'static str, title: &'static str) -> SchemaFile {
     SchemaFile::new("events", kind, title, object(envelope))
 }
 
-/// What an event does not have is absent, never null.
+/// Removes `null` from the types of optional fields: in an event, they are absent instead.
 fn never_null(schema: &mut Value) {
     match schema {
         Value::Object(map) => {
@@ -203,8 +201,8 @@ fn never_null(schema: &mut Value) {
     }
 }
 
-/// The fields that only Offramp writes (contract §3) are marked so.
-const WRITTEN_HERE: [&str; 13] = [
+/// The fields that only Offramp writes. Their schemas are marked `readOnly`.
+const READ_ONLY_FIELDS: [&str; 13] = [
     "applied",
     "cancellation",
     "cancellation_request",
@@ -223,12 +221,12 @@ const WRITTEN_HERE: [&str; 13] = [
 fn document<D: JsonSchema>(collection: &'static str, title: &'static str) -> SchemaFile {
     let mut schema = generator(Contract::Deserialize).into_root_schema_for::<D>();
     if let Some(Value::Object(properties)) = schema.get_mut("properties") {
-        for (_, property) in properties.iter_mut().filter(|(name, _)| WRITTEN_HERE.contains(&name.as_str())) {
+        for (_, property) in properties.iter_mut().filter(|(name, _)| READ_ONLY_FIELDS.contains(&name.as_str())) {
             property["readOnly"] = json!(true);
         }
     }
     if collection == Collection::Subscriptions.as_str() {
-        // The types cannot say what depends on the status.
+        // The types cannot express what depends on the status.
         let over =
             |statuses: &[&str]| json!({ "required": ["status"], "properties": { "status": { "enum": statuses } } });
         schema.insert(
@@ -259,14 +257,14 @@ fn document<D: JsonSchema>(collection: &'static str, title: &'static str) -> Sch
 fn object(value: Value) -> Schema {
     match value {
         Value::Object(map) => Schema::from(map),
-        // Not reached: every caller passes an object. The schema that allows anything would fail the tests.
+        // Unreachable: every caller passes an object. The default, which allows any value, would fail the tests.
         _ => Schema::default(),
     }
 }
 
-/// States dates as a pattern too, because many validators leave `format` alone; drops the formats of numbers, which only
-/// Rust knows and of which strict validators complain.
-fn for_everyone(schema: &mut Schema) {
+/// Adds a pattern to dates, because many validators ignore `format`, and removes the number formats of Rust, which strict
+/// validators reject.
+fn make_portable(schema: &mut Schema) {
     match schema.get("format").and_then(Value::as_str) {
         Some("date") if !schema.as_object().is_some_and(|map| map.contains_key("pattern")) => {
             schema.insert("pattern".to_owned(), json!(format!("^(19|[2-9][0-9])[0-9]{{2}}-{MONTH_AND_DAY}$")));
@@ -279,14 +277,14 @@ fn for_everyone(schema: &mut Schema) {
     if schema.get("$defs").and_then(Value::as_object).is_some_and(Map::is_empty) {
         schema.remove("$defs");
     }
-    transform_subschemas(&mut EveryOne, schema);
+    transform_subschemas(&mut Portable, schema);
 }
 
-struct EveryOne;
+struct Portable;
 
-impl Transform for EveryOne {
+impl Transform for Portable {
     fn transform(&mut self, schema: &mut Schema) {
-        for_everyone(schema);
+        make_portable(schema);
     }
 }
 

@@ -1,4 +1,4 @@
-//! `offramp check`: would a worker with these settings work?
+//! `offramp check`: verifies settings, templates and connections without changing anything.
 
 use std::io::{IsTerminal, Write, stdout};
 
@@ -12,15 +12,15 @@ use offramp::tls::Tls;
 use offramp_mail::{Deadlines, Templates, Transport};
 use serde::Serialize;
 
-use super::WrongConfiguration;
-use super::words::printable;
+use super::error::WrongConfiguration;
+use super::terminal::printable;
 
-/// Check the settings, the templates, and the connections to RabbitMQ, MongoDB and the mail server
+/// Check the settings, the templates and the connections to all servers
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Nothing is changed and no mail is sent. Exit code 2 when settings or templates are wrong, 1 when a server is not as it should be.")]
+Nothing is changed and no email is sent. Exit code 2: settings or templates are wrong. Exit code 1: a server is not as it should be.")]
 pub struct Arguments {
-    /// Print JSON, an object a check
+    /// Print JSON, one object per check
     #[arg(long)]
     json: bool,
 
@@ -28,18 +28,18 @@ pub struct Arguments {
     settings: Settings,
 }
 
-/// The first version of RabbitMQ in which dead-lettering at least once does not stop (its issue 16652).
+/// The first version of RabbitMQ in which at-least-once dead-lettering does not stop (rabbitmq-server issue 16652).
 const DEAD_LETTERING_REPAIRED: [u32; 3] = [4, 3, 3];
 const DEAD_LETTERING_WARNING: &str = "\
-warning: in a cluster, RabbitMQ before 4.3.3 can stop dead-lettering for good after nodes were replaced; commands in retry queues then \
-never return to work. Upgrade to 4.3.3 or newer. A single node is not affected";
+warning: in a cluster, RabbitMQ before 4.3.3 can stop dead-lettering permanently after nodes were replaced. Commands then never \
+leave the retry queues. Upgrade to 4.3.3 or newer. A single node is not affected";
 
-/// What a check found.
+/// The result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     check: &'static str,
     ok: bool,
-    /// What is there, or what is wrong: a sentence a line.
+    /// What was found, or what is wrong: one sentence per line.
     detail: String,
     #[serde(skip)]
     is_configuration: bool,
@@ -48,12 +48,12 @@ struct Finding {
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Settings { broker, database, mail, tls, sender, dkim, .. } = arguments.settings;
     let tls = tls.tls();
-    // What was parsed is right; what is missing or wrong has been said by then.
+    // Parsed settings are valid: clap has reported missing and invalid ones.
     let settings = Finding {
         check: "settings",
         ok: true,
         detail: format!(
-            "prefix {}, database {}, mails from {}",
+            "prefix {}, database {}, emails from {}",
             broker.prefix,
             database.mongodb_url.database(),
             sender.mail_from.email()
@@ -117,14 +117,13 @@ fn templates(sender: &SenderSettings) -> Finding {
     Finding { check: "templates", ok, detail, is_configuration: true }
 }
 
-/// What receivers of mails must find in the DNS, where mails are signed. It is not looked for: this machine may see another
-/// DNS than they do.
+/// The DNS record that receivers of signed emails need. It is not looked up: this machine may see other records than they do.
 fn signatures(settings: &DkimSettings, sender: &SenderSettings) -> Option<Finding> {
     let result = match settings.signer(&sender.mail_from) {
         Ok(None) => return None,
         Ok(Some(signer)) => {
             let mut lines = vec![
-                format!("mails are signed for {}; receivers look for this TXT record", signer.domain()),
+                format!("emails are signed for {}; receivers look up this TXT record", signer.domain()),
                 format!("{}  {}", signer.dns_name(), signer.dns_record()),
             ];
             if !is_aligned(sender.mail_from.domain(), signer.domain()) {
@@ -140,7 +139,7 @@ fn signatures(settings: &DkimSettings, sender: &SenderSettings) -> Option<Findin
     Some(Finding { is_configuration: true, ..connection("DKIM", result) })
 }
 
-/// Whether one domain is the other, or in it.
+/// Whether one domain is the other, or a subdomain of it.
 fn is_aligned(from: &str, signing: &str) -> bool {
     let is_in =
         |inner: &str, outer: &str| inner.strip_suffix(outer).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
@@ -160,10 +159,10 @@ async fn rabbitmq(settings: BrokerSettings, tls: &Tls) -> Finding {
                 let mut lines = if found.missing.is_empty() {
                     vec![format!("{server}, {} objects as they should be", found.existing.len())]
                 } else if found.existing.is_empty() && found.unchecked.is_empty() {
-                    vec![format!("{server}, with no objects yet: `offramp init` or `offramp run` makes them")]
+                    vec![format!("{server}, with no objects yet: `offramp init` or `offramp run` creates them")]
                 } else {
                     let missing = found.missing.join(", ");
-                    vec![server, format!("missing: {missing} (`offramp init` or `offramp run` makes them)")]
+                    vec![server, format!("missing: {missing} (`offramp init` or `offramp run` creates them)")]
                 };
                 if !found.unchecked.is_empty() {
                     lines.push(format!("this user may not check {}", found.unchecked.join(", ")));
@@ -177,7 +176,7 @@ async fn rabbitmq(settings: BrokerSettings, tls: &Tls) -> Finding {
     )
 }
 
-/// Whether this version of RabbitMQ lacks the repair in [`DEAD_LETTERING_REPAIRED`]. Not of one that cannot be read.
+/// Whether this version of RabbitMQ is older than [`DEAD_LETTERING_REPAIRED`]. False if it cannot be parsed.
 fn dead_lettering_can_stop(version: &str) -> bool {
     let numbers: Vec<u32> = version.split(['.', '-', '+']).map_while(|number| number.parse().ok()).take(3).collect();
     !numbers.is_empty() && numbers[..] < DEAD_LETTERING_REPAIRED[..]
@@ -202,7 +201,7 @@ async fn mongodb(settings: DatabaseSettings, tls: &Tls) -> Finding {
                 let mut lines = vec![format!("{url}, version {}, {kind}", facts.version)];
                 if !missing.is_empty() {
                     lines.push(format!(
-                        "indexes missing: {} (`offramp init` or `offramp run` makes them)",
+                        "indexes missing: {} (`offramp init` or `offramp run` creates them)",
                         missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
                     ));
                 }

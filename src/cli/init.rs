@@ -1,4 +1,4 @@
-//! `offramp init`: what must be there at the servers, declared.
+//! `offramp init`: declares the objects of RabbitMQ and creates the indexes of MongoDB.
 
 use std::io::{Write, stderr, stdout};
 use std::pin::pin;
@@ -12,19 +12,19 @@ use offramp::store::Store;
 use offramp::store::indexes::Index;
 use tokio::time::timeout;
 
-/// How often to say how far the building of an index is.
+/// How often to report the progress of building an index.
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 
-/// Declare the exchanges and queues at RabbitMQ and the indexes in MongoDB
+/// Declare exchanges and queues in RabbitMQ, and create indexes in MongoDB
 #[derive(Args, Debug)]
 #[command(after_help = "\
-What exists stays as it is. `offramp run` also declares what is missing. This is for set-ups in which the worker's own user may \
-not declare anything, for publishing before a worker runs, and for building indexes of large collections before an update.
+Existing objects are not changed. `offramp run` also creates what is missing. Use `init` when the worker's user has no right to \
+declare objects, to publish before a worker runs, and to build indexes of large collections before an update.
 
-Indexes that only earlier versions use are named. Drop them with --drop-superseded once no worker of an earlier version runs: \
-without them it would read whole collections.")]
+Indexes that only earlier versions use are listed. Drop them with --drop-superseded when no worker of an earlier version runs: \
+without them it would scan whole collections.")]
 pub struct Arguments {
-    /// Also drop the indexes that only earlier versions use
+    /// Also drop indexes that only earlier versions use
     #[arg(long)]
     drop_superseded: bool,
 
@@ -71,7 +71,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds an index, says now and then how far that is, and returns how long it took.
+/// Builds an index, reports the progress, and returns the time it took.
 async fn build(store: &Store, index: &Index) -> anyhow::Result<Duration> {
     let begin = Instant::now();
     let mut building = pin!(store.create_index(index));

@@ -1,5 +1,4 @@
-//! Files to read, `-` being standard input: a JSON value a line, or values that each take many lines, as people and `jq`
-//! write them.
+//! Input files, or standard input as `-`: one JSON value per line, or values of several lines, as people and `jq` write them.
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read};
@@ -9,7 +8,7 @@ use anyhow::Context;
 use offramp::jsonl::{Line, lines};
 use serde_json::value::RawValue;
 
-/// A file that can be read more than once; so what comes from standard input is kept in memory.
+/// A file that can be read several times. Standard input is kept in memory.
 #[derive(Debug)]
 pub struct Input {
     name: String,
@@ -20,12 +19,12 @@ pub struct Input {
 enum Source {
     File(PathBuf),
     Memory(Vec<u8>),
-    /// Values that take many lines, and where each begins.
+    /// Values of several lines, each with the number of its first line.
     Values(Vec<Line>),
 }
 
 impl Input {
-    /// Opens `path`, or reads standard input to its end where that is `-`.
+    /// Opens `path`, or reads standard input to its end if `path` is `-`.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let mut input = if path.as_os_str() == "-" {
             let mut bytes = Vec::new();
@@ -35,19 +34,19 @@ impl Input {
             Self { name: path.display().to_string(), source: Source::File(path.to_owned()) }
         };
         let first = input.lines()?.next().transpose()?;
-        // No value of one line ends so.
+        // A value on one line cannot end with a brace that opens.
         if first.is_some_and(|line| line.bytes.trim_ascii().ends_with(b"{")) {
             input.source = Source::Values(input.values()?);
         }
         Ok(input)
     }
 
-    /// What to call it in sentences.
+    /// Its name in errors.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its values, a line each, from the beginning.
+    /// Its values from the beginning, one per [`Line`].
     pub fn lines(&self) -> anyhow::Result<Box<dyn Iterator<Item = anyhow::Result<Line>> + '_>> {
         let named = |line: io::Result<Line>| line.with_context(|| format!("cannot read {}", self.name));
         Ok(match &self.source {
@@ -60,7 +59,7 @@ impl Input {
         })
     }
 
-    /// Reads values that take many lines.
+    /// Reads values of several lines.
     fn values(&self) -> anyhow::Result<Vec<Line>> {
         let bytes = match &self.source {
             Source::File(path) => fs::read(path).with_context(|| format!("cannot read {}", self.name))?,
@@ -86,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_may_take_many_lines() {
+    fn values_can_have_several_lines() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), "\n{\n  \"a\": 1\n}\n{\"a\": 2} {\n}\n").unwrap();
         let input = Input::open(file.path()).unwrap();
@@ -100,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_there_is_named() {
+    fn errors_name_a_missing_file() {
         let error = Input::open(Path::new("/does/not/exist")).unwrap_err();
         assert_eq!(format!("{error:#}"), "cannot read /does/not/exist: No such file or directory (os error 2)");
     }

@@ -1,33 +1,31 @@
-//! `offramp outbox`: emails and events that are not sent yet. Those that were refused can be retried or dropped.
+//! `offramp outbox`: lists emails and events that are not sent, and retries or drops those that were rejected permanently.
 
 use std::io::{IsTerminal, Write, stdin, stdout};
 
 use anyhow::bail;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use offramp::clock;
-use offramp::config::{DatabaseSettings, TlsSettings};
 use offramp::store::outbox::admin::{EntryState, EntrySummaries, EntrySummary};
 use offramp::store::{Store, StoreError};
 use serde_json::json;
 
-use super::WrongConfiguration;
-use super::table::Table;
-use super::words::{age, ask, count};
+use super::error::WrongConfiguration;
+use super::settings::DatabaseArgs;
+use super::terminal::{Table, age, confirm, count, rfc3339};
 
-/// See emails and events that could not be sent; retry or drop those that were refused
+/// List emails and events that are not sent; retry or drop rejected ones
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A mail that the mail server refuses for what it is (an address that does not exist, say) stays in the document that it belongs
-to, and nobody tries it again until you say so. Mails that wait, because the mail server is away or said \"later\", need nobody:
-they are tried again by themselves.
+An email that the mail server rejects permanently, for example because its address does not exist, stays in its document, and is
+not retried until you say so. Emails that wait because the mail server is unavailable or deferred them are retried automatically.
 
 Examples:
-  offramp outbox list                           what was refused, to whom, why, since when
-  offramp outbox list --waiting                 what waits, and for how long still
-  offramp outbox retry 0f6a2c9e                 one of them, by its id (its beginning is enough)
+  offramp outbox list                           rejected entries: recipient, error, age
+  offramp outbox list --waiting                 waiting entries, and when each is due
+  offramp outbox retry 0f6a2c9e                 retry one, by the beginning of its id
   offramp outbox retry --error \"relay\" --dry-run
-  offramp outbox drop 0f6a2c9e                  give one up: it is never sent")]
+  offramp outbox drop 0f6a2c9e                  delete one: it is never sent")]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -40,18 +38,18 @@ enum Verb {
     Drop(Discard),
 }
 
-/// List what was refused for good
+/// List entries that were rejected permanently
 #[derive(Args, Debug)]
 struct List {
-    /// List what waits, instead: when it is due, how often it was tried, and what came of it
+    /// List waiting entries instead, with attempts, last error and due time
     #[arg(long)]
     waiting: bool,
 
-    /// At most so many in a table; JSON has all
+    /// Maximum number of entries in the table; JSON has all
     #[arg(long, value_name = "NUMBER", default_value_t = 100)]
     limit: usize,
 
-    /// Print JSON, an object a line
+    /// Print JSON, one object per line
     #[arg(long)]
     json: bool,
 
@@ -59,16 +57,14 @@ struct List {
     filter: Filter,
 
     #[command(flatten)]
-    database: DatabaseSettings,
-    #[command(flatten)]
-    tls: TlsSettings,
+    database: DatabaseArgs,
 }
 
-/// Make refused ones due again: the next worker that looks, within seconds, tries them
+/// Make rejected entries due again, so that a worker retries them within seconds
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A mail goes to the address that it was written for. Safe beside running workers, and to interrupt: an entry is either refused
-still or due.
+An email is sent to its original address. It is safe to run this beside workers, and to interrupt it: an entry is either
+still rejected or due.
 
 Examples:
   offramp outbox retry 0f6a2c9e
@@ -79,18 +75,18 @@ struct Retry {
     chosen: Chosen,
 }
 
-/// Give refused ones up for good: they are never sent; asks first
+/// Delete rejected entries permanently, after confirmation; they are never sent
 #[derive(Args, Debug)]
 #[command(after_help = "\
 The entry is removed from its document; the record of an email in `notifications` says that it was dropped. Only entries that were
-refused when you were asked are dropped. Without a terminal to ask on, nothing is done unless --yes is given.
+rejected when you were asked are dropped. Without a terminal to ask on, nothing is dropped unless --yes is given.
 
 Examples:
   offramp outbox drop 0f6a2c9e
   offramp outbox drop --document sub-1003 --dry-run
   offramp outbox drop --to @closed.example --yes")]
 struct Discard {
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long, conflicts_with = "dry_run")]
     yes: bool,
 
@@ -98,10 +94,10 @@ struct Discard {
     chosen: Chosen,
 }
 
-/// The refused entries that something is done to.
+/// Rejected entries to retry or drop.
 #[derive(Args, Debug)]
 struct Chosen {
-    /// Show which entries it would be, and change nothing
+    /// Show which entries would be changed, and change nothing
     #[arg(long)]
     dry_run: bool,
 
@@ -109,52 +105,50 @@ struct Chosen {
     selection: Selection,
 
     #[command(flatten)]
-    database: DatabaseSettings,
-    #[command(flatten)]
-    tls: TlsSettings,
+    database: DatabaseArgs,
 }
 
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Which entries")]
+#[command(next_help_heading = "Selection")]
 struct Selection {
-    /// Those whose id begins so
+    /// Select by the beginning of the id
     #[arg(value_name = "ENTRY")]
     entries: Vec<String>,
 
     #[command(flatten)]
     filter: Filter,
 
-    /// All of them
+    /// Select all entries
     #[arg(long, conflicts_with_all = ["entries", "to", "error", "kind", "document"])]
     all: bool,
 }
 
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Which entries")]
+#[command(next_help_heading = "Selection")]
 struct Filter {
-    /// Those with this text in the recipient's address
+    /// Select by a part of the recipient's address
     #[arg(long, value_name = "TEXT")]
     to: Option<String>,
 
-    /// Those with this text in their error
+    /// Select by a part of the error
     #[arg(long, value_name = "TEXT")]
     error: Option<String>,
 
-    /// Mails from this template, events of this type
+    /// Select emails by their template, events by their type
     #[arg(long = "type", visible_alias = "template", value_name = "NAME")]
     kind: Option<String>,
 
-    /// Those in the document with this id
+    /// Select by the id of the document
     #[arg(long, value_name = "ID")]
     document: Option<String>,
 }
 
-/// How many entries are made due, or dropped, at once.
+/// The largest number of entries changed at once.
 const BATCH_MAX: usize = 500;
-/// How much of an id a table shows, and how much of one is enough to name an entry, in characters.
+/// The part of an id that a table shows, and the shortest beginning of an id that selects an entry, in characters.
 const ID_SHOWN: usize = 13;
 const ID_MIN: usize = 4;
-/// How many entries are shown before it is asked whether to drop them.
+/// The largest number of entries shown before the confirmation of a drop.
 const SHOWN_MAX: usize = 100;
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -167,7 +161,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 impl List {
     async fn run(self) -> anyhow::Result<()> {
-        let store = Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?;
+        let store = self.database.open().await?;
         let condition = if self.waiting { EntryState::Pending } else { EntryState::Failed };
         let mut entries = store.stuck(condition).await?;
         let mut shown = Rows::new(condition, self.limit);
@@ -187,19 +181,16 @@ impl List {
         let mut out = stdout().lock();
         match (condition, shown.total) {
             (EntryState::Failed, 0) => {
-                writeln!(out, "nothing was refused (`offramp outbox list --waiting` shows what waits)")?;
+                writeln!(out, "nothing was rejected (`offramp outbox list --waiting` lists waiting entries)")?;
             }
             (EntryState::Failed, total) => {
                 let them = count(total, "entry");
-                writeln!(
-                    out,
-                    "{them} refused for good; `offramp outbox retry` tries them again, `drop` gives them up"
-                )?;
+                writeln!(out, "{them} rejected permanently; `offramp outbox retry` retries them, `drop` deletes them")?;
             }
             (EntryState::Pending, 0) => writeln!(out, "nothing waits")?,
             (EntryState::Pending, total) => {
                 let them = count(total, "entry");
-                writeln!(out, "{them} waiting, to be sent by whichever worker looks first when due")?;
+                writeln!(out, "{them} waiting; a worker sends them when they are due")?;
             }
         }
         Ok(())
@@ -210,12 +201,12 @@ impl Retry {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.chosen.open().await?;
         if self.chosen.dry_run {
-            return self.chosen.show(&store, "tried again").await;
+            return self.chosen.show(&store, "retried").await;
         }
         let (meant, made_due) =
             self.chosen.change(&store, |_| true, async |batch| store.retry(&batch, clock::now()).await).await?;
         if meant > 0 {
-            writeln!(stdout().lock(), "{made_due} due now; a worker tries them within seconds")?;
+            writeln!(stdout().lock(), "{made_due} due now; a worker retries them within seconds")?;
             others_were_faster(meant - made_due)?;
         }
         Ok(())
@@ -227,8 +218,7 @@ impl Discard {
         let Self { yes, chosen } = self;
         if !yes && !chosen.dry_run && !stdin().is_terminal() {
             return Err(WrongConfiguration(
-                "there is no terminal to ask on whether to drop entries for good; --yes does it without asking. Nothing was \
-                 dropped"
+                "there is no terminal to confirm on that entries are deleted; --yes skips the confirmation. Nothing was dropped"
                     .to_owned(),
             )
             .into());
@@ -244,12 +234,12 @@ impl Discard {
                 return Ok(());
             }
             shown.print()?;
-            let question = format!("Drop {} for good? [y/N] ", count(shown.total, "entry"));
-            if !tokio::task::spawn_blocking(move || ask(&question)).await?? {
+            let question = format!("Drop {} permanently? [y/N] ", count(shown.total, "entry"));
+            if !tokio::task::spawn_blocking(move || confirm(&question)).await?? {
                 bail!("nothing was dropped");
             }
         }
-        // What was refused since then was not asked about.
+        // Entries rejected since then were not part of the question.
         let was_asked_about = |entry: &EntrySummary| yes || entry.failed_at.is_some_and(|at| at <= asked_at);
         let (meant, dropped) =
             chosen.change(&store, was_asked_about, async |batch| store.drop_failed(&batch).await).await?;
@@ -262,13 +252,13 @@ impl Discard {
 }
 
 impl Chosen {
-    /// Checks what was chosen, and connects.
+    /// Validates the selection, and connects.
     async fn open(&self) -> anyhow::Result<Store> {
         self.selection.check()?;
-        Ok(Store::open(self.database.mongodb_url.connection_string(), &self.tls.tls()).await?)
+        Ok(self.database.open().await?)
     }
 
-    /// The whole table of what would be `done`.
+    /// Prints all entries that would be `done`.
     async fn show(&self, store: &Store, done: &str) -> anyhow::Result<()> {
         let shown = self.selection.look(store, usize::MAX).await?;
         if shown.total > 0 {
@@ -278,7 +268,7 @@ impl Chosen {
         Ok(())
     }
 
-    /// Changes the chosen entries that are `meant`, a batch at a time. Returns how many these were, and how many `change` changed.
+    /// Changes the selected entries that are `meant`, in batches. Returns their number, and the number that `change` changed.
     async fn change(
         &self,
         store: &Store,
@@ -299,24 +289,24 @@ impl Chosen {
 
 fn others_were_faster(number: usize) -> std::io::Result<()> {
     if number > 0 {
-        writeln!(stdout().lock(), "{number} were not refused any more: somebody else was faster")?;
+        writeln!(stdout().lock(), "{number} were no longer rejected: another process was faster")?;
     }
     Ok(())
 }
 
 impl Selection {
-    /// Nobody means all of them by saying nothing.
+    /// An empty selection is an error, so that nobody changes everything by mistake.
     fn check(&self) -> Result<(), WrongConfiguration> {
         if let Some(entry) = self.entries.iter().find(|entry| entry.chars().count() < ID_MIN) {
             return Err(WrongConfiguration(format!(
-                "\"{entry}\" is too short for the beginning of an id: {ID_MIN} characters"
+                "\"{entry}\" is too short for the beginning of an id; give at least {ID_MIN} characters"
             )));
         }
         if self.all || !self.entries.is_empty() || !self.filter.is_empty() {
             return Ok(());
         }
         Err(WrongConfiguration(
-            "say which entries: an id, --to, --error, --type, --document, or --all; `offramp outbox list` shows what there is"
+            "select entries with an id, --to, --error, --type, --document, or --all; `offramp outbox list` shows them"
                 .to_owned(),
         ))
     }
@@ -326,7 +316,7 @@ impl Selection {
         is_named && self.filter.matches(entry)
     }
 
-    /// The next entries that are meant, at least [`BATCH_MAX`] of them as long as there are more; none at the end.
+    /// The next selected entries: at least [`BATCH_MAX`] while there are more. `None` at the end.
     async fn next_batch(&self, entries: &mut EntrySummaries) -> anyhow::Result<Option<Vec<EntrySummary>>> {
         let mut batch = Vec::new();
         while batch.len() < BATCH_MAX
@@ -337,7 +327,7 @@ impl Selection {
         Ok((!batch.is_empty()).then_some(batch))
     }
 
-    /// A table of what is meant, and what there is to say if there is nothing.
+    /// A table of the selected entries. Fails or prints a line if there are none.
     async fn look(&self, store: &Store, limit: usize) -> anyhow::Result<Rows> {
         let mut shown = Rows::new(EntryState::Failed, limit);
         let mut refused = store.stuck(EntryState::Failed).await?;
@@ -350,17 +340,15 @@ impl Selection {
         Ok(shown)
     }
 
-    /// To find none of a name is an error; to find none of a kind may be good news.
+    /// Fails if an id selects no entry. That a filter selects none may be good news.
     fn found(&self, number: u64) -> anyhow::Result<()> {
         if number > 0 {
             return Ok(());
         }
         if let [entry, ..] = self.entries.as_slice() {
-            bail!(
-                "no refused entry has an id that begins with \"{entry}\"; `offramp outbox list` names those that there are"
-            );
+            bail!("no rejected entry has an id that begins with \"{entry}\"; `offramp outbox list` lists all");
         }
-        writeln!(stdout().lock(), "nothing of that kind was refused; nothing to do")?;
+        writeln!(stdout().lock(), "no such entries; nothing to do")?;
         Ok(())
     }
 }
@@ -438,10 +426,9 @@ impl Rows {
 }
 
 fn entry_json(entry: &EntrySummary) -> serde_json::Value {
-    let rfc3339 = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339_opts(SecondsFormat::Millis, true));
     json!({
         "id": entry.entry_id, "collection": entry.collection.as_str(), "document": entry.document_id,
         "kind": entry.kind, "type": entry.what, "to": entry.recipient, "attempts": entry.attempts,
-        "error": entry.error, "due": rfc3339(entry.due), "failed_at": rfc3339(entry.failed_at),
+        "error": entry.error, "due": entry.due.map(rfc3339), "failed_at": entry.failed_at.map(rfc3339),
     })
 }

@@ -1,4 +1,4 @@
-//! `offramp publish`: commands from a file to the broker.
+//! `offramp publish`: publishes commands from a file.
 
 use std::collections::BTreeMap;
 use std::io::{Write, stdout};
@@ -7,56 +7,52 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use indicatif::ProgressBar;
-use offramp::amqp::{Broker, Outgoing, PublishError, Publisher, Topology};
-use offramp::config::{BrokerSettings, TlsSettings};
+use offramp::amqp::{Outgoing, PublishError, Publisher};
 use offramp::jsonl::Line;
 use offramp_domain::command::Command;
 use serde::Deserialize;
 
 use super::input::Input;
-use super::progress::progress;
-use super::words::printable;
+use super::settings::BrokerArgs;
+use super::terminal::{printable, progress};
 
-/// Publish commands from a file, and wait until the broker has confirmed each
+/// Publish commands from a file, each confirmed by RabbitMQ
 #[derive(Args, Debug)]
 #[command(after_help = "\
-A line is a command: {\"specversion\": \"1.0\", \"id\": …, \"source\": …, \"type\": …, \"time\": …, \"data\": {…}}. Everything is checked \
-first: when one of them is not what the worker takes, nothing is published. `offramp schemas` has their JSON Schemas. To publish a \
-file again does no harm: `(source, id)` identifies a command, and a document remembers the newest 200.
+A line is a command: {\"specversion\": \"1.0\", \"id\": …, \"source\": …, \"type\": …, \"time\": …, \"data\": {…}}. The whole file is \
+checked first. Nothing is published if a command is invalid. `offramp schemas` prints the JSON Schemas. To publish a file again does \
+no harm: `(source, id)` identifies a command, and a document remembers the newest 200.
 
 Examples:
   offramp publish commands.jsonl
   jq -n '{…}' | offramp publish -")]
 pub struct Arguments {
-    /// The commands, one a line; `-` is standard input
+    /// File with one command per line; `-` is standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Publish what the worker will not take, too; a line still needs a `type` to find its queue by
+    /// Also publish invalid commands that have at least a `type`
     #[arg(long)]
     force: bool,
 
     #[command(flatten)]
-    broker: BrokerSettings,
-    #[command(flatten)]
-    tls: TlsSettings,
+    broker: BrokerArgs,
 }
 
-/// How many messages are under way at once.
+/// The largest number of messages in flight.
 const BATCH_MAX: usize = 500;
-/// How often what was not confirmed is published again.
-const TRIES_MAX: usize = 3;
-/// What to see to when nothing takes a command.
+/// How often an unconfirmed message is published.
+const ATTEMPTS_MAX: usize = 3;
+/// What to check when a command reaches no queue.
 const PREFIX: &str = "with the same OFFRAMP_PREFIX and virtual host";
-/// How many mistakes are told, in lines.
+/// The largest number of errors printed.
 const MISTAKES_SHOWN_MAX: usize = 20;
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let input = Input::open(&arguments.file)?;
     let total = check(&input, arguments.force)?;
 
-    let topology = Topology::new(arguments.broker.prefix);
-    let broker = Broker::with_tls(arguments.broker.amqp_url, "offramp publish", arguments.tls.tls());
+    let (broker, topology) = (arguments.broker.broker("offramp publish"), arguments.broker.topology());
     let publisher = Publisher::connect(broker).await?;
     let bar = progress(total, "commands");
     let counts = publish_all(&input, &topology.command_exchange(), &publisher, &bar).await;
@@ -68,7 +64,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads everything once, before anything is published. Gives the number of commands.
+/// Validates the whole file before anything is published. Returns the number of commands.
 fn check(input: &Input, force: bool) -> anyhow::Result<u64> {
     let (mut total, mut mistakes) = (0, 0);
     for line in input.lines()? {
@@ -88,9 +84,9 @@ fn check(input: &Input, force: bool) -> anyhow::Result<u64> {
     match (mistakes, force) {
         (0, _) => Ok(total),
         (_, false) => {
-            bail!("{mistakes} of {total} lines are no commands; nothing was published (--force publishes them too)")
+            bail!("{mistakes} of {total} lines are invalid; nothing was published (--force publishes them too)")
         }
-        (_, true) => bail!("{mistakes} of {total} lines have no type to find their queue by; nothing was published"),
+        (_, true) => bail!("{mistakes} of {total} lines have no `type`, so they have no queue; nothing was published"),
     }
 }
 
@@ -98,7 +94,7 @@ fn check_command(line: &Line) -> Result<(), String> {
     Command::parse(&line.bytes).map(drop).map_err(|error| error.to_string())
 }
 
-/// As much of a command as it takes to publish it.
+/// The fields of a command that publishing needs.
 #[derive(Deserialize)]
 struct Route {
     #[serde(rename = "type")]
@@ -110,7 +106,7 @@ fn route(line: &Line) -> Result<Route, String> {
     serde_json::from_slice(&line.bytes).map_err(|error| error.to_string())
 }
 
-/// Publishes in batches; the error says how much is confirmed. Gives how many of each type there were.
+/// Publishes in batches. Returns the number of commands per type. The error says how many are confirmed.
 async fn publish_all(
     input: &Input,
     exchange: &str,
@@ -138,18 +134,18 @@ async fn publish_all(
         let confirmed = publish_batch(publisher, batch).await;
         bar.inc(confirmed.as_ref().map_or(0, |()| size as u64));
         confirmed.with_context(|| match bar.position() {
-            0 => "nothing is sure to be published; to publish it again does no harm".to_owned(),
+            0 => "no command was confirmed; publish the file again, which does no harm".to_owned(),
             sure => {
-                format!("only the first {sure} commands are sure to be published; to publish all again does no harm")
+                format!("only the first {sure} commands were confirmed; publish the file again, which does no harm")
             }
         })?;
     }
 }
 
-/// Publishes until all are confirmed; what is not is tried again, because it counts only once anyway.
+/// Publishes until all messages are confirmed. Repeating a message does no harm: a command is applied once.
 async fn publish_batch(publisher: &Publisher, mut batch: Vec<Outgoing>) -> anyhow::Result<()> {
     let mut newest = None;
-    for _ in 0..TRIES_MAX {
+    for _ in 0..ATTEMPTS_MAX {
         let mut results = publisher.publish_all(&batch).await.into_iter();
         batch.retain(|_| match results.next() {
             Some(Err(error)) => {
@@ -159,7 +155,7 @@ async fn publish_batch(publisher: &Publisher, mut batch: Vec<Outgoing>) -> anyho
             _ => false,
         });
         match &newest {
-            Some(PublishError::Unroutable) => bail!("no queue takes a command: run `offramp init` first, {PREFIX}"),
+            Some(PublishError::Unroutable) => bail!("no queue receives a command: run `offramp init` first, {PREFIX}"),
             Some(PublishError::Nacked(why)) if why.contains("no exchange") => {
                 bail!("there is no exchange to publish to: run `offramp init` first, {PREFIX}")
             }

@@ -1,4 +1,4 @@
-//! `offramp schemas`: the JSON Schemas of commands, events and documents.
+//! `offramp schemas`: prints the JSON Schemas of commands, events and documents.
 
 use std::fs;
 use std::io::{Write, stdout};
@@ -8,29 +8,29 @@ use anyhow::{Context, bail};
 use clap::Args;
 use offramp::schemas::{SchemaFile, all};
 
-use super::WrongConfiguration;
+use super::error::WrongConfiguration;
 
 /// List, print or write the JSON Schemas of commands, events and documents
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  offramp schemas                             what there is
+  offramp schemas                             list all schemas
   offramp schemas commands/payment.failure    one schema
   offramp schemas --write schemas             all of them, as files")]
 pub struct Arguments {
-    /// Print this schema; without a name, list what there is
+    /// Print this schema; without a name, list all
     #[arg(value_name = "NAME", conflicts_with_all = ["write", "check", "json"])]
     name: Option<String>,
 
-    /// List as JSON, one object a line
+    /// List as JSON, one object per line
     #[arg(long)]
     json: bool,
 
-    /// Write all schemas into this directory
+    /// Write all schemas to this directory
     #[arg(long, value_name = "DIR", conflicts_with_all = ["check", "json"])]
     write: Option<PathBuf>,
 
-    /// Fail when this directory does not hold exactly these schemas
+    /// Fail unless the schemas in this directory are up to date
     #[arg(long, value_name = "DIR", conflicts_with = "json")]
     check: Option<PathBuf>,
 }
@@ -63,10 +63,7 @@ fn list(schemas: &[SchemaFile], json: bool) -> anyhow::Result<()> {
 
 fn print(schemas: &[SchemaFile], name: &str) -> anyhow::Result<()> {
     let Some(file) = schemas.iter().find(|file| file.name == name || file.path == name) else {
-        return Err(WrongConfiguration(format!(
-            "there is no schema \"{name}\"; `offramp schemas` lists those that there are"
-        ))
-        .into());
+        return Err(WrongConfiguration(format!("there is no schema \"{name}\"; `offramp schemas` lists all")).into());
     };
     write!(stdout().lock(), "{}", file.text())?;
     Ok(())
@@ -76,7 +73,7 @@ fn write(schemas: &[SchemaFile], directory: &Path) -> anyhow::Result<()> {
     for file in schemas {
         let path = directory.join(&file.path);
         if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("cannot make the directory {}", folder.display()))?;
+            fs::create_dir_all(folder).with_context(|| format!("cannot create the directory {}", folder.display()))?;
         }
         fs::write(&path, file.text()).with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -93,7 +90,7 @@ fn check(schemas: &[SchemaFile], directory: &Path) -> anyhow::Result<()> {
     if !stale.is_empty() {
         let directory = directory.display();
         bail!(
-            "not up to date in {directory}: {}; `offramp schemas --write {directory}` makes them new",
+            "not up to date in {directory}: {}; `offramp schemas --write {directory}` updates them",
             stale.join(", ")
         );
     }

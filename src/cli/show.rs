@@ -1,4 +1,4 @@
-//! `offramp show`: a subscription as support staff want to see it.
+//! `offramp show`: a subscription and its history, for support staff.
 
 use std::io::{self, Write, stdout};
 
@@ -8,7 +8,6 @@ use bson::oid::ObjectId;
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
 use clap::Args;
-use offramp::config::{DatabaseSettings, TlsSettings};
 use offramp::store::documents::{
     self, AccountDocument, HistoryDocument, NotificationDocument, OrganizationDocument, PaymentFailureDocument, Stored,
     SubscriptionDocument,
@@ -23,13 +22,14 @@ use offramp_domain::subscription::{NamedRef, Status, Subscription};
 use offramp_domain::unit_of_work::LoadedDocument;
 use serde::Serialize;
 
-use super::words::printable;
+use super::settings::DatabaseArgs;
+use super::terminal::printable;
 
-/// Show a subscription: next billing date, last day of access, pending request, and all that happened
+/// Show a subscription: billing dates, last day, pending request and timeline
 #[derive(Args, Debug)]
-#[command(after_help = "Times are those of the organization; in JSON, of UTC.")]
+#[command(after_help = "Times are in the time zone of the organization; in JSON, in UTC.")]
 pub struct Arguments {
-    /// The subscription's id
+    /// The id of the subscription
     #[arg(value_name = "SUBSCRIPTION")]
     id: String,
 
@@ -38,12 +38,9 @@ pub struct Arguments {
     json: bool,
 
     #[command(flatten)]
-    database: DatabaseSettings,
-    #[command(flatten)]
-    tls: TlsSettings,
+    database: DatabaseArgs,
 }
 
-/// What is shown.
 #[derive(Debug, Serialize)]
 struct View {
     id: String,
@@ -52,25 +49,25 @@ struct View {
     participant: Option<NamedRef>,
     plan: Option<NamedRef>,
     status: Status,
-    /// The first invoice not yet generated; none once the subscription is over.
+    /// The date of the first invoice that is not generated yet. `None` once the subscription is over.
     next_billing_on: Option<NaiveDate>,
-    /// Where the plan has an end.
+    /// When the plan ends, if it does.
     expires_on: Option<NaiveDate>,
-    /// The last day of access that follows from it.
+    /// The last day of access that follows from `expires_on`.
     natural_end_on: Option<NaiveDate>,
-    /// The last day of access, where it is set.
+    /// The last day of access, once it is scheduled.
     ends_on: Option<NaiveDate>,
     ends_at: Option<DateTime<Utc>>,
-    /// The date of the last invoice, where it is set.
+    /// The date of the last invoice, once it is scheduled.
     final_billing_on: Option<NaiveDate>,
     ended_on: Option<NaiveDate>,
-    /// The client's request that nobody has decided yet.
+    /// The client's undecided cancellation request.
     pending_request: Option<PendingRequest>,
     activities: Vec<NamedRef>,
     timeline: Vec<Happened>,
-    /// Mails and events that have not left yet.
+    /// Emails and events that are not sent yet.
     outbox: Vec<Waiting>,
-    /// The first field that the worker cannot read.
+    /// The first error that prevents a decision about the subscription.
     problem: Option<String>,
     #[serde(skip)]
     timezone: Tz,
@@ -79,7 +76,7 @@ struct View {
 #[derive(Debug, Serialize)]
 struct Party {
     id: String,
-    /// Absent where its document is missing or cannot be read.
+    /// Absent if its document is missing or unreadable.
     name: Option<String>,
 }
 
@@ -105,7 +102,7 @@ enum What {
         to: Status,
         ends_on: Option<NaiveDate>,
         actor: Option<Actor>,
-        /// Absent where time did it.
+        /// Absent for a scheduled change.
         command: Option<CommandRef>,
     },
     PaymentFailure {
@@ -133,14 +130,13 @@ struct Waiting {
     /// `mail cancelled-by-admin to …`, `event subscription.ended`
     what: String,
     attempts: i32,
-    /// When it is tried next; absent: it was refused for good.
+    /// When it is tried next. Absent if it was rejected permanently.
     due: Option<DateTime<Utc>>,
     error: Option<String>,
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let url = arguments.database.mongodb_url;
-    let store = Store::open(url.connection_string(), &arguments.tls.tls()).await?;
+    let store = arguments.database.open().await?;
     let id = arguments.id;
     let Some(raw) = store.document(Collection::Subscriptions, &id).await? else {
         if let Ok(object_id) = id.parse::<ObjectId>()
@@ -149,10 +145,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             bail!(
                 "the subscription {id} in the database {} has an ObjectId as its _id; ids must be text, so the worker does \
                  not find it",
-                url.database()
+                arguments.database.name()
             );
         }
-        bail!("there is no subscription {id} in the database {}", url.database());
+        bail!("there is no subscription {id} in the database {}", arguments.database.name());
     };
     let view = view(&store, &id, &raw).await?;
     let mut out = stdout().lock();
@@ -167,7 +163,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<View> {
-    const UNREADABLE: &str = "the worker cannot read this document, and so it cannot be shown";
+    const UNREADABLE: &str = "the document is corrupt, so it cannot be shown";
     let subscription = match documents::read::<SubscriptionDocument, Subscription>("subscriptions", raw) {
         LoadedDocument::Read(subscription) => subscription,
         LoadedDocument::Corrupt { error, .. } => return Err(anyhow::anyhow!(error).context(UNREADABLE)),
@@ -204,7 +200,7 @@ async fn view(store: &Store, id: &str, raw: &RawDocumentBuf) -> anyhow::Result<V
     let mut timeline: Vec<Happened> = document.history.into_iter().filter_map(Stored::ok).map(Happened::from).collect();
     timeline.extend(document.payment_failures.into_iter().filter_map(Stored::ok).map(Happened::from));
     timeline.extend(document.notifications.into_iter().filter_map(Stored::ok).filter_map(email));
-    // Stable: what happened in the same instant stays in its order, changes first.
+    // A stable sort: entries of the same instant keep their order, changes first.
     timeline.sort_by_key(|happened| happened.at);
     Ok(View {
         id: id.to_owned(),
@@ -257,7 +253,7 @@ impl From<PaymentFailureDocument> for Happened {
     }
 }
 
-/// An email, when it was decided; earlier versions recorded only when it was sent.
+/// An email, at the time of its decision. Earlier versions recorded only the time of sending.
 fn email(record: NotificationDocument) -> Option<Happened> {
     let NotificationDocument { template, to, role, locale, message_id, at, sent_at, failed_at, error, .. } = record;
     let [sent_at, failed_at] = [sent_at, failed_at].map(|instant| instant.map(bson::DateTime::to_chrono));
@@ -280,7 +276,7 @@ impl From<OutboxEntry> for Waiting {
     }
 }
 
-/// Writes what people read.
+/// Prints the view for people.
 fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
     let party = |party: &Party| match &party.name {
         Some(name) => format!("{name} ({})", party.id),
@@ -317,12 +313,12 @@ fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
     writeln!(out, "Subscription {}\n", view.id)?;
     for (name, value) in facts {
         if let Some(value) = value {
-            // A value of several lines cannot pass for several facts.
+            // Indented, so that a value with line breaks cannot imitate other facts.
             writeln!(out, "  {name:<20}{}", value.replace('\n', "\n                      "))?;
         }
     }
     if !view.timeline.is_empty() {
-        writeln!(out, "\nWhat happened ({})\n", view.timezone)?;
+        writeln!(out, "\nTimeline ({})\n", view.timezone)?;
         for happened in &view.timeline {
             writeln!(out, "  {}  {}", view.clock(happened.at), what(&happened.what))?;
         }
@@ -330,7 +326,7 @@ fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
     if !view.outbox.is_empty() {
         writeln!(out, "\nNot sent yet\n")?;
         for waiting in &view.outbox {
-            let due = waiting.due.map_or("refused for good".to_owned(), |due| format!("due {}", view.clock(due)));
+            let due = waiting.due.map_or("rejected permanently".to_owned(), |due| format!("due {}", view.clock(due)));
             let error = waiting.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
             writeln!(out, "  {}, {due}, tried {} times{error}", waiting.what, waiting.attempts)?;
         }
@@ -339,7 +335,7 @@ fn print(out: &mut impl Write, view: &View) -> io::Result<()> {
 }
 
 impl View {
-    /// The time where the organization is.
+    /// In the time zone of the organization.
     fn clock(&self, at: DateTime<Utc>) -> String {
         at.with_timezone(&self.timezone).format("%Y-%m-%d %H:%M:%S").to_string()
     }
@@ -353,14 +349,14 @@ fn what(what: &What) -> String {
             let ends_on = ends_on.map(|day| format!(", last day {day}")).unwrap_or_default();
             let actor = actor.as_ref().map(|actor| format!(", by {}", who(actor))).unwrap_or_default();
             let cause = command.as_ref().map_or_else(
-                || ", as time passed".to_owned(),
+                || ", scheduled".to_owned(),
                 |command| format!(" ({} {} from {})", command.kind, command.key.id, command.key.source),
             );
             format!("{}{ends_on}{actor}{cause}", change.replace('_', " "))
         }
         What::PaymentFailure { invoice_id, amount, attempt, next_attempt_on } => {
             let next = next_attempt_on.map_or("no further attempt".to_owned(), |day| format!("next attempt on {day}"));
-            format!("payment of {amount} for invoice {invoice_id} refused, attempt {attempt}, {next}")
+            format!("payment of {amount} for invoice {invoice_id} failed, attempt {attempt}, {next}")
         }
         What::Mail { template, to, role, locale, sent_at, failed_at, error, .. } => {
             let to = to.as_ref().map(|to| format!(" to {to}")).unwrap_or_default();
@@ -370,7 +366,7 @@ fn what(what: &What) -> String {
                 (None, Some(_), None) => ", failed".to_owned(),
                 (None, None, _) => ", not sent yet".to_owned(),
             };
-            format!("mail {template}{to} ({}, {locale}){outcome}", role.replace('_', " "))
+            format!("email {template}{to} ({}, {locale}){outcome}", role.replace('_', " "))
         }
     }
 }

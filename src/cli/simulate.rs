@@ -1,4 +1,4 @@
-//! `offramp simulate`: the rules alone, on files. No broker, no database; nothing is sent.
+//! `offramp simulate`: applies the rules to files, without a broker or a database. Nothing is sent.
 
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use chrono_tz::Tz;
 use clap::Args;
 use offramp::clock;
 use offramp::config::SenderSettings;
-use offramp::jsonl::{ForCollection, Found, Line};
+use offramp::jsonl::{ImportLine, Line, ParsedDocument};
 use offramp::store::Collection;
 use offramp::store::outbox::entry::{Content, Lease, LeasedEntry, OutboxEntry, entries};
 use offramp::worker::composer::origin;
@@ -25,39 +25,42 @@ use offramp_mail::{MailConnection, Sender, Templates, Transport, compose};
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::error::WrongConfiguration;
 use super::input::Input;
-use super::table::Table;
-use super::{WrongConfiguration, load_templates, words};
+use super::settings::load_templates;
+use super::terminal::{Table, count, printable};
 
-/// Show what commands would do to documents: the rules alone, no server, nothing sent
+/// Show what commands would do to documents, without any server
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Both files have a JSON value a line; either may be `-` for standard input. Documents are written as for `offramp import`. Whatever \
-time alone would do (ending what is over, card notices) is left out.
+Both files have one JSON value per line; either may be `-` for standard input. Documents have the form of `offramp import`. Nothing \
+is sent. Scheduled changes (ends of subscriptions, card notices) are not included.
 
 Examples:
   offramp simulate --documents documents.jsonl --commands commands.jsonl
-  offramp simulate --documents documents.jsonl --commands commands.jsonl --today 2026-06-02 --mail-dir /tmp/mails
+  offramp simulate --documents documents.jsonl --commands commands.jsonl --today 2026-06-02 --mail-dir /tmp/emails
 
-  mongoexport --collection=subscriptions … | jq -c '{collection: \"subscriptions\", document: .}' makes documents.")]
+To export documents: mongoexport --collection=subscriptions … | jq -c '{collection: \"subscriptions\", document: .}'")]
 pub struct Arguments {
-    /// Organizations, accounts and subscriptions: {"collection": "subscriptions", "document": {…}} a line
+    /// File with organizations, accounts and subscriptions
+    ///
+    /// One {"collection": "subscriptions", "document": {…}} per line
     #[arg(long, value_name = "FILE")]
     documents: PathBuf,
 
-    /// Commands, in the order in which they are decided: a message a line
+    /// File with commands in the order of their decision, one per line
     #[arg(long, value_name = "FILE")]
     commands: PathBuf,
 
-    /// Decide at noon of this day (2026-06-02) where the first organization is [default: now]
+    /// Decide at noon of this date in the organization's time zone [default: now]
     #[arg(long, value_name = "DATE", value_parser = parse_date)]
     today: Option<NaiveDate>,
 
-    /// Write the mails into this directory, as .eml files
+    /// Write the emails to this directory, as .eml files
     #[arg(long, value_name = "DIR")]
     mail_dir: Option<PathBuf>,
 
-    /// Print JSON, an object a command
+    /// Print JSON, one object per command
     #[arg(long)]
     json: bool,
 
@@ -68,10 +71,10 @@ pub struct Arguments {
 /// The default of `OFFRAMP_SOURCE`.
 const SOURCE: &str = "offramp";
 
-/// What became of a command, as `--json` prints it.
+/// The outcome of a command, as `--json` prints it.
 #[derive(Debug, Serialize)]
 struct Answer {
-    /// Where the command is in the file.
+    /// The number of the line, from 1.
     line: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     command: Option<CommandName>,
@@ -85,10 +88,10 @@ struct Answer {
     reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
-    /// Whether it would wait in the retry queues first, in case that something is still on its way.
+    /// Whether the worker would retry it first, because a document may still arrive.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     waits: bool,
-    /// Of the subscription, afterwards.
+    /// The status of the subscription afterwards.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -115,7 +118,7 @@ struct Mail {
     locale: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<String>,
-    /// Why it could not leave.
+    /// Why it could not be sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -152,23 +155,23 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         print(&answers)?;
         if let Some(path) = &arguments.mail_dir {
             let written = answers.iter().flat_map(|answer| &answer.mails).filter(|mail| mail.error.is_none()).count();
-            writeln!(stdout().lock(), "{} written to {}", words::count(written as u64, "email"), path.display())?;
+            writeln!(stdout().lock(), "{} written to {}", count(written as u64, "email"), path.display())?;
         }
     }
     Ok(())
 }
 
-/// The documents of a file, and the time zone of the first organization.
+/// Reads all documents, and the time zone of the first organization.
 fn read_documents(input: &Input) -> anyhow::Result<(UnitOfWork, Option<Tz>)> {
     let (mut unit_of_work, mut timezone) = (UnitOfWork::default(), None);
     for line in input.lines()? {
         let line = line?;
-        let document = ForCollection::parse(&line).with_context(|| input.name().to_owned())?;
-        let found = document.found();
+        let document = ImportLine::parse(&line).with_context(|| input.name().to_owned())?;
+        let found = document.parsed();
         if let Some(error) = found.error() {
-            eprintln!("offramp: {}: line {}: {}", input.name(), line.number, words::printable(&error));
+            eprintln!("offramp: {}: line {}: {}", input.name(), line.number, printable(&error));
         }
-        if let (None, Found::Organization(LoadedDocument::Read(organization))) = (timezone, &found) {
+        if let (None, ParsedDocument::Organization(LoadedDocument::Read(organization))) = (timezone, &found) {
             timezone = organization.timezone.clone().ok();
         }
         document.add_to(&mut unit_of_work);
@@ -178,16 +181,18 @@ fn read_documents(input: &Input) -> anyhow::Result<(UnitOfWork, Option<Tz>)> {
 
 fn instant(today: Option<NaiveDate>, timezone: Option<Tz>) -> anyhow::Result<DateTime<Utc>> {
     let Some(today) = today else { return Ok(clock::now()) };
-    let timezone =
-        timezone.context("--today: there is no organization among the documents whose noon could be meant")?;
+    let timezone = timezone.context("--today needs an organization with a valid time zone among the documents")?;
     let noon = today.and_time(NaiveTime::MIN) + chrono::TimeDelta::hours(12);
-    let noon = noon.and_local_timezone(timezone).earliest().context("--today: there is no noon on that day")?;
+    let noon = noon
+        .and_local_timezone(timezone)
+        .earliest()
+        .context("--today: that date has no noon in the organization's time zone")?;
     Ok(noon.to_utc())
 }
 
 fn mail_directory(path: &Path) -> anyhow::Result<MailConnection> {
     let path = std::path::absolute(path).with_context(|| format!("--mail-dir: {}", path.display()))?;
-    std::fs::create_dir_all(&path).with_context(|| format!("--mail-dir: cannot make {}", path.display()))?;
+    std::fs::create_dir_all(&path).with_context(|| format!("--mail-dir: cannot create {}", path.display()))?;
     Ok(MailConnection::new(Arc::new(Transport::Files(path))))
 }
 
@@ -224,7 +229,7 @@ impl Simulation {
         }
         if let Target::Subscription(id) = command.target()
             && let Some(subscription) = self.unit_of_work.subscription(id)
-            // Who may not know the subscription is not told where it stands.
+            // A sender from another organization must not learn the status.
             && subscription.organization_id == *command.organization_id()
         {
             let end = subscription.details.as_ref().and_then(|details| details.end.clone().ok()?);
@@ -235,7 +240,7 @@ impl Simulation {
         Ok(answer)
     }
 
-    /// The outbox entries of the change that was made last to the command's document.
+    /// The outbox entries of the newest change to the command's document.
     fn newest_entries(&self, command: &Command) -> Vec<LeasedEntry> {
         let lease = Lease { holder: Uuid::nil(), until: self.now };
         let (collection, document_id) = match command.target() {
@@ -253,7 +258,7 @@ impl Simulation {
         entries.unwrap_or_default().into_iter().map(leased).collect()
     }
 
-    /// Puts a mail in words, and into the directory where there is one.
+    /// Renders an email, and writes it to the directory if there is one.
     async fn mail(&mut self, leased: &LeasedEntry, mail: &Notification) -> anyhow::Result<Mail> {
         let mut shown = Mail {
             template: mail.template.as_str(),
@@ -340,7 +345,7 @@ impl Answer {
         }
     }
 
-    /// The cells of its row.
+    /// The cells of its table row.
     fn cells(&self) -> [String; 4] {
         let about = self.subscription_id.as_ref().or(self.account_id.as_ref());
         let command = match &self.command {
@@ -352,7 +357,7 @@ impl Answer {
             None => self.outcome.to_owned(),
         };
         if self.waits {
-            outcome.push_str(", after it has waited");
+            outcome.push_str(", after retries");
         }
         let status = [
             self.status.map(|status| status.replace('_', " ")),
@@ -360,8 +365,8 @@ impl Answer {
             self.final_billing_on.map(|day| format!("last invoice {day}")),
         ];
         let mails = self.mails.iter().map(|mail| {
-            let problem = mail.error.as_ref().map(|error| format!(", CANNOT LEAVE: {error}")).unwrap_or_default();
-            format!("mail {} to {} ({}){problem}", mail.template, mail.to, mail.locale)
+            let problem = mail.error.as_ref().map(|error| format!(", CANNOT BE SENT: {error}")).unwrap_or_default();
+            format!("email {} to {} ({}){problem}", mail.template, mail.to, mail.locale)
         });
         let events = self.events.iter().map(|event| format!("event {}", event.kind));
         [
@@ -378,19 +383,19 @@ fn lines(lines: impl Iterator<Item = String>) -> String {
 }
 
 fn print(answers: &[Answer]) -> anyhow::Result<()> {
-    let mut table = Table::new(&["Command", "Outcome", "Status", "Mails and events"]);
+    let mut table = Table::new(&["Command", "Outcome", "Status", "Emails and events"]);
     for answer in answers {
         table.add_row(answer.cells());
     }
     let mut out = stdout().lock();
     writeln!(out, "{table}")?;
-    let count = |outcome: &str| answers.iter().filter(|answer| answer.outcome == outcome).count();
-    let (applied, unchanged) = (count("applied"), count("unchanged"));
-    let (rejected, dead) = (count("rejected"), count("dead_letter"));
+    let number = |outcome: &str| answers.iter().filter(|answer| answer.outcome == outcome).count();
+    let (applied, unchanged) = (number("applied"), number("unchanged"));
+    let (rejected, dead) = (number("rejected"), number("dead_letter"));
     writeln!(
         out,
         "{}: {applied} applied, {unchanged} unchanged, {rejected} rejected, {dead} to the dead letters",
-        words::count(answers.len() as u64, "command")
+        count(answers.len() as u64, "command")
     )?;
     Ok(())
 }

@@ -84,9 +84,9 @@ pub struct BrokerSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "MongoDB")]
 pub struct DatabaseSettings {
-    /// URL of MongoDB with the name of the database: mongodb://host:port/database
+    /// URL of MongoDB, including the name of the database
     ///
-    /// mongodb:// or mongodb+srv://
+    /// mongodb://user:password@host:port/database, or mongodb+srv://
     #[arg(
         long,
         value_name = "URL",
@@ -178,7 +178,7 @@ pub struct SenderSettings {
     #[arg(long, value_name = "ADDRESS", default_value = "no-reply@localhost", value_parser = setting(sender))]
     pub mail_from: Sender,
 
-    /// Directory whose files replace the built-in templates, file by file [default: none]
+    /// Directory whose files replace built-in templates [default: none]
     #[arg(long, value_name = "DIR", value_parser = setting(directory))]
     pub templates: Option<PathBuf>,
 }

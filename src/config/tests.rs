@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::path::Path;
 
 use clap::builder::Resettable;
 use clap::error::ErrorKind;
 use clap::{Command, CommandFactory, Parser};
 
 use super::*;
+use crate::generated_page;
 
 #[derive(Parser, Debug)]
 #[command(name = "offramp")]
@@ -353,4 +355,62 @@ fn debug_output_of_settings_has_no_secrets() {
     assert!(text.contains("mongodb://***@db-1,db-2/shop?***"), "{text}");
     assert!(text.contains("smtps://***@mail"), "{text}");
     assert!(text.contains("DkimKey(rsa)"), "{text}");
+}
+
+/// `docs/operate/settings.md`.
+#[test]
+fn the_documentation_lists_every_setting() {
+    let mut page = generated_page::start(
+        "Settings",
+        "src/config/mod.rs",
+        "Every setting is an environment variable and a flag. The flag has precedence. An empty variable counts as unset, and an \
+         unknown flag is an error.\n\n\
+         Every variable `NAME` can be replaced by `NAME_FILE`, the path of a file with the value: use it for URLs with passwords and \
+         for the DKIM key (Docker and Kubernetes secrets). To set both is an error. A file has one line, except a key.\n\n\
+         `offramp SUBCOMMAND --help` lists the settings that a subcommand uses. `offramp check` validates all settings and \
+         connections. Help texts, logs and errors never show secrets.",
+    );
+    let mut command = command(&[]);
+    command.build();
+    let run = command.find_subcommand("run").unwrap();
+    let mut heading = "";
+    for arg in run.get_arguments().filter(|arg| arg.get_id() != "help") {
+        let next = arg.get_help_heading().unwrap();
+        if next != heading {
+            heading = next;
+            page.push_str(&format!("## {heading}\n\n| variable | flag | default | meaning |\n|---|---|---|---|\n"));
+        }
+        let help = arg.get_long_help().or(arg.get_help()).unwrap().to_string();
+        let (help, stated) = without_default(&help);
+        let default = arg.get_default_values().first().map(|value| format!("`{}`", value.to_string_lossy()));
+        let (variable, flag) = (arg.get_env().unwrap().to_string_lossy(), arg.get_long().unwrap());
+        let value = arg.get_value_names().unwrap()[0].as_str();
+        page.push_str(&format!(
+            "| `{variable}` | `--{flag} {value}` | {} | {help} |\n",
+            default.or(stated).unwrap_or_else(|| "none".to_owned())
+        ));
+        let is_last_of_heading = run
+            .get_arguments()
+            .filter(|other| other.get_id() != "help" && other.get_help_heading() == Some(next))
+            .last()
+            .is_some_and(|last| last.get_id() == arg.get_id());
+        if is_last_of_heading {
+            page.push('\n');
+        }
+    }
+    generated_page::check(Path::new("docs/operate/settings.md"), &format!("{}\n", page.trim_end()));
+}
+
+/// Splits `[default: …]` from a help text, and makes one paragraph of sentences.
+fn without_default(help: &str) -> (String, Option<String>) {
+    let (help, default) = match help.split_once("[default: ") {
+        Some((before, after)) => {
+            let (default, after) = after.split_once(']').unwrap();
+            (format!("{before}{after}"), Some(default.to_owned()))
+        }
+        None => (help.to_owned(), None),
+    };
+    let paragraphs = help.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let sentences: Vec<String> = paragraphs.filter(|paragraph| !paragraph.is_empty()).collect();
+    (sentences.join(". ").replace('|', "\\|"), default)
 }

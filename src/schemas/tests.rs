@@ -1,4 +1,4 @@
-//! The folder `schemas/`: what is checked in is what the program makes, and says what the program does.
+//! `schemas/` is up to date, and its schemas agree with the program.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use jsonschema::Validator;
 use serde_json::{Value, json};
 
-use crate::jsonl::{ForCollection, lines};
+use crate::jsonl::{ImportLine, lines};
 use crate::store::outbox::entry::{Content, Lease, entries};
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::{Command, InvalidCommand};
@@ -56,7 +56,7 @@ fn parse(command: &Value) -> Result<Command, InvalidCommand> {
 }
 
 #[test]
-fn the_folder_is_up_to_date() {
+fn schemas_are_up_to_date() {
     for file in all() {
         let text = fs::read_to_string(folder().join(&file.path)).unwrap_or_default();
         assert!(text == file.text(), "{} is not up to date: run `offramp schemas --write schemas`", file.path);
@@ -64,7 +64,7 @@ fn the_folder_is_up_to_date() {
 }
 
 #[test]
-fn every_command_has_an_example_that_is_valid() {
+fn every_command_has_a_valid_example() {
     let examples = examples("commands");
     for (name, command) in &examples {
         let kind = command["type"].as_str().unwrap();
@@ -93,7 +93,7 @@ fn changed(example: &Value, pointer: &str, value: &Value) -> Value {
 const GONE: &str = "\u{0}gone";
 
 #[test]
-fn what_the_program_refuses_for_its_form_the_schemas_refuse_too() {
+fn commands_that_the_program_rejects_as_invalid_fail_validation() {
     let long = |length: usize| json!("x".repeat(length));
     let cancel = "subscription.cancellation";
     let account = "subscription.cancellation.account";
@@ -179,7 +179,7 @@ fn what_the_program_refuses_for_its_form_the_schemas_refuse_too() {
 }
 
 #[test]
-fn what_the_program_takes_the_schemas_take_too() {
+fn commands_that_the_program_accepts_pass_validation() {
     let good: Vec<(&str, &str, Value)> = vec![
         ("subscription.cancellation", "/data/month", json!(GONE)),
         ("subscription.cancellation", "/data/month", json!(null)),
@@ -201,27 +201,27 @@ fn what_the_program_takes_the_schemas_take_too() {
 }
 
 /// The example documents: as they are read, and as the file has them.
-fn example_documents() -> Vec<(ForCollection, Value)> {
+fn example_documents() -> Vec<(ImportLine, Value)> {
     let text = fs::read_to_string(folder().join("examples/documents.jsonl")).unwrap();
     lines(text.as_bytes())
         .map(|line| {
             let line = line.unwrap();
             let mut json: Value = serde_json::from_slice(&line.bytes).unwrap();
-            (ForCollection::parse(&line).unwrap(), json["document"].take())
+            (ImportLine::parse(&line).unwrap(), json["document"].take())
         })
         .collect()
 }
 
 #[test]
-fn the_example_documents_are_valid() {
+fn example_documents_are_valid() {
     for (document, json) in example_documents() {
-        assert_eq!(document.found().error(), None);
+        assert_eq!(document.parsed().error(), None);
         assert_valid(&format!("documents/{}", document.collection.as_str()), &json);
     }
 }
 
 #[test]
-fn documents_that_the_program_cannot_read_are_invalid() {
+fn documents_that_the_program_cannot_read_fail_validation() {
     let documents = example_documents();
     let cases = [
         ("sub-1001", "/billing/next_on", json!(GONE)),
@@ -246,15 +246,15 @@ fn documents_that_the_program_cannot_read_are_invalid() {
         let (document, json) = documents.iter().find(|(document, _)| document.id() == id).unwrap();
         let json = changed(json, pointer, &value);
         let document =
-            ForCollection { collection: document.collection, document: serde_json::from_value(json.clone()).unwrap() };
-        assert!(document.found().error().is_some(), "{id}: the program takes {pointer} = {value}");
+            ImportLine { collection: document.collection, document: serde_json::from_value(json.clone()).unwrap() };
+        assert!(document.parsed().error().is_some(), "{id}: the program takes {pointer} = {value}");
         let name = format!("documents/{}", document.collection.as_str());
         assert!(!validator(&name).is_valid(&json), "{id}: the schema takes {pointer} = {value}");
     }
 }
 
 /// The events that the example commands, and time, cause on the example documents on 2 June 2026.
-fn events_caused() -> BTreeMap<String, Value> {
+fn caused_events() -> BTreeMap<String, Value> {
     let now: DateTime<Utc> = "2026-06-02T14:40:00Z".parse().unwrap();
     let mut unit_of_work = UnitOfWork::default();
     for (document, _) in example_documents() {
@@ -289,8 +289,8 @@ fn events_caused() -> BTreeMap<String, Value> {
 }
 
 #[test]
-fn every_event_has_an_example_that_the_program_would_write() {
-    let caused = events_caused();
+fn every_event_has_an_example_that_the_program_would_publish() {
+    let caused = caused_events();
     if std::env::var_os("UPDATE_EXAMPLES").is_some() {
         for (kind, event) in &caused {
             fs::write(folder().join(format!("examples/events/{kind}.json")), format!("{event:#}\n")).unwrap();
@@ -309,7 +309,7 @@ fn every_event_has_an_example_that_the_program_would_write() {
 }
 
 #[test]
-fn asyncapi_covers_every_command_and_event_and_every_reference_resolves() {
+fn asyncapi_lists_every_command_and_event_and_its_references_resolve() {
     let text = fs::read_to_string(folder().join("asyncapi.yaml")).unwrap();
     let api: Value = serde_yaml_ng::from_str(&text).unwrap();
     let addresses: Vec<&str> =

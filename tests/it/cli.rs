@@ -249,7 +249,7 @@ async fn import_validates_all_lines_first_and_keeps_other_fields() {
     assert!(ran.stderr.contains("line 5: subscriptions sub-1001: billing.day: 32"), "{}", ran.stderr);
     let ran = import(&format!("{documents}{{\"collection\": \"members\", \"document\": {{}}}}\n"));
     assert_eq!(ran.code, Some(1));
-    assert!(ran.stderr.contains("line 11: collection: \"members\" is none of"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("line 11: collection: \"members\" is not one of"), "{}", ran.stderr);
     let twice = documents.replace("\"day\": 15", "\"day\": 15, \"day\": 16");
     let ran = import(&twice);
     assert_eq!(ran.code, Some(1));
@@ -440,9 +440,9 @@ async fn show_prints_the_timeline_of_a_subscription() {
         "Next billing date   2199-06-15",
         "Last day of access  2199-07-14",
         "Last invoice        2199-06-15",
-        "What happened (America/Toronto)",
+        "Timeline (America/Toronto)",
         "active → cancellation scheduled, last day 2199-07-14, by admin Paul (subscription.cancellation c-1 from tests)",
-        "mail cancelled-by-admin to acc@home.example (account manager, en-CA)",
+        "email cancelled-by-admin to acc@home.example (account manager, en-CA)",
     ] {
         assert!(text.contains(part), "{part:?} is not in\n{text}");
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use chrono::TimeDelta;
-use offramp::jsonl::{ForCollection, Line};
+use offramp::jsonl::{ImportLine, Line};
 use offramp_domain::command::{Command, InvalidCommand};
 use offramp_domain::subscription::Status;
 use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};
@@ -47,8 +47,8 @@ fn check(now: DateTime<Utc>) {
     let mut unit_of_work = UnitOfWork::default();
     for document in story.cast.documents() {
         let line = Line { number: 1, bytes: document.to_string().into_bytes() };
-        let document = ForCollection::parse(&line).unwrap();
-        assert_eq!(document.found().error(), None);
+        let document = ImportLine::parse(&line).unwrap();
+        assert_eq!(document.parsed().error(), None);
         document.add_to(&mut unit_of_work);
     }
 

@@ -1,4 +1,4 @@
-//! The templates as they are now: loaded again whenever a file of their directory changes.
+//! The current templates, reloaded when a file in their directory changes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,27 +8,27 @@ use std::time::{Duration, SystemTime};
 use offramp_mail::{TemplateProblem, Templates};
 use tokio::sync::watch;
 
-use crate::cli::WrongConfiguration;
+use crate::cli::error::WrongConfiguration;
 
-/// How often the directory is looked at. Asking for the times of a hundred files takes less than a millisecond, and
-/// finds what is saved on network drives and in a container's mounts, too, of which systems tell no watcher.
-const LOOK_EVERY: Duration = Duration::from_millis(400);
+/// How often the directory is polled. Polling a hundred files takes less than a millisecond. Unlike file system events, it also
+/// works on network drives and container mounts.
+const POLL_INTERVAL: Duration = Duration::from_millis(400);
 
-/// How deep folders are looked into.
+/// The depth of folders that are polled.
 const DEPTH_MAX: usize = 4;
 
-/// What there is to see.
+/// The templates and the errors of one load.
 #[derive(Clone, Debug)]
 pub struct Shown {
-    /// Counts the times that the templates were loaded.
+    /// The number of loads so far.
     pub revision: u64,
-    /// The templates; those of the last time that they were all right.
+    /// The templates of the last load without errors.
     pub templates: Arc<Templates>,
-    /// What is wrong with the files now.
+    /// The errors in the files now.
     pub problems: Vec<TemplateProblem>,
 }
 
-/// The built-in templates, and a directory of others over them.
+/// The built-in templates, and a directory whose files replace them.
 #[derive(Debug)]
 pub struct Gallery {
     directory: Option<PathBuf>,
@@ -36,14 +36,15 @@ pub struct Gallery {
 }
 
 impl Gallery {
-    /// Loads all templates. Mistakes in the directory do no harm: until they are gone, the built-in mails are shown.
+    /// Loads all templates. If the directory has errors, the built-in templates are shown until they are fixed.
     pub async fn open(directory: Option<PathBuf>) -> Result<Self, WrongConfiguration> {
         let loaded = load(directory.clone()).await;
         let (templates, problems) = match loaded {
             Ok(templates) => (templates, vec![]),
             Err(problems) => {
-                let built_in =
-                    load(None).await.map_err(|_| WrongConfiguration("the built-in templates are broken".to_owned()))?;
+                let built_in = load(None).await.map_err(|_| {
+                    WrongConfiguration("internal error: the built-in templates contain errors (bug)".to_owned())
+                })?;
                 (built_in, problems)
             }
         };
@@ -51,28 +52,28 @@ impl Gallery {
         Ok(Self { directory, shown: watch::Sender::new(shown) })
     }
 
-    /// What there is to see now.
+    /// The current templates and errors.
     pub fn now(&self) -> Shown {
         self.shown.borrow().clone()
     }
 
-    /// Where the templates come from besides the program.
+    /// The directory whose files replace built-in templates.
     pub fn directory(&self) -> Option<&Path> {
         self.directory.as_deref()
     }
 
-    /// Tells of every change from now on.
+    /// Receives every reload.
     pub fn watch(&self) -> watch::Receiver<Shown> {
         self.shown.subscribe()
     }
 
-    /// Watches the directory, for ever.
+    /// Polls the directory until cancelled.
     pub async fn follow(self: Arc<Self>) {
         let Some(directory) = self.directory.clone() else { return };
         let mut before = files(directory.clone()).await;
-        // What was saved between the first loading and the first look.
+        // Includes files that were saved between the first load and the first poll.
         self.reload().await;
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        let mut ticks = tokio::time::interval(POLL_INTERVAL);
         loop {
             ticks.tick().await;
             let now = files(directory.clone()).await;
@@ -118,7 +119,7 @@ async fn files(directory: PathBuf) -> Files {
     tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
-/// What cannot be read is not there; loading it says why.
+/// Skips unreadable files: loading them reports the reason.
 fn add_files(directory: &Path, depth: usize, files: &mut Files) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -1,8 +1,7 @@
-//! `offramp preview`: every mail there is, in a browser, for those who write or translate them.
+//! `offramp preview`: all emails in a browser, for authors and translators of templates.
 //!
-//! The mails are the samples that templates are tried out on. Nothing else can be seen here, and nothing else can be
-//! sent. [`gallery`] has the templates as they are now; [`pages`] answers the browser, and says who may ask;
-//! `page.html` is what the browser shows.
+//! It shows and sends only the samples that templates are checked with. [`gallery`] has the current templates, [`pages`]
+//! serves the browser and decides which requests are allowed, and `page.html` is the page.
 
 mod gallery;
 mod pages;
@@ -16,22 +15,24 @@ use clap::Args;
 use offramp::advice;
 use offramp::config::{DkimSettings, MailSettings, SenderSettings, TlsSettings};
 use offramp::http;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 use gallery::Gallery;
 use pages::{MailServer, Pages};
 
-use super::WrongConfiguration;
+use super::error::WrongConfiguration;
+use super::signals::stop_signal;
 
-/// Look at every mail in a browser while you write it: on a phone, on a desk, in the dark, as text; and send it to
-/// yourself
+/// Preview all emails in a browser, and send samples to yourself
+///
+/// Each email is shown on a phone and on a desktop, in light and dark mode, and as text
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Only made-up mails are shown and sent. A file that is saved in the templates directory is shown at once; a mistake in it is told by \
-file and line, and the mails stay as they were before it. Ctrl-C ends it.")]
+Only samples are shown and sent. A saved file in the templates directory takes effect at once. An error in it is reported with file and \
+line, and the emails stay as they were before. Ctrl-C stops the preview.")]
 pub struct Arguments {
-    /// Where the page is; whoever reaches this address can send the made-up mails. Port 0 takes any free one
+    /// Address and port of the page; port 0 takes any free port
+    ///
+    /// Everybody who can reach this address can send the samples
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9465")]
     addr: SocketAddr,
 
@@ -57,43 +58,31 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         mail.url().map_err(|error| WrongConfiguration(advice::append(&error, advice::mail_config_error(&error))))?;
     let mail_server = MailServer { url, name, tls: tls.tls() };
     let pages = Pages::new(Arc::clone(&gallery), sender.mail_from, signer, mail_server, stop.clone());
-    let listener = http::bind(addr).await.with_context(|| format!("--addr: {addr} cannot be had"))?;
+    let listener = http::bind(addr).await.with_context(|| format!("--addr: cannot bind {addr}"))?;
     let address = listener.local_addr()?;
 
-    tell(&gallery, address)?;
+    announce(&gallery, address)?;
     let following = tokio::spawn(Arc::clone(&gallery).follow());
     let served = axum::serve(listener, pages.router()).with_graceful_shutdown(stop.cancelled_owned()).await;
     following.abort();
     Ok(served?)
 }
 
-/// Says where the page is, and what is wrong already.
-fn tell(gallery: &Gallery, address: SocketAddr) -> anyhow::Result<()> {
+/// Prints the address of the page, and the errors in the templates.
+fn announce(gallery: &Gallery, address: SocketAddr) -> anyhow::Result<()> {
     let mut out = stdout().lock();
     if address.ip().is_unspecified() {
         writeln!(
             out,
-            "The mails are at http://localhost:{}/, and at every other address of this machine",
+            "The emails are at http://localhost:{}/, and at every other address of this machine",
             address.port()
         )?;
     } else {
-        writeln!(out, "The mails are at http://{address}/")?;
+        writeln!(out, "The emails are at http://{address}/")?;
     }
     for problem in &gallery.now().problems {
         writeln!(out, "{problem}")?;
     }
-    writeln!(out, "Ctrl-C ends this")?;
+    writeln!(out, "Ctrl-C stops the preview")?;
     Ok(())
-}
-
-/// Cancelled with the first SIGTERM or Ctrl-C.
-fn stop_signal() -> anyhow::Result<CancellationToken> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stop = CancellationToken::new();
-    let token = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
-        token.cancel();
-    });
-    Ok(stop)
 }

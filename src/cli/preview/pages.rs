@@ -1,9 +1,8 @@
-//! What the browser asks for, and what it gets.
+//! The HTTP server of the preview: routes, and which requests are allowed.
 //!
-//! The page is for the person at this machine. A page of somebody else's, open in the same browser, must not learn
-//! anything from it, nor send mail through it: so questions are answered only when they are asked of an IP address or
-//! of `localhost` (a name that somebody else has pointed here is refused), and a mail leaves only when the page itself
-//! asks.
+//! Other pages in the same browser must neither read the preview nor send emails through it. Requests are therefore answered only
+//! if their `Host` is an IP address or `localhost`, which prevents DNS rebinding, and an email is sent only if the request comes
+//! from the preview's own page.
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -34,11 +33,10 @@ use uuid::Uuid;
 
 use super::gallery::Gallery;
 
-/// The page. `{nonce}` stands where each answer has a word of its own, without which browsers run no script and use no
-/// style.
+/// The page. Each response replaces `{nonce}`, without which browsers run no script and apply no style.
 const PAGE: &str = include_str!("page.html");
 
-/// Stands in for the samples' logo, which is nowhere.
+/// Replaces the samples' logo, whose URL does not exist.
 const LOGO: &str = concat!(
     "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"240\" height=\"96\">",
     "<rect width=\"240\" height=\"96\" rx=\"12\" fill=\"#ffffff\"/>",
@@ -47,18 +45,16 @@ const LOGO: &str = concat!(
     "</svg>"
 );
 
-/// Where it is.
 const LOGO_PATH: &str = "/logo.svg";
 
-/// Readers whose money the samples speak of.
+/// Locales with the currencies of the samples.
 const READERS: [&str; 3] = ["en-CA", "es-MX", "fr-CA"];
 
-/// For a part that is shown in a frame: no script, no form, nothing from elsewhere but pictures; links open new
-/// windows.
+/// The policy of an email in a frame: no scripts, no forms, nothing from other sites except images; links open new windows.
 const MAIL_POLICY: &str = "default-src 'none'; img-src 'self' http: https: data:; style-src 'unsafe-inline'; \
     frame-ancestors 'self'; sandbox allow-same-origin allow-popups allow-popups-to-escape-sandbox";
 
-/// Where samples are sent.
+/// The server that samples are sent to.
 #[derive(Clone)]
 pub struct MailServer {
     pub url: MailUrl,
@@ -66,7 +62,7 @@ pub struct MailServer {
     pub tls: Tls,
 }
 
-/// All that answers are made of.
+/// The state of all routes.
 pub struct Pages {
     gallery: Arc<Gallery>,
     sender: Sender,
@@ -98,12 +94,15 @@ impl Pages {
             .route("/mails/{locale}/{mail}/{variant}/mail.eml", get(eml))
             .route("/mails/{locale}/{mail}/{variant}/send", post(send))
             .with_state(Arc::new(self))
-            .layer(from_fn(guard))
+            .layer(from_fn(reject_foreign_requests))
     }
 
-    /// The mail that an address names.
-    fn find(&self, Named(locale, mail, variant): &Named) -> Result<(Notification, RenderedEmail), Refusal> {
-        let nothing = || Refusal(StatusCode::NOT_FOUND, format!("there is no mail {mail}, {variant}"));
+    /// The email of a path.
+    fn find(
+        &self,
+        EmailPath(locale, mail, variant): &EmailPath,
+    ) -> Result<(Notification, RenderedEmail), ErrorResponse> {
+        let nothing = || ErrorResponse(StatusCode::NOT_FOUND, format!("there is no email {mail}, {variant}"));
         let kind = EmailKind::all().find(|kind| kind.to_string() == *mail).ok_or_else(nothing)?;
         let sample =
             samples(kind.template, kind.recipient, locale).into_iter().find(|sample| sample.variant == variant);
@@ -111,7 +110,7 @@ impl Pages {
         let templates = self.gallery.now().templates;
         let rendered = templates
             .render(&notification)
-            .map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+            .map_err(|error| ErrorResponse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
         Ok((notification, rendered))
     }
 
@@ -121,14 +120,14 @@ impl Pages {
         Ok(composed.signed_by(self.signer.clone()))
     }
 
-    /// The mail as it would leave, in bytes.
-    fn source(&self, named: &Named) -> Result<Vec<u8>, Refusal> {
+    /// The email as it would be sent, in bytes.
+    fn source(&self, named: &EmailPath) -> Result<Vec<u8>, ErrorResponse> {
         let (notification, rendered) = self.find(named)?;
         let bytes = self.compose(&notification, rendered)?.bytes(false);
-        bytes.map_err(|error| Refusal(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+        bytes.map_err(|error| ErrorResponse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
     }
 
-    /// Sends a mail, and gives the server's answer.
+    /// Sends an email, and returns the server's reply.
     async fn send(&self, composed: &ComposedEmail) -> Result<String, String> {
         let MailServer { url, name, tls } = self.mail_server.clone();
         let transport = tokio::task::spawn_blocking(move || {
@@ -146,20 +145,20 @@ impl Pages {
     }
 }
 
-/// Which mail is meant: the reader's language, the mail as its file is called, the variant.
+/// The path of an email: locale, name of its template file, variant.
 #[derive(Debug, Deserialize)]
-struct Named(String, String, String);
+struct EmailPath(String, String, String);
 
-/// Why something cannot be had.
-struct Refusal(StatusCode, String);
+/// A status and a sentence.
+struct ErrorResponse(StatusCode, String);
 
-impl IntoResponse for Refusal {
+impl IntoResponse for ErrorResponse {
     fn into_response(self) -> Response {
         (self.0, format!("{}\n", self.1)).into_response()
     }
 }
 
-impl From<AddressError> for Refusal {
+impl From<AddressError> for ErrorResponse {
     fn from(error: AddressError) -> Self {
         Self(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())
     }
@@ -182,14 +181,14 @@ async fn logo() -> Response {
     ([(header::CONTENT_TYPE, "image/svg+xml")], LOGO).into_response()
 }
 
-/// What there is to see, and what is wrong.
+/// All emails, and the errors in the templates.
 #[derive(Serialize)]
 struct List {
-    /// A directory over the built-in templates.
+    /// The directory whose files replace built-in templates.
     directory: Option<String>,
-    /// Where mails would go.
+    /// The mail server of samples.
     smtp_url: String,
-    /// The languages of readers.
+    /// The locales of readers.
     locales: Vec<String>,
     mails: Vec<Listed>,
     problems: Vec<Problem>,
@@ -231,7 +230,7 @@ async fn list(State(app): App) -> Json<List> {
     })
 }
 
-/// The languages that there are words in, and the regions whose money the samples speak of.
+/// The locales of the templates, and those with the currencies of the samples.
 fn locales(templates: &Templates) -> Vec<String> {
     let mut locales: Vec<String> = templates.locales().collect();
     for reader in READERS {
@@ -245,20 +244,20 @@ fn locales(templates: &Templates) -> Vec<String> {
     locales
 }
 
-/// One mail.
+/// A rendered email.
 #[derive(Serialize)]
 struct Mail {
     subject: String,
     text: String,
     language: String,
     to: String,
-    /// All headers, as they leave.
+    /// All headers, as they would be sent.
     headers: String,
-    /// The size of the whole mail.
+    /// The size of the whole email.
     bytes: usize,
 }
 
-async fn show(State(app): App, Path(named): Path<Named>) -> Result<Json<Mail>, Refusal> {
+async fn show(State(app): App, Path(named): Path<EmailPath>) -> Result<Json<Mail>, ErrorResponse> {
     let (notification, rendered) = app.find(&named)?;
     let source = app.source(&named)?;
     let text = String::from_utf8_lossy(&source);
@@ -269,21 +268,21 @@ async fn show(State(app): App, Path(named): Path<Named>) -> Result<Json<Mail>, R
     Ok(Json(Mail { subject, text, language, to, headers, bytes: source.len() }))
 }
 
-async fn light(State(app): App, Path(named): Path<Named>) -> Result<Response, Refusal> {
+async fn light(State(app): App, Path(named): Path<EmailPath>) -> Result<Response, ErrorResponse> {
     html(&app, &named, Scheme::Light)
 }
 
-async fn dark(State(app): App, Path(named): Path<Named>) -> Result<Response, Refusal> {
+async fn dark(State(app): App, Path(named): Path<EmailPath>) -> Result<Response, ErrorResponse> {
     html(&app, &named, Scheme::Dark)
 }
 
-fn html(app: &Pages, named: &Named, scheme: Scheme) -> Result<Response, Refusal> {
+fn html(app: &Pages, named: &EmailPath, scheme: Scheme) -> Result<Response, ErrorResponse> {
     let (notification, rendered) = app.find(named)?;
     let mut html = as_preferred(&rendered.html, scheme);
     if let Some(url) = &notification.facts.organization.logo_url {
         html = html.replace(url.as_str(), LOGO_PATH);
     }
-    // A link shall not take the place of the mail.
+    // A link must not replace the email in its frame.
     html = html.replacen("<head>", "<head><base target=\"_blank\">", 1);
     let headers = [(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::CONTENT_SECURITY_POLICY, MAIL_POLICY)];
     Ok((headers, html).into_response())
@@ -295,8 +294,8 @@ enum Scheme {
     Dark,
 }
 
-/// The page as a reader sees it who prefers this scheme, whatever the system under the browser prefers: each question
-/// after it in a style sheet becomes one whose answer is known.
+/// The page as readers with this colour scheme see it, whatever the system's scheme: each media query about the scheme becomes one
+/// that is always true or always false.
 fn as_preferred(html: &str, scheme: Scheme) -> String {
     let (yes, no) = ("min-width: 0", "max-width: 0");
     let mut answered = String::with_capacity(html.len());
@@ -316,9 +315,9 @@ fn as_preferred(html: &str, scheme: Scheme) -> String {
     answered
 }
 
-async fn eml(State(app): App, Path(named): Path<Named>) -> Result<Response, Refusal> {
+async fn eml(State(app): App, Path(named): Path<EmailPath>) -> Result<Response, ErrorResponse> {
     let source = app.source(&named)?;
-    let Named(locale, mail, variant) = named;
+    let EmailPath(locale, mail, variant) = named;
     let safe = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_') { c } else { '_' };
     let file_name: String = format!("{locale}.{mail}.{variant}.eml").chars().map(safe).collect();
     let disposition = format!("attachment; filename=\"{file_name}\"");
@@ -332,19 +331,19 @@ struct SendTo {
     to: String,
 }
 
-/// How sending went.
+/// The result of sending.
 #[derive(Serialize)]
 struct Sent {
     sent: bool,
-    /// What the mail server said, or why it was not asked.
+    /// The mail server's reply, or the reason why there is none.
     answer: String,
 }
 
 async fn send(
     State(app): App,
-    Path(named): Path<Named>,
+    Path(named): Path<EmailPath>,
     Json(SendTo { to }): Json<SendTo>,
-) -> Result<Response, Refusal> {
+) -> Result<Response, ErrorResponse> {
     let (mut notification, rendered) = app.find(&named)?;
     notification.to = Mailbox { name: None, email: to };
     let composed = match app.compose(&notification, rendered) {
@@ -360,10 +359,10 @@ async fn send(
     })
 }
 
-/// Tells the browser of every change, until the program ends.
+/// Notifies the browser of every reload until the preview stops.
 async fn changes(State(app): App) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
     let mut receiver = app.gallery.watch();
-    // So that whoever comes back learns at once what there is now.
+    // A browser that reconnects gets the current revision at once.
     receiver.mark_changed();
     let changes = stream::unfold(receiver, |mut receiver| async move {
         receiver.changed().await.ok()?;
@@ -373,10 +372,10 @@ async fn changes(State(app): App) -> Sse<impl Stream<Item = Result<Event, Infall
     Sse::new(changes.take_until(app.stop.clone().cancelled_owned())).keep_alive(KeepAlive::default())
 }
 
-/// Keeps other people's pages out; see above.
-async fn guard(request: Request, next: Next) -> Response {
-    let mut response = match refuse(request.method(), request.headers()) {
-        Some(why) => Refusal(StatusCode::FORBIDDEN, why.to_owned()).into_response(),
+/// Rejects requests of other pages; see the module's documentation.
+async fn reject_foreign_requests(request: Request, next: Next) -> Response {
+    let mut response = match rejection(request.method(), request.headers()) {
+        Some(why) => ErrorResponse(StatusCode::FORBIDDEN, why.to_owned()).into_response(),
         None => next.run(request).await,
     };
     for (name, value) in [
@@ -390,20 +389,20 @@ async fn guard(request: Request, next: Next) -> Response {
     response
 }
 
-/// Why a question is not answered, if it is not.
-fn refuse(method: &Method, headers: &HeaderMap) -> Option<&'static str> {
+/// Why a request is rejected. `None`: it is allowed.
+fn rejection(method: &Method, headers: &HeaderMap) -> Option<&'static str> {
     let value = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
     let host = value(header::HOST).unwrap_or_default();
     if !is_here(host) {
-        return Some("open this page at localhost, or at an IP address: other names may be somebody else's");
+        return Some("open this page at localhost or at an IP address; other host names are rejected");
     }
-    let is_question = matches!(*method, Method::GET | Method::HEAD);
+    let is_read = matches!(*method, Method::GET | Method::HEAD);
     let from_elsewhere = headers.contains_key(header::ORIGIN)
         && value(header::ORIGIN).is_none_or(|origin| origin != format!("http://{host}"));
-    (!is_question && from_elsewhere).then_some("only the page of `offramp preview` itself can send mails")
+    (!is_read && from_elsewhere).then_some("only the page of `offramp preview` can send emails")
 }
 
-/// Whether a `Host` cannot be a name that somebody has pointed here.
+/// Whether a `Host` is `localhost` or an IP address, so that it cannot be a foreign name that resolves to this machine.
 fn is_here(host: &str) -> bool {
     let Ok(authority) = host.parse::<Authority>() else { return false };
     let name = authority.host().trim_start_matches('[').trim_end_matches(']');
@@ -415,7 +414,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_scheme_is_preferred_whatever_the_system_prefers() {
+    fn media_queries_about_the_colour_scheme_become_constant() {
         let html = "<style>@media (prefers-color-scheme: dark) { a {} } \
                     @media screen and (prefers-color-scheme:light){ b {} }</style>";
         let (yes, no) = ("(min-width: 0)", "(max-width: 0)");
@@ -428,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_page_itself_is_answered() {
+    fn requests_of_other_pages_are_rejected() {
         #[track_caller]
         fn check(method: &Method, host: Option<&str>, origin: Option<&str>, answered: bool) {
             let mut headers = HeaderMap::new();
@@ -437,7 +436,7 @@ mod tests {
                     headers.insert(name, value.parse().unwrap());
                 }
             }
-            assert_eq!(refuse(method, &headers).is_none(), answered, "{method} {host:?} {origin:?}");
+            assert_eq!(rejection(method, &headers).is_none(), answered, "{method} {host:?} {origin:?}");
         }
         for host in ["localhost:9465", "localhost", "127.0.0.1:9465", "[::1]:9465", "192.0.2.7:80"] {
             check(&Method::GET, Some(host), None, true);

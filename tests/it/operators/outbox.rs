@@ -33,7 +33,7 @@ async fn rejected_emails_are_listed_and_retried() {
     let more = (0..3).map(|index| subscription(&format!("sub-{index}"), "org", "acc"));
     bed.collection("subscriptions").insert_many(more).await.unwrap();
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
-    assert!(output(&bed, &["outbox", "list"]).starts_with("nothing was refused"));
+    assert!(output(&bed, &["outbox", "list"]).starts_with("nothing was rejected"));
     for subscription in ["sub", "sub-0", "sub-1", "sub-2"] {
         bed.command(&cancellation(&format!("cancel-{subscription}"), subscription)).await;
     }
@@ -54,7 +54,7 @@ async fn rejected_emails_are_listed_and_retried() {
     assert!(one["error"].as_str().unwrap().contains("550"), "{one}");
     assert!(chrono::DateTime::parse_from_rfc3339(one["failed_at"].as_str().unwrap()).unwrap() <= Utc::now());
     let text = output(&bed, &["outbox", "list", "--type", "cancelled-by-admin", "--limit", "3"]);
-    assert!(text.contains("… and 1 more") && text.contains("4 entries refused for good"), "{text}");
+    assert!(text.contains("… and 1 more") && text.contains("4 entries rejected permanently"), "{text}");
     assert!(!text.contains('\x1b'), "{text}");
     assert!(output(&bed, &["outbox", "list", "--waiting"]).starts_with("nothing waits"));
 
@@ -76,7 +76,7 @@ async fn rejected_emails_are_listed_and_retried() {
     let nobody = failure(&bed, &["outbox", "retry", "zzzzzzzz"], 1);
     assert!(nobody.contains("outbox list"), "{nobody}");
     let dry = output(&bed, &["outbox", "retry", "--all", "--dry-run"]);
-    assert!(dry.contains("6 entries would be tried again; nothing was changed"), "{dry}");
+    assert!(dry.contains("6 entries would be retried; nothing was changed"), "{dry}");
 
     // Refused again, it is listed again, with one more try.
     let version = || async { bed.document("subscriptions", "sub").await.unwrap().get_i64("version").unwrap() };
@@ -234,7 +234,7 @@ async fn waiting_entries_are_listed_with_their_error() {
     assert!(waiting["due"].is_string() && waiting["failed_at"].is_null(), "{waiting}");
     let text = output(&bed, &["outbox", "list", "--waiting"]);
     assert!(text.contains("greylisted") && text.contains("waiting"), "{text}");
-    assert!(output(&bed, &["outbox", "list"]).starts_with("nothing was refused"));
+    assert!(output(&bed, &["outbox", "list"]).starts_with("nothing was rejected"));
     assert_eq!(output(&bed, &["outbox", "retry", "--all"]), "nothing of that kind was refused; nothing to do\n");
     assert!(worker.stop().await.success());
     bed.remove().await;

@@ -1,10 +1,8 @@
-//! How things are said on the terminal.
+//! Values as text for people.
 
-use std::io::{BufRead, Write, stderr, stdin};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
-use chrono::{DateTime, TimeDelta, Utc};
-
-/// How long ago something was: `8 s`, `3 min`, `5 h`, `12 d`.
+/// The time since `at`, in one unit: `8 s`, `3 min`, `5 h`, `12 d`.
 pub fn age(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     let age = now - at;
     match () {
@@ -15,17 +13,22 @@ pub fn age(at: DateTime<Utc>, now: DateTime<Utc>) -> String {
     }
 }
 
-/// `1 dead letter`, `3 dead letters`, `2 entries`
-pub fn count(number: u64, what: &str) -> String {
-    match (number, what.strip_suffix('y')) {
-        (1, _) => format!("1 {what}"),
+/// A number and its noun: `1 dead letter`, `3 dead letters`, `2 entries`.
+pub fn count(number: u64, noun: &str) -> String {
+    match (number, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
         (_, Some(start)) => format!("{number} {start}ies"),
-        (_, None) => format!("{number} {what}s"),
+        (_, None) => format!("{number} {noun}s"),
     }
 }
 
-/// Text from outside, for the terminal: whatever could move the cursor, change colours or turn the direction of writing is
-/// shown as an escape.
+/// In UTC, with milliseconds.
+pub fn rfc3339(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// Makes text from outside safe for the terminal: characters that could move the cursor, change colours or change the writing
+/// direction are escaped.
 pub fn printable(text: &str) -> String {
     let is_plain = |c: char| match c {
         '\n' | '\t' => true,
@@ -35,22 +38,12 @@ pub fn printable(text: &str) -> String {
     text.chars().map(|c| if is_plain(c) { c.to_string() } else { c.escape_default().to_string() }).collect()
 }
 
-/// Asks on the terminal. Only a clear yes is one.
-pub fn ask(question: &str) -> std::io::Result<bool> {
-    let mut err = stderr().lock();
-    err.write_all(question.as_bytes())?;
-    err.flush()?;
-    let mut answer = String::new();
-    stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn ages_are_told_in_the_unit_that_says_most() {
+    fn ages_have_one_unit() {
         let now = Utc::now();
         let check = |seconds, expected: &str| assert_eq!(age(now - TimeDelta::seconds(seconds), now), expected);
         check(-5, "0 s");
@@ -61,14 +54,14 @@ mod tests {
     }
 
     #[test]
-    fn text_from_outside_cannot_play_with_the_terminal() {
+    fn control_characters_are_escaped() {
         assert_eq!(printable("a\u{1b}[31m\u{9b}é\u{202e}\nb"), "a\\u{1b}[31m\\u{9b}é\\u{202e}\nb");
     }
 
     #[test]
-    fn one_is_not_many() {
+    fn nouns_agree_with_their_number() {
         assert_eq!(count(1, "entry"), "1 entry");
-        assert_eq!(count(0, "mail"), "0 mails");
+        assert_eq!(count(0, "email"), "0 emails");
         assert_eq!(count(2, "entry"), "2 entries");
     }
 }
