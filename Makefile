@@ -1,44 +1,44 @@
-# `make` alone lists the targets. Servers come from scripts/services, with a Docker engine or without.
+# `make` without a target lists all targets. scripts/services starts the servers, with or without a Docker engine.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-# RABBITMQ=3.10 or RABBITMQ=4: with that RabbitMQ instead of this machine's own, on servers beside the usual ones. With Docker, under
-# another name and on other ports.
+# RABBITMQ=3.10 or RABBITMQ=4 uses that version instead of this machine's own, on a separate set of servers. With Docker, the set has
+# another project name and other ports.
 RABBITMQ ?=
 ifneq ($(RABBITMQ),)
 export OFFRAMP_SERVICES_RABBITMQ := $(RABBITMQ)
 export OFFRAMP_SERVICES_DIR := $(CURDIR)/.services/rabbitmq-$(RABBITMQ)
 export OFFRAMP_SERVICES_TOOLS := $(CURDIR)/.services/tools
 export COMPOSE_PROJECT_NAME := offramp-rabbitmq-$(subst .,-,$(RABBITMQ))
-beside := $(if $(filter 4,$(RABBITMQ)),3,4)
-export RABBITMQ_PORT := 5$(beside)72
-export RABBITMQ_ADMIN_PORT := 15$(beside)72
-export MONGODB_PORT := 27$(beside)17
-export SMTP_PORT := 1$(beside)25
-export MAILPIT_PORT := 8$(beside)25
+digit := $(if $(filter 4,$(RABBITMQ)),3,4)
+export RABBITMQ_PORT := 5$(digit)72
+export RABBITMQ_ADMIN_PORT := 15$(digit)72
+export MONGODB_PORT := 27$(digit)17
+export SMTP_PORT := 1$(digit)25
+export MAILPIT_PORT := 8$(digit)25
 endif
 
-# The settings of the running servers, for one command line.
+# Sets the addresses of the running servers for one command line.
 with_services := settings=$$(scripts/services env) && eval "$$settings" &&
 
 .PHONY: help
-help: ## this list
-	@echo "Offramp ends monthly subscriptions. Two commands to begin with: make demo, make test."
+help: ## list the targets
+	@echo "Offramp ends monthly subscriptions. Start with: make demo, make test."
 	@echo
-	@awk -F ': *|## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$NF }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: cargo services-up ## start servers, build, and show a story of cancellations from message to mail
+demo: cargo services-up ## start servers, build, and follow some cancellations from message to email
 	@cargo build --locked --bin offramp --example demo
 	@$(with_services) cargo run --quiet --locked --example demo
 
 .PHONY: test
-test: cargo services-up ## start servers, run every test against them, unit and integration; then a minute of chaos (RABBITMQ=4 or 3.10: with that one)
+test: cargo services-up ## start servers, run all unit and integration tests, then a minute of chaos (RABBITMQ=4 or 3.10: with that version)
 	@$(with_services) INSTA_UPDATE=no INSTA_REQUIRE_FULL_MATCH=1 cargo test --workspace --locked
 	@$(MAKE) --no-print-directory chaos SECONDS=60 PROFILE=dev
 
-# The servers of `make chaos`, which kills them: none but its own. With Docker, under another name and on other ports.
+# Private servers for `make chaos`, which kills them. With Docker, under another project name and on other ports.
 chaos_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/chaos OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools \
 	COMPOSE_PROJECT_NAME=offramp-chaos RABBITMQ_PORT=5772 RABBITMQ_ADMIN_PORT=15772 MONGODB_PORT=27117 SMTP_PORT=1125 \
 	MAILPIT_PORT=8125 &&
@@ -48,11 +48,11 @@ PROFILE ?= release
 PROGRAM ?=
 
 .PHONY: chaos
-chaos: cargo ## break everything for SECONDS=300, then look for what was lost or done twice (SEED=… again; PROGRAM=path/to/offramp: another build)
+chaos: cargo ## break everything for SECONDS=300, then look for lost or duplicated work (SEED=…: repeat a run; PROGRAM=path/to/offramp: another build)
 	@$(chaos_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
 	cargo test --locked --profile $(PROFILE) --test chaos -- --seconds $(SECONDS) $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) --logs .services/chaos/log
 
-# The servers of `make bench`, so that nothing else makes them work while it measures.
+# Private servers for `make bench`, so that nothing else loads them while it measures.
 bench_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/bench OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools \
 	COMPOSE_PROJECT_NAME=offramp-bench RABBITMQ_PORT=5872 RABBITMQ_ADMIN_PORT=15872 MONGODB_PORT=27217 SMTP_PORT=1225 \
 	MAILPIT_PORT=8225 &&
@@ -61,59 +61,59 @@ N ?=
 BESIDE ?=
 
 .PHONY: bench
-bench: cargo ## measure a release build on servers of its own (WHAT=latency that alone; N=500 nothing larger; BESIDE=path/to/offramp: beside another build)
+bench: cargo ## measure a release build on private servers (WHAT=latency: only that; N=500: nothing larger; BESIDE=path/to/offramp: compare with that build)
 	@$(bench_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
 	cargo bench --locked --profile $(PROFILE) --bench measure -- $(WHAT) $(addprefix --n ,$(N)) $(addprefix --beside ,$(BESIDE)) --logs .services/bench/log
 
 ONLY ?=
 
 .PHONY: mail-audit
-mail-audit: cargo ## look at every mail with Chromium, axe-core and SpamAssassin (ONLY=fr-CA/payment: only these)
+mail-audit: cargo ## check every email with Chromium, axe-core and SpamAssassin (ONLY=fr-CA/payment: only these)
 	@scripts/mail-audit $(addprefix --only ,$(ONLY))
 
-# libFuzzer's instrumentation exists in nightly compilers only; RUSTC_BOOTSTRAP=1 makes a stable one take it.
+# libFuzzer's instrumentation needs a nightly compiler, or a stable one with RUSTC_BOOTSTRAP=1.
 TARGET ?= command
 
 .PHONY: fuzz
-fuzz: cargo ## feed the command parser what a fuzzer thinks of, for SECONDS=300 (TARGET=frames: the filter of what RabbitMQ sends)
+fuzz: cargo ## fuzz the command parser for SECONDS=300 (TARGET=frames: the filter of RabbitMQ's frames)
 	@command -v cargo-fuzz >/dev/null || { echo "cargo-fuzz is missing: cargo install --locked cargo-fuzz" >&2; exit 1; }
 	@[ -n "$${RUSTC_BOOTSTRAP:-}" ] || [[ $$(rustc --version) == *nightly* ]] || { \
 	  echo "Fuzzing needs a nightly compiler: RUSTUP_TOOLCHAIN=nightly make fuzz (or RUSTC_BOOTSTRAP=1 make fuzz)" >&2; exit 1; }
-	@cp Cargo.lock fuzz/Cargo.lock # the program's own dependencies, to the version
+	@cp Cargo.lock fuzz/Cargo.lock # exactly the program's dependencies
 	@mkdir -p fuzz/corpus/$(TARGET)
 	cargo fuzz run --sanitizer none $(TARGET) fuzz/corpus/$(TARGET) $(if $(filter command,$(TARGET)),schemas/examples/commands) -- \
 	  -max_total_time=$(SECONDS) -max_len=270000 -timeout=10
 
 .PHONY: check
-check: cargo ## formatting, lints and documentation, each without a warning
+check: cargo ## check formatting, lints and documentation; a warning is an error
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 .PHONY: lint
-lint: cargo ## spelling, shell scripts, unused dependencies, and the licences and sources of all dependencies
+lint: cargo ## check spelling, shell scripts and dependencies (unused, licences, sources, vulnerabilities)
 	@scripts/lint
 
 .PHONY: schemas
-schemas: cargo ## write schemas/ anew from the types in the code
+schemas: cargo ## regenerate schemas/ from the types in the code
 	cargo run --quiet --locked -- schemas --write schemas
 
 .PHONY: docs
-docs: cargo ## write the generated pages of docs/ anew from the code
+docs: cargo ## regenerate the generated pages of docs/ from the code
 	UPDATE_DOCS=1 cargo test --quiet --locked --lib --bins documentation
 
 .PHONY: services-up
-services-up: ## start RabbitMQ, MongoDB and a mail server (those that do not run yet)
+services-up: ## start RabbitMQ, MongoDB and an SMTP server, unless they are running
 	@scripts/services up
 
 .PHONY: services-down
-services-down: ## stop them; their data stays
+services-down: ## stop them; their data is kept
 	@scripts/services down
 
 .PHONY: cargo
 cargo:
 	@command -v cargo >/dev/null || { \
-	  echo "Rust is missing. The shortest way to it is https://rustup.rs; rust-version in Cargo.toml tells the oldest that works." >&2; \
+	  echo "Rust is missing. Install it from https://rustup.rs; rust-version in Cargo.toml is the oldest supported version." >&2; \
 	  exit 1; }
 	@command -v cc >/dev/null || { \
-	  echo "A C compiler and linker is missing. On Debian, as root: apt-get install build-essential" >&2; exit 1; }
+	  echo "A C compiler is missing. On Debian, as root: apt-get install build-essential" >&2; exit 1; }

@@ -1,4 +1,4 @@
-//! The imports of each crate: between files they never run in a circle. Two files that need each other hold one idea, or miss a third.
+//! No import cycles between the files or folders of a crate. Two files that need each other are one idea, or lack a third file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,18 +9,18 @@ use syn::{Attribute, Item, UseTree, Visibility};
 
 use crate::{files, repository};
 
-/// A module by its path within the crate: `["store", "outbox"]`; the crate itself is empty.
+/// Path of a module within its crate: `["store", "outbox"]`; empty for the crate root.
 type Module = Vec<String>;
 
-/// The modules of a crate, one per file.
+/// A crate's modules, one per file.
 struct Crate {
     modules: BTreeMap<Module, syn::File>,
-    /// Which module a name that is exported again comes from: `(["amqp"], "Consumer")` → `["amqp", "consumer"]`.
-    exports: BTreeMap<(Module, String), Module>,
+    /// The origin of each re-exported name: `(["amqp"], "Consumer")` → `["amqp", "consumer"]`.
+    reexports: BTreeMap<(Module, String), Module>,
 }
 
 impl Crate {
-    /// Reads all files below `src`. `main.rs` is a crate of its own: `root` is `lib` or `main`.
+    /// Reads all files below `src` that belong to the crate `root`, which is `lib` or `main`.
     fn read(src: &Path, root: &str) -> Self {
         let declared = |name: &str| fs::read_to_string(src.join(format!("{name}.rs"))).unwrap_or_default();
         let own = declared(root);
@@ -39,7 +39,7 @@ impl Crate {
         }
         let for_tests: Vec<Module> = modules.iter().flat_map(|(module, file)| for_tests(module, file)).collect();
         modules.retain(|module, _| !for_tests.iter().any(|tests| module.starts_with(tests)));
-        let mut read = Self { modules, exports: BTreeMap::new() };
+        let mut read = Self { modules, reexports: BTreeMap::new() };
         for (module, file) in &read.modules {
             for item in &file.items {
                 if let Item::Use(item) = item
@@ -48,7 +48,7 @@ impl Crate {
                     for path in flatten(&item.tree) {
                         if let (Some(target), Some(name)) = (read.target(module, &path), path.last()) {
                             if target != *module {
-                                read.exports.insert((module.clone(), name.clone()), target);
+                                read.reexports.insert((module.clone(), name.clone()), target);
                             }
                         }
                     }
@@ -58,7 +58,7 @@ impl Crate {
         read
     }
 
-    /// The module that `path`, as it stands in `module`, leads into.
+    /// The module that `path` refers to when it is used in `module`.
     fn target(&self, module: &[String], path: &[String]) -> Option<Module> {
         let (mut at, rest) = match path.first()?.as_str() {
             "crate" => (Vec::new(), &path[1..]),
@@ -67,7 +67,7 @@ impl Crate {
                 let ups = path.iter().take_while(|part| *part == "super").count();
                 (module[..module.len().checked_sub(ups)?].to_vec(), &path[ups..])
             }
-            // A child by its bare name.
+            // A child module by its bare name.
             first if self.modules.contains_key(&[module, &[first.to_owned()]].concat()) => (module.to_vec(), path),
             _ => return None,
         };
@@ -75,7 +75,7 @@ impl Crate {
             let child = [at.as_slice(), std::slice::from_ref(part)].concat();
             if self.modules.contains_key(&child) {
                 at = child;
-            } else if let Some(origin) = self.exports.get(&(at.clone(), part.clone())) {
+            } else if let Some(origin) = self.reexports.get(&(at.clone(), part.clone())) {
                 at.clone_from(origin);
             } else {
                 break;
@@ -84,7 +84,7 @@ impl Crate {
         Some(at)
     }
 
-    /// Who imports whom. That a module declares and exports its children again is no import.
+    /// The modules that each module imports. Declaring and re-exporting children does not count.
     fn imports(&self) -> BTreeMap<Module, BTreeSet<Module>> {
         self.modules
             .iter()
@@ -98,20 +98,20 @@ impl Crate {
     }
 }
 
-/// Every path in a file, but those of its tests and of what it exports again.
+/// Every path in a file, except in tests and re-exports.
 #[derive(Default)]
 struct Paths(Vec<Vec<String>>);
 
 impl<'ast> Visit<'ast> for Paths {
     fn visit_item(&mut self, item: &'ast Item) {
-        let (attributes, is_export): (&[Attribute], bool) = match item {
+        let (attributes, is_reexport): (&[Attribute], bool) = match item {
             Item::Mod(item) => (&item.attrs, false),
             Item::Use(item) => (&item.attrs, !matches!(item.vis, Visibility::Inherited)),
             Item::Fn(item) => (&item.attrs, false),
             Item::Impl(item) => (&item.attrs, false),
             _ => (&[], false),
         };
-        if !is_export && !attributes.iter().any(is_for_tests) {
+        if !is_reexport && !attributes.iter().any(is_for_tests) {
             syn::visit::visit_item(self, item);
         }
     }
@@ -132,7 +132,7 @@ fn is_for_tests(attribute: &Attribute) -> bool {
     attribute.path().is_ident("cfg") && (condition == "test" || condition.starts_with("any (test"))
 }
 
-/// The children of a module that exist for tests alone.
+/// The children of a module that are compiled for tests only.
 fn for_tests(module: &Module, file: &syn::File) -> Vec<Module> {
     let children = file.items.iter().filter_map(|item| match item {
         Item::Mod(child) if child.attrs.iter().any(is_for_tests) => Some(child.ident.to_string()),
@@ -155,8 +155,8 @@ fn flatten(tree: &UseTree) -> Vec<Vec<String>> {
     }
 }
 
-/// The modules that lie on circles, each circle by itself: those from which a way leads to the others and back.
-fn circles(imports: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeSet<Vec<String>> {
+/// The import cycles: each is the set of modules that reach each other (a strongly connected component).
+fn cycles(imports: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeSet<Vec<String>> {
     let reached = |from: &Module| {
         let (mut reached, mut next) = (BTreeSet::new(), vec![from]);
         while let Some(targets) = next.pop().and_then(|module| imports.get(module)) {
@@ -166,14 +166,14 @@ fn circles(imports: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeSet<Vec<String>
     };
     let reached: BTreeMap<_, _> = imports.keys().map(|module| (module, reached(module))).collect();
     let is_reached = |from: &Module, to: &Module| reached.get(from).is_some_and(|reached| reached.contains(to));
-    let circle = |module: &Module| {
-        let others = imports.keys().filter(|other| is_reached(module, other) && is_reached(other, module));
-        others.map(|other| other.join("::")).collect::<Vec<_>>()
+    let cycle = |module: &Module| {
+        let members = imports.keys().filter(|other| is_reached(module, other) && is_reached(other, module));
+        members.map(|member| member.join("::")).collect::<Vec<_>>()
     };
-    imports.keys().map(circle).filter(|circle| !circle.is_empty()).collect()
+    imports.keys().map(cycle).filter(|cycle| !cycle.is_empty()).collect()
 }
 
-/// The same between folders: `["store", "outbox"]` and all below it count as `["store"]`.
+/// Imports between top-level folders: `["store", "outbox"]` and everything below it count as `["store"]`.
 fn between_folders(imports: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeMap<Module, BTreeSet<Module>> {
     let mut folders: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
     let folder = |module: &Module| module.iter().take(1).cloned().collect::<Module>();
@@ -187,35 +187,35 @@ fn between_folders(imports: &BTreeMap<Module, BTreeSet<Module>>) -> BTreeMap<Mod
 #[track_caller]
 fn check(src: &str, root: &str, files_min: usize) {
     let read = Crate::read(&repository().join(src), root);
-    assert!(read.modules.len() >= files_min, "{src} has moved: {} files were read", read.modules.len());
+    assert!(read.modules.len() >= files_min, "{src}: only {} files were found", read.modules.len());
     let imports = read.imports();
     for (between, imports) in [("files", &imports), ("folders", &between_folders(&imports))] {
-        assert_eq!(circles(imports), BTreeSet::new(), "{src}: these {between} import each other in a circle");
+        assert_eq!(cycles(imports), BTreeSet::new(), "{src}: import cycles between {between}");
     }
 }
 
 #[test]
-fn imports_of_the_rules_never_run_in_a_circle() {
+fn the_domain_crate_has_no_import_cycles() {
     check("crates/domain/src", "lib", 15);
 }
 
 #[test]
-fn imports_of_the_mail_crate_never_run_in_a_circle() {
+fn the_mail_crate_has_no_import_cycles() {
     check("crates/mail/src", "lib", 10);
 }
 
 #[test]
-fn imports_of_the_worker_never_run_in_a_circle() {
+fn the_library_has_no_import_cycles() {
     check("src", "lib", 30);
 }
 
 #[test]
-fn imports_of_the_command_line_never_run_in_a_circle() {
+fn the_command_line_has_no_import_cycles() {
     check("src", "main", 10);
 }
 
 #[test]
-fn a_circle_is_found() {
+fn cycles_are_detected() {
     let module = |name: &str| vec![name.to_owned()];
     let imports = |pairs: &[(&str, &str)]| {
         let mut imports: BTreeMap<Module, BTreeSet<Module>> = BTreeMap::new();
@@ -224,7 +224,7 @@ fn a_circle_is_found() {
         }
         imports
     };
-    assert_eq!(circles(&imports(&[("a", "b"), ("a", "c"), ("b", "c")])), BTreeSet::new());
+    assert_eq!(cycles(&imports(&[("a", "b"), ("a", "c"), ("b", "c")])), BTreeSet::new());
     let expected = BTreeSet::from([vec!["b".to_owned(), "c".to_owned()]]);
-    assert_eq!(circles(&imports(&[("a", "b"), ("b", "c"), ("c", "b")])), expected);
+    assert_eq!(cycles(&imports(&[("a", "b"), ("b", "c"), ("c", "b")])), expected);
 }

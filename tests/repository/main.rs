@@ -1,5 +1,4 @@
-//! What the repository says about itself is true: no import runs in a circle, every link leads somewhere, and what is written in two
-//! places says the same. Needs no server.
+//! Consistency of the repository itself: no import cycles, no broken links, and facts that are stated twice agree. Needs no server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 mod imports;
@@ -8,12 +7,11 @@ mod versions;
 
 use std::path::{Path, PathBuf};
 
-/// The root of the repository.
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// All files below `folder` with this extension, sorted. Build results and unpacked programs are not the repository's.
+/// All files below `folder` with this extension, sorted, except those of builds and in hidden folders.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut entries: Vec<_> = folder.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();

@@ -1,4 +1,4 @@
-//! The pages: links and paths in them lead somewhere, the table of contents has them all, and the README stays short.
+//! The documentation: links and paths lead to existing files, the table of contents is complete, and the README stays short.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,14 +8,14 @@ use pulldown_cmark::{CodeBlockKind, Event, LinkType, Options, Parser, Tag, TagEn
 
 use crate::{files, repository};
 
-/// A page of the documentation, as far as others depend on it.
+/// The parts of a documentation page that these tests compare.
 #[derive(Default)]
 struct Page {
-    /// Where links lead, as written.
+    /// Targets of its links, as written.
     links: Vec<String>,
-    /// The names under which other pages link to its headings.
+    /// Anchors of its headings.
     anchors: BTreeSet<String>,
-    /// What stands in `code` within a sentence.
+    /// Inline code.
     code: Vec<String>,
 }
 
@@ -49,37 +49,37 @@ impl Page {
     }
 }
 
-/// The name of a heading in links, as forges and mdBook make it.
+/// The anchor of a heading, as forges and mdBook generate it.
 fn anchor(heading: &str) -> String {
     let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
     heading.to_lowercase().chars().filter(kept).map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 fn pages() -> BTreeMap<PathBuf, Page> {
-    // Below templates/ lie emails, whose links are made of facts.
+    // The files in templates/ are emails: their links contain placeholders.
     let is_email = |file: &Path| file.starts_with(repository().join("templates")) && !file.ends_with("README.md");
     let files = files(repository(), "md").into_iter().filter(|file| !is_email(file));
     files.map(|file| (file.clone(), Page::read(&file))).collect()
 }
 
-/// Without `..` and `.`, so that it can be compared.
-fn plain(path: &Path) -> PathBuf {
-    path.components().fold(PathBuf::new(), |mut plain, part| {
+/// Resolves `.` and `..` without access to the file system.
+fn normalized(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut normalized, part| {
         match part {
-            std::path::Component::ParentDir => drop(plain.pop()),
+            std::path::Component::ParentDir => drop(normalized.pop()),
             std::path::Component::CurDir => {}
-            part => plain.push(part),
+            part => normalized.push(part),
         }
-        plain
+        normalized
     })
 }
 
-fn shown(path: &Path) -> String {
+fn relative(path: &Path) -> String {
     path.strip_prefix(repository()).unwrap_or(path).display().to_string()
 }
 
 #[test]
-fn links_lead_to_a_file_and_a_heading() {
+fn links_lead_to_an_existing_file_and_heading() {
     let pages = pages();
     assert!(pages.len() > 5, "{} pages were read", pages.len());
     let mut broken = Vec::new();
@@ -87,10 +87,10 @@ fn links_lead_to_a_file_and_a_heading() {
         for link in page.links.iter().filter(|link| !link.contains("://") && !link.starts_with("mailto:")) {
             let (path, anchor) =
                 link.split_once('#').map_or((link.as_str(), None), |(path, anchor)| (path, Some(anchor)));
-            let target = if path.is_empty() { file.clone() } else { plain(&file.parent().unwrap().join(path)) };
+            let target = if path.is_empty() { file.clone() } else { normalized(&file.parent().unwrap().join(path)) };
             let has_anchor = |anchor: &str| pages.get(&target).is_some_and(|page| page.anchors.contains(anchor));
             if !target.exists() || !anchor.is_none_or(has_anchor) {
-                broken.push(format!("{}: {link}", shown(file)));
+                broken.push(format!("{}: {link}", relative(file)));
             }
         }
     }
@@ -122,7 +122,7 @@ fn paths_in_sentences_exist() {
                 && !code.contains(|c: char| c.is_whitespace() || "*{}<>…$".contains(c));
             let path = code.split("::").next().unwrap_or_default();
             if is_path && !repository().join(path).exists() && !file.parent().unwrap().join(path).exists() {
-                missing.push(format!("{}: {code}", shown(&file)));
+                missing.push(format!("{}: {code}", relative(&file)));
             }
         }
     }
@@ -130,14 +130,14 @@ fn paths_in_sentences_exist() {
 }
 
 #[test]
-fn the_table_of_contents_has_every_page() {
+fn the_table_of_contents_lists_every_page() {
     let docs = repository().join("docs");
     let summary = docs.join("SUMMARY.md");
-    let listed: BTreeSet<_> = Page::read(&summary).links.iter().map(|link| plain(&docs.join(link))).collect();
+    let listed: BTreeSet<_> = Page::read(&summary).links.iter().map(|link| normalized(&docs.join(link))).collect();
     let missing: Vec<_> = files(&docs, "md")
         .iter()
         .filter(|page| **page != summary && !listed.contains(*page))
-        .map(|page| shown(page))
+        .map(|page| relative(page))
         .collect();
     assert_eq!(missing, [""; 0]);
 }
@@ -145,35 +145,35 @@ fn the_table_of_contents_has_every_page() {
 #[test]
 fn the_readme_is_short() {
     let bytes = fs::metadata(repository().join("README.md")).unwrap().len();
-    assert!(bytes < 8 * 1024, "README.md has {bytes} bytes; what is not for everybody belongs into docs/");
+    assert!(bytes < 8 * 1024, "README.md has {bytes} bytes; move details to docs/");
 }
 
-/// Every block of code says what it is, so that it is coloured, and that no example is left out of the tests by a slip.
+/// Without a language, a code block is not highlighted, and a tested example could be skipped by mistake.
 #[test]
-fn blocks_of_code_name_their_language() {
-    let mut nameless = Vec::new();
+fn code_blocks_name_their_language() {
+    let mut unnamed = Vec::new();
     for file in files(repository(), "md") {
         let text = fs::read_to_string(&file).unwrap();
         for (event, range) in Parser::new_ext(&text, Options::ENABLE_TABLES).into_offset_iter() {
             if let Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language))) = event
                 && language.is_empty()
             {
-                nameless.push(format!("{}:{}", shown(&file), text[..range.start].lines().count() + 1));
+                unnamed.push(format!("{}:{}", relative(&file), text[..range.start].lines().count() + 1));
             }
         }
     }
-    assert_eq!(nameless, [""; 0]);
+    assert_eq!(unnamed, [""; 0]);
 }
 
-/// Which setting to change is for the command line to say: it owns their names.
+/// The command line owns the names of settings; advice on them belongs to `src/advice.rs`.
 #[test]
-fn adapters_name_no_setting() {
+fn adapters_never_name_settings() {
     let mut found = Vec::new();
     for folder in ["crates/domain/src", "crates/mail/src", "src/amqp", "src/store"] {
         for file in files(&repository().join(folder), "rs") {
             let text = fs::read_to_string(&file).unwrap();
             let lines = text.lines().enumerate().filter(|(_, line)| line.contains("OFFRAMP_"));
-            found.extend(lines.map(|(index, _)| format!("{}:{}", shown(&file), index + 1)));
+            found.extend(lines.map(|(index, _)| format!("{}:{}", relative(&file), index + 1)));
         }
     }
     assert_eq!(found, [""; 0]);

@@ -1,4 +1,4 @@
-//! Versions that are written in more than one place.
+//! Versions that are stated in several files agree.
 
 use std::fs;
 
@@ -13,7 +13,7 @@ fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
     &text[start..start + text[start..].find(after).unwrap()]
 }
 
-/// The image is built without rust-toolchain.toml, which would have rustup fetch what the build does not need.
+/// The image is built without `rust-toolchain.toml`, which would make rustup download components that the build does not need.
 #[test]
 fn the_image_is_built_with_the_pinned_compiler() {
     let toolchain = read("rust-toolchain.toml");
@@ -24,7 +24,7 @@ fn the_image_is_built_with_the_pinned_compiler() {
 }
 
 #[test]
-fn the_readme_names_the_oldest_compiler_that_works() {
+fn the_readme_states_the_minimum_rust_version() {
     let manifest = read("Cargo.toml");
     let oldest = between(&manifest, "rust-version = \"", "\"");
     assert!(
