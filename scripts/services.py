@@ -1,10 +1,11 @@
-"""The part of scripts/services that speaks the servers' protocols. Called by it, with the packages of requirements.txt.
+"""The part of scripts/services that speaks the servers' protocols. Needs the packages of requirements.txt.
 
-wait SERVER PORT PID SECONDS [TLS]   return when the server on that port of 127.0.0.1 answers, and print its version if it
-                               tells one; fail when its process has ended; TLS: a folder with the ca.pem of the server and a client.pem for it
-smtp-sink PORT FOLDER          an SMTP server that accepts every mail and keeps it in FOLDER as .eml, and .html to look at
-postfix-policy FOLDER SECONDS  greylisting and a slow content filter for Postfix, see scripts/mail-servers; FOLDER: what is
-                               greylisted; SECONDS: how long the filter takes
+wait SERVER PORT PID SECONDS [TLS]
+                               wait until the server on that port of 127.0.0.1 answers, and print its version if it states
+                               one; fail if its process has ended; TLS: a folder with the server's ca.pem and a client.pem
+smtp-sink PORT FOLDER          an SMTP server that accepts every email and stores it in FOLDER as .eml, and as .html to view
+postfix-policy FOLDER SECONDS  greylisting and a slow content filter for Postfix, see scripts/mail-servers; FOLDER: state of
+                               the greylisting; SECONDS: duration of the filter
 opensmtpd-policy FOLDER SECONDS  the same for OpenSMTPD
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 REPLICA_SET = "rs0"
-TLS_NAME = "localhost"  # the name in the certificate of a server that has one
+TLS_NAME = "localhost"  # the name in the servers' certificates
 
 
 def main():
@@ -36,7 +37,7 @@ def main():
         print(version or "")
     elif verb == "smtp-sink":
         port, folder = arguments
-        asyncio.run(receive_mails(int(port), Path(folder)))
+        asyncio.run(receive_emails(int(port), Path(folder)))
     elif verb in ("postfix-policy", "opensmtpd-policy"):
         folder, seconds = arguments
         policy = postfix_policy if verb == "postfix-policy" else opensmtpd_policy
@@ -50,12 +51,12 @@ def main():
 
 def wait(server, port, pid, seconds, tls):
     ask = {"rabbitmq": ask_rabbitmq, "mongodb": ask_mongodb}.get(server, ask_smtp)
-    logging.disable(logging.CRITICAL)  # the clients log every refused attempt
+    logging.disable(logging.CRITICAL)  # the clients log every failed attempt
     deadline = time.monotonic() + seconds
     while True:
         try:
             return ask(port, tls)
-        except Exception as error:  # whatever it is, it may pass until the deadline
+        except Exception as error:  # any error may be temporary until the deadline
             if not is_running(pid):
                 sys.exit(f"{server}: its process has ended")
             if time.monotonic() > deadline:
@@ -71,7 +72,7 @@ def is_running(pid):
 
 
 def ask_rabbitmq(port, tls):
-    """Log in and declare a queue: the port opens before the node can do that."""
+    """Log in and declare a queue: the port opens before the node is able to."""
     import pika
 
     encryption = None
@@ -84,13 +85,13 @@ def ask_rabbitmq(port, tls):
     )
     connection = pika.BlockingConnection(parameters)
     connection.channel().queue_declare("", exclusive=True)
-    version = connection._impl.server_properties["version"]  # pika has no public name for it
+    version = connection._impl.server_properties["version"]  # not public in pika
     connection.close()
     return version
 
 
 def ask_mongodb(port, tls):
-    """Make it a replica set of one if it is none yet, and see that it accepts writes."""
+    """Initiate a replica set with one member, if necessary, and check that it accepts writes."""
     import pymongo
     from pymongo.errors import OperationFailure
 
@@ -109,11 +110,11 @@ def ask_mongodb(port, tls):
             return client.server_info()["version"]
         try:
             current = client.admin.command("replSetGetConfig")["config"]
-            if current["members"][0]["host"] != member:  # it had another port when it ran last
+            if current["members"][0]["host"] != member:  # the port has changed since the last run
                 config["version"] = current["version"] + 1
                 client.admin.command("replSetReconfig", config, force=True)
         except OperationFailure as error:
-            if error.code not in (94, 13):  # NotYetInitialized; Unauthorized: there are no users yet who could ask
+            if error.code not in (94, 13):  # NotYetInitialized; Unauthorized: no user exists yet
                 raise
             client.admin.command("replSetInitiate", config)
         raise ConnectionError("the replica set has no primary yet")
@@ -127,34 +128,34 @@ def ask_smtp(port, _tls):
 # -------------------------------------------------------------------------------------------- smtp-sink
 
 
-async def receive_mails(port, folder):
+async def receive_emails(port, folder):
     from aiosmtpd.smtp import SMTP
 
     folder.mkdir(parents=True, exist_ok=True)
     server = await asyncio.get_running_loop().create_server(
-        lambda: SMTP(Keeper(folder), enable_SMTPUTF8=True, hostname="localhost"), HOST, port
+        lambda: SMTP(EmailStore(folder), enable_SMTPUTF8=True, hostname="localhost"), HOST, port
     )
     async with server:
         await server.serve_forever()
 
 
-class Keeper:
-    """Keeps each mail as <time>-<template>-<recipient>.eml, and its HTML part beside it, to open in a browser."""
+class EmailStore:
+    """Stores each email as <time>-<template>-<recipient>.eml, and its HTML part beside it, to open in a browser."""
 
     def __init__(self, folder):
         self.folder = folder
 
     async def handle_DATA(self, _server, _session, envelope):
         content = envelope.original_content
-        mail = email.message_from_bytes(content, policy=email.policy.default)
-        template = mail.get("X-Offramp-Template", "mail")
+        message = email.message_from_bytes(content, policy=email.policy.default)
+        template = message.get("X-Offramp-Template", "mail")
         stem = "-".join([datetime.now().strftime("%Y%m%dT%H%M%S.%f"), template, *envelope.rcpt_tos])
         stem = re.sub(r"[^\w.@+-]", "_", stem)[:200]
-        html = mail.get_body(("html",))
+        html = message.get_body(("html",))
         if html:
-            # With a byte-order mark no browser has to guess the encoding.
+            # The byte-order mark tells browsers the encoding.
             (self.folder / f"{stem}.html").write_text(html.get_content(), encoding="utf-8-sig")
-        # Whoever watches the folder sees an .eml only when it is whole.
+        # Renamed when complete, so that no reader sees a partial .eml.
         unfinished = self.folder / f"{stem}.unfinished"
         unfinished.write_bytes(content)
         os.rename(unfinished, self.folder / f"{stem}.eml")
@@ -165,7 +166,7 @@ class Keeper:
 
 
 def is_greylisted(recipient, folder):
-    """Whether to reject an email for now: the first one to a recipient who asks for that."""
+    """Whether to reject an email temporarily: the first one to a greylisted recipient."""
     if not recipient.startswith("greylisted@"):
         return False
     try:
@@ -180,26 +181,26 @@ def is_filtered(recipient):
 
 
 def postfix_policy(folder, filter_seconds):
-    """Answers Postfix's questions (its SMTPD_POLICY_README): lines of name=value, and an empty one."""
-    question = {}
+    """Answers Postfix's policy requests (SMTPD_POLICY_README): lines of name=value, ended by an empty line."""
+    request = {}
     for line in sys.stdin:
         if line != "\n":
             name, _, value = line.rstrip("\n").partition("=")
-            question[name] = value
+            request[name] = value
             continue
-        action, recipient = "DUNNO", question["recipient"]
-        if question["protocol_state"] == "RCPT" and is_greylisted(recipient, folder):
+        action, recipient = "DUNNO", request["recipient"]
+        if request["protocol_state"] == "RCPT" and is_greylisted(recipient, folder):
             action = "DEFER_IF_PERMIT 4.2.0 Greylisted, please try again"
-        if question["protocol_state"] == "END-OF-MESSAGE" and is_filtered(recipient):
-            gone, _, _ = select.select([sys.stdin], [], [], filter_seconds)
-            if gone:
-                return  # Postfix says nothing until it has an answer: it has ended
+        if request["protocol_state"] == "END-OF-MESSAGE" and is_filtered(recipient):
+            closed, _, _ = select.select([sys.stdin], [], [], filter_seconds)
+            if closed:
+                return  # Postfix sends nothing before it has an answer, so it has ended
         print(f"action={action}\n", flush=True)
-        question = {}
+        request = {}
 
 
 def opensmtpd_policy(folder, filter_seconds):
-    """Answers OpenSMTPD's questions (its smtpd-filters(7)), for all sessions at once."""
+    """Answers OpenSMTPD's filter requests (smtpd-filters(7)), for all sessions concurrently."""
     recipients = {}
     writing = threading.Lock()
 
