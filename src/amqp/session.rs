@@ -89,7 +89,7 @@ impl Session {
 
     /// Deliveries up to this tag no longer count as in flight.
     pub(super) fn release_budget(&self, tag: u64) {
-        self.link.in_flight().forget(tag);
+        self.link.in_flight().release(tag);
     }
 
     /// The tags of deliveries set aside.

@@ -1,4 +1,4 @@
-//! What a dead letter says about itself: in the headers that this program sets, in those of the broker, and in its body.
+//! Describes a dead letter from our headers, the broker's headers, and the body.
 
 use chrono::{DateTime, Utc};
 use lapin::BasicProperties;
@@ -12,28 +12,28 @@ use crate::amqp::message::{DIED_AT_HEADER, Delivery, ERROR_HEADER, QUEUE_HEADER,
 use crate::amqp::topology::Topology;
 use offramp_domain::command_ref::CommandType;
 
-/// Larger bodies are not searched for the command's names: they are no commands.
+/// The largest body that is parsed, in bytes. Larger ones are no commands.
 const PARSED_BYTES_MAX: usize = 1024 * 1024;
-/// How much of a letter's id makes its handle, in hexadecimal digits: with 100,000 letters the chance that any two share one
-/// is 1 in 200. So it is for people only.
+/// The length of a handle, in hexadecimal digits. Among 100,000 dead letters, the chance that any two share a handle is 1
+/// in 200: handles are for people only.
 const HANDLE_DIGITS: usize = 10;
 
-/// What there is to know about a dead letter.
+/// A dead letter, as operators see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetter {
-    /// Made of all that tells it from others: the same for as long as the letter lies there.
+    /// Derived from body, message id, reason, queue and time: it does not change while the dead letter is in the queue.
     pub id: Uuid,
-    /// The beginning of its id, which an operator can type.
+    /// The first digits of `id`, for operators to type.
     pub handle: String,
-    /// Why it is here, as a word: one of `DeadLetterReason`, or the broker's own, such as `delivery_limit`.
+    /// A `DeadLetterReason`, or the broker's own reason, such as `delivery_limit`.
     pub reason: String,
-    /// Why it is here, as a sentence.
+    /// The reason as a sentence.
     pub error: String,
-    /// The same with `<subscription_id>` in place of this letter's own ids, so that letters with the same error_pattern agree.
+    /// `error` with placeholders, such as `<subscription_id>`, instead of ids: equal for dead letters with the same cause.
     pub error_pattern: String,
-    /// The queue that it came from, as far as it says.
+    /// The queue it came from, if known.
     pub queue: Option<String>,
-    /// Whose work queue that is; none: it cannot be sent back.
+    /// The command type whose work queue that is. `None`: it cannot be replayed.
     pub origin: Option<CommandType>,
     /// Its command's `type`.
     pub kind: Option<String>,
@@ -41,11 +41,10 @@ pub struct DeadLetter {
     pub source: Option<String>,
     /// Its command's `id`.
     pub command_id: Option<String>,
-    /// The `message_id` that its publisher gave it.
+    /// The `message_id` that its publisher set.
     pub message_id: Option<String>,
     /// When it became a dead letter.
     pub died_at: Option<DateTime<Utc>>,
-    /// What it weighs, in bytes.
     pub body_bytes: usize,
 }
 
@@ -63,7 +62,7 @@ impl DeadLetter {
             (None, Some(death)) => (death.reason.clone(), death.sentence(), Some(death.queue), death.at),
             (None, None) => {
                 let at = delivery.properties().timestamp().and_then(instant);
-                ("unknown".to_owned(), "It does not say why it is here, or where it came from.".to_owned(), None, at)
+                ("unknown".to_owned(), "No header names a reason or a queue of origin.".to_owned(), None, at)
             }
         };
         let origin = CommandType::ALL.into_iter().find(|kind| queue.as_ref() == Some(&topology.work_queue(*kind)));
@@ -74,7 +73,7 @@ impl DeadLetter {
         Self {
             id,
             handle: id.simple().to_string().chars().take(HANDLE_DIGITS).collect(),
-            error_pattern: names.leave_out_of(&error),
+            error_pattern: names.replaced_in(&error),
             reason,
             error,
             queue,
@@ -88,14 +87,14 @@ impl DeadLetter {
         }
     }
 
-    /// Whether an operator may mean this letter by `name`: its handle, its command's id, or its message id.
+    /// Whether `name` is its handle, its command's id, or its message id.
     #[must_use]
     pub fn is_named(&self, name: &str) -> bool {
         self.handle == name || self.command_id.as_deref() == Some(name) || self.message_id.as_deref() == Some(name)
     }
 }
 
-/// What the broker noted when it made a message a dead letter by itself: an entry of `x-death`.
+/// An entry of `x-death`: what the broker recorded when it dead-lettered a message.
 struct Death {
     queue: String,
     reason: String,
@@ -103,7 +102,7 @@ struct Death {
 }
 
 impl Death {
-    /// The newest death in a work queue; where there is none, the newest. The way through a retry queue is a death, too.
+    /// The newest entry for a work queue, otherwise the newest. Expiry in a retry queue makes an entry too.
     fn newest(properties: &BasicProperties, topology: &Topology) -> Option<Self> {
         let AMQPValue::FieldArray(deaths) = properties.headers().as_ref()?.inner().get("x-death")? else { return None };
         let mut deaths: Vec<Self> = deaths.as_slice().iter().filter_map(Self::read).collect();
@@ -125,23 +124,23 @@ impl Death {
     fn sentence(&self) -> String {
         match self.reason.as_str() {
             "delivery_limit" => {
-                "Delivered again and again without an answer: each time, the worker that had it ended or lost \
-                                 its connection."
+                "Redelivered too often without an ack: each time, the worker that had it crashed or lost its \
+                                 connection."
                     .to_owned()
             }
-            reason => format!("RabbitMQ took it out of its queue by itself ({reason})."),
+            reason => format!("Dead-lettered by RabbitMQ ({reason})."),
         }
     }
 }
 
-/// The names in a body, as far as it is readable.
+/// The identifying fields of a body, as far as it can be parsed.
 #[derive(Default)]
 struct Names {
     kind: Option<String>,
     source: Option<String>,
     id: Option<String>,
-    /// What its data is about: fields and their values.
-    about: Vec<(String, String)>,
+    /// The `…_id` fields of `data`, with their values.
+    data_ids: Vec<(String, String)>,
 }
 
 impl Names {
@@ -160,26 +159,26 @@ impl Names {
         let envelope: Envelope = serde_json::from_slice(body).unwrap_or_default();
         let word = |value: Option<Value>| value.as_ref().and_then(Value::as_str).map(str::to_owned);
         let data = envelope.data.as_ref().and_then(Value::as_object);
-        let about = data
+        let data_ids = data
             .into_iter()
             .flatten()
             .filter(|(name, _)| name.ends_with("_id"))
             .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
             .collect();
-        Self { kind: word(envelope.kind), source: word(envelope.source), id: word(envelope.id), about }
+        Self { kind: word(envelope.kind), source: word(envelope.source), id: word(envelope.id), data_ids }
     }
 
-    /// The sentence with names of fields in place of what is this letter's own.
-    fn leave_out_of(&self, sentence: &str) -> String {
+    /// The sentence with placeholders instead of these ids.
+    fn replaced_in(&self, sentence: &str) -> String {
         let id = self.id.iter().map(|id| ("id", id));
-        let about = self.about.iter().map(|(name, value)| (name.as_str(), value));
-        about
+        let data_ids = self.data_ids.iter().map(|(name, value)| (name.as_str(), value));
+        data_ids
             .chain(id)
             .fold(sentence.to_owned(), |sentence, (name, value)| replace_words(&sentence, value, &format!("<{name}>")))
     }
 }
 
-/// Replaces `word` where it is not a part of a longer one.
+/// Replaces `word` where it is not part of a longer word.
 fn replace_words(sentence: &str, word: &str, by: &str) -> String {
     let inside = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || matches!(c, '-' | '_' | '<'));
     if word.is_empty() {
@@ -201,7 +200,7 @@ fn instant(seconds: u64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0)
 }
 
-/// The headers of a message as JSON, for people.
+/// The headers of a message as JSON, for display.
 pub(super) fn headers_json(delivery: &Delivery) -> Value {
     delivery.properties().headers().as_ref().map_or(Value::Null, table)
 }
@@ -210,7 +209,7 @@ fn table(table: &FieldTable) -> Value {
     table.inner().iter().map(|(name, value)| (name.to_string(), json(value))).collect::<serde_json::Map<_, _>>().into()
 }
 
-/// An AMQP value as JSON, for people.
+/// An AMQP value as JSON, for display.
 fn json(value: &AMQPValue) -> Value {
     match value {
         AMQPValue::Boolean(value) => (*value).into(),
@@ -265,7 +264,7 @@ mod tests {
     const BODY: &str = r#"{"id": "c-1", "source": "s", "type": "t", "data": {"subscription_id": "sub-1", "n_id": 3}}"#;
 
     #[test]
-    fn our_own_headers_say_why() {
+    fn reason_and_queue_come_from_our_headers() {
         let delivery = Delivery::new(BODY.into(), BasicProperties::default());
         let at = DateTime::from_timestamp_millis(1_000_500).unwrap();
         let copy = delivery.dead_letter(
@@ -284,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_broker_gave_up_goes_back_to_the_work_queue_that_it_names() {
+    fn x_death_names_reason_and_work_queue() {
         let deaths = vec![death("p.retry.5s", "expired"), death("p.payment-failure", "delivery_limit")];
         let mut headers = FieldTable::default();
         headers.insert("x-death".into(), AMQPValue::FieldArray(deaths.into()));
@@ -294,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_that_is_not_ours_is_no_home() {
+    fn foreign_queues_have_no_origin() {
         let mut headers = FieldTable::default();
         headers.insert(REASON_HEADER.into(), long("invalid"));
         headers.insert(QUEUE_HEADER.into(), long("somebody-elses"));
@@ -305,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn only_whole_words_are_left_out() {
+    fn only_whole_words_are_replaced() {
         let check = |sentence, word, expected: &str| assert_eq!(replace_words(sentence, word, "<x>"), expected);
         check("a: a-b, ab (a) a", "a", "<x>: a-b, ab (<x>) <x>");
         check("aa aa", "a", "aa aa");
@@ -314,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handle_tells_letters_apart_and_does_not_change() {
+    fn handles_are_distinct_and_stable() {
         let headers = |at: &str| {
             let mut headers = FieldTable::default();
             headers.insert(REASON_HEADER.into(), long("invalid"));
@@ -322,9 +321,9 @@ mod tests {
             headers
         };
         let first = read(BODY, headers("2026-01-01T00:00:00.000Z"));
-        let mut looked_at = headers("2026-01-01T00:00:00.000Z");
-        looked_at.insert("x-delivery-count".into(), AMQPValue::LongLongInt(7));
-        assert_eq!(first.handle, read(BODY, looked_at).handle);
+        let mut redelivered = headers("2026-01-01T00:00:00.000Z");
+        redelivered.insert("x-delivery-count".into(), AMQPValue::LongLongInt(7));
+        assert_eq!(first.handle, read(BODY, redelivered).handle);
         assert_ne!(first.handle, read(BODY, headers("2026-01-01T00:00:00.001Z")).handle);
         assert_ne!(first.handle, read("{}", headers("2026-01-01T00:00:00.000Z")).handle);
     }

@@ -1,18 +1,18 @@
-//! The dead letters, as an operator sees them: read one by one, sent back to work, or thrown away.
+//! Dead letters for operators: list, replay, remove. Nothing here decides which messages become dead letters.
 //!
-//! AMQP has no way to look at a message without taking it. So letters are taken and *not* acknowledged, on one channel: the
-//! broker gives all of them back when that channel ends, whatever ended it, and a killed command loses nothing. A letter is
-//! acknowledged only when its copy is confirmed in its work queue, or when an operator wants it gone.
+//! AMQP cannot read a message without taking it. A scan therefore consumes dead letters on one channel and does *not*
+//! acknowledge them: the broker requeues all of them when the channel ends, so a killed command loses nothing. A dead
+//! letter is acknowledged only once its copy is confirmed in its work queue, or when an operator removes it.
 //!
-//! However many letters there are, few are in memory: each consumer is sent `WINDOW` of them at most, and once all of
-//! those are held, another consumer is opened beside it.
+//! Memory is bounded: each consumer has a prefetch of `WINDOW`. Once a whole window is held, another consumer is opened
+//! on the same channel.
 //!
-//! An acknowledgement is not answered, and RabbitMQ's channels keep back what a busy quorum queue has not taken yet, and forget
-//! it when they close: of 250 letters that were acknowledged just before, 16 came back. So [`DeadLetterScan::finish`] looks again, and
-//! removes those that came back.
+//! The broker does not confirm acks. RabbitMQ's channels buffer acks that a busy quorum queue has not taken yet, and drop
+//! them on close: of 250 dead letters acknowledged just before, 16 came back. [`DeadLetterScan::finish`] therefore scans
+//! again and removes those that came back.
 //!
-//! What one command holds, another would not find. So each takes a lock first, a queue that is *exclusive* to its
-//! connection: the broker deletes it with the connection, whatever ended that.
+//! Dead letters held by one command are invisible to another. Each command therefore takes a lock first: a queue that is
+//! *exclusive* to its connection, which the broker deletes with the connection.
 
 mod dead_letter;
 mod scan;
@@ -30,30 +30,30 @@ use super::connection::{Broker, BrokerError, Link};
 use super::reply_code::{ACCESS_REFUSED, NOT_FOUND, RESOURCE_LOCKED};
 use super::topology::Topology;
 
-/// How many letters may be on their way to us at once: that many may be in memory, whatever they weigh.
+/// The prefetch of each consumer: the number of dead letters in memory, of any size.
 const WINDOW: u16 = 100;
-/// How long another operator's command is waited for.
+/// How long to wait for another operator's command.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
-/// The pause between two looks at either.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// Why dead letters could not be looked at or dealt with. None is lost by it.
+/// The interval between two polls of the lock or of the message count.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Why an operation on dead letters failed. No dead letter is lost.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeadLettersError {
-    /// Another operator's command holds them.
     #[error("another command holds the dead letters")]
     Busy,
-    /// There is no such queue.
+    /// The queue of dead letters does not exist.
     #[error("there is no queue '{0}'")]
     Missing(String),
-    /// The channel ended on the way. What it held is in the queue again.
+    /// The channel ended. The broker has requeued the dead letters that it held.
     #[error("the connection was lost: {0}")]
     ConnectionLost(String),
-    /// The broker is away, or said no.
+    /// The broker is unavailable, or rejected the operation.
     #[error(transparent)]
     Broker(#[from] BrokerError),
 }
 
-/// The dead letters, locked against other commands like this one.
+/// The queue of dead letters, locked against other operators' commands.
 #[derive(Debug)]
 pub struct DeadLetters {
     link: Link,
@@ -62,11 +62,11 @@ pub struct DeadLetters {
 }
 
 impl DeadLetters {
-    /// Connects, and waits a little for other operators' commands.
+    /// Connects and takes the lock, for which it waits up to 10 seconds.
     ///
     /// # Errors
-    /// [`DeadLettersError::Busy`] when another command has them for longer, [`DeadLettersError::Missing`] when there is no
-    /// such queue, else as [`Broker::connect`].
+    /// [`DeadLettersError::Busy`] when another command keeps the lock, [`DeadLettersError::Missing`] when the queue does not
+    /// exist, otherwise as [`Broker::connect`].
     pub async fn open(broker: &Broker, topology: &Topology) -> Result<Self, DeadLettersError> {
         let link = broker.connect("dead letters").await?;
         let letters = Self { link, topology: topology.clone(), queue: topology.dead_letter_queue() };
@@ -75,10 +75,10 @@ impl DeadLetters {
         Ok(letters)
     }
 
-    /// Looks at all letters that are there now, from the first.
+    /// Scans all dead letters that are in the queue now, oldest first.
     ///
     /// # Errors
-    /// When the broker does not answer.
+    /// When the broker is unavailable.
     pub async fn scan(&self) -> Result<DeadLetterScan<'_>, DeadLettersError> {
         let channel = self.link.channel().await?;
         self.link.ask("limit deliveries", channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
@@ -86,14 +86,14 @@ impl DeadLetters {
         Ok(DeadLetterScan::new(self, channel, total))
     }
 
-    /// Ends the connection, and the lock with it.
+    /// Closes the connection, which releases the lock.
     pub async fn close(self) {
         self.link.close().await;
     }
 
-    /// How many letters wait; not those that somebody holds.
+    /// The number of dead letters in the queue, without those that a consumer holds.
     async fn count(&self) -> Result<u32, DeadLettersError> {
-        // The broker answers "no such queue" by closing the channel, so it gets one to close.
+        // On a missing queue, the broker closes the channel: this one is used for nothing else.
         let channel = self.link.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let declaring = channel.queue_declare(short(&self.queue), options, FieldTable::default());
@@ -109,7 +109,7 @@ impl DeadLetters {
         let name = format!("{}.lock", self.queue);
         let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
         let mut arguments = FieldTable::default();
-        // Whatever the virtual host's default is: only classic queues can be exclusive.
+        // Only classic queues can be exclusive, and the virtual host's default may be another type.
         arguments.insert("x-queue-type".into(), AMQPValue::LongString(LongString::from("classic")));
         let end = Instant::now() + LOCK_PATIENCE;
         loop {
@@ -121,13 +121,13 @@ impl DeadLetters {
                     if Instant::now() >= end {
                         return Err(DeadLettersError::Busy);
                     }
-                    sleep(LOOK_EVERY).await;
+                    sleep(POLL_INTERVAL).await;
                 }
                 Err(error) if error.code() == Some(ACCESS_REFUSED) => {
                     tracing::warn!(
                         %error,
-                        "this user may not declare the queue {name} that keeps operators apart; make sure that nobody else \
-                         deals with dead letters now"
+                        "no permission to declare the lock queue {name}; make sure that no other command works on dead \
+                         letters now"
                     );
                     return Ok(());
                 }
@@ -138,6 +138,6 @@ impl DeadLetters {
 }
 
 fn short(name: &str) -> ShortString {
-    // A prefix has room to spare: see `config`.
+    // The configuration limits the length of the prefix, so the name fits.
     ShortString::try_new(name).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! One walk over the dead letters, and the letters that it holds meanwhile.
+//! One scan of the dead letters, and those that it holds.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,52 +13,50 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use super::dead_letter::{DeadLetter, headers_json};
-use super::{DeadLetters, DeadLettersError, LOOK_EVERY, WINDOW, short};
+use super::{DeadLetters, DeadLettersError, POLL_INTERVAL, WINDOW, short};
 use crate::amqp::connection::explain;
 use crate::amqp::message::{Delivery, Outgoing};
 use crate::amqp::publisher::{PublishError, Publisher};
 
-/// How long the broker may send nothing, with letters outstanding, before it is asked whether there are any.
-const SILENCE: Duration = Duration::from_secs(2);
-/// How long the number of letters must have stood still, where some were removed, before it is believed.
-const STILL: Duration = Duration::from_millis(500);
-/// How long to wait until what was held can be seen in the queue again.
-const RETURN_PATIENCE: Duration = Duration::from_secs(3);
-/// How long the broker gets to take acks before the channel closes, so that it seldom forgets one.
+/// How long to wait for an outstanding dead letter before polling the queue.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the message count must stay unchanged before it is trusted, after a removal.
+const STABLE_FOR: Duration = Duration::from_millis(500);
+/// How long to wait until requeued dead letters are counted again.
+const REQUEUE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long to wait between acks and closing the channel, so that the broker rarely drops an ack.
 const ACK_PAUSE: Duration = Duration::from_millis(100);
-/// How often those that came back are removed again.
+/// The most rounds in which dead letters that came back are removed again.
 const REMOVALS_MAX: usize = 10;
 
-/// One walk over the letters. Those that were not removed go back when it ends, however it ends.
+/// One scan. The broker requeues whatever was not removed when the scan ends, however it ends.
 #[derive(Debug)]
 pub struct DeadLetterScan<'a> {
     letters: &'a DeadLetters,
     channel: Channel,
     streams: SelectAll<lapin::Consumer>,
-    /// How many letters the open consumers may hold altogether.
+    /// The total prefetch of the open consumers.
     credit: u64,
-    /// How many were taken and not removed.
+    /// The number taken and not removed.
     held: u64,
-    /// How many were taken.
+    /// The number taken.
     seen: u64,
-    /// How many there were at the beginning. What comes later is left for later: a letter that was sent back and failed
-    /// again would otherwise come round for ever.
+    /// The number in the queue at the beginning. The scan ends there: a dead letter that is replayed and fails again would
+    /// otherwise keep it running without end.
     total: u64,
-    /// How many letters of each id were removed: one, but for letters that are the same in everything.
+    /// The number removed for each id: one, except for identical dead letters.
     removed: HashMap<Uuid, u64>,
 }
 
-/// A letter that this walk holds. Dropping it leaves it where it is.
+/// A dead letter held by a scan. Dropping it leaves it in the queue.
 #[derive(Debug)]
 pub struct HeldDeadLetter {
-    /// What there is to know about it.
     pub letter: DeadLetter,
     delivery: Delivery,
     acker: Acker,
 }
 
 impl HeldDeadLetter {
-    /// Its body, byte for byte.
     #[must_use]
     pub fn body(&self) -> &[u8] {
         &self.delivery.body
@@ -80,13 +78,13 @@ impl<'a> DeadLetterScan<'a> {
 }
 
 impl DeadLetterScan<'_> {
-    /// How many letters there were at the beginning.
+    /// The number of dead letters at the beginning.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// The next letter; none at the end.
+    /// The next dead letter; `None` at the end.
     ///
     /// # Errors
     /// When the connection is lost.
@@ -97,7 +95,7 @@ impl DeadLetterScan<'_> {
         if self.held >= self.credit {
             self.open_consumer().await?;
         }
-        let received = match timeout(SILENCE, self.streams.next()).await {
+        let received = match timeout(DELIVERY_TIMEOUT, self.streams.next()).await {
             Ok(Some(Ok(received))) => received,
             Ok(Some(Err(error))) => return Err(lost(&error)),
             Ok(None) => {
@@ -105,7 +103,7 @@ impl DeadLetterScan<'_> {
                     "the consumer was cancelled, as when a queue is deleted".into(),
                 ));
             }
-            // Somebody else may have taken some. Only the broker knows.
+            // Another consumer may have taken the rest. Only the broker knows.
             Err(_) => {
                 let getting = self.channel.basic_get(short(&self.letters.queue), BasicGetOptions::default());
                 match self.letters.link.ask("look for further dead letters", getting).await? {
@@ -121,12 +119,12 @@ impl DeadLetterScan<'_> {
         Ok(Some(HeldDeadLetter { letter: DeadLetter::read(&delivery, &self.letters.topology), delivery, acker }))
     }
 
-    /// Sends letters back to their work queues, and removes those whose copy the broker has confirmed. One result for each,
-    /// in order: `None` for a letter that names no work queue of ours. What is not `Some(Ok)` stays.
+    /// Publishes copies to the work queues, and removes each dead letter whose copy is confirmed. Returns one result for
+    /// each, in order: `None` without a known work queue. Everything but `Some(Ok)` stays in the queue.
     ///
     /// # Errors
-    /// When the connection is lost: letters that were sent back may then be in both queues, which the command's
-    /// `(source, id)` settles.
+    /// When the connection is lost. A replayed dead letter may then be in both queues: the command's `(source, id)`
+    /// identifies the duplicate.
     pub async fn replay(
         &mut self,
         publisher: &Publisher,
@@ -143,16 +141,16 @@ impl DeadLetterScan<'_> {
         Ok(results)
     }
 
-    /// Removes letters for good, and waits until the broker has heard it.
+    /// Removes dead letters permanently, and waits until the broker has read the acks.
     ///
     /// # Errors
-    /// When the connection is lost: some of them may then still be there.
+    /// When the connection is lost: some may still be in the queue.
     pub async fn remove(&mut self, letters: Vec<HeldDeadLetter>) -> Result<(), DeadLettersError> {
         if letters.is_empty() {
             return Ok(());
         }
         for held in letters {
-            // One by one: those between them stay.
+            // One by one: dead letters between them stay.
             let acking = held.acker.ack(BasicAckOptions { multiple: false });
             match self.letters.link.ask("take an ack", acking).await {
                 Ok(true) => {
@@ -163,16 +161,16 @@ impl DeadLetterScan<'_> {
                 Err(error) => return Err(DeadLettersError::ConnectionLost(error.to_string())),
             }
         }
-        // The broker answers in order: with this answer, it has read every ack.
+        // The broker processes a channel in order: once it replies, it has read every ack.
         self.letters.link.ask("take acks", self.channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
         Ok(())
     }
 
-    /// Gives everything back that was not removed, waits for a moment until it can be seen in the queue again, and makes
-    /// sure that what was removed is not.
+    /// Requeues everything that was not removed, waits briefly until it is counted again, and removes again what came back
+    /// although it was removed.
     ///
     /// # Errors
-    /// When the broker does not answer. It gives the letters back all the same, and perhaps some that were removed.
+    /// When the broker is unavailable. It requeues the dead letters anyway, perhaps with some that were removed.
     pub async fn finish(self) -> Result<(), DeadLettersError> {
         let letters = self.letters;
         let mut removed = self.release().await?;
@@ -182,7 +180,7 @@ impl DeadLetterScan<'_> {
             }
             let mut scan = letters.scan().await?;
             while let Some(held) = scan.next().await? {
-                // One that was never delivered before is another one, whatever it looks like.
+                // One that was never delivered before is another message, even with the same id.
                 let came_back = held.delivery.redelivered && removed.contains_key(&held.letter.id);
                 if came_back {
                     take_one(&mut removed, held.letter.id);
@@ -194,7 +192,7 @@ impl DeadLetterScan<'_> {
         Ok(())
     }
 
-    /// Ends the channel. Returns what was removed and may have come back; nothing when that cannot be.
+    /// Closes the channel. Returns what was removed and may have come back; empty if nothing can have.
     async fn release(self) -> Result<HashMap<Uuid, u64>, DeadLettersError> {
         let Self { letters, channel, streams, held, removed, .. } = self;
         if !removed.is_empty() {
@@ -202,25 +200,25 @@ impl DeadLetterScan<'_> {
         }
         letters.link.ask("close a channel", channel.close(200, ShortString::from("OK"))).await?;
         drop(streams);
-        let end = Instant::now() + RETURN_PATIENCE;
-        let mut stands = (0, Instant::now());
+        let end = Instant::now() + REQUEUE_TIMEOUT;
+        let mut stable = (0, Instant::now());
         loop {
             let count = u64::from(letters.count().await?);
-            if count != stands.0 {
-                stands = (count, Instant::now());
+            if count != stable.0 {
+                stable = (count, Instant::now());
             }
-            // What was removed, and comes back, comes back as the rest does: not at once.
-            let is_still = removed.is_empty() || stands.1.elapsed() >= STILL;
-            if count >= held && is_still || Instant::now() >= end {
+            // Requeueing takes a while, also for removed dead letters.
+            let is_stable = removed.is_empty() || stable.1.elapsed() >= STABLE_FOR;
+            if count >= held && is_stable || Instant::now() >= end {
                 return Ok(if count > held { removed } else { HashMap::new() });
             }
-            sleep(LOOK_EVERY).await;
+            sleep(POLL_INTERVAL).await;
         }
     }
 
     async fn open_consumer(&mut self) -> Result<(), DeadLettersError> {
         let queue = short(&self.letters.queue);
-        // The broker gives back what few consumers hold in the order of their tags, so a short queue keeps its order.
+        // The broker requeues consumer by consumer, in the order of their tags: sorted tags keep a short queue in order.
         let tag = ShortString::try_new(format!("{:06}", self.credit / u64::from(WINDOW))).unwrap_or_default();
         let consuming = self.channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
         self.streams.push(self.letters.link.ask("deliver from the queue", consuming).await?);

@@ -1,15 +1,15 @@
-//! The fields of method and content header frames that a publisher controls, made safe in place.
+//! Sanitises, in place, the fields of method and content header frames that a publisher controls.
 
 use super::PROTOCOL_VERSION_BYTES;
 
-/// How deep header fields may be nested: far beyond what anybody means, far from what a stack takes.
+/// The deepest nesting of header fields: more than any real message has, far less than overflows a stack.
 pub(super) const DEPTH_MAX: usize = 64;
 
-/// What is left of a frame, changed in place as it is read. `None` where the bytes are not what they should be.
+/// The unread rest of a frame, changed in place while it is read. `None` stands for malformed bytes.
 pub(super) struct Fields<'a>(pub(super) &'a mut [u8]);
 
 impl<'a> Fields<'a> {
-    /// The broker's first frame, and of the methods with a publisher's text in them those of class 60, "basic".
+    /// A method frame: the broker's first frame, or a method of class 60 ("basic") that carries a publisher's text.
     pub(super) fn method(mut self) -> Option<()> {
         match *self.take(4)? {
             [0, 10, 0, 10] => {
@@ -31,7 +31,7 @@ impl<'a> Fields<'a> {
         self.short_string() // routing key
     }
 
-    /// Class, weight and size of the body; then a bit for each property that follows.
+    /// A content header: class, weight and body size, then one bit for each property that follows.
     pub(super) fn content_header(mut self) -> Option<()> {
         self.take(2 + 2 + 8)?;
         let present = u16::from_be_bytes(self.take(2)?.try_into().ok()?);
@@ -74,7 +74,7 @@ impl<'a> Fields<'a> {
         Some(())
     }
 
-    /// A value in a table or array that is itself `depth` deep.
+    /// A value in a table or array at nesting level `depth`.
     fn value(&mut self, depth: usize) -> Option<()> {
         let kind = self.take(1)?;
         match kind[0] {

@@ -1,4 +1,4 @@
-//! The budget of bytes for deliveries in flight: delivered on a consumer's connection, and not released yet.
+//! The byte budget for deliveries in flight on a consumer's connection: delivered and not released yet.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,29 +7,29 @@ use std::task::Waker;
 
 use futures_util::task::AtomicWaker;
 
-/// How much of what was delivered on a consumer's connection may be in our hands, in bytes, before no more is read:
-/// more than the commands of any usual batch.
+/// The most that may be in flight on a consumer's connection, in bytes, before reading pauses. More than the commands of
+/// any usual batch.
 pub(super) const IN_FLIGHT_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What was delivered over a connection and is not out of our hands yet. Counted from [`InFlight::limit`] on.
+/// The deliveries in flight on one connection. Counted only after [`InFlight::limit`].
 #[derive(Default)]
 pub(in crate::amqp) struct InFlight {
-    /// Delivery tags, and what each message weighs in bytes, in order.
+    /// Delivery tags in order, with the size of each message in bytes.
     messages: Mutex<VecDeque<(u64, usize)>>,
     is_limited: AtomicBool,
-    /// Who reads, while there is too much to read on.
+    /// The reader that waits for a release.
     reader: AtomicWaker,
 }
 
 impl InFlight {
-    /// From now on, no more is read than may be in hand. For a connection with one channel that consumes, whose owner
-    /// says of each delivery when it is to [forget](Self::forget) it.
+    /// Limits the bytes in flight from now on. For a connection with one consuming channel, whose owner
+    /// [releases](Self::release) every delivery.
     pub(in crate::amqp) fn limit(&self) {
         self.is_limited.store(true, Ordering::Release);
     }
 
-    /// This delivery and all before it are out of our hands.
-    pub(in crate::amqp) fn forget(&self, tag: u64) {
+    /// This delivery and all earlier ones are no longer in flight.
+    pub(in crate::amqp) fn release(&self, tag: u64) {
         let mut messages = self.messages();
         while messages.front().is_some_and(|(first, _)| *first <= tag) {
             messages.pop_front();
@@ -38,7 +38,7 @@ impl InFlight {
         self.reader.wake();
     }
 
-    /// Whether no further delivery is read now.
+    /// Whether the budget is used up.
     pub(in crate::amqp) fn is_full(&self) -> bool {
         self.messages().iter().map(|(_, bytes)| bytes).sum::<usize>() >= IN_FLIGHT_BYTES_MAX
     }

@@ -1,23 +1,21 @@
-//! What comes from the broker, before `lapin` reads it: made harmless where `lapin` would not survive it.
+//! Filters the broker's bytes before `lapin` parses them.
 //!
-//! `lapin` reads header fields recursively, on the stack of its own thread. A message whose headers are arrays in arrays,
-//! some thousand deep (20,000 fit into one frame), ends the whole process; after a restart it comes again, and drags every
-//! message that was sent ahead with it towards the delivery limit. And a property or routing key that is not UTF-8 ends the
-//! connection, each time.
-//! RabbitMQ takes both, and there is no limit to ask it for.
+//! `lapin` parses header fields recursively, on the stack of its own thread. A message with arrays nested some thousand
+//! levels deep (20,000 fit into one frame) crashes the process. It is redelivered after the restart, and every
+//! prefetched message comes closer to the delivery limit with it. A property or routing key that is not UTF-8 ends the
+//! connection, at each delivery. RabbitMQ accepts both, and has no limit to configure.
 //!
-//! So a guard stands between the connection and `lapin`, behind TLS. It follows the frames, and changes them in place, without changing any length: what is nested too deep becomes a byte array of the same bytes, and text that is
-//! not UTF-8 gets a `?` for each byte beyond ASCII. All else passes untouched. What it does not understand passes as well:
-//! it is a filter for messages that would do harm, not a second parser.
+//! The filter sits between the stream, behind TLS, and `lapin`. It follows the frames and changes bytes in place, never a
+//! length: fields nested too deep become one byte array, and in text that is not UTF-8 each byte beyond ASCII becomes `?`.
+//! Everything else passes unchanged, including what the filter does not understand: it is not a second parser.
 //!
-//! And it remembers the version that the broker tells in its first frame, which `lapin` does not hand on.
+//! It records the broker's version from the first frame, which `lapin` does not expose.
 //!
-//! And it bounds memory. AMQP limits how many messages are sent ahead, not how large they are, and `lapin` takes
-//! whatever comes. So on a consumer's connection the guard counts what was delivered and is not out of our hands yet;
-//! at [`IN_FLIGHT_BYTES_MAX`] it reads no further than to the next delivery, until something is settled. Whole messages
-//! pass only, so there may be one more than that, of whatever size. Meanwhile heartbeats are not read either: when that
-//! takes longer (`lapin` bears it for 20 s, RabbitMQ for not much longer), the connection is lost, and all of it comes
-//! again.
+//! It limits memory. Prefetch limits the number of messages, not their size, and `lapin` reads without limit. On a
+//! consumer's connection the filter counts the bytes in flight. At [`IN_FLIGHT_BYTES_MAX`] it pauses before the next
+//! delivery until one is released. Messages pass whole, so one more of any size may exceed the limit. Heartbeats are not
+//! read during a pause either: after 20 s (`lapin`; RabbitMQ allows little more) the connection is lost, and everything
+//! is redelivered.
 
 mod fields;
 mod in_flight;
@@ -44,37 +42,36 @@ use lapin::types::parsing::parse_field_table;
 use super::field_value::text;
 use fields::Fields;
 
-/// How much is read at once, in bytes.
+/// The size of one read, in bytes.
 const READ_BYTES: usize = 64 * 1024;
-/// The largest frame that is looked at, in bytes: RabbitMQ's have 128 KiB unless configured otherwise.
+/// The largest frame that is checked, in bytes. RabbitMQ's default is 128 KiB.
 const FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// How much more a header field weighs in memory than on its way, at most: an array of nothings has a byte for each.
+/// The largest ratio of a header field's size in memory to its size on the wire. The worst case is an array of void
+/// values, one byte each.
 const HEADER_WEIGHT: usize = 32;
 
 /// Type, channel and length of a frame, before its payload.
 const FRAME_START_BYTES: usize = 7;
-/// The mark behind a frame's payload.
+/// The end mark after the payload.
 const FRAME_END_BYTES: usize = 1;
-/// The type of a frame with a method.
 const METHOD: u8 = 1;
-/// The type of a frame with a message's properties.
 const CONTENT_HEADER: u8 = 2;
-/// Class and method of a delivery.
+/// Class and method of `basic.deliver`.
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
-/// Class and method of the broker's first frame.
+/// Class and method of `connection.start`, the broker's first frame.
 const START: [u8; 4] = [0, 10, 0, 10];
-/// The version of AMQP in it.
+/// AMQP's version in that frame.
 const PROTOCOL_VERSION_BYTES: usize = 2;
 
-/// Tokio, with connections that are filtered.
+/// Tokio, with filtered connections.
 pub(super) type FilteredRuntime = Runtime<RuntimeParts<Tokio, FilteredTcp>>;
 
-/// The runtime to give to `lapin`; its connections are made with [`FilteredStream::new`].
+/// The runtime for `lapin`. Its connections are [`FilteredStream`]s.
 pub(super) fn runtime() -> FilteredRuntime {
     Runtime::new(RuntimeParts::new(Tokio::current(), FilteredTcp(Tokio::current())))
 }
 
-/// What `lapin` asks for connections and timers.
+/// `lapin`'s source of connections and timers.
 #[derive(Clone, Debug)]
 pub(super) struct FilteredTcp(Tokio);
 
@@ -86,7 +83,7 @@ impl Reactor for FilteredTcp {
         &self,
         _: H,
     ) -> io::Result<impl AsyncRead + AsyncWrite + Send + Unpin + 'static> {
-        // Not for connections, and nobody asks for it.
+        // `lapin` does not use it for connections.
         Err::<Self::TcpStream, _>(io::ErrorKind::Unsupported.into())
     }
 
@@ -107,27 +104,27 @@ impl Reactor for FilteredTcp {
     }
 }
 
-/// A connection to the broker, in clear or with TLS.
+/// A connection to the broker, with or without TLS.
 pub(super) type Connection = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
-/// A connection that is filtered on its way in.
+/// A stream whose incoming bytes are filtered.
 pub(super) struct FilteredStream<S> {
     stream: S,
-    /// Bytes that were read: those that were handed on, those that may be, and the beginning of the next frame. Behind them is
-    /// room for more.
+    /// Up to `consumed`: taken by the reader. Up to `checked`: ready for it. Up to `filled`: not checked yet. Then free
+    /// space.
     buffer: Vec<u8>,
-    handed_on: usize,
+    consumed: usize,
     checked: usize,
     filled: usize,
-    /// How much of the frame at `checked` is still to come, and passes unseen.
-    passing: usize,
+    /// The bytes after `checked` that belong to a frame already checked.
+    frame_remaining: usize,
     in_flight: Arc<InFlight>,
-    /// Where the broker's version goes, once it has told it.
+    /// The broker's version, once its first frame is read.
     version: Arc<OnceLock<String>>,
-    /// The delivery whose content comes next.
+    /// The delivery whose content header comes next.
     delivered: Option<u64>,
-    /// The next frame is a delivery, and there is too much in hand.
-    is_held: bool,
+    /// The next frame is a delivery, and the in-flight budget is used up.
+    is_paused: bool,
 }
 
 impl<S> FilteredStream<S> {
@@ -135,24 +132,24 @@ impl<S> FilteredStream<S> {
         Self {
             stream,
             buffer: Vec::new(),
-            handed_on: 0,
+            consumed: 0,
             checked: 0,
             filled: 0,
-            passing: 0,
+            frame_remaining: 0,
             in_flight,
             version,
             delivered: None,
-            is_held: false,
+            is_paused: false,
         }
     }
 
-    /// Checks as many frames as there are, and leaves alone the one that is not there yet, or not to be handed on yet.
+    /// Checks every complete frame, up to a delivery that exceeds the in-flight budget.
     fn check(&mut self) {
-        self.is_held = false;
+        self.is_paused = false;
         loop {
             let rest = &mut self.buffer[self.checked..self.filled];
-            let pass = self.passing.min(rest.len());
-            self.passing -= pass;
+            let pass = self.frame_remaining.min(rest.len());
+            self.frame_remaining -= pass;
             self.checked += pass;
             let rest = &mut rest[pass..];
             let Some(&[kind, _, _, a, b, c, d]) = rest.first_chunk::<FRAME_START_BYTES>() else { return };
@@ -166,14 +163,14 @@ impl<S> FilteredStream<S> {
                 if kind == METHOD {
                     self.delivered = delivery_tag(payload);
                     if self.delivered.is_some() && self.in_flight.is_full() {
-                        self.is_held = true;
+                        self.is_paused = true;
                         return;
                     }
                 } else if let Some(tag) = self.delivered.take() {
                     let bytes = body_bytes(payload).saturating_add(HEADER_WEIGHT * payload_bytes);
                     self.in_flight.delivered(tag, bytes);
                 }
-                // Where it is not understood, it is as it was: lapin says what it thinks of it.
+                // A frame that is not understood stays unchanged: reporting it is up to lapin.
                 let fields = Fields(payload);
                 let understood = if kind == METHOD { fields.method() } else { fields.content_header() };
                 if kind == METHOD
@@ -183,7 +180,7 @@ impl<S> FilteredStream<S> {
                     self.version.get_or_init(|| version);
                 }
             }
-            self.passing = frame_bytes;
+            self.frame_remaining = frame_bytes;
         }
     }
 }
@@ -191,13 +188,13 @@ impl<S> FilteredStream<S> {
 impl<S: AsyncRead + Unpin> AsyncRead for FilteredStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, to: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        while this.handed_on == this.checked {
+        while this.consumed == this.checked {
             this.buffer.copy_within(this.checked..this.filled, 0);
-            (this.handed_on, this.checked, this.filled) = (0, 0, this.filled - this.checked);
-            if this.is_held {
+            (this.consumed, this.checked, this.filled) = (0, 0, this.filled - this.checked);
+            if this.is_paused {
                 this.in_flight.wake_reader(context.waker());
                 this.check();
-                if this.is_held && this.checked == 0 {
+                if this.is_paused && this.checked == 0 {
                     return Poll::Pending;
                 }
                 continue;
@@ -209,16 +206,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for FilteredStream<S> {
             let room = &mut this.buffer[this.filled..end];
             let count = ready!(Pin::new(&mut this.stream).poll_read(context, room))?;
             if count == 0 {
-                // The end; half a frame is of no use to anybody.
+                // End of stream. The rest of an incomplete frame is dropped.
                 return Poll::Ready(Ok(0));
             }
             this.filled += count;
             this.check();
         }
-        let ready = &this.buffer[this.handed_on..this.checked];
+        let ready = &this.buffer[this.consumed..this.checked];
         let count = ready.len().min(to.len());
         to[..count].copy_from_slice(&ready[..count]);
-        this.handed_on += count;
+        this.consumed += count;
         Poll::Ready(Ok(count))
     }
 }
@@ -245,21 +242,21 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FilteredStream<S> {
     }
 }
 
-/// The broker's version, in its first frame. Only of what [`Fields::method`] has understood: this reads fields recursively.
+/// The broker's version, in its first frame. Call it only after [`Fields::method`]: it parses fields recursively.
 fn broker_version(method: &[u8]) -> Option<String> {
     let properties = method.strip_prefix(&START)?.get(PROTOCOL_VERSION_BYTES..)?;
     let (_, properties) = parse_field_table(properties).ok()?;
     text(properties.inner().get("version")?).map(str::to_owned)
 }
 
-/// Which delivery a method is; `None` when it is something else.
+/// The delivery tag, if the method is a delivery.
 fn delivery_tag(method: &[u8]) -> Option<u64> {
     let arguments = method.strip_prefix(&DELIVER)?;
     let (&consumer_tag_bytes, rest) = arguments.split_first()?;
     Some(u64::from_be_bytes(*rest.get(usize::from(consumer_tag_bytes)..)?.first_chunk()?))
 }
 
-/// How large the body is, by its content header: behind class and weight.
+/// The size of the body, from its content header: the field after class and weight.
 fn body_bytes(content_header: &[u8]) -> usize {
     let size = content_header.get(4..).and_then(|rest| rest.first_chunk());
     size.map_or(0, |bytes| usize::try_from(u64::from_be_bytes(*bytes)).unwrap_or(usize::MAX))
@@ -275,7 +272,7 @@ mod tests {
     use super::properties::{check, read};
     use super::*;
 
-    /// How many mutations are tried: some seconds' worth. `make fuzz` goes on for as long as one likes.
+    /// The number of mutations: a few seconds' worth. `make fuzz` runs for longer.
     const MUTATIONS: u64 = 1_000;
 
     fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
@@ -283,7 +280,7 @@ mod tests {
         [&[kind, 0, 1], &length[..], payload, &[0xce]].concat()
     }
 
-    /// A content header with a content type, and this table as headers.
+    /// A content header with this content type and these headers.
     fn header(content_type: &[u8], table: &[u8]) -> Vec<u8> {
         let table_bytes = u32::try_from(table.len()).unwrap().to_be_bytes();
         let content_type = [&[u8::try_from(content_type.len()).unwrap()], content_type].concat();
@@ -293,7 +290,7 @@ mod tests {
         )
     }
 
-    /// A table with one field, which is arrays in arrays, so deep.
+    /// A table with one field: arrays nested `depth` deep.
     fn nested(depth: usize) -> Vec<u8> {
         let mut table = b"\x01n".to_vec();
         for level in (0..depth).rev() {
@@ -304,13 +301,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_brokers_version_is_known_from_its_first_frame() {
+    async fn broker_version_is_read_from_the_first_frame() {
         let start = |table: &[u8]| {
             let table_bytes = u32::try_from(table.len()).unwrap().to_be_bytes();
             let mechanisms_and_locales = b"\0\0\0\x05PLAIN\0\0\0\x05en_US";
             frame(METHOD, &[&START[..], &[0, 9], &table_bytes, table, mechanisms_and_locales].concat())
         };
-        let told = async |bytes: Vec<u8>| {
+        let version_of = async |bytes: Vec<u8>| {
             let version = Arc::new(OnceLock::new());
             let mut out = Vec::new();
             let mut filtered = FilteredStream::new(Cursor::new(bytes.clone()), Arc::default(), version.clone());
@@ -319,22 +316,22 @@ mod tests {
             version.get().cloned()
         };
         let named = start(b"\x07productS\0\0\0\x08RabbitMQ\x07versionS\0\0\0\x054.3.6");
-        assert_eq!(told(named).await.as_deref(), Some("4.3.6"));
+        assert_eq!(version_of(named).await.as_deref(), Some("4.3.6"));
         for other in [start(b""), start(b"\x07versiont\x01"), start(b"\x07versionS\0\0\0\xff4"), frame(METHOD, &START)]
         {
-            assert_eq!(told(other).await, None);
+            assert_eq!(version_of(other).await, None);
         }
-        assert!(read(&start(&nested(20_000)), usize::MAX) != start(&nested(20_000)), "lapin reads this frame, too");
+        assert!(read(&start(&nested(20_000)), usize::MAX) != start(&nested(20_000)), "this frame is filtered");
     }
 
     #[test]
-    fn what_does_no_harm_passes_untouched_however_it_is_cut() {
+    fn harmless_frames_pass_unchanged_in_pieces_of_any_size() {
         let frames = [
             frame(1, b"method"),
             header("é".as_bytes(), &nested(DEPTH_MAX - 1)),
             frame(3, &[0xff; 300]),
             frame(8, b""),
-            // Not understood: a field of an unknown type.
+            // A field of an unknown type.
             header(b"t", b"\x01nZ"),
             frame(3, b"after"),
         ]
@@ -345,8 +342,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_deep_becomes_bytes() {
-        // As deep as fits into a frame, and then some.
+    fn fields_nested_too_deep_become_byte_arrays() {
+        // Deeper than fits into one frame.
         let frames = [header(b"t", &nested(30_000)), frame(3, b"after")].concat();
         for piece in [1_000, usize::MAX] {
             let out = read(&frames, piece);
@@ -357,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_not_utf8_becomes_readable() {
+    fn invalid_utf8_becomes_question_marks() {
         let out = read(&header(b"a\xff\xc3b", b"\x02k\xffV"), 5);
         assert_eq!(out, header(b"a??b", b"\x02k?V"));
         for start in [
@@ -373,7 +370,7 @@ mod tests {
         }
     }
 
-    /// A delivery whose content header claims a body of so many bytes, with a small one.
+    /// A delivery whose content header claims `body_bytes`, with a short body.
     fn delivery(tag: u8, body_bytes: usize) -> Vec<u8> {
         let deliver = [&DELIVER[..], b"\x03tag\0\0\0\0\0\0\0", &[tag], b"\0\x01x\x01k"].concat();
         let size = u64::try_from(body_bytes).unwrap().to_be_bytes();
@@ -381,7 +378,7 @@ mod tests {
         [frame(METHOD, &deliver), frame(CONTENT_HEADER, &header), frame(3, b"body")].concat()
     }
 
-    /// What can be read at once, and whether that is all there is.
+    /// The bytes that can be read without waiting, and whether the stream has ended.
     fn read_now(filtered: &mut FilteredStream<impl AsyncRead + Unpin>) -> (Vec<u8>, bool) {
         let mut out = Vec::new();
         loop {
@@ -394,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn no_delivery_is_read_while_there_is_too_much_in_hand() {
+    fn deliveries_wait_while_the_in_flight_budget_is_used_up() {
         let half = IN_FLIGHT_BYTES_MAX / 2;
         let deliveries = [delivery(1, half), delivery(2, half), delivery(3, usize::MAX), delivery(4, 0), frame(8, b"")];
         let in_flight = Arc::new(InFlight::default());
@@ -402,19 +399,19 @@ mod tests {
         let mut filtered = FilteredStream::new(Cursor::new(deliveries.concat()), in_flight.clone(), Arc::default());
         assert_eq!(read_now(&mut filtered), (deliveries[..2].concat(), false));
         assert_eq!(read_now(&mut filtered), (vec![], false));
-        in_flight.forget(1);
-        assert_eq!(read_now(&mut filtered), (deliveries[2].clone(), false), "one more, of whatever size");
-        in_flight.forget(2);
+        in_flight.release(1);
+        assert_eq!(read_now(&mut filtered), (deliveries[2].clone(), false), "one more, of any size");
+        in_flight.release(2);
         assert_eq!(read_now(&mut filtered), (vec![], false));
-        in_flight.forget(3);
+        in_flight.release(3);
         assert_eq!(read_now(&mut filtered), (deliveries[3..].concat(), true));
 
         let mut filtered = FilteredStream::new(Cursor::new(deliveries.concat()), Arc::default(), Arc::default());
-        assert_eq!(read_now(&mut filtered), (deliveries.concat(), true), "who does not consume has no bound");
+        assert_eq!(read_now(&mut filtered), (deliveries.concat(), true), "no limit without a consumer");
     }
 
     #[test]
-    fn headers_weigh_what_they_may_take_in_memory() {
+    fn headers_count_with_their_size_in_memory() {
         let mut heavy = delivery(1, 0);
         let header_start = heavy.len() - frame(CONTENT_HEADER, &[0; 14]).len() - frame(3, b"body").len();
         heavy.splice(header_start.., header(b"t", &[b"\x01nA\0\x08\0\0", &vec![b'V'; 1 << 19][..]].concat()));
@@ -426,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn nonsense_passes_untouched() {
+    fn malformed_frames_pass_unchanged() {
         let lengths = [header(b"t", b"\x01nS\xff\xff\xff\xff"), frame(CONTENT_HEADER, b"short"), vec![2, 0, 0]];
         for bytes in [&lengths.concat()[..], b"AMQP\0\0\x09\x01", b""] {
             let out = read(bytes, 4);
@@ -435,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bytes_upset_the_guard_or_lapin() {
+    fn arbitrary_bytes_panic_neither_the_filter_nor_lapin() {
         let everything: Vec<u8> = (0..16).flat_map(|_| b"\x01nA\0\0\0\x05F\0\0\0\0".to_vec()).collect();
         let samples = [
             delivery(1, 5),

@@ -1,4 +1,4 @@
-//! What holds for all bytes that a broker may send. Shared by the fuzz target and a bounded run in the unit tests.
+//! Properties of the filter that hold for all bytes. Shared by the fuzz target and the unit tests.
 
 use std::io;
 use std::pin::Pin;
@@ -11,10 +11,10 @@ use lapin::protocol::{basic, parse_class};
 
 use super::{CONTENT_HEADER, FRAME_END_BYTES, FRAME_START_BYTES, FilteredStream, METHOD};
 
-/// The longest piece in which bytes come a second time.
+/// The longest piece of the second read.
 const PIECE_MAX: usize = 61;
 
-/// Guards the bytes; fails when a promise of the guard is broken, or what `lapin` reads of them would end the process.
+/// Filters the bytes. Panics when a property does not hold, or when `lapin` cannot parse the result without panicking.
 pub fn check(bytes: &[u8]) {
     let filtered = read(bytes, usize::MAX);
     assert!(filtered.len() <= bytes.len());
@@ -23,10 +23,10 @@ pub fn check(bytes: &[u8]) {
         let is_text = !before.is_ascii() && after == b'?';
         assert!(before == after || is_depth || is_text, "{before} became {after}");
     }
-    assert_eq!(read(bytes, 1 + bytes.len() % PIECE_MAX), filtered, "however it is cut");
-    assert_eq!(read(&filtered, usize::MAX), filtered, "what is harmless stays as it is");
+    assert_eq!(read(bytes, 1 + bytes.len() % PIECE_MAX), filtered, "pieces make no difference");
+    assert_eq!(read(&filtered, usize::MAX), filtered, "filtered bytes stay unchanged");
     for (kind, payload) in frames(&filtered) {
-        // Errors are fine, and so is anything else that comes back.
+        // Any result is fine, but no panic or stack overflow.
         match kind {
             METHOD => drop(parse_class(payload)),
             CONTENT_HEADER => drop(payload.get(12..).map(basic::parse_properties)),
@@ -48,12 +48,12 @@ fn frames(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
     frames
 }
 
-/// What `lapin` is given of bytes that come in pieces of `piece`.
+/// The bytes that `lapin` gets when the broker sends pieces of `piece` bytes.
 pub(super) fn read(bytes: &[u8], piece: usize) -> Vec<u8> {
     let mut out = Vec::new();
     let pieces = Pieces(Cursor::new(bytes.to_vec()), piece);
     let read = FilteredStream::new(pieces, Arc::default(), Arc::default()).read_to_end(&mut out).now_or_never();
-    assert!(matches!(read, Some(Ok(_))), "it neither waits nor fails");
+    assert!(matches!(read, Some(Ok(_))), "reading neither waits nor fails");
     out
 }
 
