@@ -163,7 +163,7 @@ impl List {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.database.open().await?;
         let condition = if self.waiting { EntryState::Pending } else { EntryState::Failed };
-        let mut entries = store.stuck(condition).await?;
+        let mut entries = store.outbox_entries(condition).await?;
         let mut shown = Rows::new(condition, self.limit);
         while let Some(of_document) = entries.next().await? {
             for entry in of_document.iter().filter(|entry| self.filter.matches(entry)) {
@@ -276,7 +276,7 @@ impl Chosen {
         change: impl AsyncFn(Vec<EntrySummary>) -> Result<usize, StoreError>,
     ) -> anyhow::Result<(usize, usize)> {
         let (mut found, mut changed) = (0, 0);
-        let mut refused = store.stuck(EntryState::Failed).await?;
+        let mut refused = store.outbox_entries(EntryState::Failed).await?;
         while let Some(mut batch) = self.selection.next_batch(&mut refused).await? {
             batch.retain(&meant);
             found += batch.len();
@@ -330,7 +330,7 @@ impl Selection {
     /// A table of the selected entries. Fails or prints a line if there are none.
     async fn look(&self, store: &Store, limit: usize) -> anyhow::Result<Rows> {
         let mut shown = Rows::new(EntryState::Failed, limit);
-        let mut refused = store.stuck(EntryState::Failed).await?;
+        let mut refused = store.outbox_entries(EntryState::Failed).await?;
         while let Some(batch) = self.next_batch(&mut refused).await? {
             for entry in &batch {
                 shown.add(entry);

@@ -11,7 +11,7 @@ use clap::Args;
 use offramp::clock;
 use offramp::config::SenderSettings;
 use offramp::jsonl::{ImportLine, Line, ParsedDocument};
-use offramp::store::Collection;
+use offramp::store::DocumentId;
 use offramp::store::outbox::entry::{Content, Lease, LeasedEntry, OutboxEntry, entries};
 use offramp::worker::composer::origin;
 use offramp_domain::calendar::parse_date;
@@ -243,18 +243,10 @@ impl Simulation {
     /// The outbox entries of the newest change to the command's document.
     fn newest_entries(&self, command: &Command) -> Vec<LeasedEntry> {
         let lease = Lease { holder: Uuid::nil(), until: self.now };
-        let (collection, document_id) = match command.target() {
-            Target::Subscription(id) => (Collection::Subscriptions, id.as_str()),
-            Target::Account(id) => (Collection::Accounts, id.as_str()),
-        };
+        let document = DocumentId::from(command.target());
         let effects = self.unit_of_work.newest_effects(command.target()).cloned();
         let entries = effects.map(|effects| entries(effects, &lease, SOURCE, self.now));
-        let leased = |entry: OutboxEntry| LeasedEntry {
-            collection,
-            document_id: document_id.to_owned(),
-            entry,
-            has_companions: false,
-        };
+        let leased = |entry: OutboxEntry| LeasedEntry { document: document.clone(), entry, has_companions: false };
         entries.unwrap_or_default().into_iter().map(leased).collect()
     }
 

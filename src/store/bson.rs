@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::StoreError;
 
-/// An integer, in whichever of BSON's number types another system wrote it.
+/// An integer that another system wrote as any of BSON's number types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Integer(pub i64);
 
@@ -73,7 +73,7 @@ pub struct ExtendedJsonDate {
     _date: (),
 }
 
-/// A value as it is sent: written once, and from there on only copied.
+/// Serialises a value once; from then on it is only copied.
 pub(in crate::store) fn to_raw<T: Serialize>(value: &T) -> Result<RawDocumentBuf, StoreError> {
     bson::serialize_to_raw_document_buf(value).map_err(|error| not_bson(&error))
 }

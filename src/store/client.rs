@@ -17,36 +17,36 @@ use crate::tls::Tls;
 use super::collection::Collection;
 use super::error::{COMMAND_TIME_MAX, StoreError, classify};
 
-/// How long one operation may take before the database counts as away.
+/// How long one operation may take before the database counts as unavailable.
 const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long the driver looks for a server that can answer.
+/// How long the driver looks for a usable server.
 const SERVER_SELECTION_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How long a connection may take to open.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How long a write may wait for a majority of the servers: below [`COMMAND_TIME_MAX`], so that a majority that is missing
-/// is told from a command that takes too long.
+/// How long a write may wait for a majority of the servers: below [`COMMAND_TIME_MAX`], so that a missing majority
+/// is not mistaken for a slow command.
 pub(super) const WRITE_CONCERN_TIME_MAX: Duration = Duration::from_secs(8);
 
-/// How many connections there may be. An operation that was given up on a silent line keeps its own until the system's
-/// time-out, so there are more than are ever used at once.
+/// The maximum number of connections. An abandoned operation on a dead connection keeps that connection until the system's
+/// timeout, so the limit exceeds what is ever used at once.
 const POOL_MAX: u32 = 50;
 
-/// The database.
+/// A handle to the database; clones share its connections.
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(in crate::store) database: Database,
 }
 
 impl Store {
-    /// Connects lazily: the first operation finds out whether a server answers. Only where the servers are is asked at once,
-    /// when the URL is a `mongodb+srv`. `tls` holds for what the URL leaves open, and where the URL asks for TLS.
+    /// Connects lazily: the first operation finds out whether a server answers. Only the DNS lookup of a `mongodb+srv` URL
+    /// happens at once. `tls` applies where the URL asks for TLS, to what the URL does not specify.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when it cannot be found out where the servers are; [`StoreError::Permanent`] when the URL is
-    /// not one, or names no database, or a file that cannot be used.
+    /// [`StoreError::Unavailable`] when the DNS lookup fails; [`StoreError::Permanent`] when the URL is invalid, or names no
+    /// database or an unusable file.
     pub async fn open(url: &str, tls: &Tls) -> Result<Self, StoreError> {
         let mut options = timeout(CONNECT_DEADLINE, ClientOptions::parse(url).into_future())
             .await
@@ -61,27 +61,27 @@ impl Store {
             .default_database
             .clone()
             .ok_or_else(|| StoreError::Permanent("the URL names no database (mongodb://HOST/DATABASE)".to_owned()))?;
-        // Decisions are made on what is read, so reads see the primary, whatever the URL says.
+        // Decisions are made on what is read, so reads go to the primary, whatever the URL says.
         options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
         let client = Client::with_options(options).map_err(|error| StoreError::Permanent(error.kind.to_string()))?;
         Ok(Self { database: client.database(&name) })
     }
 
-    /// The database, for what is not the worker's job: import, and what people look at.
+    /// The driver's database, for command-line tools.
     #[must_use]
     pub fn database(&self) -> &Database {
         &self.database
     }
 
-    /// Asks the server for an answer.
+    /// Checks that the server answers.
     ///
     /// # Errors
-    /// When there is none.
+    /// When it does not.
     pub async fn ping(&self) -> Result<(), StoreError> {
         self.command(doc! { "ping": 1 }).await.map(drop)
     }
 
-    /// Finds documents and reads them all: at most `limit`, which come in one answer where they fit.
+    /// Finds at most `limit` documents, and reads them in one reply if they fit.
     pub(in crate::store) async fn find(
         &self,
         collection: Collection,
@@ -93,7 +93,7 @@ impl Store {
         within_deadline(async move {
             let mut find = collection.find(filter).projection(projection).max_time(COMMAND_TIME_MAX);
             if let Some(limit) = limit {
-                // Without the second, a server answers with 101 documents, and is asked for the others.
+                // Without a batch size, the first reply has 101 documents, and the others cost another round trip.
                 find = find.limit(limit).batch_size(u32::try_from(limit).unwrap_or(u32::MAX));
             }
             find.await?.try_collect().await
@@ -101,14 +101,14 @@ impl Store {
         .await
     }
 
-    /// Runs a command of the database.
+    /// Runs a database command.
     pub(in crate::store) async fn command(&self, mut command: Document) -> Result<Document, StoreError> {
         command.insert("maxTimeMS", milliseconds(COMMAND_TIME_MAX));
         let database = self.database.clone();
         within_deadline(async move { database.run_command(command).await }).await
     }
 
-    /// The same for one that was put together as it is sent.
+    /// Runs a database command that is already serialised.
     pub(in crate::store) async fn raw_command(&self, mut command: RawDocumentBuf) -> Result<Document, StoreError> {
         command.append(cstr!("maxTimeMS"), milliseconds(COMMAND_TIME_MAX));
         let database = self.database.clone();
@@ -120,8 +120,8 @@ pub(super) fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Runs an operation of the driver as a task of its own, so that giving up on it never drops it half-way, which the driver
-/// does not take well.
+/// Runs an operation of the driver as a task of its own: the driver is not cancellation-safe, so an operation that exceeds the
+/// deadline must not be dropped.
 pub(in crate::store) async fn within_deadline<T: Send + 'static>(
     operation: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
 ) -> Result<T, StoreError> {

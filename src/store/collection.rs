@@ -1,6 +1,8 @@
-//! The collections, and the documents in them that decisions change.
+//! The collections, and the ids of the documents in them that decisions change.
 
-/// The collections of the contract (§3).
+use offramp_domain::ids::{AccountId, SubscriptionId, Target};
+
+/// The collections of the database that Offramp reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Collection {
     /// `organizations`
@@ -22,6 +24,57 @@ impl Collection {
             Self::Organizations => "organizations",
             Self::Accounts => "accounts",
             Self::Subscriptions => "subscriptions",
+        }
+    }
+}
+
+/// The id of a document that decisions change.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DocumentId {
+    Subscription(SubscriptionId),
+    Account(AccountId),
+}
+
+impl DocumentId {
+    /// The id of a document of `collection`; `None` where no such document can have it.
+    pub(super) fn parse(collection: Collection, id: &str) -> Option<Self> {
+        match collection {
+            Collection::Subscriptions => SubscriptionId::try_from(id).ok().map(Self::Subscription),
+            Collection::Accounts => AccountId::try_from(id).ok().map(Self::Account),
+            Collection::Organizations => None,
+        }
+    }
+
+    #[must_use]
+    pub fn collection(&self) -> Collection {
+        match self {
+            Self::Subscription(_) => Collection::Subscriptions,
+            Self::Account(_) => Collection::Accounts,
+        }
+    }
+
+    /// The document's `_id`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Subscription(id) => id.as_str(),
+            Self::Account(id) => id.as_str(),
+        }
+    }
+}
+
+/// `subscriptions sub-1`
+impl std::fmt::Display for DocumentId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.collection().as_str(), self.as_str())
+    }
+}
+
+impl From<Target<'_>> for DocumentId {
+    fn from(target: Target<'_>) -> Self {
+        match target {
+            Target::Subscription(id) => Self::Subscription(id.clone()),
+            Target::Account(id) => Self::Account(id.clone()),
         }
     }
 }

@@ -11,16 +11,16 @@ use super::error::StoreError;
 use super::guarded_update::{GuardedUpdate, together};
 use super::update_many::WriteError;
 
-/// What became of a guarded update.
+/// The result of a guarded update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteResult {
-    /// Written, and on a majority of the servers.
+    /// Written to a majority of the servers.
     Written,
-    /// Somebody else changed the document first.
+    /// Another writer changed the document first.
     Conflict,
-    /// A field of the document is not what it should be (a list that is none), so nothing can be written to it.
+    /// A field of the document has the wrong type (not a list), so the document cannot be updated.
     Corrupt(String),
-    /// The server refuses this update; the others are not affected.
+    /// The server rejects this update; the others are not affected.
     Permanent(String),
 }
 
@@ -31,24 +31,24 @@ impl From<&WriteError> for WriteResult {
     }
 }
 
-/// The lists that the worker writes.
+/// The lists that Offramp writes.
 const LISTS: [&str; 6] = ["applied", "card_notices", "history", "notifications", "outbox", "payment_failures"];
 
-/// Codes of a field that does not go with the update: bad value (`$push` to what is no list), type mismatch, path not viable
-/// (a field within what is no object), and `$concatArrays` of what is no list.
+/// Codes of a field whose type does not fit the update: bad value (`$push` to a non-list), type mismatch, path not viable (a
+/// field within a non-object), and `$concatArrays` of a non-list.
 const MALFORMED: [i32; 4] = [2, 14, 28, 28664];
 
 impl Store {
-    /// Writes guarded updates; the answers are in their order.
+    /// Writes guarded updates; the results are in their order.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when the server does not answer: then it is unknown which of them were written, and
-    /// reading the documents again tells (their `applied`).
+    /// [`StoreError::Unavailable`] when the server does not answer. It is then unknown which updates were written; `applied`
+    /// of the documents shows it when they are read again.
     pub async fn commit(&self, updates: &[GuardedUpdate]) -> Result<Vec<WriteResult>, StoreError> {
         let mut results = vec![WriteResult::Written; updates.len()];
         for collection in Collection::ALL {
             let of_collection: Vec<usize> =
-                (0..updates.len()).filter(|&index| updates[index].collection == collection).collect();
+                (0..updates.len()).filter(|&index| updates[index].document.collection() == collection).collect();
             if !of_collection.is_empty() {
                 self.commit_to(collection, updates, &of_collection, false, &mut results).await?;
             }
@@ -56,7 +56,7 @@ impl Store {
         Ok(results)
     }
 
-    /// With few statements for updates that are alike, unless one `each` is asked for.
+    /// Combines similar updates into few statements, unless `each` asks for one statement per update.
     async fn commit_to(
         &self,
         collection: Collection,
@@ -70,8 +70,8 @@ impl Store {
         statements.extend(alone.iter().map(|&index| updates[index].statement()));
         let sent = self.update_many(collection, statements).await;
         let is_unclear = match &sent {
-            // A statement about many documents stops at the first that it does not suit, and does not say which. What it has
-            // written has our lease in it, and is found below.
+            // A statement for many documents stops at the first that it does not fit, and does not say which. The documents that it
+            // has written contain our lease, and are found below.
             Ok(reply) => reply.rejected.iter().any(|refusal| refusal.position < shared),
             Err(error) => matches!(error, StoreError::Permanent(_)) && shared > 0,
         };
@@ -80,7 +80,7 @@ impl Store {
         }
         let reply = match sent {
             Ok(reply) => reply,
-            // The command as a whole was refused (too large, not BSON): one by one, so that one cannot spoil the others.
+            // The command as a whole was rejected (too large, not BSON). Retry one by one, so that one update cannot fail the others.
             Err(StoreError::Permanent(_)) if indexes.len() > 1 => {
                 for index in indexes {
                     Box::pin(self.commit_to(collection, updates, &[*index], true, results)).await?;
@@ -95,12 +95,11 @@ impl Store {
         };
         let refused =
             reply.rejected.into_iter().map(|it| WriteError { position: it.position - shared, ..it }).collect();
-        self.sort_out(collection, updates, indexes, (&alone, refused, reply.modified), results).await
+        self.resolve_results(collection, updates, indexes, (&alone, refused, reply.modified), results).await
     }
 
-    /// Finds out which of the updates of `indexes` were written: of those in `alone` some may be refused, and of all together
-    /// `modified` were written.
-    async fn sort_out(
+    /// Finds out which updates of `indexes` were written: `modified` of all; those in `alone` may have been rejected.
+    async fn resolve_results(
         &self,
         collection: Collection,
         updates: &[GuardedUpdate],
@@ -114,16 +113,16 @@ impl Store {
             results[index] = WriteResult::from(refusal);
             refused.push(index);
         }
-        let is_unsure = self.commit_refused(collection, updates, &refused, results).await?;
+        let is_unsure = self.retry_rejected(collection, updates, &refused, results).await?;
         self.name_faults(collection, updates, &refused, results).await?;
         if is_unsure || modified + refusals.len() < indexes.len() {
-            self.find_losers(collection, updates, indexes, results).await?;
+            self.find_conflicts(collection, updates, indexes, results).await?;
         }
         Ok(())
     }
 
-    /// Lists of ours that are null count as absent, but nothing can be pushed to them: they are removed. Returns whether there were
-    /// any. The documents then have a new version.
+    /// Removes lists that are null: they count as absent, but nothing can be pushed to them. Returns whether there were any; their
+    /// documents then have a new version.
     async fn remove_nulls(&self, collection: Collection, ids: impl Iterator<Item = &str>) -> Result<bool, StoreError> {
         let is_null: Vec<Document> = LISTS.iter().map(|list| doc! { *list: { "$type": "null" } }).collect();
         let mut set: Document = LISTS
@@ -140,9 +139,9 @@ impl Store {
         Ok(self.update_many(collection, statements).await?.matched > 0)
     }
 
-    /// Tries again what was refused: after lists that are null were removed, or without the records of emails, which may be what
-    /// the document cannot take. Returns whether it has to be asked which of the updates are ours.
-    async fn commit_refused(
+    /// Retries rejected updates: after removing null lists, or without the records of emails, which the document may not accept.
+    /// Returns whether the documents must be read to learn which updates were written.
+    async fn retry_rejected(
         &self,
         collection: Collection,
         updates: &[GuardedUpdate],
@@ -151,9 +150,9 @@ impl Store {
     ) -> Result<bool, StoreError> {
         let is_corrupt = |index: &usize| matches!(results[*index], WriteResult::Corrupt(_));
         let corrupt: Vec<usize> = indexes.iter().copied().filter(is_corrupt).collect();
-        let ids = corrupt.iter().map(|&index| updates[index].id.as_str());
+        let ids = corrupt.iter().map(|&index| updates[index].document.as_str());
         if !corrupt.is_empty() && self.remove_nulls(collection, ids).await? {
-            // Decided again; what is corrupt in another way is so again.
+            // They are decided again. If another field is malformed, the next attempt finds it.
             for &index in &corrupt {
                 results[index] = WriteResult::Conflict;
             }
@@ -168,7 +167,7 @@ impl Store {
         }
         let reply = match self.update_many(collection, unrecorded.iter().map(|(_, it)| it.clone())).await {
             Ok(reply) => reply,
-            // Each stays refused for the first reason.
+            // Each keeps its first reason.
             Err(StoreError::Permanent(_)) => return Ok(false),
             Err(error) => return Err(error),
         };
@@ -183,7 +182,7 @@ impl Store {
         Ok(reply.matched + reply.rejected.len() < unrecorded.len())
     }
 
-    /// Says of corrupt documents which list is not one. The server's own words may quote the document.
+    /// Names the malformed list of each corrupt document. The server's message may quote the document, so it is not used.
     async fn name_faults(
         &self,
         collection: Collection,
@@ -196,7 +195,7 @@ impl Store {
         if corrupt.is_empty() {
             return Ok(());
         }
-        let ids: Vec<&str> = corrupt.iter().map(|&index| updates[index].id.as_str()).collect();
+        let ids: Vec<&str> = corrupt.iter().map(|&index| updates[index].document.as_str()).collect();
         let types =
             LISTS.iter().map(|list| ((*list).to_owned(), doc! { "$type": format!("${list}") }.into())).collect();
         let found = self.find(collection, doc! { "_id": { "$in": ids } }, types, None).await?;
@@ -208,7 +207,7 @@ impl Store {
                 other => Some(format!("{list}: expected a list, found a value of the type {other}")),
             });
             let Some(fault) = fault else { continue };
-            let is_of_it = |index: &&usize| raw.get_str("_id").is_ok_and(|id| id == updates[**index].id);
+            let is_of_it = |index: &&usize| raw.get_str("_id").is_ok_and(|id| id == updates[**index].document.as_str());
             if let Some(&index) = corrupt.iter().find(is_of_it) {
                 results[index] = WriteResult::Corrupt(fault);
             }
@@ -216,15 +215,15 @@ impl Store {
         Ok(())
     }
 
-    /// The reply says how many statements matched, not which. A document in which our lease stands is ours.
-    async fn find_losers(
+    /// The reply has the number of matching statements, not which. An update was written if the document contains our lease.
+    async fn find_conflicts(
         &self,
         collection: Collection,
         updates: &[GuardedUpdate],
         indexes: &[usize],
         results: &mut [WriteResult],
     ) -> Result<(), StoreError> {
-        let ids: Vec<&str> = indexes.iter().map(|&index| updates[index].id.as_str()).collect();
+        let ids: Vec<&str> = indexes.iter().map(|&index| updates[index].document.as_str()).collect();
         let holders: HashSet<&str> = indexes.iter().filter_map(|&index| updates[index].holder()).collect();
         let holders: Vec<&str> = holders.into_iter().collect();
         let ours = self
@@ -237,7 +236,7 @@ impl Store {
             .await?;
         let ours: HashSet<&str> = ours.iter().filter_map(|raw| raw.get_str("_id").ok()).collect();
         for &index in indexes {
-            if results[index] == WriteResult::Written && !ours.contains(updates[index].id.as_str()) {
+            if results[index] == WriteResult::Written && !ours.contains(updates[index].document.as_str()) {
                 results[index] = WriteResult::Conflict;
             }
         }

@@ -6,22 +6,22 @@ use mongodb::error::{CommandError, ErrorKind};
 
 use crate::advice;
 
-/// Why an operation failed.
+/// Why an operation failed. Each variant leads to one reaction.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
-    /// The database is away, or whether it has done the operation is unknown. Nobody's failure: try again.
+    /// The database is unavailable, or it is unknown whether it performed the operation. Retry: no command is at fault.
     #[error("MongoDB does not answer: {0}")]
     Unavailable(String),
-    /// The server was too slow with this operation, and ended it. How much of it is done is unknown: try again.
+    /// The server ended the operation because it took too long. How much of it was performed is unknown. Retry.
     #[error("MongoDB ended an operation that took more than {} s", COMMAND_TIME_MAX.as_secs())]
     TimedOut,
-    /// The database has refused the operation; the same again would be refused again.
+    /// The database rejects the operation, and would reject it again. Do not retry.
     #[error("MongoDB refused: {0}")]
     Permanent(String),
 }
 
 impl StoreError {
-    /// Why, for sentences that name MongoDB already.
+    /// The reason, for sentences that already name MongoDB.
     #[must_use]
     pub fn reason(&self) -> String {
         match self {
@@ -31,57 +31,58 @@ impl StoreError {
     }
 }
 
-/// How long the server may work on one command, before it ends it by itself: below [`OPERATION_DEADLINE`], so that nothing
-/// goes on that nobody waits for.
+/// How long the server may work on one command before it ends it by itself: less than the deadline of an operation, so that the
+/// server never works on an abandoned command.
 pub(in crate::store) const COMMAND_TIME_MAX: Duration = Duration::from_secs(9);
 
-/// The code of an operation that took longer than its `maxTimeMS`.
+/// The error code of an operation that exceeded its `maxTimeMS`.
 pub(in crate::store) const TIME_EXCEEDED: i32 = 50;
 
-/// Whether the same operation could succeed later.
+/// Decides whether the same operation could succeed later.
 pub(super) fn classify(error: &mongodb::error::Error) -> StoreError {
-    /// Codes with which a healthy server refuses an operation for what it is: bad value, failed to parse, type mismatch,
+    /// Codes with which a healthy server rejects the operation itself: bad value, failed to parse, type mismatch,
     /// index options conflict, index key specs conflict, document validation failure, and the two codes of an object that
     /// is too large.
-    const REFUSALS: [i32; 8] = [2, 9, 14, 85, 86, 121, 10334, 17419];
+    const PERMANENT_CODES: [i32; 8] = [2, 9, 14, 85, 86, 121, 10334, 17419];
     match error.kind.as_ref() {
         ErrorKind::Command(command) if command.code == TIME_EXCEEDED => StoreError::TimedOut,
-        ErrorKind::Command(command) if REFUSALS.contains(&command.code) => StoreError::Permanent(told(command)),
-        ErrorKind::Command(command) => StoreError::Unavailable(told(command)),
-        // Has the server's words in it, too.
+        ErrorKind::Command(command) if PERMANENT_CODES.contains(&command.code) => {
+            StoreError::Permanent(describe(command))
+        }
+        ErrorKind::Command(command) => StoreError::Unavailable(describe(command)),
+        // Its text contains the server's message.
         ErrorKind::Write(_) => StoreError::Unavailable("it did not take a write".to_owned()),
         kind @ (ErrorKind::Bson(_) | ErrorKind::InvalidArgument { .. }) => StoreError::Permanent(kind.to_string()),
         kind => {
             let is_handshake = matches!(kind, ErrorKind::ServerSelection { .. });
-            // The kind alone: the error as a whole has the server's reply in it.
+            // The kind alone: the whole error contains the server's reply.
             let reason = plain(&kind.to_string());
             StoreError::Unavailable(advice::append(&reason, advice::tls(&reason, is_handshake)))
         }
     }
 }
 
-/// What may be told of a server's refusal. Not its own words, but for an index: they may quote the whole command ("not
-/// authorized to execute command …"), with everything that is to be written about somebody.
-fn told(refusal: &CommandError) -> String {
+/// The error code and its name. Never the server's message, except about an index: it may quote the whole command ("not
+/// authorized to execute command …"), and with it personal data.
+fn describe(rejection: &CommandError) -> String {
     /// Index options conflict, index key specs conflict.
     const OF_INDEXES: [i32; 2] = [85, 86];
-    let CommandError { code, code_name, message, .. } = refusal;
+    let CommandError { code, code_name, message, .. } = rejection;
     match code {
-        13 => format!("the user of OFFRAMP_MONGODB_URL lacks a right ({code_name}, code {code})"),
+        13 => format!("the database user lacks a right ({code_name}, code {code})"),
         _ if OF_INDEXES.contains(code) => format!("{message} ({code_name}, code {code})"),
         _ => format!("{code_name}, code {code}"),
     }
 }
 
-/// The driver's words, without the lists of labels, the server's reply, and what is not there, that it puts behind each
-/// error.
+/// The driver's message without the labels, the server's reply and the absent values that it appends to each error.
 fn plain(error: &str) -> String {
     let text = without(error, ", labels: {", '}');
     let text = without(&text, ", server response: Some(", ')');
     text.replace(", source: None", "").replace(", server response: None", "")
 }
 
-/// A text without what is between `begin` and `end`, and these two, wherever that is.
+/// `error` without each part from `begin` to `end`, inclusive.
 fn without(text: &str, begin: &str, end: char) -> String {
     let mut parts = text.split(begin);
     let mut kept = parts.next().unwrap_or_default().to_owned();
@@ -96,13 +97,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_driver_adds_to_its_errors_is_left_out() {
+    fn labels_and_replies_are_removed_from_driver_errors() {
         let error = "Kind: No servers. Error: Kind: I/O error: refused, labels: {\"A\", \"B\"}, source: None, server response: \
                      None } ] }, labels: {}, source: None, server response: None";
         assert_eq!(plain(error), "Kind: No servers. Error: Kind: I/O error: refused } ] }");
-        let error =
-            "Error: Kind: away, labels: {}, source: None, server response: Some(RawDocumentBuf { data: \"16\" }) }";
-        assert_eq!(plain(error), "Error: Kind: away }");
+        let error = "Error: Kind: unavailable, labels: {}, source: None, server response: Some(RawDocumentBuf { data: \"16\" }) }";
+        assert_eq!(plain(error), "Error: Kind: unavailable }");
         assert_eq!(plain("as it is"), "as it is");
     }
 
@@ -114,10 +114,10 @@ mod tests {
     }
 
     #[test]
-    fn of_what_the_server_says_nothing_is_told_that_may_quote_a_document() {
+    fn server_errors_never_quote_documents() {
         let quoting = "not authorized on offramp to execute command { update: \"accounts\", updates: [ { q: { _id: \"acc\" }, \
                        u: { $push: { outbox: { $each: [ { mail: { to: { email: \"ada@example.org\" } } } ] } } } } ] }";
-        let lacks = "the user of OFFRAMP_MONGODB_URL lacks a right (Unauthorized, code 13)";
+        let lacks = "the database user lacks a right (Unauthorized, code 13)";
         check(13, "Unauthorized", quoting, &StoreError::Unavailable(lacks.to_owned()));
         check(166, "NotOnView", quoting, &StoreError::Unavailable("NotOnView, code 166".to_owned()));
         check(50, "MaxTimeMSExpired", quoting, &StoreError::TimedOut);

@@ -5,45 +5,41 @@ use std::collections::HashMap;
 use bson::raw::{CString, cstr};
 use bson::{RawArrayBuf, RawBson, RawDocumentBuf, rawdoc};
 
-use super::collection::Collection;
+use super::collection::DocumentId;
 use super::outbox::entry::{Kind, LeasedEntry, OutboxEntry};
 use super::update_many::STATEMENTS_BYTES_MAX;
 
-/// An update of one document, provided that it still has the version that was read.
+/// An update of one document, applied only if the document still has the version that was read.
 #[derive(Debug)]
 pub struct GuardedUpdate {
-    /// Where the document is.
-    pub collection: Collection,
-    /// Its `_id`.
-    pub id: String,
-    /// The version that was read; absent: the document had none.
+    pub document: DocumentId,
+    /// The version that was read; `None` if the document had none.
     pub version: Option<i64>,
-    /// How many entries its `history` must still have, where new ones are set by their places.
+    /// The length that `history` must still have, where new entries are set by index.
     pub history_length: Option<u32>,
     /// The statement's `u`: update operators, or a pipeline.
     pub update: RawBson,
-    /// What it entails, under the lease whose `holder` tells afterwards whether the update is ours. (One that entails
-    /// nothing cannot be told: it counts as lost in doubt, and is found done when it is tried again.)
+    /// The entries that it adds to the outbox. Their `holder` shows afterwards whether the update was written. (An update without
+    /// entries leaves no such trace: in doubt it counts as a conflict, and the retry finds the command applied.)
     pub entries: Vec<OutboxEntry>,
 }
 
 impl GuardedUpdate {
-    /// What it entails, ready for the dispatcher.
+    /// Its outbox entries, ready for the dispatcher.
     #[must_use]
     pub fn into_leased(self) -> Vec<LeasedEntry> {
-        let Self { collection, id, entries, .. } = self;
+        let Self { document, entries, .. } = self;
         let has = |kind| entries.iter().any(|entry| entry.kind() == kind);
         let has_companions = has(Kind::Email) && has(Kind::Event);
-        let leased =
-            entries.into_iter().map(|entry| LeasedEntry { collection, document_id: id.clone(), has_companions, entry });
+        let leased = entries.into_iter().map(|entry| LeasedEntry { document: document.clone(), has_companions, entry });
         leased.collect()
     }
 
     /// Finds the document as it was read.
     fn find(&self) -> RawDocumentBuf {
-        // Null finds a version that is null and one that is missing.
+        // Null matches a null version and a missing one.
         let version = self.version.map_or(RawBson::Null, RawBson::Int64);
-        let mut find = rawdoc! { "_id": self.id.as_str(), "version": version };
+        let mut find = rawdoc! { "_id": self.document.as_str(), "version": version };
         if let Some(length) = self.history_length {
             find.append(cstr!("history"), rawdoc! { "$size": i64::from(length) });
         }
@@ -54,7 +50,7 @@ impl GuardedUpdate {
         statement(&self.find(), &self.update)
     }
 
-    /// The same without the records of emails, where there are any: a document that cannot take them is decided on all the same.
+    /// The statement without the records of emails, if it has any: for a document that cannot take them.
     pub(super) fn statement_without_records(&self) -> Option<RawDocumentBuf> {
         let update = match &self.update {
             RawBson::Document(update) => {
@@ -66,7 +62,7 @@ impl GuardedUpdate {
                             let kept = pushes.iter().flatten().filter(|(field, _)| *field != cstr!("notifications"));
                             let mut pushes = RawDocumentBuf::new();
                             kept.for_each(|(field, value)| pushes.append(field, value));
-                            // MongoDB 4.4 refuses an empty one.
+                            // MongoDB 4.4 rejects an empty `$push`.
                             if !pushes.is_empty() {
                                 without.append(operator, pushes);
                             }
@@ -76,7 +72,7 @@ impl GuardedUpdate {
                 }
                 without.into()
             }
-            // A removal keeps nothing that it need not keep.
+            // A tombstone needs no records.
             RawBson::Array(stages) => {
                 let mut stages = stages.clone();
                 stages.push(rawdoc! { "$unset": "notifications" });
@@ -87,8 +83,8 @@ impl GuardedUpdate {
         Some(statement(&self.find(), &update))
     }
 
-    /// The lists that it appends to, each with how many of the newest are kept (negative; 0: all), where that is all that it does
-    /// besides setting whole fields.
+    /// The lists that it appends to, each with the number of newest elements to keep (negative; 0: all). `None` if the update does
+    /// more than append and set whole fields.
     fn lists(&self) -> Option<Vec<(&str, i32)>> {
         let operators = self.update.as_document()?;
         let is_plain = self.history_length.is_none()
@@ -113,9 +109,9 @@ fn statement(find: &RawDocumentBuf, update: &RawBson) -> RawDocumentBuf {
     statement
 }
 
-/// The updates of `indexes` in few statements, each about all documents whose updates are alike: they set whole fields, and append to
-/// the same lists. The changes are a literal list, of which each document takes its own. Also the indexes of the updates that are
-/// like no other. (A statement costs the server more than what it changes: this takes half of its time away.)
+/// Combines the updates of `indexes` into few statements, one for all documents whose updates set whole fields and append to the same
+/// lists. The changes are a literal list, from which each document takes its own. Also returns the indexes of the updates that cannot
+/// be combined. (A statement costs the server more than its changes do: combining them halves the time.)
 pub(super) fn together(updates: &[GuardedUpdate], indexes: &[usize]) -> (Vec<RawDocumentBuf>, Vec<usize>) {
     let mut groups: HashMap<Vec<(&str, i32)>, Vec<usize>> = HashMap::new();
     let mut alone = Vec::new();
@@ -147,18 +143,18 @@ pub(super) fn together(updates: &[GuardedUpdate], indexes: &[usize]) -> (Vec<Raw
     (statements, alone)
 }
 
-/// One statement for updates that append to these lists.
+/// One statement for all updates that append to these lists.
 fn together_statement(updates: &[GuardedUpdate], group: &[usize], lists: &[(&str, i32)]) -> Option<RawDocumentBuf> {
     let (mut ids, mut changes) = (RawArrayBuf::new(), RawArrayBuf::new());
     for &index in group {
-        let GuardedUpdate { id, version, update, .. } = &updates[index];
+        let GuardedUpdate { document, version, update, .. } = &updates[index];
         let operators = update.as_document()?;
         let version = version.map_or(RawBson::Null, RawBson::Int64);
         let mut change = rawdoc! { "version": version, "set": operators.get_document("$set").ok()?.to_owned() };
         for (field, push) in operators.get_document("$push").ok()?.iter().flatten() {
             change.append(field, push.as_document()?.get_array("$each").ok()?.to_owned());
         }
-        ids.push(id.as_str());
+        ids.push(document.as_str());
         changes.push(change);
     }
     let mut appended = RawDocumentBuf::new();

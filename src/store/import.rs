@@ -1,4 +1,4 @@
-//! Documents brought in from a file, for set-ups and tests: what upstream systems otherwise write themselves.
+//! Importing documents from a file, for set-ups and tests. In production, upstream systems write them.
 
 use bson::{Bson, Document, doc};
 
@@ -7,15 +7,15 @@ use super::client::Store;
 use super::collection::Collection;
 use super::error::StoreError;
 
-/// How many documents one command writes at most.
+/// The maximum number of documents in one command.
 pub const IMPORT_DOCUMENTS_MAX: usize = 500;
 
 impl Store {
-    /// Creates the documents, or sets the fields that they name in those that exist; fields that they do not name stay. Like
-    /// every writer it increments `version` of what exists.
+    /// Creates the documents, or sets the given fields of those that exist; other fields stay. Like every writer, it increments
+    /// `version` of existing documents.
     ///
     /// # Errors
-    /// When the server does not answer, or refuses a document; the others may be written then.
+    /// When the server does not answer, or rejects a document; the others may have been written.
     pub async fn upsert(&self, collection: Collection, documents: &[Document]) -> Result<(), StoreError> {
         let statements: Result<Vec<_>, _> =
             documents.iter().map(|document| to_raw(&upsert_statement(document))).collect();
@@ -34,7 +34,7 @@ impl Store {
 fn upsert_statement(document: &Document) -> Document {
     let id = document.get("_id").cloned().unwrap_or(Bson::Null);
     let mut fields = document.clone();
-    // Of one that is new, `$$ROOT` has the `_id` of the filter and nothing else.
+    // In a new document, `$$ROOT` has only the `_id` of the filter.
     let is_new = doc! { "$eq": [{ "$size": { "$objectToArray": "$$ROOT" } }, 1] };
     let given = fields.remove("version");
     let incremented = doc! { "$add": [{ "$ifNull": ["$version", 0] }, 1] };
@@ -49,7 +49,7 @@ fn upsert_statement(document: &Document) -> Document {
         "q": { "_id": id },
         "u": [{ "$replaceWith": { "$mergeObjects": [
             "$$ROOT",
-            // Data, whatever it looks like.
+            // Data, even where it looks like an expression.
             { "$literal": fields },
             { "$cond": [is_new, first, next] },
         ] } }],

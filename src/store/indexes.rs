@@ -13,14 +13,12 @@ use super::server::is_replicated;
 /// An index, as `createIndexes` takes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Index {
-    /// Where it is.
     pub collection: Collection,
     /// Its name, keys and options.
     pub specification: Document,
 }
 
 impl Index {
-    /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
         name(&self.specification)
@@ -60,7 +58,7 @@ pub const CARD_EXPIRY: &str = "offramp_card_expiry";
 /// The index of organizations that want card notices.
 pub const CARD_ORGANIZATIONS: &str = "offramp_card_organizations";
 
-/// The types of values, as MongoDB names them, that are neither text nor null.
+/// The BSON types, as MongoDB names them, other than text and null.
 pub(super) const NO_TEXT: [&str; 13] = [
     "double",
     "object",
@@ -93,8 +91,8 @@ fn indexes() -> Vec<Index> {
         }),
         subscriptions(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
         accounts(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
-        // Partial: most subscriptions are in none of the next four, so a change of their status costs no index anything.
-        // The status is a key as well, because MongoDB reads the document to check a condition that is not a key.
+        // Partial: most subscriptions are in none of the next four, so a change of their status updates no index. The status is a key
+        // as well, because MongoDB reads the document to check a condition that is not on a key.
         subscriptions(doc! {
             "name": SCHEDULED_ENDS, "key": { "status": 1, "ends_at": 1, "_id": 1 },
             "partialFilterExpression": { "status": "cancellation_scheduled" },
@@ -104,12 +102,12 @@ fn indexes() -> Vec<Index> {
             "key": { "status": 1, "billing.day": 1, "expires_on": 1, "organization_id": 1, "_id": 1 },
             "partialFilterExpression": { "expires_on": { "$gt": "" } },
         }),
-        // Empty, where every `expires_on` is text or null.
+        // Empty if every `expires_on` is text or null.
         subscriptions(doc! {
             "name": EXPIRY_TYPES, "key": { "status": 1, "expires_on": 1 },
             "partialFilterExpression": { "expires_on": { "$type": NO_TEXT.as_slice() } },
         }),
-        // Empty, where no `expires_on` is. With keys of its own, because MongoDB 4.4 does not tell indexes by their filters.
+        // Empty if no `expires_on` is empty text. It has keys of its own, because MongoDB 4.4 does not distinguish indexes by their filters.
         subscriptions(doc! {
             "name": EXPIRY_EMPTY, "key": { "expires_on": 1, "status": 1 },
             "partialFilterExpression": { "expires_on": "" },
@@ -133,7 +131,7 @@ fn indexes() -> Vec<Index> {
     ]
 }
 
-/// Indexes of earlier versions that nothing uses any more.
+/// Indexes of earlier versions that are no longer used.
 const SUPERSEDED: [(Collection, &str); 6] = [
     (Collection::Organizations, "offramp_card_notices"),
     (Collection::Subscriptions, "offramp_scheduled"),
@@ -144,10 +142,10 @@ const SUPERSEDED: [(Collection, &str); 6] = [
 ];
 
 impl Store {
-    /// The indexes that are missing, or that this user may not see.
+    /// The indexes that are missing, or that this user may not list.
     ///
     /// # Errors
-    /// When the server does not answer; [`StoreError::Permanent`] when there is one of that name with other keys.
+    /// When the server does not answer; [`StoreError::Permanent`] when an index of that name has other keys.
     pub async fn missing_indexes(&self) -> Result<Vec<Index>, StoreError> {
         let existing = self.existing_indexes().await?;
         let mut missing = Vec::new();
@@ -159,15 +157,15 @@ impl Store {
                 None => missing.push(index),
                 Some((_, found)) if has_same_keys(found, &index.specification) => {}
                 Some(_) => {
-                    let advice = "an index of that name exists with other keys; drop it and run `offramp init`";
-                    return Err(StoreError::Permanent(format!("the index {index}: {advice}")));
+                    let fault = "an index of that name exists with other keys; it must be dropped first";
+                    return Err(StoreError::Permanent(format!("the index {index}: {fault}")));
                 }
             }
         }
         Ok(missing)
     }
 
-    /// The indexes of earlier versions that nothing uses any more.
+    /// The indexes of earlier versions that are no longer used.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -179,7 +177,7 @@ impl Store {
         Ok(existing.map(|(collection, specification)| Index { collection, specification }).collect())
     }
 
-    /// Every index of our collections that is built, as far as this user may look.
+    /// Every index of our collections that is built, if this user may list them.
     async fn existing_indexes(&self) -> Result<Vec<(Collection, Document)>, StoreError> {
         let mut indexes = Vec::new();
         for collection in Collection::ALL {
@@ -206,12 +204,12 @@ impl Store {
     /// Builds an index, however long that takes.
     ///
     /// # Errors
-    /// When the server does not answer, or refuses.
+    /// When the server does not answer, or rejects the command.
     pub async fn create_index(&self, index: &Index) -> Result<(), StoreError> {
         let hello = self.command(doc! { "hello": 1 }).await?;
         let mut command = doc! { "createIndexes": index.collection.as_str(), "indexes": [&index.specification] };
         if is_replicated(&hello) {
-            // By default the build waits for every voting member, so one that hangs would hold it up without end.
+            // By default the build waits for every voting member, so one member that hangs would block it without limit.
             command.insert("commitQuorum", "majority");
         }
         self.long_command(command).await
@@ -220,7 +218,7 @@ impl Store {
     /// Builds every index that is missing.
     ///
     /// # Errors
-    /// When the server does not answer, or refuses.
+    /// When the server does not answer, or rejects the command.
     pub async fn create_indexes(&self) -> Result<(), StoreError> {
         for index in self.missing_indexes().await? {
             self.create_index(&index).await?;
@@ -231,13 +229,13 @@ impl Store {
     /// Drops an index.
     ///
     /// # Errors
-    /// When the server does not answer, or refuses.
+    /// When the server does not answer, or rejects the command.
     pub async fn drop_index(&self, index: &Index) -> Result<(), StoreError> {
         self.long_command(doc! { "dropIndexes": index.collection.as_str(), "index": index.name() }).await
     }
 
-    /// How far the server is with building an index of a collection, in percent. None where it builds none, or does not say,
-    /// or this user may not ask.
+    /// The progress of an index build of a collection, in percent. `None` if there is no build, the server does not report its
+    /// progress, or this user may not read it.
     pub async fn build_progress(&self, collection: Collection) -> Option<u64> {
         let admin = self.database.client().database("admin");
         let filter = doc! {
@@ -268,8 +266,8 @@ impl Store {
     }
 }
 
-/// Whether there is no such collection, or this user may not look. To build an index that exists does nothing, so who may build
-/// indexes need not be allowed to list them.
+/// Whether the collection does not exist, or this user may not list its indexes. Creating an existing index does nothing, so the right
+/// to create indexes is enough.
 fn is_nothing_to_list(error: &mongodb::error::Error) -> bool {
     /// Unauthorized, namespace not found.
     const CODES: [i32; 2] = [13, 26];
@@ -289,7 +287,7 @@ fn name(document: &Document) -> &str {
     document.get_str("name").unwrap_or_default()
 }
 
-/// Whether two indexes have the same keys in the same order. The server gives the directions back as it pleases: `1` or `1.0`.
+/// Whether two indexes have the same keys in the same order. The server returns a direction as `1` or as `1.0`.
 fn has_same_keys(one: &Document, other: &Document) -> bool {
     let direction = |value: &Bson| match value {
         Bson::Int32(number) => Some(f64::from(*number)),

@@ -14,24 +14,25 @@ use super::collection::Collection;
 use super::documents::{self, AccountDocument, OrganizationDocument, SubscriptionDocument};
 use super::error::StoreError;
 
-/// Which documents a batch needs.
+/// The keys of the documents that a batch needs.
 #[derive(Debug, Default)]
 pub struct DocumentKeys {
-    /// Subscriptions that commands are about, with the accounts and organizations behind them.
+    /// Subscriptions that commands refer to; their accounts and organizations are loaded too.
     pub subscriptions: HashSet<SubscriptionId>,
-    /// Subscriptions that may be over. Their end needs no account, and the organization only where it is a natural one.
+    /// Subscriptions that may have ended. No account is loaded for them, and the organization only for a natural end.
     pub ending: HashSet<SubscriptionId>,
-    /// Accounts; those behind the subscriptions need not be named.
+    /// Further accounts.
     pub accounts: HashSet<AccountId>,
-    /// Organizations; those behind subscriptions and accounts that are named by id only need not be named.
+    /// Further organizations.
     pub organizations: HashSet<OrganizationId>,
 }
 
 impl Store {
-    /// Reads all documents that a batch needs: one find per collection, at most one more for what is behind.
+    /// Reads all documents that a batch needs: one `find` per collection, and at most one more for the accounts and organizations
+    /// that the documents refer to.
     ///
     /// # Errors
-    /// When the server does not answer, or refuses.
+    /// When the server does not answer, or rejects the query.
     pub async fn load(&self, need: &DocumentKeys) -> Result<UnitOfWork, StoreError> {
         let (subscriptions, accounts, organizations) = tokio::try_join!(
             self.find_by_id(
@@ -51,8 +52,8 @@ impl Store {
             ),
         )?;
         let mut unit_of_work = UnitOfWork::default();
-        let mut accounts_behind = HashSet::with_capacity(subscriptions.len());
-        let mut organizations_behind = HashSet::new();
+        let mut referenced_accounts = HashSet::with_capacity(subscriptions.len());
+        let mut referenced_organizations = HashSet::new();
 
         for raw in &subscriptions {
             let Some(id) = id(raw) else { continue };
@@ -61,29 +62,29 @@ impl Store {
                 let subscription: &Subscription = subscription;
                 let is_commanded = need.subscriptions.contains(&id);
                 if is_commanded {
-                    accounts_behind.insert(subscription.account_id.clone());
+                    referenced_accounts.insert(subscription.account_id.clone());
                 }
                 if is_commanded || subscription.status != Status::CancellationScheduled {
-                    organizations_behind.insert(subscription.organization_id.clone());
+                    referenced_organizations.insert(subscription.organization_id.clone());
                 }
             }
             unit_of_work.add_subscription(id, loaded);
         }
-        add_accounts(&mut unit_of_work, &accounts, &mut organizations_behind);
+        add_accounts(&mut unit_of_work, &accounts, &mut referenced_organizations);
         add_organizations(&mut unit_of_work, &organizations);
 
-        let accounts_behind: Vec<_> =
-            accounts_behind.iter().filter(|id| !need.accounts.contains(*id)).map(AccountId::as_str).collect();
-        let organizations_behind: Vec<_> = organizations_behind
+        let referenced_accounts: Vec<_> =
+            referenced_accounts.iter().filter(|id| !need.accounts.contains(*id)).map(AccountId::as_str).collect();
+        let referenced_organizations: Vec<_> = referenced_organizations
             .iter()
             .filter(|id| !need.organizations.contains(*id))
             .map(OrganizationId::as_str)
             .collect();
         let (accounts, organizations) = tokio::try_join!(
-            self.find_by_id(Collection::Accounts, accounts_behind.into_iter(), documents::reference_projection()),
+            self.find_by_id(Collection::Accounts, referenced_accounts.into_iter(), documents::reference_projection()),
             self.find_by_id(
                 Collection::Organizations,
-                organizations_behind.into_iter(),
+                referenced_organizations.into_iter(),
                 documents::decision_projection(Collection::Organizations),
             ),
         )?;
@@ -95,7 +96,7 @@ impl Store {
     /// The document with this id.
     ///
     /// # Errors
-    /// When the server does not answer, or refuses.
+    /// When the server does not answer, or rejects the query.
     pub async fn document(
         &self,
         collection: Collection,
@@ -123,13 +124,13 @@ impl Store {
 fn add_accounts(
     unit_of_work: &mut UnitOfWork,
     raw: &[RawDocumentBuf],
-    organizations_behind: &mut HashSet<OrganizationId>,
+    referenced_organizations: &mut HashSet<OrganizationId>,
 ) {
     for raw in raw {
         let Some(id) = id(raw) else { continue };
         let loaded = documents::read::<AccountDocument, Account>("accounts", raw);
         if let LoadedDocument::Read(account) = &loaded {
-            organizations_behind.insert(account.organization_id.clone());
+            referenced_organizations.insert(account.organization_id.clone());
         }
         unit_of_work.add_account(id, loaded);
     }
@@ -142,7 +143,7 @@ fn add_organizations(unit_of_work: &mut UnitOfWork, raw: &[RawDocumentBuf]) {
     }
 }
 
-/// The `_id` of a document that was found by one.
+/// The `_id` of a document that was found by its id.
 fn id<T: for<'a> TryFrom<&'a str>>(raw: &RawDocumentBuf) -> Option<T> {
     raw.get_str("_id").ok().and_then(|id| id.try_into().ok())
 }

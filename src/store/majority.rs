@@ -5,28 +5,28 @@ use std::collections::HashMap;
 use bson::{RawDocumentBuf, rawdoc};
 
 use super::client::Store;
-use super::collection::Collection;
+use super::collection::{Collection, DocumentId};
 use super::error::StoreError;
 
-/// How many empty writes are sent in one command.
+/// The number of empty writes in one command.
 const EMPTY_WRITES_MAX: usize = 256;
 
-/// The id of no document: what an empty write that is about none names.
+/// An id that no document has, for an empty write that concerns none.
 const NOBODY: &str = "offramp:nobody";
 
 impl Store {
-    /// Waits until what these documents were read as is on a majority of the servers: a command that was found done, or was
-    /// rejected, for what another server may not know yet must not be acknowledged.
+    /// Waits until the state in which these documents were read is on a majority of the servers. A command that was found applied, or
+    /// was rejected because of that state, must not be acknowledged before: a failover could undo it.
     ///
     /// # Errors
     /// When the server does not answer.
     pub async fn wait_for_majority<'a>(
         &self,
-        documents: impl IntoIterator<Item = &'a (Collection, String)>,
+        documents: impl IntoIterator<Item = &'a DocumentId>,
     ) -> Result<(), StoreError> {
         let mut statements: HashMap<Collection, Vec<RawDocumentBuf>> = HashMap::new();
-        for (collection, id) in documents {
-            statements.entry(*collection).or_default().push(empty_write(id));
+        for document in documents {
+            statements.entry(document.collection()).or_default().push(empty_write(document.as_str()));
         }
         for (collection, statements) in statements {
             for statements in statements.chunks(EMPTY_WRITES_MAX) {
@@ -36,7 +36,7 @@ impl Store {
         Ok(())
     }
 
-    /// Finds out whether a majority of the servers takes writes.
+    /// Checks that a majority of the servers accepts writes.
     ///
     /// # Errors
     /// When it does not.
@@ -44,7 +44,7 @@ impl Store {
         self.update_many(Collection::Subscriptions, [empty_write(NOBODY)]).await.map(drop)
     }
 
-    /// Finds out whether a majority of the servers takes writes to the collections that decisions are written to.
+    /// Checks that a majority of the servers accepts writes to the collections that decisions are written to.
     ///
     /// # Errors
     /// When it does not.
@@ -56,9 +56,9 @@ impl Store {
     }
 }
 
-/// A write that changes nothing, because no version is negative. It waits, as any other, for the newest change that its
-/// server knows. It names a document, so that a router asks the shard that has it; a condition that nothing can meet, such
-/// as an empty `$in`, it may send to any shard.
+/// A write that changes nothing, because no version is negative. Like any other, it waits for the newest change that its server
+/// knows. It names a document, so that a router sends it to the shard that has it. A condition that nothing matches, such as an
+/// empty `$in`, could go to any shard.
 fn empty_write(id: &str) -> RawDocumentBuf {
     rawdoc! { "q": { "_id": id, "version": -1_i64 }, "u": { "$set": { "version": 0 } } }
 }

@@ -1,8 +1,11 @@
 //! MongoDB: documents in, one guarded update per changed document out, and the outbox that lives in them.
 //!
-//! Nothing here decides anything. Every write of a decision is a single-document update, guarded by the document's `version`, sent in one
-//! `update` command per collection with write concern `majority`; state, audit entry, idempotency record and outbox entries
-//! change together or not at all. Sharded clusters are not tested.
+//! Nothing here makes a decision, names a setting or names a subcommand. Every write of a decision is a single-document update,
+//! guarded by the document's `version` and sent in one `update` command per collection with write concern `majority`. State, audit
+//! entry, idempotency record and outbox entries change together or not at all. Sharded clusters are not tested.
+//!
+//! A batch is read in [`load`](Store::load), its changes become updates in [`updates`], and [`commit`](Store::commit) sends them.
+//! Every write goes through `update_many`.
 
 mod bson;
 mod client;
@@ -22,6 +25,6 @@ mod update_many;
 pub mod updates;
 
 pub use client::Store;
-pub use collection::Collection;
+pub use collection::{Collection, DocumentId};
 pub use error::StoreError;
 pub use load::DocumentKeys;

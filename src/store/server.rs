@@ -11,26 +11,23 @@ use crate::clock;
 use super::client::Store;
 use super::error::StoreError;
 
-/// What `hello` and `buildInfo` tell.
+/// What `hello` and `buildInfo` report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerFacts {
     /// `"8.0.4"`
     pub version: String,
-    /// The replica set's name.
     pub replica_set: Option<String>,
     /// Whether it is a router of a sharded cluster.
     pub is_router: bool,
 }
 
-/// By how much this machine's clock differs from the server's, where that is too much.
+/// The difference between this machine's clock and the server's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClockOffset(TimeDelta);
 
 impl Store {
-    /// What kind of server answers.
-    ///
     /// # Errors
-    /// When none does.
+    /// When the server does not answer.
     pub async fn server_facts(&self) -> Result<ServerFacts, StoreError> {
         let hello = self.command(doc! { "hello": 1 }).await?;
         let build = self.command(doc! { "buildInfo": 1 }).await?;
@@ -41,7 +38,7 @@ impl Store {
         })
     }
 
-    /// Compares this machine's clock with the server's.
+    /// Compares this machine's clock with the server's. `None` if they differ by no more than `tolerance`.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -55,7 +52,7 @@ impl Store {
 }
 
 impl ClockOffset {
-    /// The server read its clock at some moment between `before` and `after`, so half of that time is allowed for besides
+    /// The server read its clock at some moment between `before` and `after`, so half of that time is added to
     /// the tolerance.
     fn measure(
         before: DateTime<Utc>,
@@ -82,7 +79,7 @@ fn is_router(hello: &Document) -> bool {
     hello.get_str("msg").is_ok_and(|message| message == "isdbgrid")
 }
 
-/// Whether indexes are built by several servers together. A standalone server refuses `commitQuorum`.
+/// Whether indexes are built by several servers together. A standalone server rejects `commitQuorum`.
 pub(super) fn is_replicated(hello: &Document) -> bool {
     hello.contains_key("setName") || is_router(hello)
 }

@@ -6,16 +6,16 @@ use super::client::{Store, WRITE_CONCERN_TIME_MAX, milliseconds};
 use super::collection::Collection;
 use super::error::{StoreError, TIME_EXCEEDED};
 
-/// How many bytes of statements one `update` command carries. A command is a document, which has at most 16 MiB.
+/// The size of the statements of one `update` command, in bytes. A command is a document, and so at most 16 MiB.
 pub(super) const STATEMENTS_BYTES_MAX: usize = 12 * 1024 * 1024;
 
-/// Codes of troubles that pass: host unreachable, not found or timed out, lock timeout, network timeout, shutdown in
+/// Codes of transient errors: host unreachable, not found or timed out, lock timeout, network timeout, shutdown in
 /// progress, write conflict, no primary found, primary stepped down, time limit exceeded, socket error, not primary (4).
 const TRANSIENT_CODES: [i32; 15] = [6, 7, 24, 46, 89, 91, 112, 133, 189, 262, 9001, 10107, 11600, 11602, 13435];
 
 impl Store {
-    /// Many statements, on a majority of the servers before they are answered: one `update` command, or more where they are too
-    /// large for one. Trouble with any of them is trouble with all.
+    /// Runs statements with write concern `majority`: in one `update` command, or in more if they are too large for one. A transient
+    /// error of any statement fails the call.
     pub(in crate::store) async fn update_many(
         &self,
         collection: Collection,
@@ -23,12 +23,12 @@ impl Store {
     ) -> Result<UpdateReply, StoreError> {
         let updated = self.update_each(collection, statements).await?;
         match updated.transient.first() {
-            Some(trouble) => Err(StoreError::Unavailable(trouble.message.clone())),
+            Some(error) => Err(StoreError::Unavailable(error.message.clone())),
             None => Ok(updated),
         }
     }
 
-    /// The same, telling which statements had trouble.
+    /// Like `update_many`, but returns which statements had transient errors.
     pub(in crate::store) async fn update_each(
         &self,
         collection: Collection,
@@ -70,13 +70,13 @@ impl Store {
         if errors.iter().any(|error| error.code == TIME_EXCEEDED) {
             return Err(StoreError::TimedOut);
         }
-        // A router passes the troubles of a shard on as if they were the statements'.
+        // A router reports a shard's transient errors as errors of the statements.
         let (transient, rejected) = errors.into_iter().partition(|error| TRANSIENT_CODES.contains(&error.code));
         Ok(UpdateReply { matched, modified, rejected, transient })
     }
 }
 
-/// Statements as `update` commands carry them, with how many each has.
+/// Statements in chunks that fit an `update` command, each with its number of statements.
 fn pack(statements: impl IntoIterator<Item = RawDocumentBuf>) -> Vec<(RawArrayBuf, usize)> {
     let mut packed: Vec<(RawArrayBuf, usize)> = Vec::new();
     for statement in statements {
@@ -96,23 +96,23 @@ fn pack(statements: impl IntoIterator<Item = RawDocumentBuf>) -> Vec<(RawArrayBu
 
 /// The reply to an `update` command.
 pub(in crate::store) struct UpdateReply {
-    /// How many documents the statements found.
+    /// The number of documents that the statements matched.
     pub(in crate::store) matched: usize,
-    /// How many of them they changed.
+    /// The number of documents that they changed.
     pub(in crate::store) modified: usize,
-    /// Which statements the server refused, and why.
+    /// Statements that the server rejected.
     pub(in crate::store) rejected: Vec<WriteError>,
-    /// Which statements could not be tried now, and why.
+    /// Statements to be retried.
     pub(in crate::store) transient: Vec<WriteError>,
 }
 
-/// A statement that was refused.
+/// The error of one statement.
 pub(in crate::store) struct WriteError {
-    /// Which, from 0.
+    /// The statement's index.
     pub(in crate::store) position: usize,
-    /// The server's code for the reason.
+    /// The server's error code.
     pub(in crate::store) code: i32,
-    /// Why.
+    /// The server's message. It may quote the document.
     pub(in crate::store) message: String,
 }
 
@@ -150,7 +150,7 @@ mod tests {
         check(&[], &[]);
         check(&[0, 0, 0], &[3]);
         check(&[5, 5, 5, 1], &[2, 2]);
-        // The server refuses it, and that is its own affair.
+        // Too large: the server rejects it.
         check(&[1, 17, 1], &[1, 1, 1]);
     }
 }

@@ -11,7 +11,7 @@ use offramp_domain::subscription::{Details, Request, Status, Subscription};
 use offramp_domain::unit_of_work::{ChangedAccount, ChangedDocument, ChangedSubscription, Effects, UnitOfWork};
 
 use super::bson::{not_bson, to_bson, to_raw, to_raw_array};
-use super::collection::Collection;
+use super::collection::DocumentId;
 use super::documents::{
     AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, NotificationDocument,
     PaymentFailureDocument, RequestDocument,
@@ -21,16 +21,16 @@ use super::guarded_update::{GuardedUpdate, next_version};
 use super::outbox::entry::{self, Lease, OutboxEntry};
 use super::outbox::record::{self, Identify};
 
-/// How many commands a document remembers.
+/// How many applied commands a document remembers.
 const APPLIED_MAX: i32 = 200;
 
-/// From how many entries on those of `history` are set by their places. Shorter ones are appended to, many documents at once.
+/// From this length on, new entries of `history` are set by index. Shorter lists are appended to, many documents at once.
 const LONG_HISTORY_MIN: u32 = 50;
 
 /// How many failed payments a document keeps.
 const PAYMENT_FAILURES_MAX: i32 = 20;
 
-/// The fields that stay when a subscription is removed (contract §4).
+/// The fields that a removed subscription keeps.
 const TOMBSTONE_FIELDS: [&CStr; 10] = [
     cstr!("_id"),
     cstr!("organization_id"),
@@ -44,10 +44,10 @@ const TOMBSTONE_FIELDS: [&CStr; 10] = [
     cstr!("notifications"),
 ];
 
-/// The updates of all documents that a batch has changed. `identify` tells what emails are recorded with.
+/// Builds the updates of all documents that a batch changed. `identify` provides what emails are recorded with.
 ///
 /// # Errors
-/// When a change cannot be written as BSON, which would be a mistake in the types.
+/// When a change cannot be written as BSON, which is a bug.
 pub fn build(
     unit_of_work: UnitOfWork,
     lease: &Lease,
@@ -77,15 +77,14 @@ fn update_subscription(
     let applied = applied(&effects, now);
     let entries = entries(effects, lease, source, now);
     let lists = Lists { history, applied, records, entries: &entries };
-    // To append to a long list takes the server many times as long as to set its next place.
+    // Appending to a long list takes the server many times as long as setting its next element.
     let history_length = before.history_length.filter(|length| *length >= LONG_HISTORY_MIN && after.details.is_some());
     let update = match &after.details {
         Some(details) => set_changed(&before, &after, details, &lists, history_length, &failures)?,
         None => tombstone(&after, &lists)?,
     };
     Ok(GuardedUpdate {
-        collection: Collection::Subscriptions,
-        id: after.id.to_string(),
+        document: DocumentId::Subscription(after.id),
         version: before.version,
         history_length,
         update,
@@ -101,7 +100,7 @@ struct Lists<'a> {
     entries: &'a [OutboxEntry],
 }
 
-/// Sets the fields that changed, and only those.
+/// Sets only the fields that changed.
 fn set_changed(
     before: &Subscription,
     after: &Subscription,
@@ -173,7 +172,7 @@ fn set_changed(
     Ok(update.into())
 }
 
-/// Sets a new request as a whole. One that is only closed keeps what else it has.
+/// Sets a new request as a whole. When a request is closed, its other fields stay.
 fn set_request(set: &mut RawDocumentBuf, earlier: Option<&Request>, request: &Request) -> Result<(), StoreError> {
     let same = earlier.filter(|earlier| Request { closed: None, ..request.clone() } == **earlier);
     match (same, &request.closed) {
@@ -192,8 +191,8 @@ fn set_request(set: &mut RawDocumentBuf, earlier: Option<&Request>, request: &Re
     Ok(())
 }
 
-/// Leaves the fields of a tombstone and nothing else, whoever wrote it: the rest may be personal. So may be parts of the
-/// entries of two of its lists.
+/// Removes all fields but those of a tombstone, whoever wrote them: the rest may be personal data. So may parts of the entries
+/// in two of its lists.
 fn tombstone(after: &Subscription, lists: &Lists<'_>) -> Result<RawBson, StoreError> {
     let mut keep = RawDocumentBuf::new();
     for field in TOMBSTONE_FIELDS {
@@ -237,7 +236,7 @@ fn update_account(
     if remembered(&after) == remembered(&account) + notices.len() {
         append_each(&mut push, cstr!("card_notices"), &notices, None)?;
     } else {
-        // Some were forgotten.
+        // Old notices were dropped.
         let all: Vec<CardNoticeDocument> = after.card_notices.iter().flatten().map(Into::into).collect();
         set.append(cstr!("card_notices"), to_raw_array(&all)?);
     }
@@ -245,8 +244,7 @@ fn update_account(
     append_each(&mut push, cstr!("notifications"), &records, None)?;
     append_each(&mut push, cstr!("outbox"), &entries, None)?;
     Ok(GuardedUpdate {
-        collection: Collection::Accounts,
-        id: account.id.to_string(),
+        document: DocumentId::Account(account.id),
         version: account.version,
         history_length: None,
         update: rawdoc! { "$set": set, "$push": push }.into(),
@@ -267,7 +265,7 @@ fn applied(effects: &[Effects], now: DateTime<Utc>) -> Vec<AppliedDocument> {
         .iter()
         .filter_map(|effects| {
             let key = effects.command.as_ref()?.key.clone();
-            // Every change has an email or an event.
+            // Every change causes an email or an event.
             let unchanged = effects.notifications.is_empty() && effects.events.is_empty();
             Some(AppliedDocument { key, at: now.into(), unchanged, settled_at: None })
         })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::store::Collection;
+use crate::store::DocumentId;
 use crate::store::outbox::delivery::Mark;
 
 /// How long an event waits.
@@ -15,24 +15,22 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// For how many documents events wait, and for how many documents it is remembered that their emails came first.
 const DOCUMENTS_MAX: usize = 1_024;
 
-type DocumentKey = (Collection, String);
-
 /// The marks of events that wait for an email's mark.
 #[derive(Default)]
 pub(super) struct Companions {
-    waiting: HashMap<DocumentKey, Vec<Mark>>,
+    waiting: HashMap<DocumentId, Vec<Mark>>,
     /// Until when they wait, oldest first. A document in it may have been marked meanwhile.
-    deadlines: VecDeque<(Instant, DocumentKey)>,
+    deadlines: VecDeque<(Instant, DocumentId)>,
     /// Documents whose emails were marked before their events arrived: these events need not wait. The queue has them in order
     /// of arrival.
-    early: HashSet<DocumentKey>,
-    early_order: VecDeque<DocumentKey>,
+    early: HashSet<DocumentId>,
+    early_order: VecDeque<DocumentId>,
 }
 
 impl Companions {
     /// Keeps the mark of an event. Returns it if its email has already been marked, or if there is no room.
     pub(super) fn park(&mut self, mark: Mark, now: Instant) -> Option<Mark> {
-        let document = (mark.collection, mark.document_id.clone());
+        let document = mark.document.clone();
         if self.early.contains(&document) {
             return Some(mark);
         }
@@ -49,7 +47,7 @@ impl Companions {
 
     /// Takes the events that waited for an email of this document.
     pub(super) fn take(&mut self, email: &Mark) -> Vec<Mark> {
-        let document = (email.collection, email.document_id.clone());
+        let document = email.document.clone();
         if let Some(events) = self.waiting.remove(&document) {
             return events;
         }
@@ -93,8 +91,7 @@ mod tests {
 
     fn mark(document_id: &str, kind: Kind) -> Mark {
         Mark {
-            collection: Collection::Subscriptions,
-            document_id: document_id.to_owned(),
+            document: DocumentId::Subscription(document_id.try_into().unwrap()),
             entry_id: format!("{}-of-{document_id}", kind.as_str()),
             kind,
             holder: String::new(),
@@ -104,7 +101,7 @@ mod tests {
     }
 
     fn documents(marks: &[Mark]) -> Vec<&str> {
-        marks.iter().map(|mark| mark.document_id.as_str()).collect()
+        marks.iter().map(|mark| mark.document.as_str()).collect()
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::store::commit::WriteResult;
 use crate::store::outbox::entry::Lease;
 use crate::store::updates;
-use crate::store::{Collection, DocumentKeys, Store, StoreError};
+use crate::store::{DocumentId, DocumentKeys, Store, StoreError};
 use offramp_domain::ids::Target;
 use offramp_domain::notification::Notification;
 use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};
@@ -174,8 +174,8 @@ impl Engine {
         let mut failed = HashMap::new();
         let mut leased = Vec::new();
         for (update, committed) in updates.into_iter().zip(committed) {
-            let document = (update.collection, update.id.clone());
-            let explain = |error| format!("{} {}: {error}", update.collection.as_str(), update.id);
+            let document = update.document.clone();
+            let explain = |error| format!("{}: {error}", update.document);
             match committed {
                 WriteResult::Written => leased.extend(update.into_leased()),
                 WriteResult::Conflict => drop(lost.insert(document)),
@@ -225,9 +225,6 @@ fn need<'a>(tasks: impl Iterator<Item = &'a Task>) -> DocumentKeys {
 }
 
 /// The document that a task changes.
-fn document(task: &Task) -> (Collection, String) {
-    match task.target() {
-        Target::Subscription(id) => (Collection::Subscriptions, id.to_string()),
-        Target::Account(id) => (Collection::Accounts, id.to_string()),
-    }
+fn document(task: &Task) -> DocumentId {
+    task.target().into()
 }

@@ -41,7 +41,7 @@ pub struct AccountDocument {
     /// The newest commands that were applied.
     #[serde(default, deserialize_with = "null_as_default")]
     pub applied: Vec<AppliedDocument>,
-    /// Mails and events that have not left yet.
+    /// Emails and events that have not been sent yet.
     #[serde(default, deserialize_with = "list")]
     #[schemars(with = "Vec<OutboxEntry>")]
     pub outbox: Vec<Stored<OutboxEntry>>,

@@ -14,7 +14,7 @@ pub(super) fn missing<T>() -> Stored<T> {
     Stored::missing()
 }
 
-/// `#[serde(deserialize_with = "readable")]`: what cannot be read counts as absent.
+/// `#[serde(deserialize_with = "readable")]`: an unreadable value counts as absent.
 pub(super) fn readable<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer: D) -> Result<Option<T>, D::Error> {
     Stored::<Option<T>>::deserialize(deserializer).map(|stored| stored.ok().flatten())
 }
@@ -26,7 +26,7 @@ pub(super) fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + D
     Option::<T>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-/// A BSON date as an instant, of the years of four digits: beyond them a date has no form, and no time zone.
+/// A BSON date as an instant, of a year of four digits: other years have no ISO form and no time zone.
 pub(super) fn utc(instant: Instant) -> Result<DateTime<Utc>, Fault> {
     let time = instant.to_chrono();
     if (0..=9999).contains(&time.year()) { Ok(time) } else { Err(Fault::new("is outside the years 0 to 9999")) }

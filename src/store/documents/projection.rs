@@ -7,8 +7,8 @@ use crate::store::collection::Collection;
 /// The name under which [`decision_projection`] has the length of `history`.
 pub(super) const HISTORY_LENGTH: &str = "offramp_history_length";
 
-/// The projection to what is decided on: all that is known of a document but the lists that only grow, and of `history` how
-/// long it is. It names what it takes: to leave out a list of a thousand entries takes the server twenty times as long.
+/// The projection for decisions: all known fields except the lists that only grow, and the length of `history`. It names the
+/// fields to include: excluding a list of a thousand entries takes the server twenty times as long.
 #[must_use]
 pub fn decision_projection(collection: Collection) -> Document {
     let fields: &[&str] = match collection {
@@ -51,7 +51,7 @@ pub fn decision_projection(collection: Collection) -> Document {
     projection
 }
 
-/// The projection to what a decision about a subscription needs of its account.
+/// The projection of an account that a decision about its subscription needs.
 #[must_use]
 pub fn reference_projection() -> Document {
     doc! { "organization_id": 1, "manager": 1, "version": 1 }

@@ -26,7 +26,7 @@ pub struct AppliedDocument {
     pub settled_at: Option<Instant>,
 }
 
-/// The record of an email, written with the decision that it tells about.
+/// The record of an email, written with the decision that caused it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Notification")]
 pub struct NotificationDocument {
@@ -51,7 +51,7 @@ pub struct NotificationDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub sent_at: Option<Instant>,
-    /// When it failed for good.
+    /// When it failed permanently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub failed_at: Option<Instant>,

@@ -1,4 +1,4 @@
-//! Reading a field at a time: what is malformed is remembered, and spoils nothing else of its document.
+//! Reading field by field: a malformed field is remembered, and does not affect the rest of its document.
 
 use bson::{Bson, Document, RawBsonRef, RawDeserializer, RawDocument, rawdoc};
 use serde::de::DeserializeOwned;
@@ -44,7 +44,7 @@ impl<T> Stored<T> {
         self.0.map_err(|fault| fault.of(document, field))
     }
 
-    /// A field that is not there and has to be.
+    /// A required field that is missing.
     #[must_use]
     pub fn missing() -> Self {
         Self(Err(Fault::new("missing")))
@@ -122,7 +122,7 @@ pub fn whole<D: DeserializeOwned>(raw: &RawDocument) -> Result<D, Fault> {
         .map_err(|error| fault::<D>(raw).unwrap_or_else(|| Fault::new(words(&error))))
 }
 
-/// Reads once more, more slowly, to learn what is wrong where.
+/// Reads once more, with a slower deserializer that reports the path of the error.
 fn fault<D: DeserializeOwned>(raw: &RawDocument) -> Option<Fault> {
     let deserializer = RawDeserializer::new(raw.as_bytes()).ok()?;
     let error = serde_path_to_error::deserialize::<_, D>(deserializer).err()?;
@@ -133,7 +133,7 @@ fn fault<D: DeserializeOwned>(raw: &RawDocument) -> Option<Fault> {
         let dot = if path.is_empty() { "" } else { "." };
         return Some(Fault { path: format!("{path}{dot}{field}"), reason: "missing".to_owned() });
     }
-    // The driver has words of its own for some types.
+    // The driver words some type errors in its own way.
     let expected = if message.starts_with("expected enum, instead got") {
         Some("a string")
     } else if message == "expecting DateTime" {
@@ -152,7 +152,7 @@ fn fault<D: DeserializeOwned>(raw: &RawDocument) -> Option<Fault> {
     Some(Fault { path, reason })
 }
 
-/// What the driver says, without what it says around it.
+/// The innermost message of the driver's error.
 fn words(error: &bson::error::Error) -> String {
     let message = error.message.clone().unwrap_or_else(|| error.to_string());
     message.rsplit_once(". Message: ").map_or(message.clone(), |(_, inner)| inner.to_owned())
@@ -167,7 +167,7 @@ fn step<'a>(value: &'a Bson, segment: &serde_path_to_error::Segment) -> Option<&
     }
 }
 
-/// What serde expects, in words for people who do not write Rust.
+/// The type that serde expects, in words for people who do not write Rust.
 fn expectation(expected: &str) -> &str {
     match expected {
         "a string" | "a borrowed string" | "string or map" => "text",
@@ -180,7 +180,7 @@ fn expectation(expected: &str) -> &str {
     }
 }
 
-/// What a value is, in words.
+/// The type of a value, in words.
 #[must_use]
 pub fn kind(value: &Bson) -> &'static str {
     match value {

@@ -105,7 +105,7 @@ pub struct SubscriptionDocument {
     /// The newest 200 commands that were applied.
     #[serde(default, deserialize_with = "null_as_default")]
     pub applied: Vec<AppliedDocument>,
-    /// Mails and events that have not left yet.
+    /// Emails and events that have not been sent yet.
     #[serde(default, deserialize_with = "list")]
     #[schemars(with = "Vec<OutboxEntry>")]
     pub outbox: Vec<Stored<OutboxEntry>>,
@@ -116,7 +116,7 @@ pub struct SubscriptionDocument {
 #[serde(transparent)]
 pub struct OwnDate(#[serde(with = "iso_date")] pub NaiveDate);
 
-/// As much of a [`Named`] as decisions need.
+/// The part of a [`NamedRef`] that decisions need.
 #[derive(Debug, Deserialize)]
 pub struct NameDocument {
     /// What people call it.
@@ -259,7 +259,7 @@ impl TryFrom<SubscriptionDocument> for Subscription {
             status,
             history_length: document.history_length,
             applied: std::mem::take(&mut document.applied).into_iter().map(|applied| applied.key).collect(),
-            // It is for a sentence only.
+            // Only messages use it.
             ended_on: std::mem::take(&mut document.ended_on).ok().flatten().map(|OwnDate(day)| day),
             details: (status != Status::Removed).then(|| details(document, status)),
         })
@@ -306,7 +306,7 @@ fn details(document: SubscriptionDocument, status: Status) -> Details {
     }
 }
 
-/// The scheduled end. What a document has of one while its status does not say so is left from an earlier life of it.
+/// The scheduled end. If the status is another, these fields belong to an earlier cancellation.
 fn end(
     ends_on: Stored<Option<OwnDate>>,
     ends_at: Stored<Option<Instant>>,

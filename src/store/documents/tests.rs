@@ -50,7 +50,7 @@ fn with(mut document: Document, path: &str, value: impl Into<Bson>) -> Document 
 }
 
 #[test]
-fn decisions_read_everything_but_the_lists_that_only_grow() {
+fn decisions_read_all_fields_except_growing_lists() {
     #[track_caller]
     fn check<D: JsonSchema>(collection: Collection, grow: &[&str]) {
         let schema = schemars::schema_for!(D);
@@ -70,7 +70,7 @@ fn decisions_read_everything_but_the_lists_that_only_grow() {
 
 /// A field that cannot be read is named, with what is expected and what is there, and spoils no other.
 #[test]
-fn a_malformed_field_is_named_and_spoils_no_other() {
+fn a_malformed_field_is_named_and_affects_no_other() {
     #[track_caller]
     fn check(path: &str, value: impl Into<Bson>, expected: &str) {
         let found = subscription(&with(subscription_document(), path, value));
@@ -106,9 +106,8 @@ fn a_malformed_field_is_named_and_spoils_no_other() {
     assert_eq!(faults(&scheduled), ["subscriptions sub-1: ends_at: expected a date (the BSON type), found text"]);
 }
 
-/// What every decision needs spoils the document.
 #[test]
-fn what_every_decision_needs() {
+fn malformed_fields_that_every_decision_needs_make_the_document_corrupt() {
     #[track_caller]
     fn check(path: &str, value: impl Into<Bson>, expected: &str) {
         match read::<SubscriptionDocument, Subscription>(
@@ -158,9 +157,9 @@ fn null_counts_as_absent() {
     assert!(account.faults().is_empty());
 }
 
-/// Drivers write numbers in three ways, and systems that have no date at hand write one that is far away.
+/// Drivers write numbers as three types, and some systems write a far date for "never".
 #[test]
-fn numbers_of_every_type_and_dates_that_never_come() {
+fn numbers_of_every_type_and_far_dates_are_accepted() {
     for day in [Bson::Int32(15), Bson::Int64(15), Bson::Double(15.0)] {
         let document = with(with(subscription_document(), "billing.day", day.clone()), "version", day);
         assert_eq!(subscription(&document).version, Some(15));
@@ -174,7 +173,7 @@ fn numbers_of_every_type_and_dates_that_never_come() {
 
 /// A newer version may add fields anywhere.
 #[test]
-fn unknown_fields_are_not_read() {
+fn unknown_fields_are_ignored() {
     let actor = doc! { "role": "client", "account_id": "acc-1", "device": "phone" };
     let at = bson::DateTime::from_millis(1_780_000_000_000);
     let request = doc! { "requested_at": at, "actor": actor.clone(), "channel": "app" };
@@ -192,10 +191,10 @@ fn unknown_fields_are_not_read() {
     let details = found.details.unwrap();
     assert!(details.request.unwrap().unwrap().actor.is_some());
     assert!(details.cancellation.is_some());
-    assert_eq!(details.participant, Ok("Zoé".to_owned()), "its id is nobody's business here");
+    assert_eq!(details.participant, Ok("Zoé".to_owned()), "its id is not read");
 }
 
-/// What is left of an earlier life of the document is not its end.
+/// Fields of an earlier cancellation are no scheduled end.
 #[test]
 fn only_a_scheduled_or_cancelled_subscription_has_a_last_day() {
     let ends = |status: &str| {
@@ -207,9 +206,9 @@ fn only_a_scheduled_or_cancelled_subscription_has_a_last_day() {
     assert!(!ends("active") && !ends("cancellation_requested") && !ends("expired"));
 }
 
-/// A bank account among the cards, no colour that is text, an empty language: none of it matters to anybody else.
+/// A bank account among the cards, a colour that is not text, an empty language.
 #[test]
-fn malformed_cards_brands_and_languages() {
+fn malformed_cards_brands_and_languages_affect_no_other_field() {
     let account = doc! {
         "_id": "acc-1", "organization_id": "org-1", "manager": { "name": "Marie", "email": "m@example.org", "locale": "" },
         "cards": [
@@ -239,9 +238,9 @@ fn malformed_cards_brands_and_languages() {
     assert!(organization.card_notice_days.is_err());
 }
 
-/// A field that is missing is like one that is malformed: it stops the decisions that need it.
+/// A missing field is like a malformed one: it stops the decisions that need it.
 #[test]
-fn a_missing_field_spoils_no_other() {
+fn a_missing_field_affects_no_other() {
     let good = doc! {
         "_id": "org-1", "name": "Club", "locale": "fr-CA", "timezone": "America/Toronto",
         "contact": { "email": "c@example.org" }, "client_cancellation": "immediate",
@@ -262,7 +261,7 @@ fn a_missing_field_spoils_no_other() {
     assert_eq!(account.manager.unwrap_err().to_string(), "accounts acc-1: manager: missing");
 }
 
-/// Nobody needs to know who asked.
+/// No decision needs it.
 #[test]
 fn an_unreadable_actor_of_a_request_counts_as_absent() {
     let request =

@@ -18,15 +18,15 @@ use crate::store::documents::CARD_NOTICE_DAYS_MAX;
 use crate::store::error::StoreError;
 use crate::store::indexes::{CARD_EXPIRY, CARD_ORGANIZATIONS, NO_TEXT};
 
-/// How many organizations with card notices are read at a time.
+/// The number of organizations with card notices read at a time.
 const ORGANIZATIONS_PAGE_MAX: u16 = 256;
 
 /// Some of the organizations that want card notices.
 #[derive(Debug, Default)]
 pub struct CardOrganizationsPage {
-    /// They, or what is wrong with them.
+    /// The organizations, or why they cannot be processed.
     pub organizations: Vec<Result<CardOrganization, UnprocessableDocument>>,
-    /// The last that was looked at: the next page comes after it. None: there is no further one.
+    /// The last organization read: the next page starts after it. `None` on the last page.
     pub last: Option<String>,
 }
 
@@ -37,7 +37,7 @@ pub struct CardOrganization {
     pub id: OrganizationId,
     /// Where it is.
     pub timezone: Tz,
-    /// How many days before a card expires its holder is told.
+    /// The lead times of notices, in days before a card expires.
     pub card_notice_days: Vec<u32>,
 }
 
@@ -54,7 +54,7 @@ impl CardOrganization {
             .collect()
     }
 
-    /// Reads one; `None` where it wants no notices.
+    /// Reads an organization; `None` if it wants no notices.
     fn read(raw: &RawDocument) -> Option<Result<Self, UnprocessableDocument>> {
         let value = raw.get("card_notice_days").ok().flatten();
         if value.is_none() || value == Some(RawBsonRef::Null) {
@@ -91,9 +91,9 @@ impl CardOrganization {
 pub struct CardsPage {
     /// The cards.
     pub due: Vec<DueCard>,
-    /// Accounts that cannot get any.
+    /// Accounts that cannot be processed.
     pub unworkable: Vec<UnprocessableDocument>,
-    /// The last account that was looked at: the next page comes after it. None: there is no further one.
+    /// The last account read: the next page starts after it. `None` on the last page.
     pub last: Option<String>,
 }
 
@@ -104,15 +104,14 @@ pub struct DueCard {
     pub account: AccountId,
     /// Its id.
     pub card: CardId,
-    /// Whether the account has [`CARD_NOTICES_MAX`] notices or more. The rules then give no further one, unless some of them may be
-    /// forgotten.
+    /// Whether the account has [`CARD_NOTICES_MAX`] notices or more. The rules then add none, unless some are old enough to be dropped.
     pub is_full: bool,
 }
 
 impl Store {
     /// Organizations that want card notices, after the organization `after`, ordered by `_id`.
     ///
-    /// Pages and not one cursor: what is done between two pages may take longer than a server keeps a cursor that is not used.
+    /// In pages and not with one cursor: the work between two pages may take longer than the server keeps an idle cursor.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -131,7 +130,7 @@ impl Store {
             last: found.last().and_then(|raw| raw.get_str("_id").ok()).map(str::to_owned),
         };
         if page.last.is_none() {
-            // Ids of other types, which no organization can have, are at the end.
+            // Ids of other types, which are invalid, come last.
             let others = filter(doc! { "$type": NO_TEXT.as_slice() });
             let others = self.hinted(of, index, others, fields(), None, UNWORKABLE_OF_ONE_FAULT_MAX).await?;
             page.organizations.extend(others.iter().filter_map(|raw| CardOrganization::read(raw)));
@@ -154,7 +153,7 @@ impl Store {
     ) -> Result<CardsPage, StoreError> {
         let expires = expires.to_string();
         let kind = to_bson(&kind)?;
-        // What is not a list counts as empty: one such account must not stop the notices of all others.
+        // A non-list counts as empty: one malformed account must not stop the notices of all others.
         let items = |field: &str| doc! { "$cond": [{ "$isArray": field }, field, []] };
         let expiring = doc! { "$map": {
             "input": { "$filter": { "input": items("$cards"), "cond": { "$eq": ["$$this.expires", &expires] } } },

@@ -21,17 +21,17 @@ use crate::store::collection::Collection;
 use crate::store::error::{COMMAND_TIME_MAX, StoreError};
 use crate::store::indexes::{NATURAL_ENDS, SCHEDULED_ENDS};
 
-/// The largest offset from UTC that a time zone has, in hours: there a day begins first.
+/// The largest UTC offset of a time zone, in hours: a day begins there first.
 const UTC_OFFSET_HOURS_MAX: i64 = 14;
 
-/// Of how many organizations the time zone is remembered during a sweep.
+/// The number of organizations whose time zone is cached during a sweep.
 const ZONES_MAX: usize = 100_000;
 
 /// The statuses without a natural end. A missing status is `active`.
 pub(super) const WITHOUT_NATURAL_END: [&str; 4] = ["cancellation_scheduled", "cancelled", "expired", "removed"];
 
 impl Store {
-    /// Scheduled subscriptions whose last day is over at `now`, other than those that are passed over.
+    /// Scheduled subscriptions whose last day is over at `now`, without those that this sweep has tried.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -51,11 +51,11 @@ impl Store {
         Ok(window)
     }
 
-    /// Active and requested subscriptions whose natural end is over at `now`, other than those that are passed over.
+    /// Active and requested subscriptions whose natural end is over at `now`, without those that this sweep has tried.
     ///
     /// A natural end is over on a day when `expires_on` is before the newest billing date by then. So there is a range for
-    /// each billing day. It is made for the latest date on earth; where the organization's date has not come yet is told
-    /// from its time zone.
+    /// each billing day. The range uses the latest date on earth; the organization's time zone then shows whether its
+    /// date has come.
     ///
     /// # Errors
     /// When the server does not answer.
@@ -88,7 +88,7 @@ impl Store {
         Ok(window)
     }
 
-    /// Entries of an index of ends, in its order, after those that are passed over by number.
+    /// Entries of an index of ends, in its order, after those skipped by number.
     async fn ends(
         &self,
         index: &'static str,
@@ -107,7 +107,7 @@ impl Store {
     }
 }
 
-/// The next documents of a cursor, at most `documents_max`; none at the end.
+/// The next documents of a cursor, at most `documents_max`; empty at the end.
 async fn page(
     place: &mut Option<Cursor<RawDocumentBuf>>,
     documents_max: usize,
@@ -128,12 +128,12 @@ async fn page(
     Ok(page)
 }
 
-/// The time zones of organizations, as far as a sweep has met them.
+/// A cache of the time zones of organizations, for one sweep.
 #[derive(Debug, Default)]
 pub struct TimeZones(HashMap<String, Option<Tz>>);
 
 impl TimeZones {
-    /// Learns the time zones of the organizations behind these subscriptions.
+    /// Loads the time zones of the organizations of these subscriptions.
     async fn learn(&mut self, store: &Store, subscriptions: &[RawDocumentBuf]) -> Result<(), StoreError> {
         if self.0.len() > ZONES_MAX {
             self.0.clear();
@@ -157,8 +157,8 @@ impl TimeZones {
         Ok(())
     }
 
-    /// Whether the natural end of a subscription is over where its organization is. What cannot be told is left to the
-    /// rules, which say what is wrong.
+    /// Whether the natural end of a subscription is over where its organization is. If a value is invalid, the rules decide,
+    /// and report it.
     fn is_over(&self, raw: &RawDocument, now: DateTime<Utc>) -> bool {
         let over = || {
             let zone = (*self.0.get(raw.get_str("organization_id").ok()?)?)?;

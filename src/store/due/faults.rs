@@ -12,21 +12,20 @@ use crate::store::indexes::{EXPIRY_EMPTY, EXPIRY_TYPES, NATURAL_ENDS, NO_TEXT, S
 /// Why subscriptions may never be found due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// `ends_at` is no date.
+    /// `ends_at` is not a date.
     EndsAt,
-    /// `expires_on` is no text.
+    /// `expires_on` is not text.
     ExpiryType,
     /// `expires_on` is empty text.
     ExpiryEmpty,
-    /// `expires_on` is other text that is no date. To find it, all keys of an index are read.
+    /// `expires_on` is other text that is not a date. This search reads all keys of an index.
     ExpiryText,
-    /// `billing.day` is no day.
+    /// `billing.day` is not a day of the month.
     BillingDay,
 }
 
-/// Text that is no date, where no `expires_on` has a reason to be: what is neither four digits, month and day of that month.
-/// (A 29 February of any year passes. It is found on that day, as every other date is.) A lookahead, because MongoDB evaluates it
-/// on the keys of an index, but reads the document for a `$not`.
+/// Text that is not a date: not a four-digit year, a month and a day of that month. (29 February of any year passes.) It is a
+/// lookahead, because MongoDB evaluates that on the keys of an index, but reads the document for a `$not`.
 const NO_DATE: &str =
     r"^(?!\d{4}-(((0[13578]|1[02])-(0[1-9]|[12]\d|3[01]))|((0[469]|11)-(0[1-9]|[12]\d|30))|(02-(0[1-9]|[12]\d)))\z)";
 
@@ -42,7 +41,7 @@ impl Fault {
         }
     }
 
-    /// What is to be asked: each filter, with the field to look at.
+    /// The filters that find it, one query each.
     fn filters(self) -> Vec<Document> {
         let live = || doc! { "$nin": WITHOUT_NATURAL_END.as_slice() };
         let days = 1..=31;
@@ -58,7 +57,7 @@ impl Fault {
             }
             Self::ExpiryType => vec![doc! { "status": live(), "expires_on": { "$type": NO_TEXT.as_slice() } }],
             Self::ExpiryEmpty => vec![doc! { "status": live(), "expires_on": "" }],
-            // One question for each day, so that each is a small part of the index.
+            // One query per day, so that each reads a small part of the index.
             Self::ExpiryText => days
                 .map(
                     |day| doc! { "status": live(), "billing.day": day, "expires_on": { "$gt": "", "$regex": NO_DATE } },
@@ -71,7 +70,7 @@ impl Fault {
         }
     }
 
-    /// The field to look at, if the sentence says what it is.
+    /// The field that is read for the reason.
     fn field(self) -> &'static str {
         match self {
             Self::EndsAt => "ends_at",
@@ -81,7 +80,7 @@ impl Fault {
         }
     }
 
-    /// What is wrong with a document, in a sentence.
+    /// What is wrong with a document.
     fn reason(self, raw: &RawDocument) -> String {
         match self {
             Self::EndsAt => format!("ends_at is {}, where a date belongs", kind(raw.get("ends_at").ok().flatten())),

@@ -7,18 +7,17 @@ use crate::store::collection::Collection;
 /// A document that cannot be processed as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnprocessableDocument {
-    /// Where it is.
     pub collection: Collection,
     /// Its `_id`.
     pub id: String,
-    /// Which field is wrong, and what belongs there. Quotes nothing of the document.
+    /// Which field is invalid, and what is expected. It quotes nothing of the document.
     pub reason: String,
 }
 
-/// How many documents of one fault are listed. The metric counts no further.
+/// The maximum number of documents that are listed for one fault; the metric counts no further.
 pub(super) const UNWORKABLE_OF_ONE_FAULT_MAX: usize = 1_000;
 
-/// What a value is, in plain words.
+/// The type of a value, for messages.
 pub(super) fn kind(value: Option<RawBsonRef<'_>>) -> &'static str {
     match value {
         None => "missing",
@@ -37,7 +36,7 @@ pub(super) fn kind(value: Option<RawBsonRef<'_>>) -> &'static str {
     }
 }
 
-/// The `_id` of a document, for sentences.
+/// The `_id` of a document, for messages.
 pub(super) fn shown_id(raw: &RawDocument) -> String {
     match raw.get("_id") {
         Ok(Some(RawBsonRef::String(id))) => id.to_owned(),

@@ -12,31 +12,31 @@ use crate::store::collection::Collection;
 /// Ids of due subscriptions.
 #[derive(Debug, Default)]
 pub struct DueWindow {
-    /// Some of them, from the beginning of the index, without those that are passed over; all, if there are few.
+    /// The first of them in the index, without those that this sweep has tried.
     pub due: Vec<SubscriptionId>,
-    /// Those before the first of them that have no id that a subscription can have.
+    /// Documents before the first of them whose id is not a valid subscription id.
     pub unworkable: Vec<UnprocessableDocument>,
 }
 
-/// What a sweep has tried already, and looks at no more.
+/// The subscriptions that a sweep has tried, and does not try again.
 ///
-/// At the beginning of the index, where a sweep has tried everything, it is a number of entries. So however many subscriptions
-/// cannot be ended, only ids after that place are in memory, and those behind them in the index get their turn. Where others
-/// change entries before that place, the number is wrong by as many: what is missed is found by the next sweep.
+/// At the beginning of the index, where a sweep has tried every entry, it is only a number of entries; ids are kept for later entries
+/// only. So memory stays bounded however many subscriptions cannot be ended, and those after them get their turn. If other writers
+/// change entries before that position, the number is off by as many; the next sweep finds what this one missed.
 #[derive(Debug, Default)]
 pub struct TriedSubscriptions {
     pub(super) first: u64,
     ids: HashSet<SubscriptionId>,
 }
 
-/// How many ids of due subscriptions are read at a time.
+/// The number of ids of due subscriptions read at a time.
 pub(super) const WINDOW_MAX: usize = 8_192;
 
-/// How many ids of subscriptions that are passed over should be in memory: some windows.
+/// The number of ids of tried subscriptions in memory from which on they should be freed: two windows.
 const PASSED_OVER_IDS_MAX: usize = 2 * WINDOW_MAX;
 
 impl DueWindow {
-    /// Takes an entry of the index.
+    /// Adds an entry of the index.
     pub(super) fn add(&mut self, raw: &RawDocument, is_over: bool, passed: &mut TriedSubscriptions) {
         let is_first = self.due.is_empty();
         match raw.get_str("_id").ok().and_then(|id| SubscriptionId::try_from(id).ok()) {
@@ -57,24 +57,23 @@ impl DueWindow {
 }
 
 impl TriedSubscriptions {
-    /// Passes over a subscription from now on.
     pub fn add(&mut self, id: SubscriptionId) {
         self.ids.insert(id);
     }
 
-    /// How many ids are in memory.
+    /// The number of ids in memory.
     #[must_use]
     pub fn ids_count(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there are so many that what comes first in a window should be tried first: these ids are then not needed any more.
+    /// Whether so many ids are in memory that the first subscriptions of a window should be tried first, which frees these ids.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.ids.len() >= PASSED_OVER_IDS_MAX
     }
 
-    /// Moves the place by one entry.
+    /// Moves the position by one entry.
     fn skip(&mut self, id: Option<&SubscriptionId>) {
         self.first += 1;
         if let Some(id) = id {

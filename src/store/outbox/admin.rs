@@ -1,8 +1,7 @@
-//! The outbox as operators see it: entries that were refused for good, and entries that wait. The former can be made due
-//! again, or dropped.
+//! The outbox as operators see it: entries that failed permanently, and pending entries. Failed entries can be made due again, or
+//! dropped.
 //!
-//! Both are found with an index (`offramp_failed`, `offramp_due`) that holds nothing but such documents, so to look costs
-//! as much as there is to see.
+//! Both are found with an index (`offramp_failed`, `offramp_due`) that contains only such documents.
 
 use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc};
 use chrono::{DateTime, Utc};
@@ -16,19 +15,18 @@ use crate::store::client::{Store, within_deadline};
 use crate::store::collection::Collection;
 use crate::store::error::StoreError;
 
-/// Which entries.
+/// The state of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryState {
-    /// Refused for good: nobody tries again.
+    /// Failed permanently: it is not retried.
     Failed,
-    /// To be tried when they are due.
+    /// It is sent when it is due.
     Pending,
 }
 
 /// An entry, as far as it can be read.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EntrySummary {
-    /// Where its document is.
     pub collection: Collection,
     /// Its document.
     pub document_id: String,
@@ -38,30 +36,30 @@ pub struct EntrySummary {
     pub stored_id: Bson,
     /// `mail` or `event`.
     pub kind: &'static str,
-    /// The mail's template, or the event's type.
+    /// The email's template, or the event's type.
     pub what: String,
-    /// The mail's address.
+    /// The email's address.
     pub recipient: Option<String>,
-    /// How often it was tried in vain.
+    /// The number of failed attempts.
     pub attempts: i64,
-    /// Why the newest try was in vain.
+    /// Why the newest attempt failed.
     pub error: Option<String>,
-    /// When it may be tried.
+    /// When it may be sent.
     pub due: Option<DateTime<Utc>>,
-    /// When it was refused.
+    /// When it failed permanently.
     pub failed_at: Option<DateTime<Utc>>,
 }
 
 /// A stream of entries, read as it is consumed.
 #[derive(Debug)]
 pub struct EntrySummaries {
-    condition: EntryState,
+    state: EntryState,
     /// The collections that are still to be read.
     left: Vec<(Collection, Cursor<RawDocumentBuf>)>,
 }
 
 impl EntrySummaries {
-    /// The entries of the next document; none at the end.
+    /// The entries of the next document; `None` at the end.
     ///
     /// # Errors
     /// When the server does not answer; the stream is then at its end.
@@ -74,7 +72,7 @@ impl EntrySummaries {
             .await?;
             if let Some(raw) = raw {
                 self.left.push((collection, cursor));
-                return Ok(Some(entries(collection, &raw, self.condition)));
+                return Ok(Some(entries(collection, &raw, self.state)));
             }
         }
         Ok(None)
@@ -82,14 +80,14 @@ impl EntrySummaries {
 }
 
 impl Store {
-    /// The entries in this condition, in all documents.
+    /// The entries in this state, in all documents.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn stuck(&self, condition: EntryState) -> Result<EntrySummaries, StoreError> {
+    pub async fn outbox_entries(&self, state: EntryState) -> Result<EntrySummaries, StoreError> {
         // A range of instants: what these indexes can be asked for.
         let any = doc! { "$gte": Instant::MIN };
-        let filter = match condition {
+        let filter = match state {
             EntryState::Failed => doc! { "outbox.failed_at": any },
             EntryState::Pending => {
                 let kinds = [Bson::Null, Kind::Email.as_str().into(), Kind::Event.as_str().into()];
@@ -103,38 +101,37 @@ impl Store {
             let finding = async move { documents.find(filter).projection(doc! { "outbox": 1 }).await };
             left.push((collection, within_deadline(finding).await?));
         }
-        Ok(EntrySummaries { condition, left })
+        Ok(EntrySummaries { state, left })
     }
 
-    /// Makes refused entries due at `now`: any worker claims them. Those that are not refused any more, because
-    /// somebody else was faster, are left as they are. Returns how many were made due.
+    /// Makes failed entries due at `now`, so that any worker claims them. Entries that are no longer failed, because somebody else was
+    /// faster, are not changed. Returns the number of entries made due.
     ///
     /// # Errors
     /// When the server does not answer: the same again is then safe.
-    pub async fn retry(&self, refused: &[EntrySummary], now: DateTime<Utc>) -> Result<usize, StoreError> {
-        self.update_refused(refused, |entry, record| retry_statement(entry, now.into(), record)).await
+    pub async fn retry(&self, failed: &[EntrySummary], now: DateTime<Utc>) -> Result<usize, StoreError> {
+        self.update_failed(failed, |entry, record| retry_statement(entry, now.into(), record)).await
     }
 
-    /// Drops refused entries: they will never be sent. The record of an email in `notifications` says so in the same update.
-    /// Entries that are not refused any more, because somebody else was faster, are left as they are. Returns how many were
-    /// dropped.
+    /// Drops failed entries: they will never be sent. The same update writes that to the email's record in `notifications`. Entries that
+    /// are no longer failed, because somebody else was faster, are not changed. Returns the number of entries dropped.
     ///
     /// # Errors
     /// When the server does not answer: the same again is then safe.
-    pub async fn drop_failed(&self, refused: &[EntrySummary]) -> Result<usize, StoreError> {
-        self.update_refused(refused, drop_statement).await
+    pub async fn drop_failed(&self, failed: &[EntrySummary]) -> Result<usize, StoreError> {
+        self.update_failed(failed, drop_statement).await
     }
 
-    /// Updates entries that are still refused, together with their records where there are any. Returns how many were found.
-    async fn update_refused(
+    /// Updates entries that are still failed, together with their records, if any. Returns the number of entries found.
+    async fn update_failed(
         &self,
-        refused: &[EntrySummary],
+        failed: &[EntrySummary],
         statement: impl Fn(&EntrySummary, Record) -> Result<RawDocumentBuf, StoreError>,
     ) -> Result<usize, StoreError> {
         let mut found = 0;
         for collection in [Collection::Subscriptions, Collection::Accounts] {
             let of_collection: Vec<&EntrySummary> =
-                refused.iter().filter(|entry| entry.collection == collection).collect();
+                failed.iter().filter(|entry| entry.collection == collection).collect();
             if of_collection.is_empty() {
                 continue;
             }
@@ -143,7 +140,7 @@ impl Store {
                 pairs.map(|(entry, record)| statement(entry, record)).collect::<Result<Vec<_>, _>>()
             };
             let recorded = self.update_many(collection, statements(&[Record::Live, Record::Tombstone])?).await?;
-            // What could not be recorded, because `notifications` is no array or a validator forbids it, is still refused.
+            // What could not be recorded, because `notifications` is no array or a validator forbids it, is still failed.
             let unrecorded = self.update_many(collection, statements(&[Record::None])?).await?;
             found += recorded.matched + unrecorded.matched;
             if let Some(refusal) = unrecorded.rejected.first() {
@@ -158,15 +155,15 @@ impl Store {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Record {
     Live,
-    /// It says nothing that may be personal, such as an error that names the address.
+    /// It must not contain personal data, such as an error that names the address.
     Tombstone,
     None,
 }
 
-/// Finds the entry only where it is still refused, and with its record only where there can be one.
-fn find_refused(entry: &EntrySummary, record: Record) -> Document {
-    let refused = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
-    let mut find = doc! { "_id": &entry.document_id, "outbox": { "$elemMatch": refused } };
+/// Finds the entry only if it is still failed, and with its record only where there can be one.
+fn find_failed(entry: &EntrySummary, record: Record) -> Document {
+    let failed = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
+    let mut find = doc! { "_id": &entry.document_id, "outbox": { "$elemMatch": failed } };
     let status = match record {
         Record::Live => doc! { "$ne": "removed" },
         Record::Tombstone => doc! { "$eq": "removed" },
@@ -176,7 +173,7 @@ fn find_refused(entry: &EntrySummary, record: Record) -> Document {
     find
 }
 
-/// With the new `version`, a worker that has read the document before reads it again.
+/// The new `version` makes a worker that has read the document read it again.
 fn retry_statement(entry: &EntrySummary, now: Instant, record: Record) -> Result<RawDocumentBuf, StoreError> {
     let mut unset = doc! { "outbox.$[entry].failed_at": "" };
     let mut filters = vec![doc! { "entry.id": &entry.stored_id, "entry.failed_at": { "$exists": true } }];
@@ -185,10 +182,10 @@ fn retry_statement(entry: &EntrySummary, now: Instant, record: Record) -> Result
         filters.push(doc! { "record.id": &entry.stored_id });
     }
     to_raw(&doc! {
-        "q": find_refused(entry, record),
+        "q": find_failed(entry, record),
         "u": {
             "$unset": unset,
-            // Nobody's: a worker that still wants to mark it as refused has nothing to say about it any more.
+            // Without a holder, so that a worker that still wants to mark it as failed no longer finds it.
             "$set": { "outbox.$[entry].due": now, "outbox.$[entry].holder": "" },
             "$inc": { "version": 1_i64 },
         },
@@ -197,8 +194,8 @@ fn retry_statement(entry: &EntrySummary, now: Instant, record: Record) -> Result
 }
 
 fn drop_statement(entry: &EntrySummary, record: Record) -> Result<RawDocumentBuf, StoreError> {
-    let refused = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
-    let mut update = doc! { "$pull": { "outbox": refused }, "$inc": { "version": 1_i64 } };
+    let failed = doc! { "id": &entry.stored_id, "failed_at": { "$exists": true } };
+    let mut update = doc! { "$pull": { "outbox": failed }, "$inc": { "version": 1_i64 } };
     let mut filters = Vec::new();
     if record != Record::None {
         let mut set = doc! { "notifications.$[record].failed_at": entry.failed_at.map(Instant::from) };
@@ -209,13 +206,13 @@ fn drop_statement(entry: &EntrySummary, record: Record) -> Result<RawDocumentBuf
         update.insert("$set", set);
         filters.push(doc! { "record.id": &entry.entry_id });
     }
-    to_raw(&doc! { "q": find_refused(entry, record), "u": update, "arrayFilters": filters })
+    to_raw(&doc! { "q": find_failed(entry, record), "u": update, "arrayFilters": filters })
 }
 
 /// What the record of a dropped email says.
 const DROPPED: &str = "dropped by an operator";
 
-/// As much of an entry as a list shows. Whoever wrote it, it is listed.
+/// The fields of an entry that a list shows, whoever wrote it.
 #[derive(Default, Deserialize)]
 struct Fields {
     id: Option<Bson>,
@@ -227,7 +224,7 @@ struct Fields {
     event: Option<Bson>,
 }
 
-fn entries(collection: Collection, raw: &RawDocumentBuf, condition: EntryState) -> Vec<EntrySummary> {
+fn entries(collection: Collection, raw: &RawDocumentBuf, state: EntryState) -> Vec<EntrySummary> {
     let document_id = raw.get_str("_id").unwrap_or_default();
     let outbox = raw.get_array("outbox").into_iter().flatten().flatten().filter_map(RawBsonRef::as_document);
     outbox
@@ -235,7 +232,7 @@ fn entries(collection: Collection, raw: &RawDocumentBuf, condition: EntryState) 
             let fields: Fields = bson::deserialize_from_slice(entry.as_bytes()).unwrap_or_default();
             read(collection, document_id, fields)
         })
-        .filter(|entry| match condition {
+        .filter(|entry| match state {
             EntryState::Failed => entry.failed_at.is_some(),
             EntryState::Pending => entry.due.is_some(),
         })

@@ -1,10 +1,11 @@
-//! Claiming due entries: a lease on them, for whoever is faster.
+//! Claiming due entries: the first worker to write its lease gets them.
 
 use std::collections::HashSet;
 
 use bson::{Bson, DateTime as Instant, Document, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use serde::de::Error;
 use uuid::Uuid;
 
 use crate::clock;
@@ -14,31 +15,32 @@ use super::entry::{Content, Kind, Lease, LeasedEntry, OutboxEntry};
 use super::record::{Identify, record};
 use crate::store::bson::integer;
 use crate::store::client::Store;
+use crate::store::collection::DocumentId;
 use crate::store::commit::WriteResult;
 use crate::store::error::StoreError;
 use crate::store::guarded_update::{GuardedUpdate, next_version};
 
-/// From how many candidates the documents to claim are drawn, at most and at least. Several workers that took the oldest
-/// ones would all want the same.
+/// The limits of the number of candidates from which the documents to claim are drawn at random. Workers that all took the oldest
+/// documents would compete for the same ones.
 const CANDIDATES_MAX: usize = 1_024;
 
 /// See [`CANDIDATES_MAX`].
 const CANDIDATES_MIN: usize = 64;
 
-/// The format of the entries that this version writes; absent in them. A later version whose entries this one may be unable to read
-/// gives them a higher `format`: then they are left to its workers.
+/// The format of the entries that this version writes, which have no `format`. A later version gives entries that this one may be
+/// unable to read a higher `format`; only its workers claim them.
 const ENTRY_FORMAT: i64 = 1;
 
-/// What a claim found.
+/// The result of a claim.
 #[derive(Debug, Default)]
 pub struct Claim {
-    /// The entries that are ours now.
+    /// The claimed entries.
     pub entries: Vec<LeasedEntry>,
-    /// The documents that will be passed over until [`DueQueue::rewind`].
+    /// The documents that are skipped until [`DueQueue::rewind`].
     pub unclaimable: Vec<UnclaimableDocument>,
-    /// How many entries have failed because they cannot be read.
+    /// The number of entries that failed because they cannot be read.
     pub unreadable: usize,
-    /// Whether there is more to look at.
+    /// Whether there may be more due entries.
     pub goes_on: bool,
 }
 
@@ -74,7 +76,7 @@ enum Plan {
 }
 
 impl Store {
-    /// Takes the entries that are due at `now` from at most `documents` documents of a queue, drawn from the oldest ones, for
+    /// Claims the entries that are due at `now` in at most `documents` documents of a queue, drawn from the oldest ones, for
     /// `lease`. `identify` tells what emails of earlier versions are recorded with.
     ///
     /// # Errors
@@ -114,7 +116,7 @@ impl Store {
             (id, plan(queue, raw, lease, now, identify))
         });
         let plans: Vec<_> = plans.collect();
-        // Where others were faster everywhere, they are at work.
+        // If other workers were faster everywhere, they are working on the queue.
         let goes_on = plans.iter().any(|(_, plan)| !matches!(plan, Ok(Plan::Nothing)));
         let mut claimed = Claim { goes_on, ..Claim::default() };
         self.carry_out(queue, plans, &mut claimed).await?;
@@ -135,10 +137,10 @@ impl Store {
                 Ok(Plan::Fail(statement, entries)) => failures.push((id, statement, entries)),
                 Ok(Plan::PassOver) => drop(queue.passed_over.insert(id)),
                 Ok(Plan::Nothing) => {}
-                // Not the words of the error: they may quote the document.
+                // Not the error's message: it may quote the document.
                 Err(_) => claimed.unclaimable.push(UnclaimableDocument {
                     document_id: id,
-                    error: "its `_id` is not text, its `version` not an integer, or its `outbox` not a list",
+                    error: "its `_id` is not text of 1 to 128 characters, its `version` not an integer, or its `outbox` not a list",
                 }),
             }
         }
@@ -148,7 +150,8 @@ impl Store {
             let refused: HashSet<usize> = reply.rejected.iter().map(|refusal| refusal.position).collect();
             for (position, (document_id, _, entries)) in failures.into_iter().enumerate() {
                 if refused.contains(&position) {
-                    let error = "an outbox entry cannot be read, and MongoDB refuses to mark it as failed";
+                    let error =
+                        "an outbox entry cannot be read, and MongoDB rejects the update that marks it as failed";
                     claimed.unclaimable.push(UnclaimableDocument { document_id, error });
                 } else {
                     claimed.unreadable += entries;
@@ -159,15 +162,17 @@ impl Store {
         for (update, committed) in updates.into_iter().zip(committed) {
             match committed {
                 WriteResult::Written => {
-                    // What else the commit of these entries sent is unknown.
+                    // Which other entries were committed with these is unknown.
                     let entries =
                         update.into_leased().into_iter().map(|leased| LeasedEntry { has_companions: false, ..leased });
                     claimed.entries.extend(entries);
                 }
                 WriteResult::Conflict => {}
                 WriteResult::Permanent(_) | WriteResult::Corrupt(_) => {
-                    let error = "MongoDB refuses updates of its `outbox`";
-                    claimed.unclaimable.push(UnclaimableDocument { document_id: update.id, error });
+                    let error = "MongoDB rejects updates of its `outbox`";
+                    claimed
+                        .unclaimable
+                        .push(UnclaimableDocument { document_id: update.document.as_str().to_owned(), error });
                 }
             }
         }
@@ -184,13 +189,15 @@ fn plan(
     identify: Identify<'_>,
 ) -> Result<Plan, bson::error::Error> {
     let document: Claimable = bson::deserialize_from_slice(raw.as_bytes())?;
+    let document_id =
+        DocumentId::parse(queue.collection, &document.id).ok_or_else(|| bson::error::Error::custom("no such id"))?;
     let mut set = doc! { "version": next_version(document.version) };
     let (mut failing, mut not_due) = (Document::new(), Document::new());
     let mut find = doc! { "_id": &document.id, "version": document.version };
     let (mut leased, mut records) = (Vec::new(), Vec::new());
     let (mut failed, mut of_later_version) = (0, 0);
     for (place, entry) in document.outbox.into_iter().enumerate() {
-        // What is no document has no `due`, so it is nobody's.
+        // An element that is not a document has no `due`.
         let Some(entry) = entry?.as_document() else { continue };
         let Some(due) = entry.get_datetime("due").ok().filter(|due| due.to_chrono() <= now) else { continue };
         let kind = entry.get_str("kind").ok();
@@ -238,8 +245,7 @@ fn plan(
         update.insert("$push", doc! { "notifications": { "$each": records } });
     }
     Ok(Plan::Update(GuardedUpdate {
-        collection: queue.collection,
-        id: document.id,
+        document: document_id,
         version: document.version,
         history_length: None,
         update: bson::serialize_to_raw_document_buf(&update)?.into(),
@@ -255,7 +261,7 @@ fn is_of_later_version(entry: &RawDocument) -> bool {
     }
 }
 
-/// Why an entry cannot be read, as far as that can be told without quoting it.
+/// Why an entry cannot be read, without quoting it.
 fn unreadable(entry: &RawDocument) -> String {
     let readable = |field| matches!(entry.get(field), Ok(Some(RawBsonRef::Document(_))));
     let id = entry.get_str("id").is_ok_and(|id| Uuid::parse_str(id).is_ok());

@@ -3,15 +3,13 @@
 use chrono::{DateTime, Utc};
 
 use super::entry::{Kind, LeasedEntry};
-use crate::store::collection::Collection;
+use crate::store::collection::DocumentId;
 
 /// What is to be marked of an entry.
 #[derive(Clone, Debug)]
 pub struct Mark {
-    /// Where its document is.
-    pub collection: Collection,
-    /// Its document.
-    pub document_id: String,
+    /// The document that holds it.
+    pub document: DocumentId,
     /// Its id.
     pub entry_id: String,
     /// What it is.
@@ -29,8 +27,7 @@ impl Mark {
     #[must_use]
     pub fn new(leased: &LeasedEntry, result: DeliveryResult) -> Self {
         Self {
-            collection: leased.collection,
-            document_id: leased.document_id.clone(),
+            document: leased.document.clone(),
             kind: leased.entry.kind(),
             entry_id: leased.entry.id.clone(),
             holder: leased.entry.holder.clone(),

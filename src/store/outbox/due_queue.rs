@@ -12,7 +12,7 @@ use crate::store::collection::Collection;
 use crate::store::error::{COMMAND_TIME_MAX, StoreError};
 use crate::store::indexes::DUE;
 
-/// Where claims look: a collection, and the `kind` that entries have there.
+/// A queue of due entries: those of one collection and one kind, and how far claims have looked.
 #[derive(Clone, Debug)]
 pub struct DueQueue {
     /// The collection.
@@ -22,9 +22,9 @@ pub struct DueQueue {
     pub(super) kind: Option<Kind>,
     /// The place in the index from which on candidates are taken.
     pub(super) from: Instant,
-    /// How many candidates at that place are passed over.
+    /// The number of candidates at that position that are skipped.
     pub(super) skip: u64,
-    /// Candidates after it that are passed over.
+    /// Candidates after it that are skipped.
     pub(super) passed_over: HashSet<String>,
 }
 
@@ -48,13 +48,13 @@ impl DueQueue {
         queues.collect()
     }
 
-    /// Looks from the beginning again, also at what was passed over.
+    /// Starts from the beginning again, including skipped documents.
     pub fn rewind(&mut self) {
         (self.from, self.skip) = (Instant::MIN, 0);
         self.passed_over.clear();
     }
 
-    /// Passes over a whole page.
+    /// Skips a whole page.
     pub(super) fn advance(&mut self, page: &[Candidate]) {
         let Some(last) = page.last().map(|candidate| candidate.due) else { return };
         let at_last = page.iter().rev().take_while(|candidate| candidate.due == last).count() as u64;
@@ -70,7 +70,7 @@ impl DueQueue {
 
 /// A document with an entry that is due.
 pub(super) struct Candidate {
-    /// Its `_id` as text, also where it is none.
+    /// Its `_id` as text, even if it is of another type.
     pub(super) key: String,
     /// Its `_id`.
     pub(super) id: Bson,

@@ -12,7 +12,7 @@ use offramp_domain::notification::Notification;
 use offramp_domain::unit_of_work::Effects;
 
 use crate::store::bson::ExtendedJsonDate;
-use crate::store::collection::Collection;
+use crate::store::collection::{Collection, DocumentId};
 
 /// An email or an event that is still to be sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -20,17 +20,17 @@ pub struct OutboxEntry {
     /// The same for the same effect of the same command, so that a repeat is recognised: the mail's `Message-ID` is made
     /// from it, and it is the event's id.
     pub id: String,
-    /// What it is. Absent in entries of earlier versions; [`OutboxEntry::kind`] tells it for all.
+    /// Absent in entries of earlier versions; use [`OutboxEntry::kind`].
     #[serde(default, rename = "kind", skip_serializing_if = "Option::is_none")]
     pub stored_kind: Option<Kind>,
-    /// Until then it belongs to `holder`; after it, to whoever claims it. Absent: failed for good, kept for an operator.
+    /// Until then it belongs to `holder`; after it, to whoever claims it. Absent: failed permanently, kept for an operator.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub due: Option<Instant>,
     /// Who holds it: new for each lease.
     #[serde(default)]
     pub holder: String,
-    /// How often it was tried in vain.
+    /// The number of failed attempts.
     #[serde(default)]
     pub attempts: i32,
     /// How often it was sent as a whole and the mail server gave no reply: it may have been delivered.
@@ -40,10 +40,10 @@ pub struct OutboxEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub sender_rejected_at: Option<Instant>,
-    /// Why the newest try was in vain.
+    /// Why the newest attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// When it failed for good.
+    /// When it failed permanently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub failed_at: Option<Instant>,
@@ -71,7 +71,7 @@ impl OutboxEntry {
 /// What is sent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-#[allow(clippy::large_enum_variant, reason = "most entries are mails")]
+#[allow(clippy::large_enum_variant, reason = "most entries are emails")]
 pub enum Content {
     /// To a person.
     Mail(Notification),
@@ -79,7 +79,7 @@ pub enum Content {
     Event(CloudEvent),
 }
 
-/// What an entry is. Emails and events are claimed apart, so that an unavailable mail server delays no event.
+/// The kind of an entry. Emails and events are claimed separately, so that an unavailable mail server delays no event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -103,11 +103,8 @@ impl Kind {
 /// An entry that this process holds until its lease runs out.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LeasedEntry {
-    /// Where its document is.
-    pub collection: Collection,
-    /// Its document.
-    pub document_id: String,
-    /// The entry.
+    /// The document that holds it.
+    pub document: DocumentId,
     pub entry: OutboxEntry,
     /// Whether its commit also handed over entries of the other kind for this document: they are marked in one write, if they are
     /// sent soon after one another.
@@ -115,10 +112,10 @@ pub struct LeasedEntry {
 }
 
 impl LeasedEntry {
-    /// The conversation that its mail belongs to: that of all mails about its document.
+    /// The conversation of its email: all emails about one document share it.
     #[must_use]
     pub fn conversation_id(&self) -> Uuid {
-        conversation_id(self.collection.as_str(), &self.document_id)
+        conversation_id(self.document.collection().as_str(), self.document.as_str())
     }
 }
 

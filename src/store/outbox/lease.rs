@@ -10,7 +10,7 @@ use crate::store::client::Store;
 use crate::store::error::StoreError;
 
 impl Store {
-    /// Extends the lease of one entry, which takes long to send. Returns whether it is still ours.
+    /// Extends the lease of one entry, which takes long to send. Returns whether this process still holds it.
     ///
     /// # Errors
     /// When the server does not answer: the same again is then safe.
@@ -19,11 +19,11 @@ impl Store {
         // An entry that failed or was retried by an operator has no holder of ours, or no `due`.
         let ours = doc! { "id": id, "holder": holder, "due": { "$exists": true } };
         let statement = doc! {
-            "q": { "_id": &leased.document_id, "outbox": { "$elemMatch": ours } },
+            "q": { "_id": leased.document.as_str(), "outbox": { "$elemMatch": ours } },
             "u": { "$set": { "outbox.$[entry].due": Instant::from(until) }, "$inc": { "version": 1_i64 } },
             "arrayFilters": [{ "entry.id": id, "entry.holder": holder }],
         };
-        let updated = self.update_each(leased.collection, vec![to_raw(&statement)?]).await?;
+        let updated = self.update_each(leased.document.collection(), vec![to_raw(&statement)?]).await?;
         if !updated.transient.is_empty() {
             return Err(StoreError::TimedOut);
         }

@@ -17,11 +17,11 @@ use crate::store::error::StoreError;
 use crate::store::update_many::WriteError;
 
 impl Store {
-    /// Writes what became of entries. Returns the positions of marks that could not be tried now (a shard that is
-    /// unavailable); they are to be repeated. Entries that are not there any more are passed over.
+    /// Writes the results of deliveries. Returns the positions of marks to be retried, because a shard is unavailable. Entries that no
+    /// longer exist are skipped.
     ///
-    /// Sent entries of all documents of a collection are marked by two statements. Where these do not find what they should, each
-    /// document is marked by itself: with its record, then, if the entry is still there, without.
+    /// Sent entries of all documents of a collection are marked by two statements. If these do not match all documents, each
+    /// document is marked by itself: with its record, and then, if the entry is still there, without.
     ///
     /// # Errors
     /// When the server does not answer: the same again is then safe.
@@ -29,7 +29,7 @@ impl Store {
         let of_collections =
             OUTBOXES.map(|collection| {
                 let indexes: Vec<usize> =
-                    (0..marks.len()).filter(|&index| marks[index].collection == collection).collect();
+                    (0..marks.len()).filter(|&index| marks[index].document.collection() == collection).collect();
                 async move {
                     if indexes.is_empty() { Ok(Vec::new()) } else { self.mark_in(collection, marks, &indexes).await }
                 }
@@ -71,7 +71,7 @@ impl Store {
             Err(StoreError::Permanent(error)) => {
                 tracing::warn!(
                     error,
-                    "MongoDB refused to mark many entries at once; marking them document by document"
+                    "MongoDB rejected the update that marks many entries; marking them document by document"
                 );
                 let mut troubled = self.mark_without_error(collection, marks, &others).await?;
                 troubled.extend(self.mark_each(collection, &documents).await?);
@@ -96,8 +96,8 @@ impl Store {
         Ok(troubled.into_iter().collect())
     }
 
-    /// Marks entries that were not sent, without saying why: a validator may forbid that. What failed must not be tried again.
-    /// Returns those to be repeated.
+    /// Marks entries that were not sent, without their error, which a validator may forbid: a failed entry must not be retried.
+    /// Returns the marks to be retried.
     async fn mark_without_error(
         &self,
         collection: Collection,
@@ -108,12 +108,12 @@ impl Store {
             indexes.iter().map(|&index| to_raw(&not_sent(&marks[index], false))).collect::<Result<Vec<_>, _>>()?;
         let updated = self.update_each(collection, statements).await?;
         for refusal in updated.rejected {
-            let document = indexes.get(refusal.position).map(|&index| &marks[index].document_id);
+            let document = indexes.get(refusal.position).map(|&index| marks[index].document.as_str());
             tracing::error!(
                 collection = collection.as_str(),
                 document,
                 code = refusal.code,
-                "MongoDB refuses to change outbox entries that could not be sent; they are tried again when their lease expires"
+                "MongoDB rejects the update of outbox entries that could not be sent; they are retried when their lease expires"
             );
         }
         Ok(updated.transient.iter().filter_map(|trouble| indexes.get(trouble.position)).copied().collect())
@@ -142,7 +142,7 @@ impl Store {
                         collection = collection.as_str(),
                         document,
                         code = refusal.code,
-                        "MongoDB refuses to remove sent entries from an outbox; they may be sent again"
+                        "MongoDB rejects the removal of sent entries from an outbox; they may be sent again"
                     );
                 }
             }

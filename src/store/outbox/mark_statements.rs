@@ -28,7 +28,7 @@ pub(super) fn by_document<'a>(marks: &'a [Mark], indexes: &[usize]) -> Vec<SentE
     for &index in indexes {
         let mark = &marks[index];
         let DeliveryResult::Sent { at } = mark.result else { continue };
-        let id = mark.document_id.as_str();
+        let id = mark.document.as_str();
         let sent = documents.entry(id).or_insert_with(|| SentEntries {
             id,
             entries: Vec::new(),
@@ -57,7 +57,7 @@ pub(super) enum MarkForm {
     RecordedTombstone,
     /// A tombstone, only with the latter.
     Tombstone,
-    /// Nothing is written; the entries are removed.
+    /// The entries are removed, and nothing is recorded.
     Bare,
 }
 
@@ -98,8 +98,8 @@ pub(super) fn alone(document: &SentEntries<'_>, way: MarkForm) -> RawDocumentBuf
         }
         MarkForm::Tombstone | MarkForm::Bare => emails = &[],
     }
-    let settles = matches!(way, MarkForm::RecordedTombstone | MarkForm::Tombstone);
-    sent_statement(find, &document.entries, emails, document.at, document.was_tried, settles)
+    let completes = matches!(way, MarkForm::RecordedTombstone | MarkForm::Tombstone);
+    sent_statement(find, &document.entries, emails, document.at, document.was_tried, completes)
 }
 
 /// Removes sent entries, and records when: in the records of `emails`, and of a tombstone in its oldest command.
@@ -109,7 +109,7 @@ fn sent_statement(
     emails: &[&str],
     at: DateTime<Utc>,
     was_tried: bool,
-    settles: bool,
+    completes: bool,
 ) -> RawDocumentBuf {
     let at = Instant::from(at);
     let mut update = rawdoc! {
@@ -117,7 +117,7 @@ fn sent_statement(
         "$inc": { "version": 1_i64 },
     };
     let mut set = RawDocumentBuf::new();
-    if settles {
+    if completes {
         set.append(cstr!("applied.0.settled_at"), at);
     }
     if !emails.is_empty() {
@@ -170,11 +170,11 @@ pub(super) fn others_statements(mark: &Mark) -> Vec<Document> {
 /// The statement for an entry that was not sent, without its record. It names the error only `with_error`.
 pub(super) fn not_sent(mark: &Mark, with_error: bool) -> Document {
     let id = mark.entry_id.as_str();
-    // Only while it is ours: it is not for us to put off what somebody else is sending.
+    // Only while it is ours: another worker may be sending it.
     let mut ours = doc! { "id": id, "holder": &mark.holder };
     let (mut set, mut unset) = (Document::new(), Document::new());
     let (mut increments, mut earliest) = (doc! { "version": 1_i64 }, Document::new());
-    // What is written again, because the first answer was lost, must not count twice.
+    // A repeated write, after a lost reply, must not count twice.
     let error = match &mark.result {
         // Those that were sent are marked elsewhere.
         DeliveryResult::Sent { at } | DeliveryResult::Released { at } => {
@@ -195,7 +195,7 @@ pub(super) fn not_sent(mark: &Mark, with_error: bool) -> Document {
         }
         DeliveryResult::Failed { at, error } => {
             ours.insert("failed_at", doc! { "$exists": false });
-            // An operator who has it tried again gives it all its tries again.
+            // A retry by an operator starts with all attempts again.
             for field in ["due", "in_doubt", "sender_rejected_at"] {
                 unset.insert(format!("outbox.$[entry].{field}"), "");
             }
@@ -217,7 +217,7 @@ pub(super) fn not_sent(mark: &Mark, with_error: bool) -> Document {
         update.insert("$min", earliest);
     }
     doc! {
-        "q": { "_id": &mark.document_id, "outbox": { "$elemMatch": ours } },
+        "q": { "_id": mark.document.as_str(), "outbox": { "$elemMatch": ours } },
         "u": update,
         "arrayFilters": [{ "entry.id": id, "entry.holder": &mark.holder }],
     }

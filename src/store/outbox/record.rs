@@ -8,7 +8,7 @@ use offramp_domain::unit_of_work::Effects;
 
 use crate::store::documents::NotificationDocument;
 
-/// What an email is recorded with that only its writer knows.
+/// The part of an email's record that only its composer knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmailIdentity {
     /// Its `Message-ID`.
@@ -17,7 +17,7 @@ pub struct EmailIdentity {
     pub locale: String,
 }
 
-/// Tells the identity of the email of an outbox entry.
+/// Provides the identity of the email of an outbox entry.
 pub type Identify<'a> = &'a (dyn Fn(Uuid, &Notification) -> EmailIdentity + Sync);
 
 /// The records of the emails of one change: one for each entry that [`entries`] makes of them.

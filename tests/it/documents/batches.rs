@@ -105,7 +105,7 @@ async fn each_document_of_a_batch_gets_its_own_write_result() {
         let updates = updates::build(loaded, &lease, "tests", &identify, now).unwrap();
         let committed = store.commit(&updates).await.unwrap();
         for (update, committed) in updates.iter().zip(&committed) {
-            match update.id.as_str() {
+            match update.document.as_str() {
                 "changed" => assert_eq!(*committed, WriteResult::Conflict),
                 "corrupt" => {
                     assert_eq!(*committed, WriteResult::Corrupt("outbox: expected a list, found text".to_owned()));

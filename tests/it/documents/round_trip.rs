@@ -119,7 +119,7 @@ async fn every_accepted_command_writes_a_readable_document() {
 /// The newest entries of a document's outbox are those that its update brought.
 #[track_caller]
 fn check_outbox(raw: &RawDocument, id: &str, updates: &[GuardedUpdate]) {
-    let update = updates.iter().find(|update| update.id == id).unwrap();
+    let update = updates.iter().find(|update| update.document.as_str() == id).unwrap();
     let entries: Vec<OutboxEntry> = match raw.get_array("outbox") {
         Ok(outbox) => outbox
             .into_iter()

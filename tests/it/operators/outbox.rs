@@ -191,7 +191,7 @@ async fn rejected_entries_are_dropped() {
 
     // What somebody else makes due meanwhile is not dropped.
     let store = Store::open(&bed.mongodb_url, &offramp::tls::Tls::default()).await.unwrap();
-    let mut entries = store.stuck(EntryState::Failed).await.unwrap();
+    let mut entries = store.outbox_entries(EntryState::Failed).await.unwrap();
     let stale = entries.next().await.unwrap().unwrap();
     assert_eq!(stale.len(), 1);
     assert_eq!(store.retry(&stale, Utc::now()).await, Ok(1));

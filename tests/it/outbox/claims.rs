@@ -181,7 +181,7 @@ async fn unwritable_documents_do_not_block_claims() {
     };
     let (claimed, unclaimable) = claim_all(queue).await;
     assert_eq!((claimed.len(), unclaimable), (1, BLOCKED));
-    assert_eq!((claimed[0].document_id.as_str(), claimed[0].entry.kind()), ("sub", Kind::Event), "only events");
+    assert_eq!((claimed[0].document.as_str(), claimed[0].entry.kind()), ("sub", Kind::Event), "only events");
     let (claimed, unclaimable) = claim_all(queue).await;
     assert_eq!((claimed.len(), unclaimable), (0, 0), "not tried again at once");
     // The documents become writable: the next look from the beginning finds them.
