@@ -1,8 +1,8 @@
-//! One connection to the broker: dialled under deadlines, over a list of addresses, with TLS where the URL says so.
+//! One connection to the broker: a list of addresses, a deadline for every step, TLS for `amqps://`.
 //!
-//! `lapin` recovers nothing here: who owns a [`Link`] rebuilds it. A link that is dropped is cut at the socket, because
-//! `lapin`'s own closing waits for a peer that may never answer (a stalled network, a blocked connection), and would
-//! keep a thread and its unsent frames as long.
+//! Nothing here reconnects: the owner of a [`Link`] does. Dropping a link shuts its socket down, because `lapin`'s own
+//! close waits for the peer without a deadline (a stalled network, a blocked connection), and keeps a thread and its
+//! unsent frames until then.
 
 use std::fmt;
 use std::io;
@@ -25,25 +25,25 @@ use crate::advice;
 use crate::metrics::BROKER_CONNECTIONS;
 use crate::tls::Tls;
 
-/// Resolving a name, opening TCP and TLS to one address, in seconds.
+/// The deadline for name resolution, TCP and TLS to one address, in seconds.
 const DIAL_SECONDS_MAX: u64 = 5;
-/// AMQP's own handshake, in seconds.
+/// The deadline for the AMQP handshake, in seconds.
 const HANDSHAKE_SECONDS_MAX: u64 = 5;
-/// Any question to the broker on an open connection (open a channel, declare, consume), in seconds.
+/// The deadline for any request on an open connection (open a channel, declare, consume), in seconds.
 pub(super) const REPLY_SECONDS_MAX: u64 = 5;
-/// Saying goodbye, in seconds; the socket is cut afterwards.
+/// The deadline for an orderly close, in seconds. The socket is shut down afterwards.
 const CLOSE_SECONDS_MAX: u64 = 2;
-/// How often to look whether a connection still stands, and how long to wait for its last words, in milliseconds.
-const LOOK_MILLISECONDS: u64 = 100;
-/// The heartbeat that we ask for, in seconds. A peer silent for twice as long is taken for dead.
+/// How often to check that a connection is still open, and how long to wait for errors after its end, in milliseconds.
+const POLL_MILLISECONDS: u64 = 100;
+/// The heartbeat to negotiate, in seconds. A peer that is silent for twice as long counts as dead.
 const HEARTBEAT_SECONDS: u16 = 10;
-/// How long to wait before trying again to connect: from the first to the longest, see [`crate::backoff`].
+/// The shortest and the longest backoff between attempts to connect. See [`crate::backoff`].
 pub(super) const RECONNECT_DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 
-/// The reply codes for a user or a virtual host that the broker does not accept.
+/// The reply codes for an invalid user or virtual host.
 const DENIED_CODES: [u16; 2] = [ACCESS_REFUSED, NOT_ALLOWED];
 
-/// How to reach the broker: addresses, a connection name, TLS. Cheap to clone; opens nothing by itself.
+/// The settings for connections to the broker. Cheap to clone. Opens nothing by itself.
 #[derive(Clone)]
 pub struct Broker(Arc<Settings>);
 
@@ -51,42 +51,42 @@ struct Settings {
     urls: BrokerUrls,
     name: String,
     tls: Tls,
-    /// Which address is tried first: the one that answered last, or the one after the last that failed.
+    /// The index of the address to try first: the last that worked, or the one after the last that failed.
     next: AtomicUsize,
 }
 
 impl Broker {
-    /// The broker at `urls`. `name` shows up in the broker's list of connections, followed by what each is for.
-    /// With `amqps://`, the system's certificate authorities are trusted; see [`Self::with_tls`].
+    /// The broker at `urls`. The broker's list of connections shows `name`, followed by the purpose of each connection.
+    /// `amqps://` trusts the system's certificate authorities; see [`Self::with_tls`].
     #[must_use]
     pub fn new(urls: BrokerUrls, name: impl Into<String>) -> Self {
         Self::with_tls(urls, name, Tls::default())
     }
 
-    /// The same with TLS settings of one's own, used for the addresses that are `amqps://`.
+    /// As [`Self::new`], with other TLS settings for `amqps://`.
     #[must_use]
     pub fn with_tls(urls: BrokerUrls, name: impl Into<String>, tls: Tls) -> Self {
         Self(Arc::new(Settings { urls, name: name.into(), tls, next: AtomicUsize::new(0) }))
     }
 
-    /// The addresses, as they may be shown: without passwords.
+    /// The addresses. They never display a password.
     #[must_use]
     pub fn urls(&self) -> &BrokerUrls {
         &self.0.urls
     }
 
-    /// Connects: each address is tried once, in turn, beginning with the one that answered last. `purpose` becomes part
-    /// of the connection's name at the broker.
+    /// Connects. Tries each address once, starting with the last that worked. `purpose` becomes part of the connection's
+    /// name at the broker.
     ///
     /// # Errors
-    /// [`BrokerError::Denied`] when an address refuses the user or the virtual host, [`BrokerError::Unreachable`] when
-    /// none answers in time.
+    /// [`BrokerError::Denied`] when an address rejects the user or the virtual host, otherwise
+    /// [`BrokerError::Unreachable`].
     pub async fn connect(&self, purpose: &str) -> Result<Link, BrokerError> {
         let urls = self.0.urls.as_slice();
         let mut denied = false;
         let mut problems = Vec::new();
         for _ in urls {
-            // Counted before the attempt: one that is abandoned half-way (a caller's deadline) must not come first again.
+            // Advanced before the attempt: an address on which the caller's deadline expires must not come first again.
             let index = self.0.next.fetch_add(1, Ordering::Relaxed) % urls.len();
             let url = &urls[index];
             match Box::pin(self.connect_to(url, purpose)).await {
@@ -105,16 +105,16 @@ impl Broker {
     }
 
     async fn connect_to(&self, url: &BrokerUrl, purpose: &str) -> Result<Link, Failure> {
-        // Made first: reading the system's authorities takes a while, and the broker gives a handshake 5 s.
+        // Made first: reading the system's certificate authorities takes a while, and the broker's handshake timeout is 5 s.
         let tls = url.is_tls().then(|| self.0.tls.client_config()).transpose();
         let connector = tls.map_err(|error| Failure::of(error.to_string()))?.map(RustlsConnector::from);
         let explain_tls = |why: String| advice::append(&why, advice::tls(&why, url.is_tls()));
         let dialling = async {
             let stream = dial(tokio::net::lookup_host((url.host(), url.port())).await?.collect()).await?;
             let AsyncTcpStream::Plain(tcp) = &stream else {
-                return Err(io::Error::other("a fresh TCP stream is not plain"));
+                return Err(io::Error::other("a new TCP stream is not plain"));
             };
-            // Acks are small frames: without this, each waits for the answer to the one before.
+            // Acks are small frames. With Nagle's algorithm, each would wait for the TCP ack of the one before.
             tcp.get_ref().set_nodelay(true)?;
             let socket = Socket(tcp.get_ref().as_fd().try_clone_to_owned()?.into());
             match &connector {
@@ -130,7 +130,7 @@ impl Broker {
             .with_connection_name(LongString::from(format!("{} {purpose}", self.0.name)))
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
             .with_client_property(ShortString::from("version"), LongString::from(env!("CARGO_PKG_VERSION")));
-        // lapin asks for a stream from its own thread, and without a deadline: it gets the one that is open already.
+        // lapin would connect without a deadline: it gets the stream that is already open.
         let (in_flight, version) = (Arc::new(InFlight::default()), Arc::new(OnceLock::new()));
         let filtered = FilteredStream::new(stream, in_flight.clone(), version.clone());
         let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(filtered)));
@@ -154,19 +154,19 @@ impl Broker {
     }
 }
 
-/// Opens TCP to the first of a host's addresses that answers. Each has its share of the time: a silent one leaves some to
-/// the next.
+/// Opens TCP to the first address that answers. Each address gets an equal share of the time, so a silent one does not
+/// use it up.
 async fn dial(addresses: Vec<SocketAddr>) -> io::Result<frame_filter::Connection> {
     let share = Duration::from_secs(DIAL_SECONDS_MAX) / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX);
-    let mut newest = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
+    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
     for address in addresses {
         match timeout(share, AsyncTcpStream::connect(&Tokio::current(), vec![address])).await {
             Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => newest = error,
-            Err(_) => newest = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
+            Ok(Err(error)) => last_error = error,
+            Err(_) => last_error = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
         }
     }
-    Err(newest)
+    Err(last_error)
 }
 
 impl fmt::Debug for Broker {
@@ -187,7 +187,7 @@ impl Failure {
     }
 }
 
-/// An open connection. Dropping it cuts the socket: the broker takes back every delivery it has not seen acknowledged.
+/// An open connection. Dropping it shuts the socket down: the broker requeues every unacknowledged delivery.
 pub struct Link {
     connection: Connection,
     socket: Socket,
@@ -199,67 +199,66 @@ impl Link {
     /// Opens a channel.
     ///
     /// # Errors
-    /// [`BrokerError::Failed`] or [`BrokerError::Deadline`]; either way the connection is not worth keeping.
+    /// [`BrokerError::Failed`] or [`BrokerError::Deadline`]. Discard the connection after either.
     pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
         self.ask("open a channel", self.connection.create_channel()).await
     }
 
-    /// Puts a question to the broker over this connection, for as long as it stands.
+    /// Sends a request over this connection. Fails once the connection is lost: `lapin` may never complete a request that
+    /// was sent at that moment.
     pub(super) async fn ask<T>(
         &self,
         doing: &'static str,
-        question: impl Future<Output = lapin::Result<T>>,
+        request: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, BrokerError> {
         tokio::select! {
             biased;
-            answer = ask(doing, question) => answer,
-            () = self.gone() => {
-                Err(BrokerError::Failed { doing, why: "the connection is gone".to_owned(), code: None })
+            reply = ask(doing, request) => reply,
+            () = self.lost() => {
+                Err(BrokerError::Failed { doing, why: "the connection was lost".to_owned(), code: None })
             }
         }
     }
 
-    /// Returns some time after the connection is gone, when whatever it had to say is said. `lapin` may never answer what
-    /// it was asked at the moment in which a connection breaks.
-    pub(super) async fn gone(&self) {
-        let look = Duration::from_millis(LOOK_MILLISECONDS);
+    /// Returns shortly after the connection is lost, once `lapin` has delivered its last errors.
+    pub(super) async fn lost(&self) {
+        let interval = Duration::from_millis(POLL_MILLISECONDS);
         while self.is_live() {
-            sleep(look).await;
+            sleep(interval).await;
         }
-        sleep(look).await;
+        sleep(interval).await;
     }
 
-    /// Whether the connection stands, as far as anybody can know before the next heartbeat.
+    /// Whether the connection is open, as far as is known before the next heartbeat.
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.connection.status().connected()
     }
 
-    /// The broker's version, as it tells it; empty when it tells none.
+    /// The version that the broker reports; empty if it reports none.
     pub(super) fn broker_version(&self) -> &str {
         self.version.get().map_or("", String::as_str)
     }
 
-    /// What was delivered over it and is not out of our hands yet.
     pub(super) fn in_flight(&self) -> &InFlight {
         &self.in_flight
     }
 
-    /// Whether the broker has stopped reading what publishers send (out of memory or disk).
+    /// Whether the broker blocks publishers, because it is low on memory or disk.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
     }
 
-    /// Ends the connection at once, without a word: for one in doubt that others still hold.
+    /// Ends the connection at once, also for other holders of this link. For a connection in doubt.
     pub(super) fn cut(&self) {
-        self.socket.shut();
+        self.socket.shut_down();
     }
 
-    /// Says goodbye and closes, within 2 seconds, whatever the peer does.
+    /// Closes the connection in order if the broker replies within 2 seconds, otherwise at the socket.
     pub async fn close(&self) {
-        let goodbye = self.connection.close(200, ShortString::from("OK"));
-        // Whether the broker answered makes no difference.
-        let _ = timeout(Duration::from_secs(CLOSE_SECONDS_MAX), goodbye).await;
+        let closing = self.connection.close(200, ShortString::from("OK"));
+        // Whether the broker replied makes no difference.
+        let _ = timeout(Duration::from_secs(CLOSE_SECONDS_MAX), closing).await;
         self.cut();
     }
 }
@@ -270,52 +269,51 @@ impl fmt::Debug for Link {
     }
 }
 
-/// A second handle on a connection's socket. Dropping it ends the connection in both directions, which is the only way
-/// to stop `lapin`'s thread when the peer neither answers nor hangs up.
+/// A second handle on a connection's socket. Dropping it shuts the socket down, which is the only way to stop `lapin`'s
+/// thread when the peer neither answers nor closes.
 struct Socket(std::net::TcpStream);
 
 impl Socket {
-    fn shut(&self) {
-        // An error here means that it is closed already.
+    fn shut_down(&self) {
+        // An error means that the socket is already closed.
         let _ = self.0.shutdown(Shutdown::Both);
     }
 }
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.shut();
+        self.shut_down();
     }
 }
 
-/// Why the broker could not be asked, or did not do as asked.
+/// Why a connection or a request failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
-    /// No address answered; each with its reason.
-    #[error("RabbitMQ does not answer: {0}")]
+    /// No address works. Lists the reason for each.
+    #[error("RabbitMQ is unavailable: {0}")]
     Unreachable(String),
-    /// An address answered, and refused the user or the virtual host: a matter of configuration.
-    #[error("RabbitMQ refuses the connection: {0}")]
+    /// An address rejected the user or the virtual host: a configuration error.
+    #[error("RabbitMQ rejects the connection: {0}")]
     Denied(String),
-    /// The connection stood, the broker said no or went away.
-    #[error("RabbitMQ did not {doing}: {why}")]
+    /// The broker rejected the request, or the connection was lost.
+    #[error("RabbitMQ failed to {doing}: {why}")]
     Failed {
-        /// What it was asked.
+        /// The request, as a verb phrase.
         doing: &'static str,
-        /// What it said.
         why: String,
-        /// The AMQP reply code, where it gave one.
+        /// The AMQP reply code, if the broker sent one.
         code: Option<u16>,
     },
-    /// The connection stood, no answer came.
+    /// No reply arrived in time, on an open connection.
     #[error("RabbitMQ did not {doing} within {REPLY_SECONDS_MAX} s")]
     Deadline {
-        /// What it was asked.
+        /// The request, as a verb phrase.
         doing: &'static str,
     },
 }
 
 impl BrokerError {
-    /// The AMQP reply code: 404 for an object that does not exist, 406 for one that is different, 403 for permissions.
+    /// The AMQP reply code, if the broker sent one. See [`super::reply_code`].
     pub(super) fn code(&self) -> Option<u16> {
         match self {
             Self::Failed { code, .. } => *code,
@@ -328,18 +326,18 @@ impl BrokerError {
     }
 }
 
-/// Puts a question to the broker, under the deadline that all questions share.
+/// Sends a request to the broker, under the common deadline.
 pub(super) async fn ask<T>(
     doing: &'static str,
-    question: impl Future<Output = lapin::Result<T>>,
+    request: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, BrokerError> {
-    match timeout(Duration::from_secs(REPLY_SECONDS_MAX), question).await {
-        Ok(answer) => answer.map_err(|error| BrokerError::of(doing, &error)),
+    match timeout(Duration::from_secs(REPLY_SECONDS_MAX), request).await {
+        Ok(reply) => reply.map_err(|error| BrokerError::of(doing, &error)),
         Err(_) => Err(BrokerError::Deadline { doing }),
     }
 }
 
-/// The AMQP reply code in an error, if the broker gave one.
+/// The AMQP reply code in an error, if the broker sent one.
 pub(super) fn code(error: &lapin::Error) -> Option<u16> {
     match error.kind() {
         ErrorKind::ProtocolError(error) => Some(error.get_id()),
@@ -351,7 +349,7 @@ fn is_denied(code: u16) -> bool {
     DENIED_CODES.contains(&code)
 }
 
-/// What the broker or the network said, without lapin's wrapping.
+/// The message of the broker or the network, without lapin's prefix.
 pub(super) fn explain(error: &lapin::Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(error) => error.get_message().to_string(),
@@ -360,7 +358,7 @@ pub(super) fn explain(error: &lapin::Error) -> String {
     }
 }
 
-/// Counts a connection made: more than one for each purpose means that one was lost.
+/// Counts a connection. More than one for a purpose means that one was lost.
 pub(super) fn count_connection(purpose: &str) {
     metrics::counter!(BROKER_CONNECTIONS, "purpose" => purpose.to_owned()).increment(1);
 }
@@ -373,8 +371,8 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
-    async fn of_several_addresses_a_silent_one_does_not_hide_the_next() {
-        // Room for one that is not accepted; whoever comes then gets no answer.
+    async fn dialling_skips_an_address_that_does_not_answer() {
+        // The backlog has room for one connection; later ones get no answer.
         let silent = TcpSocket::new_v4().unwrap();
         silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let silent = silent.listen(0).unwrap();

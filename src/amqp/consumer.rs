@@ -301,11 +301,11 @@ impl Consumer {
 
 /// Starts consuming `queue` on `channel` with the given prefetch.
 async fn consume(link: &Link, channel: &Channel, queue: &str, prefetch: u16) -> Result<lapin::Consumer, BrokerError> {
-    link.ask("limit deliveries", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+    link.ask("set the prefetch", channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
     let queue = ShortString::try_new(queue).unwrap_or_default();
     let (tag, none) = (ShortString::default(), FieldTable::default());
     let consuming = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), none);
-    link.ask("deliver from the queue", consuming).await
+    link.ask("start a consumer", consuming).await
 }
 
 impl Subscription {

@@ -1,5 +1,7 @@
-//! What goes out: published persistent, confirmed by the broker, under one deadline, over a connection of its own
-//! (a broker short of memory stops reading from publishers, and would stop their acks with it).
+//! Publishes persistent messages with publisher confirms, under one deadline. Composes no message.
+//!
+//! The publisher has its own connection: a broker low on memory stops reading from publishers, and acks on the same
+//! connection would stop too.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,23 +25,23 @@ use super::reply_code::NOT_FOUND;
 use super::topology::Topology;
 use crate::backoff::Backoff;
 
-/// From the call to the last confirm, in seconds, reconnecting included.
+/// The time from a call to its last confirm, in seconds, including reconnects.
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
-/// How many calls may publish at once, each on a channel of its own.
+/// The most concurrent calls. Each uses its own channel.
 const CHANNELS_MAX: u32 = 16;
-/// Why nothing gets out over a connection that stands.
-const BLOCKED: &str = "RabbitMQ takes no messages for now: it is short of memory or disk";
-/// What [`Publisher::status`] sends: to no queue, so the broker confirms it and forgets it.
+/// The problem of an open connection on which the broker does not read.
+const BLOCKED: &str = "RabbitMQ blocks publishers: it is low on memory or disk";
+/// The routing key of [`Publisher::status`]'s probe. No queue is bound to it, so the broker confirms and drops the probe.
 const PROBE_KEY: &str = "offramp.probe.nobody-is-bound-to-this";
 
-/// Publishes messages and waits for the broker's confirms. Cheap to clone; all clones share one connection, which is
-/// opened when first needed and again after any loss, while somebody wants to publish.
+/// Publishes messages and waits for the broker's confirms. Cheap to clone. All clones share one connection, which is
+/// opened by the first call and again, after any loss, by the next.
 #[derive(Clone)]
 pub struct Publisher(Arc<Inner>);
 
 struct Inner {
     broker: Broker,
-    /// What is declared again should it be missing.
+    /// Declared again if an object is missing.
     topology: Option<Topology>,
     calls: Semaphore,
     idle: Mutex<Vec<Slot>>,
@@ -47,14 +49,14 @@ struct Inner {
     problem: Mutex<Option<String>>,
 }
 
-/// The connection; and, after an attempt that did not lead to a channel yet, how long to wait before the next.
+/// The connection, and the backoff after an attempt that has not led to a channel.
 #[derive(Default)]
 struct Current {
     link: Option<Arc<Link>>,
     backoff: Option<Backoff>,
 }
 
-/// A channel in confirm mode, used by one call at a time: so every confirm and every return on it belongs to that call.
+/// A channel in confirm mode. One call at a time uses it, so every confirm and every return on it belongs to that call.
 struct Slot {
     channel: Channel,
     link: Arc<Link>,
@@ -67,19 +69,17 @@ impl Publisher {
         Self::build(broker, None)
     }
 
-    /// The same, for messages to objects of `topology`: should one be missing, everything in it is declared again and the
-    /// messages are sent once more, within the same call. So a queue that somebody deleted at run time is no loss, and
-    /// no standstill.
+    /// A publisher for messages to objects of `topology`. If one is missing, it declares the whole topology again and
+    /// republishes, within the same call. A queue deleted at run time therefore loses no message and stops nothing.
     #[must_use]
     pub fn declaring(broker: Broker, topology: Topology) -> Self {
         Self::build(broker, Some(topology))
     }
 
-    /// A publisher that is connected already: for those who would rather be told at once why nothing gets out, than have
-    /// it tried for as long as a publication may take.
+    /// A connected publisher, for callers that want to fail at once instead of retrying until the deadline of a call.
     ///
     /// # Errors
-    /// Those of [`Broker::connect`].
+    /// As [`Broker::connect`].
     pub async fn connect(broker: Broker) -> Result<Self, BrokerError> {
         let link = broker.connect("publisher").await?;
         count_connection("publisher");
@@ -99,17 +99,17 @@ impl Publisher {
         }))
     }
 
-    /// Publishes all messages, then waits for all confirms, for at most 10 seconds altogether. One result for each
+    /// Publishes all messages, then waits for all confirms, for at most 10 seconds in total. Returns one result for each
     /// message, in order.
     ///
-    /// `Ok` means that the broker has stored the message in every queue that takes it (one that is not mandatory: perhaps
-    /// in none). [`PublishError::Unavailable`] leaves open whether the broker has it.
+    /// `Ok` means that the broker has stored the message in every queue it is routed to (possibly none, unless it is
+    /// mandatory). After [`PublishError::Unavailable`], the broker may have the message or not.
     pub async fn publish_all(&self, messages: &[Outgoing]) -> Vec<Result<(), PublishError>> {
         let deadline = Instant::now() + Duration::from_secs(PUBLISH_SECONDS_MAX);
         let mut results = Results(vec![None; messages.len()]);
         let problem = self.publish_until(deadline, messages, &mut results).await.err();
         if !messages.is_empty() {
-            self.note(problem.clone());
+            self.set_problem(problem.clone());
         }
         let problem = problem.unwrap_or_default();
         results
@@ -119,16 +119,15 @@ impl Publisher {
             .collect()
     }
 
-    /// Whether messages get out, as far as is known: what readiness asks. An error says why the newest call did not get
-    /// through to the broker, or that it takes no messages for now.
+    /// Whether messages are being confirmed, for readiness.
     ///
-    /// A publisher in error_pattern that nobody uses would never learn that the error_pattern is over, so asking has it send an empty
-    /// message to nobody (within a Tokio runtime, in the background: the next answer may be a better one).
+    /// An idle publisher would never notice that a problem is over. While there is one, each call therefore publishes an
+    /// empty message to no queue (in the background, within a Tokio runtime), and a later call returns the new status.
     ///
     /// # Errors
-    /// Why not, as a sentence without passwords.
+    /// Why the last call failed, or that the broker blocks publishers. Never contains a password.
     pub fn status(&self) -> Result<(), String> {
-        // HeldDeadLetter while somebody connects, which is no news.
+        // Locked while another call connects: then the recorded problem is all that is known.
         let blocked = self
             .0
             .current
@@ -145,8 +144,8 @@ impl Publisher {
         problem.map_or(Ok(()), Err)
     }
 
-    /// Declares the exchanges and bindings that publishers of commands and subscribers to events use, where they are missing:
-    /// once every `every`, until `shutdown`.
+    /// Checks every `every`, until `shutdown`, that the exchanges and bindings for other systems exist, and declares
+    /// missing ones again.
     pub async fn keep_declared(self, every: Duration, shutdown: CancellationToken) {
         let Some(topology) = self.0.topology.clone() else {
             return shutdown.cancelled().await;
@@ -156,7 +155,7 @@ impl Publisher {
             let deadline = Instant::now() + Duration::from_secs(PUBLISH_SECONDS_MAX);
             let restoring = async {
                 let link = self.link().await;
-                // It would not answer.
+                // A blocked broker does not reply.
                 if link.is_blocked() {
                     return Ok(Vec::new());
                 }
@@ -166,23 +165,20 @@ impl Publisher {
             match restored {
                 Some(Ok(Ok(created))) if created.is_empty() => {}
                 Some(Ok(Ok(created))) => {
-                    tracing::warn!(
-                        ?created,
-                        "exchanges at the broker were missing; they are declared again, with their bindings"
-                    );
+                    tracing::warn!(?created, "exchanges were missing; declared again, with their bindings");
                 }
                 Some(Ok(Err(error))) => {
-                    tracing::warn!(%error, "exchanges and bindings at the broker could not be checked; retrying");
+                    tracing::warn!(%error, "cannot check exchanges and bindings, retrying");
                 }
-                // The broker is away, which others report, or it is time to stop.
+                // The broker is unavailable, which every call reports, or the process is shutting down.
                 Some(Err(_)) | None => {}
             }
         }
     }
 
-    /// Closes the connection, after the calls under way. Clones can publish no more.
+    /// Closes the connection once all calls in flight have ended. Later calls on clones fail.
     pub async fn close(self) {
-        // All permits: nobody publishes now. Calls under way end by their own deadlines.
+        // All permits: no call is in flight. Calls end by their own deadlines.
         let _all = self.0.calls.acquire_many(CHANNELS_MAX).await;
         self.0.calls.close();
         self.idle().clear();
@@ -191,7 +187,7 @@ impl Publisher {
         }
     }
 
-    /// Fills in the results that it gets to know; the error is what became of the others.
+    /// Fills in the results it obtains. The error applies to all others.
     async fn publish_until(
         &self,
         deadline: Instant,
@@ -199,7 +195,7 @@ impl Publisher {
         results: &mut Results,
     ) -> Result<(), String> {
         let late = || format!("no confirm within {PUBLISH_SECONDS_MAX} s");
-        // One declaration a call: what is missing still is for the caller to report, and for the operator to see.
+        // At most one declaration per call: whatever is still missing after it is reported to the caller.
         let mut topology = self.0.topology.as_ref();
         let mut groups = VecDeque::from([(0..messages.len()).collect::<Vec<_>>()]);
         while let Some(group) = groups.pop_front().filter(|group| !group.is_empty()) {
@@ -211,12 +207,12 @@ impl Publisher {
                 timeout_at(deadline, acquiring).await.map_err(|_| self.problem().unwrap_or_else(late))??;
             let sent = send(&slot, deadline, messages, &group, results).await;
             if let Some(missing) =
-                topology.take_if(|topology| is_ours_missing(topology, &sent, messages, &group, results))
+                topology.take_if(|topology| is_object_missing(topology, &sent, messages, &group, results))
             {
                 let declared = timeout_at(deadline, missing.declare_on(&slot.link)).await.map_err(|_| late())?;
                 match declared {
                     Ok(declared) => {
-                        tracing::warn!(created = ?declared.created, "objects at the broker were missing; they are declared again");
+                        tracing::warn!(created = ?declared.created, "queues or exchanges were missing; declared again");
                         let unsent =
                             |index: &usize| matches!(results.0[*index], None | Some(Err(PublishError::Unroutable)));
                         let again: Vec<_> = group.iter().copied().filter(unsent).collect();
@@ -226,24 +222,24 @@ impl Publisher {
                         groups.push_front(again);
                         continue;
                     }
-                    Err(error) => tracing::error!(%error, "objects at the broker are missing and cannot be declared"),
+                    Err(error) => tracing::error!(%error, "queues or exchanges are missing and cannot be declared"),
                 }
             }
             match sent {
-                // RabbitMQ 3.10 goes on rejecting what comes over a channel that it has told of a full queue, also when
-                // the queue is not full any more: the next attempt has to use a new one.
-                Sent::Answered if is_any_rejected(&group, results) => self.idle().clear(),
+                // RabbitMQ 3.10 keeps rejecting on a channel that once hit a full queue, even when the queue has room
+                // again: the next attempt must use a new channel.
+                Sent::Answered if is_any_nacked(&group, results) => self.idle().clear(),
                 Sent::Answered => self.idle().push(slot),
-                // One message of several may have closed the channel for all: each gets its own.
+                // One message may have closed the channel for all: publish each alone.
                 Sent::ChannelClosed { .. } if group.len() > 1 => {
                     groups
                         .extend(group.into_iter().filter(|&index| results.0[index].is_none()).map(|index| vec![index]));
                 }
                 Sent::ChannelClosed { why, .. } => results.0[group[0]] = Some(Err(PublishError::Nacked(why))),
                 Sent::Lost(why) => return Err(why),
-                Sent::Late => {
-                    // What a blocked connection has not sent yet would go out when it is unblocked, long after we said
-                    // that it did not.
+                Sent::TimedOut => {
+                    // Frames buffered on a blocked connection would be sent once it is unblocked, long after this call
+                    // has reported a failure.
                     if slot.link.is_blocked() {
                         slot.link.cut();
                         return Err(BLOCKED.to_owned());
@@ -255,7 +251,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// An idle channel, or a new one; waits for as long as there is no connection.
+    /// An idle channel, or a new one. Waits for a connection without a deadline.
     async fn slot(&self) -> Result<Slot, String> {
         loop {
             while let Some(slot) = self.pop_idle() {
@@ -276,13 +272,13 @@ impl Publisher {
                 }
                 Err(error) => {
                     link.cut();
-                    self.note(Some(error.to_string()));
+                    self.set_problem(Some(error.to_string()));
                 }
             }
         }
     }
 
-    /// The connection; where there is none, the one that is made now, however long that takes.
+    /// The connection. Connects if necessary, and retries without a deadline.
     async fn link(&self) -> Arc<Link> {
         let mut current = self.0.current.lock().await;
         if let Some(link) = current.link.take_if(|link| link.is_live()) {
@@ -300,8 +296,8 @@ impl Publisher {
                     return current.link.insert(Arc::new(link)).clone();
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "publisher: not connected, trying again");
-                    self.note(Some(error.to_string()));
+                    tracing::warn!(%error, "publisher not connected, retrying");
+                    self.set_problem(Some(error.to_string()));
                 }
             }
         }
@@ -315,8 +311,8 @@ impl Publisher {
         self.idle().pop()
     }
 
-    /// Why the newest call did not get through, or the connection is not made; nothing once one has got through.
-    fn note(&self, problem: Option<String>) {
+    /// Records why the last call or attempt to connect failed; `None` after a success.
+    fn set_problem(&self, problem: Option<String>) {
         *self.0.problem.lock().unwrap_or_else(PoisonError::into_inner) = problem;
     }
 
@@ -327,23 +323,23 @@ impl Publisher {
 
 async fn open(link: &Link) -> Result<Channel, BrokerError> {
     let channel = link.channel().await?;
-    link.ask("switch to confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    link.ask("enable confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
 }
 
-/// One result for each message, as far as it is known.
+/// One result for each message; `None` while it is unknown.
 struct Results(Vec<Option<Result<(), PublishError>>>);
 
-/// How sending one group ended. Results that are known by then are filled in.
+/// How publishing one group ended. Known results are filled in.
 enum Sent {
-    /// Every message has its answer.
+    /// Every message has a result.
     Answered,
-    /// The broker closed the channel, for a reason that may lie in one of the messages.
+    /// The broker closed the channel, possibly because of one message.
     ChannelClosed { why: String, code: Option<u16> },
-    /// The connection is gone.
+    /// The connection was lost.
     Lost(String),
     /// The deadline has passed.
-    Late,
+    TimedOut,
 }
 
 async fn send(
@@ -353,27 +349,27 @@ async fn send(
     group: &[usize],
     results: &mut Results,
 ) -> Sent {
-    // Polled first in this order, and each is handed to the connection at its first poll: so they leave in this order.
-    let mut answers: FuturesUnordered<_> =
+    // The first poll of each future sends its message, and first polls happen in this order.
+    let mut confirms: FuturesUnordered<_> =
         group.iter().map(|&index| async move { (index, publish(channel, &messages[index]).await) }).collect();
     let mut returned = Vec::new();
     let mut failure = None;
     let mut late = false;
     loop {
         let next = if late {
-            // lapin hands a returned message to whichever confirm comes first: all that came must be seen.
-            answers.next().now_or_never().flatten()
+            // lapin attaches a returned message to whichever confirm arrives first, so read every confirm that has arrived.
+            confirms.next().now_or_never().flatten()
         } else {
             tokio::select! {
                 biased;
-                next = answers.next() => next,
+                next = confirms.next() => next,
                 () = sleep_until(deadline) => {
                     late = true;
                     None
                 }
-                () = link.gone() => {
+                () = link.lost() => {
                     late = true;
-                    failure.get_or_insert(Sent::Lost("the connection is gone".to_owned()));
+                    failure.get_or_insert(Sent::Lost("the connection was lost".to_owned()));
                     None
                 }
             }
@@ -385,15 +381,15 @@ async fn send(
             }
             Some((index, Ok(Confirmation::Nack(message)))) => {
                 results.0[index] =
-                    Some(Err(PublishError::Nacked("a queue that should take it is full or down".to_owned())));
+                    Some(Err(PublishError::Nacked("a queue it is routed to is full or unavailable".to_owned())));
                 returned.extend(message);
             }
-            Some((index, Err(Unsent::Name))) => {
-                let why = "its exchange or routing key is longer than AMQP's 255 bytes".to_owned();
+            Some((index, Err(Unsent::NameTooLong))) => {
+                let why = "its exchange or routing key exceeds AMQP's 255 bytes".to_owned();
                 results.0[index] = Some(Err(PublishError::Nacked(why)));
             }
             Some((_, Ok(Confirmation::NotRequested))) => {
-                failure = Some(Sent::Lost("the channel does not confirm".to_owned()));
+                failure = Some(Sent::Lost("the channel is not in confirm mode".to_owned()));
             }
             Some((_, Err(Unsent::Broker(error)))) => {
                 let why = explain(&error);
@@ -403,7 +399,7 @@ async fn send(
                     Sent::Lost(why)
                 });
             }
-            None if late || answers.is_empty() => break,
+            None if late || confirms.is_empty() => break,
             None => {}
         }
     }
@@ -413,16 +409,16 @@ async fn send(
     match failure {
         Some(failure) => failure,
         None if group.iter().all(|&index| results.0[index].is_some()) => Sent::Answered,
-        None => Sent::Late,
+        None => Sent::TimedOut,
     }
 }
 
-fn is_any_rejected(group: &[usize], results: &Results) -> bool {
+fn is_any_nacked(group: &[usize], results: &Results) -> bool {
     group.iter().any(|&index| matches!(results.0[index], Some(Err(PublishError::Nacked(_)))))
 }
 
-/// Whether something of ours is missing at the broker: an exchange, or a queue or binding that a message should have taken.
-fn is_ours_missing(
+/// Whether an object of the topology is missing: an exchange, or a queue or binding that should have routed a message.
+fn is_object_missing(
     topology: &Topology,
     sent: &Sent,
     messages: &[Outgoing],
@@ -440,28 +436,29 @@ fn is_ours_missing(
         Sent::Answered => group
             .iter()
             .any(|&index| matches!(results.0[index], Some(Err(PublishError::Unroutable))) && is_ours(&messages[index])),
-        Sent::Lost(_) | Sent::Late => false,
+        Sent::Lost(_) | Sent::TimedOut => false,
     }
 }
 
-/// Why a message got no answer.
+/// Why a message got no confirm.
 enum Unsent {
-    Name,
+    NameTooLong,
     Broker(lapin::Error),
 }
 
 async fn publish(channel: &Channel, message: &Outgoing) -> Result<Confirmation, Unsent> {
-    let exchange = ShortString::try_new(message.exchange.as_str()).map_err(|_| Unsent::Name)?;
-    let routing_key = ShortString::try_new(message.routing_key.as_str()).map_err(|_| Unsent::Name)?;
+    let exchange = ShortString::try_new(message.exchange.as_str()).map_err(|_| Unsent::NameTooLong)?;
+    let routing_key = ShortString::try_new(message.routing_key.as_str()).map_err(|_| Unsent::NameTooLong)?;
     let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
     let properties = message.properties().clone();
     let confirm = channel.basic_publish(exchange, routing_key, options, &message.body, properties).await;
     confirm.map_err(Unsent::Broker)?.await.map_err(Unsent::Broker)
 }
 
-/// A returned message is told by what it is, not by the confirm it came with: with several under way lapin mixes them up.
+/// Finds a returned message by its contents, not by the confirm it is attached to: with several in flight, `lapin` may
+/// attach it to another.
 fn mark_unroutable(returned: &BasicReturnMessage, messages: &[Outgoing], group: &[usize], results: &mut Results) {
-    let is_it = |message: &Outgoing| {
+    let is_returned = |message: &Outgoing| {
         message.mandatory
             && message.exchange == returned.exchange.as_str()
             && message.routing_key == returned.routing_key.as_str()
@@ -469,9 +466,9 @@ fn mark_unroutable(returned: &BasicReturnMessage, messages: &[Outgoing], group: 
             && message.body == returned.data
     };
     let unroutable = |result: &Option<_>| matches!(result, Some(Err(PublishError::Unroutable)));
-    match group.iter().find(|&&index| is_it(&messages[index]) && !unroutable(&results.0[index])) {
+    match group.iter().find(|&&index| is_returned(&messages[index]) && !unroutable(&results.0[index])) {
         Some(&index) => results.0[index] = Some(Err(PublishError::Unroutable)),
-        // It cannot be any other call's. Rather send all of them again than count a lost one as sent.
+        // It can only be from this call. Publishing all again is better than reporting a lost message as confirmed.
         None => group.iter().for_each(|&index| results.0[index] = Some(Err(PublishError::Unroutable))),
     }
 }
@@ -482,16 +479,16 @@ impl fmt::Debug for Publisher {
     }
 }
 
-/// Why a message is not known to be with the broker. Whatever it was made from must be kept.
+/// Why a message is not confirmed. Keep whatever it was made from.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
-    /// It was mandatory, and no queue takes it.
-    #[error("no queue takes this message")]
+    /// It is mandatory and routed to no queue.
+    #[error("unroutable: no queue takes this message")]
     Unroutable,
-    /// The broker refused this message: a queue is full or down, or it cannot be sent as it is.
-    #[error("RabbitMQ refused this message: {0}")]
+    /// The broker rejected it: a queue is full or unavailable, or the message itself is invalid.
+    #[error("RabbitMQ rejected this message: {0}")]
     Nacked(String),
-    /// The broker was away, or did not answer in time: it may have the message or not.
+    /// The broker was unavailable or did not confirm in time. It may have the message or not.
     #[error("RabbitMQ did not confirm this message: {0}")]
     Unavailable(String),
 }

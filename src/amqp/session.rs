@@ -105,7 +105,7 @@ impl Session {
         let sent = tokio::select! {
             biased;
             done = timeout(Duration::from_secs(ACK_SECONDS_MAX), acks) => done,
-            () = self.link.gone() => return Err(AckLost("the connection is gone".to_owned())),
+            () = self.link.lost() => return Err(AckLost("the connection was lost".to_owned())),
         };
         match sent {
             Ok(Ok(true)) => Ok(()),

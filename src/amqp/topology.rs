@@ -1,30 +1,30 @@
 //! Every exchange, queue and binding of Offramp: its name, once, and its declaration.
 //!
-//! How a message gets back from a retry queue: its copy is published to the exchange of that delay with the *work
-//! queue's name* as routing key. The exchange (fanout, of the same name as its one queue) passes it on whatever the key
-//! is; when its time is up, the queue dead-letters it to the default exchange, which takes the key, still untouched, for
-//! a queue's name. So five retry queues serve five work queues, and any that are added. A fanout exchange for each delay,
-//! rather than one headers exchange for all: no header has to agree for a message to get home, and the broker's list of
-//! exchanges explains itself.
+//! How a message returns from a retry queue: the copy is published to the exchange of that delay, with the *name of the
+//! work queue* as routing key. That exchange is a fanout to one queue of the same name, so it ignores the key. When the
+//! TTL expires, the queue dead-letters the copy to the default exchange, which takes the unchanged key for a queue's name.
+//! Five retry queues therefore serve any number of work queues. There is one fanout exchange for each delay, not one
+//! headers exchange for all: routing depends on no header, and the broker's list of exchanges explains itself.
 
 use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, ExchangeKind};
+use strum::IntoStaticStr;
 
 use super::connection::{Broker, BrokerError, Link, ask};
 use super::reply_code::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED};
 use offramp_domain::command_ref::CommandType;
 
-/// How often the broker may deliver one message without an answer before it makes it a dead letter, with no word of ours.
-/// Only for what ends the process before a lane sees it (see `Delivery::exceeded_redeliveries`): our own header counts attempts.
-/// High, because every kill of a worker counts for the messages in its hands.
+/// After this many redeliveries, the broker dead-letters a message by itself, without our headers. This catches only what
+/// crashes the process before a lane sees it (see `Delivery::exceeded_redeliveries`): attempts have a header of their own.
+/// High, because every crash of a worker counts for all messages in flight.
 const WORK_DELIVERY_LIMIT: i32 = 100;
-/// The same for dead letters, where it must never be reached: listing them puts them back each time. Neither absent (4.x
-/// then takes 20) nor -1 (3.10 then drops at the first return), but a number far away.
+/// The delivery limit of dead letters. It must never be reached, and every listing requeues them. Without a limit, RabbitMQ
+/// 4.x applies 20; with -1, 3.10 drops a message at its first requeue. Hence the largest number.
 const DEAD_LETTER_DELIVERY_LIMIT: i32 = i32::MAX;
-/// AMQP's limit on names, in bytes.
+/// AMQP's limit for names, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
 /// The names of all objects, under one prefix.
@@ -40,20 +40,20 @@ impl Topology {
         Self { prefix: prefix.into() }
     }
 
-    /// Where commands are published, with their type as routing key. Topic, durable, no arguments: upstream teams
-    /// declare it too.
+    /// The exchange for commands, with their type as routing key. Topic, durable, without arguments: publishers declare it
+    /// too.
     #[must_use]
     pub fn command_exchange(&self) -> String {
         self.prefix.clone()
     }
 
-    /// Where our events are published, with their type as routing key. Topic, durable, no arguments.
+    /// The exchange for events, with their type as routing key. Topic, durable, without arguments.
     #[must_use]
     pub fn event_exchange(&self) -> String {
         format!("{}.events", self.prefix)
     }
 
-    /// The queue of one type of command.
+    /// The queue for one type of command.
     #[must_use]
     pub fn work_queue(&self, command: CommandType) -> String {
         let name = match command {
@@ -69,7 +69,7 @@ impl Topology {
     /// The queue in which messages wait for `delay`.
     #[must_use]
     pub fn retry_queue(&self, delay: RetryDelay) -> String {
-        format!("{}.retry.{}", self.prefix, delay.suffix())
+        format!("{}.retry.{}", self.prefix, delay.as_str())
     }
 
     /// The exchange that leads to [`Self::retry_queue`], whatever the routing key.
@@ -78,19 +78,19 @@ impl Topology {
         self.retry_queue(delay)
     }
 
-    /// Where a message ends that cannot be processed. Nothing expires there.
+    /// The queue for messages that cannot be processed. Nothing expires there.
     #[must_use]
     pub fn dead_letter_queue(&self) -> String {
         format!("{}.dead-letters", self.prefix)
     }
 
-    /// Whether an exchange or queue of this name could be one of ours: at or under the prefix.
+    /// Whether a name is under the prefix.
     pub(super) fn owns(&self, name: &str) -> bool {
         name.strip_prefix(&self.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
 
-    /// Whether `name` is one of our queues. Nobody may have an answer sent there: a refusal in a retry queue, say, would lead to
-    /// itself and never leave.
+    /// Whether `name` is one of our queues. No reply may be sent there: a reply in a retry queue, for example, would be
+    /// routed back to that queue without end.
     #[must_use]
     pub fn owns_queue(&self, name: &str) -> bool {
         name.starts_with(&self.prefix)
@@ -99,13 +99,13 @@ impl Topology {
                 || RetryDelay::ALL.into_iter().any(|delay| name == self.retry_queue(delay)))
     }
 
-    /// Declares every object that is missing and checks the others, over a connection of its own. What exists with
-    /// other arguments is left as it is. Any number of processes may declare at once.
+    /// Declares missing objects and checks existing ones, over its own connection. Never changes an existing object. Any
+    /// number of processes may declare at once.
     ///
     /// # Errors
     /// [`TopologyError::Different`] when an object exists with other arguments, [`TopologyError::Forbidden`] when one is
-    /// missing and the user may not create it: both are for the operator. [`TopologyError::Broker`] when the broker is
-    /// away: try again.
+    /// missing and the user may not create it: both need an operator. [`TopologyError::Broker`] when the broker is
+    /// unavailable: retry.
     pub async fn declare(&self, broker: &Broker) -> Result<Declaration, TopologyError> {
         let link = broker.connect("declare").await?;
         let declared = self.declare_on(&link).await;
@@ -113,7 +113,7 @@ impl Topology {
         declared
     }
 
-    /// Looks which objects are missing, over a connection of its own; creates nothing. (Bindings cannot be looked at.)
+    /// Checks all objects over its own connection, and creates none. AMQP has no way to check a binding.
     ///
     /// # Errors
     /// As [`Self::declare`].
@@ -124,7 +124,7 @@ impl Topology {
         let mut result = Ok(());
         for object in self.objects().iter().filter(|object| !matches!(object, Object::Binding { .. })) {
             result = match declaring.exists(object).await {
-                // Declaration as it should be, it is left alone, or the difference is told.
+                // Declaring an existing object changes nothing, and reports a difference.
                 Ok(true) => declaring.object(object).await,
                 Ok(false) => {
                     missing.push(object.label());
@@ -144,22 +144,21 @@ impl Topology {
 
     pub(super) async fn declare_on(&self, link: &Link) -> Result<Declaration, TopologyError> {
         let mut declaring = Declarer { link, channel: None, declared: Declaration::default() };
-        // Every target stands before anything that leads to it, and what publishers see, the command exchange, comes
-        // last: until then their messages are an error to them, and not lost.
+        // Targets come before the objects that route to them, and the command exchange last: until it exists, publishers
+        // get an error and lose no message.
         for object in self.objects() {
             declaring.object(&object).await?;
         }
         Ok(declaring.declared)
     }
 
-    /// Declares what publishers see, where it is missing: both exchanges and the bindings to the work queues. Nothing of ours
-    /// would notice: messages without a binding are lost in silence. `may_bind` becomes false when the user has no right to
-    /// bind, so that the broker is not asked for it again. The answer is what was missing, but for bindings, which cannot be
-    /// looked at.
+    /// Declares both exchanges, if missing, and the bindings of the work queues. The worker would not notice that they are
+    /// missing: the broker silently drops messages without a binding. `may_bind` becomes false when the user may not bind,
+    /// so that the broker is not asked again. Returns the exchanges that were missing; a binding cannot be checked.
     pub(super) async fn restore_on(&self, link: &Link, may_bind: &mut bool) -> Result<Vec<String>, TopologyError> {
         let mut declaring = Declarer { link, channel: None, declared: Declaration::default() };
         for exchange in self.exchanges() {
-            // One that exists is not declared: a user without the right to configure would be refused, each time.
+            // An existing exchange is not declared: without the permission to configure, that would fail each time.
             if !declaring.exists(&exchange).await? {
                 declaring.object(&exchange).await?;
             }
@@ -176,13 +175,13 @@ impl Topology {
         Ok(declaring.declared.created)
     }
 
-    /// Events, then commands: what publishers see comes last.
+    /// The command exchange comes last. See [`Self::declare_on`].
     fn exchanges(&self) -> [Object; 2] {
         [self.event_exchange(), self.command_exchange()]
             .map(|name| Object::Exchange { name, kind: ExchangeKind::Topic })
     }
 
-    /// From the command exchange to the work queues.
+    /// The bindings from the command exchange to the work queues.
     fn bindings(&self) -> [Object; CommandType::ALL.len()] {
         CommandType::ALL.map(|command| Object::Binding {
             exchange: self.command_exchange(),
@@ -204,7 +203,7 @@ impl Topology {
                     ("x-dead-letter-exchange", long("")),
                     ("x-dead-letter-routing-key", long(&self.dead_letter_queue())),
                     ("x-dead-letter-strategy", long("at-least-once")),
-                    // Without it, at-least-once is silently at-most-once.
+                    // Without it, at-least-once silently becomes at-most-once.
                     ("x-overflow", long("reject-publish")),
                 ],
             })
@@ -214,7 +213,7 @@ impl Topology {
                 name: self.retry_queue(delay),
                 arguments: vec![
                     ("x-message-ttl", AMQPValue::LongInt(delay.milliseconds())),
-                    // No x-dead-letter-routing-key: the message's own key is the way home.
+                    // No x-dead-letter-routing-key: the message's own key names its work queue.
                     ("x-dead-letter-exchange", long("")),
                     ("x-dead-letter-strategy", long("at-least-once")),
                     ("x-overflow", long("reject-publish")),
@@ -235,32 +234,31 @@ impl Topology {
     }
 }
 
-/// How long a message waits before it is tried again: one queue for each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// The delay before a retry. There is one queue for each; the names are the endings of the queues' names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, IntoStaticStr)]
 pub enum RetryDelay {
-    /// 5 seconds.
+    #[strum(serialize = "5s")]
     S5,
-    /// 30 seconds.
+    #[strum(serialize = "30s")]
     S30,
-    /// 2 minutes.
+    #[strum(serialize = "2m")]
     M2,
-    /// 10 minutes.
+    #[strum(serialize = "10m")]
     M10,
-    /// 1 hour.
+    #[strum(serialize = "1h")]
     H1,
 }
 
 impl RetryDelay {
-    /// Every delay, in the order in which a message takes them.
+    /// Every delay, in the order of the attempts.
     pub const ALL: [Self; 5] = [Self::S5, Self::S30, Self::M2, Self::M10, Self::H1];
 
-    /// The delay after a delivery that carried `attempt` (0 for the first): 5 s, 30 s, 2 min, 10 min, 1 h, then none.
+    /// The delay after the delivery with this `attempt`, counted from 0. `None` once all delays are used.
     #[must_use]
     pub fn for_attempt(attempt: u32) -> Option<Self> {
         Self::ALL.get(usize::try_from(attempt).ok()?).copied()
     }
 
-    /// How long it is.
     #[must_use]
     pub fn duration(self) -> Duration {
         Duration::from_secs(match self {
@@ -272,16 +270,8 @@ impl RetryDelay {
         })
     }
 
-    /// How its queue's name ends.
-    #[must_use]
-    pub fn suffix(self) -> &'static str {
-        match self {
-            Self::S5 => "5s",
-            Self::S30 => "30s",
-            Self::M2 => "2m",
-            Self::M10 => "10m",
-            Self::H1 => "1h",
-        }
+    fn as_str(self) -> &'static str {
+        self.into()
     }
 
     fn milliseconds(self) -> i32 {
@@ -289,53 +279,45 @@ impl RetryDelay {
     }
 }
 
-/// What [`Topology::declare`] found and did. Objects are named as in its errors: `queue 'x'`, `exchange 'x'`.
+/// The result of [`Topology::declare`]. Objects are named as in its errors: `queue 'x'`, `exchange 'x'`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Declaration {
-    /// What was missing, and exists now.
     pub created: Vec<String>,
-    /// What existed, as it should be.
+    /// Existed with the right arguments.
     pub existing: Vec<String>,
-    /// What exists, but could not be checked: the user may use it and not configure it.
+    /// Exist, but could not be checked: the user lacks the permission to configure them.
     pub unchecked: Vec<String>,
 }
 
-/// What [`Topology::inspect`] found.
+/// The result of [`Topology::inspect`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Inspection {
-    /// What exists, as it should be.
+    /// Exist with the right arguments.
     pub existing: Vec<String>,
-    /// What exists, but could not be checked: the user may use it and not configure it.
+    /// Exist, but could not be checked: the user lacks the permission to configure them.
     pub unchecked: Vec<String>,
-    /// What does not exist.
     pub missing: Vec<String>,
-    /// Which version of RabbitMQ has them, as it tells it.
+    /// The version that the broker reports; empty if it reports none.
     pub broker_version: String,
 }
 
-/// Why the objects at the broker are not as they should be.
+/// Why an object could not be declared or checked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopologyError {
-    /// An object exists with other arguments. Trying again does not help.
+    /// An object exists with other arguments. Retrying does not help.
     #[error("{object} exists already with other arguments: {difference}. Nothing was changed")]
     Different {
-        /// Which one.
         object: String,
-        /// What differs, in the broker's words.
+        /// The difference, in the broker's words.
         difference: String,
     },
-    /// An object is missing, and the user may not create it. Trying again does not help.
-    #[error("{object} is missing, and this user may not create it: {why}")]
-    Forbidden {
-        /// Which one.
-        object: String,
-        /// What the broker says.
-        why: String,
-    },
-    /// The prefix makes a name that AMQP has no room for.
-    #[error("the name '{0}' is longer than AMQP's {NAME_BYTES_MAX} bytes")]
+    /// An object is missing, and the user may not create it. Retrying does not help.
+    #[error("{object} is missing, and this user lacks the permission to create it: {why}")]
+    Forbidden { object: String, why: String },
+    /// The prefix makes a name too long for AMQP.
+    #[error("the name '{0}' exceeds AMQP's {NAME_BYTES_MAX} bytes")]
     Name(String),
-    /// The broker is away, or failed otherwise.
+    /// The broker is unavailable, or failed otherwise.
     #[error(transparent)]
     Broker(#[from] BrokerError),
 }
@@ -363,7 +345,7 @@ impl Object {
         }
     }
 
-    /// Asks for the object: whether it exists at all (`passive`), or for one that is exactly so.
+    /// Declares the object; with `passive`, only checks that it exists, with any arguments.
     async fn declare(&self, channel: &Channel, passive: bool) -> Result<(), TopologyError> {
         match self {
             Self::Queue(queue) => {
@@ -393,7 +375,7 @@ impl Object {
 
 struct Declarer<'a> {
     link: &'a Link,
-    /// The broker closes a channel at every "no", so it is replaced as often.
+    /// Replaced after every error: the broker closes the channel then.
     channel: Option<Channel>,
     declared: Declaration,
 }
@@ -403,7 +385,7 @@ impl Declarer<'_> {
         let label = object.label();
         if let Object::Binding { .. } = object {
             return self.attempt(object, false).await.or_else(|error| match code(&error) {
-                // Who may not bind may still consume: whether it is bound is for whoever declared it to see.
+                // A user who may not bind may still consume. Checking the binding is up to whoever declared it.
                 Some(ACCESS_REFUSED) => {
                     self.declared.unchecked.push(label);
                     Ok(())
@@ -453,7 +435,8 @@ fn code(error: &TopologyError) -> Option<u16> {
     }
 }
 
-/// The broker's "… inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received …", from the argument on.
+/// Shortens the broker's "… inequivalent arg 'x-message-ttl' for queue 'q' in vhost '/': received …" to the argument and
+/// its values.
 fn difference(why: &str) -> String {
     let text = why.split_once("inequivalent arg ").map_or(why, |(_, rest)| rest);
     match (text.split_once(" for "), text.split_once(": ")) {
@@ -475,7 +458,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_those_of_the_contract() {
+    fn object_names_never_change() {
         let topology = Topology::new("p");
         let queues = CommandType::ALL.map(|command| topology.work_queue(command));
         assert_eq!(
@@ -495,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn ours_is_what_we_declare() {
+    fn owned_queues_are_exactly_the_declared_ones() {
         let topology = Topology::new("p");
         for queue in ["p.cancellation", "p.payment-failure", "p.retry.5s", "p.retry.1h", "p.dead-letters"] {
             assert!(topology.owns_queue(queue), "{queue}");
@@ -506,14 +489,14 @@ mod tests {
     }
 
     #[test]
-    fn delays_follow_one_another_and_end() {
+    fn each_attempt_has_a_longer_delay_until_the_last() {
         let seconds: Vec<_> =
             (0..7).map(|attempt| RetryDelay::for_attempt(attempt).map(|d| d.duration().as_secs())).collect();
         assert_eq!(seconds, [Some(5), Some(30), Some(120), Some(600), Some(3_600), None, None]);
     }
 
     #[test]
-    fn what_differs_is_told_from_the_brokers_sentence() {
+    fn differences_are_extracted_from_the_brokers_error() {
         let sentence = "PRECONDITION_FAILED - inequivalent arg 'x-message-ttl' for queue 'p.retry.5s' in vhost '/': \
                         received '5000' but current is '7000'";
         assert_eq!(difference(sentence), "'x-message-ttl', received '5000' but current is '7000'");

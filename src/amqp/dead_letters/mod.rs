@@ -81,7 +81,7 @@ impl DeadLetters {
     /// When the broker is unavailable.
     pub async fn scan(&self) -> Result<DeadLetterScan<'_>, DeadLettersError> {
         let channel = self.link.channel().await?;
-        self.link.ask("limit deliveries", channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
+        self.link.ask("set the prefetch", channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
         let total = u64::from(self.count().await?);
         Ok(DeadLetterScan::new(self, channel, total))
     }

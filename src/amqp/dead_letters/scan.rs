@@ -106,7 +106,7 @@ impl DeadLetterScan<'_> {
             // Another consumer may have taken the rest. Only the broker knows.
             Err(_) => {
                 let getting = self.channel.basic_get(short(&self.letters.queue), BasicGetOptions::default());
-                match self.letters.link.ask("look for further dead letters", getting).await? {
+                match self.letters.link.ask("poll the dead letters", getting).await? {
                     Some(got) => got.delivery,
                     None => return Ok(None),
                 }
@@ -152,7 +152,7 @@ impl DeadLetterScan<'_> {
         for held in letters {
             // One by one: dead letters between them stay.
             let acking = held.acker.ack(BasicAckOptions { multiple: false });
-            match self.letters.link.ask("take an ack", acking).await {
+            match self.letters.link.ask("accept an ack", acking).await {
                 Ok(true) => {
                     self.held -= 1;
                     *self.removed.entry(held.letter.id).or_default() += 1;
@@ -162,7 +162,7 @@ impl DeadLetterScan<'_> {
             }
         }
         // The broker processes a channel in order: once it replies, it has read every ack.
-        self.letters.link.ask("take acks", self.channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
+        self.letters.link.ask("accept acks", self.channel.basic_qos(WINDOW, BasicQosOptions::default())).await?;
         Ok(())
     }
 
@@ -221,7 +221,7 @@ impl DeadLetterScan<'_> {
         // The broker requeues consumer by consumer, in the order of their tags: sorted tags keep a short queue in order.
         let tag = ShortString::try_new(format!("{:06}", self.credit / u64::from(WINDOW))).unwrap_or_default();
         let consuming = self.channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default());
-        self.streams.push(self.letters.link.ask("deliver from the queue", consuming).await?);
+        self.streams.push(self.letters.link.ask("start a consumer", consuming).await?);
         self.credit += u64::from(WINDOW);
         Ok(())
     }
