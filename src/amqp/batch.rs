@@ -30,7 +30,7 @@ impl Batch {
     /// Acknowledges every delivery. Call it only once all effects are stored and every copy is confirmed.
     ///
     /// # Errors
-    /// [`AckLost`] when the channel is gone or the ack was not sent within 5 seconds: the broker delivers these messages again, to this
+    /// [`AckLost`] when the channel is closed or the ack was not sent within 5 seconds: the broker delivers these messages again, to this
     /// worker or another.
     pub async fn ack(self) -> Result<(), AckLost> {
         self.ack_except(&[]).await.map(drop)

@@ -165,7 +165,7 @@ impl Consumer {
         }
     }
 
-    /// The batch that begins with `first`. Fails when the channel is gone, so that nothing could be acknowledged.
+    /// The batch that begins with `first`. Fails when the channel is closed, because nothing could be acknowledged.
     ///
     /// When a process crashes, every prefetched message is redelivered and its delivery count grows. A message that crashes every worker
     /// would drag hundreds of others to the delivery limit, where all become dead letters. A consumer therefore starts with prefetch 1. While
@@ -337,7 +337,7 @@ impl Subscription {
         Ok(())
     }
 
-    /// The batch that begins with `first`; `None` when the channel is gone, so that nothing could be acknowledged. With `patiently`, waits
+    /// The batch that begins with `first`; `None` when the channel is closed, because nothing could be acknowledged. With `patiently`, waits
     /// briefly for a full window.
     async fn collect(&mut self, first: Received, max: usize, patiently: bool) -> Option<Batch> {
         let mut received = vec![first];

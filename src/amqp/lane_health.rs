@@ -76,7 +76,7 @@ impl LaneHealth {
     #[must_use]
     pub fn status(&self) -> LaneStatus {
         let recorded = self.lock();
-        // A lane that is busy with a batch may not know yet that its channel is gone.
+        // A lane that is busy with a batch may not know yet that its channel is closed.
         let lost = match recorded.session.upgrade() {
             _ if recorded.state != LaneState::Consuming => None,
             Some(session) => session.problem(),

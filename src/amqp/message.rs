@@ -1,7 +1,6 @@
-//! One message: as it came in, and what is made of it to go out again .
+//! Messages: deliveries, their copies, and other messages to publish. Nothing here talks to the broker.
 //!
-//! Copies keep everything the publisher set, except what would change their way through the broker: see
-//! `STRIPPED_HEADERS` and `copied`.
+//! A copy keeps everything the publisher set, except what would change its routing: see `STRIPPED_HEADERS` and `copied`.
 
 use std::fmt;
 
@@ -14,59 +13,58 @@ use super::topology::{RetryDelay, Topology};
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::dead_letter::DeadLetterReason;
 
-/// How often a message has been through a retry queue; absent means 0.
+/// The number of times a message has been in a retry queue. Absent means 0.
 pub const ATTEMPT_HEADER: &str = "offramp-attempt";
-/// Why a message is a dead letter, as one word: see [`DeadLetterReason`].
+/// The [`DeadLetterReason`] of a dead letter.
 pub const REASON_HEADER: &str = "offramp-reason";
-/// Why a message is a dead letter, as a sentence.
+/// The reason of a dead letter, as a sentence.
 pub const ERROR_HEADER: &str = "offramp-error";
-/// The work queue that a dead letter came from.
+/// The work queue of a dead letter.
 pub const QUEUE_HEADER: &str = "offramp-queue";
-/// When a message became a dead letter, RFC 3339.
+/// The time at which a message became a dead letter, RFC 3339.
 pub const DIED_AT_HEADER: &str = "offramp-died-at";
 
-/// How often a message may come back. See [`Delivery::exceeded_redeliveries`].
+/// The limit of redeliveries. See [`Delivery::exceeded_redeliveries`].
 pub const REDELIVERIES_MAX: u64 = 20;
-/// The longest `offramp-error`, in bytes: AMQP sends all headers in one frame, and the broker hangs up on a larger one.
+/// The longest `offramp-error`, in bytes. All headers share one frame, and the broker closes the connection at a larger
+/// one.
 const ERROR_BYTES_MAX: usize = 2_000;
-/// The most that a copy's headers may weigh, in bytes, of the frame's usual 128 KiB. Above it, a copy leaves the
-/// publisher's own headers behind: a message that cannot be sent on could never leave its queue.
+/// The largest headers of a copy, in bytes, of the frame's usual 128 KiB. Above it, the copy drops the publisher's headers:
+/// a message that cannot be copied could never leave its queue.
 const HEADERS_BYTES_MAX: usize = 96 * 1024;
-/// `delivery_mode` of a message that survives a restart of the broker.
+/// The `delivery_mode` of a message that survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 
-/// Headers that the broker or we put on a message on its way, and that must not come back with its copy. With `x-death`
-/// on it, RabbitMQ 3.10 takes the second trip through a retry queue for a cycle and drops the message; `CC` and `BCC`
-/// send the copy to further queues.
+/// Headers that a copy must not have. With `x-death`, RabbitMQ 3.10 takes a second pass through a retry queue for a cycle
+/// and drops the message. `CC` and `BCC` route the copy to more queues. The others belong to the broker.
 const STRIPPED_HEADERS: [&str; 7] =
     ["x-death", "x-delivery-count", "x-acquired-count", "x-opt-deaths", "CC", "BCC", "x-delivery-limit"];
-/// The same, by how they begin: `x-first-death-queue`, `x-last-death-reason` and so on.
+/// Prefixes of more such headers: `x-first-death-queue`, `x-last-death-reason` and so on.
 const STRIPPED_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
-/// What we say about a dead letter. A copy that goes back to work carries none of it.
+/// Our headers on a dead letter. A replayed copy has none of them.
 const DEATH_HEADERS: [&str; 4] = [REASON_HEADER, ERROR_HEADER, QUEUE_HEADER, DIED_AT_HEADER];
 
-/// A message as it came in.
+/// A message from the broker.
 #[derive(Clone, PartialEq)]
 pub struct Delivery {
-    /// What was sent, byte for byte. Unchecked: up to the broker's own limit.
+    /// Unchecked, and of any size up to the broker's limit.
     pub body: Vec<u8>,
-    /// How often it has been through a retry queue: header `offramp-attempt`, 0 where it is absent or nonsense.
+    /// The number of times it has been in a retry queue: header `offramp-attempt`, 0 if absent or invalid.
     pub attempt: u32,
-    /// Whether the broker has delivered it before, so its effects may be stored already.
+    /// Whether the broker has delivered it before. Its effects may be stored already.
     pub redelivered: bool,
-    /// How often the broker took it back because a process ended or a channel closed, where it says so: quorum queues do.
-    /// What was given back with `basic.nack` counts up to RabbitMQ 4.2, and no more from 4.3 on.
+    /// The number of times the broker requeued it after a crash or a closed channel, as quorum queues report it. A requeue
+    /// by `basic.nack` counts up to RabbitMQ 4.2, but not from 4.3 on.
     pub delivery_count: u64,
-    /// Where the sender wants the answer: a queue's name, for the default exchange.
+    /// The queue for the reply, through the default exchange.
     pub reply_to: Option<String>,
-    /// The routing key it was published with; after a retry queue, the work queue's name.
+    /// The routing key of the publisher; after a retry queue, the name of the work queue.
     pub routing_key: String,
-    /// Everything that came with the body.
     properties: BasicProperties,
 }
 
 impl Delivery {
-    /// A message made of its parts; what the broker delivers is made with [`From`].
+    /// A message that the broker has not delivered. Deliveries are converted with [`From`].
     #[must_use]
     pub fn new(body: Vec<u8>, properties: BasicProperties) -> Self {
         Self {
@@ -80,9 +78,9 @@ impl Delivery {
         }
     }
 
-    /// Whether it came back so often that it must be what ends the processes that take it: a message that others were sent
-    /// ahead with is not that unlucky, since suspects are delivered alone. Better made a dead letter, which says why, than
-    /// processed once more; left alone, the broker would do it, later and without a reason.
+    /// Whether it was redelivered so often that it must be what crashes the workers: messages prefetched with it do not get
+    /// this far, because suspects are delivered alone. Dead-letter it with a reason instead of processing it again. The
+    /// broker would do so later, without a reason.
     #[must_use]
     pub fn exceeded_redeliveries(&self) -> bool {
         self.delivery_count >= REDELIVERIES_MAX
@@ -97,10 +95,10 @@ impl Delivery {
     /// The size of body and headers in memory, in bytes, approximately.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.body.len() + weight(&self.properties)
+        self.body.len() + headers_memory_bytes(&self.properties)
     }
 
-    /// Everything that came with the body, for this adapter and for tests.
+    /// The AMQP properties, for this adapter and for tests.
     #[doc(hidden)]
     #[must_use]
     pub fn properties(&self) -> &BasicProperties {
@@ -113,8 +111,8 @@ impl Delivery {
         text(self.properties.headers().as_ref()?.inner().get(name)?)
     }
 
-    /// The copy that waits in the retry queue of `delay` and comes back to the work queue `queue`, with its attempt
-    /// counted. Acknowledge the original only once this copy is confirmed.
+    /// The copy for the retry queue of `delay`, with the next attempt number. It returns to the work queue `queue` after
+    /// that delay. Acknowledge the original only once this copy is confirmed.
     #[must_use]
     pub fn retry_copy(&self, topology: &Topology, queue: &str, delay: RetryDelay) -> Outgoing {
         let attempt = AMQPValue::LongInt(i32::try_from(self.attempt.saturating_add(1)).unwrap_or(i32::MAX));
@@ -122,17 +120,16 @@ impl Delivery {
         self.copy(topology.retry_exchange(delay), queue.to_owned(), properties)
     }
 
-    /// The copy that goes to the end of its work queue `queue`, with the same attempt, and as if it had never come back. For
-    /// what was in hand through no fault of its own whenever something else was away. Acknowledge the original only once this
-    /// copy is confirmed.
+    /// The copy for the end of its work queue `queue`, with the same attempt number and no redeliveries. For a message that
+    /// was redelivered only because a server was unavailable. Acknowledge the original only once this copy is confirmed.
     #[must_use]
     pub fn fresh_copy(&self, queue: &str) -> Outgoing {
         let attempt = AMQPValue::LongInt(i32::try_from(self.attempt).unwrap_or(i32::MAX));
         self.copy(String::new(), queue.to_owned(), copied(&self.properties, &[(ATTEMPT_HEADER, attempt)]))
     }
 
-    /// The copy for the dead letters, with headers that say why: `error` is a sentence
-    /// that says which field, `queue` the work queue it came from. Acknowledge the original only once this copy is confirmed.
+    /// The copy for the queue of dead letters, with the reason in its headers. `error` is a sentence that names the field,
+    /// `queue` the work queue. Acknowledge the original only once this copy is confirmed.
     #[must_use]
     pub fn dead_letter(
         &self,
@@ -148,7 +145,7 @@ impl Delivery {
             &[
                 (ATTEMPT_HEADER, attempt),
                 (REASON_HEADER, long(reason.as_str())),
-                (ERROR_HEADER, long(shortened(error, ERROR_BYTES_MAX))),
+                (ERROR_HEADER, long(truncated(error, ERROR_BYTES_MAX))),
                 (QUEUE_HEADER, long(queue)),
                 (DIED_AT_HEADER, long(&died_at.to_rfc3339_opts(SecondsFormat::Millis, true))),
             ],
@@ -156,7 +153,7 @@ impl Delivery {
         self.copy(String::new(), topology.dead_letter_queue(), properties)
     }
 
-    /// The copy that sends a dead letter back to its work queue `queue`: attempt count reset, what we said about it removed.
+    /// The copy that replays a dead letter to its work queue `queue`, with attempt 0 and without our headers.
     #[must_use]
     pub fn replay_copy(&self, queue: &str) -> Outgoing {
         self.copy(String::new(), queue.to_owned(), copied(&self.properties, &[]))
@@ -167,7 +164,7 @@ impl Delivery {
     }
 }
 
-// Bodies and headers hold names and reasons that people wrote: they belong in no log.
+// Bodies and headers contain personal data, which must not be logged.
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Delivery")
@@ -190,23 +187,20 @@ impl From<lapin::message::Delivery> for Delivery {
     }
 }
 
-/// A message to send. Always persistent.
+/// A message to publish. Always persistent.
 #[derive(Clone, PartialEq)]
 pub struct Outgoing {
-    /// The exchange; empty for the default one, which takes a queue's name as routing key.
+    /// Empty for the default exchange, which takes a queue's name as routing key.
     pub exchange: String,
-    /// The routing key.
     pub routing_key: String,
-    /// Whether it is an error when no queue takes it. Without it, such a message is confirmed and gone.
+    /// Whether being unroutable is an error. Otherwise the broker confirms and drops an unroutable message.
     pub mandatory: bool,
-    /// Everything that goes with the body.
     properties: BasicProperties,
-    /// What is sent, byte for byte.
     pub body: Vec<u8>,
 }
 
 impl Outgoing {
-    /// A new message, not mandatory, persistent, with nothing else set.
+    /// A persistent message, not mandatory, without other properties.
     #[must_use]
     pub fn new(exchange: impl Into<String>, routing_key: impl Into<String>, body: Vec<u8>) -> Self {
         Self {
@@ -218,39 +212,37 @@ impl Outgoing {
         }
     }
 
-    /// An event, to an exchange or, through the default one, to a queue.
+    /// An event for an exchange, or for a queue through the default exchange.
     #[must_use]
     pub fn event(exchange: impl Into<String>, routing_key: impl Into<String>, event: &CloudEvent) -> Self {
-        // Plain data: it cannot fail to be written.
+        // Plain data always serialises.
         let body = serde_json::to_vec(event).unwrap_or_default();
         Self::new(exchange, routing_key, body).content_type("application/cloudevents+json").message_id(&event.id)
     }
 
-    /// With `mandatory`: when no queue takes it, publishing is an error.
+    /// Makes being unroutable an error.
     #[must_use]
     pub fn mandatory(self) -> Self {
         Self { mandatory: true, ..self }
     }
 
-    /// With a content type. One that is too long for AMQP (255 bytes) is left out, as in the two that follow.
+    /// Sets the content type. A value too long for AMQP (255 bytes) is ignored, also by the next two.
     #[must_use]
     pub fn content_type(self, value: &str) -> Self {
         self.with(value, BasicProperties::with_content_type)
     }
 
-    /// With a message id.
     #[must_use]
     pub fn message_id(self, value: &str) -> Self {
         self.with(value, BasicProperties::with_message_id)
     }
 
-    /// With a correlation id.
     #[must_use]
     pub fn correlation_id(self, value: &str) -> Self {
         self.with(value, BasicProperties::with_correlation_id)
     }
 
-    /// With one more text header.
+    /// Adds a text header. A name too long for AMQP (255 bytes) is ignored.
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let mut headers = self.properties.headers().clone().unwrap_or_default();
@@ -264,17 +256,17 @@ impl Outgoing {
     /// The size of body and headers in memory, in bytes, approximately.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.body.len() + weight(&self.properties)
+        self.body.len() + headers_memory_bytes(&self.properties)
     }
 
-    /// Everything that goes with the body, for this adapter and for tests.
+    /// The AMQP properties, for this adapter and for tests.
     #[doc(hidden)]
     #[must_use]
     pub fn properties(&self) -> &BasicProperties {
         &self.properties
     }
 
-    /// For tests, which send what the program never does.
+    /// For tests, which publish messages that the program never does.
     #[doc(hidden)]
     #[must_use]
     pub fn with_properties(self, change: impl FnOnce(BasicProperties) -> BasicProperties) -> Self {
@@ -300,11 +292,11 @@ impl fmt::Debug for Outgoing {
     }
 }
 
-/// The properties of a copy: the original's, with `own` headers instead of earlier ones of ours, and without
-/// - the headers named above,
-/// - `expiration`: it would bring a message back early, or let a dead letter expire,
-/// - `priority`: a copy would overtake messages that wait, or be overtaken by all of them,
-/// - `user_id`: the broker closes the channel when it is not our own user's name.
+/// The properties of a copy: the original's, with `own` instead of our earlier headers, and without
+/// - the stripped headers,
+/// - `expiration`: it would end the retry delay early, or let a dead letter expire,
+/// - `priority`: the copy would overtake waiting messages, or wait behind all of them,
+/// - `user_id`: the broker closes the channel if it is not the name of our own user.
 fn copied(original: &BasicProperties, own: &[(&'static str, AMQPValue)]) -> BasicProperties {
     let mut headers = FieldTable::default();
     for (name, value) in original.headers().iter().flat_map(FieldTable::inner) {
@@ -352,7 +344,7 @@ fn copied(original: &BasicProperties, own: &[(&'static str, AMQPValue)]) -> Basi
 }
 
 /// The size of a message's headers in memory, in bytes, approximately.
-fn weight(properties: &BasicProperties) -> usize {
+fn headers_memory_bytes(properties: &BasicProperties) -> usize {
     fn of(value: &AMQPValue) -> usize {
         size_of::<AMQPValue>()
             + match value {
@@ -369,8 +361,9 @@ fn weight(properties: &BasicProperties) -> usize {
     properties.headers().as_ref().map_or(0, of_table)
 }
 
-/// How often the broker took it back, as it says in a header of its own. RabbitMQ 4 leaves a header of that name as its publisher
-/// wrote it until it has something to count; in another, which is always its own on a redelivery, it counts a little more.
+/// The number of requeues, from the broker's header `x-delivery-count`. RabbitMQ 4 passes on a publisher's header of that
+/// name until the first requeue. `x-acquired-count`, which is always the broker's own on a redelivery and never smaller, is
+/// therefore an upper bound.
 pub(super) fn delivery_count(delivery: &lapin::message::Delivery) -> u64 {
     if !delivery.redelivered {
         return 0;
@@ -379,7 +372,7 @@ pub(super) fn delivery_count(delivery: &lapin::message::Delivery) -> u64 {
     number(&delivery.properties, "x-acquired-count").map_or(count, |acquired| count.min(acquired))
 }
 
-/// A header as a count: any of AMQP's integer types, or digits as text (some clients send those).
+/// A header as a count, from any of AMQP's integer types, or from text with digits, as some clients send it.
 fn number(properties: &BasicProperties, name: &str) -> Option<u64> {
     match properties.headers().as_ref()?.inner().get(name)? {
         AMQPValue::ShortShortInt(value) => u64::try_from(*value).ok(),
@@ -397,13 +390,13 @@ fn long(text: &str) -> AMQPValue {
     AMQPValue::LongString(LongString::from(text))
 }
 
-/// The longest beginning of `text` that fits into `bytes`.
-fn shortened(text: &str, bytes: usize) -> &str {
+/// The longest prefix of `text` that fits into `bytes`.
+fn truncated(text: &str, bytes: usize) -> &str {
     let end = (0..=bytes.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
     &text[..end]
 }
 
-/// What a table weighs on the wire, at least.
+/// The least size of a table on the wire, in bytes.
 fn table_bytes(table: &FieldTable) -> usize {
     table.inner().iter().map(|(name, value)| 2 + name.as_str().len() + value_bytes(value)).sum()
 }

@@ -1,4 +1,4 @@
-//! The broker's addresses: one or several `amqp://` URLs, read and checked once, never shown with their password.
+//! The broker's addresses: one or more `amqp://` or `amqps://` URLs, parsed once and never displayed with their password.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,16 +6,16 @@ use std::str::FromStr;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 use url::Url;
 
-/// The largest frame, in bytes, where the URL sets none: RabbitMQ's own default. lapin keeps two buffers of 32 of these for
-/// each connection. Told before it connects, it takes them from the system untouched, so that they become resident as they
-/// are used; told by the broker, it fills them with zeros.
+/// The largest frame, in bytes, unless the URL sets one: RabbitMQ's default. lapin keeps two buffers of 32 frames for each
+/// connection. If it knows the size before it connects, it allocates them untouched, and they become resident only as they
+/// are used. If it learns the size from the broker, it fills them with zeros.
 const FRAME_BYTES_MAX: u32 = 128 * 1024;
 
-/// Where the broker answers: one or several URLs, separated by commas, tried in turn.
+/// The addresses of the broker: one or more URLs, separated by commas.
 ///
-/// `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST?heartbeat=SECONDS`. Everything but the host has a default: `guest:guest`,
-/// port 5672 (5671 with `amqps`), virtual host `/`. User, password and virtual host are percent-encoded, so the
-/// virtual host `/` is written `%2f`; a lone final slash means `/` too.
+/// `amqp[s]://USER:PASSWORD@HOST:PORT/VHOST?heartbeat=SECONDS`. All parts but the host have defaults: `guest:guest`,
+/// port 5672 (5671 with `amqps`), virtual host `/`. User, password and virtual host are percent-encoded, so the virtual
+/// host `/` is written `%2f`; a single final slash means `/` too.
 #[derive(Clone, PartialEq, Eq)]
 pub struct BrokerUrls(Vec<BrokerUrl>);
 
@@ -30,7 +30,7 @@ impl FromStr for BrokerUrls {
     type Err = InvalidBrokerUrl;
 
     /// # Errors
-    /// [`InvalidBrokerUrl`] says which URL is wrong, by its position, and why; it never repeats the text.
+    /// [`InvalidBrokerUrl`] gives the position of the invalid URL and the problem. It never repeats the text.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let urls: Result<Vec<_>, _> = text
             .split(',')
@@ -58,13 +58,12 @@ impl fmt::Debug for BrokerUrls {
     }
 }
 
-/// Why a broker URL cannot be used. The URL itself is not repeated: it may hold a password.
+/// Why a broker URL is invalid. Does not repeat the URL, which may contain a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("broker URL {position}: {problem}")]
 pub struct InvalidBrokerUrl {
-    /// Which URL of the list, counted from 1.
+    /// The position in the list, counted from 1.
     pub position: usize,
-    /// What is wrong, and what to write instead.
     pub problem: String,
 }
 
@@ -72,11 +71,11 @@ pub struct InvalidBrokerUrl {
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct BrokerUrl(AMQPUri);
 
-/// The longest virtual host, in bytes: AMQP short strings end there, and `lapin` panics on a longer one.
+/// The longest virtual host, in bytes: AMQP's limit for short strings. `lapin` panics on a longer one.
 const VHOST_BYTES_MAX: usize = 255;
 
 impl BrokerUrl {
-    // lapin's own parser takes the host of an IPv6 address for "localhost", and repeats the URL in its errors.
+    // lapin's own parser reads an IPv6 host as "localhost", and repeats the URL in its errors.
     fn parse(text: &str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("is empty; write for example amqp://user:password@host:5672/%2f".to_owned());
@@ -93,10 +92,10 @@ impl BrokerUrl {
             Some(url::Host::Domain(name)) if !name.is_empty() => decode(name, "host")?,
             Some(url::Host::Ipv4(address)) => address.to_string(),
             Some(url::Host::Ipv6(address)) => address.to_string(),
-            Some(url::Host::Domain(_)) | None => return Err("names no host".to_owned()),
+            Some(url::Host::Domain(_)) | None => return Err("has no host".to_owned()),
         };
         if url.fragment().is_some() {
-            return Err("has a # in it; in a password, write %23".to_owned());
+            return Err("contains a #; in a password, write %23".to_owned());
         }
         let username = match url.username() {
             "" => "guest".to_owned(),
@@ -108,7 +107,7 @@ impl BrokerUrl {
             path => decode(path.strip_prefix('/').unwrap_or(path), "virtual host")?,
         };
         if vhost.len() > VHOST_BYTES_MAX {
-            return Err(format!("names a virtual host longer than {VHOST_BYTES_MAX} bytes"));
+            return Err(format!("has a virtual host longer than {VHOST_BYTES_MAX} bytes"));
         }
         Ok(Self(AMQPUri {
             authority: AMQPAuthority {
@@ -134,7 +133,7 @@ impl BrokerUrl {
         self.0.scheme == AMQPScheme::AMQPS
     }
 
-    /// What lapin needs for the handshake; `heartbeat` in seconds applies where the URL sets none.
+    /// The URL for lapin's handshake. `heartbeat_seconds` applies unless the URL sets a heartbeat.
     pub(super) fn for_handshake(&self, heartbeat_seconds: u16) -> AMQPUri {
         let mut uri = self.0.clone();
         uri.query.heartbeat.get_or_insert(heartbeat_seconds);
@@ -166,7 +165,7 @@ fn query(url: &Url) -> Result<AMQPQueryString, String> {
             }
         }
     }
-    // A heartbeat of 0 switches them off, and a connection that died without a word would then look alive for ever.
+    // 0 disables heartbeats. A connection that dies silently would then never be detected.
     if query.heartbeat == Some(0) {
         return Err("its setting heartbeat must be at least 1 second".to_owned());
     }
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_filled_in_and_the_password_is_not_shown() {
+    fn defaults_are_filled_in_and_passwords_are_hidden() {
         check("amqp://broker", "amqp://guest@broker:5672/%2F");
         check("amqps://u:secret@broker/", "amqps://u@broker:5671/%2F");
         check("amqp://u:secret@[::1]:5673/team%20a?heartbeat=5", "amqp://u@[::1]:5673/team%20a");
@@ -228,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_address_stays_itself() {
+    fn ipv6_hosts_are_kept() {
         let urls: BrokerUrls = "amqp://[2001:db8::7]".parse().unwrap();
         assert_eq!(urls.as_slice()[0].host(), "2001:db8::7");
     }
 
     #[test]
-    fn mistakes_are_named_without_repeating_the_url() {
+    fn errors_never_repeat_the_url() {
         check_wrong("", "is empty");
         check_wrong("localhost:5672", "must begin with amqp:// or amqps://");
         check_wrong("http://u:secret@h", "must begin with amqp:// or amqps://");

@@ -157,7 +157,7 @@ impl DeadLetterScan<'_> {
                     self.held -= 1;
                     *self.removed.entry(held.letter.id).or_default() += 1;
                 }
-                Ok(false) => return Err(DeadLettersError::ConnectionLost("the channel is gone".to_owned())),
+                Ok(false) => return Err(DeadLettersError::ConnectionLost("the channel is closed".to_owned())),
                 Err(error) => return Err(DeadLettersError::ConnectionLost(error.to_string())),
             }
         }
