@@ -5,7 +5,10 @@
 
 use std::fmt::Display;
 
+use strum::IntoEnumIterator;
+
 use crate::amqp::{DeadLettersError, TopologyError};
+use crate::tls::TlsFault;
 use offramp_mail::{LoginProblem, MailConfigError, SendError, SenderProblem};
 
 /// What an operator can do about emails and events that are kept for them.
@@ -56,7 +59,9 @@ pub fn append(error: impl Display, advice: Option<&str>) -> String {
 pub fn send_error(error: &SendError) -> Option<&'static str> {
     match error {
         SendError::Sender { problem, .. } => Some(sender_problem(*problem)),
-        SendError::Unavailable(cause) if cause.in_tls_handshake() => tls(cause.brief(), true),
+        SendError::Unavailable(cause) if cause.in_tls_handshake() => {
+            TlsFault::classify(cause.brief(), true).map(tls_fault)
+        }
         SendError::Permanent(_)
         | SendError::Transient(_)
         | SendError::Throttled(_)
@@ -99,44 +104,43 @@ pub fn mail_config_error(error: &MailConfigError) -> Option<&'static str> {
     }
 }
 
-/// What an operator can do about a failed TLS connection, where certificates are the cause. `in_handshake`: the connection
-/// ended before the server's first words over TLS, which is how some servers reject a client certificate.
+/// What an operator can do about an error whose text names a fault of TLS. Errors of several addresses are one text, hence no type.
 #[must_use]
-pub fn tls(error: &str, in_handshake: bool) -> Option<&'static str> {
-    let says = |words: &[&str]| words.iter().any(|word| error.contains(word));
-    if says(&["UnknownIssuer", "BadSignature"]) {
-        Some("no trusted authority signed the server's certificate; OFFRAMP_TLS_CA names a file of trusted authorities")
-    } else if says(&["not valid for name"]) {
-        Some("the host in the URL must be a name in the server's certificate")
-    } else if says(&["certificate expired"]) {
-        Some("the server needs a new certificate")
-    } else if says(&["InvalidContentType"]) {
-        Some("the server does not speak TLS on this port")
-    } else if says(&["received fatal alert"]) || in_handshake && says(&HUNG_UP) {
-        Some(
-            "the server may require a client certificate, or another one; OFFRAMP_TLS_CERTIFICATE names the file of ours",
-        )
-    } else {
-        None
+pub fn tls(error: &str) -> Option<&'static str> {
+    match TlsFault::iter().find(|fault| error.contains(fault.as_str()))? {
+        TlsFault::UntrustedServer => Some("OFFRAMP_TLS_CA names a file of trusted authorities"),
+        TlsFault::ClientRejected => Some("OFFRAMP_TLS_CERTIFICATE names the file of our certificate and its key"),
+        TlsFault::WrongServerName | TlsFault::ExpiredServer | TlsFault::NotTls => None,
     }
 }
 
-/// How it looks when a server rejects a certificate by closing the connection.
-const HUNG_UP: [&str; 3] = ["without sending TLS close_notify", "reset by peer", "Broken pipe"];
+/// The same for a fault that the error's text does not name.
+fn tls_fault(fault: TlsFault) -> &'static str {
+    match fault {
+        TlsFault::UntrustedServer => {
+            "no trusted authority signed the server's certificate; OFFRAMP_TLS_CA names a file of trusted authorities"
+        }
+        TlsFault::ClientRejected => {
+            "the server may require a client certificate, or another one; OFFRAMP_TLS_CERTIFICATE names the file of ours"
+        }
+        TlsFault::WrongServerName | TlsFault::ExpiredServer | TlsFault::NotTls => fault.as_str(),
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn tls_errors_name_the_setting() {
-        let advises = |error, in_handshake, setting| tls(error, in_handshake).is_some_and(|it| it.contains(setting));
-        assert!(advises("invalid peer certificate: UnknownIssuer", false, "OFFRAMP_TLS_CA"));
-        assert!(advises("received fatal alert: CertificateRequired", false, "OFFRAMP_TLS_CERTIFICATE"));
-        assert!(advises("Connection reset by peer (os error 104)", true, "OFFRAMP_TLS_CERTIFICATE"));
+    fn advice_about_tls_names_the_setting() {
+        let advice = |error: &str, in_handshake| tls(&TlsFault::explain(error.to_owned(), in_handshake));
+        let names = |error, in_handshake, setting| advice(error, in_handshake).is_some_and(|it| it.contains(setting));
+        assert!(names("invalid peer certificate: UnknownIssuer", false, "OFFRAMP_TLS_CA"));
+        assert!(names("received fatal alert: CertificateRequired", false, "OFFRAMP_TLS_CERTIFICATE"));
+        assert!(names("Connection reset by peer (os error 104)", true, "OFFRAMP_TLS_CERTIFICATE"));
         for (error, in_handshake) in [("Connection reset by peer (os error 104)", false), ("Connection refused", true)]
         {
-            assert_eq!(tls(error, in_handshake), None);
+            assert_eq!(TlsFault::explain(error.to_owned(), in_handshake), error);
         }
     }
 }

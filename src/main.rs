@@ -45,7 +45,8 @@ async fn run() -> ExitCode {
         // The reader closed the pipe, as in `offramp show … | head`.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let text = advice::append(format!("{error:#}"), advice_for(&error));
+            let text = format!("{error:#}");
+            let text = advice::append(&text, advice_for(&error).or_else(|| advice::tls(&text)));
             eprintln!("offramp: {}", printable(&text));
             ExitCode::from(if error.is::<WrongConfiguration>() { 2 } else { 1 })
         }

@@ -13,6 +13,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
+use strum::EnumIter;
 
 /// The largest accepted PEM file, in bytes. A system's complete set of authorities is a quarter of that.
 const PEM_BYTES_MAX: u64 = 1024 * 1024;
@@ -129,6 +130,56 @@ impl fmt::Debug for Identity {
         write!(f, "Identity({})", self.path.display())
     }
 }
+
+/// Why a connection over TLS failed, where certificates are the cause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumIter)]
+pub enum TlsFault {
+    UntrustedServer,
+    WrongServerName,
+    ExpiredServer,
+    NotTls,
+    ClientRejected,
+}
+
+impl TlsFault {
+    /// Reads the fault from the text of an error: no library reports it in a type. `in_handshake`: the connection ended before the
+    /// server's first words over TLS, which is how some servers reject a client certificate.
+    #[must_use]
+    pub fn classify(error: &str, in_handshake: bool) -> Option<Self> {
+        let has = |words: &[&str]| words.iter().any(|word| error.contains(word));
+        match () {
+            () if has(&["UnknownIssuer", "BadSignature"]) => Some(Self::UntrustedServer),
+            () if has(&["not valid for name"]) => Some(Self::WrongServerName),
+            () if has(&["certificate expired"]) => Some(Self::ExpiredServer),
+            () if has(&["InvalidContentType"]) => Some(Self::NotTls),
+            () if has(&["received fatal alert"]) || in_handshake && has(&CLOSED) => Some(Self::ClientRejected),
+            () => None,
+        }
+    }
+
+    /// The fault in a sentence.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::UntrustedServer => "no trusted authority signed the server's certificate",
+            Self::WrongServerName => "the host in the URL must be a name in the server's certificate",
+            Self::ExpiredServer => "the server needs a new certificate",
+            Self::NotTls => "the server does not speak TLS on this port",
+            Self::ClientRejected => "the server may require a client certificate, or another one",
+        }
+    }
+
+    /// The text of an error, with the fault that it shows.
+    pub(crate) fn explain(error: String, in_handshake: bool) -> String {
+        match Self::classify(&error, in_handshake) {
+            Some(fault) => format!("{error} ({})", fault.as_str()),
+            None => error,
+        }
+    }
+}
+
+/// How it looks when a server rejects a certificate by closing the connection.
+const CLOSED: [&str; 3] = ["without sending TLS close_notify", "reset by peer", "Broken pipe"];
 
 /// The only crypto provider: every crate is configured or compiled to use it, and `cargo tree` contains no other.
 fn provider() -> CryptoProvider {

@@ -21,9 +21,8 @@ use tokio::time::{sleep, timeout};
 use super::frame_filter::{self, FilteredStream, InFlight};
 use super::reply_code::{ACCESS_REFUSED, NOT_ALLOWED};
 use super::url::{BrokerUrl, BrokerUrls};
-use crate::advice;
 use crate::metrics::BROKER_CONNECTIONS;
-use crate::tls::Tls;
+use crate::tls::{Tls, TlsFault};
 
 /// The deadline for name resolution, TCP and TLS to one address, in seconds.
 const DIAL_SECONDS_MAX: u64 = 5;
@@ -108,7 +107,7 @@ impl Broker {
         // Made first: reading the system's certificate authorities takes a while, and the broker's handshake timeout is 5 s.
         let tls = url.is_tls().then(|| self.0.tls.client_config()).transpose();
         let connector = tls.map_err(|error| Failure::of(error.to_string()))?.map(RustlsConnector::from);
-        let explain_tls = |why: String| advice::append(&why, advice::tls(&why, url.is_tls()));
+        let explain_tls = |why: String| TlsFault::explain(why, url.is_tls());
         let dialling = async {
             let stream = dial(tokio::net::lookup_host((url.host(), url.port())).await?.collect()).await?;
             let AsyncTcpStream::Plain(tcp) = &stream else {

@@ -170,7 +170,7 @@ async fn rabbitmq(settings: BrokerSettings, tls: &Tls) -> Finding {
                 lines.extend(dead_lettering_can_stop(&found.broker_version).then(|| DEAD_LETTERING_WARNING.to_owned()));
                 Ok(lines.join("\n"))
             }
-            Err(TopologyError::Broker(error)) => Err(error.to_string()),
+            Err(TopologyError::Broker(error)) => Err(advice::append(&error, advice::tls(&error.to_string()))),
             Err(error) => Err(format!("{url}\n{}", advice::append(&error, advice::topology_error(&error)))),
         },
     )
@@ -207,7 +207,7 @@ async fn mongodb(settings: DatabaseSettings, tls: &Tls) -> Finding {
                 }
                 Ok(lines.join("\n"))
             }
-            Err(error) => Err(format!("{url}: {error}")),
+            Err(error) => Err(format!("{url}: {}", advice::append(&error, advice::tls(&error.to_string())))),
         },
     )
 }

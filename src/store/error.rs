@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mongodb::error::{CommandError, ErrorKind};
 
-use crate::advice;
+use crate::tls::TlsFault;
 
 /// Why an operation failed. Each variant leads to one reaction.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -57,7 +57,7 @@ pub(super) fn classify(error: &mongodb::error::Error) -> StoreError {
             let is_handshake = matches!(kind, ErrorKind::ServerSelection { .. });
             // The kind alone: the whole error contains the server's reply.
             let reason = plain(&kind.to_string());
-            StoreError::Unavailable(advice::append(&reason, advice::tls(&reason, is_handshake)))
+            StoreError::Unavailable(TlsFault::explain(reason, is_handshake))
         }
     }
 }

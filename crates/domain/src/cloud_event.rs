@@ -20,7 +20,7 @@ pub struct CloudEvent {
     pub specversion: String,
     /// The id, which stays the same however often the event is sent.
     pub id: String,
-    /// The setting `OFFRAMP_SOURCE`.
+    /// The name of this Offramp, as its operators set it.
     pub source: String,
     /// The type, which is also the routing key.
     #[serde(rename = "type")]

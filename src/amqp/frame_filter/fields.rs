@@ -1,6 +1,7 @@
 //! Sanitises, in place, the fields of method and content header frames that a publisher controls.
 
-use super::PROTOCOL_VERSION_BYTES;
+/// The protocol version in `connection.start`.
+pub(super) const PROTOCOL_VERSION_BYTES: usize = 2;
 
 /// The deepest nesting of header fields: more than any real message has, far less than overflows a stack.
 pub(super) const DEPTH_MAX: usize = 64;

@@ -60,8 +60,6 @@ const CONTENT_HEADER: u8 = 2;
 const DELIVER: [u8; 4] = [0, 60, 0, 60];
 /// Class and method of `connection.start`, the broker's first frame.
 const START: [u8; 4] = [0, 10, 0, 10];
-/// AMQP's version in that frame.
-const PROTOCOL_VERSION_BYTES: usize = 2;
 
 /// Tokio, with filtered connections.
 pub(super) type FilteredRuntime = Runtime<RuntimeParts<Tokio, FilteredTcp>>;
@@ -244,7 +242,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FilteredStream<S> {
 
 /// The broker's version, in its first frame. Call it only after [`Fields::method`]: it parses fields recursively.
 fn broker_version(method: &[u8]) -> Option<String> {
-    let properties = method.strip_prefix(&START)?.get(PROTOCOL_VERSION_BYTES..)?;
+    let properties = method.strip_prefix(&START)?.get(fields::PROTOCOL_VERSION_BYTES..)?;
     let (_, properties) = parse_field_table(properties).ok()?;
     text(properties.inner().get("version")?).map(str::to_owned)
 }
