@@ -110,7 +110,7 @@ mod tests {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         metrics::with_local_recorder(&recorder, || {
-            metrics::counter!(crate::metrics::EVENTS, "outcome" => "published").increment(3)
+            metrics::counter!(crate::metrics::EVENTS, "outcome" => "published").increment(3);
         });
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();

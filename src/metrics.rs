@@ -85,6 +85,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
     use std::path::Path;
 
     use super::*;
@@ -111,7 +112,7 @@ mod tests {
         for Metric { name, kind, labels, help } in ALL {
             let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
             let kind: &str = kind.into();
-            page.push_str(&format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", ")));
+            writeln!(page, "| `{name}` | {kind} | {} | {help} |", labels.join(", ")).unwrap();
         }
         generated_page::check(Path::new("docs/operate/metrics.md"), &page);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -378,17 +379,15 @@ fn the_documentation_lists_every_setting() {
         let next = arg.get_help_heading().unwrap();
         if next != heading {
             heading = next;
-            page.push_str(&format!("## {heading}\n\n| variable | flag | default | meaning |\n|---|---|---|---|\n"));
+            writeln!(page, "## {heading}\n\n| variable | flag | default | meaning |\n|---|---|---|---|").unwrap();
         }
         let help = arg.get_long_help().or(arg.get_help()).unwrap().to_string();
         let (help, stated) = without_default(&help);
         let default = arg.get_default_values().first().map(|value| format!("`{}`", value.to_string_lossy()));
         let (variable, flag) = (arg.get_env().unwrap().to_string_lossy(), arg.get_long().unwrap());
         let value = arg.get_value_names().unwrap()[0].as_str();
-        page.push_str(&format!(
-            "| `{variable}` | `--{flag} {value}` | {} | {help} |\n",
-            default.or(stated).unwrap_or_else(|| "none".to_owned())
-        ));
+        let default = default.or(stated).unwrap_or_else(|| "none".to_owned());
+        writeln!(page, "| `{variable}` | `--{flag} {value}` | {default} | {help} |").unwrap();
         let is_last_of_heading = run
             .get_arguments()
             .filter(|other| other.get_id() != "help" && other.get_help_heading() == Some(next))

@@ -46,10 +46,10 @@ impl Crate {
                     && !matches!(item.vis, Visibility::Inherited)
                 {
                     for path in flatten(&item.tree) {
-                        if let (Some(target), Some(name)) = (read.target(module, &path), path.last()) {
-                            if target != *module {
-                                read.reexports.insert((module.clone(), name.clone()), target);
-                            }
+                        if let (Some(target), Some(name)) = (read.target(module, &path), path.last())
+                            && target != *module
+                        {
+                            read.reexports.insert((module.clone(), name.clone()), target);
                         }
                     }
                 }

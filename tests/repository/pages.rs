@@ -38,10 +38,16 @@ impl Page {
                     *count += 1;
                 }
                 Event::Code(code) => {
-                    heading.iter_mut().for_each(|heading| heading.push_str(&code));
+                    if let Some(heading) = &mut heading {
+                        heading.push_str(&code);
+                    }
                     page.code.push(code.to_string());
                 }
-                Event::Text(text) => heading.iter_mut().for_each(|heading| heading.push_str(&text)),
+                Event::Text(text) => {
+                    if let Some(heading) = &mut heading {
+                        heading.push_str(&text);
+                    }
+                }
                 _ => {}
             }
         }

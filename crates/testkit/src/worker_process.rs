@@ -1,4 +1,4 @@
-//! WorkerProcess processes: the program itself, as operations people run it.
+//! Worker processes: the program itself, as operators run it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -18,8 +18,8 @@ const GROUPS_SHOWN_MAX: usize = 50;
 
 #[derive(Default)]
 pub struct Groups {
-    /// By reason and error, the latter without ids and numbers.
-    groups: BTreeMap<(String, String), Group>,
+    /// The error is without ids and numbers.
+    by_reason_and_error: BTreeMap<(String, String), Group>,
     /// The number of selected dead letters per id. More than 1 only for identical ones.
     pub ids: HashMap<Uuid, u64>,
     pub selected: u64,
@@ -49,7 +49,7 @@ impl Groups {
         self.unroutable += u64::from(letter.origin.is_none());
         *self.ids.entry(letter.id).or_default() += 1;
         let key = (letter.reason.clone(), letter.error_pattern.clone());
-        let group = self.groups.entry(key).or_insert_with(|| Group {
+        let group = self.by_reason_and_error.entry(key).or_insert_with(|| Group {
             count: 0,
             oldest: letter.died_at,
             newest: letter.died_at,
@@ -104,7 +104,7 @@ impl Groups {
     }
 
     fn sorted(&self) -> Vec<(&(String, String), &Group)> {
-        let mut groups: Vec<_> = self.groups.iter().collect();
+        let mut groups: Vec<_> = self.by_reason_and_error.iter().collect();
         groups.sort_by_key(|(_, group)| Reverse(group.count));
         groups
     }

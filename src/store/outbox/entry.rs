@@ -132,6 +132,7 @@ pub struct Lease {
 pub(super) const OUTBOXES: [Collection; 2] = [Collection::Subscriptions, Collection::Accounts];
 
 /// The entries of one change, under `lease`.
+#[must_use]
 pub fn entries(effects: Effects, lease: &Lease, source: &str, at: DateTime<Utc>) -> Vec<OutboxEntry> {
     let entry = |id: Uuid, kind: Kind, content: Content| OutboxEntry {
         id: id.to_string(),
