@@ -207,7 +207,7 @@ impl DeadLetterScan<'_> {
             if count != stable.0 {
                 stable = (count, Instant::now());
             }
-            // Requeueing takes a while, also for removed dead letters.
+            // Requeuing takes a while, also for removed dead letters.
             let is_stable = removed.is_empty() || stable.1.elapsed() >= STABLE_FOR;
             if count >= held && is_stable || Instant::now() >= end {
                 return Ok(if count > held { removed } else { HashMap::new() });
