@@ -86,8 +86,8 @@ impl Baseline {
         self != Self::Consume
     }
 
-    /// Whether mails arrive.
-    pub fn sends_mails(self) -> bool {
+    /// Whether emails arrive.
+    pub fn sends_emails(self) -> bool {
         matches!(self, Self::Smtp | Self::Pipeline)
     }
 }
@@ -169,15 +169,15 @@ async fn pipeline(arguments: &BaselineArguments) {
     let events_channel = connection.create_channel().await.unwrap();
     events_channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
 
-    let (mails_in, mails) = async_channel::bounded::<String>(QUEUE_MAX);
+    let (emails_in, emails) = async_channel::bounded::<String>(QUEUE_MAX);
     let (events_in, events) = async_channel::bounded::<String>(QUEUE_MAX);
     let (settle, settled) = async_channel::bounded::<Mark>(UNMARKED_EMAILS_MAX);
     let mut tasks = JoinSet::new();
     for _ in 0..CONNECTIONS {
-        let (mails, settle, sink) = (mails.clone(), settle.clone(), arguments.baseline_sink);
+        let (emails, settle, sink) = (emails.clone(), settle.clone(), arguments.baseline_sink);
         tasks.spawn(async move {
             let mut line = None;
-            while let Ok(id) = mails.recv().await {
+            while let Ok(id) = emails.recv().await {
                 if line.is_none() {
                     line = Some(Line::open(sink).await);
                 }
@@ -210,12 +210,12 @@ async fn pipeline(arguments: &BaselineArguments) {
             events_in.send(id.clone()).await.unwrap();
         }
         for id in &batch.ids {
-            mails_in.send(id.clone()).await.unwrap();
+            emails_in.send(id.clone()).await.unwrap();
         }
         taken += batch.ids.len();
         batch.ack().await;
     }
-    drop((mails_in, events_in, mails));
+    drop((emails_in, events_in, emails));
     while let Some(task) = tasks.join_next().await {
         task.unwrap();
     }

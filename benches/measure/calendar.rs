@@ -14,6 +14,7 @@ use crate::Bench;
 use crate::fixtures::{self, test_bed};
 use crate::table::{goal, head, number, row, whole};
 use crate::usage::{Moment, watch};
+use offramp_testkit::say;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
@@ -55,7 +56,7 @@ pub async fn midnight(bench: &Bench) {
 
     head(
         &format!("{} subscriptions end at midnight", whole(number(count))),
-        &["seconds", "each second", "CPU each", "at most"],
+        &["seconds", "per second", "CPU each", "peak"],
     );
     let cpu = begun.cpu_until(&end).as_secs_f64() * 1e6 / number(count);
     for (name, took) in [("ended, events queued", ended), ("all events published and marked", told)] {
@@ -105,21 +106,21 @@ pub async fn cards(bench: &Bench) {
         &format!("Cards: {} of {} accounts are due", whole(number(due)), whole(number(count))),
         &["seconds", "keys read", "accounts", "CPU"],
     );
-    for (name, told) in [("every notice given", true), ("again, when none is due", false)] {
+    for (name, told) in [("every notice sent", true), ("again, with none due", false)] {
         note_searches(&bed).await;
-        let mails_before = bench.sink.count();
+        let emails_before = bench.sink.count();
         let (worker, begun, looked) = start(bench, &bed, "cards").await;
         timeout(PATIENCE, looked).await.expect("a sweep that ends").unwrap();
         let took = begun.at.elapsed();
         let cpu = begun.cpu_until(&Moment::of(worker.id()));
         if told {
-            while bench.sink.count() - mails_before < 2 * due {
-                assert!(begun.at.elapsed() < PATIENCE, "the mails do not arrive");
+            while bench.sink.count() - emails_before < 2 * due {
+                assert!(begun.at.elapsed() < PATIENCE, "the emails do not arrive");
                 sleep(LOOK_EVERY).await;
             }
         }
         assert!(worker.stop().await.success());
-        assert_eq!(bench.sink.count() - mails_before, if told { 2 * due } else { 0 });
+        assert_eq!(bench.sink.count() - emails_before, if told { 2 * due } else { 0 });
         let searches = searches(&bed).await;
         row(
             name,
@@ -132,7 +133,7 @@ pub async fn cards(bench: &Bench) {
         );
         row(&format!("  by {}", searches.plans.iter().map(String::as_str).collect::<Vec<_>>().join(", ")), []);
     }
-    goal("accounts to be read", &whole(number(due)), "only those that are due");
+    goal("accounts read", &whole(number(due)), "only those that are due");
     bed.remove().await;
 }
 

@@ -16,6 +16,7 @@ use crate::fixtures::{self, test_bed};
 use crate::table::{goal, head, number, row, whole};
 use crate::usage::{Line, Moment, watch};
 use offramp_testkit::proxy::Proxy;
+use offramp_testkit::say;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, build, program};
 
@@ -66,7 +67,7 @@ impl Measured {
 }
 
 /// The figures of a measurement: time on a processor is for each message.
-const COLUMNS: [&str; 7] = ["messages", "own CPU", "MongoDB's", "RabbitMQ's", "sink's", "resident", "at most"];
+const COLUMNS: [&str; 7] = ["messages", "own CPU", "MongoDB's", "RabbitMQ's", "sink's", "resident", "peak"];
 
 /// What is different about a document, by its index.
 type Change<'a> = dyn Fn(usize, &mut Document) + 'a;
@@ -82,7 +83,7 @@ struct Job<'a> {
     /// How many of them are worked off before the measurement ends.
     until: usize,
     /// How many emails each entails.
-    mails_each: usize,
+    emails_each: usize,
     workers: usize,
     settings: Vec<(&'a str, String)>,
     slow_database: bool,
@@ -100,7 +101,7 @@ impl<'a> Job<'a> {
             messages,
             documents: messages,
             until: messages,
-            mails_each: 1,
+            emails_each: 1,
             workers: 1,
             settings: vec![("OFFRAMP_SWEEP_SECONDS", "60".to_owned())],
             slow_database: false,
@@ -136,7 +137,7 @@ impl<'a> Job<'a> {
             settings.push(("OFFRAMP_MONGODB_URL", url));
             _database_line = proxy;
         }
-        let mails_before = bench.sink.count();
+        let emails_before = bench.sink.count();
         let queue = fixtures::work_queue(&bed, self.kind);
         let mut workers = Vec::new();
         let mut beginnings = Vec::new();
@@ -157,7 +158,7 @@ impl<'a> Job<'a> {
         }
 
         let mut progress = Progress::begin();
-        progress.until(|| bench.sink.count() - mails_before, until * self.mails_each).await;
+        progress.until(|| bench.sink.count() - emails_before, until * self.emails_each).await;
         if until == messages {
             progress.settled(&bed, &workers, messages).await;
         }
@@ -167,7 +168,7 @@ impl<'a> Job<'a> {
         }
         if until == messages {
             check(&bed, self.kind, documents).await;
-            assert_eq!(bench.sink.count() - mails_before, messages * self.mails_each, "emails accepted");
+            assert_eq!(bench.sink.count() - emails_before, messages * self.emails_each, "emails accepted");
         }
         bed.remove().await;
         measured
@@ -204,7 +205,7 @@ impl Progress {
         if count != self.seen {
             (self.seen, self.newest) = (count, Instant::now());
         }
-        assert!(self.newest.elapsed() < SILENCE_MAX, "nothing happens any more at {count}");
+        assert!(self.newest.elapsed() < SILENCE_MAX, "no progress since {count}");
     }
 
     async fn until(&mut self, count: impl Fn() -> usize, wanted: usize) {
@@ -254,7 +255,7 @@ async fn baseline(bench: &Bench, baseline: Baseline, count: usize, change: &Chan
         fixtures::publish(&bed, commands).await;
     }
     fixtures::flush_database(&bed).await;
-    let mails_before = bench.sink.count();
+    let emails_before = bench.sink.count();
     let mut program = Command::new(std::env::current_exe().unwrap());
     program
         .args(["--baseline", clap::ValueEnum::to_possible_value(&baseline).unwrap().get_name()])
@@ -271,8 +272,8 @@ async fn baseline(bench: &Bench, baseline: Baseline, count: usize, change: &Chan
     let [begins, done] = watch(says, process.id(), &log, lines);
     let begun = begins.await.expect("a baseline that begins");
     let done = done.await.expect("a baseline that ends well");
-    if baseline.sends_mails() {
-        assert_eq!(bench.sink.count() - mails_before, count);
+    if baseline.sends_emails() {
+        assert_eq!(bench.sink.count() - emails_before, count);
     }
     drop(process.stdin.take());
     assert!(process.wait().unwrap().success());
@@ -290,7 +291,7 @@ async fn baseline(bench: &Bench, baseline: Baseline, count: usize, change: &Chan
 /// The job for 20,000 and for 100,000 cancellations, and the baselines.
 pub async fn throughput(bench: &Bench) {
     for count in bench.counts([20_000, 100_000]) {
-        head(&format!("{} cancellations that wait", whole(number(count))), &COLUMNS);
+        head(&format!("{} waiting cancellations", whole(number(count))), &COLUMNS);
         let (mut jobs, mut bare) = (Vec::new(), Vec::new());
         for _ in 0..if count > 20_000 { 1 } else { ROUNDS } {
             jobs.push(Job::cancellations("job", count).measure(bench).await);
@@ -373,10 +374,14 @@ pub async fn scale(bench: &Bench) {
 /// All commands on one subscription.
 pub async fn hot_spot(bench: &Bench) {
     let count = bench.count(1_000);
-    head("Failed payments of one subscription", &COLUMNS);
-    let job =
-        Job { kind: CommandType::PaymentFailure, documents: 1, mails_each: 2, ..Job::cancellations("hot-spot", count) };
-    row(&format!("{} commands, two mails each", whole(number(count))), job.measure(bench).await.cells());
+    head("Payment failures of one subscription", &COLUMNS);
+    let job = Job {
+        kind: CommandType::PaymentFailure,
+        documents: 1,
+        emails_each: 2,
+        ..Job::cancellations("hot-spot", count)
+    };
+    row(&format!("{} commands, two emails each", whole(number(count))), job.measure(bench).await.cells());
 }
 
 /// Documents whose history is long: the job and, beside it, what the servers take for the same without us.
@@ -422,7 +427,7 @@ pub async fn batches(bench: &Bench) {
 
 /// Memory, by how much waits.
 pub async fn backlog(bench: &Bench) {
-    head("Cancellations, by messages that wait", &COLUMNS);
+    head("Cancellations, by waiting messages", &COLUMNS);
     for waiting in bench.counts([10_000, 100_000, 1_000_000]) {
         let until = waiting.min(BACKLOG_SHARE);
         let job = Job {
@@ -432,7 +437,7 @@ pub async fn backlog(bench: &Bench) {
             ..Job::cancellations("backlog", waiting)
         };
         let measured = job.measure(bench).await;
-        row(&format!("{}, {} of them worked off", whole(number(waiting)), whole(number(until))), measured.cells());
-        goal("  resident at most", &format!("{} MB", whole(measured.peak)), "at most 80 MB, flat");
+        row(&format!("{}, {} of them processed", whole(number(waiting)), whole(number(until))), measured.cells());
+        goal("  peak memory", &format!("{} MB", whole(measured.peak)), "at most 80 MB, flat");
     }
 }

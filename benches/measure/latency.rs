@@ -21,6 +21,7 @@ use crate::Bench;
 use crate::fixtures::{self, account_id, subscription_id, test_bed};
 use crate::table::{head, line, number, row, whole};
 use crate::usage::watch;
+use offramp_testkit::say;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::WorkerProcess;
 
@@ -33,7 +34,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How long nothing may arrive before the measurement has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
-const COLUMNS: [&str; 6] = ["commit p50", "p99", "p99.9", "mail p50", "p99", "p99.9"];
+const COLUMNS: [&str; 6] = ["commit p50", "p99", "p99.9", "email p50", "p99", "p99.9"];
 const QUANTILES: [f64; 3] = [0.5, 0.99, 0.999];
 
 /// When documents were first changed, by their ids.
@@ -99,7 +100,7 @@ pub async fn measure(bench: &Bench) {
             row(case.kind.as_str(), cells);
         }
         if pace == PACES[0].0 {
-            line("  wanted: committed p50 at most 8, p99 at most 40; accepted p99 at most 80");
+            line("  target: committed p50 at most 8, p99 at most 40; accepted p99 at most 80");
         }
     }
     drop(worker);
@@ -145,7 +146,7 @@ async fn run(bench: &Bench, bed: &TestBed, case: &Case, commits: &Commits) -> (H
         if accepted.len() != seen {
             (seen, newest) = (accepted.len(), Instant::now());
         }
-        assert!(newest.elapsed() < SILENCE_MAX, "nothing arrives any more");
+        assert!(newest.elapsed() < SILENCE_MAX, "no more arrivals");
         sleep(LOOK_EVERY).await;
     }
 

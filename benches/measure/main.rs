@@ -17,21 +17,11 @@
 )]
 
 use std::path::PathBuf;
-use std::sync::LazyLock;
-use std::time::Instant;
 
 use bson::doc;
 use clap::{Parser, ValueEnum};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-
-/// When the run began.
-static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// Tells how the run goes, with the time since its beginning; not a part of the table.
-macro_rules! say {
-    ($($words:tt)*) => { eprintln!("{:6.1} s  {}", crate::BEGIN.elapsed().as_secs_f64(), format_args!($($words)*)) };
-}
 
 mod baselines;
 mod calendar;
@@ -44,7 +34,7 @@ mod table;
 mod usage;
 
 use offramp_testkit::rabbit::amqp_url;
-use offramp_testkit::setting;
+use offramp_testkit::{progress, say, setting};
 use sink::Sink;
 
 /// How fast is the worker, and how much of that is its own doing? Run it with `make bench`.
@@ -128,7 +118,7 @@ fn main() {
 }
 
 async fn measure(arguments: Arguments) {
-    LazyLock::force(&BEGIN);
+    progress::elapsed();
     std::fs::create_dir_all(&arguments.logs).unwrap();
     let n = arguments.n.map(|n| usize::try_from(n).unwrap());
     let beside =
@@ -167,18 +157,19 @@ fn machine() -> String {
     let model =
         processors.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ")).map(|(_, model)| model);
     let cores = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    let build = if cfg!(debug_assertions) { "a DEBUG build: its figures mean nothing" } else { "a release build" };
-    format!("{cores} cores, {}; offramp {}, {build}", model.unwrap_or("of some kind"), env!("CARGO_PKG_VERSION"))
+    let build =
+        if cfg!(debug_assertions) { "a DEBUG build: figures are not representative" } else { "a release build" };
+    format!("{cores} cores, {}; offramp {}, {build}", model.unwrap_or("unknown processor"), env!("CARGO_PKG_VERSION"))
 }
 
 /// The servers' versions.
 async fn servers() -> String {
     let client = mongodb::Client::with_uri_str(setting("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp"));
     let build = client.await.expect("OFFRAMP_MONGODB_URL").database("admin").run_command(doc! { "buildInfo": 1 }).await;
-    let build = build.expect("MongoDB does not answer; `make bench` starts it");
+    let build = build.expect("MongoDB is unavailable; `make bench` starts it");
     let broker = broker_version().await;
     format!(
-        "MongoDB {}, RabbitMQ {}, and a mail server of the bench's own, all on this machine",
+        "MongoDB {}, RabbitMQ {} and a mail sink, all on this machine",
         build.get_str("version").unwrap_or("?"),
         broker.as_deref().unwrap_or("?")
     )
@@ -188,7 +179,7 @@ async fn servers() -> String {
 async fn broker_version() -> Option<String> {
     let url = url::Url::parse(&amqp_url()).unwrap();
     let stream = TcpStream::connect((url.host_str()?, url.port().unwrap_or(5672))).await;
-    let mut stream = stream.expect("RabbitMQ does not answer; `make bench` starts it");
+    let mut stream = stream.expect("RabbitMQ is unavailable; `make bench` starts it");
     stream.write_all(b"AMQP\0\0\x09\x01").await.ok()?;
     let mut start = Vec::new();
     while stream.read_buf(&mut start).await.ok()? > 0 {

@@ -19,6 +19,7 @@ use crate::Bench;
 use crate::fixtures;
 use crate::table::{goal, head, number, row, whole};
 use crate::usage::{Moment, watch};
+use offramp_testkit::say;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, build, program};
 
@@ -46,7 +47,7 @@ impl Counts {
         let count = |document: &Document, name: &str| match document.get(name) {
             Some(Bson::Int32(count)) => i64::from(*count),
             Some(Bson::Int64(count)) => *count,
-            other => panic!("serverStatus tells {name} as {other:?}"),
+            other => panic!("serverStatus has {name} = {other:?}"),
         };
         let operations = status.get_document("opcounters").unwrap();
         Self { documents: count(executor, "scannedObjects"), deletions: count(operations, "delete") }
@@ -66,7 +67,7 @@ pub async fn measure(bench: &Bench) {
     for (when, days) in [("in ten days", 10), ("tonight", 1)] {
         let count = bench.count(20_000);
         head(
-            &format!("{} expired, over {when}; each sweep:", whole(number(count))),
+            &format!("{} past expires_on, ending {when}; per sweep:", whole(number(count))),
             &["documents", "own CPU", "MongoDB's"],
         );
         let mut read = Vec::new();
@@ -132,7 +133,7 @@ async fn nothing_due(bench: &Bench, program: &Path, count: usize, days: i64) -> 
     let [documents, sweeps] = before.until(&after);
     assert!(sweeps > 0.0, "no sweep in {} s", WINDOW.as_secs());
     let live = bed.collection("subscriptions").count_documents(doc! { "status": { "$exists": false } }).await.unwrap();
-    assert_eq!(live, count as u64, "subscriptions that are as they were");
+    assert_eq!(live, count as u64, "unchanged subscriptions");
     assert!(worker.stop().await.success());
     bed.remove().await;
     let milliseconds = |cpu: Duration| format!("{:.1} ms", cpu.as_secs_f64() * 1e3 / sweeps);

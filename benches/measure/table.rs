@@ -23,7 +23,7 @@ pub fn row(name: &str, cells: impl IntoIterator<Item = String>) {
 
 /// A figure that there is a target for.
 pub fn goal(name: &str, figure: &str, target: &str) {
-    println!("{}   wanted: {target}", padded(&format!("  {name}"), [figure.to_owned()]));
+    println!("{}   target: {target}", padded(&format!("  {name}"), [figure.to_owned()]));
 }
 
 fn padded(name: &str, cells: impl IntoIterator<Item = String>) -> String {

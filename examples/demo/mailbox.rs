@@ -161,13 +161,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn new_mails_of_the_demo_are_found_in_mailpit() {
+    async fn only_new_emails_of_the_demo_are_read_from_mailpit() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(answer_as_mailpit(listener));
         let mailbox = Mailbox::open(&address).await.unwrap();
         let received = mailbox.received().await.unwrap();
-        let [only] = received.as_slice() else { panic!("{} mails", received.len()) };
+        let [only] = received.as_slice() else { panic!("{} emails", received.len()) };
         assert_eq!(only.mail.to_string(), "card-expiring to zoe@home.example");
         assert_eq!((only.language.as_str(), only.subject.as_str()), ("fr-CA", "Bonjour"));
         assert_eq!(only.page, format!("{address}/view/mine"));

@@ -57,7 +57,7 @@ async fn demo() -> Result<()> {
     let addresses = Addresses::from_environment()?;
     let program = Program::new(&addresses)?;
     let servers = Servers::start_anew(&addresses).await?;
-    let mailbox = Mailbox::open(&addresses.mails).await?;
+    let mailbox = Mailbox::open(&addresses.emails).await?;
     let story = Story::on(Utc::now());
 
     write_lines(&program.folder.join(DOCUMENTS), &story.cast.documents())?;
@@ -74,32 +74,40 @@ async fn demo() -> Result<()> {
         published += chapter.len();
         settled(published, &mut worker).await?;
     }
-    eprintln!("… waiting for mails, events and the calendar");
+    eprintln!("… waiting for emails, events and scheduled changes");
     let observed = observe(&story, &servers, &mailbox, &mut worker).await?;
 
-    eprintln!("… asking the worker to stop");
+    eprintln!("… stopping the worker");
     let log = worker.log.clone();
     let status = worker.stop().await;
 
     let mut out = stdout().lock();
     writeln!(out, "\n{}\n", observed.story(&story))?;
-    writeln!(out, "Dead letters: no worker can make sense of them. Their bodies are untouched.\n")?;
+    writeln!(out, "Dead letters: messages that no worker can process. Their bodies are unchanged.\n")?;
     writeln!(out, "{}\n", observed.dead_letters())?;
-    writeln!(out, "Events: what other systems were told.\n\n{}\n", observed.events())?;
-    ensure!(status.success(), "the worker was asked to stop and ended with {status}; its log is {}", log.display());
+    writeln!(out, "Events: published for other systems.\n\n{}\n", observed.events())?;
+    ensure!(status.success(), "the worker exited with {status} on SIGTERM; its log is {}", log.display());
     let problems = observed.problems(&story);
     if !problems.is_empty() {
-        let hint = if Story::day_of(Utc::now()) == story.today { "" } else { "\nMidnight has passed; run it again." };
-        bail!("the story went otherwise:\n  {}{hint}\nThe worker's log is {}", problems.join("\n  "), log.display());
+        let hint = if Story::day_of(Utc::now()) == story.today {
+            ""
+        } else {
+            "\nMidnight has passed during the run; run it again."
+        };
+        bail!(
+            "the result differs from the story:\n  {}{hint}\nThe worker's log is {}",
+            problems.join("\n  "),
+            log.display()
+        );
     }
     write!(out, "{}", farewell(&program, &addresses, &mailbox, &observed)?)?;
-    writeln!(out, "Everything went as the story says, in {:.1} s.", began.elapsed().as_secs_f64())?;
+    writeln!(out, "Everything matches the story ({:.1} s).", began.elapsed().as_secs_f64())?;
     Ok(())
 }
 
 /// Waits until the worker is done with this many commands.
 async fn settled(published: usize, worker: &mut Worker) -> Result<()> {
-    eventually("not every command is settled", async || {
+    eventually("not every command is processed", async || {
         worker.is_alive()?;
         Ok((worker.settled().await >= published as u64).then_some(()))
     })
@@ -108,7 +116,7 @@ async fn settled(published: usize, worker: &mut Worker) -> Result<()> {
 
 /// Waits until the world is as the story says, and answers what it is; if it does not become so, what it is then.
 async fn observe(story: &Story, servers: &Servers, mailbox: &Mailbox, worker: &mut Worker) -> Result<Observed> {
-    eventually("mails and events are still waiting in an outbox", async || {
+    eventually("emails and events are still waiting in an outbox", async || {
         worker.is_alive()?;
         Ok((servers.full_outboxes().await? == 0).then_some(()))
     })
@@ -116,12 +124,12 @@ async fn observe(story: &Story, servers: &Servers, mailbox: &Mailbox, worker: &m
     let dead_letters = servers.dead_letters().await?;
     let begin = Instant::now();
     let mut observed =
-        Observed { subscriptions: vec![], accounts: vec![], events: vec![], dead_letters, mails: vec![] };
+        Observed { subscriptions: vec![], accounts: vec![], events: vec![], dead_letters, emails: vec![] };
     loop {
         observed.subscriptions = servers.documents("subscriptions").await?;
         observed.accounts = servers.documents("accounts").await?;
         observed.events = servers.events();
-        observed.mails = mailbox.received().await?;
+        observed.emails = mailbox.received().await?;
         if observed.problems(story).is_empty() || begin.elapsed() > PATIENCE {
             return Ok(observed);
         }
@@ -153,9 +161,9 @@ fn write_lines<'a>(path: &Path, lines: impl IntoIterator<Item = &'a Value>) -> R
 /// Where to look, and what to do next.
 fn farewell(program: &Program, addresses: &Addresses, mailbox: &Mailbox, observed: &Observed) -> Result<String> {
     let mut text = String::new();
-    writeln!(text, "All {} mails are at {}, for example:", observed.mails.len(), mailbox.page())?;
+    writeln!(text, "All {} emails are at {}, for example:", observed.emails.len(), mailbox.page())?;
     for language in ["fr-CA", "en-CA", "es-MX"] {
-        if let Some(received) = observed.mails.iter().find(|received| received.language == language) {
+        if let Some(received) = observed.emails.iter().find(|received| received.language == language) {
             writeln!(text, "  {language}  {}\n         {}", received.subject, received.page)?;
         }
     }
@@ -165,9 +173,9 @@ fn farewell(program: &Program, addresses: &Addresses, mailbox: &Mailbox, observe
     if let Ok(admin) = env::var("SERVICES_RABBITMQ_ADMIN") {
         writeln!(text, "Queues and dead letters (user and password: guest):\n  {admin}/#/queues, {NAME}.*")?;
     }
-    writeln!(text, "The same story with no server, by the rules alone:")?;
+    writeln!(text, "The same story without servers:")?;
     writeln!(text, "  {offramp} simulate --documents {files}/{DOCUMENTS} --commands {files}/{COMMANDS}")?;
-    writeln!(text, "From the beginning:\n  make demo\n")?;
+    writeln!(text, "Run it again:\n  make demo\n")?;
     Ok(text)
 }
 

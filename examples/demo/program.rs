@@ -27,7 +27,7 @@ impl Program {
     pub fn new(addresses: &Addresses) -> Result<Self> {
         let binary = program().to_owned();
         let folder = binary.ancestors().nth(2).unwrap_or(Path::new(".")).join("demo");
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
         let settings = vec![
             ("OFFRAMP_AMQP_URL", addresses.amqp.clone()),
             ("OFFRAMP_MONGODB_URL", addresses.mongodb.clone()),
@@ -86,7 +86,7 @@ impl Worker {
             let log = fs::read_to_string(&self.log).unwrap_or_default();
             let lines: Vec<&str> = log.lines().collect();
             let end = lines[lines.len().saturating_sub(10)..].join("\n  ");
-            bail!("the worker stopped by itself ({status}); the end of {}:\n  {end}", self.log.display());
+            bail!("the worker exited by itself ({status}); the end of {}:\n  {end}", self.log.display());
         }
         Ok(())
     }

@@ -21,7 +21,7 @@ pub struct Observed {
     pub accounts: Vec<Document>,
     pub events: Vec<Value>,
     pub dead_letters: Vec<DeadLetter>,
-    pub mails: Vec<Received>,
+    pub emails: Vec<Received>,
 }
 
 impl Observed {
@@ -54,10 +54,10 @@ impl Observed {
         let expected: Vec<String> = expected_events(story).into_iter().collect();
         let found: Vec<String> = self.events_by_cause().into_iter().collect();
         problems.extend(differences("event", &expected, &found));
-        let expected: Vec<String> = story.mails().iter().map(ToString::to_string).collect();
-        let mut found: Vec<String> = self.mails.iter().map(|received| received.mail.to_string()).collect();
+        let expected: Vec<String> = story.emails().iter().map(ToString::to_string).collect();
+        let mut found: Vec<String> = self.emails.iter().map(|received| received.mail.to_string()).collect();
         found.sort();
-        problems.extend(differences("mail", &expected, &found));
+        problems.extend(differences("email", &expected, &found));
         problems
     }
 
@@ -114,7 +114,7 @@ impl Observed {
 
     /// The story, step by step.
     pub fn story(&self, story: &Story) -> Table {
-        let mut table = table(["", "What happened", "Outcome", "Status, last day", "Mails"]);
+        let mut table = table(["", "What happened", "Outcome", "Status, last day", "Emails"]);
         let mut states: HashMap<&str, State> = HashMap::new();
         for (index, step) in story.steps().enumerate() {
             let outcome = self.outcome(story, index, step);
@@ -134,7 +134,7 @@ impl Observed {
                 Cell::new(format!("{}\n{} {id}", step.title, step.kind().trim_start_matches("subscription."))),
                 Cell::new(&outcome).fg(color(&outcome)),
                 Cell::new(state),
-                Cell::new(self.mails_of(&step.expected.mails)),
+                Cell::new(self.emails_of(&step.expected.emails)),
             ]);
         }
         for passing in &story.passing {
@@ -142,19 +142,19 @@ impl Observed {
             table.add_row([
                 Cell::new("–"),
                 Cell::new(format!("{}\n{id}", passing.title)),
-                Cell::new("by the calendar").fg(Color::Cyan),
+                Cell::new("scheduled change").fg(Color::Cyan),
                 Cell::new(state.map(|state| state.to_string()).unwrap_or_default()),
-                Cell::new(self.mails_of(&passing.mails)),
+                Cell::new(self.emails_of(&passing.emails)),
             ]);
         }
         table
     }
 
     /// The template once, then who got it and in which language.
-    fn mails_of(&self, mails: &[Mail]) -> String {
-        let mut lines: Vec<String> = mails.first().map(|mail| mail.template.clone()).into_iter().collect();
-        for mail in mails {
-            let received = self.mails.iter().find(|received| received.mail == *mail);
+    fn emails_of(&self, emails: &[Mail]) -> String {
+        let mut lines: Vec<String> = emails.first().map(|mail| mail.template.clone()).into_iter().collect();
+        for mail in emails {
+            let received = self.emails.iter().find(|received| received.mail == *mail);
             let language = received.and_then(|received| received.language.split('-').next()).unwrap_or("missing");
             lines.push(format!("→ {} ({language})", mail.to));
         }
@@ -163,7 +163,7 @@ impl Observed {
 
     /// What went to the dead letters.
     pub fn dead_letters(&self) -> Table {
-        let mut table = table(["Command", "Reason", "What is wrong"]);
+        let mut table = table(["Command", "Reason", "Error"]);
         for letter in &self.dead_letters {
             table.add_row([&id_of(letter).unwrap_or_default(), &letter.reason, &letter.error]);
         }

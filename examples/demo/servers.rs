@@ -24,7 +24,8 @@ use tokio::time::timeout;
 pub const NAME: &str = "offramp-demo";
 /// How long a server may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-const START_THEM: &str = "`make services-up` starts what is missing, `scripts/services status` tells what runs";
+const START_THEM: &str =
+    "run `make services-up` to start missing servers, or `scripts/services status` to see which run";
 
 /// Where the servers are.
 pub struct Addresses {
@@ -33,7 +34,7 @@ pub struct Addresses {
     pub mongodb: String,
     pub smtp: String,
     /// Where emails can be looked at: a folder, or the address of Mailpit.
-    pub mails: String,
+    pub emails: String,
 }
 
 impl Addresses {
@@ -48,14 +49,14 @@ impl Addresses {
             amqp: address("OFFRAMP_AMQP_URL")?,
             mongodb: with_database(&address("OFFRAMP_MONGODB_URL")?, NAME)?,
             smtp: address("OFFRAMP_SMTP_URL")?,
-            mails: address("SERVICES_MAIL")?,
+            emails: address("SERVICES_MAIL")?,
         })
     }
 }
 
 /// The address with another database in it.
 fn with_database(url: &str, name: &str) -> Result<String> {
-    let (scheme, rest) = url.split_once("://").context("OFFRAMP_MONGODB_URL is no address")?;
+    let (scheme, rest) = url.split_once("://").context("OFFRAMP_MONGODB_URL is not a URL")?;
     let (rest, options) = rest.split_once('?').map_or((rest, String::new()), |(rest, o)| (rest, format!("?{o}")));
     let hosts = rest.split_once('/').map_or(rest, |(hosts, _)| hosts);
     Ok(format!("{scheme}://{hosts}/{name}{options}"))
@@ -119,7 +120,7 @@ impl Servers {
         for exchange in retry.into_iter().chain([names.command_exchange(), names.event_exchange()]) {
             self.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await?;
         }
-        self.database.drop().await.context("the database of the demo cannot be dropped")
+        self.database.drop().await.context("cannot drop the demo's database")
     }
 
     /// Collects every event, as another system would: a queue of one's own, bound to the event exchange.
@@ -192,7 +193,7 @@ where
     let answer = timeout(ANSWER_WITHIN, asking).await.map_err(anyhow::Error::from);
     answer
         .and_then(|answer| answer.map_err(anyhow::Error::from))
-        .with_context(|| format!("{server} does not answer at {}; {START_THEM}", redact(address)))
+        .with_context(|| format!("{server} is unavailable at {}; {START_THEM}", redact(address)))
 }
 
 fn is_locked(error: &lapin::Error) -> bool {

@@ -27,7 +27,7 @@ pub struct Expected {
     pub change: Option<State>,
     /// The event that tells other systems.
     pub event: Option<&'static str>,
-    pub mails: Vec<Mail>,
+    pub emails: Vec<Mail>,
 }
 
 /// What becomes of a command.
@@ -58,7 +58,7 @@ pub struct Passing {
     pub title: String,
     /// The subscription that ends; none where only a card runs out.
     pub ended: Option<(&'static str, State)>,
-    pub mails: Vec<Mail>,
+    pub emails: Vec<Mail>,
 }
 
 /// The whole story. A chapter is published in one go and settled before the next begins: the work queues have no order
@@ -103,12 +103,12 @@ impl Story {
 
     /// Every email that must arrive, sorted.
     #[must_use]
-    pub fn mails(&self) -> Vec<Mail> {
-        let of_steps = self.steps().flat_map(|step| &step.expected.mails);
-        let mut mails: Vec<Mail> =
-            of_steps.chain(self.passing.iter().flat_map(|passing| &passing.mails)).cloned().collect();
-        mails.sort();
-        mails
+    pub fn emails(&self) -> Vec<Mail> {
+        let of_steps = self.steps().flat_map(|step| &step.expected.emails);
+        let mut emails: Vec<Mail> =
+            of_steps.chain(self.passing.iter().flat_map(|passing| &passing.emails)).cloned().collect();
+        emails.sort();
+        emails
     }
 }
 
@@ -272,9 +272,9 @@ fn passing(cast: &Cast) -> Vec<Passing> {
         Some((subscription.id, state))
     };
     vec![
-        Passing { title: "Tennis: the last day is over".to_owned(), ended: ended(tennis, "cancelled"), mails: vec![] },
-        Passing { title: "Fencing has expired".to_owned(), ended: ended(fencing, "expired"), mails: vec![] },
-        Passing { title: "Marc's card expires soon".to_owned(), ended: None, mails: noted_of_card(&GAGNON).mails },
+        Passing { title: "Tennis: the last day is over".to_owned(), ended: ended(tennis, "cancelled"), emails: vec![] },
+        Passing { title: "Fencing has expired".to_owned(), ended: ended(fencing, "expired"), emails: vec![] },
+        Passing { title: "Marc's card expires soon".to_owned(), ended: None, emails: noted_of_card(&GAGNON).emails },
     ]
 }
 
@@ -355,7 +355,7 @@ fn merged(mut object: Value, more: Value) -> Value {
 // ------------------------------------------------------------------------------------------------------ expectations
 
 fn expected(outcome: Outcome) -> Expected {
-    Expected { outcome, change: None, event: None, mails: vec![] }
+    Expected { outcome, change: None, event: None, emails: vec![] }
 }
 
 fn unchanged() -> Expected {
@@ -394,7 +394,7 @@ fn removed() -> Expected {
 
 impl Expected {
     fn mail(mut self, template: &str, to: &str) -> Self {
-        self.mails.push(Mail { template: template.to_owned(), to: to.to_owned() });
+        self.emails.push(Mail { template: template.to_owned(), to: to.to_owned() });
         self
     }
 

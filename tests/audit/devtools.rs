@@ -195,7 +195,7 @@ impl Page {
 
     async fn wait(&self, events: &mut broadcast::Receiver<Value>, method: &str) {
         let waiting = async { while events.recv().await.unwrap()["method"] != method {} };
-        timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{method}: waited {PATIENCE:?} in vain"));
+        timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{method}: not seen within {PATIENCE:?}"));
     }
 
     /// Answers whatever the page asks for from now on; nothing reaches the network.

@@ -109,7 +109,7 @@ pub async fn look(browser: &Browser, axe: &str, mail: &Email, folder: &Path) -> 
                 off.join(", ")
             ))
             .await;
-        assert!(!results["passes"].as_array().unwrap().is_empty(), "axe has looked at nothing");
+        assert!(!results["passes"].as_array().unwrap().is_empty(), "axe has checked nothing");
         findings.extend(told(&results["violations"], scheme));
         doubts.extend(told(&results["incomplete"], scheme));
     }

@@ -1,4 +1,4 @@
-//! `make mail-audit`: would we be glad to get these mails?
+//! `make mail-audit`: would we be glad to get these emails?
 //!
 //! Every sample email in every language is judged by SpamAssassin, shown in a real Chromium, on a phone and on a desk,
 //! light and dark and on paper, and looked at by axe-core; every fact must be in both parts, and no link may lead
@@ -38,7 +38,7 @@ use spam::{SCORE_MAX, SpamFilter, Verdict};
 /// How many emails are looked at side by side.
 const SIDE_BY_SIDE: usize = 3;
 
-/// Would we be glad to get these mails? Run it with `make mail-audit`.
+/// Would we be glad to get these emails? Run it with `make mail-audit`.
 #[derive(Parser)]
 struct Arguments {
     /// axe-core, the file axe.min.js; without it nothing is done
@@ -73,16 +73,16 @@ struct Audited {
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let Some(axe) = &arguments.axe else {
-        println!("audit: not run, because it needs Chromium and more; `make mail-audit` looks for them");
+        println!("audit: skipped, because it needs Chromium, spamd and axe-core; run `make mail-audit`");
         return ExitCode::SUCCESS;
     };
     let began = Instant::now();
     let axe = fs::read_to_string(axe).unwrap();
     let templates = Templates::load(None).unwrap_or_else(|problems| panic!("{problems:#?}"));
-    let mut mails = every_email(&templates, Utc::now());
-    mails.retain(|mail| arguments.only.as_ref().is_none_or(|only| mail.name.contains(only)));
+    let mut emails = every_email(&templates, Utc::now());
+    emails.retain(|mail| arguments.only.as_ref().is_none_or(|only| mail.name.contains(only)));
     let with_preview = arguments.only.as_deref().is_none_or(|only| only == "preview");
-    assert!(with_preview || !mails.is_empty(), "there is no such mail");
+    assert!(with_preview || !emails.is_empty(), "no email matches --only");
     drop(fs::remove_dir_all(&arguments.out));
     fs::create_dir_all(&arguments.out).unwrap();
     let out = arguments.out.canonicalize().unwrap();
@@ -91,7 +91,7 @@ async fn main() -> ExitCode {
     let browser = Browser::start(&arguments.chromium, &out.join("chromium.log")).await;
     control::prove(&filter, &browser, &axe, &out, &templates).await;
     let (filter_here, browser_here, axe_here, out_here) = (&filter, &browser, axe.as_str(), out.as_path());
-    let audited: Vec<Audited> = futures_util::stream::iter(mails)
+    let audited: Vec<Audited> = futures_util::stream::iter(emails)
         .map(|mail| audit(filter_here, browser_here, axe_here, out_here, mail))
         .buffered(SIDE_BY_SIDE)
         .collect()
@@ -100,13 +100,13 @@ async fn main() -> ExitCode {
     let mut preview = vec![];
     if with_preview {
         let driven = AssertUnwindSafe(preview::drive(&browser, &axe, &out.join("preview"))).catch_unwind().await;
-        preview = driven.unwrap_or_else(|_| vec!["it is not as it should be, see above".to_owned()]);
+        preview = driven.unwrap_or_else(|_| vec!["the preview check failed, see above".to_owned()]);
     }
 
     print(&audited, &preview);
     let failed =
         audited.iter().filter(|audited| !audited.findings.is_empty()).count() + usize::from(!preview.is_empty());
-    println!("\nPictures and mails: {} ({:.0} s)", out.join("index.html").display(), began.elapsed().as_secs_f64());
+    println!("\nScreenshots and emails: {} ({:.0} s)", out.join("index.html").display(), began.elapsed().as_secs_f64());
     println!("mail-audit: {} passed, {failed} failed", audited.len() + usize::from(with_preview) - failed);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -120,10 +120,10 @@ async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, ma
     let mut findings = mail.findings();
     findings.extend(looked.findings.iter().cloned());
     let unseen = missing_from(&looked.text, &mail.notification).into_iter();
-    findings.extend(unseen.map(|fact| format!("nobody who looks at it sees {fact}")));
+    findings.extend(unseen.map(|fact| format!("not visible in the browser: {fact}")));
     if verdict.score > SCORE_MAX {
         let rules: Vec<String> = verdict.rules.iter().map(|(rule, points)| format!("{rule} {points}")).collect();
-        findings.push(format!("SpamAssassin gives it more than {SCORE_MAX} points\n{}", rules.join(", ")));
+        findings.push(format!("SpamAssassin score above {SCORE_MAX}\n{}", rules.join(", ")));
     }
     Audited { mail, looked, verdict, findings }
 }
@@ -131,7 +131,7 @@ async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, ma
 /// A line an email; then what was found, each thing once.
 fn print(audited: &[Audited], preview: &[String]) {
     if !audited.is_empty() {
-        println!("\n{:<60} {:>7} {:>6} {:>9}", "mail", "bytes", "spam", "findings");
+        println!("\n{:<60} {:>7} {:>6} {:>9}", "email", "bytes", "spam", "findings");
     }
     let mut rules: BTreeMap<String, usize> = BTreeMap::new();
     let (mut findings, mut doubts) = (Sentences::default(), Sentences::default());
@@ -144,18 +144,18 @@ fn print(audited: &[Audited], preview: &[String]) {
         findings.add(found, &mail.name);
         doubts.add(&looked.doubts, &mail.name);
     }
-    findings.add(preview, "the page of the preview");
-    doubts.print("Where axe is in doubt");
+    findings.add(preview, "the preview page");
+    doubts.print("Inconclusive axe checks");
     findings.print("Findings");
     if audited.is_empty() {
         return;
     }
     let bytes = audited.iter().map(|audited| audited.mail.bytes.len()).max().unwrap_or_default();
     let score = audited.iter().map(|audited| audited.verdict.score).fold(f64::NEG_INFINITY, f64::max);
-    println!("\n{} mails, {bytes} bytes at most, {score:.2} points at most", audited.len());
-    println!("\nRules of SpamAssassin that hit");
+    println!("\n{} emails, at most {bytes} bytes and {score:.2} points", audited.len());
+    println!("\nSpamAssassin rules that matched");
     for (rule, count) in rules {
-        println!("  {rule}: {count} mails");
+        println!("  {rule}: {count} emails");
     }
 }
 

@@ -41,7 +41,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     page.open(&format!("http://{}/", preview.address)).await;
     page.until(SETTLED).await;
     let list = page.evaluate("document.querySelectorAll('nav a').length").await.as_u64().unwrap();
-    assert!(list > 24, "{list} mails are listed");
+    assert!(list > 24, "{list} emails are listed");
     assert_eq!(page.evaluate(WIDTHS).await, json!([320, 680]));
     shoot("first-look").await;
 
@@ -68,7 +68,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
         page.click("label:has(#dark)").await;
         page.until(SETTLED).await;
         let dark = page.evaluate(BRIGHTNESS).await.as_f64().unwrap();
-        assert!(dark < 100.0 && light > 200.0, "the mail is {light} bright in the light and {dark} in the dark");
+        assert!(dark < 100.0 && light > 200.0, "brightness of the email: {light} in light mode, {dark} in dark mode");
         shoot(&format!("dark-mail-{}-system", preferred.as_str())).await;
         page.click("label:has(#dark)").await;
         page.until(SETTLED).await;
@@ -93,7 +93,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     let problem = page.evaluate("document.getElementById('problems').innerText").await.as_str().unwrap().to_owned();
     assert!(problem.contains(&format!("fr/{MAIL}")) && problem.contains("plan_name"), "{problem}");
     let text = page.evaluate("document.getElementById('text').textContent").await;
-    assert!(text.as_str().unwrap().contains("Tout neuf"), "the last good words stay: {text}");
+    assert!(text.as_str().unwrap().contains("Tout neuf"), "the last valid template is kept: {text}");
     shoot("broken").await;
     write_words(templates.path(), "\nMieux.\n");
     page.until("document.getElementById('problems').hidden").await;

@@ -31,7 +31,7 @@ pub async fn make(browser: &Browser, audited: &[Audited], out: &Path) {
     }
     let page = browser.page().await;
     page.emulate(Scheme::Light, "screen").await;
-    let mut index = format!("<!doctype html><meta charset=utf-8><title>Mails</title>{STYLE}");
+    let mut index = format!("<!doctype html><meta charset=utf-8><title>Emails</title>{STYLE}");
     for (group, entries) in groups {
         write!(index, "<h1>{group}</h1><p>").unwrap();
         for (sheet, width, in_rows) in SHEETS {

@@ -12,6 +12,7 @@ use crate::fleet::{Fleet, MailWeather};
 use crate::observer::Observer;
 use offramp_testkit::process;
 use offramp_testkit::proxy::Proxy;
+use offramp_testkit::say;
 
 /// How long the database is frozen.
 const FREEZE: Duration = Duration::from_secs(10);
@@ -64,15 +65,15 @@ impl Fault {
     fn name(self) -> &'static str {
         match self {
             Self::BrokerRestart => "RabbitMQ restarted",
-            Self::BrokerAlarm => "RabbitMQ short of memory",
+            Self::BrokerAlarm => "RabbitMQ memory alarm",
             Self::DatabaseKill => "mongod killed and restarted",
             Self::DatabaseFreeze => "mongod frozen for 10 s",
             Self::BrokerCut => "connections to RabbitMQ cut",
             Self::BrokerStall => "connections to RabbitMQ stalled",
-            Self::BrokerMute => "answers of RabbitMQ lost",
+            Self::BrokerMute => "responses of RabbitMQ lost",
             Self::DatabaseCut => "connections to MongoDB cut",
             Self::DatabaseStall => "connections to MongoDB stalled",
-            Self::DatabaseMute => "answers of MongoDB lost",
+            Self::DatabaseMute => "responses of MongoDB lost",
         }
     }
 }
@@ -94,9 +95,9 @@ impl MailFault {
 
     fn name(self) -> &'static str {
         match self {
-            Self::Weather(MailWeather::Refuse) => "mail servers refuse",
-            Self::Weather(MailWeather::PutOff) => "mail servers answer 451",
-            Self::Weather(_) => "mail servers drop the line after DATA",
+            Self::Weather(MailWeather::Refuse) => "mail servers unavailable",
+            Self::Weather(MailWeather::PutOff) => "mail servers reply 451",
+            Self::Weather(_) => "mail servers drop connections after DATA",
             Self::Stall => "mail servers stall",
         }
     }
@@ -214,7 +215,7 @@ impl Chaos {
                     sleep(Duration::from_millis(50)).await;
                 }
                 // Emails are put off for longer than that on purpose; lanes do not wait for them.
-                self.note(fault.name(), lasted, back.elapsed(), "mails", false);
+                self.note(fault.name(), lasted, back.elapsed(), "emails", false);
             }
         }
     }
@@ -238,7 +239,7 @@ impl Chaos {
     fn note(&self, name: &'static str, lasted: Duration, pause: Duration, last: &str, is_late: bool) {
         let (lasted, seconds) = (lasted.as_secs_f64(), pause.as_secs_f64());
         let late = if is_late { ", late" } else { "" };
-        say!("{name:<38} lasted {lasted:4.1} s, pause after it {seconds:4.1} s ({last}{late})");
+        say!("{name:<38} lasted {lasted:4.1} s, recovery {seconds:4.1} s ({last}{late})");
         let mut accounts = self.accounts.lock().unwrap();
         let account = accounts.entry(name).or_default();
         account.times += 1;

@@ -131,7 +131,7 @@ impl Fleet {
             let mut workers = self.workers.lock().unwrap();
             let worker = &mut workers[number];
             if let Some(status) = worker.ended() {
-                self.ended.lock().unwrap().push(format!("worker {number} ended by itself: {status}"));
+                self.ended.lock().unwrap().push(format!("worker {number} exited by itself: {status}"));
             }
             self.kills.lock().unwrap().push((number, Instant::now()));
             worker.kill();
@@ -140,9 +140,9 @@ impl Fleet {
     }
 
     /// The emails that were taken since the last call.
-    pub fn mails(&self) -> Vec<(usize, Taken)> {
-        let mails = self.sinks.iter().map(SmtpSink::drain);
-        mails.enumerate().flat_map(|(number, mails)| mails.into_iter().map(move |mail| (number, mail))).collect()
+    pub fn emails(&self) -> Vec<(usize, Taken)> {
+        let emails = self.sinks.iter().map(SmtpSink::drain);
+        emails.enumerate().flat_map(|(number, emails)| emails.into_iter().map(move |mail| (number, mail))).collect()
     }
 
     /// Notes, forever, when each lane has settled messages.
@@ -192,7 +192,7 @@ impl Fleet {
         for worker in workers {
             let status = worker.stop().await;
             if !status.success() {
-                self.ended.lock().unwrap().push(format!("a worker that was asked to stop ended with {status}"));
+                self.ended.lock().unwrap().push(format!("a worker exited with {status} on SIGTERM"));
             }
         }
     }

@@ -10,7 +10,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bson::doc;
@@ -18,14 +18,6 @@ use clap::Parser;
 use fastrand::Rng;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
-
-/// When the run began.
-static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
-
-/// Tells how the run goes, with the time since its beginning.
-macro_rules! say {
-    ($($words:tt)*) => { println!("{:6.1} s  {}", crate::BEGIN.elapsed().as_secs_f64(), format_args!($($words)*)) };
-}
 
 mod faults;
 mod fleet;
@@ -38,9 +30,9 @@ use faults::Chaos;
 use fleet::Fleet;
 use observer::Observer;
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::setting;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::program;
+use offramp_testkit::{progress, say, setting};
 use plan::Plan;
 use upstream::Upstream;
 
@@ -86,12 +78,12 @@ fn main() -> ExitCode {
 async fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let Some(seconds) = arguments.seconds else {
-        println!("chaos: not run, because it needs servers of its own; `make chaos` has them");
+        println!("chaos: skipped, because it needs servers of its own; run `make chaos`");
         return ExitCode::SUCCESS;
     };
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(..100_000));
     std::fs::create_dir_all(&arguments.logs).unwrap();
-    LazyLock::force(&BEGIN);
+    progress::elapsed();
 
     let commands = usize::try_from(seconds * COMMANDS_PER_SECOND).unwrap();
     let plan = Arc::new(Plan::new(seed, commands, Duration::from_secs(seconds)));
@@ -116,11 +108,11 @@ async fn run() -> ExitCode {
     let receiving = Arc::clone(&fleet);
     let mut background = vec![
         tokio::spawn(observer.clone().receive_events(events)),
-        tokio::spawn(observer.clone().receive_mails(move || receiving.mails())),
+        tokio::spawn(observer.clone().receive_emails(move || receiving.emails())),
         tokio::spawn(Arc::clone(&fleet).watch()),
     ];
     fleet.ready().await;
-    say!("three workers are ready; things go wrong from now on");
+    say!("three workers are ready; faults begin now");
 
     let chaos = Arc::new(Chaos::new(Arc::clone(&fleet), observer.clone(), broker_line, database_line));
     let upstream = Arc::new(Upstream::new(Arc::clone(&plan), observer.clone(), amqp_url, bed.prefix.clone()));
@@ -136,7 +128,7 @@ async fn run() -> ExitCode {
     }
     killing.abort();
     drop(killing.await);
-    say!("everything runs again; waiting until everything is done");
+    say!("faults are over; waiting for the remaining work");
     settle(&plan, &observer, &bed, &publishing).await;
     fleet.stop().await;
     background.iter().for_each(JoinHandle::abort);
@@ -149,7 +141,7 @@ async fn run() -> ExitCode {
         bed.remove().await;
         ExitCode::SUCCESS
     } else {
-        println!("the database and the queues stay as they are, under the name {}", bed.prefix);
+        println!("the database and the queues are kept under the name {}", bed.prefix);
         ExitCode::FAILURE
     }
 }
@@ -157,7 +149,7 @@ async fn run() -> ExitCode {
 async fn tell_how_it_goes(plan: Arc<Plan>, observer: Observer) {
     loop {
         sleep(Duration::from_secs(10)).await;
-        say!("{} of {} mails and events have arrived", observer.effects(), plan.effects.len());
+        say!("{} of {} emails and events have arrived", observer.effects(), plan.effects.len());
     }
 }
 
@@ -177,7 +169,7 @@ async fn settle(plan: &Plan, observer: &Observer, bed: &TestBed, publishing: &Jo
             (effects, newest) = (observer.effects(), Instant::now());
         }
         if newest.elapsed() > SILENCE_MAX {
-            say!("nothing has arrived for {} s", SILENCE_MAX.as_secs());
+            say!("no progress for {} s; giving up", SILENCE_MAX.as_secs());
             publishing.abort();
             return;
         }

@@ -116,11 +116,11 @@ impl Observer {
 
     fn event(&self, body: &[u8], redelivered: bool) {
         let Ok(mut event) = serde_json::from_slice::<Value>(body) else {
-            return self.unexpected_because("an event that is no JSON".to_owned());
+            return self.unexpected_because("an event that is not JSON".to_owned());
         };
         let id = event["id"].as_str().and_then(|id| id.parse::<Uuid>().ok()).unwrap_or_default();
         let Some(effect) = self.0.plan.effects.get(&id) else {
-            return self.unexpected_because(format!("an event that nothing entails: {event}"));
+            return self.unexpected_because(format!("an unexpected event: {event}"));
         };
         if redelivered && !self.arrivals(id).is_empty() {
             return;
@@ -131,14 +131,14 @@ impl Observer {
             expected["time"] = event["time"].take();
             event["time"] = expected["time"].clone();
             if event != expected {
-                self.unexpected_because(format!("an event that should be otherwise: {event} instead of {expected}"));
+                self.unexpected_because(format!("a wrong event: {event} instead of {expected}"));
             }
         }
         self.arrive(id, effect.command, Arrival { at: Instant::now(), mail: None });
     }
 
     /// Receives emails forever; `take` gives what has arrived, with the number of the server that it came to.
-    pub async fn receive_mails(self, take: impl Fn() -> Vec<(usize, Taken)>) {
+    pub async fn receive_emails(self, take: impl Fn() -> Vec<(usize, Taken)>) {
         loop {
             for (server, taken) in take() {
                 self.mail(server, &taken);
@@ -152,7 +152,7 @@ impl Observer {
         let id = header(&text, "Message-ID").trim_start_matches('<').split('@').next().unwrap_or_default();
         let id = id.parse::<Uuid>().unwrap_or_default();
         let Some(effect) = self.0.plan.effects.get(&id) else {
-            return self.unexpected_because(format!("a mail that nothing entails: {text}"));
+            return self.unexpected_because(format!("an unexpected email: {text}"));
         };
         if let Content::Mail(expected) = &effect.content {
             let origin = Origin { entry_id: id, conversation_id: effect.conversation_id };
@@ -160,10 +160,10 @@ impl Observer {
             let bytes = String::from_utf8(expected.bytes(true).unwrap()).unwrap();
             let difference = lines(&text).zip(lines(&bytes)).find(|(found, expected)| found != expected);
             if let Some((found, expected)) = difference {
-                self.unexpected_because(format!("mail {id} says {found:?} instead of {expected:?}"));
+                self.unexpected_because(format!("email {id} says {found:?} instead of {expected:?}"));
             }
             if taken.to != [expected.to()] {
-                self.unexpected_because(format!("mail {id} went to {:?} instead of {}", taken.to, expected.to()));
+                self.unexpected_because(format!("email {id} was sent to {:?} instead of {}", taken.to, expected.to()));
             }
         }
         self.0.arrived.lock().unwrap().newest_mail = Some(taken.at);

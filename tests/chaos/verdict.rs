@@ -60,10 +60,10 @@ pub struct Verdict {
     duplicated: Vec<String>,
     unexpected: Vec<String>,
     documents: usize,
-    mails: Repeats,
+    emails: Repeats,
     /// For each email that was sent twice because its sender was killed: how long after the first time.
-    mails_after_kill: Vec<Duration>,
-    mails_after_drop: usize,
+    emails_after_kill: Vec<Duration>,
+    emails_after_drop: usize,
     events: Repeats,
     dead_letters: Repeats,
     kills: usize,
@@ -100,9 +100,9 @@ impl Run {
         let published = verdict.commands;
         if published < self.plan.commands.len() {
             let never = self.plan.commands.len() - published;
-            verdict
-                .unexpected
-                .push(format!("{never} commands were never published: what they react to did not arrive"));
+            verdict.unexpected.push(format!(
+                "{never} commands were never published, because the effects that they wait for did not arrive"
+            ));
         }
         self.judge_effects(&mut verdict);
         self.judge_documents(&mut verdict, bed).await;
@@ -119,7 +119,7 @@ impl Run {
                 continue;
             }
             let repeats = match effect.content {
-                Content::Mail(_) => &mut verdict.mails,
+                Content::Mail(_) => &mut verdict.emails,
                 Content::Event(_) => &mut verdict.events,
             };
             repeats.all += 1;
@@ -132,12 +132,12 @@ impl Run {
                     .map(|(_, at)| at.saturating_duration_since(pair[0].at))
                     .min();
                 match killed {
-                    _ if !answered => verdict.mails_after_drop += 1,
+                    _ if !answered => verdict.emails_after_drop += 1,
                     Some(after) if after <= MARKED_WITHIN || self.chaos.database_was_away(pair[0].at, after) => {
-                        verdict.mails_after_kill.push(after);
+                        verdict.emails_after_kill.push(after);
                     }
                     _ => verdict.duplicated.push(format!(
-                        "mail {id} was sent again after {:?} though its sender lived on (killed after {killed:?})",
+                        "email {id} was sent again after {:?} although its worker was not killed in between (killed after {killed:?})",
                         pair[1].at - pair[0].at
                     )),
                 }
@@ -169,7 +169,7 @@ impl Run {
             let id = document.get_str("_id").unwrap();
             let Some(raw) = found.remove(&(*collection, id.to_owned())) else {
                 if *collection != "organizations" {
-                    verdict.unexpected.push(format!("{collection} {id} is gone"));
+                    verdict.unexpected.push(format!("{collection} {id} is missing"));
                 }
                 continue;
             };
@@ -188,7 +188,7 @@ impl Run {
             }
         }
         for (collection, id) in found.keys() {
-            verdict.unexpected.push(format!("{collection} {id} was not there before"));
+            verdict.unexpected.push(format!("{collection} {id} is new"));
         }
     }
 
@@ -198,7 +198,7 @@ impl Run {
         while let Some((body, properties)) = bed.take("dead-letters").await {
             if !self.plan.commands.iter().any(|planned| planned.dies && planned.body == body) {
                 let body = String::from_utf8_lossy(&body);
-                verdict.unexpected.push(format!("a dead letter: {body} {:?}", properties.headers()));
+                verdict.unexpected.push(format!("an unexpected dead letter: {body} {:?}", properties.headers()));
             }
             *letters.entry(body).or_default() += 1;
         }
@@ -240,7 +240,7 @@ impl Judge<'_> {
         );
         self.outbox(document.outbox.len());
         let LoadedDocument::Read(mut found) = read::<SubscriptionDocument, Subscription>("subscriptions", raw) else {
-            return self.unexpected("it cannot be read");
+            return self.unexpected("it is unreadable");
         };
         self.applied(&expected.applied, &found.applied);
 
@@ -295,7 +295,7 @@ impl Judge<'_> {
         );
         self.outbox(document.outbox.len());
         let LoadedDocument::Read(mut found) = read::<AccountDocument, Account>("accounts", raw) else {
-            return self.unexpected("it cannot be read");
+            return self.unexpected("it is unreadable");
         };
         self.applied(&expected.applied, &found.applied);
         let notices = |account: &Account| {
@@ -334,12 +334,12 @@ impl Judge<'_> {
         let mut found: Vec<String> = sent.map(|record| record.id.clone()).collect();
         expected.sort();
         found.sort();
-        self.same_list(&expected, &found, "its list of mails sent");
+        self.same_list(&expected, &found, "its list of sent emails");
     }
 
     fn outbox(&mut self, waiting: usize) {
         if waiting > 0 {
-            self.unexpected(&format!("{waiting} mails and events still wait in its outbox"));
+            self.unexpected(&format!("{waiting} emails and events still wait in its outbox"));
         }
     }
 
@@ -411,43 +411,39 @@ impl fmt::Display for Verdict {
         row("commands", self.commands, &format!("confirmed; {} of them published twice", self.twice))?;
         row("  lost", self.lost.len(), "")?;
         row("  duplicated effects", self.duplicated.len(), "")?;
-        row("  in doubt", self.in_doubt, "confirm not seen")?;
-        row("    recovered", self.recovered, "processed all the same")?;
+        row("  in doubt", self.in_doubt, "no confirm received")?;
+        row("    recovered", self.recovered, "processed anyway")?;
         row("  unexpected", self.unexpected.len(), "")?;
         row("documents compared", self.documents, "")?;
-        row("mails", self.mails.all, "")?;
-        let mut windows = self.mails_after_kill.clone();
+        row("emails", self.emails.all, "")?;
+        let mut windows = self.emails_after_kill.clone();
         windows.sort();
         let at = |place: usize| windows.get(place).copied().unwrap_or_default().as_millis();
         let window = format!(
-            "worker killed before it was marked: half of them within {} ms, all within {} ms",
+            "worker killed before the mark; median {} ms, maximum {} ms after the first time",
             at(windows.len() / 2),
             at(windows.len().saturating_sub(1))
         );
-        row("  sent more than once", self.mails.more_than_once, "with the same Message-ID")?;
-        row("    ", self.mails_after_kill.len(), &window)?;
-        row("    ", self.mails_after_drop, "line dropped after DATA")?;
+        row("  sent more than once", self.emails.more_than_once, "with the same Message-ID")?;
+        row("    ", self.emails_after_kill.len(), &window)?;
+        row("    ", self.emails_after_drop, "connection dropped after DATA")?;
         row("events", self.events.all, "")?;
         row("  published more than once", self.events.more_than_once, "with the same id")?;
         row("dead letters", self.dead_letters.all, "")?;
         row("  more than once", self.dead_letters.more_than_once, "")?;
         row("workers killed", self.kills, "")?;
         // Two decimals, in whole numbers.
-        let hundredths = self.mails_after_kill.len() * 100 / self.kills.max(1);
+        let hundredths = self.emails_after_kill.len() * 100 / self.kills.max(1);
         let each = format!("{}.{:02}", hundredths / 100, hundredths % 100);
-        writeln!(f, "{:<30}{each:>8}  emails sent more than once per worker killed", "")?;
-        writeln!(f, "{:<38}{:>6}  longest pause after it", "fault", "times")?;
+        writeln!(f, "{:<30}{each:>8}  duplicate emails per killed worker", "")?;
+        writeln!(f, "{:<38}{:>6}  longest recovery", "fault", "times")?;
         for (name, account) in &self.faults {
             let late = if account.late > 0 { format!("  late {} times", account.late) } else { String::new() };
             writeln!(f, "{name:<38}{:>6}  {:>5.1} s{late}", account.times, account.longest_pause.as_secs_f64())?;
         }
         if self.late() > 0 {
-            let counts = if PUNCTUALITY_COUNTS { "" } else { "; in a debug build it does not count" };
-            writeln!(
-                f,
-                "late: lanes stood still for more than {} s after a server's return{counts}",
-                PAUSE_WANTED.as_secs()
-            )?;
+            let counts = if PUNCTUALITY_COUNTS { "" } else { " (not a failure in a debug build)" };
+            writeln!(f, "late: lanes took more than {} s to resume after a fault{counts}", PAUSE_WANTED.as_secs())?;
         }
         write!(f, "seed {}, {} s: {}", self.seed, self.seconds, if self.is_good() { "good" } else { "NOT GOOD" })
     }

@@ -1,4 +1,4 @@
-//! Every message gets its documented outcome, and nothing else in its batch is disturbed.
+//! Every message gets its documented outcome, and the rest of its batch is not affected.
 
 use bson::{Document, doc};
 use lapin::BasicProperties;
@@ -38,7 +38,7 @@ async fn invalid_messages_become_dead_letters_and_the_rest_of_their_batch_is_pro
     let bed = TestBed::new("invalid").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
-    // Declares everything, so that all messages wait together when the second worker starts.
+    // The first worker declares the topology; all messages then wait together for the second.
     assert!(WorkerProcess::start(&bed, &sink.url()).await.stop().await.success());
 
     let key = "subscription.cancellation";
@@ -94,14 +94,18 @@ async fn a_rejection_sends_an_event_and_a_reply_and_leaves_the_document_unchange
     bed.command(&foreign).await;
     let event = events.next(&bed, is_rejection_of("foreign")).await;
     assert_eq!(event["data"]["reason"], "wrong_organization");
-    assert_eq!(event["data"].get("account_id"), None, "a stranger learns nothing about the subscription: {event}");
+    assert_eq!(
+        event["data"].get("account_id"),
+        None,
+        "another organization learns nothing about the subscription: {event}"
+    );
     assert_eq!(event["subject"], "sub");
     assert_eq!(
         event["data"]["command"],
         json!({ "source": "tests", "id": "foreign", "type": "subscription.cancellation" })
     );
 
-    // To whoever waits for an answer too.
+    // The same event also goes to the queue in `reply_to`.
     let answers = format!("{}.test-answers", bed.prefix);
     let options = lapin::options::QueueDeclareOptions { exclusive: true, ..Default::default() };
     let queue = bed.channel.queue_declare(answers.as_str().into(), options, FieldTable::default()).await.unwrap();
@@ -114,7 +118,7 @@ async fn a_rejection_sends_an_event_and_a_reply_and_leaves_the_document_unchange
     let (answer, _) = eventually("the answer", || bed.take("test-answers")).await;
     assert_eq!(serde_json::from_slice::<Value>(&answer).unwrap(), event);
 
-    // It has waited for its subscription long enough.
+    // On the last attempt a missing document is a rejection.
     bed.command_at_attempt(&cancellation("nobody", "no-such"), 3).await;
     let event = events.next(&bed, is_rejection_of("nobody")).await;
     assert_eq!(event["data"]["reason"], "subscription_not_found");
@@ -130,7 +134,7 @@ async fn a_rejection_sends_an_event_and_a_reply_and_leaves_the_document_unchange
 
     assert_eq!(bed.document("subscriptions", "sub").await, before);
     assert!(worker.stop().await.success());
-    assert!(sink.mails().is_empty(), "nobody is told about a refusal by mail");
+    assert!(sink.emails().is_empty(), "a rejection sends no email");
     bed.remove().await;
 }
 
@@ -201,9 +205,9 @@ async fn commands_for_corrupt_or_incomplete_documents_become_dead_letters() {
     assert!(letters[1].2.contains("subscriptions wrong-type: billing.day: "), "{}", letters[1].2);
     for document in corrupt.iter().chain(&strays) {
         let id = document.get_str("_id").unwrap();
-        assert_eq!(bed.document("subscriptions", id).await.as_ref(), Some(document), "left as it is");
+        assert_eq!(bed.document("subscriptions", id).await.as_ref(), Some(document), "unchanged");
     }
-    // The same batch's good command was done.
+    // The valid command of the same batch was applied.
     status_becomes(&bed, "sub", "cancellation_scheduled").await;
     assert!(worker.stop().await.success());
     bed.remove().await;
@@ -232,9 +236,9 @@ async fn a_removal_keeps_only_a_tombstone_which_is_deleted_after_30_days() {
     let mut fields: Vec<&str> = tombstone.keys().map(String::as_str).collect();
     fields.sort_unstable();
     assert_eq!(fields, TOMBSTONE_FIELDS);
-    assert_eq!(sink.mails().len(), 1);
+    assert_eq!(sink.emails().len(), 1);
 
-    // 30 days later it is deleted, and not a day earlier.
+    // The tombstone is deleted after 30 days, not earlier.
     let days_ago = |days: i64| bson::DateTime::from(chrono::Utc::now() - chrono::TimeDelta::days(days));
     let set_back = |days: i64| {
         let at = days_ago(days);
@@ -273,7 +277,7 @@ async fn history_entries_are_appended_in_order() {
         }
         bed.collection("subscriptions").insert_one(document).await.unwrap();
     }
-    // Both wait together: a batch that adds two entries passes from places of one digit to places of two.
+    // Both commands wait together, so one batch writes the array indexes 9 and 10.
     assert!(WorkerProcess::start(&bed, &sink.url()).await.stop().await.success());
     for (id, _) in &trails {
         bed.command(&with(cancellation(&format!("later-{id}"), id), "month", json!("2199-08"))).await;
@@ -299,14 +303,14 @@ async fn history_entries_are_appended_in_order() {
     bed.remove().await;
 }
 
-/// Somebody who adds to the audit trail without a word in `version`, between our reading and our writing, is not overwritten.
+/// Another writer may append to `history` between Offramp's read and write without changing `version`.
 #[tokio::test(flavor = "multi_thread")]
 async fn history_entries_of_other_writers_are_kept() {
     let bed = TestBed::new("trail").await;
     populate(&bed).await;
     let subscriptions = bed.collection("subscriptions");
     let push = |number: i32| doc! { "$push": { "history": { "number": number } } };
-    // So many that new ones are set by their places.
+    // Long enough for new entries to be written by index.
     let long: Vec<Document> = (0..60).map(|number| doc! { "number": number }).collect();
     subscriptions.update_one(doc! { "_id": "sub" }, doc! { "$set": { "history": long } }).await.unwrap();
 
@@ -338,7 +342,7 @@ async fn history_entries_of_other_writers_are_kept() {
     bed.remove().await;
 }
 
-/// Other systems write these documents too, in the ways of their drivers.
+/// Other systems write these documents too, with the number types of their drivers.
 #[tokio::test(flavor = "multi_thread")]
 async fn numbers_and_nulls_of_other_systems_are_accepted() {
     let bed = TestBed::new("forms").await;
@@ -359,7 +363,7 @@ async fn numbers_and_nulls_of_other_systems_are_accepted() {
         }
         subscriptions.insert_one(document).await.unwrap();
     }
-    // Text where a list belongs, also in what is removed with a pipeline, and a date that has no place in any calendar.
+    // Text in place of a list, and a date beyond any calendar.
     let spoilt: [(&str, bson::Bson); 3] = [
         ("history", "x".into()),
         ("outbox", "x".into()),
@@ -401,7 +405,7 @@ async fn numbers_and_nulls_of_other_systems_are_accepted() {
     }
     fields.sort();
     assert_eq!(fields, ["cancellation_request", "history", "outbox"]);
-    // A removal appends in another way, which the server refuses with another code.
+    // A removal appends with a pipeline, which the server rejects with another code.
     let removal = with(cancellation("removal", "history"), "via", json!("invoice"));
     bed.command(&with(removal, "invoice_id", json!("inv-5"))).await;
     let letter = bed.dead_letter().await;
@@ -409,7 +413,7 @@ async fn numbers_and_nulls_of_other_systems_are_accepted() {
     assert_eq!(letter.header("offramp-error"), "subscriptions history: history: expected a list, found text");
     subscriptions.delete_one(doc! { "_id": "outbox" }).await.unwrap();
     bed.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), versions.len());
+    assert_eq!(sink.emails().len(), versions.len());
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
@@ -444,12 +448,12 @@ async fn a_command_without_effect_is_remembered_as_applied() {
         assert_eq!(bed.document("subscriptions", "sub").await.unwrap().get_str("status").unwrap(), status);
     }
     bed.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), 2, "the request to the organization, the answer to the client");
+    assert_eq!(sink.emails().len(), 2, "the request to the organization, the decision to the client");
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
 
-/// An answer goes where the sender waits for it, and nowhere into our own works.
+/// A `reply_to` that names one of Offramp's own queues would turn replies into commands or dead letters.
 #[tokio::test(flavor = "multi_thread")]
 async fn replies_to_offramps_own_queues_are_not_sent() {
     let bed = TestBed::new("replies").await;
@@ -489,7 +493,7 @@ async fn an_unconfirmed_reply_does_not_block_its_lane() {
     events.next(&bed, is_rejection_of("c-1")).await;
     status_becomes(&bed, "sub", "cancellation_scheduled").await;
     let answer = worker.readyz().await.unwrap();
-    assert!(answer.status == 200, "what becomes of an answer is not the worker's trouble: {answer}");
+    assert!(answer.status == 200, "an unconfirmed reply does not make the worker unready: {answer}");
     assert!(worker.stop().await.success());
     assert!(bed.take("cancellation").await.is_none(), "both are acknowledged");
     bed.remove().await;

@@ -1,4 +1,4 @@
-//! What the calendar does: dates, cards, and leases that ran out. Any number of workers may look.
+//! Scheduled changes: ends of subscriptions, card notices and expired leases, with any number of workers.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -43,7 +43,7 @@ async fn ended_subscriptions_end_exactly_once() {
     documents.push(scheduled("not-yet", 30));
     documents.push(expiring("expired", "2020-02-01"));
     documents.push(expiring("runs-on", &(today + Days::new(40)).to_string()));
-    // Corrupt: it must neither change nor hold up the others.
+    // The corrupt document must neither change nor delay the others.
     let mut corrupt = scheduled("corrupt", -1);
     corrupt.insert("activities", 5);
     documents.push(corrupt.clone());
@@ -73,14 +73,14 @@ async fn ended_subscriptions_end_exactly_once() {
         assert!(worker.stop().await.success());
     }
     let events = events.take(&bed).await;
-    assert_eq!(events.len(), 41, "one each, whoever looked");
+    assert_eq!(events.len(), 41, "one event each, whichever worker found it");
     let of = |id: &str| events.iter().find(|event| event["subject"] == id).unwrap();
     assert_eq!(of("over-7")["type"], "subscription.ended");
     assert_eq!(of("over-7")["data"]["cause"], "cancelled");
     assert_eq!(of("over-7")["data"]["activities"], json!([{ "id": "a", "name": "Aquafit" }]));
     assert_eq!(of("expired")["data"]["cause"], "expired");
     assert!(of("expired").get("causationid").is_none());
-    assert!(sink.mails().is_empty());
+    assert!(sink.emails().is_empty());
     bed.remove().await;
 }
 
@@ -114,8 +114,8 @@ async fn a_card_notice_is_sent_once_per_month_and_lead_time() {
     bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
 
     let workers = [WorkerProcess::start(&bed, &sink.url()).await, WorkerProcess::start(&bed, &sink.url()).await];
-    eventually("both notices", || async { (sink.mails().len() >= 4).then_some(()) }).await;
-    // The command for the same card and month says nothing new.
+    eventually("both notices", || async { (sink.emails().len() >= 4).then_some(()) }).await;
+    // A command for the same card and month changes nothing.
     let again = command(
         "again",
         "card.expiry",
@@ -131,17 +131,21 @@ async fn a_card_notice_is_sent_once_per_month_and_lead_time() {
     for worker in workers {
         assert!(worker.stop().await.success());
     }
-    let mut mails: Vec<(String, String)> = sink
-        .mails()
+    let mut emails: Vec<(String, String)> = sink
+        .emails()
         .iter()
         .map(|mail| {
             let parsed = MessageParser::default().parse(&mail.bytes).unwrap();
             (parsed.header("X-Offramp-Template").unwrap().as_text().unwrap().to_owned(), mail.to[0].clone())
         })
         .collect();
-    mails.sort();
+    emails.sort();
     let both = |to: &str| vec![("card-expiring".to_owned(), to.to_owned()); 2];
-    assert_eq!(mails, [both("desk@org.example"), both("two-cards@home.example")].concat(), "one per card and reader");
+    assert_eq!(
+        emails,
+        [both("desk@org.example"), both("two-cards@home.example")].concat(),
+        "one per card and recipient"
+    );
     let account = bed.document("accounts", "two-cards").await.unwrap();
     assert_eq!(account.get_array("card_notices").unwrap().len(), 2);
     assert_eq!(account.get_array("notifications").unwrap().len(), 4);
@@ -166,7 +170,7 @@ fn with_expiring_cards(id: &str, organization: &str, cards: usize) -> Document {
     document
 }
 
-/// More cards than one batch has, so one account is written more than once in one sweep, and the first write forgets an old notice.
+/// More cards than fit into one batch: a sweep writes the account several times, and the first write drops an old notice.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_card_of_an_account_gets_one_notice() {
     const CARDS: usize = 210;
@@ -183,15 +187,15 @@ async fn each_card_of_an_account_gets_one_notice() {
     eventually("all notices", || async {
         let account = bed.document("accounts", "acc").await.unwrap();
         let notices = account.get_array("card_notices").unwrap();
-        (notices.len() >= CARDS && sink.mails().len() >= 2 * CARDS).then_some(())
+        (notices.len() >= CARDS && sink.emails().len() >= 2 * CARDS).then_some(())
     })
     .await;
-    // A card that was added later is announced by a sweep that looked at all the others again.
+    // A later sweep checks all cards again and finds the new one.
     let mut card = with_expiring_cards("acc", "org", 1).get_array("cards").unwrap()[0].as_document().unwrap().clone();
     card.insert("id", "later");
     let later = doc! { "$push": { "cards": card }, "$inc": { "version": 1 } };
     bed.collection("accounts").update_one(doc! { "_id": "acc" }, later).await.unwrap();
-    eventually("the notice of the later card", || async { (sink.mails().len() >= 2 * CARDS + 2).then_some(()) }).await;
+    eventually("the notice of the later card", || async { (sink.emails().len() >= 2 * CARDS + 2).then_some(()) }).await;
     bed.outboxes_empty().await;
     for worker in workers {
         assert!(worker.stop().await.success());
@@ -203,11 +207,11 @@ async fn each_card_of_an_account_gets_one_notice() {
     assert_eq!((notices.len(), ids.len()), (CARDS + 1, CARDS + 1));
     assert!(!ids.contains("old"));
     assert_eq!(account.get_array("notifications").unwrap().len(), 2 * (CARDS + 1));
-    assert_eq!(sink.mails().len(), 2 * (CARDS + 1));
+    assert_eq!(sink.emails().len(), 2 * (CARDS + 1));
     bed.remove().await;
 }
 
-/// What the database refuses for one organization's accounts, and what is wrong with an organization or an account, is theirs.
+/// Rejected writes, a corrupt organization and a full account each affect one organization only.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_organization_does_not_delay_notices_of_others() {
     let bed = TestBed::new("card-trouble").await;
@@ -244,9 +248,8 @@ async fn a_failing_organization_does_not_delay_notices_of_others() {
     let log = folder.path().join("log");
     let file = std::fs::File::create(&log).unwrap();
     let worker = WorkerProcess::spawn(&bed, &sink.url(), &[], Stdio::from(file)).ready().await;
-    eventually("the notices of the organization without trouble", || async { (sink.mails().len() >= 2).then_some(()) })
-        .await;
-    eventually("the full account and the refused ones in the log", || async {
+    eventually("the notices of the healthy organization", || async { (sink.emails().len() >= 2).then_some(()) }).await;
+    eventually("the full account and the rejected writes in the log", || async {
         let log = std::fs::read_to_string(&log).unwrap();
         (log.contains("c-full") && log.contains("due documents could not be changed")).then_some(())
     })
@@ -256,9 +259,9 @@ async fn a_failing_organization_does_not_delay_notices_of_others() {
         |collection: &str, count: u32| format!("offramp_unworkable_documents{{collection=\"{collection}\"}} {count}\n");
     assert!(metrics.contains(&unworkable("accounts", 1)), "only the full one: {metrics}");
     assert!(metrics.contains(&unworkable("organizations", 1)), "{metrics}");
-    // What was refused is tried again.
+    // Rejected writes are retried.
     bed.database.run_command(doc! { "collMod": "accounts", "validator": {} }).await.unwrap();
-    eventually("the notices that were refused", || async { (sink.mails().len() >= 12).then_some(()) }).await;
+    eventually("the notices whose writes were rejected", || async { (sink.emails().len() >= 12).then_some(()) }).await;
     bed.outboxes_empty().await;
     assert!(worker.stop().await.success());
 
@@ -267,13 +270,13 @@ async fn a_failing_organization_does_not_delay_notices_of_others() {
     assert_eq!(errors.len(), 2, "{errors:#?}");
     assert!(errors.iter().any(|line| line.contains("c-full") && line.contains("10000 notices")), "{errors:#?}");
     assert_eq!(log.matches("due documents could not be changed").count(), 1, "{log}");
-    let to: BTreeSet<String> = sink.mails().iter().flat_map(|mail| mail.to.clone()).collect();
-    assert_eq!(sink.mails().len(), 12);
+    let to: BTreeSet<String> = sink.emails().iter().flat_map(|mail| mail.to.clone()).collect();
+    assert_eq!(sink.emails().len(), 12);
     assert!(to.contains("d-fine@home.example") && to.contains("a-refused-4@home.example"), "{to:?}");
     bed.remove().await;
 }
 
-/// A search that MongoDB does not answer is one organization's. Here nothing about it passes until the others have their notices.
+/// A query that MongoDB does not answer delays one organization only. The proxy holds its queries until the others have their notices.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_organization_does_not_delay_notices_of_others() {
     const OTHERS: usize = 12;
@@ -290,14 +293,14 @@ async fn a_slow_organization_does_not_delay_notices_of_others() {
     proxy.hold_requests("molasses");
 
     let worker = WorkerProcess::spawn(&bed, &sink.url(), &[], Stdio::null());
-    eventually("the notices of the others", || async { (sink.mails().len() >= 2 * OTHERS).then_some(()) }).await;
-    assert!(!sink.mails().iter().any(|mail| mail.to[0].contains("molasses")));
+    eventually("the notices of the others", || async { (sink.emails().len() >= 2 * OTHERS).then_some(()) }).await;
+    assert!(!sink.emails().iter().any(|mail| mail.to[0].contains("molasses")));
     proxy.hold_requests("");
-    eventually("all notices", || async { (sink.mails().len() >= 2 * OTHERS + 2).then_some(()) }).await;
+    eventually("all notices", || async { (sink.emails().len() >= 2 * OTHERS + 2).then_some(()) }).await;
     bed.outboxes_empty().await;
     let worker = worker.ready().await;
     assert!(worker.stop().await.success());
-    assert_eq!(sink.mails().len(), 2 * OTHERS + 2);
+    assert_eq!(sink.emails().len(), 2 * OTHERS + 2);
     bed.remove().await;
 }
 
@@ -307,7 +310,7 @@ async fn emails_of_a_killed_worker_are_sent_by_another() {
     let sink = SmtpSink::start().await;
     populate(&bed).await;
     let events = bed.watch_events().await;
-    // Nothing listens there: the email waits in the outbox, the lane goes on.
+    // No server listens there: the email waits in the outbox while the lane continues.
     let nowhere = "smtp://127.0.0.1:9";
     let mut first = WorkerProcess::start_with(&bed, nowhere, &[("OFFRAMP_LEASE_SECONDS", "20")]).await;
     bed.command(&cancellation("c-1", "sub")).await;
@@ -323,9 +326,9 @@ async fn emails_of_a_killed_worker_are_sent_by_another() {
     assert_eq!(notification.get_str("template").unwrap(), "cancelled-by-admin");
     assert_eq!(notification.get_str("to").unwrap(), "acc@home.example");
     assert_eq!(notification.get_str("role").unwrap(), "account_manager");
-    let mails = sink.mails();
-    assert_eq!(mails.len(), 1);
-    let mail = MessageParser::default().parse(&mails[0].bytes).unwrap();
+    let emails = sink.emails();
+    assert_eq!(emails.len(), 1);
+    let mail = MessageParser::default().parse(&emails[0].bytes).unwrap();
     let message_id = notification.get_str("message_id").unwrap();
     assert_eq!(format!("<{}>", mail.message_id().unwrap()), message_id);
     assert!(mail.body_text(0).unwrap().contains("June 14, 2199"));
@@ -355,7 +358,7 @@ async fn emails_beyond_the_memory_limit_are_sent_once_the_mail_server_is_back() 
 
     is_back.store(true, Ordering::Relaxed);
     bed.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), COUNT);
+    assert_eq!(sink.emails().len(), COUNT);
     assert!(worker.stop().await.success());
     bed.remove().await;
 }

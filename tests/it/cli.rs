@@ -1,4 +1,4 @@
-//! The program as people run it: exit codes, sentences, tables and JSON.
+//! The command line: exit codes, messages, tables and JSON.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, bare, offramp};
 
-/// How the program ended, and what it said.
+/// The exit code and output of a finished program.
 pub struct Ran {
     pub code: Option<i32>,
     pub stdout: String,
@@ -30,7 +30,7 @@ impl Ran {
 pub fn run(command: &mut Command, arguments: &[&str], input: &str) -> Ran {
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = process::run(command, Command::spawn).unwrap();
-    // The program may end without having read everything.
+    // The program may exit without reading all its input.
     drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
     let Output { status, stdout, stderr } = child.wait_with_output().unwrap();
     Ran { code: status.code(), stdout: String::from_utf8(stdout).unwrap(), stderr: String::from_utf8(stderr).unwrap() }
@@ -55,7 +55,7 @@ fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas/examples")
 }
 
-/// The example commands, in the order of their ids, a line each.
+/// The example commands as JSON Lines, ordered by id.
 fn example_commands() -> String {
     let files = std::fs::read_dir(examples().join("commands")).unwrap();
     let mut commands: Vec<Value> = files
@@ -84,8 +84,8 @@ fn simulate_reports_each_outcome_without_any_server() {
     let outcome = |answer: &Value| {
         let reason = answer["reason"].as_str().map(|reason| format!(" {reason}")).unwrap_or_default();
         let ends_on = answer["ends_on"].as_str().map(|day| format!(" {day}")).unwrap_or_default();
-        let (mails, events) = (answer["mails"].as_array().unwrap().len(), answer["events"].as_array().unwrap().len());
-        format!("{}{reason}{ends_on} {mails}+{events}", answer["outcome"].as_str().unwrap())
+        let (emails, events) = (answer["mails"].as_array().unwrap().len(), answer["events"].as_array().unwrap().len());
+        format!("{}{reason}{ends_on} {emails}+{events}", answer["outcome"].as_str().unwrap())
     };
     let outcomes: Vec<String> = answers.iter().map(outcome).collect();
     assert_eq!(
@@ -110,15 +110,15 @@ fn simulate_reports_each_outcome_without_any_server() {
     assert_eq!(answers[0]["events"][0]["time"], "2026-06-02T16:00:00.000Z", "noon in Québec");
     assert!(answers[11]["detail"].as_str().unwrap().starts_with("data.mouth: unknown field"));
 
-    let mails = tempfile::tempdir().unwrap();
-    let mail_dir = ["--mail-dir", mails.path().to_str().unwrap()];
+    let emails = tempfile::tempdir().unwrap();
+    let mail_dir = ["--mail-dir", emails.path().to_str().unwrap()];
     let table = succeeds(&mut bare(), &[&arguments[..], &mail_dir].concat(), &input).stdout;
     assert!(table.contains("13 commands: 8 applied, 1 unchanged, 2 rejected, 2 to the dead letters"), "{table}");
     assert!(table.contains("rejected: later_than_scheduled"), "{table}");
-    assert_eq!(std::fs::read_dir(mails.path()).unwrap().count(), 11);
+    assert_eq!(std::fs::read_dir(emails.path()).unwrap().count(), 11);
 }
 
-/// Runs `offramp simulate` on documents and commands, with a directory for emails; also gives how many files are in it.
+/// Runs `offramp simulate` with a directory for emails; also returns the number of files in it.
 fn simulate(documents: &[Value], commands: &[Value], today: &str) -> (Ran, usize) {
     let lines = |values: &[Value]| values.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
     let folder = tempfile::tempdir().unwrap();
@@ -201,7 +201,7 @@ fn usage_errors_exit_with_2_and_explain_themselves() {
         2,
         "and OFFRAMP_MONGODB_URL_FILE are both set",
     );
-    // A variable that is set to nothing is not set.
+    // An empty variable counts as unset.
     fails(&mut with_file("OFFRAMP_MONGODB_URL", ""), &["show", "sub"], "", 2, "it names no database");
     let help = succeeds(&mut with_file("OFFRAMP_AMQP_URL", "amqp://app:s3cret@rabbit"), &["run", "--help"], "").stdout;
     assert!(help.contains("OFFRAMP_SHUTDOWN_SECONDS") && !help.contains("s3cret"), "{help}");
@@ -275,7 +275,7 @@ async fn import_validates_all_lines_first_and_keeps_other_fields() {
     assert_eq!(again.get_document("crm").unwrap(), &doc! { "$literal": "theirs" });
     assert!(again.get_array("outbox").unwrap().is_empty());
     assert_eq!(again.get_document("plan").unwrap(), first.get_document("plan").unwrap());
-    assert_eq!(again.get_i32("version").unwrap(), 1, "every writer increments");
+    assert_eq!(again.get_i32("version").unwrap(), 1, "an import increments the version");
     let again = bed.document("subscriptions", "sub-1004").await.unwrap();
     assert_eq!(again.get_i32("version").unwrap(), 4);
 
@@ -283,7 +283,11 @@ async fn import_validates_all_lines_first_and_keeps_other_fields() {
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let forced = bed.document("subscriptions", "sub-1001").await.unwrap();
     assert_eq!(forced.get_document("billing").unwrap().get_i32("day").unwrap(), 32);
-    assert_eq!(forced.get_document("plan").unwrap().get_str("name").unwrap(), "$name", "data, whatever it looks like");
+    assert_eq!(
+        forced.get_document("plan").unwrap().get_str("name").unwrap(),
+        "$name",
+        "a value is never read as an operator"
+    );
 
     let many: Vec<String> = (0..1200)
         .map(|number| {
@@ -332,7 +336,7 @@ async fn publish_validates_all_commands_first_and_awaits_confirms() {
         assert!(bed.take(queue).await.is_none(), "{queue}");
     }
 
-    // For tests of what the worker does with it.
+    // `--force` publishes invalid commands, to test the worker with them.
     succeeds(&mut offramp(&bed), &["publish", "-", "--force"], &misspelt.lines().nth(4).unwrap().replace('\n', ""));
     assert!(bed.take("cancellation-confirmation").await.is_some());
     let pretty = serde_json::to_string_pretty(&cancellation("pretty", "sub")).unwrap();
@@ -355,10 +359,10 @@ async fn check_reports_problems_and_changes_nothing() {
     let rabbitmq = ran.stdout.lines().find(|line| line.contains("RabbitMQ")).expect("a line about RabbitMQ");
     let version = rabbitmq.split_once(", version ").expect("its version").1.split(',').next().unwrap();
     let numbers: Vec<u32> = version.split('.').map(|number| number.parse().expect("a number")).collect();
-    // It is no error.
+    // An old version is a hint, not an error.
     assert_eq!(ran.stdout.contains("Upgrade to 4.3.3"), numbers < vec![4, 3, 3], "{}", ran.stdout);
-    assert!(succeeds(&mut check(), &["check"], "").stdout.contains("with no objects yet"), "it made none");
-    assert!(bed.database.list_collection_names().await.unwrap().is_empty(), "it made none");
+    assert!(succeeds(&mut check(), &["check"], "").stdout.contains("with no objects yet"), "check creates nothing");
+    assert!(bed.database.list_collection_names().await.unwrap().is_empty(), "check creates nothing");
     succeeds(&mut offramp(&bed), &["init"], "");
     let findings = succeeds(&mut check(), &["check", "--json"], "").json();
     assert!(findings.iter().all(|finding| finding["ok"] == true), "{findings:?}");

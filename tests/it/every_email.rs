@@ -1,4 +1,4 @@
-//! What holds of every mail in every language. (`make mail-audit` goes on from here, with a browser and a spam filter.)
+//! Checks of every email in every language. (`make mail-audit` adds checks with a browser and a spam filter.)
 
 use chrono::Utc;
 use offramp_domain::notification::Notification;
@@ -13,16 +13,16 @@ fn templates() -> Templates {
 
 #[test]
 fn both_parts_state_every_fact_and_fetch_nothing() {
-    let mails = every_email(&templates(), Utc::now());
-    assert!(mails.len() >= 3 * 24, "{} mails", mails.len());
-    let findings: Vec<String> = mails
+    let emails = every_email(&templates(), Utc::now());
+    assert!(emails.len() >= 3 * 24, "{} emails", emails.len());
+    let findings: Vec<String> = emails
         .iter()
         .flat_map(|mail| mail.findings().into_iter().map(|finding| format!("{}: {finding}", mail.name)))
         .collect();
     assert!(findings.is_empty(), "{}", findings.join("\n"));
 }
 
-/// Facts that are words, and nothing that could be looked for.
+/// Yes/no facts are stated in words that differ per template, so the two renderings are compared.
 #[test]
 fn both_parts_distinguish_yes_from_no() {
     let templates = templates();
@@ -48,8 +48,9 @@ fn both_parts_distinguish_yes_from_no() {
 fn the_audit_finds_each_kind_of_defect() {
     #[track_caller]
     fn check(change: impl Fn(&mut Email), finding: &str) {
-        let mut mails = every_email(&templates(), Utc::now());
-        let mail = mails.iter_mut().find(|mail| mail.name == "fr-CA/payment-failed.organization_contact/full").unwrap();
+        let mut emails = every_email(&templates(), Utc::now());
+        let mail =
+            emails.iter_mut().find(|mail| mail.name == "fr-CA/payment-failed.organization_contact/full").unwrap();
         change(mail);
         let findings = mail.findings();
         assert!(findings.iter().any(|found| found.contains(finding)), "{finding}: {findings:#?}");
@@ -80,7 +81,7 @@ fn the_audit_finds_each_kind_of_defect() {
     check(body("<a href='subscriptions'>x</a>"), "a link leads nowhere: subscriptions");
     check(body("<a href='javascript:alert(1)'>x</a>"), "a link leads nowhere: javascript:alert(1)");
     check(body("<img src='https://t.example/1.gif' alt='x'>"), "it fetches https://t.example/1.gif");
-    check(body("<img src='https://boreal.example/logo.png' width=1 alt='x'>"), "an image is too small to be seen");
+    check(body("<img src='https://boreal.example/logo.png' width=1 alt='x'>"), "an invisible image");
     check(
         body("<!--[if mso]><v:fill src='https://t.example/2.gif'/><![endif]-->"),
         "it fetches https://t.example/2.gif",

@@ -1,6 +1,6 @@
-//! The examples in the documentation work: every block of code that is marked `<!-- tried: NAME -->` is saved under that name and run,
-//! with a worker on the other side. The name says what it does: `listen…` prints events until it is ended, `simulate…` needs no server,
-//! and all others send a command.
+//! The examples in the documentation work: every code block marked `<!-- tried: NAME -->` is saved under that name and run against
+//! a worker. The name says what the example does: `listen…` prints events until it is killed, `simulate…` needs no server, and all
+//! others send a command.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -19,11 +19,10 @@ use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, offramp, program};
 use offramp_testkit::{eventually, repository, setting};
 
-/// A block of code, as a reader saves it.
+/// A code block of a documentation page.
 struct Example {
-    /// The page that it stands on.
     page: PathBuf,
-    /// The name of its file. The extension says how to run it.
+    /// The file name. Its extension selects the interpreter.
     name: String,
     code: String,
 }
@@ -68,8 +67,7 @@ impl Example {
         examples
     }
 
-    /// The program that runs it, where a reader would run it: a script of the shell in the repository, anything else in a folder
-    /// of its own.
+    /// Runs it where a reader would: a shell script in the repository, anything else in a folder of its own.
     fn command(&self, folder: &Path, bed: &TestBed) -> Command {
         let file = folder.join(&self.name);
         std::fs::write(&file, &self.code).unwrap();
@@ -77,7 +75,7 @@ impl Example {
         let repository = repository();
         let (interpreter, folder): (&[&str], _) = match extension.as_str() {
             "py" => (&["python3"], folder),
-            // Modules are looked for beside the file, where a reader has installed them.
+            // Node resolves modules next to the file, where a reader has installed them.
             "mjs" => (&["bash", "-euc", "ln -s \"$NODE_PATH\" node_modules; exec node \"$0\""], folder),
             "sh" => (&["bash", "-euo", "pipefail"], repository),
             other => panic!("{}: no program for .{other}", self.page.display()),
@@ -98,7 +96,7 @@ impl Example {
     }
 }
 
-/// A test bed with the documents of the examples, and a worker in it.
+/// A test bed with the example documents and a running worker.
 async fn bed_with_worker(folder: &Path) -> (TestBed, WorkerProcess) {
     let bed = TestBed::new("example").await;
     let documents = repository().join("schemas/examples/documents.jsonl");
@@ -108,7 +106,7 @@ async fn bed_with_worker(folder: &Path) -> (TestBed, WorkerProcess) {
     (bed, worker)
 }
 
-/// Ends by itself.
+/// Runs an example that ends by itself, and waits until its command is applied.
 async fn check_sender(example: &Example) {
     let folder = tempfile::tempdir().unwrap();
     let (bed, worker) = bed_with_worker(folder.path()).await;
@@ -124,7 +122,7 @@ async fn check_sender(example: &Example) {
     bed.remove().await;
 }
 
-/// Waits until a document has applied what this example sent.
+/// Waits until a document has applied the example's command.
 async fn applied(example: &str, bed: &TestBed) {
     eventually(&format!("a document that has applied what {example} sent"), || async {
         assert_eq!(bed.take("dead-letters").await.map(|(body, _)| String::from_utf8(body)), None, "{example}");
@@ -139,7 +137,7 @@ async fn applied(example: &str, bed: &TestBed) {
     .await;
 }
 
-/// Listens to events until it is ended, and prints each.
+/// Runs an example that prints events, and waits for an event in its output.
 async fn check_listener(example: &Example) {
     let folder = tempfile::tempdir().unwrap();
     let (bed, worker) = bed_with_worker(folder.path()).await;
@@ -147,7 +145,7 @@ async fn check_listener(example: &Example) {
     let mut listener = command.env("PYTHONUNBUFFERED", "1").stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
     let mut lines = BufReader::new(listener.stdout.take().unwrap()).lines();
     let event = "subscription.cancellation-scheduled";
-    // Until its queue is bound, events are not routed to it.
+    // Events published before the queue is bound are lost.
     eventually("a queue that takes events", || async {
         let options = BasicPublishOptions { mandatory: true, ..Default::default() };
         let exchange = format!("{}.events", bed.prefix);

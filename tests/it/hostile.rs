@@ -1,5 +1,4 @@
-//! Values that somebody has thought about: no bytes upset the parser, no name becomes a header, HTML or a template, and no
-//! password is shown by a program that fails.
+//! Hostile input: no message exhausts memory, no name becomes a header, HTML or a template, and no failure shows a password.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -33,15 +32,14 @@ async fn oversized_messages_become_dead_letters_within_bounded_memory() {
     let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
     let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_MONGODB_URL", &mongodb_url)]).await;
 
-    // The lane cannot settle this command, and all that follows may be sent ahead.
+    // The lane cannot finish this command, so all following messages stay in flight.
     line.stall();
     bed.command(&fixtures::cancellation("c", "sub")).await;
     let body = |number| vec![number; MESSAGE_BYTES];
     for number in 0..MESSAGES {
         bed.publish("subscription.cancellation", &body(number)).await;
     }
-    // It has its hands full and does not read on; so it does not hear the broker either, and at last loses its
-    // connection.
+    // At its byte limit the consumer stops reading. It then misses heartbeats too, and finally loses its connection.
     eventually("a lane that lost its connection", || async {
         worker.readyz().await.filter(|answer| answer.body.contains("its channel is gone"))
     })
@@ -56,9 +54,9 @@ async fn oversized_messages_become_dead_letters_within_bounded_memory() {
         assert!(left.remove(&dead.body[0]) && dead.body == body(dead.body[0]), "{}", dead.body[0]);
     }
     bed.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), 1);
+    assert_eq!(sink.emails().len(), 1);
     let peak = worker.peak_memory();
-    println!("{} MiB at most", peak / 1024 / 1024);
+    println!("peak memory: {} MiB", peak / 1024 / 1024);
     assert!(peak < MEMORY_BYTES_MAX, "{peak}");
     assert!(worker.stop().await.success());
     bed.remove().await;
@@ -66,7 +64,7 @@ async fn oversized_messages_become_dead_letters_within_bounded_memory() {
 
 // ---------------------------------------------------------------------------------------------------------- emails ---
 
-/// A header, HTML and a template, all in one.
+/// Tries to inject a header, HTML and a template expression.
 const HOSTILE: &str =
     "{{manager.email}}{{{x}}}{{> facts}}\r\nBcc: victim@evil.example\r\n\r\n<script>alert('\"1\"')</script>";
 
@@ -101,9 +99,9 @@ async fn hostile_names_reasons_and_brands_inject_nothing_into_emails() {
         "amount": { "value": "1", "currency": "CAD" }, "card": { "brand": HOSTILE, "last4": "4242" }, "attempt": 1,
         "failure_message": HOSTILE });
     bed.command(&fixtures::command("c-2", "payment.failure", failure)).await;
-    eventually("four mails", || async { (sink.mails().len() == 4).then_some(()) }).await;
+    eventually("four emails", || async { (sink.emails().len() == 4).then_some(()) }).await;
 
-    for taken in sink.mails() {
+    for taken in sink.emails() {
         let text = String::from_utf8(taken.bytes).unwrap();
         assert!(["desk@org.example", "ada@home.example"].contains(&taken.to.join(",").as_str()), "{:?}", taken.to);
         let (headers, _) = text.split_once("\r\n\r\n").unwrap();
@@ -131,10 +129,10 @@ async fn hostile_names_reasons_and_brands_inject_nothing_into_emails() {
 
 // ------------------------------------------------------------------------------------------------------ passwords ---
 
-/// A password, as it is; its traces are in `leaks`.
+/// A password in URL encoding; `leaks` looks for its other forms.
 const PASSWORD: &str = "s3cret%40word";
 
-/// The password in output, however it got there: as text, as the SASL answers that carry it, or as a list of bytes.
+/// Whether output contains the password: as text, in a SASL response, or as a list of bytes.
 fn leaks(output: &str) -> bool {
     let bytes: Vec<String> = b"s3cret".iter().map(ToString::to_string).collect();
     ["s3cret", "AHVzZXIAczNjcmV0QHdvcmQ=", "czNjcmV0QHdvcmQ=", &bytes.join(", ")]
@@ -142,7 +140,7 @@ fn leaks(output: &str) -> bool {
         .any(|trace| output.contains(trace))
 }
 
-/// The address of a server under test, with a user that it does not know.
+/// The URL of a server under test, with an unknown user.
 fn with_password(variable: &str, default: &str) -> String {
     let address = offramp_testkit::setting(variable, default);
     let (scheme, rest) = address.split_once("://").unwrap();
@@ -195,10 +193,10 @@ async fn no_password_is_logged_when_connections_fail() {
         let logged = run_for_a_while(&mut program("json")).await;
         assert!(logged.contains("\"level\":\"WARN\"") && !leaks(&logged), "{logged}");
     }
-    assert!(refusing.commands().iter().any(|line| line.starts_with("AUTH")), "the password was really sent");
+    assert!(refusing.commands().iter().any(|line| line.starts_with("AUTH")), "the password was sent to the server");
 }
 
-/// What a worker says that cannot connect: in its logs, and when asked for its health.
+/// The log and the health response of a worker that cannot connect.
 async fn run_for_a_while(program: &mut Command) -> String {
     let mut worker = WorkerProcess::of(program, Stdio::piped());
     let mut log = worker.take_log();

@@ -1,4 +1,4 @@
-//! What a mail server's replies do to emails, and to the worker.
+//! How emails and the worker react to the replies of a mail server.
 
 use std::io::Read;
 use std::process::Stdio;
@@ -16,7 +16,7 @@ use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 use offramp_testkit::{eventually, eventually_within};
 
-/// The email in the outbox of `sub`, once it is as wanted.
+/// The outbox entry of the email of `sub`, once `is_wanted` accepts it.
 pub async fn email(bed: &TestBed, what: &str, is_wanted: impl Fn(&Document) -> bool) -> Document {
     eventually(what, || async {
         let document = bed.document("subscriptions", "sub").await?;
@@ -26,7 +26,7 @@ pub async fn email(bed: &TestBed, what: &str, is_wanted: impl Fn(&Document) -> b
     .await
 }
 
-/// Time passes: emails that wait are due.
+/// Makes waiting emails of `sub` due now.
 pub async fn make_due(bed: &TestBed, and: Document) {
     let mut set = doc! { "outbox.$[email].due": DateTime::now() };
     set.extend(and);
@@ -61,15 +61,15 @@ async fn an_email_in_doubt_is_retried_three_times_with_long_delays() {
     }
     let entry = email(&bed, "an email for an operator", |entry| entry.contains_key("failed_at")).await;
     assert!(entry.get_str("error").unwrap().contains("may have been delivered"), "{entry}");
-    // An operator who has it tried again gives it all its tries again.
+    // A retry by an operator starts with a fresh count.
     assert!(!entry.contains_key("in_doubt") && !entry.contains_key("due"), "{entry}");
     let ids: Vec<_> = sink
-        .mails()
+        .emails()
         .iter()
         .map(|taken| MessageParser::default().parse(&taken.bytes).unwrap().message_id().unwrap().to_owned())
         .collect();
     assert_eq!(ids.len(), 4);
-    assert!(ids.iter().all(|id| *id == ids[0]), "a repeat can be recognised: {ids:?}");
+    assert!(ids.iter().all(|id| *id == ids[0]), "recipients can recognise duplicates: {ids:?}");
     assert_eq!((outcomes(&worker, "in_doubt").await, outcomes(&worker, "rejected").await), (4, 0));
     assert!(worker.stop().await.success());
     bed.remove().await;
@@ -106,7 +106,11 @@ async fn a_rejected_sender_is_retried_for_a_day_and_logged_once() {
     assert!(pause > TimeDelta::seconds(40) && pause < TimeDelta::seconds(80), "{pause}");
     make_due(&bed, doc! {}).await;
     let second = email(&bed, "an email that was rejected again", tried(2)).await;
-    assert_eq!(second.get("sender_rejected_at"), first.get("sender_rejected_at"), "a day from the first time");
+    assert_eq!(
+        second.get("sender_rejected_at"),
+        first.get("sender_rejected_at"),
+        "the day starts with the first rejection"
+    );
     assert!(outcomes(&worker, "sender_rejected").await >= 2);
     assert!(worker.readyz().await.unwrap().status == 200);
 
@@ -128,7 +132,7 @@ async fn a_rejected_sender_is_retried_for_a_day_and_logged_once() {
         .await
         .unwrap();
     bed.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), 1);
+    assert_eq!(sink.emails().len(), 1);
     assert!(sink.commands().contains(&"EHLO worker.example.com".to_owned()));
     assert!(worker.stop().await.success());
     let log = log.await.unwrap().unwrap();
@@ -155,9 +159,9 @@ async fn a_throttled_email_is_retried_from_memory() {
     })
     .await;
     bed.outboxes_empty().await;
-    // The commit, the mark of the event and the mark of the email: no write for a try.
+    // The commit, the mark of the event and the mark of the email: a retry from memory writes nothing.
     assert!(version().await <= 4, "{}", version().await);
-    assert_eq!(sink.mails().len(), 1);
+    assert_eq!(sink.emails().len(), 1);
     assert_eq!((outcomes(&worker, "throttled").await, outcomes(&worker, "sent").await), (2, 1));
     assert!(worker.stop().await.success());
     bed.remove().await;
@@ -166,17 +170,17 @@ async fn a_throttled_email_is_retried_from_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_that_outlasts_its_lease_is_sent_once() {
     let bed = TestBed::new("slow").await;
-    // Longer than the shortest lease that is allowed.
+    // Longer than the shortest allowed lease.
     let script = |step, _| if step == Step::Content { Action::Late(Duration::from_secs(25)) } else { Action::Ok };
     let (sink, other_sink) = (SmtpSink::scripted(Tls::No, script).await, SmtpSink::start().await);
     populate(&bed).await;
     let settings = [("OFFRAMP_LEASE_SECONDS", "20")];
     let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     bed.command(&cancellation("c-1", "sub")).await;
-    eventually("an email under way", || async { (!sink.mails().is_empty()).then_some(()) }).await;
+    eventually("an email in flight", || async { (!sink.emails().is_empty()).then_some(()) }).await;
     let other = WorkerProcess::start_with(&bed, &other_sink.url(), &settings).await;
     bed.outboxes_empty().await;
-    assert_eq!((sink.mails().len(), other_sink.mails().len()), (1, 0));
+    assert_eq!((sink.emails().len(), other_sink.emails().len()), (1, 0));
     assert_eq!((outcomes(&worker, "sent").await, outcomes(&other, "sent").await), (1, 0));
     for worker in [worker, other] {
         assert!(worker.stop().await.success());
@@ -197,8 +201,8 @@ async fn emails_are_sent_no_faster_than_the_rate_limit() {
     for id in &ids {
         bed.command(&cancellation(&format!("c-{id}"), id)).await;
     }
-    eventually("every email", || async { (sink.mails().len() == COUNT).then_some(()) }).await;
-    let mut taken: Vec<Instant> = sink.mails().iter().map(|taken| taken.at).collect();
+    eventually("every email", || async { (sink.emails().len() == COUNT).then_some(()) }).await;
+    let mut taken: Vec<Instant> = sink.emails().iter().map(|taken| taken.at).collect();
     taken.sort_unstable();
     let lasted = taken[COUNT - 1] - taken[0];
     assert!(lasted > Duration::from_millis(2_800), "{lasted:?}");
@@ -208,7 +212,7 @@ async fn emails_are_sent_no_faster_than_the_rate_limit() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn at_a_low_rate_limit_no_waiting_email_outlasts_its_lease() {
-    // More than there are connections.
+    // More than the number of connections.
     const COUNT: usize = 12;
     let bed = TestBed::new("slow-pace").await;
     let sink = SmtpSink::start().await;
@@ -216,18 +220,18 @@ async fn at_a_low_rate_limit_no_waiting_email_outlasts_its_lease() {
     let ids: Vec<String> = (0..COUNT).map(|index| format!("sub-{index}")).collect();
     let subscriptions = bed.collection("subscriptions");
     subscriptions.insert_many(ids.iter().map(|id| subscription(id, "org", "acc"))).await.unwrap();
-    // In the half of a lease in which an email may be sent, fewer leave than there are connections.
+    // An email may be sent in the first half of its lease. At this rate, fewer are sent in that time than there are connections.
     let settings = [("OFFRAMP_LEASE_SECONDS", "20"), ("OFFRAMP_MAIL_PER_SECOND", "0.5")];
     let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     for id in &ids {
         bed.command(&cancellation(&format!("c-{id}"), id)).await;
     }
     eventually_within(Duration::from_secs(120), "every email", || async {
-        (sink.mails().len() >= COUNT).then_some(())
+        (sink.emails().len() >= COUNT).then_some(())
     })
     .await;
     bed.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), COUNT);
+    assert_eq!(sink.emails().len(), COUNT);
     let metrics = metrics_of(worker.port()).await.unwrap();
     let claimed = metrics.lines().find_map(|line| line.strip_prefix("offramp_claimed_total ")).unwrap_or("0");
     assert!(claimed.parse::<usize>().unwrap() <= COUNT, "{claimed} claimed");

@@ -1,6 +1,6 @@
-//! What other systems can see, tried from outside, on real servers: one binary, a file per promise.
+//! Integration tests: everything that other systems can observe, on real servers, with a file per guarantee.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
-#![allow(clippy::too_many_lines, reason = "a story is told from its beginning to its end")]
+#![allow(clippy::too_many_lines, reason = "a scenario is easier to follow in one piece")]
 
 mod answers;
 mod broker;

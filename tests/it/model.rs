@@ -1,12 +1,11 @@
-//! The rules once more, stated in another way than the program does, to hold the program against.
+//! A second, independent implementation of the rules, to compare the program with.
 //!
-//! Dates are found by walking day by day over the calendar instead of by month arithmetic, and a status is a word. Nothing
-//! here uses the program's own types.
+//! It finds dates by walking the calendar day by day instead of by month arithmetic, and uses none of the program's types.
 
 use chrono::{Datelike, NaiveDate};
 use serde_json::Value;
 
-/// A subscription as the model knows it.
+/// A subscription in the model.
 #[allow(clippy::struct_excessive_bools, reason = "a model of what documents say")]
 #[derive(Clone, Debug)]
 pub struct Model {
@@ -26,16 +25,16 @@ pub struct Model {
     pub decision: Option<&'static str>,
     pub failures: usize,
     pub history: Vec<(&'static str, &'static str, Option<NaiveDate>)>,
-    /// The commands that were not refused.
+    /// The ids of the commands that were not rejected.
     pub applied: Vec<String>,
 }
 
-/// What a command should give.
+/// The expected outcome of a command.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
-    /// Emails as (template, to the organization?), and the event's type.
+    /// Emails as (template, whether to the organization), and the type of the event.
     Applied {
-        mails: Vec<(&'static str, bool)>,
+        emails: Vec<(&'static str, bool)>,
         event: Option<&'static str>,
     },
     Unchanged,
@@ -66,7 +65,7 @@ impl Model {
         walk(date, true, |date| is_billing_date(date, self.day))
     }
 
-    /// (last day, last invoice) with the month of `first`, its first day.
+    /// (last day, last invoice) for an end in the month that starts with `first`.
     fn end_in(&self, first: NaiveDate) -> (NaiveDate, NaiveDate) {
         let before = first.pred_opt().unwrap();
         let billing = self.billing_after(before);
@@ -86,7 +85,7 @@ impl Model {
         ["cancelled", "expired", "removed"].contains(&self.status)
     }
 
-    /// What the command gives, and the state after it.
+    /// Applies the command to the model and returns its outcome.
     pub fn decide(&mut self, command: &Value) -> Answer {
         let id = command["id"].as_str().unwrap();
         let data = &command["data"];
@@ -112,11 +111,11 @@ impl Model {
         let is_admin = data["actor"]["role"] == "admin";
         let is_owner = data["actor"]["role"] == "client" && data["actor"]["account_id"] == self.account;
         let own_action = |template| {
-            let mut mails = vec![(template, true)];
+            let mut emails = vec![(template, true)];
             if self.tells_client {
-                mails.push((template, false));
+                emails.push((template, false));
             }
-            mails
+            emails
         };
         match (kind, data["via"].as_str()) {
             ("payment.failure", _) => {
@@ -124,7 +123,7 @@ impl Model {
                     return Answer::Rejected("already_ended");
                 }
                 self.failures += 1;
-                Answer::Applied { mails: vec![("payment-failed", true), ("payment-failed", false)], event: None }
+                Answer::Applied { emails: vec![("payment-failed", true), ("payment-failed", false)], event: None }
             }
             ("subscription.cancellation", Some("purchases")) => {
                 if !is_admin {
@@ -155,8 +154,8 @@ impl Model {
                 if self.is_over() {
                     return Answer::Rejected("already_ended");
                 }
-                let mails = own_action("cancelled-by-client");
-                self.schedule(self.end_before_next(), "superseded", mails)
+                let emails = own_action("cancelled-by-client");
+                self.schedule(self.end_before_next(), "superseded", emails)
             }
             ("subscription.cancellation", Some("invoice")) => {
                 if !is_admin {
@@ -169,7 +168,7 @@ impl Model {
                     return Answer::Rejected("not_last_invoice");
                 }
                 self.go("removed", None);
-                Answer::Applied { mails: vec![("removed-by-admin", false)], event: Some("subscription.removed") }
+                Answer::Applied { emails: vec![("removed-by-admin", false)], event: Some("subscription.removed") }
             }
             ("subscription.cancellation-request", _) => {
                 if !is_owner {
@@ -180,11 +179,11 @@ impl Model {
                     "cancellation_scheduled" => Answer::Rejected("already_scheduled"),
                     "cancellation_requested" => Answer::Unchanged,
                     _ => {
-                        let mails = own_action("cancellation-requested");
+                        let emails = own_action("cancellation-requested");
                         self.go("cancellation_requested", None);
                         self.request_open = true;
                         self.decision = None;
-                        Answer::Applied { mails, event: Some("subscription.cancellation-requested") }
+                        Answer::Applied { emails, event: Some("subscription.cancellation-requested") }
                     }
                 }
             }
@@ -203,7 +202,7 @@ impl Model {
                     self.request_open = false;
                     self.decision = Some("decline");
                     return Answer::Applied {
-                        mails: vec![("request-declined", false)],
+                        emails: vec![("request-declined", false)],
                         event: Some("subscription.cancellation-declined"),
                     };
                 }
@@ -230,7 +229,7 @@ impl Model {
         &mut self,
         (ends_on, last): (NaiveDate, NaiveDate),
         decision: &'static str,
-        mails: Vec<(&'static str, bool)>,
+        emails: Vec<(&'static str, bool)>,
     ) -> Answer {
         if self.expires_on.is_some_and(|day| ends_on >= self.billing_after(day)) {
             return Answer::Rejected("expires_earlier");
@@ -249,7 +248,7 @@ impl Model {
             self.request_open = false;
             self.decision = Some(decision);
         }
-        Answer::Applied { mails, event: Some("subscription.cancellation-scheduled") }
+        Answer::Applied { emails, event: Some("subscription.cancellation-scheduled") }
     }
 
     fn go(&mut self, status: &'static str, ends_on: Option<NaiveDate>) {

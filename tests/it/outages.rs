@@ -1,4 +1,4 @@
-//! Unavailable servers: nobody's failure, so nothing is counted, nothing is lost, and work goes on by itself.
+//! Unavailable servers: no attempt is counted, nothing is lost, and work resumes by itself.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -45,19 +45,19 @@ async fn messages_are_requeued_while_the_database_is_unavailable_and_decided_onc
         bed.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
     }
 
-    eventually("a lane that consumes no more", || async {
+    eventually("a lane that has stopped consuming", || async {
         let (messages, consumers) = waiting(&bed, "cancellation").await;
         (consumers == 0 && messages as usize == SUBSCRIPTIONS).then_some(())
     })
     .await;
-    eventually("a lane that says why", || async {
+    eventually("a lane that reports the cause", || async {
         worker.readyz().await.filter(|answer| answer.status == 503 && answer.body.contains("MongoDB is unavailable"))
     })
     .await;
     assert_eq!(worker.settled().await, 0);
-    // A lane with nothing in hand goes on consuming, and holds what comes.
+    // A lane with no messages keeps consuming.
     assert_eq!(waiting(&bed, "card-expiry").await, (0, 1));
-    // What needs no database says nothing about it.
+    // A message that needs no database is still processed, and does not make MongoDB count as available.
     bed.publish("card.expiry", b"nonsense").await;
     bed.dead_letter().await;
     let answer = worker.readyz().await.unwrap();
@@ -73,7 +73,7 @@ async fn messages_are_requeued_while_the_database_is_unavailable_and_decided_onc
     .await;
     bed.outboxes_empty().await;
     eventually("a ready worker", || async { worker.readyz().await.filter(|answer| answer.status == 200) }).await;
-    assert_eq!(sink.mails().len(), SUBSCRIPTIONS);
+    assert_eq!(sink.emails().len(), SUBSCRIPTIONS);
     assert_eq!(worker.settled().await, SUBSCRIPTIONS as u64 + 1);
     assert!(bed.take("dead-letters").await.is_none());
     for delay in ["5s", "30s", "2m", "10m", "1h"] {
@@ -88,7 +88,7 @@ async fn a_worker_waits_until_the_database_name_resolves() {
     let bed = TestBed::new("nowhere").await;
     let nowhere = [("OFFRAMP_MONGODB_URL", "mongodb+srv://worker:pass@nowhere.invalid/offramp")];
     let mut worker = WorkerProcess::spawn(&bed, "smtp://127.0.0.1:1", &nowhere, Stdio::null());
-    let answer = eventually("a worker that says what it waits for", || async {
+    let answer = eventually("a worker that reports the DNS failure", || async {
         worker.readyz().await.filter(|answer| answer.body.contains("DNS"))
     })
     .await;
@@ -112,7 +112,7 @@ async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no
     let run = async |client: &Client, command: Document| {
         client.database("admin").run_command(command).await.unwrap();
     };
-    // Whoever comes first may make an administrator.
+    // The first connection may create an administrator.
     let anybody = Client::with_uri_str(url("")).await.unwrap();
     run(&anybody, doc! { "createUser": "root", "pwd": "root", "roles": ["root"] }).await;
     let bed = TestBed::at("rights", &url("root:root@")).await;
@@ -142,7 +142,7 @@ async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no
         let mut log = String::new();
         stderr.read_to_string(&mut log).map(|_| log)
     });
-    // It cannot write all that it must be able to: that is known before anything is to be written.
+    // The worker detects the missing right before it needs to write.
     eventually("a worker that is not ready", || async {
         worker.readyz().await.filter(|answer| answer.status == 503 && answer.body.contains("Unauthorized"))
     })
@@ -150,12 +150,12 @@ async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no
     eventually("a lane", || async { (waiting(&bed, "card-expiry").await == (0, 1)).then_some(()) }).await;
     bed.command(&card_expiry("card")).await;
     let queue = format!("{}.card-expiry", bed.prefix);
-    eventually("a lane that consumes no more", || async {
+    eventually("a lane that has stopped consuming", || async {
         (waiting(&bed, "card-expiry").await == (1, 0)).then_some(())
     })
     .await;
 
-    // The other lanes go on, and meanwhile this one does not take the message again and again.
+    // The other lanes continue, and this one does not consume the message repeatedly.
     for attempt in 1..=40 {
         bed.command(&payment_failure(&format!("p-{attempt}"), attempt)).await;
         eventually("a recorded failure", || async {
@@ -164,7 +164,7 @@ async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no
         })
         .await;
     }
-    eventually("every email, also the one that was put off", || async {
+    eventually("every email, including the deferred one", || async {
         let waiting = bed.collection("subscriptions").find_one(doc! { "outbox.kind": "email" }).await.unwrap();
         waiting.is_none().then_some(())
     })
@@ -173,26 +173,26 @@ async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no
     let answer = worker.readyz().await.unwrap();
     assert!(answer.status == 503 && answer.body.contains("lacks a right (Unauthorized"), "{answer}");
 
-    // Let it have come back as often as a few more outages would make it: the next lane gives a copy back instead.
+    // After as many redeliveries as several outages cause, the next lane replaces the message with a fresh copy.
     for _ in 0..REDELIVERIES_MAX / 2 {
         bed.come_back("card-expiry").await;
     }
     let next = WorkerProcess::spawn(&bed, &sink.url(), &settings, Stdio::null());
-    eventually("another lane that has given up", || async {
+    eventually("another lane that has paused", || async {
         next.readyz().await.filter(|answer| answer.body.contains("MongoDB is unavailable: "))
     })
     .await;
     let message = eventually("a copy", || get(&bed, &queue)).await;
     let headers = message.properties.headers().clone().unwrap_or_default();
     assert_eq!(headers.inner().get("offramp-attempt").and_then(AMQPValue::as_long_int), Some(0), "{headers:?}");
-    // It may have been sent ahead once more before the lane had closed.
+    // It may have been delivered once more before the lane closed.
     let returns = headers.inner().get("x-delivery-count").and_then(AMQPValue::as_long_long_int);
     assert!(returns.unwrap_or(0) <= 1, "{headers:?}");
     message.nack(BasicNackOptions { requeue: true, multiple: false }).await.unwrap();
 
     let rights = [may("accounts", &["update"])];
     run(root, doc! { "grantPrivilegesToRole": "worker", "privileges": &rights[..] }).await;
-    eventually("a noted card", || async {
+    eventually("a card notice", || async {
         bed.collection("accounts").find_one(doc! { "card_notices.card_id": "card" }).await.unwrap()
     })
     .await;
@@ -242,7 +242,7 @@ async fn deleted_exchanges_and_bindings_are_restored_by_a_sweep() {
     let (commands, events) = (bed.prefix.clone(), format!("{}.events", bed.prefix));
     let queue = format!("{}.cancellation", bed.prefix);
 
-    // Publishing to an exchange that does not exist closes the channel, so it is looked for on others.
+    // A passive declare of a missing exchange closes the channel, so each check opens a new one.
     for exchange in [&commands, &events] {
         bed.channel.exchange_delete(exchange.as_str().into(), ExchangeDeleteOptions::default()).await.unwrap();
         eventually("the exchange", || async {
@@ -266,7 +266,7 @@ async fn deleted_exchanges_and_bindings_are_restored_by_a_sweep() {
     bed.remove().await;
 }
 
-/// Waits until a command for this subscription, which is decided by that, gets to a queue.
+/// Publishes a command for this subscription until it is routed to a queue.
 async fn is_bound(bed: &TestBed, exchange: &str, id: &str) {
     let body = cancellation(&format!("bound-{id}"), id).to_string();
     eventually("the binding", || async {
@@ -280,7 +280,7 @@ async fn is_bound(bed: &TestBed, exchange: &str, id: &str) {
     .await;
 }
 
-/// What a worker counts under this name, with these labels.
+/// The value of the metric with this name and these labels.
 async fn counted(worker: &WorkerProcess, line: &str) -> Option<u64> {
     let metrics = metrics_of(worker.port()).await?;
     metrics.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
@@ -308,7 +308,7 @@ async fn a_message_whose_copy_is_rejected_does_not_block_others() {
     bed.publish("subscription.cancellation", b"nonsense").await;
     bed.command(&cancellation("c-0", "sub")).await;
     scheduled(&bed, "sub").await;
-    let answer = eventually("a lane that says why", || async {
+    let answer = eventually("a lane that reports the cause", || async {
         worker.readyz().await.filter(|answer| answer.status == 503 && answer.body.contains(&letters))
     })
     .await;
@@ -317,15 +317,15 @@ async fn a_message_whose_copy_is_rejected_does_not_block_others() {
         let ready = lane != "cancellation";
         assert_eq!(components["components"][format!("{}.{lane}", bed.prefix)]["ready"], ready, "{answer}");
     }
-    // Those that come later are settled too, with others that are set aside.
+    // Later commands are processed too, next to messages that are set aside.
     for id in ["sub-1", "sub-2"] {
         bed.publish("subscription.cancellation", id.as_bytes()).await;
         bed.command(&cancellation(id, id)).await;
         scheduled(&bed, id).await;
     }
     let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
-    eventually("three that are counted", || async { (counted(&worker, rejected).await? == 3).then_some(()) }).await;
-    eventually("three that are settled", || async { (worker.settled().await == 3).then_some(()) }).await;
+    eventually("three rejected copies", || async { (counted(&worker, rejected).await? == 3).then_some(()) }).await;
+    eventually("three processed messages", || async { (worker.settled().await == 3).then_some(()) }).await;
 
     drop(policy);
     let mut bodies = Vec::new();
@@ -351,7 +351,7 @@ async fn messages_set_aside_survive_a_killed_worker() {
     let bed = TestBed::new("set-aside").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
-    // Two are sent ahead: far fewer than are set aside.
+    // The prefetch is two, far below the number set aside.
     let settings = [("OFFRAMP_BATCH_MAX", "1")];
     let mut worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     let retry = Policy::that_rejects(&format!("{}.retry.5s", bed.prefix)).await;
@@ -377,7 +377,7 @@ async fn messages_set_aside_survive_a_killed_worker() {
         }
     }
     let retries = "offramp_commands_total{lane=\"subscription.cancellation\",outcome=\"retry\"}";
-    eventually("five that are retried", || async { (counted(&worker, retries).await? >= 5).then_some(()) }).await;
+    eventually("five retries", || async { (counted(&worker, retries).await? >= 5).then_some(()) }).await;
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
@@ -420,7 +420,7 @@ async fn a_message_set_aside_repeatedly_never_counts_as_crashing_workers() {
     }
     let policy = Policy::that_rejects(&format!("{}.dead-letters", bed.prefix)).await;
     let worker = WorkerProcess::start_with(&bed, &sink.url(), &[]).await;
-    // A copy takes its place, and is set aside in its turn.
+    // A fresh copy replaces it, and is set aside as well.
     let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
     eventually("a copy set aside", || async { (counted(&worker, rejected).await? == 2).then_some(()) }).await;
     assert_eq!(worker.settled().await, 0);

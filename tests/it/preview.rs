@@ -1,5 +1,5 @@
-//! `offramp preview` over HTTP: what it shows, what it sends, and whom it does not answer. (`make mail-audit` drives
-//! its page in a browser.)
+//! `offramp preview` over HTTP: what it shows, what it sends, and which requests it rejects. (`make mail-audit` drives its page in a
+//! browser.)
 
 use std::path::Path;
 
@@ -76,7 +76,7 @@ async fn preview_reloads_saved_templates_and_reports_mistakes() {
     assert!(list["problems"][0]["message"].as_str().unwrap().contains("`plan_name`"), "{list}");
     assert!(list["problems"][0]["line"].as_u64().unwrap() > 1, "{list}");
     assert!(list["problems"][0]["file"].as_str().unwrap().contains(&format!("fr/{MAIL}")), "{list}");
-    assert!(text().await.contains("Bonjour"), "the built-in words, until the mistake is gone");
+    assert!(text().await.contains("Bonjour"), "the built-in template, until the mistake is corrected");
 
     write_words(directory.path(), "\nTout neuf.\n");
     next_change(&mut changes, &preview, |list| list["problems"] == json!([])).await;
@@ -84,18 +84,18 @@ async fn preview_reloads_saved_templates_and_reports_mistakes() {
 
     write_words(directory.path(), "\n{{#if note}}\n");
     next_change(&mut changes, &preview, |list| list["problems"] != json!([])).await;
-    assert!(text().await.contains("Tout neuf."), "the last good words stay");
+    assert!(text().await.contains("Tout neuf."), "the last valid template is kept");
 
     std::fs::remove_dir_all(directory.path().join("fr")).unwrap();
     next_change(&mut changes, &preview, |list| list["problems"] == json!([])).await;
     assert!(!text().await.contains("Tout neuf."));
-    // Somebody still listens for changes: that must not keep it alive.
+    // An open stream of changes must not keep the process alive.
     assert_eq!(preview.interrupt().await.code(), Some(0));
     let mut rest = Vec::new();
     changes.read_to_end(&mut rest).await.unwrap();
 }
 
-/// Reads the changes that browsers are told of, until one of them brings what is awaited.
+/// Reads the stream of changes until the list of emails satisfies `is_there`.
 async fn next_change(changes: &mut BufReader<TcpStream>, preview: &PreviewProcess, is_there: impl Fn(&Value) -> bool) {
     let waiting = async {
         loop {
@@ -120,7 +120,7 @@ async fn preview_sends_an_email_and_shows_the_servers_reply() {
         PreviewProcess::start(&[("OFFRAMP_SMTP_URL", &sink.url()), ("OFFRAMP_MAIL_FROM", "club@mail.example")]);
     let sent = preview.send("me@example.org", &[("Origin", &format!("http://{}", preview.address))]).await;
     assert_eq!((sent.status, sent.json()), (200, json!({ "sent": true, "answer": "250 taken" })));
-    let taken = sink.mails().remove(0);
+    let taken = sink.emails().remove(0);
     assert_eq!((taken.from.as_str(), taken.to), ("club@mail.example", vec!["me@example.org".to_owned()]));
     let parsed = MessageParser::default().parse(&taken.bytes).unwrap();
     assert_eq!(parsed.header_raw("X-Offramp-Template").map(str::trim), Some("request-declined"));
@@ -132,12 +132,12 @@ async fn preview_sends_an_email_and_shows_the_servers_reply() {
     let wrong = preview.send("me@example.org>\r\nRCPT TO:<x@example.org", &[]).await;
     let answer = wrong.json()["answer"].as_str().unwrap().to_owned();
     assert!(wrong.status == 422 && answer.contains("is invalid"), "{answer}");
-    assert_eq!(sink.mails().len(), 1);
+    assert_eq!(sink.emails().len(), 1);
 
     let directory = tempfile::tempdir().unwrap();
     let url = format!("file://{}", directory.path().join("mails").display());
     let preview = PreviewProcess::start(&[("OFFRAMP_SMTP_URL", &url)]);
-    assert!(!directory.path().join("mails").exists(), "nothing is made before a mail is sent");
+    assert!(!directory.path().join("mails").exists(), "nothing is created before an email is sent");
     let sent = preview.send("me@example.org", &[]).await.json();
     assert!(Path::new(sent["answer"].as_str().unwrap()).is_file(), "{sent}");
 }
@@ -149,15 +149,15 @@ async fn requests_from_other_origins_are_rejected() {
     for origin in ["https://evil.example", "null", "http://localhost:1"] {
         assert_eq!(preview.send("me@example.org", &[("Origin", origin)]).await.status, 403, "{origin}");
     }
-    // A form, which browsers send without asking first.
+    // A form, which browsers send without a CORS preflight.
     let form = [("Content-Type", "text/plain")];
     let sent = preview.ask(&format!("POST /mails/fr-CA/{MAIL}/full/send"), &form, "{\"to\":\"me@example.org\"}").await;
     assert_eq!(sent.status, 415);
-    // A name that somebody has pointed to this machine.
+    // A foreign name that resolves to this machine (DNS rebinding).
     for path in ["/", "/mails", "/changes", &format!("/mails/fr-CA/{MAIL}/full/mail.eml")] {
         let answer = preview.ask(&format!("GET {path}"), &[("Host", "evil.example:9465")], "").await;
         assert!(answer.status == 403 && answer.body.contains("open this page at localhost"), "{path}: {}", answer.body);
     }
     let sent = preview.send("me@example.org", &[("Host", "evil.example"), ("Origin", "http://evil.example")]).await;
-    assert_eq!((sent.status, sink.mails().len()), (403, 0));
+    assert_eq!((sent.status, sink.emails().len()), (403, 0));
 }

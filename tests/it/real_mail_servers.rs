@@ -1,5 +1,5 @@
-//! The worker and the mail servers that most of the world runs: Postfix, Exim and OpenSMTPD, with the same mailboxes and
-//! policies (`scripts/mail-servers`). What they agree on is said once, here; where they differ, [`Server`] says how.
+//! The worker with the most common mail servers: Postfix, Exim and OpenSMTPD, with the same mailboxes and policies
+//! (`scripts/mail-servers`). The tests state their common behaviour; [`Server`] holds the differences.
 
 use std::fmt;
 use std::fs;
@@ -24,7 +24,7 @@ use offramp_testkit::tls::ThrowAwayCa;
 use offramp_testkit::worker_process::WorkerProcess;
 use offramp_testkit::{eventually, eventually_within};
 
-/// A mail server, as it is called in `scripts/services`.
+/// A mail server that `scripts/services` can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Server {
     Postfix,
@@ -43,7 +43,7 @@ impl Server {
         }
     }
 
-    /// What it says to an email that is too large.
+    /// The reply to an email that is too large.
     fn too_large(self) -> &'static str {
         match self {
             Self::Postfix => "552 5.3.4 Error: message file too big",
@@ -52,7 +52,7 @@ impl Server {
         }
     }
 
-    /// What it says to a name in EHLO without a dot. Postfix says so only to RCPT.
+    /// The reply to an EHLO name without a dot. Postfix rejects it only at RCPT.
     fn bad_name(self) -> &'static str {
         match self {
             Self::Postfix => "RCPT: 504 5.5.2",
@@ -67,7 +67,7 @@ impl fmt::Display for Server {
     }
 }
 
-/// All three, running. They end when no test uses them.
+/// All three servers, running. They stop when no test uses them any more.
 struct Running {
     servers: PrivateServers,
     ca: ThrowAwayCa,
@@ -86,7 +86,7 @@ fn running() -> Arc<Running> {
     })
 }
 
-/// Runs a test with each server, all at the same time.
+/// Runs a test with each server concurrently.
 async fn with_each<F>(test: impl Fn(Post) -> F)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -99,10 +99,10 @@ where
     }
     let ended = tests.join_all().await;
     let failed: Vec<_> = ended.iter().filter(|(_, result)| result.is_err()).map(|(server, _)| server).collect();
-    assert!(failed.is_empty(), "it went wrong with {failed:?}, see above");
+    assert!(failed.is_empty(), "failed with {failed:?}, see above");
 }
 
-/// One of the servers, with what a test asks it.
+/// One of the running servers, with its URLs and mailboxes.
 struct Post {
     server: Server,
     running: Arc<Running>,
@@ -113,7 +113,6 @@ impl Post {
         bed(self.server.as_str(), mailbox).await
     }
 
-    /// Its address without encryption.
     fn plain_url(&self) -> String {
         format!("smtp://127.0.0.1:{}?tls=none", self.running.servers.port(self.server.as_str()))
     }
@@ -122,7 +121,7 @@ impl Post {
         format!("smtp://localhost:{}?tls=required", self.running.servers.port(self.server.as_str()))
     }
 
-    /// Where it wants a login.
+    /// The URL of the port that requires a login.
     fn submission_url(&self, password: &str) -> String {
         let port = self.running.servers.port(&format!("{}_submission", self.server));
         format!("smtp://offramp:{password}@localhost:{port}?tls=required")
@@ -132,7 +131,7 @@ impl Post {
         self.running.ca.path("ca.pem")
     }
 
-    /// The emails in a mailbox. Whatever arrives has to be complete.
+    /// The emails in a mailbox, each checked to be complete.
     fn mailbox(&self, name: &str) -> Vec<Vec<u8>> {
         let directory = self.running.servers.directory().join(format!("{}/mail/{name}/new", self.server));
         let Ok(files) = fs::read_dir(directory) else { return Vec::new() };
@@ -143,7 +142,7 @@ impl Post {
         emails
     }
 
-    /// Waits for a number of emails in a mailbox.
+    /// Waits for exactly `count` emails in a mailbox.
     async fn delivered(&self, name: &str, count: usize) -> Vec<Vec<u8>> {
         let what = format!("{count} emails in the mailbox {name} of {}", self.server);
         let emails =
@@ -188,22 +187,20 @@ impl Logged {
         Self { worker: worker.ready().await, log }
     }
 
-    /// Stops it, and gives what it has logged.
+    /// Stops the worker and returns its log.
     async fn stop(self) -> String {
         assert!(self.worker.stop().await.success());
         self.log.await.unwrap()
     }
 }
 
-/// The email of `sub` after so many tries, when it waits for another.
+/// The email of `sub` after `times` attempts, waiting for the next.
 async fn tried(bed: &TestBed, times: i32) -> Document {
-    email(bed, "an email that was put off", |entry| {
-        entry.get_i32("attempts").ok() == Some(times) && entry.contains_key("due")
-    })
-    .await
+    email(bed, "a deferred email", |entry| entry.get_i32("attempts").ok() == Some(times) && entry.contains_key("due"))
+        .await
 }
 
-/// Words of our own for the emails of a worker, in a folder for `OFFRAMP_TEMPLATES`.
+/// A folder for `OFFRAMP_TEMPLATES` with these texts.
 fn templates(words: &[(&str, String)]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     fs::create_dir(directory.path().join("en")).unwrap();
@@ -220,7 +217,7 @@ fn path(path: &Path) -> &str {
 
 // ---------------------------------------------------------------------------------------------------------- scenarios
 
-/// The fields of an email but for its date and those that servers add, and its body.
+/// The header fields of an email, without the date and those that servers add, and its body.
 fn headers_and_body(email: &[u8]) -> (Vec<String>, String) {
     const ADDED: [&str; 7] =
         ["Date:", "Received:", "Return-path:", "Delivered-To:", "X-Original-To:", "Envelope-to:", "Delivery-date:"];
@@ -233,7 +230,7 @@ fn headers_and_body(email: &[u8]) -> (Vec<String>, String) {
     (header.lines().filter(|line| !is_added(line)).map(str::to_owned).collect(), body.trim_end().to_owned())
 }
 
-/// Two emails that the dialogue has to encode in two ways: as they are, and, for a long line, as quoted-printable.
+/// Texts of two emails: one is sent as is, the other has a long line and is sent as quoted-printable.
 fn words() -> [(&'static str, String); 2] {
     [
         ("cancelled-by-admin", ".begins with a dot: é ü 漢字 🏊".to_owned()),
@@ -241,7 +238,7 @@ fn words() -> [(&'static str, String); 2] {
     ]
 }
 
-/// Has a worker send both emails. Their ids, and all that is in them, depend on nothing but the documents and commands.
+/// Has a worker send both emails. Their content and ids depend only on the documents and commands.
 async fn send_both(bed: TestBed, url: &str) {
     let templates = templates(&words());
     bed.collection("subscriptions").insert_one(subscription("sub-2", "org", "acc")).await.unwrap();
@@ -263,10 +260,10 @@ fn all_headers_and_bodies<'a>(emails: impl IntoIterator<Item = &'a [u8]>) -> Vec
 
 #[tokio::test(flavor = "multi_thread")]
 async fn real_mail_servers_deliver_emails_unchanged() {
-    // What was written: as a server has it that keeps each byte.
+    // The sink keeps every byte, so it has the emails as written.
     let sink = SmtpSink::start().await;
     send_both(bed("sink", "plain").await, &sink.url()).await;
-    let written = Arc::new(sink.mails());
+    let written = Arc::new(sink.emails());
     with_each(|post| {
         let written = Arc::clone(&written);
         async move {
@@ -305,7 +302,7 @@ async fn a_greylisted_email_arrives_once() {
     .await;
 }
 
-/// More than two of the servers take over one connection: Postfix says 421 at the twentieth, Exim hangs up after ten RSETs.
+/// More than some servers accept on one connection: Postfix replies 421 at the twentieth, Exim hangs up after ten RSETs.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_email_to_an_unknown_recipient_is_kept_for_an_operator() {
     const COUNT: usize = 25;
@@ -337,8 +334,8 @@ async fn each_email_to_an_unknown_recipient_is_kept_for_an_operator() {
     .await;
 }
 
-/// Not every server says whether an email is too large for the recipient or for itself. With an enhanced code of 5.3.x it is the
-/// server's limit, which an operator can have raised.
+/// Not every server says whether an email exceeds its own limit or the recipient's. An enhanced code of 5.3.x means the server's
+/// limit, which its administrator can raise.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_above_the_servers_size_limit_is_retried() {
     with_each(|post| async move {
@@ -443,7 +440,7 @@ async fn a_rejected_ehlo_name_loses_no_email_and_is_logged_once() {
     .await;
 }
 
-/// The server rejects this worker, and goes on doing so until nearly a day after the first time.
+/// The server keeps rejecting this worker until nearly a day after the first rejection.
 async fn still_retried_within_a_day(bed: &TestBed, worker: &WorkerProcess, reply: &str) {
     let first = tried(bed, 1).await;
     assert!(first.get_str("error").unwrap().contains(reply), "{first}");
@@ -455,7 +452,7 @@ async fn still_retried_within_a_day(bed: &TestBed, worker: &WorkerProcess, reply
     assert!(worker.readyz().await.unwrap().status == 200);
 }
 
-/// Longer than a lease, and than the shortest deadlines that mail clients have.
+/// Longer than a lease, and than the shortest deadlines of common mail clients.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_arrives_once_when_the_server_filters_it_for_70_s() {
     with_each(|post| async move {

@@ -1,4 +1,4 @@
-//! Stopping and dying: SIGTERM under load finishes what is in hand and exits 0; a worker that is killed loses nothing.
+//! Stops and crashes: on SIGTERM under load a worker finishes work in flight and exits with 0; a killed worker loses nothing.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -44,7 +44,7 @@ async fn scheduled(bed: &TestBed) -> u64 {
     bed.collection("subscriptions").count_documents(doc! { "status": "cancellation_scheduled" }).await.unwrap()
 }
 
-/// Every subscription is cancelled, by its one command, and everybody has got an email; returns how many got it twice.
+/// Checks that each command was applied once and each email was sent, and returns the number of duplicate emails.
 async fn check_all_done(bed: &TestBed, sink: &SmtpSink) -> usize {
     eventually("every command to be applied", || async {
         (scheduled(bed).await == SUBSCRIPTIONS as u64).then_some(())
@@ -55,18 +55,18 @@ async fn check_all_done(bed: &TestBed, sink: &SmtpSink) -> usize {
     assert_eq!(bed.collection("subscriptions").count_documents(once).await.unwrap(), SUBSCRIPTIONS as u64);
     let ids = message_ids(sink);
     assert_eq!(ids.len(), SUBSCRIPTIONS);
-    sink.mails().len() - ids.len()
+    sink.emails().len() - ids.len()
 }
 
-/// The `Message-ID`s of all emails that were sent.
+/// The distinct `Message-ID`s of the received emails.
 fn message_ids(sink: &SmtpSink) -> BTreeSet<String> {
-    sink.mails()
+    sink.emails()
         .iter()
         .map(|mail| MessageParser::default().parse(&mail.bytes).unwrap().message_id().unwrap().to_owned())
         .collect()
 }
 
-/// A worker that finds SIGHUP as whoever started it has left it: these tests may themselves run under `nohup`.
+/// A worker started with the given disposition of SIGHUP. These tests may themselves run under `nohup`.
 #[cfg(target_os = "linux")]
 async fn start_with_hangup(how: &str, bed: &TestBed, sink: &SmtpSink) -> WorkerProcess {
     let settings = offramp(bed);
@@ -118,9 +118,9 @@ async fn sigterm_under_load_finishes_work_in_flight() {
     eventually("some work to be done", || async { (scheduled(&bed).await > 0).then_some(()) }).await;
     assert!(worker.stop().await.success());
 
-    // Nothing is in hand any more: what was decided was told, what was not is still in the queue.
+    // Every decision has been published and emailed; the remaining commands are still in the queue.
     let done = scheduled(&bed).await;
-    assert_eq!(sink.mails().len() as u64, done, "every mail of what was decided has left");
+    assert_eq!(sink.emails().len() as u64, done, "one email per decision");
     let waiting = doc! { "outbox.0": { "$exists": true } };
     assert_eq!(bed.collection("subscriptions").count_documents(waiting).await.unwrap(), 0);
 
@@ -140,12 +140,12 @@ async fn a_stopping_worker_reports_it_at_once_and_stops_within_its_deadline() {
     let mut worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_SHUTDOWN_SECONDS", "4")]).await;
     bed.command(&cancellation("c-0", "sub-0")).await;
     eventually("a decision", || async { (scheduled(&bed).await == 1).then_some(()) }).await;
-    // Somebody asks for its health, and never finishes the question.
+    // A client that never finishes its request.
     let mut half = TcpStream::connect(("127.0.0.1", worker.port())).await.unwrap();
     half.write_all(b"GET /readyz HTTP/1.1\r\n").await.unwrap();
 
     worker.terminate();
-    eventually("a worker that says that it stops", || async {
+    eventually("a worker that reports that it is stopping", || async {
         worker.readyz().await.filter(|answer| answer.status == 503 && answer.body.contains("\"stopping\""))
     })
     .await;
@@ -175,15 +175,15 @@ async fn a_worker_killed_at_any_time_loses_nothing() {
         worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
     }
     let twice = check_all_done(&bed, &sink).await;
-    // The one window that cannot be closed: accepted by the mail server, and killed before it was marked.
-    println!("mails sent twice after 4 kills: {twice}");
+    // Duplicates are possible in one case only: the worker is killed after the mail server accepts an email and before its mark.
+    println!("emails sent twice after 4 kills: {twice}");
     assert!(twice <= 4 * 1_100, "{twice}");
     assert!(worker.readyz().await.unwrap().body.contains("\"ready\": true"));
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
 
-/// The emails in outboxes, of which nothing is sent.
+/// The unsent emails in outboxes.
 async fn emails(bed: &TestBed) -> Vec<Document> {
     let documents = bed.collection("subscriptions").find(doc! { "outbox.kind": "email" }).await.unwrap();
     let documents: Vec<Document> = documents.try_collect().await.unwrap();
@@ -207,10 +207,10 @@ async fn emails_not_sent_before_shutdown_are_released() {
     for index in 0..COUNT {
         bed.command(&cancellation(&format!("c-{index}"), &format!("sub-{index}"))).await;
     }
-    eventually("an email under way", || async { sink.commands().contains(&"DATA".to_owned()).then_some(()) }).await;
+    eventually("an email in flight", || async { sink.commands().contains(&"DATA".to_owned()).then_some(()) }).await;
     eventually("every decision", || async { (scheduled(&bed).await == COUNT as u64).then_some(()) }).await;
     assert!(worker.stop().await.success());
-    // Any worker may claim them at once, but for the one that the mail server has.
+    // Other workers may claim them at once, except the one that the mail server may have accepted.
     let emails = emails(&bed).await;
     assert_eq!((emails.len(), emails.iter().filter(|entry| is_due(entry)).count()), (COUNT, COUNT - 1));
     bed.remove().await;
@@ -241,8 +241,8 @@ fn was_tried(entry: &Document) -> bool {
     entry.get_i32("attempts").is_ok_and(|attempts| attempts > 0)
 }
 
-/// Commands about one subscription, as many as the longest batch has, are committed, and their worker is killed before RabbitMQ has an
-/// ack. All come again. Each is remembered, so nothing is decided twice.
+/// A worker commits a full batch about one subscription and is killed before its ack reaches RabbitMQ. All commands are redelivered;
+/// each is remembered, so none is decided twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_committed_but_not_acknowledged_are_decided_once() {
     const COMMANDS: usize = 200;

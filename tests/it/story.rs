@@ -1,5 +1,5 @@
-//! The whole job on real servers: 300 subscriptions, two workers, random commands, some delivered twice. Every document,
-//! email and event is what a second, independent statement of the rules says, and other systems' fields are untouched.
+//! End to end: 300 subscriptions, two workers, random commands, some delivered twice. Every document, email and event matches the
+//! independent model of the rules, and fields of other systems are unchanged.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,22 +36,22 @@ async fn every_document_email_and_event_matches_the_model() {
     let mut models = generator.populate(&bed).await;
     let workers = [WorkerProcess::start(&bed, &sink.url()).await, WorkerProcess::start(&bed, &sink.url()).await];
 
-    let mut expected_mails: BTreeMap<(String, String, String), usize> = BTreeMap::new();
+    let mut expected_emails: BTreeMap<(String, String, String), usize> = BTreeMap::new();
     let mut expected_events: BTreeMap<(String, String, String), Value> = BTreeMap::new();
     let mut published = 0;
     let mut applied: Vec<Value> = Vec::new();
     for _ in 0..ROUNDS {
-        // One command per subscription and round: the five queues have no order among one another.
+        // One command per subscription and round, because the five queues are not ordered relative to each other.
         let mut round = Vec::new();
         for (id, model) in &mut models {
             let command = generator.command(id, model);
             let answer = model.decide(&command);
             let name = |kind: &str| (kind.to_owned(), id.clone(), command["id"].as_str().unwrap().to_owned());
             match &answer {
-                Answer::Applied { mails, event } => {
-                    for (template, to_organization) in mails {
+                Answer::Applied { emails, event } => {
+                    for (template, to_organization) in emails {
                         let to = if *to_organization { contact(&model.organization) } else { manager(&model.account) };
-                        *expected_mails.entry(((*template).to_owned(), to, participant(id))).or_default() += 1;
+                        *expected_emails.entry(((*template).to_owned(), to, participant(id))).or_default() += 1;
                     }
                     if let Some(kind) = event {
                         let ends_on = model.ends_on.map(|day| day.to_string());
@@ -71,14 +71,14 @@ async fn every_document_email_and_event_matches_the_model() {
             }
             round.push(command);
         }
-        // And some that were applied long ago come again.
+        // Some commands that were applied earlier are sent again.
         for _ in 0..applied.len() / 20 {
             let again = applied[generator.random.usize(..applied.len())].clone();
             round.push(again);
         }
         generator.random.shuffle(&mut round);
         for command in &round {
-            // As if it had waited for its request already: the refusal stands at once.
+            // On the last attempt, a missing request is rejected at once instead of retried.
             let attempt = if command["type"] == "subscription.cancellation-confirmation" { 3 } else { 0 };
             bed.command_at_attempt(command, attempt).await;
         }
@@ -96,7 +96,7 @@ async fn every_document_email_and_event_matches_the_model() {
     for (id, model) in &models {
         check_document(&bed, id, model).await;
     }
-    check_emails(&sink, expected_mails);
+    check_emails(&sink, expected_emails);
     check_events(events.take(&bed).await, &expected_events);
     for worker in workers {
         assert!(worker.stop().await.success());
@@ -142,7 +142,7 @@ impl Generator {
             let (id, account) = (format!("sub-{index:03}"), format!("account-{index:03}"));
             let day = self.random.u32(1..=31);
             let fixed_day = self.random.bool();
-            // A billing date some days or weeks ahead, so that no last day passes while the test runs.
+            // Days or weeks ahead, so that no subscription ends while the test runs.
             let near = today + Days::new(self.random.u64(2..40));
             let next_on = day_by_day(near, day);
             let expires_on = self.percent(30).then(|| next_on + Days::new(self.random.u64(30..400)));
@@ -197,7 +197,7 @@ impl Generator {
         models
     }
 
-    /// A command about the subscription: mostly sensible, sometimes not.
+    /// A random command for the subscription, sometimes invalid.
     fn command(&mut self, subscription: &str, model: &Model) -> Value {
         self.ids += 1;
         let admin = json!({ "role": "admin", "id": "admin-1", "name": "Ada" });
@@ -324,7 +324,7 @@ async fn check_document(bed: &TestBed, id: &str, model: &Model) {
         document.get_document("cancellation_request").ok().and_then(|request| request.get_str("decision").ok());
     assert_eq!(decision, model.decision, "{context}");
 
-    // What other systems own is as they wrote it.
+    // Fields of other systems are unchanged.
     let locker = doc! { "door": "green", "codes": [1, 2.5, null] };
     assert_eq!(document.get_document("colour_of_locker").unwrap(), &locker, "{context}");
     assert_eq!(document.get_document("participant").unwrap().get_i32("shoe_size").unwrap(), 41, "{context}");
@@ -336,7 +336,7 @@ async fn check_document(bed: &TestBed, id: &str, model: &Model) {
 
 fn check_emails(sink: &SmtpSink, mut expected: BTreeMap<(String, String, String), usize>) {
     let mut message_ids = BTreeSet::new();
-    for received in sink.mails() {
+    for received in sink.emails() {
         let mail = MessageParser::default().parse(&received.bytes).unwrap();
         let template = mail.header("X-Offramp-Template").unwrap().as_text().unwrap().to_owned();
         let (text, html) = (mail.body_text(0).unwrap(), mail.body_html(0).unwrap());
@@ -345,15 +345,15 @@ fn check_emails(sink: &SmtpSink, mut expected: BTreeMap<(String, String, String)
         assert!(html.contains(&participant), "{html}");
         assert!(text.contains("Unlimited swimming") && html.contains("Unlimited swimming"), "{text}\n{html}");
         assert!(!html.contains("<b>&"), "a reason became HTML: {html}");
-        assert!(message_ids.insert(mail.message_id().unwrap().to_owned()), "a mail was sent twice");
+        assert!(message_ids.insert(mail.message_id().unwrap().to_owned()), "an email was sent twice");
         let key = (template, received.to[0].clone(), participant);
-        let left = expected.get_mut(&key).unwrap_or_else(|| panic!("unexpected mail: {key:?}"));
+        let left = expected.get_mut(&key).unwrap_or_else(|| panic!("unexpected email: {key:?}"));
         *left -= 1;
         if *left == 0 {
             expected.remove(&key);
         }
     }
-    assert!(expected.is_empty(), "mails that were not sent: {expected:#?}");
+    assert!(expected.is_empty(), "emails that were not sent: {expected:#?}");
 }
 
 fn check_events(events: Vec<Value>, expected: &BTreeMap<(String, String, String), Value>) {
@@ -366,7 +366,7 @@ fn check_events(events: Vec<Value>, expected: &BTreeMap<(String, String, String)
         let key = (text("type"), text("subject"), text("causationid"));
         let is_rejection = key.0 == "command.rejected";
         if let Some(earlier) = ids.insert(text("id"), event["data"].clone()) {
-            // A refused command that came twice is refused twice, under one id.
+            // A duplicate of a rejected command is rejected again, with the same event id.
             assert!(is_rejection && earlier == event["data"], "sent twice: {event}");
         }
         let expected = expected.get(&key).unwrap_or_else(|| panic!("unexpected event: {event}"));

@@ -1,4 +1,4 @@
-//! The whole job over TLS, with servers that demand a client certificate; and what is said where one is not trusted.
+//! All servers over TLS with client certificates, and the advice when a certificate is not trusted.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use offramp_testkit::smtp_sink::{Action, SmtpSink, Tls};
 use offramp_testkit::tls::{ThrowAwayCa, TlsServers};
 use offramp_testkit::worker_process::{WorkerProcess, bare};
 
-/// A one-shot command that cannot work says so within this time: one time out of the driver of MongoDB, and some.
+/// One-shot commands report failures within this time: the MongoDB driver's timeout plus a margin.
 const SOON: Duration = Duration::from_secs(15);
 
-/// The program with the addresses of these servers.
+/// The program with the URLs of these servers.
 fn offramp(servers: &TlsServers, smtp_url: &str) -> Command {
     let mut command = bare();
     let mongodb = format!("mongodb://localhost:{}/offramp?tls=true", servers.port("mongodb"));
@@ -27,7 +27,7 @@ fn offramp(servers: &TlsServers, smtp_url: &str) -> Command {
     command
 }
 
-/// The same with what it needs to be let in.
+/// The program with the CA and the client certificate as well.
 fn trusted(servers: &TlsServers, ca: &ThrowAwayCa, smtp_url: &str) -> Command {
     let mut command = offramp(servers, smtp_url);
     command.env("OFFRAMP_TLS_CA", ca.path("ca.pem")).env("OFFRAMP_TLS_CERTIFICATE", ca.path("client.pem"));
@@ -68,7 +68,7 @@ async fn all_servers_can_be_reached_over_tls() {
         };
         says_what_is_wrong(program, setting);
     }
-    assert_eq!(strict.mails().len(), 0);
+    assert_eq!(strict.emails().len(), 0);
 }
 
 /// From a command to an email, with every subcommand that talks to a server.
@@ -85,8 +85,8 @@ async fn does_the_whole_job(program: impl Fn() -> Command, sink: &SmtpSink, step
 
     let worker = WorkerProcess::of(&mut program(), Stdio::null()).ready().await;
     succeeds(&mut program(), &["publish", "-"], &lines(&[cancellation(&id, &id)]));
-    eventually("a mail", || async { sink.mails().first().cloned() }).await;
-    assert!(sink.mails().iter().all(|mail| mail.encrypted));
+    eventually("an email", || async { sink.emails().first().cloned() }).await;
+    assert!(sink.emails().iter().all(|mail| mail.encrypted));
     let shown = succeeds(&mut program(), &["show", "--json", &id], "");
     assert!(shown.stdout.contains("cancellation_scheduled"), "{}", shown.stdout);
     assert!(worker.stop().await.success());
@@ -102,7 +102,7 @@ fn lines(values: &[Value]) -> String {
     values.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// `check` says of each server what to set, and one-shot commands do, soon.
+/// `check` names the setting for each server, and so do one-shot commands, without long waits.
 #[track_caller]
 fn says_what_is_wrong(program: impl Fn() -> Command, setting: &str) {
     let begin = Instant::now();

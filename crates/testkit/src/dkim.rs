@@ -45,7 +45,7 @@ impl Dns {
         // It has no server to ask, so a name that is not in this DNS is an error.
         let config = ResolverConfig::from_parts(None, vec![], vec![]);
         let receiver = MessageAuthenticator::new(config, ResolverOpts::default()).unwrap();
-        let message = AuthenticatedMessage::parse(mail).expect("a mail");
+        let message = AuthenticatedMessage::parse(mail).expect("an email");
         let parameters = Parameters::new(&message).with_txt_cache(self);
         receiver.verify_dkim(parameters).await.iter().map(|output| output.result().clone()).collect()
     }

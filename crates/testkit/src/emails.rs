@@ -33,7 +33,7 @@ pub fn reader(language: &str) -> &str {
 
 /// Each sample in each language that there are words in.
 pub fn every_email(templates: &Templates, date: DateTime<Utc>) -> Vec<Email> {
-    let mut mails = Vec::new();
+    let mut emails = Vec::new();
     for language in templates.locales() {
         let locale = reader(&language);
         for kind in EmailKind::all() {
@@ -41,11 +41,11 @@ pub fn every_email(templates: &Templates, date: DateTime<Utc>) -> Vec<Email> {
                 let name = format!("{locale}/{kind}/{}", sample.variant);
                 let rendered = templates.render(&sample.notification).unwrap();
                 let bytes = bytes_at(date, &sample.notification, &rendered);
-                mails.push(Email { name, notification: sample.notification, rendered, bytes });
+                emails.push(Email { name, notification: sample.notification, rendered, bytes });
             }
         }
     }
-    mails
+    emails
 }
 
 /// An email as it leaves.
@@ -76,7 +76,7 @@ impl Email {
             let missing = missing_from(text, &self.notification);
             findings.extend(missing.into_iter().map(|fact| format!("the {part} part does not say {fact}")));
             if text.contains("{{") || text.contains("}}") {
-                findings.push(format!("the {part} part has a template in it"));
+                findings.push(format!("the {part} part contains an unrendered template"));
             }
         }
         if self.bytes.len() > BYTES_MAX {
@@ -133,10 +133,10 @@ impl Email {
             if element.name == "img" {
                 let dot = |name| element.attribute(name).is_some_and(|size| matches!(size, "0" | "1" | "0px" | "1px"));
                 if dot("width") || dot("height") {
-                    findings.push("an image is too small to be seen".to_owned());
+                    findings.push("an invisible image".to_owned());
                 }
                 if element.attribute("alt").is_none_or(str::is_empty) {
-                    findings.push("an image has no words in its place".to_owned());
+                    findings.push("an image without alternative text".to_owned());
                 }
             }
         }

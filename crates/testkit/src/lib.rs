@@ -1,9 +1,9 @@
-//! Test support for everything that runs the program from outside: the integration tests, chaos, the email audit, the benchmarks
-//! and the demonstration. Nothing here is part of the program.
+//! Test support for everything that runs the program from outside: the integration tests, the chaos test, the email audit, the
+//! benchmarks and the demo. Nothing here is part of the program.
 //!
 //! Servers: [`test_bed`] (a database and a broker prefix for one test), [`rabbit`] (the broker alone), [`private_servers`] and [`tls`]
-//! (servers that only one test uses), [`smtp_sink`] (an SMTP server that follows a script), [`proxy`] (a broken network).
-//! Processes: [`process`], [`worker_process`], [`preview_process`], [`http`]. Data: [`fixtures`]. Emails: [`emails`], [`email_facts`],
+//! (servers for one test), [`smtp_sink`] (a scripted SMTP server), [`proxy`] (network faults).
+//! Processes: [`process`], [`worker_process`], [`preview_process`], [`http`], [`progress`]. Data: [`fixtures`]. Emails: [`emails`], [`email_facts`],
 //! [`html`], [`dkim`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 #![allow(
@@ -24,6 +24,7 @@ pub mod http;
 pub mod preview_process;
 pub mod private_servers;
 pub mod process;
+pub mod progress;
 pub mod proxy;
 pub mod rabbit;
 pub mod smtp_sink;

@@ -40,7 +40,7 @@ impl PreviewProcess {
         let mut output = io::BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
-        let address = line.split_once("http://").expect("it says where its page is").1;
+        let address = line.split_once("http://").expect("the address of the page").1;
         let address = address.trim_end().trim_end_matches('/').to_owned();
         Self { child, address, _output: output }
     }

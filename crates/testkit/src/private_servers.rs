@@ -16,7 +16,7 @@ impl PrivateServers {
     pub fn start(names: &[&str], environment: Vec<(&'static str, PathBuf)>) -> Self {
         let servers = Self { directory: tempfile::tempdir().unwrap(), environment };
         for name in names {
-            assert!(servers.services(&["start", name]), "no {name} of our own");
+            assert!(servers.services(&["start", name]), "cannot start {name}");
         }
         servers
     }

@@ -68,7 +68,7 @@ pub struct Taken {
 
 #[derive(Default)]
 struct Log {
-    mails: Vec<Taken>,
+    emails: Vec<Taken>,
     commands: Vec<String>,
     connections: usize,
     open: usize,
@@ -145,15 +145,15 @@ impl SmtpSink {
         format!("smtp://{}", self.address)
     }
 
-    pub fn mails(&self) -> Vec<Taken> {
-        self.log.lock().unwrap().mails.clone()
+    pub fn emails(&self) -> Vec<Taken> {
+        self.log.lock().unwrap().emails.clone()
     }
 
     /// The emails that were taken since the last call. Forgets them and the dialogue, for runs that would fill the memory.
     pub fn drain(&self) -> Vec<Taken> {
         let mut log = self.log.lock().unwrap();
         log.commands.clear();
-        std::mem::take(&mut log.mails)
+        std::mem::take(&mut log.emails)
     }
 
     pub fn commands(&self) -> Vec<String> {
@@ -289,7 +289,7 @@ impl Session {
                             let encrypted = self.encrypted;
                             let answered = matches!(action, Action::Ok);
                             let taken = Taken { from, to, bytes, encrypted, at: Instant::now(), answered };
-                            self.log.lock().unwrap().mails.push(taken);
+                            self.log.lock().unwrap().emails.push(taken);
                         }
                         Self::act(&mut wire, action, text).await?;
                     }

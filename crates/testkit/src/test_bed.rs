@@ -40,7 +40,7 @@ impl TestBed {
         let mongodb_url = with_database(mongodb_url, &name);
         let client = mongodb::Client::with_uri_str(&mongodb_url).await.expect("OFFRAMP_MONGODB_URL");
         let database = client.database(&name);
-        database.run_command(doc! { "ping": 1 }).await.expect("MongoDB does not answer; run `make services-up`");
+        database.run_command(doc! { "ping": 1 }).await.expect("MongoDB is unavailable; run `make services-up`");
 
         let (connection, channel) = connect().await;
         Self { prefix: name, mongodb_url, database, channel, connection }
@@ -181,7 +181,7 @@ async fn connect() -> (Connection, Channel) {
     let amqp_url = rabbit::amqp_url();
     let connection = Connection::connect(&amqp_url, ConnectionProperties::default())
         .await
-        .expect("RabbitMQ does not answer; run `make services-up`");
+        .expect("RabbitMQ is unavailable; run `make services-up`");
     let channel = connection.create_channel().await.unwrap();
     channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
     (connection, channel)

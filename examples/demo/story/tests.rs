@@ -38,7 +38,7 @@ fn the_story_touches_every_command_and_every_mail() {
     let story = Story::on("2027-02-28T12:00:00Z".parse().unwrap());
     let kinds: HashSet<&str> = story.steps().map(Step::kind).collect();
     assert_eq!(kinds.len(), 5, "{kinds:?}");
-    let templates: HashSet<String> = story.mails().into_iter().map(|mail| mail.template).collect();
+    let templates: HashSet<String> = story.emails().into_iter().map(|mail| mail.template).collect();
     assert_eq!(templates.len(), 8, "{templates:?}");
 }
 
@@ -90,12 +90,12 @@ fn check(now: DateTime<Utc>) {
         unit_of_work.changed_subscriptions().flat_map(|changed| &changed.effects).flat_map(|a| &a.notifications);
     let of_accounts =
         unit_of_work.changed_accounts().flat_map(|changed| &changed.effects).flat_map(|a| &a.notifications);
-    let mut mails: Vec<Mail> = of_subscriptions
+    let mut emails: Vec<Mail> = of_subscriptions
         .chain(of_accounts)
         .map(|mail| Mail { template: mail.template.to_string(), to: mail.to.email.clone() })
         .collect();
-    mails.sort();
-    assert_eq!(mails, story.mails(), "{now}");
+    emails.sort();
+    assert_eq!(emails, story.emails(), "{now}");
 }
 
 fn state_of(unit_of_work: &UnitOfWork, subscription: &str) -> State {

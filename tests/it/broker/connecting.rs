@@ -62,7 +62,7 @@ async fn tls_connections_verify_both_certificates() {
     };
     refused(broker("localhost", &other, Some(&ca)), "invalid peer certificate").await;
     refused(broker("127.0.0.1", &ca, Some(&ca)), "not valid for name").await;
-    // The server's "no" comes after its handshake, so it may only be a connection that ends.
+    // The server rejects the client certificate after its own handshake, so the client may only see the connection end.
     refused(broker("localhost", &ca, None), "localhost").await;
     refused(broker("localhost", &ca, Some(&other)), "localhost").await;
 

@@ -37,7 +37,7 @@ async fn a_consumer_cancelled_with_a_batch_in_flight_recovers() {
         let mut consumer = consumer(rabbit, &health);
         let batch = next(&mut consumer).await;
         assert!(batch.is_live() && health.is_ready());
-        // The broker then cancels the consumer, and the channel stands.
+        // The broker then cancels the consumer, but keeps the channel open.
         rabbit.delete_queue(&rabbit.queue()).await;
         eventually("the batch knows", async || !batch.is_live()).await;
         assert!(health.readiness().unwrap_err().contains("cancelled"), "{:?}", health.readiness());
@@ -72,7 +72,7 @@ async fn consumer_and_publisher_recover_from_a_cut_connection() {
             eventually("the lane notices", async || !health.is_ready()).await;
             let body = format!("after cut {round}");
             eventually("publishing works", async || publisher.publish_all(&send(&body)).await == [Ok(())]).await;
-            // A publish that was not confirmed may have arrived all the same, so there may be several.
+            // An unconfirmed message may have arrived anyway, so there may be duplicates.
             let mut arrived = false;
             while !arrived {
                 let batch = next(&mut consumer).await;
@@ -127,7 +127,7 @@ async fn an_ack_on_a_lost_channel_fails_and_the_messages_are_redelivered() {
         let mut seen = Vec::new();
         while seen.len() < 2 {
             let batch = next(&mut consumer).await;
-            // What was in hand comes again; what was not may overtake it while the broker takes it back.
+            // Messages in flight are redelivered; others may overtake them while the broker requeues.
             let again = batch.deliveries.iter().filter(|delivery| delivery.redelivered).count();
             assert!(bodies(&batch).iter().filter(|body| **body == "one").count() <= again);
             seen.extend(bodies(&batch).into_iter().map(str::to_owned));

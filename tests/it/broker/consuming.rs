@@ -101,7 +101,7 @@ async fn a_delivery_set_aside_is_not_acknowledged_by_later_batches_and_is_redeli
         batch.ack().await.unwrap();
         assert!(kept.values().all(DeliverySetAside::is_live));
 
-        // A lane that waits for its next delivery begins anew.
+        // Dropping them makes a waiting consumer reopen its channel.
         let (batch, ()) = tokio::join!(next(&mut consumer), async {
             eventually("it consumes", async || health.is_ready()).await;
             drop(kept);
@@ -151,14 +151,14 @@ async fn raising_the_prefetch_loses_no_buffered_delivery() {
         rabbit.commands(texts.iter().map(String::as_str)).await;
         let mut consumer = consumer(rabbit, &lane());
         let mut seen = Vec::new();
-        // Eight are sent ahead in the end.
+        // The prefetch grows to eight.
         for size in [1, 1, 2, 2, 4, 4] {
             let batch = next(&mut consumer).await;
             assert_eq!(batch.deliveries.len(), size);
             seen.extend(bodies(&batch).into_iter().map(str::to_owned));
             batch.ack().await.unwrap();
         }
-        // One of the eight is taken, and has the window opened.
+        // The first message with few redeliveries opens the full prefetch.
         let mut max = 1;
         while seen.len() < 11 + texts.len() {
             let batch = timeout(SOON, consumer.next_batch(max, &CancellationToken::new())).await.unwrap().unwrap();
@@ -205,9 +205,9 @@ async fn a_consumer_at_its_byte_limit_reads_on_after_acks_and_stops_at_once() {
         let mut consumer = consumer(rabbit, &lane());
         let shutdown = CancellationToken::new();
         let mut settled = 0;
-        // All are sent ahead, and it reads no more than some of them.
+        // All messages are in flight, but the consumer buffers only some of them.
         let batch = timeout(SOON, consumer.next_batch(1, &shutdown)).await.unwrap().unwrap();
-        eventually("all are sent ahead", async || rabbit.count(&rabbit.queue()).await == 0).await;
+        eventually("all are delivered", async || rabbit.count(&rabbit.queue()).await == 0).await;
         batch.ack().await.unwrap();
         settled += 1;
         while settled < MESSAGES / 2 {
@@ -220,7 +220,7 @@ async fn a_consumer_at_its_byte_limit_reads_on_after_acks_and_stops_at_once() {
         let began = Instant::now();
         assert!(consumer.next_batch(2, &shutdown).await.is_none());
         consumer.close().await;
-        assert!(began.elapsed() < Duration::from_secs(5), "the broker's answer was not read");
+        assert!(began.elapsed() < Duration::from_secs(5), "the broker's reply was not read");
         let rest = u32::try_from(MESSAGES - settled).unwrap();
         eventually("the rest is back", async || rabbit.count(&rabbit.queue()).await == rest).await;
     })
@@ -250,9 +250,9 @@ async fn a_suspended_consumer_requeues_everything_and_resumes_on_the_next_batch(
         let health = lane();
         let mut consumer = consumer(rabbit, &health);
         let batch = consumer.next_batch(1, &CancellationToken::new()).await.unwrap();
-        consumer.suspend("MongoDB is away").await;
+        consumer.suspend("MongoDB is unavailable").await;
         assert_eq!(health.status().state, LaneState::Paused);
-        assert_eq!(health.status().problem.as_deref(), Some("MongoDB is away"));
+        assert_eq!(health.status().problem.as_deref(), Some("MongoDB is unavailable"));
         assert!(batch.ack().await.is_err());
         eventually("both are back", async || rabbit.count(&rabbit.queue()).await == 2).await;
         next(&mut consumer).await.ack().await.unwrap();

@@ -73,7 +73,7 @@ async fn a_retry_copy_returns_unchanged_after_its_delay_and_can_be_retried_again
             }
         }
         assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
-        // Left on a copy, CC would have sent it here too.
+        // With CC still on the copy, the broker would have sent it here too.
         assert_eq!(rabbit.count(&rabbit.topology.dead_letter_queue()).await, 0);
         consumer.close().await;
         publisher.close().await;

@@ -1,4 +1,4 @@
-//! Exchanges and queues: declared by whoever starts first, never redeclared differently.
+//! Exchanges and queues: declared by the first process, never redeclared with other arguments.
 
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};

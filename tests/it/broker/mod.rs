@@ -1,4 +1,4 @@
-//! No message is lost between the broker and the worker, whatever happens to connections. On a real RabbitMQ.
+//! No message is lost between broker and worker, whatever happens to connections. These tests use a real RabbitMQ.
 
 mod connecting;
 mod connection_loss;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use offramp_testkit::eventually;
 use offramp_testkit::rabbit::Rabbit;
 
-/// Long enough for two missed heartbeats and a pause.
+/// Long enough for two missed heartbeats and a reconnect delay.
 const SOON: Duration = Duration::from_secs(40);
 
 fn consumer(rabbit: &Rabbit, health: &LaneHealth) -> Consumer {
@@ -46,7 +46,7 @@ fn text(headers: &FieldTable, name: &str) -> String {
     }
 }
 
-/// Has what waits in the work queue come back so often.
+/// Redelivers everything in the work queue `times` times.
 async fn come_back(rabbit: &Rabbit, times: u64) {
     let queue = rabbit.queue();
     let waiting = rabbit.count(&queue).await;

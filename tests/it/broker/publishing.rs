@@ -32,7 +32,7 @@ async fn a_confirmed_message_is_in_its_queue() {
 async fn only_unroutable_messages_fail() {
     Rabbit::declared(async |rabbit| {
         let publisher = Publisher::new(rabbit.broker());
-        // Some rounds: confirms come in groups of changing size, and that is where returns get mixed up.
+        // Several rounds, because the broker groups confirms, and a returned message could be matched to the wrong one.
         for round in 0..100 {
             let messages: Vec<_> = (0..round)
                 .map(|index| {
@@ -69,7 +69,7 @@ async fn a_message_rejected_by_the_broker_does_not_fail_the_others() {
     Rabbit::declared(async |rabbit| {
         let publisher = Publisher::new(rabbit.broker());
         let good = |body: &str| Outgoing::new("", rabbit.queue(), body.into()).mandatory();
-        // The broker closes the channel on this one: its user is not the connection's.
+        // Its user is not the connection's, so the broker closes the channel.
         let bad = good("bad").with_properties(|properties| properties.with_user_id("somebody-else".into()));
         let long = Outgoing::new("", "k".repeat(300), Vec::new());
         let results = publisher.publish_all(&[good("one"), bad, long, good("two")]).await;
@@ -130,10 +130,10 @@ async fn publishing_declares_deleted_queues_and_exchanges_again() {
         rabbit.delete_exchange(&topology.event_exchange()).await;
         assert_eq!(publisher.publish_all(&[event]).await, [Ok(())]);
 
-        // Somebody else's queue is none of our business, and declaring ours does not bring it back.
+        // A queue of another system is not declared.
         let foreign = Outgoing::new("", format!("{}-answers", rabbit.prefix), Vec::new()).mandatory();
         assert_eq!(publisher.publish_all(&[foreign]).await, [Err(PublishError::Unroutable)]);
-        // Nor is there a queue that was never ours.
+        // Nor is a queue with the prefix that is not part of the topology.
         let nothing = Outgoing::new("", format!("{}.nothing", rabbit.prefix), Vec::new()).mandatory();
         assert_eq!(
             publisher.publish_all(&[nothing, messages[1].clone()]).await,
@@ -157,8 +157,8 @@ async fn publisher_status_reports_missing_confirms() {
         publisher.publish_all(&message).await[0].clone().unwrap_err();
         assert!(publisher.status().unwrap_err().contains("no confirm"), "{:?}", publisher.status());
         proxy.resume();
-        // Nobody publishes; asking is enough.
-        eventually("it is well again", async || publisher.status().is_ok()).await;
+        // The status recovers without another publish.
+        eventually("the status is ok again", async || publisher.status().is_ok()).await;
         publisher.close().await;
     })
     .await;

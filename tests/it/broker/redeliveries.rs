@@ -1,4 +1,4 @@
-//! Messages that come back: those that end worker processes become dead letters, and no others.
+//! Redeliveries: a message that crashes workers becomes a dead letter, and no other message does.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,7 +20,7 @@ async fn dead_letters_survive_any_number_of_redeliveries() {
     Rabbit::declared(async |rabbit| {
         let queue = rabbit.topology.dead_letter_queue();
         rabbit.publish("", &queue, b"kept", BasicProperties::default().with_delivery_mode(2)).await;
-        // More often than 4.x's own limit of 20.
+        // More than RabbitMQ 4's default limit of 20.
         for _ in 0..50 {
             rabbit.come_back(&queue, 1).await;
         }
@@ -33,7 +33,7 @@ async fn dead_letters_survive_any_number_of_redeliveries() {
 async fn the_broker_dead_letters_a_message_at_the_delivery_limit() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["poison"]).await;
-        // The first 101 deliveries are those that the limit of 100 returns allows.
+        // A delivery limit of 100 allows 101 deliveries.
         for _ in 0..101 {
             rabbit.come_back(&rabbit.queue(), 1).await;
         }
@@ -47,7 +47,7 @@ async fn the_broker_dead_letters_a_message_at_the_delivery_limit() {
 async fn killed_workers_turn_no_valid_message_into_a_dead_letter() {
     Rabbit::declared(async |rabbit| {
         let mut waiting: BTreeSet<String> = BTreeSet::new();
-        let mut returns_max = 0;
+        let mut redeliveries_max = 0;
         let never = CancellationToken::new();
         for life in 0..61 {
             let texts: Vec<String> = (0..20).map(|index| format!("{life}-{index}")).collect();
@@ -59,8 +59,9 @@ async fn killed_workers_turn_no_valid_message_into_a_dead_letter() {
             while !waiting.is_empty() {
                 let Ok(batch) = timeout_at(end, consumer.next_batch(50, &never)).await else { break };
                 let batch = batch.unwrap();
-                returns_max = batch.deliveries.iter().map(|one| one.delivery_count).fold(returns_max, u64::max);
-                // What a worker does takes time, and it may be killed meanwhile. (Not amid an ack: then nobody would know.)
+                redeliveries_max =
+                    batch.deliveries.iter().map(|one| one.delivery_count).fold(redeliveries_max, u64::max);
+                // Processing takes time, and the worker may be killed meanwhile (but not during an ack, whose outcome would be unknown).
                 if timeout_at(end, sleep(Duration::from_millis(10))).await.is_err() {
                     break;
                 }
@@ -69,9 +70,9 @@ async fn killed_workers_turn_no_valid_message_into_a_dead_letter() {
                 waiting.retain(|text| !texts.contains(text));
             }
         }
-        println!("came back at most {returns_max} times");
+        println!("at most {redeliveries_max} redeliveries");
         assert_eq!(waiting, BTreeSet::new());
-        assert!(returns_max < REDELIVERIES_MAX, "{returns_max}");
+        assert!(redeliveries_max < REDELIVERIES_MAX, "{redeliveries_max}");
         assert_eq!(rabbit.count(&rabbit.topology.dead_letter_queue()).await, 0);
     })
     .await;
@@ -86,9 +87,9 @@ async fn only_the_message_that_crashes_workers_becomes_a_dead_letter() {
         rabbit.commands(before.iter().copied().chain(["poison"]).chain(behind)).await;
         let publisher = Publisher::new(rabbit.broker());
         let shutdown = CancellationToken::new();
-        // Two workers: what ends the one is given to the other.
+        // Two workers: a message that crashes one is redelivered to the other.
         let worker = async || {
-            let (mut seen, mut returns_max, mut kills) = (BTreeSet::new(), 0, 0);
+            let (mut seen, mut redeliveries_max, mut kills) = (BTreeSet::new(), 0, 0);
             'life: loop {
                 let mut consumer = consumer(rabbit, &lane());
                 while let Some(batch) = consumer.next_batch(50, &shutdown).await {
@@ -98,7 +99,7 @@ async fn only_the_message_that_crashes_workers_becomes_a_dead_letter() {
                             kills += 1;
                             continue 'life;
                         }
-                        let error = "It ended every process.";
+                        let error = "It crashed every worker.";
                         let dead = poison.dead_letter(
                             &rabbit.topology,
                             DeadLetterReason::Exhausted,
@@ -108,7 +109,8 @@ async fn only_the_message_that_crashes_workers_becomes_a_dead_letter() {
                         );
                         assert_eq!(publisher.publish_all(&[dead]).await, [Ok(())]);
                     } else {
-                        returns_max = batch.deliveries.iter().map(|one| one.delivery_count).fold(returns_max, u64::max);
+                        redeliveries_max =
+                            batch.deliveries.iter().map(|one| one.delivery_count).fold(redeliveries_max, u64::max);
                         sleep(Duration::from_millis(5)).await;
                     }
                     let texts: Vec<_> = bodies(&batch).into_iter().map(str::to_owned).collect();
@@ -117,7 +119,7 @@ async fn only_the_message_that_crashes_workers_becomes_a_dead_letter() {
                     }
                 }
                 consumer.close().await;
-                return (seen, returns_max, kills);
+                return (seen, redeliveries_max, kills);
             }
         };
         let dead = async {
@@ -127,7 +129,7 @@ async fn only_the_message_that_crashes_workers_becomes_a_dead_letter() {
             shutdown.cancel();
         };
         let (a, b, ()) = tokio::join!(worker(), worker(), dead);
-        println!("came back at most {} times; {} kills", a.1.max(b.1), a.2 + b.2);
+        println!("at most {} redeliveries; {} kills", a.1.max(b.1), a.2 + b.2);
         assert_eq!(a.0.union(&b.0).count(), 201);
         assert!(a.1.max(b.1) < REDELIVERIES_MAX, "{} {}", a.1, b.1);
         let dead = rabbit.await_message(&rabbit.topology.dead_letter_queue()).await;
@@ -142,12 +144,12 @@ async fn only_the_message_that_crashes_workers_becomes_a_dead_letter() {
 #[tokio::test]
 async fn a_delivery_count_set_by_a_publisher_is_not_counted_as_redeliveries() {
     Rabbit::declared(async |rabbit| {
-        // As on a message that somebody has moved here from another quorum queue.
+        // As on a message moved here from another quorum queue.
         let mut headers = FieldTable::default();
         headers.insert("x-delivery-count".into(), AMQPValue::LongLongInt(25));
         let properties = BasicProperties::default().with_headers(headers);
         rabbit.publish(&rabbit.prefix, "subscription.cancellation", b"moved", properties).await;
-        // RabbitMQ 3 counts what is given back, and RabbitMQ 4 does not.
+        // RabbitMQ 3 counts a nack with requeue as a redelivery; RabbitMQ 4 does not.
         let mut first = consumer(rabbit, &lane());
         next(&mut first).await.release().await;
         let again = next(&mut first).await;
@@ -155,7 +157,7 @@ async fn a_delivery_count_set_by_a_publisher_is_not_counted_as_redeliveries() {
         assert!(again.deliveries[0].delivery_count <= 1, "{}", again.deliveries[0].delivery_count);
         drop(again);
         first.close().await;
-        // Both count a channel that ends.
+        // Both count a closed channel.
         let mut second = consumer(rabbit, &lane());
         let batch = next(&mut second).await;
         assert!((1..=2).contains(&batch.deliveries[0].delivery_count), "{}", batch.deliveries[0].delivery_count);
@@ -173,7 +175,7 @@ async fn batches_grow_again_after_many_redeliveries() {
         come_back(rabbit, 6).await;
 
         let mut consumer = consumer(rabbit, &lane());
-        // Each of them once; RabbitMQ gives them back in no order.
+        // Each message arrives once; RabbitMQ redelivers in no particular order.
         let (mut waiting, mut sizes) = (BTreeSet::from_iter(texts), Vec::new());
         while !waiting.is_empty() {
             let batch = next(&mut consumer).await;
@@ -199,7 +201,7 @@ async fn full_prefetch_returns_on_a_quiet_queue_after_many_redeliveries() {
         for _ in 0..2 {
             next(&mut consumer).await.ack().await.unwrap();
         }
-        // Two would be sent ahead now, and there is one.
+        // The prefetch is now two, and one message waits.
         next(&mut consumer).await.ack().await.unwrap();
         rabbit.commands(["fresh"]).await;
         let batch = next(&mut consumer).await;
@@ -208,9 +210,9 @@ async fn full_prefetch_returns_on_a_quiet_queue_after_many_redeliveries() {
 
         let texts: Vec<String> = (0..100).map(|index| index.to_string()).collect();
         rabbit.commands(texts.iter().map(String::as_str)).await;
-        // All are sent ahead, with none settled.
+        // All are delivered before any ack.
         let batch = consumer.next_batch(1, &CancellationToken::new()).await.unwrap();
-        eventually("all are sent ahead", async || rabbit.count(&rabbit.queue()).await == 0).await;
+        eventually("all are delivered", async || rabbit.count(&rabbit.queue()).await == 0).await;
         batch.ack().await.unwrap();
         consumer.close().await;
     })

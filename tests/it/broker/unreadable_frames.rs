@@ -15,7 +15,7 @@ async fn deeply_nested_headers_are_dropped_and_the_message_arrives() {
         let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
         let mut message = Outgoing::new("", rabbit.queue(), b"deep".to_vec()).mandatory().header("tenant", "north");
         let mut headers = message.properties().headers().clone().unwrap();
-        // Deeper than any stack, and not as deep as fits into a frame: RabbitMQ 3.10 takes seconds for that.
+        // Deep enough to overflow any stack. A whole frame of nesting would take RabbitMQ 3.10 seconds.
         headers.insert(NESTED.into(), AMQPValue::ByteArray(nested_arrays(10_000).into()));
         message = message.with_properties(|properties| properties.with_headers(headers));
         assert_eq!(publisher.publish_all(&[message]).await, [Ok(())]);
@@ -41,7 +41,7 @@ async fn deeply_nested_headers_are_dropped_and_the_message_arrives() {
         assert_eq!((&deliveries[0].body[..], &deliveries[1].body[..]), (&b"deep"[..], &b"after"[..]));
         assert!(deliveries.iter().all(|delivery| !delivery.redelivered));
         assert_eq!(deliveries[0].header("tenant"), Some("north"));
-        // A client with no guard of ours can read it too.
+        // A client without the frame filter can read the dead letter too.
         let dead = rabbit.await_message(&rabbit.topology.dead_letter_queue()).await;
         assert_eq!(text(dead.properties.headers().as_ref().unwrap(), "offramp-error"), "It is deep.");
         consumer.close().await;
@@ -56,14 +56,14 @@ async fn text_that_is_not_utf8_is_replaced_and_the_message_arrives() {
         let proxy = Proxy::start().await;
         let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
         let property = Outgoing::new("", rabbit.queue(), b"property".to_vec()).mandatory().correlation_id(NOT_UTF8);
-        // No queue has this name; it gets to the queue all the same.
+        // No queue has this name, but CC routes the message to the queue.
         let mut key = Outgoing::new("", NOT_UTF8, b"routing key".to_vec()).mandatory();
         let mut copies = lapin::types::FieldArray::default();
         copies.push(AMQPValue::LongString(rabbit.queue().as_str().into()));
         let mut headers = FieldTable::default();
         headers.insert("CC".into(), AMQPValue::FieldArray(copies));
         key = key.with_properties(|properties| properties.with_headers(headers));
-        // One at a time: the proxy looks for one mark in what it reads at once.
+        // One at a time: the proxy replaces one marker per read.
         assert_eq!(publisher.publish_all(&[property]).await, [Ok(())]);
         assert_eq!(publisher.publish_all(&[key]).await, [Ok(())]);
 

@@ -16,8 +16,8 @@ use uuid::Uuid;
 use offramp_testkit::fixtures::{cancellation, command, identify, populate, subscription};
 use offramp_testkit::test_bed::TestBed;
 
-/// A batch as long as the longest, all about one document, is committed and comes again, because its worker ended before the ack:
-/// each command is remembered, so nothing is decided twice. With one command more, the first would be forgotten.
+/// A worker may crash between the commit and the ack of a full batch about one document. On redelivery, every command is still
+/// remembered, so none is decided twice. With one more command, the first would be forgotten.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_command_of_a_full_batch_is_remembered() {
     const BATCH_MAX: usize = 200;
@@ -64,8 +64,7 @@ async fn every_command_of_a_full_batch_is_remembered() {
     bed.remove().await;
 }
 
-/// Many documents are written with one statement. Those that somebody else has changed, and those that cannot take it, are told
-/// from the others.
+/// One statement writes many documents. Conflicts and corrupt documents are still reported one by one.
 #[tokio::test(flavor = "multi_thread")]
 async fn each_document_of_a_batch_gets_its_own_write_result() {
     let bed = TestBed::new("together").await;

@@ -1,4 +1,4 @@
-//! Documents: the worker reads back what it writes, and documents of other systems stop no more than what needs them.
+//! Documents: the worker can read what it writes, and a bad document of another system affects only commands that need it.
 
 mod batches;
 mod other_writers;
@@ -15,7 +15,7 @@ fn pick<T: Copy>(random: &mut Rng, choices: &[T]) -> T {
     choices[random.usize(..choices.len())]
 }
 
-/// 1 to `max` characters that take one to four bytes each.
+/// 1 to `max` characters of one to four bytes each.
 fn text(random: &mut Rng, max: usize) -> String {
     let length = pick(random, &[1, 7, max]);
     pick(random, &["a", "é", "水", "🏊"]).repeat(length)

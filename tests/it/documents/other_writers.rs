@@ -11,14 +11,14 @@ use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
-/// How many documents of a collection the sweep has found that it cannot process.
+/// The value of `offramp_unworkable_documents` for a collection.
 async fn unworkable(worker: &WorkerProcess, collection: &str) -> Option<f64> {
     let metrics = metrics_of(worker.port()).await?;
     let name = format!("offramp_unworkable_documents{{collection=\"{collection}\"}} ");
     metrics.lines().find_map(|line| line.strip_prefix(&name)?.trim().parse().ok())
 }
 
-/// What the drivers of Node and Python write: integers as int32, int64 or double, null for what is not set, fields of their own.
+/// The drivers of Node and Python write integers as int32, int64 or double, null for unset fields, and extra fields.
 #[tokio::test(flavor = "multi_thread")]
 async fn subscriptions_written_by_other_drivers_are_processed_and_preserved() {
     let bed = TestBed::new("drivers").await;
@@ -50,7 +50,7 @@ async fn subscriptions_written_by_other_drivers_are_processed_and_preserved() {
     let mut odd = subscription("odd-notifications", "org", "acc");
     odd.insert("notifications", "none");
     documents.push(odd);
-    // A card, a language and a brand that no cancellation needs.
+    // Invalid cards and branding, which no cancellation needs.
     let accounts = bed.collection("accounts");
     let cards = doc! { "$set": { "cards": [{ "id": "bank", "brand": "", "last4": "", "expires": null }], "card_notices": "x" } };
     accounts.update_one(doc! { "_id": "acc" }, cards).await.unwrap();
@@ -69,7 +69,7 @@ async fn subscriptions_written_by_other_drivers_are_processed_and_preserved() {
         (count == documents.len() as u64).then_some(())
     })
     .await;
-    assert_eq!(sink.mails().len(), documents.len(), "one email each");
+    assert_eq!(sink.emails().len(), documents.len(), "one email each");
     assert!(bed.take("dead-letters").await.is_none());
     for id in ["nulls", "null-notifications", "number-2"] {
         let document = bed.document("subscriptions", id).await.unwrap();
@@ -88,7 +88,7 @@ async fn subscriptions_written_by_other_drivers_are_processed_and_preserved() {
     bed.remove().await;
 }
 
-/// The same of accounts: a notice about a card leaves what others wrote as it is.
+/// A card notice leaves the account's other fields unchanged.
 #[tokio::test(flavor = "multi_thread")]
 async fn accounts_written_by_other_drivers_are_processed_and_preserved() {
     let bed = TestBed::new("account-drivers").await;
@@ -132,7 +132,7 @@ async fn accounts_written_by_other_drivers_are_processed_and_preserved() {
         (count == documents.len() as u64).then_some(())
     })
     .await;
-    assert_eq!(sink.mails().len(), 2 * documents.len(), "one email to each side");
+    assert_eq!(sink.emails().len(), 2 * documents.len(), "one email to each side");
     assert!(bed.take("dead-letters").await.is_none());
     for id in ["version-2", "version-3", "nulls", "null-notifications"] {
         let document = bed.document("accounts", id).await.unwrap();
@@ -156,7 +156,7 @@ async fn accounts_written_by_other_drivers_are_processed_and_preserved() {
     bed.remove().await;
 }
 
-/// What nothing can be decided about is a dead letter that says why, and what only time would end is found by the sweep.
+/// A command for such a document becomes a dead letter with the cause; a scheduled change of one is reported by the sweep.
 #[tokio::test(flavor = "multi_thread")]
 async fn unprocessable_documents_are_reported() {
     let bed = TestBed::new("unworkable").await;
@@ -182,18 +182,18 @@ async fn unprocessable_documents_are_reported() {
     ];
     bed.collection("subscriptions").insert_many(&documents).await.unwrap();
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
-    eventually("the good one's end", || async {
+    eventually("the end of the valid subscription", || async {
         let good = bed.document("subscriptions", "good").await.unwrap();
         good.get_str("status").is_ok_and(|status| status == "expired").then_some(())
     })
     .await;
-    eventually("the others' being counted", || async {
+    eventually("the count of the others", || async {
         (unworkable(&worker, "subscriptions").await == Some(4.0)).then_some(())
     })
     .await;
     for document in &documents[..4] {
         let id = document.get_str("_id").unwrap();
-        assert_eq!(bed.document("subscriptions", id).await.as_ref(), Some(document), "{id} is left as it is");
+        assert_eq!(bed.document("subscriptions", id).await.as_ref(), Some(document), "{id} is unchanged");
     }
 
     // An account of another organization.

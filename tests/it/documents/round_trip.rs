@@ -1,4 +1,4 @@
-//! Random commands on random documents: whatever is accepted can be read back.
+//! Random commands on random documents: every accepted change can be read back.
 
 use std::collections::BTreeSet;
 
@@ -27,8 +27,8 @@ const SUBSCRIPTIONS: usize = 120;
 const ACCOUNTS: usize = 30;
 const ROUNDS: usize = 8;
 
-/// Any accepted command, with dates at the ends of the calendar and texts at their limits, and whatever time does, leaves a
-/// document that reads back as it was decided, and every entry of its outbox as itself.
+/// Commands use dates at the ends of the calendar and texts at their maximum length. Documents and outbox entries read back
+/// exactly as decided.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_accepted_command_writes_a_readable_document() {
     let bed = TestBed::new("round-trip").await;
@@ -116,7 +116,7 @@ async fn every_accepted_command_writes_a_readable_document() {
     bed.remove().await;
 }
 
-/// The newest entries of a document's outbox are those that its update brought.
+/// The newest outbox entries of a document are those of its update.
 #[track_caller]
 fn check_outbox(raw: &RawDocument, id: &str, updates: &[GuardedUpdate]) {
     let update = updates.iter().find(|update| update.document.as_str() == id).unwrap();
@@ -130,7 +130,7 @@ fn check_outbox(raw: &RawDocument, id: &str, updates: &[GuardedUpdate]) {
     assert_eq!(entries[entries.len() - update.entries.len()..], update.entries, "{id}");
 }
 
-/// How many cards an account has.
+/// Cards per account.
 const CARDS: usize = 4;
 
 fn any_account(random: &mut Rng, at: usize) -> Document {
@@ -145,7 +145,7 @@ fn any_account(random: &mut Rng, at: usize) -> Document {
     document
 }
 
-/// Of a card: long over, a few months from now, or at the end of the calendar.
+/// An expiry month: in the past, a few months ahead, or at the end of the calendar.
 fn any_month(random: &mut Rng) -> String {
     let soon = YearMonth::of(clock::now().date_naive() + Months::new(random.u32(..6)));
     pick(random, &[None, None, Some("2000-01"), Some("2998-12")]).map_or_else(|| soon.to_string(), str::to_owned)

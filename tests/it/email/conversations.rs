@@ -19,14 +19,14 @@ use offramp_testkit::worker_process::{WorkerProcess, bare};
 #[test]
 fn a_conversation_is_about_one_document() {
     let id = conversation_id("subscriptions", "sub-1");
-    // Fixed forever: an email of next year belongs to one of this year.
+    // Must never change: next year's emails belong to the same conversation as this year's.
     assert_eq!(id.to_string(), "06e83b1f-a021-5292-9d1a-51ee59dd95de");
     assert_ne!(id, conversation_id("subscriptions", "sub-2"));
     assert_ne!(id, conversation_id("accounts", "sub-1"));
     assert_ne!(id, EffectIds::of(&["subscriptions", "sub-1"]).id("payment-failed"));
 }
 
-/// What of an email tells which it is and what it belongs to.
+/// A key for an email (template and recipient), and the headers with its ids.
 fn ids(mail: &[u8]) -> (String, [String; 3]) {
     let parsed = MessageParser::default().parse(mail).unwrap();
     let header = |name: &str| parsed.header_raw(name).unwrap().trim().to_owned();
@@ -34,7 +34,7 @@ fn ids(mail: &[u8]) -> (String, [String; 3]) {
     (key, ["Message-ID", "References", "In-Reply-To"].map(header))
 }
 
-/// Also: the worker signs, with what is in its settings.
+/// The worker also signs, with the key in its settings.
 #[tokio::test(flavor = "multi_thread")]
 async fn worker_and_simulation_give_an_email_the_same_ids() {
     let failure = |id: &str, subscription: &str| {
@@ -68,14 +68,14 @@ async fn worker_and_simulation_give_an_email_the_same_ids() {
     for command in &commands {
         bed.command(command).await;
     }
-    offramp_testkit::eventually("seven mails", || async { (sink.mails().len() == 7).then_some(()) }).await;
+    offramp_testkit::eventually("seven emails", || async { (sink.emails().len() == 7).then_some(()) }).await;
     assert!(worker.stop().await.success());
-    let sent = sink.mails();
+    let sent = sink.emails();
     let dns = Dns::new("s1._domainkey.offramp.example", &signer(RSA_PKCS8).dns_record());
     for mail in &sent {
         assert_eq!(dns.verify(&mail.bytes).await, [DkimResult::Pass]);
     }
-    // Two emails of this template go to each: by their message ids too, then.
+    // Each recipient gets two emails of this template, so they are compared with their message ids.
     let of_worker: BTreeSet<_> = sent.iter().map(|mail| ids(&mail.bytes)).collect();
     let conversations: BTreeMap<&String, usize> =
         of_worker.iter().fold(BTreeMap::new(), |mut count, (_, [_, references, in_reply_to])| {
@@ -89,7 +89,7 @@ async fn worker_and_simulation_give_an_email_the_same_ids() {
     assert_eq!(conversations, expected.iter().map(|(id, count)| (id, *count)).collect());
 
     let folder = tempfile::tempdir().unwrap();
-    let (documents, mails) = (folder.path().join("documents.jsonl"), folder.path().join("mails"));
+    let (documents, emails) = (folder.path().join("documents.jsonl"), folder.path().join("mails"));
     let document =
         |collection: &str, document: Document| json!({ "collection": collection, "document": document }).to_string();
     let lines = [
@@ -106,11 +106,11 @@ async fn worker_and_simulation_give_an_email_the_same_ids() {
         "--documents",
         documents.to_str().unwrap(),
         "--mail-dir",
-        mails.to_str().unwrap(),
+        emails.to_str().unwrap(),
     ];
     let input = commands.iter().map(Value::to_string).collect::<Vec<_>>().join("\n");
     succeeds(bare().env("OFFRAMP_MAIL_FROM", "no-reply@offramp.example"), &arguments, &input);
-    let files = std::fs::read_dir(&mails).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
+    let files = std::fs::read_dir(&emails).unwrap().map(|file| std::fs::read(file.unwrap().path()).unwrap());
     assert_eq!(files.map(|mail| ids(&mail)).collect::<BTreeSet<_>>(), of_worker);
     bed.remove().await;
 }

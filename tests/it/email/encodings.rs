@@ -10,10 +10,10 @@ use crate::email::{LOCALES, built_in, bytes, composed, date, every_sample, origi
 use offramp_testkit::dkim::{ED25519, RSA_PKCS8, signer};
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 
-/// What Gmail shows of an email before it hides the rest behind a link, in bytes.
+/// Gmail clips longer messages. In bytes.
 const SHOWN_BYTES_MAX: usize = 100_000;
 
-/// An email of these words.
+/// An email with these bodies.
 fn saying(text: &str, html: &str) -> ComposedEmail {
     let rendered = RenderedEmail {
         subject: "Hello".to_owned(),
@@ -47,7 +47,7 @@ async fn bodies_are_encoded_as_the_server_accepts_them() {
         assert_eq!(parsed.body_text(0).unwrap(), format!("{text}\r\n"));
         assert_eq!(parsed.body_html(0).unwrap(), format!("{html}\r\n"));
     }
-    // Who passes a signed email on must not have to encode it anew.
+    // A relay must not have to re-encode a signed email, which would break the signature.
     let (taken, parameters) = sent(&saying("Hé", "<p>Hé").signed_by(Some(signer(ED25519))), KNOWS_8BITMIME).await;
     assert_eq!((encodings(&taken.bytes), parameters.as_str()), (quoted.map(str::to_owned), ""));
 }
@@ -64,7 +64,7 @@ async fn a_new_connection_to_a_less_capable_server_reencodes_the_email() {
     let (mut connection, mail) = (to(&sink), saying("Hé", "<p>Hé"));
     connection.send(&mail).await.unwrap();
     connection.send(&mail).await.unwrap();
-    let encoded: Vec<_> = sink.mails().iter().map(|taken| encodings(&taken.bytes)[1].clone()).collect();
+    let encoded: Vec<_> = sink.emails().iter().map(|taken| encodings(&taken.bytes)[1].clone()).collect();
     assert_eq!((encoded, sink.connections()), (vec!["8bit".to_owned(), "quoted-printable".to_owned()], 2));
 }
 
@@ -146,7 +146,7 @@ fn no_email_exceeds_the_size_that_gmail_shows() {
             largest = largest.max((size, what));
         }
     }
-    println!("the largest: {} bytes, {}", largest.0, largest.1);
+    println!("largest: {} bytes, {}", largest.0, largest.1);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn emails_contain_no_tracking_and_no_list_headers() {
             let parsed = MessageParser::default().parse(&mail).unwrap();
             let names: Vec<&str> = parsed.headers().iter().map(mail_parser::Header::name).collect();
             assert!(!names.iter().any(|name| name.starts_with("List-")), "{names:?}");
-            // The one picture that there may be is the organization's own.
+            // The only image allowed is the organization's logo.
             let html = parsed.body_html(0).unwrap();
             let logo = notification.facts.organization.logo_url.as_deref().unwrap_or("none");
             assert!(html.split("src=\"").skip(1).all(|source| source.starts_with(logo)), "{html}");

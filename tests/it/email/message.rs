@@ -29,10 +29,10 @@ async fn check_headers_and_parts(features: &'static str) {
     connection.quit().await;
 
     let templates = built_in();
-    let mails = sink.mails();
+    let emails = sink.emails();
     let sent: Vec<_> = LOCALES.into_iter().flat_map(every_sample).collect();
-    assert_eq!((mails.len(), sink.connections()), (sent.len(), 1));
-    for (taken, Sample { notification, .. }) in mails.iter().zip(&sent) {
+    assert_eq!((emails.len(), sink.connections()), (sent.len(), 1));
+    for (taken, Sample { notification, .. }) in emails.iter().zip(&sent) {
         let rendered = templates.render(notification).unwrap();
         assert_eq!(
             (taken.from.as_str(), &taken.to),
@@ -76,8 +76,8 @@ async fn check_headers_and_parts(features: &'static str) {
     }
 }
 
-/// CRLF; lines of at most 998 bytes (RFC 5322 §2.1.1); headers in ASCII and, wherever there is a space to break them at, of
-/// at most 78; the rest in ASCII where that is wanted.
+/// Checks for CRLF, lines of at most 998 bytes (RFC 5322 §2.1.1), and ASCII headers folded at 78 bytes wherever there is a space
+/// to fold at. The body must be ASCII unless `takes_8bit`.
 #[track_caller]
 pub fn check_form(bytes: &[u8], takes_8bit: bool) {
     let text = std::str::from_utf8(bytes).unwrap();
@@ -89,7 +89,7 @@ pub fn check_form(bytes: &[u8], takes_8bit: bool) {
     for line in headers.split("\r\n") {
         let words = if line.starts_with(' ') { line.trim_start() } else { line.split_once(": ").unwrap().1 };
         assert!(line.len() <= 78 || !words.contains(' '), "{line:?}");
-        assert!(!line.trim().is_empty(), "a line with nothing in it: {headers}");
+        assert!(!line.trim().is_empty(), "an empty line: {headers}");
     }
     // RFC 2047: an encoded word has at most 75 characters.
     for word in headers.split_ascii_whitespace().filter(|word| word.starts_with("=?")) {
@@ -179,7 +179,7 @@ fn an_invalid_recipient_is_an_error_and_an_invalid_reply_to_is_omitted() {
         let without = compose(&sender(), origin(), &notification, rendered.clone(), date()).unwrap();
         assert!(
             !String::from_utf8_lossy(&bytes(&without)).contains("\r\nReply-To:"),
-            "it is left out, and the mail goes on"
+            "the header is omitted, and the email is sent"
         );
         assert!(Sender::parse(email).is_err() || email.starts_with("Marie"), "{email}");
     }

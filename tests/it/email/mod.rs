@@ -1,4 +1,4 @@
-//! What emails contain, and how they are sent. Needs no server of ours.
+//! What emails contain, and how they are sent. Most of these tests need no external server.
 
 mod conversations;
 mod encodings;
@@ -57,7 +57,7 @@ pub fn origin() -> Origin {
     Origin { entry_id: Uuid::from_u128(42), conversation_id: Uuid::from_u128(7) }
 }
 
-/// As it is written for a server that knows nothing.
+/// The bytes for a server without extensions.
 pub fn bytes(mail: &ComposedEmail) -> Vec<u8> {
     mail.bytes(false).unwrap()
 }
@@ -117,20 +117,20 @@ fn is_of_connection(error: &SendError) -> bool {
     matches!(error, SendError::Sender { rejects_connection: true, .. })
 }
 
-/// A server with these extensions; none of them is STARTTLS.
+/// A server that replies to EHLO with `answer`, without STARTTLS.
 async fn server(answer: &'static str) -> SmtpSink {
     SmtpSink::scripted(Tls::No, move |at, _| if at == Step::Ehlo { Action::Answer(answer) } else { Action::Ok }).await
 }
 
-/// The email as it arrived, and how it was announced.
+/// The email as received, and the parameters of its MAIL command.
 async fn sent(mail: &ComposedEmail, answer: &'static str) -> (Taken, String) {
     let sink = server(answer).await;
     to(&sink).send(mail).await.unwrap();
     let announced = sink.commands().into_iter().find(|command| command.starts_with("MAIL")).unwrap();
-    (sink.mails().remove(0), announced.replace("MAIL FROM:<no-reply@mail.example.com>", ""))
+    (sink.emails().remove(0), announced.replace("MAIL FROM:<no-reply@mail.example.com>", ""))
 }
 
-/// How the whole, its text and its page are encoded; what is not said is 7bit.
+/// The transfer encodings of the message, its text part and its HTML part. A missing header means 7bit.
 fn encodings(mail: &[u8]) -> [String; 3] {
     let parsed = MessageParser::default().parse(mail).unwrap();
     let of_part = |part: usize| parsed.parts[part].content_transfer_encoding().unwrap_or("7bit").to_owned();

@@ -11,7 +11,7 @@ use crate::email::{LOCALES, bytes, composed, connection, every_sample, sample, t
 use offramp_testkit::dkim::{Dns, ED25519, RSA_PKCS1, RSA_PKCS8, signer};
 use offramp_testkit::smtp_sink::SmtpSink;
 
-/// Signs, and has a receiver look at it.
+/// Signs an email and verifies it as a receiver would.
 async fn verified(pem: &str, notification: &Notification) -> Vec<DkimResult> {
     let signer = signer(pem);
     let mail = bytes(&composed(notification).signed_by(Some(signer.clone())));
@@ -50,11 +50,11 @@ async fn signatures_are_valid_for_unusual_names_and_addresses() {
             assert_eq!(verified(pem, &notification).await, [DkimResult::Pass], "{name:?}");
         }
     }
-    // Left out, and signed as left out.
+    // An omitted header is signed as absent.
     let mut notification = sample();
     notification.reply_to.email = "nobody".to_owned();
     assert_eq!(verified(RSA_PKCS8, &notification).await, [DkimResult::Pass]);
-    // In UTF-8.
+    // A recipient that needs SMTPUTF8.
     notification.to.email = "zoé@example.com".to_owned();
     assert_eq!(verified(RSA_PKCS8, &notification).await, [DkimResult::Pass]);
 }
@@ -70,7 +70,7 @@ async fn signatures_survive_relaying_but_no_other_change() {
         assert!(holds(mail.clone()).await);
         let (headers, body) = mail.split_once("\r\n\r\n").unwrap();
 
-        // Folded otherwise, with other white space, an empty line more, and headers of the servers' own.
+        // Changes by relays: other folding and white space, an extra empty line, added headers.
         assert!(holds(format!("Received: from here\r\n{mail}\r\n")).await);
         assert!(holds(mail.replacen("\r\nSubject: ", "\r\nSUBJECT:\r\n  ", 1)).await);
         assert!(holds(mail.replacen("X-Offramp-Template:", "X-Other:", 1)).await);
@@ -93,7 +93,7 @@ async fn signatures_survive_relaying_but_no_other_change() {
             assert!(headers.contains(&line), "{name}");
             assert!(!holds(mail.replacen(&line, &format!("{line}x"), 1)).await, "{name} changed");
         }
-        // Programs differ in which of two they show.
+        // Mail clients differ in which of two duplicate headers they show.
         for name in ["From", "Reply-To", "To", "Subject", "Cc"] {
             assert!(!holds(format!("{name}: other@example.org\r\n{mail}")).await, "{name} put before");
             assert!(!holds(format!("{headers}\r\n{name}: other@example.org\r\n\r\n{body}")).await, "{name} added");
@@ -101,7 +101,7 @@ async fn signatures_survive_relaying_but_no_other_change() {
         assert!(!holds(format!("{headers}\r\n\r\n{}", body.replacen("49,99", "94,99", 1))).await, "the body changed");
         assert!(!holds(format!("{mail}more")).await, "something added to the body");
     }
-    // The key of another.
+    // Another domain's key does not verify.
     let mail = bytes(&composed(&sample()).signed_by(Some(signer(RSA_PKCS8))));
     let other = Dns::new("s1._domainkey.example.com", &signer(ED25519).dns_record());
     assert_ne!(other.verify(&mail).await, [DkimResult::Pass]);

@@ -12,10 +12,10 @@ use super::{
 };
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 
-/// What a server says to EHLO that takes one command at a time.
+/// The EHLO reply of a server without pipelining.
 const ONE_BY_ONE: &str = "250-sink\r\n250 8BITMIME";
 
-/// A server that does `action` when it is at `step` for the nth time that `nth` wants; with and without pipelining.
+/// Two servers, with and without pipelining, that do `action` at those occurrences of `step` that `nth` selects.
 async fn both(step: Step, nth: impl Fn(usize) -> bool + Copy + Send + Sync + 'static, action: Action) -> [SmtpSink; 2] {
     let script = move |at, time| if at == step && nth(time) { action } else { Action::Ok };
     let slow = move |at, time| match script(at, time) {
@@ -43,7 +43,7 @@ async fn a_rejected_email_leaves_the_connection_usable() {
             assert!(expected(&error), "{step:?} {answer}: {error:?}");
             assert!(error.to_string().contains(&answer[4..]), "{error}");
             connection.send(&composed(&sample())).await.unwrap();
-            assert_eq!((sink.mails().len(), sink.connections()), (1, 1), "{step:?} {answer}");
+            assert_eq!((sink.emails().len(), sink.connections()), (1, 1), "{step:?} {answer}");
             assert_eq!(sink.commands().iter().filter(|command| *command == "RSET").count(), 1);
         }
     }
@@ -65,9 +65,9 @@ async fn a_rejected_sender_is_reported_with_the_servers_reply() {
         let mut connection = to(&sink);
         let error = connection.send(&composed(&sample())).await.unwrap_err();
         assert!(is_of_sender(&error) && error.to_string().contains("not you"), "{error:?}");
-        // Where the recipient was named with the sender, that reply was read, too.
+        // With pipelining, the reply to RCPT has been read as well.
         connection.send(&composed(&sample())).await.unwrap();
-        assert_eq!((sink.mails().len(), sink.connections()), (1, 1));
+        assert_eq!((sink.emails().len(), sink.connections()), (1, 1));
     }
 }
 
@@ -105,7 +105,7 @@ async fn failures_are_classified_by_the_servers_reply() {
             assert!(expected(&error), "{step:?} {action:?}: {error:?}");
             assert!(error.to_string().contains(&sink.address.to_string()), "{error}");
             assert!(started.elapsed() < Duration::from_secs(2), "{step:?} {action:?}");
-            assert_eq!(sink.mails().len(), 0, "{step:?} {action:?}");
+            assert_eq!(sink.emails().len(), 0, "{step:?} {action:?}");
         }
     }
     let error = connection("smtp://127.0.0.1:1", &ClientTls::default()).send(&composed(&sample())).await.unwrap_err();
@@ -134,7 +134,7 @@ async fn a_late_reply_is_never_read_as_the_reply_to_another_command() {
             let error = connection.send(&mail).await.unwrap_err();
             assert_eq!(is_in_doubt(&error), step == Step::Content, "{step:?}: {error:?}");
             assert_eq!(is_unavailable(&error), step != Step::Content, "{step:?}: {error:?}");
-            // The server goes on with what it has, and hears nothing more.
+            // The client has hung up and sends nothing more.
             sink.deserted().await;
             let commands = sink.commands();
             let last = commands.last().map_or("", |command| command.split([' ', ':']).next().unwrap());
@@ -147,7 +147,7 @@ async fn a_late_reply_is_never_read_as_the_reply_to_another_command() {
             };
             assert_eq!(last, expected, "{step:?}: {commands:?}");
             connection.send(&mail).await.unwrap();
-            let taken = sink.mails();
+            let taken = sink.emails();
             assert_eq!(taken.len(), if step == Step::Content { 2 } else { 1 }, "{step:?}");
             assert!(taken.iter().all(|taken| taken.bytes == mail.bytes(true).unwrap()), "{step:?}: not a whole email");
         }
@@ -163,14 +163,14 @@ async fn a_slow_server_gets_every_email_once() {
             let transport = transport(&sink.url(), &ClientTls::default(), patient);
             let mail = composed(&sample());
             MailConnection::new(Arc::new(transport)).send(&mail).await.unwrap();
-            let taken = sink.mails();
+            let taken = sink.emails();
             assert_eq!((taken.len(), sink.connections()), (1, 1), "{step:?}");
             assert_eq!(taken[0].bytes, mail.bytes(true).unwrap(), "{step:?}");
         }
     }
 }
 
-/// Servers that are late the first time that they are at `step`; with and without pipelining.
+/// Servers with and without pipelining that reply late to the first occurrence of `step`.
 async fn late_at(step: Step, late: Action) -> [SmtpSink; 2] {
     let script = move |at, nth| if (at, nth) == (step, 1) { late } else { Action::Ok };
     if step == Step::Ehlo {
@@ -201,7 +201,7 @@ async fn after_a_delivery_in_doubt_the_next_email_uses_a_new_connection() {
             let mut connection = to(&sink);
             connection.send(&composed(&sample())).await.unwrap_err();
             connection.send(&composed(&sample())).await.unwrap();
-            assert_eq!((sink.mails().len(), sink.connections()), (1, 2), "{action:?}");
+            assert_eq!((sink.emails().len(), sink.connections()), (1, 2), "{action:?}");
         }
     }
 }
@@ -214,7 +214,7 @@ async fn a_cancelled_send_leaves_no_reply_for_the_next_email() {
         let given_up = tokio::time::timeout(Duration::from_millis(100), connection.send(&composed(&sample()))).await;
         assert!(given_up.is_err());
         connection.send(&composed(&sample())).await.unwrap();
-        assert_eq!((sink.mails().len(), sink.connections()), (2, 2));
+        assert_eq!((sink.emails().len(), sink.connections()), (2, 2));
     }
 }
 
@@ -226,7 +226,7 @@ async fn a_connection_closed_by_the_server_is_replaced_silently() {
             for _ in 0..3 {
                 connection.send(&composed(&sample())).await.unwrap();
             }
-            assert_eq!((sink.mails().len(), sink.connections()), (3, 2), "{action:?}");
+            assert_eq!((sink.emails().len(), sink.connections()), (3, 2), "{action:?}");
         }
     }
 }
@@ -240,7 +240,7 @@ async fn emails_are_not_delayed_by_nagles_algorithm() {
     for _ in 0..100 {
         connection.send(&mail).await.unwrap();
     }
-    // With Nagle's algorithm each of them waits 40 ms.
+    // Nagle's algorithm would delay each email by 40 ms.
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
 
@@ -283,7 +283,7 @@ async fn a_non_ascii_recipient_requires_smtputf8() {
         |at, _| if at == Step::Ehlo { Action::Answer("250-sink\r\n250-8BITMIME\r\n250 SMTPUTF8") } else { Action::Ok };
     let sink = SmtpSink::scripted(Tls::No, script).await;
     to(&sink).send(&mail).await.unwrap();
-    assert_eq!(sink.mails()[0].to, ["zoé@example.com"]);
+    assert_eq!(sink.emails()[0].to, ["zoé@example.com"]);
 }
 
 #[tokio::test]
@@ -301,11 +301,11 @@ async fn a_non_ascii_reply_to_is_omitted_for_an_ascii_recipient() {
         let script = move |at, _| if at == Step::Ehlo { Action::Answer(features) } else { Action::Ok };
         let sink = SmtpSink::scripted(Tls::No, script).await;
         to(&sink).send(&mail).await.unwrap();
-        let bytes = &sink.mails()[0].bytes;
+        let bytes = &sink.emails()[0].bytes;
         let names = header_names(bytes);
         assert!(bytes.is_ascii() && !names.contains("Reply-To") && names.contains("DKIM-Signature"), "{names:?}");
     }
-    // Who reads it can read the address.
+    // A recipient that needs SMTPUTF8 can read the address.
     notification.to.email = "zoé@example.com".to_owned();
     assert!(String::from_utf8(bytes(&composed(&notification))).unwrap().contains("josé@example.org>\r\n"));
 }

@@ -34,8 +34,8 @@ async fn connections_are_encrypted_as_configured() {
         connection.send(&mail).await.unwrap();
         connection.send(&mail).await.unwrap();
         assert_eq!(sink.connections(), 1);
-        assert!(sink.mails().iter().all(|taken| taken.encrypted == encrypted), "{scheme} {option}");
-        assert_eq!(sink.mails()[0].bytes, mail.bytes(true).unwrap());
+        assert!(sink.emails().iter().all(|taken| taken.encrypted == encrypted), "{scheme} {option}");
+        assert_eq!(sink.emails()[0].bytes, mail.bytes(true).unwrap());
     }
 
     for (tls, scheme, option, settings, why) in [
@@ -47,7 +47,7 @@ async fn connections_are_encrypted_as_configured() {
         let sink = SmtpSink::scripted(tls, ok).await;
         let error = connection(&localhost(&sink, scheme, "", option), settings).send(&mail).await.unwrap_err();
         assert!(is_unavailable(&error) && error.to_string().contains(why), "{error}");
-        assert_eq!(sink.mails().len(), 0);
+        assert_eq!(sink.emails().len(), 0);
     }
 
     let with_certificate = ca.client(true);
@@ -59,7 +59,7 @@ async fn connections_are_encrypted_as_configured() {
 async fn a_hangup_right_after_the_handshake_suggests_a_certificate_problem() {
     let ca = ThrowAwayCa::new();
     let trusting = ca.client(false);
-    // Over STARTTLS, the first EHLO is in the clear.
+    // With STARTTLS, the first EHLO is unencrypted.
     for (tls, scheme, hangs_up_at, says_so) in [
         (Tls::Upgrade(ca.server_config(false)), "smtp", (Step::Ehlo, 2), true),
         (Tls::Implicit(ca.server_config(false)), "smtps", (Step::Greeting, 1), true),
@@ -110,7 +110,7 @@ async fn passwords_are_only_sent_encrypted_and_never_shown() {
     let sink = SmtpSink::scripted(Tls::No, script).await;
     connection(&localhost(&sink, "smtp", login, "?tls=none"), &trusting).send(&mail).await.unwrap();
     let commands = sink.commands();
-    // Nothing is asked again after the login.
+    // There is no second EHLO after the login.
     assert_eq!(commands[1..3], ["AUTH LOGIN".to_owned(), "MAIL FROM:<no-reply@mail.example.com>".to_owned()]);
 
     let script = |at, _| if at == Step::Auth { Action::Answer("535 wrong") } else { Action::Ok };

@@ -30,7 +30,7 @@ async fn declare(bed: &TestBed) -> Topology {
     topology
 }
 
-/// Puts letters into the queue, as a lane does.
+/// Publishes dead letters as a lane does.
 async fn bury(bed: &TestBed, topology: &Topology, bodies: &[Value], reason: &str, error: &str, lane: &str) {
     let queue = format!("{}.{lane}", bed.prefix);
     let publisher = Publisher::new(broker());
@@ -54,7 +54,7 @@ async fn becomes(bed: &TestBed, queue: &str, count: u32) {
     .await;
 }
 
-/// Takes everything from a queue: how often each command is there.
+/// Takes all messages from a queue and counts them by command id.
 async fn take_all(bed: &TestBed, queue: &str) -> BTreeMap<String, usize> {
     let mut commands = BTreeMap::new();
     while let Some((body, _)) = bed.take(queue).await {
@@ -85,7 +85,7 @@ async fn dead_letters_are_listed_shown_and_replayed_after_a_repair() {
     bed.command(&misspelt).await;
     becomes(&bed, "dead-letters", 5).await;
 
-    // Three corrupt documents are one group, although each has an error of its own.
+    // Errors that differ only in ids form one group.
     let groups = objects(&bed, &["dead-letters", "list", "--json"]);
     assert_eq!(groups.len(), 3, "{groups:?}");
     let group = &groups[0];
@@ -101,7 +101,7 @@ async fn dead_letters_are_listed_shown_and_replayed_after_a_repair() {
     let filtered = output(&bed, &["dead-letters", "list", "--queue", "payment-failure"]);
     assert!(filtered.contains("1 dead letter in") && filtered.contains("; 4 are other ones"), "{filtered}");
 
-    // One by one: the same handles each time.
+    // Listed one by one, with stable handles.
     let each = objects(&bed, &["dead-letters", "list", "--each", "--json"]);
     assert_eq!(each.len(), 5);
     assert_eq!(each, objects(&bed, &["dead-letters", "list", "--each", "--json"]));
@@ -119,7 +119,7 @@ async fn dead_letters_are_listed_shown_and_replayed_after_a_repair() {
     let nobody = failure(&bed, &["dead-letters", "show", "nobody"], 1);
     assert!(nobody.contains("there is no dead letter") && nobody.contains("list --each"), "{nobody}");
 
-    // Repaired and sent back, they are done.
+    // Replayed after the repair, they are applied.
     let set = doc! { "$set": { "billing.next_on": "2199-06-15" } };
     bed.collection("subscriptions").update_many(doc! { "_id": { "$regex": "^bad-" } }, set).await.unwrap();
     let replay = ["dead-letters", "replay", "--reason", "corrupt_document", "--error", "billing.next_on"];
@@ -128,7 +128,7 @@ async fn dead_letters_are_listed_shown_and_replayed_after_a_repair() {
     becomes(&bed, "dead-letters", 5).await;
     let done = output(&bed, &replay);
     assert_eq!(done, format!("sent back 3 dead letters: 3 to {}.cancellation\n", bed.prefix));
-    eventually("the repaired to be cancelled", || async {
+    eventually("the repaired subscriptions to be cancelled", || async {
         let filter =
             doc! { "_id": { "$regex": "^bad-" }, "status": "cancellation_scheduled", "applied": { "$size": 1 } };
         (bed.collection("subscriptions").count_documents(filter).await.unwrap() == 3).then_some(())
@@ -136,7 +136,7 @@ async fn dead_letters_are_listed_shown_and_replayed_after_a_repair() {
     .await;
     becomes(&bed, "dead-letters", 2).await;
 
-    // One that fails again comes back, as a new letter.
+    // A replayed message that fails again is a new dead letter.
     output(&bed, &["dead-letters", "replay", handle]);
     becomes(&bed, "dead-letters", 2).await;
     let again = objects(&bed, &["dead-letters", "list", "--each", "--json", "--queue", "payment-failure"]);
@@ -155,7 +155,7 @@ async fn a_replay_of_exhausted_retries_starts_at_the_first_attempt() {
     let bed = TestBed::new("exhausted").await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
-    // The database unwilling the change, again and again.
+    // The database rejects every change.
     let refuse = doc! { "collMod": "subscriptions", "validator": { "status": { "$exists": false } } };
     bed.database.run_command(refuse).await.unwrap();
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
@@ -165,7 +165,7 @@ async fn a_replay_of_exhausted_retries_starts_at_the_first_attempt() {
     assert_eq!((&letter["reason"], &letter["headers"]["offramp-attempt"]), (&json!("exhausted"), &json!(5)));
 
     output(&bed, &["dead-letters", "replay", "--reason", "exhausted"]);
-    // It fails still: now it has its five tries before it.
+    // It still fails, but now starts with the first retry.
     becomes(&bed, "retry.5s", 1).await;
     becomes(&bed, "dead-letters", 0).await;
     bed.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
@@ -184,7 +184,7 @@ async fn messages_beyond_the_delivery_limit_are_listed_and_replayed() {
     declare(&bed).await;
     bed.command(&command("poison", "card.expiry", json!({}))).await;
     let queue = format!("{}.card-expiry", bed.prefix);
-    // The end of the broker's patience: 100 returns, and one more.
+    // One more than the delivery limit of 100.
     for _ in 0..101 {
         bed.come_back("card-expiry").await;
     }
@@ -219,7 +219,7 @@ async fn a_dead_letter_that_cannot_be_routed_is_kept() {
     assert!(said.starts_with("1 dead letter kept: "), "{said}");
     assert_eq!(objects(&bed, &["dead-letters", "list", "--json"])[0]["reason"], "unknown");
 
-    // A work queue that is missing takes nothing, and the letter stays.
+    // The work queue is missing, so the dead letter is kept.
     let topology = Topology::new(&bed.prefix);
     bury(&bed, &topology, &[cancellation("c", "sub")], "exhausted", "No.", "card-expiry").await;
     let work = format!("{}.card-expiry", bed.prefix);
@@ -271,7 +271,7 @@ async fn a_killed_replay_loses_nothing() {
     bury(&bed, &topology, &commands, "exhausted", "No.", "cancellation").await;
     becomes(&bed, "dead-letters", LETTERS).await;
 
-    // Killed as soon as it has done something, until it has been killed six times.
+    // Six times, the replay is killed after its first messages.
     for _ in 0..6 {
         let before = waiting(&bed, "cancellation").await;
         let mut child = offramp(&bed)
@@ -280,15 +280,17 @@ async fn a_killed_replay_loses_nothing() {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        eventually("some letters sent back", || async { (waiting(&bed, "cancellation").await > before).then_some(()) })
-            .await;
+        eventually("some messages sent back", || async {
+            (waiting(&bed, "cancellation").await > before).then_some(())
+        })
+        .await;
         child.kill().unwrap();
         let status = child.wait().unwrap();
-        assert!(!status.success(), "it was done before it could be killed");
+        assert!(!status.success(), "it ended before it could be killed");
     }
-    // What it held comes back when the broker sees that it is gone.
+    // The broker requeues unacknowledged messages when it notices the closed connection.
     let now = || async { (waiting(&bed, "dead-letters").await, waiting(&bed, "cancellation").await) };
-    let (letters, work) = eventually("every letter in a queue, and all at rest", || async {
+    let (letters, work) = eventually("every message in a queue, and stable counts", || async {
         let (letters, work) = now().await;
         tokio::time::sleep(Duration::from_millis(500)).await;
         (letters + work >= LETTERS && now().await == (letters, work)).then_some((letters, work))
@@ -299,7 +301,7 @@ async fn a_killed_replay_loses_nothing() {
     assert!(letters > 0 && work > 0);
     assert!(twice <= 6 * 100, "{twice}");
 
-    // Everything there is goes back, and each command counts once.
+    // After a full replay, each command is applied once.
     output(&bed, &["dead-letters", "replay", "--all"]);
     becomes(&bed, "dead-letters", 0).await;
     assert_eq!(waiting(&bed, "cancellation").await, letters + work);
@@ -311,7 +313,7 @@ async fn a_killed_replay_loses_nothing() {
     })
     .await;
     bed.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), LETTERS as usize, "nobody is told twice");
+    assert_eq!(sink.emails().len(), LETTERS as usize, "no email is sent twice");
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
@@ -334,7 +336,7 @@ async fn killed_list_show_and_drop_lose_nothing() {
     }
     becomes(&bed, "dead-letters", LETTERS).await;
 
-    // Of what is to be dropped nothing else is touched.
+    // A killed drop affects only matching messages.
     bury(&bed, &topology, &commands, "invalid", "No.", "cancellation").await;
     let mut child = offramp(&bed)
         .args(["dead-letters", "drop", "--reason", "exhausted", "--yes"])
@@ -378,7 +380,7 @@ async fn concurrent_operators_wait_for_each_other() {
         assert!(output.status.success(), "{output:?}");
         said.push_str(std::str::from_utf8(&output.stdout).unwrap());
     }
-    // Who lists sees all of them or none: never a part.
+    // A list sees all dead letters or none, never a part.
     for group in said.lines().filter(|line| line.starts_with('{')) {
         assert_eq!(serde_json::from_str::<Value>(group).unwrap()["count"], 600);
     }
@@ -389,7 +391,7 @@ async fn concurrent_operators_wait_for_each_other() {
     assert_eq!(back.keys().cloned().collect::<BTreeSet<_>>(), expected);
     assert!(back.values().all(|count| *count == 1));
 
-    // While somebody holds them for long, others say so and do nothing.
+    // While one process holds the dead letters, others report it and do nothing.
     bury(&bed, &topology, &commands[..1], "exhausted", "No.", "cancellation").await;
     let held = offramp::amqp::DeadLetters::open(&broker(), &topology).await.unwrap();
     let busy = failure(&bed, &["dead-letters", "replay", "--all"], 1);
@@ -419,7 +421,7 @@ async fn dead_letters_with_the_same_handle_are_distinguished() {
         let (one, other) = if one.body() == goes.as_bytes() { (one, other) } else { (other, one) };
         scan.remove(vec![one]).await.unwrap();
         drop(other);
-        // One more than expected: it is looked for what came back though it was removed.
+        // The count is one more than expected, so the scan looks for removed letters that came back.
         bury(comes).await;
         scan.finish().await.unwrap();
         letters.close().await;
@@ -447,7 +449,7 @@ async fn many_dead_letters_are_listed_and_replayed() {
     timed(&["dead-letters", "list"]);
     let order = objects(&bed, &["dead-letters", "list", "--each", "--limit", "1000000", "--json"]);
     let sorted = order.windows(2).filter(|pair| pair[0]["died_at"].as_str() <= pair[1]["died_at"].as_str()).count();
-    println!("{sorted} of {} neighbours in order", order.len() - 1);
+    println!("{sorted} of {} adjacent pairs in order", order.len() - 1);
     timed(&["dead-letters", "show", "c-7", "--json"]);
     timed(&["dead-letters", "replay", "--all"]);
     assert_eq!(waiting(&bed, "cancellation").await as usize, few);

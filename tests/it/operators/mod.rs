@@ -1,4 +1,4 @@
-//! What operators do with messages and emails that were given up. No command loses a message, whenever it is killed.
+//! Commands for operators: dead letters and failed outbox entries. No command loses a message, whenever it is killed.
 
 mod dead_letters;
 mod outbox;
@@ -12,12 +12,11 @@ use serde_json::Value;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::offramp;
 
-/// Runs the program and waits for its end.
 fn run(bed: &TestBed, arguments: &[&str]) -> Output {
     offramp(bed).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
-/// What it prints when it succeeds.
+/// The standard output of a successful run.
 #[track_caller]
 fn output(bed: &TestBed, arguments: &[&str]) -> String {
     let output = run(bed, arguments);
@@ -25,13 +24,13 @@ fn output(bed: &TestBed, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The objects that it prints, one a line.
+/// The JSON objects that a successful run prints.
 #[track_caller]
 fn objects(bed: &TestBed, arguments: &[&str]) -> Vec<Value> {
     output(bed, arguments).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// What it says when it fails, with this exit code.
+/// The standard error of a run that fails with this exit code.
 #[track_caller]
 fn failure(bed: &TestBed, arguments: &[&str], code: i32) -> String {
     let output = run(bed, arguments);

@@ -41,7 +41,7 @@ async fn rejected_emails_are_listed_and_retried() {
         "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" } });
     bed.command(&command("card", "card.expiry", card)).await;
     // An email for each cancellation, two for the card.
-    let refused = eventually("six refused mails", || async {
+    let refused = eventually("six rejected emails", || async {
         let refused = objects(&bed, &["outbox", "list", "--json"]);
         (refused.len() == 6).then_some(refused)
     })
@@ -58,7 +58,7 @@ async fn rejected_emails_are_listed_and_retried() {
     assert!(!text.contains('\x1b'), "{text}");
     assert!(output(&bed, &["outbox", "list", "--waiting"]).starts_with("nothing waits"));
 
-    // What is looked for is found with an index.
+    // The queries use an index.
     let any = doc! { "$gte": bson::DateTime::MIN };
     let waiting = doc! { "kind": { "$in": [bson::Bson::Null, bson::Bson::from("email"), bson::Bson::from("event")] }, "due": any.clone() };
     for (collection, filter) in [
@@ -78,19 +78,19 @@ async fn rejected_emails_are_listed_and_retried() {
     let dry = output(&bed, &["outbox", "retry", "--all", "--dry-run"]);
     assert!(dry.contains("6 entries would be retried; nothing was changed"), "{dry}");
 
-    // Refused again, it is listed again, with one more try.
+    // Rejected again, it is listed with one more attempt.
     let version = || async { bed.document("subscriptions", "sub").await.unwrap().get_i64("version").unwrap() };
     let before = version().await;
     let id = one["id"].as_str().unwrap();
     assert_eq!(output(&bed, &["outbox", "retry", &id[..8]]), "1 due now; a worker tries them within seconds\n");
-    eventually("a second refusal", || async {
+    eventually("a second rejection", || async {
         let refused = objects(&bed, &["outbox", "list", "--document", "sub", "--json"]);
         refused.first().filter(|entry| entry["attempts"] == 2).map(drop)
     })
     .await;
-    assert!(version().await >= before + 3, "made due, claimed, refused");
+    assert!(version().await >= before + 3, "made due, claimed, rejected");
 
-    // Two operators at once, and the mail server willing: each email leaves once.
+    // Two concurrent retries with a server that now accepts: each email is sent once.
     unwilling.store(false, Ordering::Relaxed);
     let start = || {
         let arguments = ["outbox", "retry", "--all"];
@@ -101,13 +101,13 @@ async fn rejected_emails_are_listed_and_retried() {
         assert!(child.wait_with_output().unwrap().status.success());
     }
     bed.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), 6);
+    assert_eq!(sink.emails().len(), 6);
     assert!(output(&bed, &["outbox", "retry", "--all"]).contains("nothing to do"));
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
 
-/// An outbox entry that was refused for good.
+/// An outbox entry that was permanently rejected.
 fn rejected_entry(id: impl Into<Bson>, to: &str) -> Document {
     doc! {
         "id": id.into(), "mail": { "template": "cancelled-by-admin", "to": { "email": to } }, "attempts": 1, "holder": "",
@@ -154,7 +154,7 @@ async fn rejected_entries_are_dropped() {
     let listed = || objects(&bed, &["outbox", "list", "--json"]).len();
     assert_eq!(listed(), 9);
 
-    // Nothing happens by mistake.
+    // Nothing is dropped without a filter and a confirmation.
     assert!(failure(&bed, &["outbox", "drop", "--yes"], 2).contains("--all"));
     assert!(failure(&bed, &["outbox", "drop", "--all"], 2).contains("--yes"));
     failure(&bed, &["outbox", "drop", "zzzzzzzz", "--yes"], 1);
@@ -162,7 +162,7 @@ async fn rejected_entries_are_dropped() {
     assert!(dry.contains("9 entries would be dropped; nothing was changed"), "{dry}");
     assert_eq!(listed(), 9);
 
-    // One by its id: the record tells, and nothing else is touched.
+    // Dropping one by id adds the drop to its record and changes nothing else.
     assert_eq!(output(&bed, &["outbox", "drop", "recorded", "--yes"]), "dropped 1 entry\n");
     let recorded = bed.document("subscriptions", "recorded").await.unwrap();
     assert_eq!(recorded.get_i64("version").unwrap(), 4);
@@ -174,7 +174,7 @@ async fn rejected_entries_are_dropped() {
     assert!(dropped.get_datetime("failed_at").unwrap() <= &bson::DateTime::now());
     assert_eq!(dropped.get_i32("crm").unwrap(), 7);
 
-    // Without a record, with one that is none, in an account, and by what they are.
+    // Entries without a record, with an invalid record, in an account, and by filters.
     assert_eq!(output(&bed, &["outbox", "drop", "--document", "bare", "--to", "a@", "--yes"]), "dropped 1 entry\n");
     assert_eq!(bed.document("subscriptions", "bare").await.unwrap().get_array("outbox").unwrap().len(), 1);
     assert_eq!(output(&bed, &["outbox", "drop", "--to", "b@", "--yes"]), "dropped 2 entries\n");
@@ -184,12 +184,12 @@ async fn rejected_entries_are_dropped() {
     assert_eq!(bed.document("subscriptions", "null").await.unwrap().get("notifications"), Some(&Bson::Null));
     assert!(bed.document("accounts", "acc").await.unwrap().get_array("outbox").unwrap().is_empty());
 
-    // What cannot be read is named by its document.
+    // Unreadable entries are selected by their document.
     output(&bed, &["outbox", "drop", "--document", "unreadable", "--yes"]);
     let unreadable = bed.document("subscriptions", "unreadable").await.unwrap();
     assert_eq!(unreadable.get_array("outbox").unwrap(), &[Bson::from(waiting)]);
 
-    // What somebody else makes due meanwhile is not dropped.
+    // An entry that was retried meanwhile is not dropped.
     let store = Store::open(&bed.mongodb_url, &offramp::tls::Tls::default()).await.unwrap();
     let mut entries = store.outbox_entries(EntryState::Failed).await.unwrap();
     let stale = entries.next().await.unwrap().unwrap();
@@ -199,7 +199,7 @@ async fn rejected_entries_are_dropped() {
     let due = doc! { "$set": { "outbox.0.failed_at": bson::DateTime::now() }, "$unset": { "outbox.0.due": "" } };
     bed.collection("subscriptions").update_one(doc! { "_id": "tombstone" }, due).await.unwrap();
 
-    // A tombstone; and a record that a validator forbids does not keep the entry.
+    // Tombstones; and an entry is dropped even if a validator rejects the update of its record.
     let validator = doc! { "notifications.failed_at": { "$exists": false } };
     let command = doc! { "collMod": "subscriptions", "validator": validator };
     assert_eq!(output(&bed, &["outbox", "drop", "--all", "--dry-run"]).matches("tombstone").count(), 2);
@@ -225,7 +225,7 @@ async fn waiting_entries_are_listed_with_their_error() {
     populate(&bed).await;
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
     bed.command(&cancellation("cancel", "sub")).await;
-    let waiting = eventually("a mail that waits", || async {
+    let waiting = eventually("a waiting email", || async {
         let waiting = objects(&bed, &["outbox", "list", "--waiting", "--json", "--to", "acc@home.example"]);
         waiting.into_iter().find(|entry| entry["attempts"] == 1)
     })

@@ -1,4 +1,4 @@
-//! Claims: what is due is claimed, whatever else waits or cannot be read.
+//! Claims: due entries are claimed, whatever else waits or cannot be read.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{self, WorkerProcess};
 
-/// Also when the mail server is unavailable and many emails are due before the event.
+/// Even while the mail server is unavailable and many emails are due before the event.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_due_event_does_not_wait_for_emails() {
     let count: usize = std::env::var("EMAILS").map_or(4_000, |count| count.parse().unwrap());
@@ -48,7 +48,7 @@ async fn a_due_event_does_not_wait_for_emails() {
     subscriptions.insert_one(subscription("sub", "org", "acc")).await.unwrap();
 
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
-    eventually("a try to send an email", || async { (sink.connections() > 0).then_some(()) }).await;
+    eventually("an attempt to send an email", || async { (sink.connections() > 0).then_some(()) }).await;
     let begin = Instant::now();
     cancel_and_leave(&store, "sub", clock::now()).await;
     events.next(&bed, |event| event["subject"] == "sub").await;
@@ -79,7 +79,7 @@ async fn an_unreadable_entry_is_kept_for_an_operator_and_blocks_nothing() {
         |due| doc! { "id": Uuid::new_v4().to_string(), "kind": "email", "due": DateTime::from(due), "mail": &secret };
     let add = |due| doc! { "$push": { "outbox": { "$each": [broken(due)], "$position": 0 } } };
     subscriptions.update_one(doc! { "_id": "sub" }, add(long_ago)).await.unwrap();
-    // It says that it is of a later version, whose workers can read it.
+    // This entry has the format of a later version, whose workers can read it.
     subscriptions.update_one(doc! { "_id": "new" }, add(long_ago)).await.unwrap();
     let later = doc! { "$set": { "outbox.0.format": 2 } };
     subscriptions.update_one(doc! { "_id": "new" }, later).await.unwrap();
@@ -94,7 +94,7 @@ async fn an_unreadable_entry_is_kept_for_an_operator_and_blocks_nothing() {
     assert!(!entry.contains_key("due") && !entry.contains_key("holder"), "it is not leased: {entry}");
     let error = entry.get_str("error").unwrap();
     assert!(error.contains("cannot read") && !error.contains("newer-version"), "{error}");
-    assert_eq!(sink.mails().len(), 1, "the other email of the document");
+    assert_eq!(sink.emails().len(), 1, "the other email of the document");
     let listed = worker_process::offramp(&bed).args(["outbox", "list", "--json"]).output().unwrap().stdout;
     let listed: Value = serde_json::from_slice(&listed).unwrap();
     assert_eq!(listed["document"], "sub", "{listed}");
@@ -120,14 +120,14 @@ async fn entries_of_earlier_versions_are_sent() {
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
     events.next(&bed, |event| event["subject"] == "sub").await;
     bed.outboxes_empty().await;
-    let mails = sink.mails();
-    assert_eq!(mails.len(), 1);
-    let mail = MessageParser::default().parse(&mails[0].bytes).unwrap();
+    let emails = sink.emails();
+    assert_eq!(emails.len(), 1);
+    let mail = MessageParser::default().parse(&emails[0].bytes).unwrap();
     let document = bed.document("subscriptions", "sub").await.unwrap();
     let [record] = records(&document)[..] else { panic!("{document}") };
     assert_eq!(record.get_str("message_id").unwrap(), format!("<{}>", mail.message_id().unwrap()));
     assert!(record.contains_key("sent_at"), "{document}");
-    // Their records have no `at`, and are shown all the same.
+    // Records of earlier versions have no `at`, and are still shown.
     let record = doc! { "id": "x", "template": "payment-failed", "to": "then@home.example", "role": "account_manager",
     "locale": "fr", "sent_at": DateTime::now(), "message_id": "<x@y>" };
     let recorded = doc! { "$set": { "notifications": [record] } };
@@ -139,7 +139,7 @@ async fn entries_of_earlier_versions_are_sent() {
     bed.remove().await;
 }
 
-/// However many documents cannot be written to, what is behind them is claimed; and they are not tried all the time.
+/// However many documents reject writes, later documents are claimed, and the failing ones are not retried constantly.
 #[tokio::test(flavor = "multi_thread")]
 async fn unwritable_documents_do_not_block_claims() {
     const BLOCKED: usize = 2_500;
@@ -184,14 +184,14 @@ async fn unwritable_documents_do_not_block_claims() {
     assert_eq!((claimed[0].document.as_str(), claimed[0].entry.kind()), ("sub", Kind::Event), "only events");
     let (claimed, unclaimable) = claim_all(queue).await;
     assert_eq!((claimed.len(), unclaimable), (0, 0), "not tried again at once");
-    // The documents become writable: the next look from the beginning finds them.
+    // Once the documents are writable, the next pass from the start claims them.
     bed.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
     queue.rewind();
     assert_eq!(claim_all(queue).await.0.len(), BLOCKED);
     bed.remove().await;
 }
 
-/// With a mail server that works, but is slower than the lanes.
+/// When the mail server is slower than the lanes.
 #[tokio::test(flavor = "multi_thread")]
 async fn entries_beyond_the_memory_limit_are_released_at_once() {
     let bed = TestBed::new("room").await;
@@ -204,7 +204,7 @@ async fn entries_beyond_the_memory_limit_are_released_at_once() {
     let room = handover.room(Kind::Email);
     assert!(handover.offer(vec![email.clone(); room]).await.is_empty());
     assert_eq!(handover.room(Kind::Email), 0);
-    assert_eq!(handover.room(Kind::Event), room, "events have their own");
+    assert_eq!(handover.room(Kind::Event), room, "events have their own limit");
     let no_room = handover.offer(leased.clone()).await;
     assert_eq!(no_room.iter().map(|mark| mark.kind).collect::<Vec<_>>(), [Kind::Email]);
     store.release(&no_room).await;
@@ -215,7 +215,7 @@ async fn entries_beyond_the_memory_limit_are_released_at_once() {
     bed.remove().await;
 }
 
-/// Two kinds of entries, and those of earlier versions, each found within the bounds of one index.
+/// Both kinds of entries, and those of earlier versions, are found within the bounds of one index.
 #[tokio::test(flavor = "multi_thread")]
 async fn claims_read_only_due_entries_of_their_kind() {
     let bed = TestBed::new("bounds").await;

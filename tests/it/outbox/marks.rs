@@ -22,10 +22,10 @@ use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::WorkerProcess;
 
-/// The shortest lease that is allowed: an email that is not marked would soon be sent again.
+/// The shortest allowed lease, so that an unmarked email would soon be sent again.
 const SHORT_LEASE: [(&str, &str); 1] = [("OFFRAMP_LEASE_SECONDS", "20")];
 
-/// Whatever other systems make of `notifications`, commands are applied, and no email is sent twice.
+/// Whatever other systems write to `notifications`, commands are applied, and no email is sent twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_whose_record_cannot_be_written_is_sent_once() {
     let bed = TestBed::new("unrecorded").await;
@@ -40,7 +40,7 @@ async fn an_email_whose_record_cannot_be_written_is_sent_once() {
         subscriptions.insert_one(document).await.unwrap();
     }
     subscriptions.insert_many(later.iter().map(|(id, _)| subscription(id, "org", "acc"))).await.unwrap();
-    // A collection whose validator knows no `notifications`.
+    // A validator that rejects `notifications`.
     let validator = doc! { "collMod": "accounts", "validator": { "notifications": { "$exists": false } } };
     bed.database.run_command(validator).await.unwrap();
 
@@ -66,8 +66,8 @@ async fn an_email_whose_record_cannot_be_written_is_sent_once() {
 
     is_back.store(true, Ordering::Relaxed);
     bed.outboxes_empty().await;
-    // With nothing in any outbox nothing can be sent again.
-    assert_eq!(sink.mails().len(), ids.len() + 2);
+    // With all outboxes empty, nothing can be sent again.
+    assert_eq!(sink.emails().len(), ids.len() + 2);
     for id in ["null", "list"] {
         let document = bed.document("subscriptions", id).await.unwrap();
         assert!(records(&document)[0].contains_key("sent_at"), "{id}: null counts as absent");
@@ -85,7 +85,7 @@ async fn an_email_and_its_event_are_marked_with_one_write() {
     const COUNT: usize = 20;
     let bed = TestBed::new("together").await;
     let sink = SmtpSink::start().await;
-    // So that events are confirmed before their emails are accepted.
+    // Events must be confirmed before their emails are accepted.
     let (slow, smtp_url) = Proxy::in_front_of(&sink.url()).await;
     slow.delay_answers(Duration::from_millis(25));
     populate(&bed).await;
@@ -103,7 +103,7 @@ async fn an_email_and_its_event_are_marked_with_one_write() {
     })
     .await;
     bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
-    // The commit, and one mark for both.
+    // The commit, and one write that marks both.
     let written = doc! { "version": 2 };
     assert_eq!(
         subscriptions.count_documents(written).await.unwrap(),
@@ -118,7 +118,7 @@ async fn an_email_and_its_event_are_marked_with_one_write() {
         statements < 2 * COUNT,
         "{statements} statements to commit {COUNT} changes and mark {COUNT} emails and events"
     );
-    assert_eq!(sink.mails().len(), COUNT);
+    assert_eq!(sink.emails().len(), COUNT);
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
@@ -156,13 +156,13 @@ async fn marks_are_idempotent() {
         assert_eq!(record.get_datetime("failed_at").unwrap(), &DateTime::from(at));
         assert_eq!(record.get_str("error").unwrap(), "550 no");
     }
-    // A failure that has no record to be written to is a failure all the same.
+    // Without a record to write to, the entry is still marked as failed.
     let refused = doc! { "$set": { "notifications": "x" }, "$unset": { "outbox.$[].failed_at": "" } };
     bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, refused).await.unwrap();
     assert!(store.mark(&marks[1..]).await.unwrap().is_empty());
     assert!(entries(&document().await)[0].contains_key("failed_at"));
 
-    // Sent after all: the record tells of no failure any more.
+    // After a successful retry, the record no longer contains the failure.
     let record = doc! { "id": &email.entry.id, "failed_at": DateTime::now(), "error": "550 no" };
     let recorded = doc! { "$set": { "notifications": [record] } };
     bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, recorded).await.unwrap();
@@ -190,7 +190,7 @@ async fn attempts_in_doubt_and_sender_rejections_are_counted_once() {
         let document = bed.document("subscriptions", "sub").await.unwrap();
         entries(&document).into_iter().find(|entry| entry.contains_key("mail")).unwrap().clone()
     };
-    // An entry has neither field before.
+    // A new entry has neither field.
     assert!(!entry().await.contains_key("in_doubt") && !entry().await.contains_key("sender_rejected_at"));
     let (now, error) = (clock::now(), "maybe".to_owned());
     let deferred = |minutes, cause| {
@@ -215,7 +215,7 @@ async fn attempts_in_doubt_and_sender_rejections_are_counted_once() {
     assert_eq!((counted.get_i32("attempts").unwrap(), counted.get_i32("in_doubt").unwrap()), (5, 2));
     assert_eq!(counted.get_datetime("sender_rejected_at").unwrap(), &DateTime::from(at(2)));
 
-    // A lease is extended by its holder alone.
+    // Only its holder can extend a lease.
     let until = clock::now() + TimeDelta::hours(2);
     assert!(store.extend(email, until).await.unwrap());
     assert_eq!(entry().await.get_datetime("due").unwrap(), &DateTime::from(until));
@@ -226,11 +226,11 @@ async fn attempts_in_doubt_and_sender_rejections_are_counted_once() {
     assert!(store.mark(&[failed]).await.unwrap().is_empty());
     let failed = entry().await;
     assert!(!failed.contains_key("in_doubt") && !failed.contains_key("sender_rejected_at"), "{failed}");
-    assert!(!store.extend(email, until).await.unwrap(), "what has failed is not leased again");
+    assert!(!store.extend(email, until).await.unwrap(), "a failed entry cannot be leased");
     bed.remove().await;
 }
 
-/// With a validator that lets no entry say why.
+/// A validator rejects errors in entries and records.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rejected_email_whose_error_cannot_be_written_is_not_sent_again() {
     let bed = TestBed::new("no-error").await;
@@ -256,13 +256,13 @@ async fn a_rejected_email_whose_error_cannot_be_written_is_not_sent_again() {
     bed.remove().await;
 }
 
-/// Should the process be killed before the database answers, each email that it has sent meanwhile would be sent twice.
+/// If the process were killed before the database answers, every email sent meanwhile would be sent twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn emails_wait_while_sent_ones_cannot_be_marked() {
     const EMAILS: usize = 150;
     let bed = TestBed::new("late-marks").await;
     let (sink, is_back) = SmtpSink::unavailable().await;
-    // Few emails are sent before marks count as late.
+    // Slow sending, so that few emails are sent before marks count as late.
     let (slow, smtp_url) = Proxy::in_front_of(&sink.url()).await;
     slow.delay_answers(Duration::from_millis(20));
     let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
@@ -281,18 +281,18 @@ async fn emails_wait_while_sent_ones_cannot_be_marked() {
     .await;
     line.stall();
     is_back.store(true, Ordering::Relaxed);
-    eventually("a database that is away", || async { worker.readyz().await.filter(|answer| answer.status == 503) })
+    eventually("an unavailable database", || async { worker.readyz().await.filter(|answer| answer.status == 503) })
         .await;
-    let sent = sink.mails().len();
+    let sent = sink.emails().len();
     assert!(sent < EMAILS / 3, "{sent} emails were sent and could not be marked");
     line.resume();
     bed.outboxes_empty().await;
     let ids: HashSet<String> = sink
-        .mails()
+        .emails()
         .iter()
         .map(|mail| MessageParser::default().parse(&mail.bytes).unwrap().message_id().unwrap().to_owned())
         .collect();
-    assert_eq!((sink.mails().len(), ids.len()), (EMAILS, EMAILS));
+    assert_eq!((sink.emails().len(), ids.len()), (EMAILS, EMAILS));
     assert!(worker.stop().await.success());
     bed.remove().await;
 }

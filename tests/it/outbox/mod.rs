@@ -1,5 +1,5 @@
-//! The outbox: emails are recorded with the decision, marked with few writes, never sent again because a record cannot be
-//! written, and no email holds up an event.
+//! The outbox: emails are recorded with the decision, marked with few writes, and never sent again because a record cannot be
+//! written; no email delays an event.
 
 mod claims;
 mod marks;
@@ -23,7 +23,7 @@ async fn store(bed: &TestBed) -> Store {
     Store::open(&bed.mongodb_url, &StoreTls::default()).await.unwrap()
 }
 
-/// Cancels a subscription as a worker does that ends right after the commit; its entries are due at `due`.
+/// Cancels a subscription like a worker that crashes right after the commit. Its entries are due at `due`.
 async fn cancel_and_leave(store: &Store, id: &str, due: chrono::DateTime<Utc>) -> Vec<LeasedEntry> {
     let command = Command::parse(cancellation(&format!("c-{id}"), id).to_string().as_bytes()).unwrap();
     let need = DocumentKeys {

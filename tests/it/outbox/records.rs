@@ -46,9 +46,9 @@ async fn an_email_is_recorded_with_the_decision_and_later_marked_as_sent() {
     let mut expected = record.clone();
     expected.insert("sent_at", sent.get_datetime("sent_at").unwrap());
     assert_eq!(*sent, expected);
-    let mails = sink.mails();
-    assert_eq!(mails.len(), 1);
-    let mail = MessageParser::default().parse(&mails[0].bytes).unwrap();
+    let emails = sink.emails();
+    assert_eq!(emails.len(), 1);
+    let mail = MessageParser::default().parse(&emails[0].bytes).unwrap();
     assert_eq!(format!("<{}>", mail.message_id().unwrap()), sent.get_str("message_id").unwrap());
     assert_eq!(mail.header("Content-Language").unwrap().as_text().unwrap(), sent.get_str("locale").unwrap());
     assert!(worker.stop().await.success());
@@ -74,7 +74,7 @@ async fn a_tombstone_keeps_email_records_without_addresses() {
         document.get_str("status").is_ok_and(|status| status == "removed").then_some(document)
     })
     .await;
-    // Only the entry that is still to be sent has the address.
+    // Only the unsent entry has the address.
     assert!(format!("{tombstone}").contains("acc@home.example"));
     is_back.store(true, Ordering::Relaxed);
     bed.outboxes_empty().await;
@@ -91,12 +91,12 @@ async fn a_tombstone_keeps_email_records_without_addresses() {
     );
     let applied = tombstone.get_array("applied").unwrap()[0].as_document().unwrap();
     assert!(applied.contains_key("settled_at"), "{text}");
-    assert_eq!(sink.mails().len(), 1);
+    assert_eq!(sink.emails().len(), 1);
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
 
-/// Neither in its records nor, once an operator has dropped the email, anywhere else.
+/// The address is never in the records, and nowhere once an operator has dropped the email.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tombstone_drops_the_address_of_a_rejected_email() {
     let bed = TestBed::new("refused").await;
@@ -128,7 +128,6 @@ async fn a_tombstone_drops_the_address_of_a_rejected_email() {
     bed.remove().await;
 }
 
-/// Marks that an account's emails need, too.
 #[tokio::test(flavor = "multi_thread")]
 async fn emails_about_accounts_are_recorded_in_the_account() {
     let bed = TestBed::new("accounts").await;

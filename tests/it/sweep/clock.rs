@@ -9,7 +9,7 @@ use offramp_testkit::proxy::Proxy;
 use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 
-/// Leases and ends are decided by this machine's clock, so nothing is decided while it is wrong.
+/// Leases and ends depend on this machine's clock, so nothing is decided while it is wrong.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_clock_pauses_processing() {
     let mut bed = TestBed::new("clock").await;
@@ -34,7 +34,7 @@ async fn a_wrong_clock_pauses_processing() {
     );
     bed.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
     bed.command(&cancellation("c-1", "sub")).await;
-    eventually("the command to be given back", || async {
+    eventually("the command to be requeued", || async {
         worker.readyz().await.filter(|answer| answer.body.contains("MongoDB is unavailable: this machine's clock"))
     })
     .await;

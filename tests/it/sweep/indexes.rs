@@ -30,7 +30,7 @@ async fn a_worker_builds_only_missing_indexes() {
     // The last of them.
     index_appears(&bed, "organizations", "offramp_card_organizations").await;
     assert!(worker.stop().await.success());
-    // One member that hangs must not hold up a build; a standalone server builds alone, and refuses to be told.
+    // A hanging replica must not block a build. A standalone server rejects the option.
     let hello = bed.database.run_command(doc! { "hello": 1 }).await.unwrap();
     let expected = hello.contains_key("setName").then_some("majority");
     let builds = builds(&notes(&bed).await);
@@ -48,7 +48,6 @@ async fn a_worker_builds_only_missing_indexes() {
     bed.remove().await;
 }
 
-/// The commands that build indexes.
 fn builds(notes: &[Document]) -> Vec<Document> {
     let commands = notes.iter().filter_map(|note| note.get_document("command").ok());
     commands.filter(|command| command.contains_key("createIndexes")).cloned().collect()
@@ -69,7 +68,7 @@ async fn index_appears(bed: &TestBed, collection: &str, name: &str) {
     .await;
 }
 
-/// A build takes minutes where a collection is large. Here it takes as long as the test wants.
+/// An index build takes minutes on a large collection. Here the proxy holds it.
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_are_consumed_while_an_index_is_built() {
     let mut bed = TestBed::new("building").await;
@@ -84,12 +83,12 @@ async fn messages_are_consumed_while_an_index_is_built() {
     bed.command(&cancellation("c-1", "sub")).await;
     status_becomes(&bed, "sub", "cancellation_scheduled").await;
     bed.outboxes_empty().await;
-    assert_eq!(sink.mails().len(), 1);
+    assert_eq!(sink.emails().len(), 1);
     let ready = worker.readyz().await.unwrap();
     assert!(ready.status == 200, "a worker that builds indexes works: {ready}");
     assert_eq!(index_names(&bed, "subscriptions").await, ["_id_"]);
     let over = bed.document("subscriptions", "over").await.unwrap();
-    assert_eq!(over.get_str("status").unwrap(), "cancellation_scheduled", "this needs an index");
+    assert_eq!(over.get_str("status").unwrap(), "cancellation_scheduled", "scheduled ends need the index");
 
     proxy.hold_requests("");
     status_becomes(&bed, "over", "cancelled").await;
@@ -97,8 +96,7 @@ async fn messages_are_consumed_while_an_index_is_built() {
     bed.remove().await;
 }
 
-/// What needs that index waits for it; everything else goes on. The worker says so until the index exists, also while it tries
-/// again.
+/// Queries that need the index wait for it; everything else continues. The worker is not ready until the index exists.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_index_that_cannot_be_built_stops_only_the_queries_that_need_it() {
     let bed = TestBed::new("no-index").await;
@@ -121,7 +119,7 @@ async fn an_index_that_cannot_be_built_stops_only_the_queries_that_need_it() {
     bed.command(&cancellation("c-1", "sub")).await;
     status_becomes(&bed, "sub", "cancellation_scheduled").await;
     let tries = doc! { "command.createIndexes": "subscriptions", "command.indexes.0.name": "offramp_scheduled_ends" };
-    eventually("three tries", || async {
+    eventually("three attempts", || async {
         let answer = worker.readyz().await.unwrap();
         assert!(answer.status == 503 && answer.body.contains("offramp_scheduled_ends"), "{answer}");
         let count = bed.collection("system.profile").count_documents(tries.clone()).await.unwrap();
@@ -138,7 +136,7 @@ async fn an_index_that_cannot_be_built_stops_only_the_queries_that_need_it() {
     bed.remove().await;
 }
 
-/// Somebody drops indexes while a worker runs: it builds them again, and goes on.
+/// A worker notices at run time that an index is missing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_index_is_built_again() {
     let bed = TestBed::new("dropped").await;
@@ -184,11 +182,11 @@ async fn init_drops_superseded_indexes_only_on_request() {
     })
     .await
     .unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{told}");
-    assert!(told.contains("MongoDB: created index subscriptions.offramp_natural_ends in "), "{told}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("MongoDB: created index subscriptions.offramp_natural_ends in "), "{text}");
     // Workers of the earlier version may still run, and need them.
-    assert!(told.contains("only earlier versions use the index subscriptions.offramp_expiring"), "{told}");
+    assert!(text.contains("only earlier versions use the index subscriptions.offramp_expiring"), "{text}");
     assert!(index_names(&bed, "subscriptions").await.iter().any(|name| name == "offramp_expiring"));
     let output = tokio::task::spawn_blocking({
         let mut command = offramp(&bed);
@@ -196,12 +194,12 @@ async fn init_drops_superseded_indexes_only_on_request() {
     })
     .await
     .unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(told.contains("MongoDB: dropped index subscriptions.offramp_expiring"), "{told}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("MongoDB: dropped index subscriptions.offramp_expiring"), "{text}");
     let names = index_names(&bed, "subscriptions").await;
     assert!(!names.iter().any(|name| name == "offramp_expiring" || name == "offramp_scheduled"), "{names:?}");
 
-    // An index of ours with other keys is the operator's affair.
+    // An index with Offramp's name and other keys is reported to the operator.
     bed.database.run_command(doc! { "dropIndexes": "accounts", "index": "offramp_card_expiry" }).await.unwrap();
     let other = doc! { "createIndexes": "accounts", "indexes": [{ "name": "offramp_card_expiry", "key": { "x": 1 } }] };
     bed.database.run_command(other).await.unwrap();
@@ -211,8 +209,8 @@ async fn init_drops_superseded_indexes_only_on_request() {
     })
     .await
     .unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{told}");
-    assert!(told.contains("accounts.offramp_card_expiry") && told.contains("other keys"), "{told}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("accounts.offramp_card_expiry") && stdout.contains("other keys"), "{text}");
     bed.remove().await;
 }

@@ -20,7 +20,7 @@ use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::WorkerProcess;
 
-/// How large the database's own notes of what it does may become, in bytes.
+/// The size of the profiler's collection, in bytes.
 const NOTES_BYTES_MAX: i64 = 64 * 1024 * 1024;
 
 async fn store_of(bed: &TestBed) -> Store {
@@ -29,7 +29,7 @@ async fn store_of(bed: &TestBed) -> Store {
     store
 }
 
-/// Has the database note what the program does, from now on.
+/// Starts the database profiler for the program's operations, with an empty profile.
 async fn start_noting(bed: &TestBed) {
     bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
     bed.collection("system.profile").drop().await.unwrap();
@@ -38,13 +38,13 @@ async fn start_noting(bed: &TestBed) {
     bed.database.run_command(doc! { "profile": 1, "filter": { "appName": "offramp" } }).await.unwrap();
 }
 
-/// What it has noted.
+/// Stops the profiler and returns its entries.
 async fn notes(bed: &TestBed) -> Vec<Document> {
     bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
     bed.collection("system.profile").find(doc! {}).await.unwrap().try_collect().await.unwrap()
 }
 
-/// How many sweeps have ended: the last thing that each looks for are tombstones.
+/// The number of finished sweeps. Each sweep ends with the deletion of tombstones.
 async fn sweeps(bed: &TestBed) -> u64 {
     bed.collection("system.profile").count_documents(doc! { "op": "remove" }).await.unwrap()
 }

@@ -15,12 +15,11 @@ use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::WorkerProcess;
 
-/// How many documents were read.
 fn documents_read(notes: &[Document]) -> i32 {
     notes.iter().filter_map(|note| note.get_i32("docsExamined").ok()).sum()
 }
 
-/// Whatever a sweep looks for is found with an index.
+/// Every query of a sweep uses an index.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_reads_only_due_documents() {
     let bed = TestBed::new("plans").await;
@@ -36,7 +35,7 @@ async fn a_sweep_reads_only_due_documents() {
 
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
     eventually("the end of a sweep", || async { (sweeps(&bed).await > 0).then_some(()) }).await;
-    eventually("the notice", || async { (sink.mails().len() == 2).then_some(()) }).await;
+    eventually("the notice", || async { (sink.emails().len() == 2).then_some(()) }).await;
     assert!(worker.stop().await.success());
 
     let notes = notes(&bed).await;
@@ -54,7 +53,7 @@ async fn a_sweep_reads_only_due_documents() {
         assert!(plans.iter().any(|plan| plan.contains(&format!("IXSCAN {keys}"))), "{keys}: {plans:?}");
     }
     assert!(!notes.iter().any(|note| note.get_bool("hasSortStage").unwrap_or(false)), "an index has the order already");
-    // The server ends by itself what nobody waits for any more. What goes on with a cursor shares the time of its beginning.
+    // Every operation has a time limit on the server; `getMore` shares that of its query.
     for note in &notes {
         let command = note.get_document("command").unwrap();
         let is_bounded = command.contains_key("maxTimeMS");
@@ -67,8 +66,8 @@ async fn a_sweep_reads_only_due_documents() {
     bed.remove().await;
 }
 
-/// Subscriptions between their expiry date and their natural end are not read, nor in the hours in which the day of their
-/// natural end is over elsewhere and not yet where they are.
+/// Subscriptions between their expiry date and their natural end are not read, nor those whose last day is over in other time zones
+/// but not in their own.
 #[tokio::test(flavor = "multi_thread")]
 async fn subscriptions_before_their_end_are_not_read() {
     let bed = TestBed::new("not-yet").await;
@@ -104,13 +103,12 @@ async fn subscriptions_before_their_end_are_not_read() {
     let sweeps = i32::try_from(sweeps(&bed).await).unwrap();
     let notes = notes(&bed).await;
     let read = documents_read(&notes) / sweeps;
-    println!("{read} documents read by each sweep, {sweeps} sweeps");
-    assert!(read <= 100, "{read} documents read by each sweep");
+    println!("{read} documents read per sweep, {sweeps} sweeps");
+    assert!(read <= 100, "{read} documents read per sweep");
     bed.remove().await;
 }
 
-/// Each billing day, each number type that a driver writes, and every expiry date of some weeks; held against a walk through
-/// the calendar.
+/// Every billing day, number type and expiry date of several weeks, compared with a walk through the calendar.
 #[tokio::test(flavor = "multi_thread")]
 async fn natural_ends_are_found_on_their_day() {
     let bed = TestBed::new("ends").await;
@@ -143,7 +141,7 @@ async fn natural_ends_are_found_on_their_day() {
             }
         }
         bed.collection("subscriptions").insert_many(documents).await.unwrap();
-        // Noon there, on that day.
+        // Noon of that day in the time zone.
         let zone: chrono_tz::Tz = zone.parse().unwrap();
         let now = today.and_hms_opt(12, 0, 0).unwrap().and_local_timezone(zone).unwrap().to_utc();
         let mut passed = TriedSubscriptions::default();
@@ -198,7 +196,7 @@ async fn paging_through_cards_reads_each_account_once() {
     bed.remove().await;
 }
 
-/// Ends many subscriptions with some workers, and returns how many documents were read for it.
+/// Ends `ends` subscriptions with this number of workers, and returns the number of documents read.
 async fn documents_read_by(workers: usize, ends: usize) -> i32 {
     let bed = TestBed::new("shared").await;
     let sink = SmtpSink::start().await;
@@ -209,7 +207,7 @@ async fn documents_read_by(workers: usize, ends: usize) -> i32 {
         running.push(WorkerProcess::start(&bed, &sink.url()).await);
     }
     let subscriptions = bed.collection("subscriptions");
-    // Due all at once, once all are there.
+    // All become due at the same time, after the insert.
     let midnight = Utc::now() + TimeDelta::seconds(5);
     subscriptions.insert_many((0..ends).map(|index| scheduled(&format!("sub-{index}"), midnight))).await.unwrap();
     start_noting(&bed).await;

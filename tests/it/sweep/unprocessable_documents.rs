@@ -1,4 +1,4 @@
-//! Documents that cannot be processed are counted, reported once, and hold up no others.
+//! Documents that cannot be processed are counted, reported once, and do not delay others.
 
 use std::collections::HashSet;
 
@@ -13,12 +13,12 @@ use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
-/// However many due subscriptions cannot be ended, each gets its turn in one sweep, and few ids are in memory.
+/// However many due subscriptions cannot be ended, one sweep tries each of them, with few ids in memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_due_subscription_is_tried_however_many_fail() {
     const STUCK: usize = 40_000;
     const NAMELESS: usize = 3;
-    // Two windows before the first entries are tried first, and twice the quarter of what is read at a time: less than two windows.
+    // Up to two windows before entries are passed over by number, and less than one more while they are tried.
     const IDS_MAX: usize = 3 * 8_192;
     let bed = TestBed::new("stuck").await;
     let store = store_of(&bed).await;
@@ -39,7 +39,7 @@ async fn every_due_subscription_is_tried_however_many_fail() {
         if window.due.is_empty() {
             break;
         }
-        // Part of the window, from a random place where a sweep may choose.
+        // A quarter of the window, from a random start where a sweep may choose one.
         let mut due = window.due;
         if !passed.is_full() {
             let begin = fastrand::usize(..due.len());
@@ -54,7 +54,7 @@ async fn every_due_subscription_is_tried_however_many_fail() {
     }
     assert_eq!(tried.len(), STUCK);
     assert_eq!(unworkable.len(), NAMELESS);
-    assert_eq!(passed.ids_count(), 0, "all of them are passed over by number");
+    assert_eq!(passed.ids_count(), 0, "all are passed over by number, none by id");
     println!("at most {ids_max} of {STUCK} ids in memory");
     assert!(ids_max <= IDS_MAX, "{ids_max}");
     bed.remove().await;
@@ -136,7 +136,7 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let worker = logging(&bed, &sink, &log).await;
-    assert!(unworkable(&worker, "subscriptions").await.is_some(), "there from the start");
+    assert!(unworkable(&worker, "subscriptions").await.is_some(), "the metric exists from the start");
     assert_eq!(unworkable(&worker, "accounts").await, Some(0));
     let count = expected.len() as u64;
     eventually("the count", || async { (unworkable(&worker, "subscriptions").await == Some(count)).then_some(()) })
@@ -146,7 +146,7 @@ async fn documents_that_cannot_be_processed_are_counted_and_reported_once() {
     let so_far = sweeps(&bed).await;
     eventually("two more sweeps", || async { (sweeps(&bed).await >= so_far + 2).then_some(()) }).await;
 
-    // Corrected, it is processed, and not counted any more.
+    // A corrected document is processed and no longer counted.
     let corrected = doc! { "$set": { "expires_on": "2020-01-01" } };
     subscriptions.update_one(doc! { "_id": "expires-date" }, corrected).await.unwrap();
     eventually("one fewer", || async { (unworkable(&worker, "subscriptions").await == Some(count - 1)).then_some(()) })
