@@ -110,8 +110,8 @@ pub async fn look(browser: &Browser, axe: &str, mail: &Email, folder: &Path) -> 
             ))
             .await;
         assert!(!results["passes"].as_array().unwrap().is_empty(), "axe has checked nothing");
-        findings.extend(told(&results["violations"], scheme));
-        doubts.extend(told(&results["incomplete"], scheme));
+        findings.extend(axe_findings(&results["violations"], scheme));
+        doubts.extend(axe_findings(&results["incomplete"], scheme));
     }
     let text = page.evaluate("document.body.innerText").await.as_str().unwrap().to_owned();
     page.close().await;
@@ -138,8 +138,8 @@ async fn wider_than(page: &Page, width: u32) -> Option<String> {
 }
 
 /// axe's results, a sentence each.
-pub fn told(results: &Value, scheme: Scheme) -> Vec<String> {
-    let mut told = Vec::new();
+pub fn axe_findings(results: &Value, scheme: Scheme) -> Vec<String> {
+    let mut sentences = Vec::new();
     for rule in results.as_array().unwrap() {
         for node in rule["nodes"].as_array().unwrap() {
             let checks: Vec<&str> = ["any", "all", "none"]
@@ -147,7 +147,7 @@ pub fn told(results: &Value, scheme: Scheme) -> Vec<String> {
                 .flat_map(|kind| node[kind].as_array().into_iter().flatten())
                 .filter_map(|check| check["message"].as_str())
                 .collect();
-            told.push(format!(
+            sentences.push(format!(
                 "axe, {}: {} ({})\n{} {}",
                 scheme.as_str(),
                 rule["id"].as_str().unwrap(),
@@ -157,5 +157,5 @@ pub fn told(results: &Value, scheme: Scheme) -> Vec<String> {
             ));
         }
     }
-    told
+    sentences
 }

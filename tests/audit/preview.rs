@@ -8,7 +8,7 @@ use mail_parser::MessageParser;
 use serde_json::json;
 
 use crate::devtools::{Browser, Page, Scheme};
-use crate::look::told;
+use crate::look::axe_findings;
 use offramp_testkit::eventually;
 use offramp_testkit::preview_process::{MAIL, PreviewProcess, write_words};
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
@@ -136,7 +136,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
             shoot(&format!("{width}-{}", scheme.as_str())).await;
             // The emails in its frames are looked at by themselves.
             let results = page.evaluate("axe.run(document, { iframes: false })").await;
-            findings.extend(told(&results["violations"], scheme));
+            findings.extend(axe_findings(&results["violations"], scheme));
         }
     }
 

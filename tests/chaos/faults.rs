@@ -1,4 +1,4 @@
-//! What goes wrong, one thing after the other: the servers and the lines to them; at the same time, the mail servers.
+//! The faults: servers and the connections to them, one after the other, and mail servers at the same time.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -8,25 +8,24 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use tokio::time::sleep;
 
-use crate::fleet::{Fleet, MailWeather};
+use crate::fleet::{Fleet, MailBehaviour};
 use crate::observer::Observer;
 use offramp_testkit::process;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::say;
 
-/// How long the database is frozen.
 const FREEZE: Duration = Duration::from_secs(10);
-/// From the end of one fault, when everything runs again, to the next.
-const BREATHER: Duration = Duration::from_millis(1_500);
-/// How long after a server's return the lanes may still stand.
-pub const PAUSE_WANTED: Duration = Duration::from_secs(5);
-/// How long to wait for the lanes before the pause counts as this long.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// The time between the recovery from one fault and the next fault.
+const FAULT_INTERVAL: Duration = Duration::from_millis(1_500);
+/// The longest recovery of the lanes that is not late.
+pub const RECOVERY_TARGET: Duration = Duration::from_secs(5);
+/// How long to wait for the recovery.
+const RECOVERY_MAX: Duration = Duration::from_secs(30);
 
-/// How long after its return the database may still have much to catch up with.
+/// How long after its return the database may still be slow.
 const JUST_BACK: Duration = Duration::from_secs(3);
 
-/// Faults of the servers and the lines to them.
+/// Faults of the servers and the connections to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     BrokerRestart,
@@ -78,51 +77,50 @@ impl Fault {
     }
 }
 
-/// Faults of the mail servers. The lanes never mind; the pause is the time until the next email is taken.
+/// Faults of the mail servers, which do not affect the lanes. The recovery ends with the next accepted email.
 #[derive(Clone, Copy, Debug)]
 enum MailFault {
-    Weather(MailWeather),
+    Behaviour(MailBehaviour),
     Stall,
 }
 
 impl MailFault {
     const ALL: [Self; 4] = [
-        Self::Weather(MailWeather::Refuse),
-        Self::Weather(MailWeather::PutOff),
-        Self::Weather(MailWeather::DropAfterData),
+        Self::Behaviour(MailBehaviour::Unavailable),
+        Self::Behaviour(MailBehaviour::Defer),
+        Self::Behaviour(MailBehaviour::DropAfterData),
         Self::Stall,
     ];
 
     fn name(self) -> &'static str {
         match self {
-            Self::Weather(MailWeather::Refuse) => "mail servers unavailable",
-            Self::Weather(MailWeather::PutOff) => "mail servers reply 451",
-            Self::Weather(_) => "mail servers drop connections after DATA",
+            Self::Behaviour(MailBehaviour::Unavailable) => "mail servers unavailable",
+            Self::Behaviour(MailBehaviour::Defer) => "mail servers reply 451",
+            Self::Behaviour(_) => "mail servers drop connections after DATA",
             Self::Stall => "mail servers stall",
         }
     }
 }
 
-/// How a fault went: how often, how often lanes ran again too late, and the longest time from its end until they did, or
-/// until an email left.
+/// Statistics of a kind of fault: how often it happened, how often the recovery was late, and the longest recovery.
 #[derive(Clone, Copy, Default)]
-pub struct Account {
+pub struct FaultStatistics {
     pub times: u32,
     pub late: u32,
-    pub longest_pause: Duration,
+    pub longest_recovery: Duration,
 }
 
-/// Makes things go wrong.
+/// Injects the faults.
 pub struct Chaos {
     pub fleet: Arc<Fleet>,
     pub observer: Observer,
     pub broker_line: Proxy,
     pub database_line: Proxy,
-    pub accounts: Mutex<BTreeMap<&'static str, Account>>,
-    /// From when to when the database could not be reached.
-    database_away: Mutex<Vec<(Instant, Instant)>>,
-    /// Held while a fault of the servers is under way.
-    servers_away: tokio::sync::Mutex<()>,
+    pub statistics: Mutex<BTreeMap<&'static str, FaultStatistics>>,
+    /// When the database became unavailable, and when it was back.
+    database_outages: Mutex<Vec<(Instant, Instant)>>,
+    /// Held during a fault of the servers.
+    server_fault_lock: tokio::sync::Mutex<()>,
 }
 
 impl Chaos {
@@ -132,19 +130,19 @@ impl Chaos {
             observer,
             broker_line,
             database_line,
-            accounts: Mutex::default(),
-            database_away: Mutex::default(),
-            servers_away: tokio::sync::Mutex::default(),
+            statistics: Mutex::default(),
+            database_outages: Mutex::default(),
+            server_fault_lock: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Whether the database was away, or just back, within `period` from `moment` on.
-    pub fn database_was_away(&self, moment: Instant, period: Duration) -> bool {
-        let away = self.database_away.lock().unwrap();
+    /// Whether the database was unavailable, or just back, within `period` from `moment` on.
+    pub fn database_was_unavailable(&self, moment: Instant, period: Duration) -> bool {
+        let away = self.database_outages.lock().unwrap();
         away.iter().any(|(began, back)| *began <= moment + period && *back + JUST_BACK >= moment)
     }
 
-    /// Faults of the servers, each once in a random order, again and again while there is time.
+    /// Injects each fault of the servers in random order, repeatedly, until `until`.
     pub async fn servers(self: Arc<Self>, mut rng: Rng, until: Instant) {
         loop {
             let mut faults = Fault::ALL;
@@ -154,16 +152,16 @@ impl Chaos {
                     return;
                 }
                 let began = Instant::now();
-                let under_way = self.servers_away.lock().await;
+                let under_way = self.server_fault_lock.lock().await;
                 self.server_fault(fault, &mut rng).await;
                 drop(under_way);
                 let back = Instant::now();
                 if fault.is_of_database() {
-                    self.database_away.lock().unwrap().push((began, back));
+                    self.database_outages.lock().unwrap().push((began, back));
                 }
-                let (pause, last) = self.fleet.lanes_run(back, PAUSE_MAX).await;
-                self.note(fault.name(), back - began, pause, last, pause > PAUSE_WANTED);
-                sleep(BREATHER).await;
+                let (pause, last) = self.fleet.recovery(back, RECOVERY_MAX).await;
+                self.note(fault.name(), back - began, pause, last, pause > RECOVERY_TARGET);
+                sleep(FAULT_INTERVAL).await;
             }
         }
     }
@@ -190,12 +188,12 @@ impl Chaos {
             Fault::DatabaseCut => self.database_line.cut(),
             Fault::BrokerStall => stall(&self.broker_line, a_while, rng.bool()).await,
             Fault::DatabaseStall => stall(&self.database_line, a_while, rng.bool()).await,
-            Fault::BrokerMute => lose_answers(&self.broker_line, a_while).await,
-            Fault::DatabaseMute => lose_answers(&self.database_line, a_while).await,
+            Fault::BrokerMute => lose_responses(&self.broker_line, a_while).await,
+            Fault::DatabaseMute => lose_responses(&self.database_line, a_while).await,
         }
     }
 
-    /// Faults of the mail servers, likewise, with fair weather between them.
+    /// Injects the faults of the mail servers likewise, with normal operation between them.
     pub async fn mail_servers(self: Arc<Self>, mut rng: Rng, until: Instant) {
         loop {
             let mut faults = MailFault::ALL;
@@ -208,13 +206,13 @@ impl Chaos {
                 let began = Instant::now();
                 self.mail_fault(fault, Duration::from_millis(rng.u64(2_000..6_000))).await;
                 let lasted = began.elapsed();
-                // While the servers are away there are no emails to wait for.
-                drop(self.servers_away.lock().await);
+                // While the servers are unavailable there are no emails to wait for.
+                drop(self.server_fault_lock.lock().await);
                 let back = Instant::now();
-                while self.observer.newest_mail().is_none_or(|at| at < back) && back.elapsed() < PAUSE_MAX {
+                while self.observer.newest_mail().is_none_or(|at| at < back) && back.elapsed() < RECOVERY_MAX {
                     sleep(Duration::from_millis(50)).await;
                 }
-                // Emails are put off for longer than that on purpose; lanes do not wait for them.
+                // Deferred emails wait longer by design, so this recovery is never late.
                 self.note(fault.name(), lasted, back.elapsed(), "emails", false);
             }
         }
@@ -222,10 +220,10 @@ impl Chaos {
 
     async fn mail_fault(&self, fault: MailFault, a_while: Duration) {
         match fault {
-            MailFault::Weather(weather) => {
-                *self.fleet.mail_weather.lock().unwrap() = weather;
+            MailFault::Behaviour(behaviour) => {
+                *self.fleet.mail_behaviour.lock().unwrap() = behaviour;
                 sleep(a_while).await;
-                *self.fleet.mail_weather.lock().unwrap() = MailWeather::Fair;
+                *self.fleet.mail_behaviour.lock().unwrap() = MailBehaviour::Normal;
             }
             MailFault::Stall => {
                 self.fleet.mail_lines.iter().for_each(Proxy::stall);
@@ -235,20 +233,20 @@ impl Chaos {
         }
     }
 
-    /// `last` is what ran last again.
+    /// `last` is what recovered last.
     fn note(&self, name: &'static str, lasted: Duration, pause: Duration, last: &str, is_late: bool) {
         let (lasted, seconds) = (lasted.as_secs_f64(), pause.as_secs_f64());
         let late = if is_late { ", late" } else { "" };
         say!("{name:<38} lasted {lasted:4.1} s, recovery {seconds:4.1} s ({last}{late})");
-        let mut accounts = self.accounts.lock().unwrap();
-        let account = accounts.entry(name).or_default();
-        account.times += 1;
-        account.late += u32::from(is_late);
-        account.longest_pause = account.longest_pause.max(pause);
+        let mut statistics = self.statistics.lock().unwrap();
+        let entry = statistics.entry(name).or_default();
+        entry.times += 1;
+        entry.late += u32::from(is_late);
+        entry.longest_recovery = entry.longest_recovery.max(pause);
     }
 }
 
-/// Holds everything back for a while; then lets it pass, or ends the connections with all that was held.
+/// Stalls the connections for a while, and then passes the held bytes or cuts the connections.
 async fn stall(line: &Proxy, a_while: Duration, then_cut: bool) {
     line.stall();
     sleep(a_while).await;
@@ -258,15 +256,15 @@ async fn stall(line: &Proxy, a_while: Duration, then_cut: bool) {
     line.resume();
 }
 
-/// The server hears and does what it is asked, but its answers never arrive.
-async fn lose_answers(line: &Proxy, a_while: Duration) {
+/// The server receives requests, but its responses are lost.
+async fn lose_responses(line: &Proxy, a_while: Duration) {
     line.mute();
     sleep(a_while).await;
     line.cut();
     line.resume();
 }
 
-/// `scripts/services`, on the servers of this run.
+/// Runs `scripts/services` for the servers of this run.
 async fn services(words: &'static [&'static str]) {
     let run = move || {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services");

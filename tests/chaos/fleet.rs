@@ -1,4 +1,4 @@
-//! The workers: three processes, of which one is killed every second or so, and a new one takes its place.
+//! The workers: three processes. About every second, one is killed and replaced.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,55 +13,54 @@ use tokio::time::{sleep, timeout};
 
 use offramp_testkit::eventually;
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Taken, Tls};
+use offramp_testkit::smtp_sink::{Action, ReceivedEmail, SmtpSink, Step, Tls};
 use offramp_testkit::test_bed::{LANES, TestBed};
 use offramp_testkit::worker_process::{WorkerProcess, build, metrics_of, readyz_of};
 
-/// How many workers run.
 pub const WORKERS: usize = 3;
-/// How long an email or event belongs to the worker that took it, in seconds: short, so that what a killed worker held
-/// goes on soon, but longer than the longest outage, so that a worker that lives can mark what it sent.
+/// The lease of emails and events, in seconds: short, so that entries of killed workers are sent soon, but longer than the longest
+/// outage, so that a live worker can mark what it sent.
 pub const LEASE_SECONDS: u64 = 20;
-/// From one kill to the next: a second, give or take as much as this in milliseconds.
+/// The largest deviation from one second between two kills.
 const KILL_JITTER_MILLISECONDS: u64 = 400;
-/// How often the workers are asked how far they are.
+/// How often to poll the workers' progress.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long one of them may take to answer: those that do must not be heard late because of it.
+/// The timeout of a poll, so that one slow worker does not delay the others.
 const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What the workers' mail servers do with emails.
+/// The behaviour of the workers' mail servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MailWeather {
-    Fair,
-    /// No one is let in.
-    Refuse,
-    /// Every email is put off with a 4xx.
-    PutOff,
-    /// Every other email is taken, and the line dropped before that is said.
+pub enum MailBehaviour {
+    Normal,
+    /// Connections are rejected with 421.
+    Unavailable,
+    /// Every email is deferred with 451.
+    Defer,
+    /// Every other email is accepted, and the connection dropped before the reply.
     DropAfterData,
 }
 
-/// Three workers, each with a mail server to itself, so that emails tell who sent them.
+/// Three workers, each with its own mail server, so that the sender of each email is known.
 pub struct Fleet {
     bed: Arc<TestBed>,
     program: PathBuf,
     settings: Vec<(&'static str, String)>,
     logs: PathBuf,
     pub sinks: Vec<SmtpSink>,
-    /// In front of the mail servers.
+    /// The proxies in front of the mail servers.
     pub mail_lines: Vec<Proxy>,
-    pub mail_weather: Arc<Mutex<MailWeather>>,
+    pub mail_behaviour: Arc<Mutex<MailBehaviour>>,
     workers: Mutex<Vec<WorkerProcess>>,
     pub kills: Mutex<Vec<(usize, Instant)>>,
-    /// Workers that ended though nobody killed them.
+    /// Workers that exited without being killed.
     pub ended: Mutex<Vec<String>>,
     progress: Mutex<HashMap<&'static str, Instant>>,
-    /// Held while nobody is killed.
-    truce: tokio::sync::Mutex<()>,
+    /// Held while no worker may be killed.
+    kill_lock: tokio::sync::Mutex<()>,
 }
 
 impl Fleet {
-    /// Starts the workers, which run `program` and reach RabbitMQ and MongoDB at these addresses.
+    /// Starts the workers with `program`, RabbitMQ and MongoDB at these URLs.
     pub async fn start(
         bed: Arc<TestBed>,
         program: PathBuf,
@@ -69,12 +68,12 @@ impl Fleet {
         mongodb_url: String,
         logs: PathBuf,
     ) -> Arc<Self> {
-        let mail_weather = Arc::new(Mutex::new(MailWeather::Fair));
+        let mail_behaviour = Arc::new(Mutex::new(MailBehaviour::Normal));
         let (mut sinks, mut mail_lines) = (Vec::new(), Vec::new());
         for _ in 0..WORKERS {
-            let weather = Arc::clone(&mail_weather);
+            let behaviour = Arc::clone(&mail_behaviour);
             let sink =
-                SmtpSink::scripted(Tls::No, move |step, nth| mail_action(*weather.lock().unwrap(), step, nth)).await;
+                SmtpSink::scripted(Tls::No, move |step, nth| mail_action(*behaviour.lock().unwrap(), step, nth)).await;
             mail_lines.push(Proxy::to("127.0.0.1", sink.address.port()).await);
             sinks.push(sink);
         }
@@ -90,12 +89,12 @@ impl Fleet {
             logs,
             sinks,
             mail_lines,
-            mail_weather,
+            mail_behaviour,
             workers: Mutex::default(),
             kills: Mutex::default(),
             ended: Mutex::default(),
             progress: Mutex::default(),
-            truce: tokio::sync::Mutex::default(),
+            kill_lock: tokio::sync::Mutex::default(),
         };
         let workers = (0..WORKERS).map(|number| fleet.spawn(number)).collect();
         *fleet.workers.lock().unwrap() = workers;
@@ -111,7 +110,6 @@ impl Fleet {
         WorkerProcess::of(&mut program, Stdio::from(log))
     }
 
-    /// Waits until all workers are ready.
     pub async fn ready(&self) {
         let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(WorkerProcess::port).collect();
         for port in ports {
@@ -120,13 +118,12 @@ impl Fleet {
         }
     }
 
-    /// Kills one worker after the other, each time another takes its place, forever; but none while it is
-    /// measured how soon lanes run again.
+    /// Kills and replaces random workers until aborted, but none while a recovery is measured.
     pub async fn keep_killing(self: Arc<Self>, mut rng: Rng) {
         loop {
             let pause = 1_000 - KILL_JITTER_MILLISECONDS + rng.u64(..2 * KILL_JITTER_MILLISECONDS);
             sleep(Duration::from_millis(pause)).await;
-            let _no_truce = self.truce.lock().await;
+            let _kill = self.kill_lock.lock().await;
             let number = rng.usize(..WORKERS);
             let mut workers = self.workers.lock().unwrap();
             let worker = &mut workers[number];
@@ -139,13 +136,13 @@ impl Fleet {
         }
     }
 
-    /// The emails that were taken since the last call.
-    pub fn emails(&self) -> Vec<(usize, Taken)> {
+    /// Takes the emails accepted since the last call, each with the number of its server.
+    pub fn emails(&self) -> Vec<(usize, ReceivedEmail)> {
         let emails = self.sinks.iter().map(SmtpSink::drain);
         emails.enumerate().flat_map(|(number, emails)| emails.into_iter().map(move |mail| (number, mail))).collect()
     }
 
-    /// Notes, forever, when each lane has settled messages.
+    /// Records, until aborted, when each lane last processed a message.
     pub async fn watch(self: Arc<Self>) {
         let mut counts: HashMap<(u16, &'static str), u64> = HashMap::new();
         loop {
@@ -166,11 +163,10 @@ impl Fleet {
         }
     }
 
-    /// Waits until every lane has settled a message after `moment`, for at most `patience`; how long that took, and which
-    /// lane was the last. Nobody is killed meanwhile: lanes must run again without a restart, so none may help or hinder
-    /// them.
-    pub async fn lanes_run(&self, moment: Instant, patience: Duration) -> (Duration, &'static str) {
-        let _truce = self.truce.lock().await;
+    /// Waits at most `patience` until every lane has processed a message after `moment`. Returns how long that took, and the last lane.
+    /// No worker is killed meanwhile, because lanes must recover without a restart.
+    pub async fn recovery(&self, moment: Instant, patience: Duration) -> (Duration, &'static str) {
+        let _no_kills = self.kill_lock.lock().await;
         loop {
             let progress = self.progress.lock().unwrap().clone();
             let pause = |lane| progress.get(lane).and_then(|at: &Instant| at.checked_duration_since(moment));
@@ -186,7 +182,7 @@ impl Fleet {
         }
     }
 
-    /// Stops all workers in an orderly way.
+    /// Stops all workers with SIGTERM.
     pub async fn stop(&self) {
         let workers = std::mem::take(&mut *self.workers.lock().unwrap());
         for worker in workers {
@@ -198,17 +194,16 @@ impl Fleet {
     }
 }
 
-/// What a mail server does at a step.
-fn mail_action(weather: MailWeather, step: Step, nth: usize) -> Action {
-    match (weather, step) {
-        (MailWeather::Refuse, Step::Greeting | Step::Mail) => Action::Answer("421 closed for now"),
-        (MailWeather::PutOff, Step::Rcpt) => Action::Answer("451 try again later"),
-        (MailWeather::DropAfterData, Step::Content) if nth.is_multiple_of(2) => Action::TakeAndDrop,
+fn mail_action(behaviour: MailBehaviour, step: Step, nth: usize) -> Action {
+    match (behaviour, step) {
+        (MailBehaviour::Unavailable, Step::Greeting | Step::Mail) => Action::Answer("421 closed for now"),
+        (MailBehaviour::Defer, Step::Rcpt) => Action::Answer("451 try again later"),
+        (MailBehaviour::DropAfterData, Step::Content) if nth.is_multiple_of(2) => Action::TakeAndDrop,
         _ => Action::Ok,
     }
 }
 
-/// How many messages each lane of a worker has settled.
+/// The number of messages that each lane of a worker has processed.
 async fn settled(port: u16) -> Vec<(&'static str, u64)> {
     let metrics = metrics_of(port).await.unwrap_or_default();
     let mut counts: HashMap<&'static str, u64> = HashMap::new();

@@ -1,11 +1,11 @@
-//! `make chaos`: are commands lost, or done twice, when everything around the workers breaks?
+//! `make chaos`: are commands lost or duplicated while everything around the workers fails?
 //!
-//! Thousands of confirmed commands go to three worker processes, while these are killed, RabbitMQ is restarted, MongoDB
-//! is killed and frozen, connections are cut and stalled, and mail servers refuse, stall, and break off. Afterwards every
-//! document, email and event is held against what a fold in one thread makes of the same commands.
+//! Thousands of confirmed commands are sent to three worker processes. Meanwhile workers are killed, RabbitMQ is restarted, MongoDB is
+//! killed and frozen, connections are cut and stalled, and mail servers reject, stall and hang up. Afterwards every document, email and
+//! event is compared with the result of applying the same commands in a single thread.
 //!
-//! Reading order: [`plan`] — what is asked, and what must come of it; [`upstream`] publishes it; [`fleet`] — the workers;
-//! [`faults`] — what goes wrong; [`observer`] — who is told; [`verdict`] — the comparison, and the table.
+//! Reading order: [`plan`] (the commands and their expected effects), [`upstream`] (publishes them), [`fleet`] (the workers),
+//! [`faults`], [`observer`] (receives emails and events), [`verdict`] (the comparison and the table).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::path::PathBuf;
@@ -36,33 +36,33 @@ use offramp_testkit::{progress, say, setting};
 use plan::Plan;
 use upstream::Upstream;
 
-/// How many commands a second, besides the pulse. With the 300 seconds of `make chaos` more than 20,000 in all.
+/// The rate of commands, without the probes. The 300 seconds of `make chaos` give more than 20,000.
 const COMMANDS_PER_SECOND: u64 = 65;
-/// Longer than a lease, and shorter than the pause of an email to which a mail server gave no reply.
+/// Longer than a lease, and shorter than the delay of an email in doubt.
 const IN_DOUBT_PAUSE_MIN_MILLISECONDS: i64 = 5 * 60 * 1_000;
-/// How long nothing may arrive, and nothing be due, before whatever is missing counts as lost: longer than any lease.
+/// After this time without progress, missing effects count as lost. Longer than any lease.
 const SILENCE_MAX: Duration = Duration::from_secs(90);
-/// How long to wait for emails that had bad luck often and are put off: longer than any is.
-const PUT_OFF_MAX: Duration = Duration::from_secs(20 * 60);
-/// The address that emails come from, as the workers of tests have it.
+/// How long to wait for deferred emails. Longer than any delay.
+const DEFERRED_MAX: Duration = Duration::from_secs(20 * 60);
+/// The sender of emails, as the test support configures workers.
 const SENDER: &str = "no-reply@offramp.example";
 
-/// Are commands lost, or done twice, when everything around the workers breaks? Run it with `make chaos`.
+/// Are commands lost or duplicated while everything around the workers fails? Run it with `make chaos`
 #[derive(Parser)]
 struct Arguments {
-    /// How long things go wrong, at least 30; without it nothing is done
+    /// How long to inject faults, at least 30 seconds; without it, nothing is run
     #[arg(long, value_parser = clap::value_parser!(u64).range(30..=3600))]
     seconds: Option<u64>,
-    /// What makes the run: the same commands, and the same faults at about the same times
+    /// The seed: the same seed gives the same commands, and the same faults at about the same times
     #[arg(long)]
     seed: Option<u64>,
-    /// The program that the workers run; by default the one that was built with this test
+    /// The program for the workers [default: the one built with this test]
     #[arg(long, value_name = "PATH", default_value_os = program().as_os_str())]
     program: PathBuf,
-    /// Where the workers' logs go
+    /// The directory for the workers' logs
     #[arg(long, default_value = "target/chaos")]
     logs: PathBuf,
-    /// What `cargo test` passes on; it does not matter here
+    /// Arguments of `cargo test`, ignored
     #[arg(hide = true, allow_hyphen_values = true, trailing_var_arg = true)]
     _ignored: Vec<String>,
 }
@@ -70,7 +70,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let code = runtime.block_on(run());
-    // If the driver's tasks ended with the runtime, some would panic.
+    // Some tasks of the driver panic when the runtime shuts down.
     std::mem::forget(runtime);
     code
 }
@@ -88,14 +88,14 @@ async fn run() -> ExitCode {
     let commands = usize::try_from(seconds * COMMANDS_PER_SECOND).unwrap();
     let plan = Arc::new(Plan::new(seed, commands, Duration::from_secs(seconds)));
     say!("the workers run {}", arguments.program.display());
-    say!("seed {seed}: {} commands in {} stories", plan.commands.len(), plan.stories.len());
+    say!("seed {seed}: {} commands in {} scenarios", plan.commands.len(), plan.scenarios.len());
 
     let bed = TestBed::new("chaos").await;
     for collection in ["organizations", "accounts", "subscriptions"] {
         let documents = plan.documents.iter().filter(|(name, _)| *name == collection).map(|(_, document)| document);
         bed.collection(collection).insert_many(documents).await.unwrap();
     }
-    // Bound before the workers publish anything, and read by a connection that outlives restarts.
+    // Bind the queue before the workers publish. The observer reads it with a connection that survives restarts.
     let events = format!("{}.test-events", bed.prefix);
     drop(bed.watch_events().await);
     let bed = Arc::new(bed);
@@ -122,14 +122,14 @@ async fn run() -> ExitCode {
     let killing = tokio::spawn(Arc::clone(&fleet).keep_killing(rng.fork()));
     let failing = tokio::spawn(Arc::clone(&chaos).servers(rng.fork(), until));
     let refusing = tokio::spawn(Arc::clone(&chaos).mail_servers(rng.fork(), until));
-    background.push(tokio::spawn(tell_how_it_goes(Arc::clone(&plan), observer.clone())));
+    background.push(tokio::spawn(report_progress(Arc::clone(&plan), observer.clone())));
     for faults in [failing, refusing] {
         faults.await.unwrap();
     }
     killing.abort();
     drop(killing.await);
     say!("faults are over; waiting for the remaining work");
-    settle(&plan, &observer, &bed, &publishing).await;
+    wait_until_done(&plan, &observer, &bed, &publishing).await;
     fleet.stop().await;
     background.iter().for_each(JoinHandle::abort);
 
@@ -146,26 +146,25 @@ async fn run() -> ExitCode {
     }
 }
 
-async fn tell_how_it_goes(plan: Arc<Plan>, observer: Observer) {
+async fn report_progress(plan: Arc<Plan>, observer: Observer) {
     loop {
         sleep(Duration::from_secs(10)).await;
         say!("{} of {} emails and events have arrived", observer.effects(), plan.effects.len());
     }
 }
 
-/// Waits until everything is published, everything has arrived, and nothing waits anywhere; or until nothing happens any
-/// more.
-async fn settle(plan: &Plan, observer: &Observer, bed: &TestBed, publishing: &JoinHandle<()>) {
+/// Waits until all commands are published, all effects have arrived and all outboxes are empty, or until there is no more progress.
+async fn wait_until_done(plan: &Plan, observer: &Observer, bed: &TestBed, publishing: &JoinHandle<()>) {
     let begin = Instant::now();
     let (mut effects, mut newest) = (0, begin);
     loop {
         make_doubtful_emails_due(bed).await;
-        let put_off = match waiting(bed).await {
+        let deferred = match waiting(bed).await {
             Waiting::Nothing if publishing.is_finished() && observer.effects() == plan.effects.len() => return,
-            Waiting::PutOff => begin.elapsed() < PUT_OFF_MAX,
+            Waiting::Deferred => begin.elapsed() < DEFERRED_MAX,
             Waiting::Nothing | Waiting::Due => false,
         };
-        if observer.effects() > effects || put_off {
+        if observer.effects() > effects || deferred {
             (effects, newest) = (observer.effects(), Instant::now());
         }
         if newest.elapsed() > SILENCE_MAX {
@@ -177,7 +176,7 @@ async fn settle(plan: &Plan, observer: &Observer, bed: &TestBed, publishing: &Jo
     }
 }
 
-/// Lets a quarter of an hour pass: that long emails wait to which a mail server gave no reply.
+/// Makes emails in doubt due now. They would otherwise wait for a quarter of an hour.
 async fn make_doubtful_emails_due(bed: &TestBed) {
     let later = bson::DateTime::from_millis(bson::DateTime::now().timestamp_millis() + IN_DOUBT_PAUSE_MIN_MILLISECONDS);
     let waits = doc! { "in_doubt": { "$gt": 0 }, "due": { "$gt": later } };
@@ -190,22 +189,22 @@ async fn make_doubtful_emails_due(bed: &TestBed) {
     }
 }
 
-/// What is in the outboxes.
+/// The state of the outboxes.
 enum Waiting {
     Nothing,
-    /// Something that should leave.
+    /// Entries that should be sent.
     Due,
-    /// Something that could not leave before, and whose time has not come.
-    PutOff,
+    /// Deferred entries that are not due yet.
+    Deferred,
 }
 
 async fn waiting(bed: &TestBed) -> Waiting {
-    let put_off = doc! { "due": { "$gt": bson::DateTime::now() }, "attempts": { "$gt": 0 } };
+    let deferred = doc! { "due": { "$gt": bson::DateTime::now() }, "attempts": { "$gt": 0 } };
     let mut waiting = Waiting::Nothing;
     for collection in ["subscriptions", "accounts"] {
         let count = async |filter| bed.collection(collection).count_documents(filter).await.unwrap();
-        if count(doc! { "outbox": { "$elemMatch": put_off.clone() } }).await > 0 {
-            return Waiting::PutOff;
+        if count(doc! { "outbox": { "$elemMatch": deferred.clone() } }).await > 0 {
+            return Waiting::Deferred;
         }
         if count(doc! { "outbox.0": { "$exists": true } }).await > 0 {
             waiting = Waiting::Due;

@@ -1,5 +1,4 @@
-//! Everybody who is told: the systems that receive events, and the people who receive emails. What they got is held
-//! against what the plan says, as it arrives.
+//! Receives events and emails, and compares them with the plan as they arrive.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -19,27 +18,27 @@ use uuid::Uuid;
 
 use crate::plan::Plan;
 use offramp_testkit::setting;
-use offramp_testkit::smtp_sink::Taken;
+use offramp_testkit::smtp_sink::ReceivedEmail;
 
-/// How often arrived emails are looked at.
+/// How often to take arrived emails.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// One arrival of an effect.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     pub at: Instant,
-    /// Emails: to which of the workers' mail servers it came, and whether the worker was told that it is taken.
+    /// For an email: the number of the mail server, and whether the acceptance was sent to the worker.
     pub mail: Option<(usize, bool)>,
 }
 
-/// What has arrived. Cheap to clone.
+/// The effects that have arrived. Cheap to clone.
 #[derive(Clone)]
 pub struct Observer(Arc<Inner>);
 
 struct Inner {
     plan: Arc<Plan>,
     composer: Composer,
-    /// For each command: whether one of its effects was seen.
+    /// For each command: whether one of its effects has arrived.
     seen: Vec<watch::Sender<bool>>,
     arrived: Mutex<Arrived>,
 }
@@ -47,7 +46,7 @@ struct Inner {
 #[derive(Default)]
 struct Arrived {
     effects: HashMap<Uuid, Vec<Arrival>>,
-    /// What the plan knows nothing of, or knows otherwise.
+    /// Effects that are not in the plan, or differ from it.
     unexpected: Vec<String>,
     newest_mail: Option<Instant>,
 }
@@ -63,7 +62,7 @@ impl Observer {
         Self(Arc::new(Inner { plan, composer, seen, arrived: Mutex::default() }))
     }
 
-    /// Waits until an effect of this command is seen; at once where it has none.
+    /// Waits until an effect of this command has arrived. Returns at once if it has none.
     pub async fn see(&self, command: usize) {
         if !self.0.plan.commands[command].effects.is_empty() {
             let mut seen = self.0.seen[command].subscribe();
@@ -71,7 +70,7 @@ impl Observer {
         }
     }
 
-    /// How many effects have arrived at least once.
+    /// The number of effects that have arrived at least once.
     pub fn effects(&self) -> usize {
         self.0.arrived.lock().unwrap().effects.len()
     }
@@ -84,12 +83,11 @@ impl Observer {
         self.0.arrived.lock().unwrap().unexpected.clone()
     }
 
-    /// When the newest email arrived.
     pub fn newest_mail(&self) -> Option<Instant> {
         self.0.arrived.lock().unwrap().newest_mail
     }
 
-    /// Receives events from this queue forever. What the broker delivers again because our own ack was lost is not counted.
+    /// Receives events from this queue until aborted. Redeliveries after a lost ack of the observer are not counted.
     pub async fn receive_events(self, queue: String) {
         loop {
             if let Err(error) = self.receive_until_lost(&queue).await {
@@ -127,7 +125,7 @@ impl Observer {
         }
         if let Content::Event(expected) = &effect.content {
             let mut expected = serde_json::to_value(expected).unwrap();
-            // When it was decided is the worker's affair.
+            // The time of the decision depends on the worker.
             expected["time"] = event["time"].take();
             event["time"] = expected["time"].clone();
             if event != expected {
@@ -137,8 +135,8 @@ impl Observer {
         self.arrive(id, effect.command, Arrival { at: Instant::now(), mail: None });
     }
 
-    /// Receives emails forever; `take` gives what has arrived, with the number of the server that it came to.
-    pub async fn receive_emails(self, take: impl Fn() -> Vec<(usize, Taken)>) {
+    /// Receives emails until aborted. `take` returns new emails with the number of their server.
+    pub async fn receive_emails(self, take: impl Fn() -> Vec<(usize, ReceivedEmail)>) {
         loop {
             for (server, taken) in take() {
                 self.mail(server, &taken);
@@ -147,7 +145,7 @@ impl Observer {
         }
     }
 
-    fn mail(&self, server: usize, taken: &Taken) {
+    fn mail(&self, server: usize, taken: &ReceivedEmail) {
         let text = String::from_utf8_lossy(&taken.bytes);
         let id = header(&text, "Message-ID").trim_start_matches('<').split('@').next().unwrap_or_default();
         let id = id.parse::<Uuid>().unwrap_or_default();
@@ -185,7 +183,7 @@ fn header<'a>(text: &'a str, name: &str) -> &'a str {
     lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_default()
 }
 
-/// The lines of an email but for the one that tells when it was sent; then that it ends.
+/// The lines of an email without its date, and `None` for its end.
 fn lines(text: &str) -> impl Iterator<Item = Option<&str>> {
     text.trim_end().lines().filter(|line| !line.starts_with("Date: ")).map(Some).chain([None])
 }

@@ -1,9 +1,8 @@
-//! What upstream systems will ask, and all that must come of it: decided beforehand, by one fold in one thread.
+//! The commands, and all their expected effects, computed in advance in a single thread.
 //!
-//! Five queues and three workers handle commands in any order, so a plan is made of stories that do not depend on it. A
-//! story is about one subscription and its account, and goes in rounds: the commands of a round commute, or wait for one
-//! another in the retry queues; a round is published when the effects of the one before have been seen, as by systems
-//! that react to one another.
+//! Five queues and three workers process commands in any order, so the plan consists of scenarios that do not depend on it. A
+//! scenario is about one subscription and its account, and consists of rounds. The commands of a round commute, or wait for each other
+//! in the retry queues. A round is published when the effects of the previous one have arrived, as by systems that react to events.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -29,17 +28,17 @@ use offramp_testkit::fixtures::{account, command, organization, subscription, wi
 
 /// The `source` of events: the worker's default.
 const SOURCE: &str = "offramp";
-/// How many commands are published twice, of a hundred.
+/// The percentage of commands that are published twice.
 const TWICE_PERCENT: u32 = 10;
-/// How often every lane gets a command to refuse, so that none has an excuse for standing still.
-const PULSE_EVERY: Duration = Duration::from_millis(500);
-/// How long the pulse goes on when all other stories have begun: the last fault may take that long.
-const PULSE_LONGER: Duration = Duration::from_secs(15);
+/// How often every lane gets a command to reject, so that recoveries can be measured.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// How long the probes continue after the last scenario has started. The last fault may take that long.
+const PROBE_LONGER: Duration = Duration::from_secs(15);
 
-/// Everything that will be asked, and what the fold makes of it.
+/// All commands and their expected effects.
 pub struct Plan {
     pub documents: Vec<(&'static str, Document)>,
-    pub stories: Vec<Story>,
+    pub scenarios: Vec<Scenario>,
     pub commands: Vec<Planned>,
     pub effects: HashMap<Uuid, Effect>,
     /// The documents after all commands.
@@ -47,10 +46,10 @@ pub struct Plan {
 }
 
 /// Commands about one subscription and its account.
-pub struct Story {
-    /// When its first round is published.
+pub struct Scenario {
+    /// When the first round is published.
     pub begins: Duration,
-    /// Places in [`Plan::commands`], round by round.
+    /// Indexes into [`Plan::commands`], by round.
     pub rounds: Vec<Vec<usize>>,
 }
 
@@ -62,24 +61,24 @@ pub struct Planned {
     pub twice: bool,
     /// The emails and events that it causes.
     pub effects: Vec<Uuid>,
-    /// Whether it ends among the dead letters.
+    /// Whether it becomes a dead letter.
     pub dies: bool,
 }
 
-/// An email or an event that must leave.
+/// An email or an event that must be sent.
 pub struct Effect {
     /// The command that causes it.
     pub command: usize,
-    /// The conversation that it belongs to, if it is an email.
+    /// The conversation of an email.
     pub conversation_id: Uuid,
     pub content: Content,
 }
 
-/// Tells a story.
-type Tell = fn(&mut Scene);
+/// Tells a scenario.
+type Build = fn(&mut ScenarioBuilder);
 
-/// The kinds of stories, each with how many there are of it in a hundred.
-const KINDS: [(usize, Tell); 11] = [
+/// The kinds of scenarios, each with its percentage.
+const KINDS: [(usize, Build); 11] = [
     (16, cancelled_by_admin),
     (10, moved_earlier),
     (12, cancelled_by_client),
@@ -94,14 +93,14 @@ const KINDS: [(usize, Tell); 11] = [
 ];
 
 impl Plan {
-    /// A plan of at least `commands` commands, and the pulse of the lanes. Its stories begin within `period`.
+    /// A plan with at least `commands` commands, and the probes of the lanes. Its scenarios start within `period`.
     pub fn new(seed: u64, commands: usize, period: Duration) -> Self {
         let mut rng = Rng::with_seed(seed);
         let now = clock::now();
         let timezone = far_from_midnight(now);
         let mut plan = Self {
             documents: vec![],
-            stories: vec![],
+            scenarios: vec![],
             commands: vec![],
             effects: HashMap::new(),
             unit_of_work: UnitOfWork::default(),
@@ -115,29 +114,29 @@ impl Plan {
             plan.unit_of_work.add_organization(id.try_into().unwrap(), loaded);
             plan.documents.push(("organizations", document));
         }
-        let kinds: Vec<Tell> = KINDS.iter().flat_map(|(share, kind)| std::iter::repeat_n(*kind, *share)).collect();
+        let kinds: Vec<Build> = KINDS.iter().flat_map(|(share, kind)| std::iter::repeat_n(*kind, *share)).collect();
         while plan.commands.len() < commands {
-            let mut scene = Scene::new(plan.stories.len(), &mut rng);
-            kinds[scene.rng.usize(..kinds.len())](&mut scene);
-            plan.add(scene, now);
+            let mut scenario = ScenarioBuilder::new(plan.scenarios.len(), &mut rng);
+            kinds[scenario.rng.usize(..kinds.len())](&mut scenario);
+            plan.add(scenario, now);
         }
-        let stories = u32::try_from(plan.stories.len()).unwrap();
-        for (index, story) in (0..).zip(&mut plan.stories) {
-            story.begins = period * index / stories;
+        let scenarios = u32::try_from(plan.scenarios.len()).unwrap();
+        for (index, scenario) in (0..).zip(&mut plan.scenarios) {
+            scenario.begins = period * index / scenarios;
         }
-        let pulses = (period + PULSE_LONGER).as_millis() / PULSE_EVERY.as_millis();
-        for index in 0..u32::try_from(pulses).unwrap() {
-            let mut scene = Scene::new(plan.stories.len(), &mut rng);
-            pulse(&mut scene);
-            plan.add(scene, now);
-            plan.stories.last_mut().unwrap().begins = PULSE_EVERY * index;
+        let probes = (period + PROBE_LONGER).as_millis() / PROBE_EVERY.as_millis();
+        for index in 0..u32::try_from(probes).unwrap() {
+            let mut scenario = ScenarioBuilder::new(plan.scenarios.len(), &mut rng);
+            probe(&mut scenario);
+            plan.add(scenario, now);
+            plan.scenarios.last_mut().unwrap().begins = PROBE_EVERY * index;
         }
-        plan.stories.sort_by_key(|story| story.begins);
+        plan.scenarios.sort_by_key(|scenario| scenario.begins);
         plan
     }
 
-    fn add(&mut self, scene: Scene<'_>, now: DateTime<Utc>) {
-        let Scene { subscription, account, rounds, rng, .. } = scene;
+    fn add(&mut self, scenario: ScenarioBuilder<'_>, now: DateTime<Utc>) {
+        let ScenarioBuilder { subscription, account, rounds, rng, .. } = scenario;
         let (subscription_id, account_id) = (id_of(&subscription), id_of(&account));
         let loaded = read::<SubscriptionDocument, Subscription>("subscriptions", &raw(&subscription));
         self.unit_of_work.add_subscription(subscription_id.as_str().try_into().unwrap(), loaded);
@@ -146,7 +145,7 @@ impl Plan {
         self.documents.push(("subscriptions", subscription));
         self.documents.push(("accounts", account));
 
-        let mut story = Story { begins: Duration::ZERO, rounds: vec![] };
+        let mut scenario = Scenario { begins: Duration::ZERO, rounds: vec![] };
         for round in rounds {
             let mut indexes = Vec::new();
             for body in round {
@@ -154,14 +153,14 @@ impl Plan {
                 let planned = self.decide(&body, rng.u32(..100) < TWICE_PERCENT, now);
                 self.commands.push(planned);
             }
-            // Decided in the order in which the story tells them; published in any.
+            // Decided in the order of the scenario, published in any order.
             rng.shuffle(&mut indexes);
-            story.rounds.push(indexes);
+            scenario.rounds.push(indexes);
         }
-        self.stories.push(story);
+        self.scenarios.push(scenario);
     }
 
-    /// Folds one command, and keeps what it entails.
+    /// Applies one command, and collects its effects.
     fn decide(&mut self, body: &Value, twice: bool, now: DateTime<Utc>) -> Planned {
         let index = self.commands.len();
         let mut planned = Planned {
@@ -186,7 +185,7 @@ impl Plan {
                 planned.dies = true;
                 vec![]
             }
-            TaskOutcome::Missing(missing) => unreachable!("a story lacks its {missing:?}"),
+            TaskOutcome::Missing(missing) => unreachable!("a scenario lacks its {missing:?}"),
         };
         let conversation_id = conversation_id(command.target().collection(), command.target().as_str());
         for (id, content) in contents {
@@ -197,7 +196,7 @@ impl Plan {
         planned
     }
 
-    /// What the command that was folded last has added to its document's outbox.
+    /// The outbox entries of the command that was applied last.
     fn newest_entries(&self, command: &Command, now: DateTime<Utc>) -> Vec<(Uuid, Content)> {
         let lease = Lease { holder: Uuid::nil(), until: now };
         let effects = self.unit_of_work.newest_effects(command.target()).unwrap().clone();
@@ -206,7 +205,7 @@ impl Plan {
     }
 }
 
-/// Where it is nowhere near midnight: "today" must not change during the run.
+/// A time zone where it is far from midnight, because "today" must not change during the run.
 fn far_from_midnight(now: DateTime<Utc>) -> Tz {
     let zones = [chrono_tz::America::Toronto, chrono_tz::Europe::Paris, chrono_tz::Asia::Tokyo];
     zones.into_iter().min_by_key(|zone| now.with_timezone(zone).hour().abs_diff(12)).unwrap()
@@ -220,8 +219,8 @@ fn id_of(document: &Document) -> String {
     document.get_str("_id").unwrap().to_owned()
 }
 
-/// A story while it is written.
-struct Scene<'a> {
+/// Builds a scenario.
+struct ScenarioBuilder<'a> {
     number: usize,
     organization: &'static str,
     subscription: Document,
@@ -231,7 +230,7 @@ struct Scene<'a> {
     rng: &'a mut Rng,
 }
 
-impl<'a> Scene<'a> {
+impl<'a> ScenarioBuilder<'a> {
     fn new(number: usize, rng: &'a mut Rng) -> Self {
         let organization = if rng.bool() { "immediate" } else { "asks" };
         let (id, account_id) = (format!("sub-{number}"), format!("acc-{number}"));
@@ -241,7 +240,7 @@ impl<'a> Scene<'a> {
         let locale = ["fr-CA", "en-CA", "es-MX"][rng.usize(..3)];
         account.get_document_mut("manager").unwrap().insert("locale", locale);
         for document in [&mut subscription, &mut account] {
-            // Another system's field, of which the worker knows nothing.
+            // A field of another system, which the worker does not know.
             document.insert("crm", doc! { "number": i64::try_from(number).unwrap() });
         }
         Self { number, organization, subscription, account, rounds: vec![], commands: 0, rng }
@@ -251,7 +250,7 @@ impl<'a> Scene<'a> {
         self.rounds.push(commands.into_iter().collect());
     }
 
-    /// A command about the story's subscription, by an admin.
+    /// A command for the subscription, by an admin.
     fn command(&mut self, kind: &str, fields: Value) -> Value {
         let mut data =
             json!({ "organization_id": self.organization, "subscription_id": format!("sub-{}", self.number) });
@@ -325,100 +324,105 @@ impl<'a> Scene<'a> {
     }
 }
 
-fn cancelled_by_admin(scene: &mut Scene) {
-    let first = scene.purchases(Some("2199-08"));
-    scene.round([first]);
-    let (again, later) = (scene.purchases(Some("2199-08")), scene.purchases(Some("2199-09")));
-    let failures = scene.payment_failures();
-    scene.round([again, later].into_iter().chain(failures));
+fn cancelled_by_admin(scenario: &mut ScenarioBuilder) {
+    let first = scenario.purchases(Some("2199-08"));
+    scenario.round([first]);
+    let (again, later) = (scenario.purchases(Some("2199-08")), scenario.purchases(Some("2199-09")));
+    let failures = scenario.payment_failures();
+    scenario.round([again, later].into_iter().chain(failures));
 }
 
-fn moved_earlier(scene: &mut Scene) {
-    let first = scene.purchases(Some("2199-09"));
-    scene.round([first]);
-    let earlier = scene.purchases(None);
-    scene.round([earlier]);
-    let asked_too_late = scene.request();
-    scene.round([asked_too_late]);
+fn moved_earlier(scenario: &mut ScenarioBuilder) {
+    let first = scenario.purchases(Some("2199-09"));
+    scenario.round([first]);
+    let earlier = scenario.purchases(None);
+    scenario.round([earlier]);
+    let asked_too_late = scenario.request();
+    scenario.round([asked_too_late]);
 }
 
-fn cancelled_by_client(scene: &mut Scene) {
-    if scene.organization == "immediate" {
-        let now = scene.by_client();
-        scene.round([now]);
-        let failures = scene.payment_failures();
-        scene.round(failures);
+fn cancelled_by_client(scenario: &mut ScenarioBuilder) {
+    if scenario.organization == "immediate" {
+        let now = scenario.by_client();
+        scenario.round([now]);
+        let failures = scenario.payment_failures();
+        scenario.round(failures);
     } else {
-        let not_here = scene.by_client();
-        scene.round([not_here]);
-        let ask = scene.request();
-        scene.round([ask]);
+        let not_here = scenario.by_client();
+        scenario.round([not_here]);
+        let ask = scenario.request();
+        scenario.round([ask]);
     }
 }
 
-fn declined_then_accepted(scene: &mut Scene) {
-    let (ask, failures) = (scene.request(), scene.payment_failures());
-    scene.round(failures.into_iter().chain([ask]));
-    let decline = scene.confirmation(json!({ "decision": "decline", "note": "Restez encore un peu." }));
-    let failure = scene.payment_failure(4);
-    scene.round([decline, failure]);
-    let ask = scene.request();
-    scene.round([ask]);
-    let accept = scene.accept();
-    scene.round([accept]);
+fn declined_then_accepted(scenario: &mut ScenarioBuilder) {
+    let (ask, failures) = (scenario.request(), scenario.payment_failures());
+    scenario.round(failures.into_iter().chain([ask]));
+    let decline = scenario.confirmation(json!({ "decision": "decline", "note": "Restez encore un peu." }));
+    let failure = scenario.payment_failure(4);
+    scenario.round([decline, failure]);
+    let ask = scenario.request();
+    scenario.round([ask]);
+    let accept = scenario.accept();
+    scenario.round([accept]);
 }
 
-/// The decision may overtake the request; it then waits for it in a retry queue.
-fn decided_before_asked(scene: &mut Scene) {
-    let (ask, accept) = (scene.request(), scene.accept());
-    scene.round([ask, accept]);
+/// The decision may overtake the request. It then waits in a retry queue.
+fn decided_before_asked(scenario: &mut ScenarioBuilder) {
+    let (ask, accept) = (scenario.request(), scenario.accept());
+    scenario.round([ask, accept]);
 }
 
-fn removed(scene: &mut Scene) {
-    let first = scene.invoice("inv-5");
-    scene.round([first]);
-    let (failure, again) = (scene.payment_failure(1), scene.purchases(None));
-    scene.round([failure, again]);
+fn removed(scenario: &mut ScenarioBuilder) {
+    let first = scenario.invoice("inv-5");
+    scenario.round([first]);
+    let (failure, again) = (scenario.payment_failure(1), scenario.purchases(None));
+    scenario.round([failure, again]);
 }
 
-fn payments_fail(scene: &mut Scene) {
-    let failures = scene.payment_failures();
-    scene.round(failures);
-    let failures = scene.payment_failures();
-    scene.round(failures);
+fn payments_fail(scenario: &mut ScenarioBuilder) {
+    let failures = scenario.payment_failures();
+    scenario.round(failures);
+    let failures = scenario.payment_failures();
+    scenario.round(failures);
 }
 
-fn cards_expire(scene: &mut Scene) {
-    let cards: Vec<Value> = (1..=scene.rng.u32(1..=4)).map(|card| scene.card_expiry(card)).collect();
-    scene.round(cards);
-    let again = scene.card_expiry(1);
-    scene.round([again]);
+fn cards_expire(scenario: &mut ScenarioBuilder) {
+    let cards: Vec<Value> = (1..=scenario.rng.u32(1..=4)).map(|card| scenario.card_expiry(card)).collect();
+    scenario.round(cards);
+    let again = scenario.card_expiry(1);
+    scenario.round([again]);
 }
 
-fn refused(scene: &mut Scene) {
-    let client = scene.client();
-    let forbidden = with(scene.purchases(None), "actor", client);
-    let foreign = with(scene.request(), "organization_id", json!("elsewhere"));
-    let (invoiced, wrong_invoice) = (scene.purchases(Some("2199-05")), scene.invoice("inv-4"));
-    let foreign_failure = with(scene.payment_failure(1), "organization_id", json!("elsewhere"));
-    scene.round([forbidden, foreign, invoiced, wrong_invoice, foreign_failure]);
+fn refused(scenario: &mut ScenarioBuilder) {
+    let client = scenario.client();
+    let forbidden = with(scenario.purchases(None), "actor", client);
+    let foreign = with(scenario.request(), "organization_id", json!("elsewhere"));
+    let (invoiced, wrong_invoice) = (scenario.purchases(Some("2199-05")), scenario.invoice("inv-4"));
+    let foreign_failure = with(scenario.payment_failure(1), "organization_id", json!("elsewhere"));
+    scenario.round([forbidden, foreign, invoiced, wrong_invoice, foreign_failure]);
 }
 
-/// A command for every lane, in the name of an organization that has nothing to do with it.
-fn pulse(scene: &mut Scene) {
-    let commands =
-        [scene.purchases(None), scene.request(), scene.accept(), scene.payment_failure(1), scene.card_expiry(1)];
-    scene.round(commands.map(|command| with(command, "organization_id", json!("elsewhere"))));
+/// A command for every lane, with a foreign organization, so that it is rejected.
+fn probe(scenario: &mut ScenarioBuilder) {
+    let commands = [
+        scenario.purchases(None),
+        scenario.request(),
+        scenario.accept(),
+        scenario.payment_failure(1),
+        scenario.card_expiry(1),
+    ];
+    scenario.round(commands.map(|command| with(command, "organization_id", json!("elsewhere"))));
 }
 
-/// A misspelt field: nothing may be made of it.
-fn unreadable(scene: &mut Scene) {
-    let misspelt = with(scene.purchases(None), "mnoth", json!("2199-08"));
-    scene.round([misspelt]);
+/// A misspelt field makes the command invalid.
+fn unreadable(scenario: &mut ScenarioBuilder) {
+    let misspelt = with(scenario.purchases(None), "mnoth", json!("2199-08"));
+    scenario.round([misspelt]);
 }
 
-fn corrupt(scene: &mut Scene) {
-    scene.subscription.get_document_mut("billing").unwrap().insert("day", "fifteen");
-    let never = scene.purchases(None);
-    scene.round([never]);
+fn corrupt(scenario: &mut ScenarioBuilder) {
+    scenario.subscription.get_document_mut("billing").unwrap().insert("day", "fifteen");
+    let never = scenario.purchases(None);
+    scenario.round([never]);
 }

@@ -1,7 +1,7 @@
-//! The systems that publish: each story in its turn, every command confirmed, some of them twice.
+//! Publishes the scenarios of the plan, every command with a confirm, some of them twice.
 //!
-//! A command whose confirm was not seen is in doubt: it may be with the broker or not. It is published again, as every
-//! careful system does, unless it turns out soon that it was processed.
+//! A command without a confirm is in doubt: the broker may have it or not. It is published again, as every careful publisher does,
+//! unless one of its effects arrives soon.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,19 +20,19 @@ use crate::plan::Plan;
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a command in doubt may take to show an effect before it is published again.
 const DOUBT_PATIENCE: Duration = Duration::from_secs(5);
-/// How long to wait before a broker that is away is tried again.
+/// The delay between attempts to connect.
 const RECONNECT_EVERY: Duration = Duration::from_millis(200);
 
-/// What was published.
+/// Counts of published commands.
 #[derive(Default)]
 pub struct Tally {
-    /// Commands that the broker has confirmed.
+    /// Confirmed commands.
     pub confirmed: AtomicUsize,
-    /// Those of them that were published, and confirmed, twice on purpose.
+    /// Commands that were deliberately published, and confirmed, twice.
     pub twice: AtomicUsize,
-    /// Commands whose confirm was not seen.
+    /// Commands without a confirm.
     pub in_doubt: AtomicUsize,
-    /// Those of them that were processed all the same, before they were published again.
+    /// Commands in doubt that were processed before they were published again.
     pub recovered: AtomicUsize,
 }
 
@@ -51,7 +51,7 @@ struct Link {
     _connection: Connection,
 }
 
-/// What became of a message.
+/// The result of publishing a message.
 #[derive(PartialEq)]
 enum Published {
     Confirmed,
@@ -59,27 +59,27 @@ enum Published {
 }
 
 impl Upstream {
-    /// Publishes to the exchange, at the broker at `url`.
+    /// Publishes to this exchange of the broker at `url`.
     pub fn new(plan: Arc<Plan>, observer: Observer, url: String, exchange: String) -> Self {
         Self { plan, observer, url, exchange, link: Mutex::default(), tally: Tally::default() }
     }
 
-    /// Publishes every story at its time, and returns when the broker has confirmed everything.
+    /// Publishes every scenario at its time, and returns when the broker has confirmed everything.
     pub async fn run(self: Arc<Self>) {
         let begin = Instant::now();
-        let mut stories = JoinSet::new();
-        for story in 0..self.plan.stories.len() {
-            sleep_until(begin + self.plan.stories[story].begins).await;
-            stories.spawn(Arc::clone(&self).tell(story));
+        let mut scenarios = JoinSet::new();
+        for scenario in 0..self.plan.scenarios.len() {
+            sleep_until(begin + self.plan.scenarios[scenario].begins).await;
+            scenarios.spawn(Arc::clone(&self).publish_scenario(scenario));
         }
-        while let Some(story) = stories.join_next().await {
-            story.unwrap();
+        while let Some(scenario) = scenarios.join_next().await {
+            scenario.unwrap();
         }
     }
 
-    async fn tell(self: Arc<Self>, story: usize) {
+    async fn publish_scenario(self: Arc<Self>, scenario: usize) {
         let mut second_copies = JoinSet::new();
-        for round in &self.plan.stories[story].rounds {
+        for round in &self.plan.scenarios[scenario].rounds {
             for &command in round {
                 self.command(command).await;
                 if self.plan.commands[command].twice {
@@ -109,7 +109,7 @@ impl Upstream {
         self.tally.confirmed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The same command once more, some time later: as a network, or a nervous user, repeats things.
+    /// Publishes the same command again some time later, like a network or a nervous user.
     async fn second_copy(&self, command: usize) {
         sleep(Duration::from_millis(fastrand::u64(..5_000))).await;
         while self.publish(command).await == Published::InDoubt {}
@@ -131,7 +131,7 @@ impl Upstream {
         }
     }
 
-    /// A channel that works as far as anybody knows, however long that takes.
+    /// A connected channel. Reconnects until it succeeds.
     async fn link(&self) -> Arc<Link> {
         let mut link = self.link.lock().await;
         loop {

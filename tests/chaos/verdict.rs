@@ -1,4 +1,4 @@
-//! Afterwards: every document, email and event against what the plan says, in the words of RabbitMQ's Jepsen checks.
+//! The comparison of every document, email and event with the plan, in the terms of RabbitMQ's Jepsen tests.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
@@ -17,25 +17,24 @@ use offramp_domain::subscription::SubscriptionRecord;
 use offramp_domain::subscription::{Status, Subscription};
 use offramp_domain::unit_of_work::{LoadedDocument, TrackedAccount, TrackedSubscription};
 
-use crate::faults::{Account as FaultAccount, Chaos, PAUSE_WANTED};
+use crate::faults::{Chaos, FaultStatistics, RECOVERY_TARGET};
 use crate::fleet::{Fleet, LEASE_SECONDS};
 use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::upstream::Upstream;
 use offramp_testkit::test_bed::TestBed;
 
-/// Whether a lane that runs again too late spoils the run. A debug build on a machine that is busy otherwise is late for
-/// reasons of its own, so there it is only told.
+/// Whether a late recovery fails the run. A debug build on a busy machine is slow for other reasons, so there it is only reported.
 const PUNCTUALITY_COUNTS: bool = !cfg!(debug_assertions);
-/// How soon after an email was taken its sender must have been killed for that to be why it was not marked as sent. Shorter
-/// than a lease, so that a worker that lives on and does not mark is found out.
+/// A duplicate email is excused if its worker was killed within this time after the first delivery. Shorter than a lease, so that a
+/// live worker that does not mark is detected.
 const MARKED_WITHIN: Duration = Duration::from_secs(LEASE_SECONDS / 2);
-/// How long an email may be on its way to its server when its sender is killed.
+/// How long an email may be in transit when its worker is killed.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
-/// How many examples of each problem are told.
+/// The number of printed examples of each problem.
 const EXAMPLES_MAX: usize = 10;
 
-/// A run that is over.
+/// A finished run.
 pub struct Run {
     pub seed: u64,
     pub seconds: u64,
@@ -46,7 +45,7 @@ pub struct Run {
     pub chaos: Arc<Chaos>,
 }
 
-/// What came of it.
+/// The result of the comparison.
 #[derive(Default)]
 pub struct Verdict {
     seed: u64,
@@ -55,24 +54,24 @@ pub struct Verdict {
     twice: usize,
     in_doubt: usize,
     recovered: usize,
-    /// Commands of which an effect is missing.
+    /// Commands with a missing effect.
     lost: BTreeSet<usize>,
     duplicated: Vec<String>,
     unexpected: Vec<String>,
     documents: usize,
     emails: Repeats,
-    /// For each email that was sent twice because its sender was killed: how long after the first time.
+    /// For each email sent twice because its worker was killed: the time from the first delivery to the kill.
     emails_after_kill: Vec<Duration>,
     emails_after_drop: usize,
     events: Repeats,
     dead_letters: Repeats,
     kills: usize,
-    faults: Vec<(&'static str, FaultAccount)>,
-    /// Why commands count as lost.
+    faults: Vec<(&'static str, FaultStatistics)>,
+    /// The missing effects.
     missing: Vec<String>,
 }
 
-/// How many things left, and how many of them more than once.
+/// The number of effects, and of those that arrived more than once.
 #[derive(Default)]
 struct Repeats {
     all: usize,
@@ -80,7 +79,6 @@ struct Repeats {
 }
 
 impl Run {
-    /// Compares everything.
     pub async fn judge(self, bed: &TestBed) -> Verdict {
         let tally = &self.upstream.tally;
         let count = |number: &std::sync::atomic::AtomicUsize| number.load(Ordering::Relaxed);
@@ -93,7 +91,7 @@ impl Run {
             recovered: count(&tally.recovered),
             unexpected: self.observer.unexpected(),
             kills: self.fleet.kills.lock().unwrap().len(),
-            faults: self.chaos.accounts.lock().unwrap().iter().map(|(name, account)| (*name, *account)).collect(),
+            faults: self.chaos.statistics.lock().unwrap().iter().map(|(name, account)| (*name, *account)).collect(),
             ..Verdict::default()
         };
         verdict.unexpected.extend(self.fleet.ended.lock().unwrap().iter().cloned());
@@ -133,7 +131,7 @@ impl Run {
                     .min();
                 match killed {
                     _ if !answered => verdict.emails_after_drop += 1,
-                    Some(after) if after <= MARKED_WITHIN || self.chaos.database_was_away(pair[0].at, after) => {
+                    Some(after) if after <= MARKED_WITHIN || self.chaos.database_was_unavailable(pair[0].at, after) => {
                         verdict.emails_after_kill.push(after);
                     }
                     _ => verdict.duplicated.push(format!(
@@ -192,7 +190,7 @@ impl Run {
         }
     }
 
-    /// Dead letters come at least once: a copy may be confirmed, and the worker killed before it acks the original.
+    /// Dead letters are published at least once: the worker may be killed after the confirm of the copy and before the ack.
     async fn judge_dead_letters(&self, verdict: &mut Verdict, bed: &TestBed) {
         let mut letters: HashMap<Vec<u8>, usize> = HashMap::new();
         while let Some((body, properties)) = bed.take("dead-letters").await {
@@ -214,7 +212,7 @@ impl Run {
     }
 }
 
-/// The entries of a list that can be read.
+/// The readable entries of a list.
 fn readable<T: Clone>(list: &[Stored<T>]) -> Vec<T> {
     list.iter().cloned().filter_map(Stored::ok).collect()
 }
@@ -244,7 +242,7 @@ impl Judge<'_> {
         };
         self.applied(&expected.applied, &found.applied);
 
-        // When it was decided is the worker's affair, and so is in how many writes.
+        // The time of the decision and the number of writes depend on the worker.
         found.version = expected.version;
         found.applied.clone_from(&expected.applied);
         if let (Some(found), Some(expected)) = (&mut found.details, &expected.details) {
@@ -276,7 +274,7 @@ impl Judge<'_> {
             .map(|entry| told(&entry.into()))
             .collect();
         let mut found_failures: Vec<String> = failures.iter().map(told).collect();
-        // They commute.
+        // Payment failures commute.
         expected_failures.sort();
         found_failures.sort();
         self.same_list(&expected_failures, &found_failures, "its payment failures");
@@ -313,7 +311,7 @@ impl Judge<'_> {
         self.foreign_field(before, raw, false);
     }
 
-    /// Every command is applied once.
+    /// Checks that every command is applied once.
     fn applied(&mut self, expected: &[CommandKey], found: &[CommandKey]) {
         for key in expected {
             match found.iter().filter(|other| *other == key).count() {
@@ -327,7 +325,7 @@ impl Judge<'_> {
         }
     }
 
-    /// Every email is recorded once, and as sent.
+    /// Checks that every email is recorded once, as sent.
     fn notifications(&mut self, records: &[NotificationDocument], expected: impl Iterator<Item = String>) {
         let mut expected: Vec<String> = expected.collect();
         let sent = records.iter().filter(|record| record.at.is_some() && record.sent_at.is_some());
@@ -343,7 +341,7 @@ impl Judge<'_> {
         }
     }
 
-    /// What another system wrote, and Offramp does not know, stays; in a tombstone nothing does.
+    /// Checks that a field of another system is unchanged, or removed from a tombstone.
     fn foreign_field(&mut self, before: &Document, raw: &RawDocumentBuf, removed: bool) {
         let after = Document::try_from(&**raw).unwrap();
         let expected = if removed { None } else { before.get("crm") };
@@ -356,7 +354,7 @@ impl Judge<'_> {
         }
     }
 
-    /// Compares lists in which something that is there too often was done twice.
+    /// Compares lists. A repeated entry counts as duplicated.
     fn same_list(&mut self, expected: &[String], found: &[String], what: &str) {
         let mut rest = found.to_owned();
         let mut missing = false;
@@ -379,13 +377,13 @@ impl Judge<'_> {
 }
 
 impl Verdict {
-    /// Nothing is lost, nothing was done twice, nothing is unexpected, and lanes ran again in time.
+    /// Nothing is lost, duplicated or unexpected, and all recoveries were in time.
     pub fn is_good(&self) -> bool {
         let nothing_is_wrong = self.lost.is_empty() && self.duplicated.is_empty() && self.unexpected.is_empty();
         nothing_is_wrong && (self.late() == 0 || !PUNCTUALITY_COUNTS)
     }
 
-    /// How many faults the lanes stood still after for too long.
+    /// The number of faults with a late recovery.
     fn late(&self) -> u32 {
         self.faults.iter().map(|(_, account)| account.late).sum()
     }
@@ -432,18 +430,18 @@ impl fmt::Display for Verdict {
         row("dead letters", self.dead_letters.all, "")?;
         row("  more than once", self.dead_letters.more_than_once, "")?;
         row("workers killed", self.kills, "")?;
-        // Two decimals, in whole numbers.
+        // Two decimals, in integer arithmetic.
         let hundredths = self.emails_after_kill.len() * 100 / self.kills.max(1);
         let each = format!("{}.{:02}", hundredths / 100, hundredths % 100);
         writeln!(f, "{:<30}{each:>8}  duplicate emails per killed worker", "")?;
         writeln!(f, "{:<38}{:>6}  longest recovery", "fault", "times")?;
         for (name, account) in &self.faults {
             let late = if account.late > 0 { format!("  late {} times", account.late) } else { String::new() };
-            writeln!(f, "{name:<38}{:>6}  {:>5.1} s{late}", account.times, account.longest_pause.as_secs_f64())?;
+            writeln!(f, "{name:<38}{:>6}  {:>5.1} s{late}", account.times, account.longest_recovery.as_secs_f64())?;
         }
         if self.late() > 0 {
             let counts = if PUNCTUALITY_COUNTS { "" } else { " (not a failure in a debug build)" };
-            writeln!(f, "late: lanes took more than {} s to resume after a fault{counts}", PAUSE_WANTED.as_secs())?;
+            writeln!(f, "late: lanes took more than {} s to resume after a fault{counts}", RECOVERY_TARGET.as_secs())?;
         }
         write!(f, "seed {}, {} s: {}", self.seed, self.seconds, if self.is_good() { "good" } else { "NOT GOOD" })
     }

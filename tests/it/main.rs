@@ -8,6 +8,7 @@ mod calendar;
 mod cli;
 mod documents;
 mod email;
+mod end_to_end;
 mod every_email;
 mod examples;
 mod hostile;
@@ -20,7 +21,6 @@ mod preview;
 #[cfg(target_os = "linux")]
 mod real_mail_servers;
 mod shutdown;
-mod story;
 mod sweep;
 #[cfg(target_os = "linux")]
 mod tls;

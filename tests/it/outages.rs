@@ -175,7 +175,7 @@ async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no
 
     // After as many redeliveries as several outages cause, the next lane replaces the message with a fresh copy.
     for _ in 0..REDELIVERIES_MAX / 2 {
-        bed.come_back("card-expiry").await;
+        bed.redeliver("card-expiry").await;
     }
     let next = WorkerProcess::spawn(&bed, &sink.url(), &settings, Stdio::null());
     eventually("another lane that has paused", || async {
@@ -416,7 +416,7 @@ async fn a_message_set_aside_repeatedly_never_counts_as_crashing_workers() {
     assert!(WorkerProcess::start(&bed, &sink.url()).await.stop().await.success());
     bed.publish("subscription.cancellation", b"nonsense").await;
     for _ in 0..REDELIVERIES_MAX / 2 {
-        bed.come_back("cancellation").await;
+        bed.redeliver("cancellation").await;
     }
     let policy = Policy::that_rejects(&format!("{}.dead-letters", bed.prefix)).await;
     let worker = WorkerProcess::start_with(&bed, &sink.url(), &[]).await;

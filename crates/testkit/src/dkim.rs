@@ -1,5 +1,4 @@
-//! Keys to sign emails with, and a receiver who looks whether signatures hold: the crate `mail-auth`, which shares nothing
-//! with how they are made but the arithmetic.
+//! DKIM keys for tests, and a receiver that verifies signatures with `mail-auth`, an implementation independent of the program's.
 
 use std::borrow::Borrow;
 use std::hash::Hash;
@@ -12,18 +11,18 @@ use mail_auth::hickory_resolver::config::{ResolverConfig, ResolverOpts};
 use mail_auth::{AuthenticatedMessage, DkimResult, MessageAuthenticator, Parameters, ResolverCache, Txt};
 use offramp_mail::{DkimKey, DkimSigner};
 
-/// Made for tests alone with `openssl genrsa -traditional`, and the same key in PKCS#8.
+/// A test key from `openssl genrsa -traditional`. [`RSA_PKCS8`] is the same key.
 pub const RSA_PKCS1: &str = include_str!("dkim/rsa.pkcs1.pem");
 pub const RSA_PKCS8: &str = include_str!("dkim/rsa.pkcs8.pem");
 /// `openssl genpkey -algorithm ed25519`
 pub const ED25519: &str = include_str!("dkim/ed25519.pem");
 
-/// Signs with this key as `s1` of `example.com`.
+/// A signer with this key, selector `s1` and domain `example.com`.
 pub fn signer(pem: &str) -> Arc<DkimSigner> {
     Arc::new(DkimSigner::new(DkimKey::parse(pem).unwrap(), "s1".to_owned(), "example.com".to_owned()))
 }
 
-/// A DNS with one TXT record in it.
+/// A DNS with a single TXT record.
 pub struct Dns {
     name: String,
     record: Txt,
@@ -35,14 +34,14 @@ impl Dns {
         Self { name: format!("{name}."), record: Txt::DomainKey(Arc::new(key)) }
     }
 
-    /// The DNS that receivers of this signer's emails need.
+    /// The DNS with this signer's record.
     pub fn of(signer: &DkimSigner) -> Self {
         Self::new(&signer.dns_name(), &signer.dns_record())
     }
 
-    /// What a receiver makes of the email's signatures: one result for each.
+    /// The verification result of each signature of an email.
     pub async fn verify(&self, mail: &[u8]) -> Vec<DkimResult> {
-        // It has no server to ask, so a name that is not in this DNS is an error.
+        // Without servers, a lookup of any other name fails.
         let config = ResolverConfig::from_parts(None, vec![], vec![]);
         let receiver = MessageAuthenticator::new(config, ResolverOpts::default()).unwrap();
         let message = AuthenticatedMessage::parse(mail).expect("an email");

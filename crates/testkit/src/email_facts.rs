@@ -1,15 +1,15 @@
-//! What each email has to say, whatever its templates look like: the rules of docs/rules/emails.md, a second time, as a table.
+//! The facts that each email must state: the rules of docs/rules/emails.md as a table, independent of the templates.
 
 use chrono::NaiveDate;
 use offramp_domain::facts::Facts;
 use offramp_domain::notification::{Notification, Recipient, Template};
 use offramp_mail::locale::{Formats, parse_tag};
 
-/// Something that an email says, if it has it.
+/// A fact that an email states, if its notification has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fact {
     Organization,
-    /// Where an answer by other means than a reply would go.
+    /// The organization's address, for readers who do not use "reply".
     OrganizationAddress,
     Manager,
     Participant,
@@ -62,12 +62,12 @@ pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
         ],
         Template::CardExpiring => &[CardBrand, CardLast4, CardExpires],
     };
-    // The organization is told who its client is. (That a link leads to the subscription is looked at with the links.)
+    // The organization needs the name of its client. (`Email::findings` checks the link to the subscription.)
     let people: &[Fact] = match recipient {
         Recipient::OrganizationContact => &[Manager],
         Recipient::AccountManager => &[Organization, OrganizationAddress, Manager],
     };
-    // Nobody is told by name what they have done themselves.
+    // An email to the person who acted does not name the actor.
     let did_it_themselves = recipient == Recipient::AccountManager
         && matches!(template, Template::CancelledByClient | Template::CancellationRequested);
     let actor: &[Fact] = if did_it_themselves { &[] } else { &[Actor] };
@@ -75,7 +75,7 @@ pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
 }
 
 impl Fact {
-    /// What a reader of this email reads of it; none where the email does not have it.
+    /// The fact as this email writes it, or `None` if its notification does not have it.
     pub fn written(self, notification: &Notification) -> Option<String> {
         let Facts { organization, manager, card, .. } = &notification.facts;
         let facts = &notification.facts;
@@ -109,7 +109,7 @@ impl Fact {
     }
 }
 
-/// What an email has to say and this text of it does not.
+/// The facts of an email that are missing from one of its texts.
 pub fn missing_from(text: &str, notification: &Notification) -> Vec<String> {
     let text = words(text);
     facts_of(notification.template, notification.recipient)
@@ -120,7 +120,7 @@ pub fn missing_from(text: &str, notification: &Notification) -> Vec<String> {
         .collect()
 }
 
-/// A text in one line with ordinary spaces, the lines and spaces of a design left out of account.
+/// The text with all white space collapsed, so that layout does not matter.
 fn words(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

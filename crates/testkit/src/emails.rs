@@ -1,4 +1,4 @@
-//! Every email that there can be: each sample in each language, as it leaves; and what none of them may lack or have.
+//! Every email: each sample in each language, as sent, with checks that need no browser.
 
 use chrono::{DateTime, Utc};
 use offramp_domain::notification::Notification;
@@ -17,11 +17,11 @@ pub struct Email {
     pub name: String,
     pub notification: Notification,
     pub rendered: RenderedEmail,
-    /// As it leaves for a server that takes nothing but ASCII: its longest form.
+    /// As sent to a server without 8BITMIME, which is the longest form.
     pub bytes: Vec<u8>,
 }
 
-/// Who reads a language: somebody whose money the samples speak of, where there is such a region.
+/// A locale for a language, with a region whose currency the samples use where there is one.
 pub fn reader(language: &str) -> &str {
     match language {
         "en" => "en-CA",
@@ -31,7 +31,7 @@ pub fn reader(language: &str) -> &str {
     }
 }
 
-/// Each sample in each language that there are words in.
+/// Each sample in each language with templates.
 pub fn every_email(templates: &Templates, date: DateTime<Utc>) -> Vec<Email> {
     let mut emails = Vec::new();
     for language in templates.locales() {
@@ -48,27 +48,27 @@ pub fn every_email(templates: &Templates, date: DateTime<Utc>) -> Vec<Email> {
     emails
 }
 
-/// An email as it leaves.
+/// The bytes of an email with this date.
 pub fn bytes_at(date: DateTime<Utc>, notification: &Notification, rendered: &RenderedEmail) -> Vec<u8> {
     let sender = Sender::parse("Offramp <no-reply@mail.example.com>").unwrap();
     let origin = Origin { entry_id: Uuid::new_v4(), conversation_id: Uuid::new_v4() };
     compose(&sender, origin, notification, rendered.clone(), date).unwrap().bytes(false).unwrap()
 }
 
-/// Gmail cuts off what is longer, and a link in what is cut off is lost.
+/// Gmail clips longer emails, including links in the clipped part. In bytes.
 const BYTES_MAX: usize = 100_000;
 
-/// What an email must not have in it: it works in no mail program, or on the reader rather than for them.
+/// Elements that mail clients block, or that track or execute.
 const BANNED: [&str; 13] = [
     "applet", "audio", "base", "embed", "form", "iframe", "input", "link", "object", "script", "svg", "video",
     "v:image",
 ];
 
-/// Attributes by which a program fetches something as soon as it shows the email.
+/// Attributes that make a mail client fetch a resource when it shows the email.
 const FETCHING: [&str; 8] = ["background", "data", "lowsrc", "poster", "src", "srcset", "xlink:href", "action"];
 
 impl Email {
-    /// What is wrong with an email and can be seen without a browser, a sentence each.
+    /// Defects of an email that can be found without a browser.
     pub fn findings(&self) -> Vec<String> {
         let mut findings = Vec::new();
         let html = Html::parse(&self.rendered.html);
@@ -87,7 +87,7 @@ impl Email {
         findings
     }
 
-    /// Links lead somewhere, and the organization's to the subscription.
+    /// Checks that links are absolute, and that the organization's link leads to the subscription.
     fn links(&self, html: &Html) -> Vec<String> {
         let mut findings = Vec::new();
         let links: Vec<&str> = html.elements.iter().filter_map(|element| element.attribute("href")).collect();
@@ -110,7 +110,7 @@ impl Email {
         findings
     }
 
-    /// Nothing is fetched but the organization's logo, and nothing runs.
+    /// Checks that only the organization's logo is fetched, and that nothing executes.
     fn fetched(&self, html: &Html) -> Vec<String> {
         let mut findings = Vec::new();
         let logo = self.notification.facts.organization.logo_url.as_deref();

@@ -1,4 +1,4 @@
-//! Documents and commands that tests begin with.
+//! Documents and commands to start tests with.
 
 use bson::{Document, doc};
 use offramp::store::outbox::record::EmailIdentity;
@@ -22,12 +22,12 @@ pub const TOMBSTONE_FIELDS: [&str; 10] = [
     "version",
 ];
 
-/// What emails are recorded with where nobody writes them.
+/// The identity of an email that a test records without composing it.
 pub fn identify(id: Uuid, email: &Notification) -> EmailIdentity {
     EmailIdentity { message_id: format!("<{id}@offramp.example>"), locale: email.locale.clone() }
 }
 
-/// An organization in Québec, an account and a subscription of 45 days from its next invoice, all with plain ids.
+/// Inserts the organization `org`, the account `acc` and the subscription `sub`.
 pub async fn populate(bed: &TestBed) {
     bed.collection("organizations").insert_one(organization("org")).await.unwrap();
     bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
@@ -61,7 +61,6 @@ pub fn subscription(id: &str, organization: &str, account: &str) -> Document {
     }
 }
 
-/// A command of this type with this data.
 #[allow(clippy::needless_pass_by_value, reason = "data is written in place")]
 pub fn command(id: &str, kind: &str, data: Value) -> Value {
     json!({
@@ -81,7 +80,7 @@ pub fn cancellation(id: &str, subscription: &str) -> Value {
     )
 }
 
-/// The same with one field of `data` more, or another.
+/// The command with a field of `data` added or replaced.
 pub fn with(mut command: Value, field: &str, value: Value) -> Value {
     command["data"][field] = value;
     command

@@ -1,14 +1,14 @@
-//! What is in an HTML part, without a browser: its elements, Outlook's own among them, and the text that shows.
+//! The elements and the visible text of an HTML part, without a browser. Includes Outlook's conditional comments.
 
 use std::collections::BTreeMap;
 
 use html5gum::{DefaultEmitter, Token, Tokenizer};
 
-/// An HTML part, taken apart.
+/// A parsed HTML part.
 #[derive(Default)]
 pub struct Html {
     pub elements: Vec<Element>,
-    /// What shows; each block on a line of its own.
+    /// The visible text, with each block on a line of its own.
     pub text: String,
     /// The content of `<style>`.
     pub styles: String,
@@ -26,17 +26,16 @@ impl Element {
     }
 }
 
-/// Elements that do not begin a line.
+/// Elements that do not start a new line.
 const INLINE: [&str; 8] = ["a", "b", "em", "i", "small", "span", "strong", "u"];
 
-/// Elements without an end.
+/// Elements without an end tag.
 const VOID: [&str; 6] = ["br", "col", "hr", "img", "link", "meta"];
 
 impl Html {
     pub fn parse(html: &str) -> Self {
         let mut parsed = Self::default();
-        // Whose content does not show: what a sequence of elements within each other begins with, and how deep one is
-        // in it.
+        // The outermost hidden element, and the nesting depth of elements with its name.
         let mut hidden: Option<(String, usize)> = None;
         let mut in_style = false;
         let mut emitter = DefaultEmitter::default();
@@ -78,7 +77,7 @@ impl Html {
                 Token::String(text) if in_style => parsed.styles += &string(&text.value),
                 Token::String(text) if hidden.is_none() => parsed.text += &string(&text.value),
                 Token::Comment(comment) => {
-                    // <!--[if mso]> … <![endif]--> is a comment for everybody but Outlook.
+                    // Only Outlook reads <!--[if mso]> … <![endif]-->.
                     let comment = string(&comment.value);
                     if let Some((_, for_outlook)) =
                         comment.strip_prefix("[if").and_then(|condition| condition.split_once("]>"))

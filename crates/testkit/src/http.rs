@@ -14,7 +14,7 @@ const RESPONSE_SECONDS_MAX: u64 = 5;
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
-    /// In lower case, with the status line.
+    /// The status line and the headers, in lower case.
     pub headers: String,
     pub body: String,
 }
@@ -39,7 +39,7 @@ impl Response {
     }
 }
 
-/// `http://{address}{path}`, whatever its status.
+/// Requests `http://{address}{path}`. Any status is a success.
 pub async fn get(address: &str, path: &str) -> io::Result<Response> {
     timeout(Duration::from_secs(RESPONSE_SECONDS_MAX), request(address, path)).await?
 }

@@ -1,4 +1,4 @@
-//! `offramp preview`, as people run it.
+//! A running `offramp preview`.
 
 use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
@@ -15,20 +15,20 @@ use crate::http::Response;
 use crate::process::{self, Signal};
 use crate::worker_process::bare;
 
-/// The email of which tests change the templates.
+/// The email whose templates the tests change.
 pub const MAIL: &str = "request-declined.account_manager";
 
-/// The program with a page on a port of its own; ended when dropped.
+/// The program on a free port. Killed when dropped.
 pub struct PreviewProcess {
     child: Child,
     /// `127.0.0.1:1234`
     pub address: String,
-    /// A program whose output nobody reads any more ends.
+    /// Kept open: the program exits when its standard output closes.
     _output: io::BufReader<ChildStdout>,
 }
 
 impl PreviewProcess {
-    /// Starts it with these settings, and waits until it says where its page is.
+    /// Starts the program with these settings, and waits for the address of its page.
     pub fn start(settings: &[(&str, &str)]) -> Self {
         let mut program = bare();
         program
@@ -45,7 +45,7 @@ impl PreviewProcess {
         Self { child, address, _output: output }
     }
 
-    /// Ctrl-C; gives how it ended.
+    /// Sends SIGINT, and waits for the exit.
     pub async fn interrupt(mut self) -> ExitStatus {
         process::signal(&self.child, Signal::INT).unwrap();
         eventually("the end of the preview", || {
@@ -95,7 +95,7 @@ impl PreviewProcess {
     }
 }
 
-/// Copies the French words of [`MAIL`] into a templates directory, and writes `words` at the end of them.
+/// Copies the French templates of [`MAIL`] into a templates directory, and appends `words`.
 pub fn write_words(directory: &Path, words: &str) {
     fs::create_dir_all(directory.join("fr")).unwrap();
     let built_in = crate::repository().join("templates/fr");

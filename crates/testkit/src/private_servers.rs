@@ -1,18 +1,18 @@
-//! Servers of a test's own, besides the shared ones. They run without Docker, so on Linux only.
+//! Servers for one test, next to the shared ones. They run without Docker, so on Linux only.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::process;
 
-/// Servers that end with this value.
+/// Running servers. Stopped when dropped.
 pub struct PrivateServers {
     directory: tempfile::TempDir,
     environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl PrivateServers {
-    /// Starts servers that `scripts/services` knows, with further settings of it.
+    /// Starts servers by their names in `scripts/services`, with additional environment variables.
     pub fn start(names: &[&str], environment: Vec<(&'static str, PathBuf)>) -> Self {
         let servers = Self { directory: tempfile::tempdir().unwrap(), environment };
         for name in names {
@@ -21,20 +21,20 @@ impl PrivateServers {
         servers
     }
 
-    /// Where one of them listens.
+    /// The port of a server.
     pub fn port(&self, name: &str) -> u16 {
         let file = self.directory.path().join(format!("run/{name}.port"));
         std::fs::read_to_string(file).unwrap().trim().parse().unwrap()
     }
 
-    /// Where they keep what they have.
+    /// The directory with their data.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
     fn services(&self, arguments: &[&str]) -> bool {
         let repository = crate::repository();
-        // What the shared servers have unpacked, if anything, need not be fetched again.
+        // Reuses the tools that the shared servers have downloaded.
         let shared = std::env::var("OFFRAMP_SERVICES_DIR").map_or(repository.join(".services"), Into::into);
         let tools = std::env::var("OFFRAMP_SERVICES_TOOLS").map_or(shared.join("tools"), Into::into);
         let mut command = Command::new(repository.join("scripts/services"));

@@ -1,4 +1,4 @@
-//! Child processes: starting and signalling them. No other program is needed to do so; a bare system has no `kill`.
+//! Starting and signalling child processes, without the program `kill`, which a minimal system lacks.
 
 use std::io;
 use std::process::{Child, Command};
@@ -7,7 +7,7 @@ use rustix::process::{Pid, kill_process};
 
 pub use rustix::process::Signal;
 
-/// Runs a program with [`Command::spawn`], [`Command::output`] or [`Command::status`]. The error names the program.
+/// Runs a program with [`Command::spawn`], [`Command::output`] or [`Command::status`]. Errors name the program.
 pub fn run<T>(command: &mut Command, how: impl FnOnce(&mut Command) -> io::Result<T>) -> io::Result<T> {
     how(command).map_err(|error| {
         let program = command.get_program().display();
@@ -15,7 +15,7 @@ pub fn run<T>(command: &mut Command, how: impl FnOnce(&mut Command) -> io::Resul
     })
 }
 
-/// Sends a signal to a process that was not waited for yet.
+/// Sends a signal to a child that has not been waited for.
 pub fn signal(child: &Child, signal: Signal) -> io::Result<()> {
     Ok(kill_process(Pid::from_child(child), signal)?)
 }

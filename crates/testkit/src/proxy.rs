@@ -1,4 +1,4 @@
-//! A TCP proxy that cuts, stalls and slows connections, or closes them in the broker's name.
+//! A TCP proxy that cuts, stalls and delays connections, or closes them in the broker's name.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,17 +11,17 @@ use tokio::sync::watch;
 
 use crate::rabbit::amqp_url;
 
-/// What the broker sends before it closes a connection on an operator's request: `connection.close`, 320.
+/// The broker's `connection.close` with code 320, as on an operator's request.
 const CONNECTION_CLOSE: &[u8] = b"\x01\0\0\0\0\0\x1c\0\x0a\0\x32\x01\x40\x11CONNECTION_FORCED\0\0\0\0\xce";
 
-/// On its way to the broker, a proxy turns this into bytes that are not UTF-8: what lapin can send becomes what it cannot read.
+/// A proxy replaces this text with bytes that are not UTF-8, which lapin can neither send nor read.
 pub const NOT_UTF8: &str = "@not-utf-8@";
 
-/// On its way to the broker, what is sent together with this is lost: it is a message that is never confirmed.
+/// A proxy drops what is sent to the broker together with this text, so that the message is never confirmed.
 pub const LOST: &str = "@lost@";
 
-/// The name of a header with a byte array, which a proxy turns into an array of the same bytes on its way to the broker: so
-/// lapin can send what it could not put in words without overflowing its stack.
+/// The name of a header whose byte array a proxy turns into an AMQP array. lapin could not encode such deeply nested arrays without
+/// a stack overflow.
 pub const NESTED: &str = "@nested@";
 
 /// `depth` nested arrays, as bytes of the AMQP encoding.
@@ -29,31 +29,31 @@ pub fn nested_arrays(depth: u32) -> Vec<u8> {
     (0..depth).rev().flat_map(|level| [&b"A"[..], &(level * 5).to_be_bytes()].concat()).collect()
 }
 
-/// Stands between a client and a server, and can cut or stall what passes.
+/// A proxy between a client and a server.
 pub struct Proxy {
     address: SocketAddr,
-    weather: watch::Sender<Weather>,
+    conditions: watch::Sender<Conditions>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
-struct Weather {
-    /// Nothing passes to the client.
+struct Conditions {
+    /// Holds bytes to the client.
     mute: bool,
-    /// Nothing passes to the server.
+    /// Holds bytes to the server.
     deaf: bool,
-    /// Connections end when it changes.
+    /// Connections are cut when this changes.
     cuts: u32,
-    /// Clients are told to close when it changes.
+    /// Clients receive `connection.close` when this changes.
     closes: u32,
-    /// How late an answer begins.
+    /// The delay before each response.
     late: Duration,
-    /// What is added to the time of day that MongoDB's `hello` answers with, in milliseconds.
+    /// Added to `localTime` in MongoDB's replies to `hello`, in milliseconds.
     clock_shift: i64,
-    /// What contains this does not pass to the server. Empty: everything passes.
+    /// Requests that contain this text are held. Empty: none.
     held: &'static str,
 }
 
-impl Weather {
+impl Conditions {
     fn holds(&self, bytes: &[u8]) -> bool {
         !self.held.is_empty() && bytes.windows(self.held.len()).any(|window| window == self.held.as_bytes())
     }
@@ -66,20 +66,20 @@ impl Proxy {
         Self::to(url.host_str().unwrap(), url.port().unwrap_or(5672)).await
     }
 
-    /// A proxy in front of a server. The server need not be there yet, and may go and come back.
+    /// A proxy in front of a server, which may be unavailable at times.
     pub async fn to(host: &str, port: u16) -> Self {
         let target = (host.to_owned(), port);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let fair =
-            Weather { mute: false, deaf: false, cuts: 0, closes: 0, late: Duration::ZERO, clock_shift: 0, held: "" };
-        let (weather, seen) = watch::channel(fair);
+        let normal =
+            Conditions { mute: false, deaf: false, cuts: 0, closes: 0, late: Duration::ZERO, clock_shift: 0, held: "" };
+        let (conditions, seen) = watch::channel(normal);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let (target, seen) = (target.clone(), seen.clone());
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(target).await else { return };
-                    // It holds nothing back by itself.
+                    // No delay by Nagle's algorithm.
                     if client.set_nodelay(true).and(server.set_nodelay(true)).is_err() {
                         return;
                     }
@@ -89,19 +89,19 @@ impl Proxy {
                     let cuts = until.borrow().cuts;
                     let asked = AtomicBool::new(false);
                     tokio::select! {
-                        // A cut comes first: what was held back by then is lost, even when all passes again at once.
+                        // A cut takes precedence: bytes held by then are lost even if the proxy resumes at once.
                         biased;
-                        _ = until.wait_for(|weather| weather.cuts != cuts) => {}
+                        _ = until.wait_for(|conditions| conditions.cuts != cuts) => {}
                         () = pass(client_in, server_out, seen.clone(), false, &asked) => {}
                         () = pass(server_in, client_out, seen, true, &asked) => {}
                     }
                 });
             }
         });
-        Self { address, weather }
+        Self { address, conditions }
     }
 
-    /// A proxy in front of the server of a URL, and the URL that leads through it.
+    /// A proxy in front of the server of a URL, and the URL of the proxy.
     pub async fn in_front_of(url: &str) -> (Self, String) {
         let mut url = url::Url::parse(url).unwrap();
         let proxy = Self::to(url.host_str().unwrap(), url.port().unwrap()).await;
@@ -110,17 +110,17 @@ impl Proxy {
         (proxy, url.into())
     }
 
-    /// The same for MongoDB.
+    /// [`Self::in_front_of`] for MongoDB.
     pub async fn in_front_of_mongodb(url: &str) -> (Self, String) {
         let (proxy, url) = Self::in_front_of(url).await;
         let mut url = url::Url::parse(&url).unwrap();
         let options: Vec<_> = url.query_pairs().into_owned().filter(|(name, _)| name != "replicaSet").collect();
-        // Otherwise the driver asks the replica set where it is, and goes there.
+        // Otherwise the driver would discover the members of the replica set and bypass the proxy.
         url.query_pairs_mut().clear().extend_pairs(options).append_pair("directConnection", "true");
         (proxy, url.into())
     }
 
-    /// The broker, seen through this proxy.
+    /// The broker behind this proxy.
     pub fn broker(&self, name: &str) -> Broker {
         let mut url = url::Url::parse(&amqp_url()).unwrap();
         url.set_host(Some("127.0.0.1")).unwrap();
@@ -128,24 +128,23 @@ impl Proxy {
         Broker::new(url.as_str().parse().unwrap(), name)
     }
 
-    /// Shifts MongoDB's time of day, as clients see it, by this many seconds.
+    /// Shifts MongoDB's clock, as clients see it, by this many seconds.
     pub fn shift_clock(&self, seconds: i64) {
-        self.weather.send_modify(|weather| weather.clock_shift = seconds * 1_000);
+        self.conditions.send_modify(|conditions| conditions.clock_shift = seconds * 1_000);
     }
 
-    /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Closes every open connection.
     pub fn cut(&self) {
-        self.weather.send_modify(|weather| weather.cuts += 1);
+        self.conditions.send_modify(|conditions| conditions.cuts += 1);
     }
 
-    /// Closes every AMQP connection in the broker's name. Only while no frame is being sent.
+    /// Closes every AMQP connection in the broker's name. Use it only while no frame is being sent.
     pub fn close_as_the_broker(&self) {
-        self.weather.send_modify(|weather| weather.closes += 1);
+        self.conditions.send_modify(|conditions| conditions.closes += 1);
     }
 
     /// Holds both directions and closes nothing, like an unplugged cable.
@@ -163,33 +162,32 @@ impl Proxy {
         self.hold(false, true);
     }
 
-    /// Lets everything pass again, including what was held.
+    /// Passes everything again, including held bytes.
     pub fn resume(&self) {
         self.hold(false, false);
     }
 
-    /// From now on requests that contain this text wait, until there is another one. Only for clients that ask one thing at a
-    /// time over a connection.
+    /// Holds requests that contain this text, until the next call. Only for clients that send one request at a time on a connection.
     pub fn hold_requests(&self, with: &'static str) {
-        self.weather.send_modify(|weather| weather.held = with);
+        self.conditions.send_modify(|conditions| conditions.held = with);
     }
 
     /// Delays each response. Only for clients that send one request at a time on a connection.
     pub fn delay_answers(&self, late: Duration) {
-        self.weather.send_modify(|weather| weather.late = late);
+        self.conditions.send_modify(|conditions| conditions.late = late);
     }
 
     fn hold(&self, mute: bool, deaf: bool) {
-        self.weather.send_modify(|weather| (weather.mute, weather.deaf) = (mute, deaf));
+        self.conditions.send_modify(|conditions| (conditions.mute, conditions.deaf) = (mute, deaf));
     }
 }
 
-/// Passes bytes on, until either side ends or, where the client is at the far end, it is told to close. `asked`:
-/// whether the client has said something since the server did.
+/// Forwards bytes until either side ends, or sends `connection.close` to the client. `asked` is whether the client has sent
+/// something since the server's last response.
 async fn pass(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
-    mut seen: watch::Receiver<Weather>,
+    mut seen: watch::Receiver<Conditions>,
     to_client: bool,
     asked: &AtomicBool,
 ) {
@@ -199,14 +197,14 @@ async fn pass(
     loop {
         let count = tokio::select! {
             count = from.read(&mut buffer) => Some(count),
-            _ = told.wait_for(|weather| to_client && weather.closes != closes) => None,
+            _ = told.wait_for(|conditions| to_client && conditions.closes != closes) => None,
         };
         let count = match count {
             Some(Ok(count @ 1..)) => count,
             Some(_) => return,
             None => {
                 let _ = to.write_all(CONNECTION_CLOSE).await;
-                // The client answers, and hangs up.
+                // The client confirms and closes the connection.
                 return std::future::pending().await;
             }
         };
@@ -234,14 +232,16 @@ async fn pass(
             }
         }
         let bytes = &buffer[..count];
-        let passes = |weather: &Weather| !if to_client { weather.mute } else { weather.deaf || weather.holds(bytes) };
+        let passes = |conditions: &Conditions| {
+            !if to_client { conditions.mute } else { conditions.deaf || conditions.holds(bytes) }
+        };
         if seen.wait_for(passes).await.is_err() || to.write_all(&buffer[..count]).await.is_err() {
             return;
         }
     }
 }
 
-/// Adds to the instants of `localTime` in BSON: type, name, and eight bytes of milliseconds.
+/// Shifts each `localTime` in BSON: type, name, and eight bytes of milliseconds.
 fn shift_local_time(bytes: &mut [u8], milliseconds: i64) {
     const FIELD: &[u8] = b"\x09localTime\0";
     let fields = bytes.windows(FIELD.len()).enumerate().filter(|(_, bytes)| *bytes == FIELD);

@@ -1,5 +1,4 @@
-//! RabbitMQ for tests: a fresh prefix for each, its objects deleted afterwards; and a second, independent client to look
-//! at them with.
+//! RabbitMQ for tests: a fresh prefix for each test, deleted afterwards, and an independent client to inspect it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -33,7 +32,7 @@ pub struct Rabbit {
 }
 
 impl Rabbit {
-    /// Runs `test` under a fresh prefix, and deletes what it leaves behind even when it fails.
+    /// Runs `test` with a fresh prefix, and deletes its objects even if it fails.
     pub async fn run(test: impl AsyncFnOnce(&Rabbit)) {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -51,7 +50,7 @@ impl Rabbit {
         }
     }
 
-    /// The same, with everything declared.
+    /// [`Self::run`] with the topology declared.
     pub async fn declared(test: impl AsyncFnOnce(&Rabbit)) {
         Self::run(async |rabbit| {
             rabbit.topology.declare(&rabbit.broker()).await.unwrap();
@@ -60,7 +59,7 @@ impl Rabbit {
         .await;
     }
 
-    /// The broker, as the program under test reaches it.
+    /// The broker as the program connects to it.
     pub fn broker(&self) -> Broker {
         Broker::new(amqp_url().parse().unwrap(), self.prefix.clone())
     }
@@ -76,7 +75,7 @@ impl Rabbit {
         assert_eq!(confirm.await.unwrap(), lapin::Confirmation::Ack(None));
     }
 
-    /// Puts bodies into the work queue, the way upstream systems do.
+    /// Publishes bodies to the work queue as upstream systems do.
     pub async fn commands(&self, bodies: impl IntoIterator<Item = &str>) {
         for body in bodies {
             let properties = BasicProperties::default().with_delivery_mode(2);
@@ -84,27 +83,27 @@ impl Rabbit {
         }
     }
 
-    /// The next message of a queue, acknowledged.
+    /// Takes and acknowledges the next message of a queue.
     pub async fn get(&self, queue: &str) -> Option<lapin::message::Delivery> {
         let message = self.channel.basic_get(queue.into(), BasicGetOptions::default()).await.unwrap()?;
         message.ack(BasicAckOptions::default()).await.unwrap();
         Some(message.delivery)
     }
 
-    /// The next message of a queue, as soon as there is one.
+    /// Waits for the next message of a queue, and takes it.
     pub async fn await_message(&self, queue: &str) -> lapin::message::Delivery {
         eventually(&format!("a message in {queue}"), || self.get(queue)).await
     }
 
-    /// How many messages wait in a queue.
+    /// The number of waiting messages.
     pub async fn count(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap().message_count()
     }
 
-    /// Has the first messages of a queue come back, as many as `messages`. See [`come_back`].
-    pub async fn come_back(&self, queue: &str, messages: u32) {
-        come_back(&self.connection, queue, messages).await;
+    /// See [`redeliver`].
+    pub async fn redeliver(&self, queue: &str, messages: u32) {
+        redeliver(&self.connection, queue, messages).await;
     }
 
     pub async fn delete_queue(&self, queue: &str) {
@@ -133,9 +132,9 @@ impl Rabbit {
     }
 }
 
-/// Takes the first messages of a queue, as many as `messages`, and ends with them in hand, as a worker does that is killed.
-/// (What is given back with `basic.nack` is not counted from RabbitMQ 4.3 on.)
-pub async fn come_back(connection: &Connection, queue: &str, messages: u32) {
+/// Takes the first `messages` of a queue and closes the channel without acks, like a killed worker, so that the broker counts a
+/// redelivery. (From RabbitMQ 4.3 on, `basic.nack` is not counted.)
+pub async fn redeliver(connection: &Connection, queue: &str, messages: u32) {
     let channel = connection.create_channel().await.unwrap();
     for _ in 0..messages {
         eventually("a message", async || {
@@ -146,13 +145,13 @@ pub async fn come_back(connection: &Connection, queue: &str, messages: u32) {
     channel.close(200, "OK".into()).await.unwrap();
 }
 
-/// A policy at the broker, as operators set them; gone when dropped.
+/// A policy at the broker, removed when dropped.
 pub struct Policy {
     path: String,
 }
 
 impl Policy {
-    /// Has a queue reject whatever is published to it, and waits until it does.
+    /// Makes a queue reject all messages, and waits until the policy is in force.
     pub async fn that_rejects(queue: &str) -> Self {
         let policy = Self { path: format!("/api/policies/%2f/{queue}") };
         let pattern = format!("^{}$", queue.replace('.', "\\."));
@@ -168,7 +167,7 @@ impl Policy {
             matches!(probe.await.unwrap().await.unwrap(), lapin::Confirmation::Nack(_))
         })
         .await;
-        // Its channels may be closing still.
+        // Closing may fail while channels are still closing.
         drop(connection.close(200, "OK".into()).await);
         policy
     }

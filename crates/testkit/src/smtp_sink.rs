@@ -1,5 +1,4 @@
-//! A mail server that does as it is told: it takes emails and keeps them, or refuses, stalls, or breaks off where a test
-//! wants it to.
+//! A scripted mail server: it accepts and keeps emails, or rejects, stalls or hangs up where a test wants it to.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -12,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-/// Where in the dialogue the server is asked something.
+/// A step of the SMTP dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     Greeting,
@@ -27,24 +26,24 @@ pub enum Step {
     Quit,
 }
 
-/// What it does there.
+/// The server's action at a step.
 #[derive(Clone, Copy, Debug)]
 pub enum Action {
-    /// What a good server does.
+    /// The usual reply.
     Ok,
-    /// Answers this in place of the usual; a refusal of an email forgets it.
+    /// Replies this instead of the usual reply. A rejected email is not kept.
     Answer(&'static str),
-    /// Says nothing for a long time.
+    /// Does not reply for ten minutes.
     Stall,
-    /// Does what a good server does, and says so only after this time. At `Content` the email is taken at once.
+    /// Sends the usual reply after this time. At `Content` the email is kept at once.
     Late(Duration),
-    /// Closes the connection without a word. At `Content` the email has been read by then.
+    /// Closes the connection without a reply. At `Content` the email has been read.
     Drop,
-    /// Takes the email and closes the connection before it says so (`Content` only): the sender cannot know.
+    /// Keeps the email and closes the connection without a reply (`Content` only), which leaves the sender in doubt.
     TakeAndDrop,
 }
 
-/// Whether the server encrypts.
+/// The server's encryption.
 #[derive(Clone)]
 pub enum Tls {
     No,
@@ -53,22 +52,21 @@ pub enum Tls {
     Implicit(Arc<ServerConfig>),
 }
 
-/// An email that was taken.
+/// An accepted email.
 #[derive(Clone, Debug)]
-pub struct Taken {
+pub struct ReceivedEmail {
     pub from: String,
     pub to: Vec<String>,
     pub bytes: Vec<u8>,
     pub encrypted: bool,
-    /// When.
     pub at: Instant,
-    /// Whether the sender was told that it is taken.
+    /// Whether the acceptance was sent to the client at once.
     pub answered: bool,
 }
 
 #[derive(Default)]
 struct Log {
-    emails: Vec<Taken>,
+    emails: Vec<ReceivedEmail>,
     commands: Vec<String>,
     connections: usize,
     open: usize,
@@ -77,7 +75,7 @@ struct Log {
 
 type Script = dyn Fn(Step, usize) -> Action + Send + Sync;
 
-/// The server. It listens on a port of its own until it is dropped.
+/// A server on a free port. Stopped when dropped.
 pub struct SmtpSink {
     pub address: SocketAddr,
     log: Arc<Mutex<Log>>,
@@ -91,12 +89,12 @@ impl Drop for SmtpSink {
 }
 
 impl SmtpSink {
-    /// A server that takes every email.
+    /// A server that accepts every email.
     pub async fn start() -> Self {
         Self::scripted(Tls::No, |_, _| Action::Ok).await
     }
 
-    /// A server that is unavailable until the switch is set.
+    /// A server that is unavailable until the flag is set.
     pub async fn unavailable() -> (Self, Arc<AtomicBool>) {
         let is_back = Arc::new(AtomicBool::new(false));
         let sink = Self::scripted(Tls::No, {
@@ -110,7 +108,7 @@ impl SmtpSink {
         (sink, is_back)
     }
 
-    /// A server that does what `script` says for the n-th time (from 1) that a step is reached, over all connections.
+    /// A server with a script: its arguments are the step and how often that step was reached on all connections, from 1.
     pub async fn scripted(tls: Tls, script: impl Fn(Step, usize) -> Action + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -121,7 +119,7 @@ impl SmtpSink {
             async move {
                 let mut sessions = tokio::task::JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
-                    // Its answers leave at once, as those of real servers do, even to commands that came together.
+                    // Like real servers, replies at once, even to pipelined commands.
                     stream.set_nodelay(true).unwrap();
                     let counted = Open::count(&log);
                     let session = Session {
@@ -145,12 +143,12 @@ impl SmtpSink {
         format!("smtp://{}", self.address)
     }
 
-    pub fn emails(&self) -> Vec<Taken> {
+    pub fn emails(&self) -> Vec<ReceivedEmail> {
         self.log.lock().unwrap().emails.clone()
     }
 
-    /// The emails that were taken since the last call. Forgets them and the dialogue, for runs that would fill the memory.
-    pub fn drain(&self) -> Vec<Taken> {
+    /// Takes the emails accepted since the last call, and clears the recorded commands, for runs that would fill the memory.
+    pub fn drain(&self) -> Vec<ReceivedEmail> {
         let mut log = self.log.lock().unwrap();
         log.commands.clear();
         std::mem::take(&mut log.emails)
@@ -164,7 +162,7 @@ impl SmtpSink {
         self.log.lock().unwrap().connections
     }
 
-    /// Waits until every connection has ended: then nothing more will be taken.
+    /// Waits until every connection has ended, so that no more email can be accepted.
     pub async fn deserted(&self) {
         crate::eventually("the end of all connections to the sink", || {
             let is_deserted = self.log.lock().unwrap().open == 0;
@@ -174,7 +172,7 @@ impl SmtpSink {
     }
 }
 
-/// A connection that has not ended.
+/// Counts an open connection until dropped.
 struct Open(Arc<Mutex<Log>>);
 
 impl Open {
@@ -259,7 +257,7 @@ impl Session {
                 "AUTH" => {
                     self.answer(&mut wire, Step::Auth, "235 welcome").await?;
                 }
-                // What a client says when it has been told why its token is rejected.
+                // The empty response to the challenge that explains a rejected token.
                 "" => wire.write_all(b"535 5.7.8 bad token\r\n").await?,
                 "MAIL" => {
                     (from, to) = (None, Vec::new());
@@ -288,7 +286,7 @@ impl Session {
                         if matches!(action, Action::Ok | Action::TakeAndDrop | Action::Late(_)) {
                             let encrypted = self.encrypted;
                             let answered = matches!(action, Action::Ok);
-                            let taken = Taken { from, to, bytes, encrypted, at: Instant::now(), answered };
+                            let taken = ReceivedEmail { from, to, bytes, encrypted, at: Instant::now(), answered };
                             self.log.lock().unwrap().emails.push(taken);
                         }
                         Self::act(&mut wire, action, text).await?;
@@ -307,14 +305,14 @@ impl Session {
         }
     }
 
-    /// Answers; `true` when the answer is the usual one.
+    /// Replies, and returns whether it was the usual reply.
     async fn answer(&self, wire: &mut BufReader<Box<dyn Wire>>, step: Step, usual: &'static str) -> Result<bool, Over> {
         let (action, text) = self.decide(step, usual);
         Self::act(wire, action, text).await?;
         Ok(matches!(action, Action::Ok | Action::Late(_)))
     }
 
-    /// What to do now, and the words for it.
+    /// The action for this occurrence of a step, and the text of its reply.
     fn decide(&self, step: Step, usual: &'static str) -> (Action, &'static str) {
         let nth = {
             let mut log = self.log.lock().unwrap();
@@ -342,12 +340,12 @@ impl Session {
     }
 }
 
-/// What stands between the angle brackets.
+/// The address between angle brackets.
 fn address(line: &str) -> String {
     line.split(['<', '>']).nth(1).unwrap_or_default().to_owned()
 }
 
-/// Reads an email up to the dot that ends it. A line end that is not CRLF fails the test's expectations later: it is kept.
+/// Reads an email up to the final dot. Keeps bare line feeds, so that tests can find them.
 async fn content(wire: &mut BufReader<Box<dyn Wire>>) -> Result<Vec<u8>, Over> {
     let mut bytes = Vec::new();
     loop {

@@ -1,4 +1,4 @@
-//! A database and a prefix of a test's own, on the real servers; both are gone when the test ends well.
+//! A database and a prefix for one test, on the real servers. A successful test removes both.
 
 use bson::{Document, doc};
 use futures_util::StreamExt;
@@ -18,7 +18,7 @@ pub const LANES: [&str; 5] =
     ["cancellation", "cancellation-request", "cancellation-confirmation", "payment-failure", "card-expiry"];
 const RETRY_DELAYS: [&str; 5] = ["5s", "30s", "2m", "10m", "1h"];
 
-/// The servers, under names that no other test uses.
+/// The servers, with a database and a prefix that no other test uses.
 pub struct TestBed {
     pub prefix: String,
     pub mongodb_url: String,
@@ -33,7 +33,7 @@ impl TestBed {
         Self::at(test, &setting("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp")).await
     }
 
-    /// The same in the MongoDB of a URL.
+    /// An empty test bed in the MongoDB at this URL.
     pub async fn at(test: &str, mongodb_url: &str) -> Self {
         let id = Uuid::new_v4().simple().to_string();
         let name = format!("t-{test}-{}", &id[..8]);
@@ -46,24 +46,22 @@ impl TestBed {
         Self { prefix: name, mongodb_url, database, channel, connection }
     }
 
-    /// The same test bed over a new connection to the broker, for one that a restart has ended.
+    /// The same test bed with a new connection to the broker, for instance after a restart.
     pub async fn reopened(&self) -> Self {
         let (connection, channel) = connect().await;
         let (prefix, mongodb_url, database) = (self.prefix.clone(), self.mongodb_url.clone(), self.database.clone());
         Self { prefix, mongodb_url, database, channel, connection }
     }
 
-    /// A collection of the database.
     pub fn collection(&self, name: &str) -> mongodb::Collection<Document> {
         self.database.collection(name)
     }
 
-    /// The document with this id.
     pub async fn document(&self, collection: &str, id: &str) -> Option<Document> {
         self.collection(collection).find_one(doc! { "_id": id }).await.unwrap()
     }
 
-    /// Collects every event from now on, in a queue of the test's.
+    /// Collects every event from now on in a queue of the test.
     pub async fn watch_events(&self) -> Events {
         let queue = format!("{}.test-events", self.prefix);
         let exchange = format!("{}.events", self.prefix);
@@ -92,7 +90,7 @@ impl TestBed {
         self.publish_with(routing_key, body, BasicProperties::default()).await;
     }
 
-    /// The same with properties of one's own.
+    /// [`Self::publish`] with other properties.
     pub async fn publish_with(&self, routing_key: &str, body: &[u8], properties: BasicProperties) {
         let confirmation = self
             .channel
@@ -110,12 +108,12 @@ impl TestBed {
         assert!(matches!(confirmation, lapin::Confirmation::Ack(None)), "{routing_key}: {confirmation:?}");
     }
 
-    /// Publishes a command by its type.
+    /// Publishes a command with its type as the routing key.
     pub async fn command(&self, command: &Value) {
         self.command_at_attempt(command, 0).await;
     }
 
-    /// Publishes a command as if it had been tried `attempt` times.
+    /// Publishes a command as its retry number `attempt`.
     pub async fn command_at_attempt(&self, command: &Value, attempt: u32) {
         let mut headers = FieldTable::default();
         if attempt > 0 {
@@ -125,7 +123,7 @@ impl TestBed {
         self.publish_with(command["type"].as_str().unwrap(), command.to_string().as_bytes(), properties).await;
     }
 
-    /// Takes one message from a queue of this prefix, if one waits.
+    /// Takes and acknowledges one message from a queue of this prefix, if there is one.
     pub async fn take(&self, queue: &str) -> Option<(Vec<u8>, BasicProperties)> {
         let queue = format!("{}.{queue}", self.prefix);
         let got = self.channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await.unwrap()?;
@@ -133,9 +131,9 @@ impl TestBed {
         Some((got.data.clone(), got.properties.clone()))
     }
 
-    /// Has the first message of a queue of this prefix come back. See [`rabbit::come_back`].
-    pub async fn come_back(&self, queue: &str) {
-        rabbit::come_back(&self.connection, &format!("{}.{queue}", self.prefix), 1).await;
+    /// Redelivers the first message of a queue of this prefix. See [`rabbit::redeliver`].
+    pub async fn redeliver(&self, queue: &str) {
+        rabbit::redeliver(&self.connection, &format!("{}.{queue}", self.prefix), 1).await;
     }
 
     /// Waits for the next dead letter.
@@ -144,7 +142,7 @@ impl TestBed {
         DeadLetter { body, properties }
     }
 
-    /// Waits until nothing waits in any outbox.
+    /// Waits until every outbox is empty.
     pub async fn outboxes_empty(&self) {
         eventually("empty outboxes", || async {
             for collection in ["subscriptions", "accounts"] {
@@ -158,7 +156,7 @@ impl TestBed {
         .await;
     }
 
-    /// Deletes everything that the test made.
+    /// Deletes the database, queues and exchanges of the test.
     pub async fn remove(self) {
         self.database.drop().await.unwrap();
         let mut queues = vec!["dead-letters".to_owned(), "test-events".to_owned()];
@@ -176,7 +174,7 @@ impl TestBed {
     }
 }
 
-/// A channel that confirms.
+/// A connection, and a channel with publisher confirms.
 async fn connect() -> (Connection, Channel) {
     let amqp_url = rabbit::amqp_url();
     let connection = Connection::connect(&amqp_url, ConnectionProperties::default())
@@ -187,14 +185,14 @@ async fn connect() -> (Connection, Channel) {
     (connection, channel)
 }
 
-/// A message that was given up.
+/// A message from the dead-letter queue.
 pub struct DeadLetter {
     pub body: Vec<u8>,
     properties: BasicProperties,
 }
 
 impl DeadLetter {
-    /// A header as text; empty when it is not there.
+    /// A header as text, empty if it is missing.
     pub fn header(&self, name: &str) -> String {
         let headers = self.properties.headers().as_ref();
         match headers.and_then(|headers| headers.inner().get(name)) {
@@ -215,7 +213,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Takes all events that have arrived, in order.
+    /// Takes all arrived events, in order.
     pub async fn take(&self, bed: &TestBed) -> Vec<Value> {
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
         let waiting = bed
@@ -243,7 +241,7 @@ impl Events {
         events
     }
 
-    /// Waits for the next event that `is` accepts; those before it are passed over.
+    /// Waits for the next event that `is` accepts, and skips the events before it.
     pub async fn next(&self, bed: &TestBed, is: impl Fn(&Value) -> bool) -> Value {
         eventually("an event", || async {
             let got =
@@ -255,7 +253,7 @@ impl Events {
     }
 }
 
-/// The URL with another database in it.
+/// The URL with another database name.
 fn with_database(url: &str, name: &str) -> String {
     let (start, options) = url.split_once('?').map_or((url, None), |(start, options)| (start, Some(options)));
     let scheme_end = start.find("://").expect("a MongoDB URL") + 3;

@@ -1,4 +1,4 @@
-//! A certificate authority that lives as long as a test, and servers of the test's own that demand its certificates.
+//! A certificate authority for one test, and servers that require its certificates.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rustls::{RootCertStore, ServerConfig};
 
 use crate::private_servers::PrivateServers;
 
-/// A certificate authority, and a server certificate and a client certificate of it.
+/// A certificate authority with a server certificate and a client certificate.
 pub struct ThrowAwayCa {
     directory: tempfile::TempDir,
     root: CertificateDer<'static>,
@@ -23,14 +23,14 @@ impl ThrowAwayCa {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        // Erlang takes a certificate for self-signed when its issuer has its own name.
+        // Erlang treats a certificate whose issuer has the same name as self-signed.
         params.distinguished_name.push(rcgen::DnType::CommonName, "throw-away authority");
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         let issue = |name: &str| {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
             params.distinguished_name.push(rcgen::DnType::CommonName, name);
-            // Newer Pythons insist on it.
+            // Recent versions of Python require it.
             params.use_authority_key_identifier_extension = true;
             (params.signed_by(&key, &ca).unwrap(), key)
         };
@@ -52,18 +52,18 @@ impl ThrowAwayCa {
         self.directory.path().join(file)
     }
 
-    /// Where its files are.
+    /// The directory with its files.
     pub fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// For clients that trust this authority, and have a certificate of it or none.
+    /// Client settings that trust this authority, with or without a client certificate.
     pub fn client(&self, with_certificate: bool) -> Tls {
         let identity = with_certificate.then(|| Identity::read(&self.path("client.pem")).unwrap());
         Tls::new(Some(Authorities::read(&self.path("ca.pem")).unwrap()), identity)
     }
 
-    /// A server that is `localhost`, and lets in only clients with a certificate of this authority when it is told so.
+    /// Server settings for `localhost`. With `ask_client`, clients need a certificate of this authority.
     pub fn server_config(&self, ask_client: bool) -> Arc<ServerConfig> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder =
@@ -81,9 +81,9 @@ impl ThrowAwayCa {
     }
 }
 
-/// Servers of a test's own: they are `localhost`, and let in only clients that have a certificate of an authority.
+/// Servers at `localhost` that require client certificates of an authority.
 pub struct TlsServers<'a> {
-    /// Its files must be there for as long as they run.
+    /// Keeps its files while the servers run.
     _ca: &'a ThrowAwayCa,
     servers: PrivateServers,
 }
@@ -95,7 +95,7 @@ impl<'a> TlsServers<'a> {
         Self { _ca: ca, servers: PrivateServers::start(names, environment) }
     }
 
-    /// Where one of them listens.
+    /// The port of a server.
     pub fn port(&self, name: &str) -> u16 {
         self.servers.port(name)
     }

@@ -1,4 +1,4 @@
-//! Worker processes: the program itself, as operators run it.
+//! Worker processes: the program as operators run it.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::http::{self, Response};
 use crate::process::{self, Signal};
 use crate::test_bed::TestBed;
 
-/// The program under test. Cargo puts it one folder above the tests and examples that it builds together with it.
+/// The program under test. Cargo builds it one folder above the tests and examples.
 pub fn program() -> &'static Path {
     static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
         let test = std::env::current_exe().unwrap();
@@ -25,7 +25,7 @@ pub fn program() -> &'static Path {
     &PROGRAM
 }
 
-/// The program with no settings at all.
+/// The program without any settings.
 pub fn bare() -> Command {
     bare_build(program())
 }
@@ -38,12 +38,12 @@ fn bare_build(program: &Path) -> Command {
     command
 }
 
-/// The program with the settings of a test bed and nothing else.
+/// The program with only the settings of a test bed.
 pub fn offramp(bed: &TestBed) -> Command {
     build(program(), bed)
 }
 
-/// Another build of the program, with the same settings.
+/// [`offramp`] for another build of the program.
 pub fn build(program: &Path, bed: &TestBed) -> Command {
     let mut command = bare_build(program);
     command
@@ -55,7 +55,7 @@ pub fn build(program: &Path, bed: &TestBed) -> Command {
     command
 }
 
-/// A worker process; killed when dropped.
+/// A worker process. Killed when dropped.
 pub struct WorkerProcess {
     child: Child,
     port: u16,
@@ -73,7 +73,7 @@ impl WorkerProcess {
         Self::spawn(bed, smtp_url, settings, log).ready().await
     }
 
-    /// Waits until `/readyz` says 200.
+    /// Waits until `/readyz` responds with 200.
     pub async fn ready(mut self) -> Self {
         eventually("a ready worker", || {
             let ended = self.ended();
@@ -85,12 +85,12 @@ impl WorkerProcess {
         self
     }
 
-    /// Starts a worker and waits for nothing: the servers may be unavailable.
+    /// Starts a worker without waiting until it is ready, for instance because servers are unavailable.
     pub fn spawn(bed: &TestBed, smtp_url: &str, settings: &[(&str, &str)], log: Stdio) -> Self {
         Self::of(offramp(bed).env("OFFRAMP_SMTP_URL", smtp_url).envs(settings.iter().copied()), log)
     }
 
-    /// Starts `program`, with its settings, as a worker on a free port.
+    /// Starts `program` with its settings as a worker, with health and metrics on a free port.
     pub fn of(program: &mut Command, log: Stdio) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         program
@@ -102,17 +102,16 @@ impl WorkerProcess {
         Self { child: process::run(program, Command::spawn).unwrap(), port }
     }
 
-    /// The port of its health and metrics.
+    /// The port for health and metrics.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Its log. Panics unless that is piped.
+    /// Its log. Panics if standard error is not piped.
     pub fn take_log(&mut self) -> ChildStderr {
         self.child.stderr.take().unwrap()
     }
@@ -141,7 +140,7 @@ impl WorkerProcess {
         metrics.lines().filter(is_this).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
-    /// What `/readyz` answers.
+    /// The response of `/readyz`. `None` while it does not respond.
     pub async fn readyz(&self) -> Option<Response> {
         readyz_of(self.port).await
     }

@@ -7,7 +7,7 @@ use offramp::amqp::{Consumer, DeliverySetAside, LaneState};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{SOON, bodies, come_back, consumer, lane, next};
+use super::{SOON, bodies, consumer, lane, next, redeliver};
 use offramp_testkit::eventually;
 use offramp_testkit::rabbit::Rabbit;
 
@@ -146,7 +146,7 @@ async fn deliveries_set_aside_do_not_use_up_the_prefetch() {
 async fn raising_the_prefetch_loses_no_buffered_delivery() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"]).await;
-        come_back(rabbit, 6).await;
+        redeliver(rabbit, 6).await;
         let texts: Vec<String> = (100..150).map(|index| index.to_string()).collect();
         rabbit.commands(texts.iter().map(String::as_str)).await;
         let mut consumer = consumer(rabbit, &lane());

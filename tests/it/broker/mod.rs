@@ -47,11 +47,11 @@ fn text(headers: &FieldTable, name: &str) -> String {
 }
 
 /// Redelivers everything in the work queue `times` times.
-async fn come_back(rabbit: &Rabbit, times: u64) {
+async fn redeliver(rabbit: &Rabbit, times: u64) {
     let queue = rabbit.queue();
     let waiting = rabbit.count(&queue).await;
     for _ in 0..times {
-        rabbit.come_back(&queue, waiting).await;
+        rabbit.redeliver(&queue, waiting).await;
         eventually("they are back", async || rabbit.count(&queue).await == waiting).await;
     }
 }

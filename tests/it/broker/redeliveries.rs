@@ -11,7 +11,7 @@ use offramp_domain::dead_letter::DeadLetterReason;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{SOON, bodies, come_back, consumer, lane, next, text};
+use super::{SOON, bodies, consumer, lane, next, redeliver, text};
 use offramp_testkit::eventually;
 use offramp_testkit::rabbit::Rabbit;
 
@@ -22,7 +22,7 @@ async fn dead_letters_survive_any_number_of_redeliveries() {
         rabbit.publish("", &queue, b"kept", BasicProperties::default().with_delivery_mode(2)).await;
         // More than RabbitMQ 4's default limit of 20.
         for _ in 0..50 {
-            rabbit.come_back(&queue, 1).await;
+            rabbit.redeliver(&queue, 1).await;
         }
         assert_eq!(rabbit.await_message(&queue).await.data, b"kept");
     })
@@ -35,7 +35,7 @@ async fn the_broker_dead_letters_a_message_at_the_delivery_limit() {
         rabbit.commands(["poison"]).await;
         // A delivery limit of 100 allows 101 deliveries.
         for _ in 0..101 {
-            rabbit.come_back(&rabbit.queue(), 1).await;
+            rabbit.redeliver(&rabbit.queue(), 1).await;
         }
         assert_eq!(rabbit.await_message(&rabbit.topology.dead_letter_queue()).await.data, b"poison");
         assert_eq!(rabbit.count(&rabbit.queue()).await, 0);
@@ -172,7 +172,7 @@ async fn batches_grow_again_after_many_redeliveries() {
     Rabbit::declared(async |rabbit| {
         let texts: Vec<String> = (0..500).map(|index| index.to_string()).collect();
         rabbit.commands(texts.iter().map(String::as_str)).await;
-        come_back(rabbit, 6).await;
+        redeliver(rabbit, 6).await;
 
         let mut consumer = consumer(rabbit, &lane());
         // Each message arrives once; RabbitMQ redelivers in no particular order.
@@ -196,7 +196,7 @@ async fn batches_grow_again_after_many_redeliveries() {
 async fn full_prefetch_returns_on_a_quiet_queue_after_many_redeliveries() {
     Rabbit::declared(async |rabbit| {
         rabbit.commands(["one", "two", "three"]).await;
-        come_back(rabbit, 6).await;
+        redeliver(rabbit, 6).await;
         let mut consumer = consumer(rabbit, &lane());
         for _ in 0..2 {
             next(&mut consumer).await.ack().await.unwrap();

@@ -23,7 +23,7 @@ use offramp_mail::{
 };
 use uuid::Uuid;
 
-use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Taken, Tls};
+use offramp_testkit::smtp_sink::{Action, ReceivedEmail, SmtpSink, Step, Tls};
 
 pub const LOCALES: [&str; 3] = ["fr-CA", "en-CA", "es-MX"];
 
@@ -123,7 +123,7 @@ async fn server(answer: &'static str) -> SmtpSink {
 }
 
 /// The email as received, and the parameters of its MAIL command.
-async fn sent(mail: &ComposedEmail, answer: &'static str) -> (Taken, String) {
+async fn sent(mail: &ComposedEmail, answer: &'static str) -> (ReceivedEmail, String) {
     let sink = server(answer).await;
     to(&sink).send(mail).await.unwrap();
     let announced = sink.commands().into_iter().find(|command| command.starts_with("MAIL")).unwrap();

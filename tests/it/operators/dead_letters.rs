@@ -186,7 +186,7 @@ async fn messages_beyond_the_delivery_limit_are_listed_and_replayed() {
     let queue = format!("{}.card-expiry", bed.prefix);
     // One more than the delivery limit of 100.
     for _ in 0..101 {
-        bed.come_back("card-expiry").await;
+        bed.redeliver("card-expiry").await;
     }
     becomes(&bed, "dead-letters", 1).await;
     let groups = objects(&bed, &["dead-letters", "list", "--json"]);

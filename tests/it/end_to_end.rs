@@ -30,7 +30,7 @@ async fn every_document_email_and_event_matches_the_model() {
     println!("SEED={seed}");
     let mut generator = Generator { random: fastrand::Rng::with_seed(seed), ids: 0 };
 
-    let bed = TestBed::new("story").await;
+    let bed = TestBed::new("end-to-end").await;
     let sink = SmtpSink::start().await;
     let events = bed.watch_events().await;
     let mut models = generator.populate(&bed).await;
@@ -260,7 +260,7 @@ impl Generator {
             }
         };
         json!({
-            "specversion": "1.0", "id": format!("command-{}", self.ids), "source": "story", "type": kind,
+            "specversion": "1.0", "id": format!("command-{}", self.ids), "source": "tests", "type": kind,
             "time": Utc::now().to_rfc3339(), "data": data, "traceparent": "ignored",
         })
     }
