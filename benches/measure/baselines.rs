@@ -1,10 +1,10 @@
-//! The baselines: the same operations of the same servers, with as little around them as can be. Each is a process of its
-//! own, as the worker is: this program once more, with `--baseline`.
+//! The baselines: the same operations on the same servers, with minimal code around them. Each runs in its own process, like the
+//! worker: this program with `--baseline`.
 //!
-//! The bare pipeline does all that the worker does for cancellations with a month: the same batches, the same finds,
-//! the same guarded update on a majority, mail and event kept in the document, sent, and marked in bulk. But it reads
-//! no message and no document, decides nothing and renders nothing: all that it writes was made once, by the worker's
-//! own code, for the first of the subscriptions.
+//! The bare pipeline performs the same operations as the worker for cancellations with a month: the same batches, finds and guarded
+//! updates with a majority, and the email and the event kept in the document, sent, and marked in bulk. But it parses no message and
+//! no document, decides nothing and renders nothing. The worker's own code prepares everything it writes once, for the first
+//! subscription.
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -43,7 +43,7 @@ use uuid::Uuid;
 use crate::fixtures::{self, subscription_id};
 use offramp_testkit::rabbit::amqp_url;
 
-/// What a baseline says when its work begins, and when it is done.
+/// The lines that a baseline prints when its work begins, and when it is done.
 pub const BEGINS: &str = "begins";
 pub const DONE: &str = "done";
 
@@ -51,16 +51,16 @@ pub const DONE: &str = "done";
 pub const BATCH_MAX: usize = 200;
 const CONNECTIONS: usize = 8;
 
-/// What is measured without the worker.
+/// An operation that is measured without the worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Baseline {
-    /// Messages are taken and acked.
+    /// Consume and ack messages.
     Consume,
-    /// Documents are found and updated.
+    /// Find and update documents.
     Database,
-    /// Mails are sent.
+    /// Send emails.
     Smtp,
-    /// All of it.
+    /// All of these.
     Pipeline,
 }
 
@@ -76,7 +76,7 @@ impl Baseline {
         }
     }
 
-    /// Whether messages must wait for it.
+    /// Whether it needs waiting messages.
     pub fn takes_messages(self) -> bool {
         matches!(self, Self::Consume | Self::Pipeline)
     }
@@ -86,13 +86,13 @@ impl Baseline {
         self != Self::Consume
     }
 
-    /// Whether emails arrive.
+    /// Whether it sends emails.
     pub fn sends_emails(self) -> bool {
         matches!(self, Self::Smtp | Self::Pipeline)
     }
 }
 
-/// What a baseline's process is told; nobody else needs these.
+/// Arguments for the process of a baseline.
 #[derive(clap::Args)]
 pub struct BaselineArguments {
     #[arg(long, hide = true, value_enum)]
@@ -107,7 +107,7 @@ pub struct BaselineArguments {
     pub baseline_sink: SocketAddr,
 }
 
-/// Runs a baseline, and then waits until its input ends, so that whoever started it can look at what it has used.
+/// Runs a baseline, and then waits for the end of standard input, so that the parent process can read its usage.
 pub async fn run(baseline: Baseline, arguments: &BaselineArguments) {
     match baseline {
         Baseline::Consume => consume(arguments).await,
@@ -162,7 +162,7 @@ async fn smtp(arguments: &BaselineArguments) {
     }
 }
 
-/// Mails and events go their own ways from the lane, as in the worker, and come together again where they are marked.
+/// As in the worker, emails and events are sent by separate tasks, and marked together.
 async fn pipeline(arguments: &BaselineArguments) {
     let constants: &'static Constants = Box::leak(Box::new(Constants::make(arguments).await));
     let (connection, mut messages) = Messages::open(arguments).await;
@@ -221,12 +221,12 @@ async fn pipeline(arguments: &BaselineArguments) {
     }
 }
 
-/// The work queue, from the client that the worker uses too.
+/// A consumer of the work queue with lapin, the worker's client.
 struct Messages {
     consumer: Consumer,
 }
 
-/// Messages taken together, by the ids of their documents.
+/// The document ids of several messages.
 struct Batch {
     ids: Vec<String>,
     last: lapin::Acker,
@@ -273,7 +273,7 @@ fn id_of(message: &lapin::message::Delivery) -> String {
     message.properties.message_id().as_ref().unwrap().to_string()
 }
 
-/// What is marked, in the document of this id.
+/// A sent entry of the document with this id.
 struct Mark {
     id: String,
     of: Sent,
@@ -285,16 +285,16 @@ enum Sent {
     Event,
 }
 
-/// All that is sent and written, made once.
+/// Everything that is sent and written, prepared once.
 struct Constants {
     database: Database,
     prefix: String,
     organizations: Vec<String>,
     /// The `u` of the update of a subscription.
     update: RawDocumentBuf,
-    /// What its `q` asks of the audit trail, if anything.
+    /// The length of `history` in its `q`, if any.
     history_length: Option<u32>,
-    /// The ids of the mail and the event in it.
+    /// The ids of the email and the event in it.
     mail_id: String,
     event_id: String,
     mail: Vec<u8>,
@@ -338,7 +338,7 @@ impl Constants {
         }
         let (mail, event) = (mail.unwrap(), event.unwrap());
         let mail_id = mail.entry_id.to_string();
-        // As the sink takes it.
+        // With the final dot of DATA.
         let mut bytes = mail.bytes(true).unwrap();
         bytes.extend_from_slice(b"\r\n.\r\n");
         let event_id = event.id.clone();
@@ -387,7 +387,7 @@ impl Constants {
         self.write(statements, ids.len()).await;
     }
 
-    /// Marks what has left, as `Store::mark` does: both of a document at once, and all lone events at once.
+    /// Marks sent entries as `Store::mark` does: one statement for documents with both entries, one for each kind alone.
     async fn mark(&self, marks: &[Mark]) {
         let mut documents: HashMap<&str, (bool, bool)> = HashMap::new();
         for mark in marks {
@@ -397,7 +397,7 @@ impl Constants {
                 Sent::Event => *event = true,
             }
         }
-        // The entries have the same ids in all documents, so those of which everything was sent are apart.
+        // Entries have the same ids in all documents, so documents are grouped by what was sent.
         let now = bson::DateTime::now();
         let mut statements = Vec::new();
         for sent in [(true, true), (true, false), (false, true)] {
@@ -469,7 +469,7 @@ async fn take_bulk<T>(queue: &async_channel::Receiver<T>) -> Option<Vec<T>> {
     Some(bulk)
 }
 
-/// A connection to the mail server, without a delay for small pieces.
+/// A connection to the mail server, without Nagle's algorithm.
 struct Line {
     stream: BufReader<TcpStream>,
     answer: Vec<u8>,
@@ -485,7 +485,7 @@ impl Line {
         line
     }
 
-    /// Sends a mail that ends with its dot: with the commands that the worker gives, all before the mail at once.
+    /// Sends an email that includes its final dot, with the worker's pipelined commands.
     async fn send(&mut self, mail: &[u8]) {
         self.say(b"MAIL FROM:<no-reply@offramp.example> BODY=8BITMIME\r\nRCPT TO:<a-0000000@home.example>\r\nDATA\r\n")
             .await;
@@ -499,7 +499,7 @@ impl Line {
         self.hear().await;
     }
 
-    /// Reads an answer, with all its lines.
+    /// Reads all lines of a reply.
     async fn hear(&mut self) {
         loop {
             self.answer.clear();

@@ -1,4 +1,4 @@
-//! What time does, with no message: subscriptions that end at the same midnight, and notices about cards.
+//! Scheduled changes: subscriptions that end at the same midnight, and card notices.
 
 use std::collections::BTreeSet;
 use std::process::Stdio;
@@ -18,18 +18,18 @@ use offramp_testkit::say;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
 
-/// How often to look how far the worker is.
+/// How often to poll the worker's progress.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long to wait for an end.
+/// The timeout of a measurement.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Of how many accounts one has a card that is about to expire.
+/// One in this many accounts has a card that expires soon.
 const ACCOUNTS_EACH_DUE: usize = 100;
-/// How long before a card expires its holder is told, in days. This month is never further away.
+/// The lead time of card notices, in days. The end of this month is never further away.
 const NOTICE_DAYS: u32 = 31;
-/// How large the database's own notes of what it does may become, in bytes.
+/// The size of the profiler's collection, in bytes.
 const NOTES_BYTES_MAX: i64 = 64 * 1024 * 1024;
 
-/// 100,000 subscriptions whose last day is over.
+/// Ends 100,000 subscriptions whose last day is over.
 pub async fn midnight(bench: &Bench) {
     let count = bench.count(100_000);
     say!("midnight: {count} subscriptions");
@@ -76,9 +76,8 @@ pub async fn midnight(bench: &Bench) {
     bed.remove().await;
 }
 
-/// A million accounts, one in a hundred with a card that is about to expire. What was read for it, the database tells
-/// itself: its profiler notes every search for cards, with the plan that was taken and how many documents were looked
-/// at.
+/// Searches a million accounts, one in a hundred of which has a card that expires soon. The database profiler records the plan of each
+/// query and the number of documents read.
 pub async fn cards(bench: &Bench) {
     let count = bench.count(1_000_000);
     let due = count.div_ceil(ACCOUNTS_EACH_DUE);
@@ -94,7 +93,7 @@ pub async fn cards(bench: &Bench) {
         (today + months).format("%Y-%m").to_string()
     };
     let with_card = |index: usize, account: &mut Document| {
-        // Those that are not due expire in one of the months from the third on.
+        // Other cards expire three months from now or later.
         let expires = month(if index < due { 0 } else { 3 + index % 36 });
         account.insert("cards", [doc! { "id": "card-1", "brand": "Visa", "last4": "4242", "expires": expires }]);
     };
@@ -137,7 +136,7 @@ pub async fn cards(bench: &Bench) {
     bed.remove().await;
 }
 
-/// Has the database note the searches for cards from now on.
+/// Starts the profiler for queries of accounts.
 async fn note_searches(bed: &TestBed) {
     let database = &bed.database;
     database.run_command(doc! { "profile": 0 }).await.unwrap();
@@ -148,7 +147,7 @@ async fn note_searches(bed: &TestBed) {
     database.run_command(doc! { "profile": 1, "filter": filter }).await.unwrap();
 }
 
-/// What the searches for cards have read.
+/// What the queries for cards have read.
 #[derive(Default)]
 struct Searches {
     keys: usize,
@@ -158,7 +157,7 @@ struct Searches {
 
 async fn searches(bed: &TestBed) -> Searches {
     bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
-    // Their filter begins with the organization; the answer may come in several parts.
+    // These queries filter by organization. A result may need several `getMore` commands.
     let filter = doc! { "$or": [
         { "command.filter.organization_id": { "$exists": true } },
         { "originatingCommand.filter.organization_id": { "$exists": true } },
@@ -174,7 +173,7 @@ async fn searches(bed: &TestBed) -> Searches {
     searches
 }
 
-/// Starts a worker. Its work begins when it says so; it says as well when it has looked for cards.
+/// Starts a worker. Its log shows when it starts to work, and when it has searched for cards.
 async fn start(bench: &Bench, bed: &TestBed, name: &str) -> (WorkerProcess, Moment, oneshot::Receiver<Moment>) {
     let settings = [("OFFRAMP_SWEEP_SECONDS", "3600"), ("OFFRAMP_LOG", "info,offramp::worker::sweeper=debug")];
     let mut worker = WorkerProcess::spawn(bed, &bench.sink.url(), &settings, Stdio::piped());
@@ -185,7 +184,7 @@ async fn start(bench: &Bench, bed: &TestBed, name: &str) -> (WorkerProcess, Mome
     (worker, begins.await.expect("a worker that works"), looked)
 }
 
-/// Waits until a counter of the worker's is so high.
+/// Waits until a counter of the worker reaches `wanted`.
 async fn counted(worker: &WorkerProcess, counter: &str, wanted: usize) {
     let begin = Instant::now();
     loop {

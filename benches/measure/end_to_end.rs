@@ -1,6 +1,5 @@
-//! The whole job for messages that wait: from the first one taken until everything is settled, which is when all
-//! documents are committed, all emails accepted by the mail server, all events published, all of them marked, all
-//! messages acked.
+//! Processing of waiting messages, from the first delivery until all documents are committed, all emails accepted by the mail server,
+//! all events published, all of both marked, and all messages acked.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -20,28 +19,28 @@ use offramp_testkit::say;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, build, program};
 
-/// How often to look whether everything is settled.
+/// How often to poll for the end.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// How long nothing may happen before a measurement has failed.
+/// The longest time without progress before a measurement fails.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How often that is measured from which a ratio is made; what counts is the one of middling speed.
+/// The number of measurements for a ratio. The median counts.
 const ROUNDS: usize = 3;
-/// How late the slow database answers, and how many messages its workers take at once: so few that they wait for it, and
-/// not for the processors of this machine, which they share with everything else.
+/// The delay of the slow database, and the batch size of its workers: so small that workers wait for the database, and not for the
+/// processors, which they share with the servers.
 const LATE: Duration = Duration::from_millis(5);
 const BATCH_MAX_WHEN_LATE: usize = 2;
-/// How many messages are worked off while a million wait.
+/// The number of messages to process while a million wait.
 const BACKLOG_SHARE: usize = 50_000;
 
-/// What came out.
+/// The result of a measurement.
 #[derive(Clone, Copy, Debug)]
 struct Measured {
     messages: usize,
     took: Duration,
-    /// Of all processes together, from the first message on.
+    /// CPU time of all processes, from the first message on.
     cpu: Duration,
     servers: [Option<Duration>; 3],
-    /// Of the largest of them, in MB.
+    /// Memory of the largest process, in MB.
     resident: f64,
     peak: f64,
 }
@@ -51,7 +50,7 @@ impl Measured {
         number(self.messages) / self.took.as_secs_f64()
     }
 
-    /// Microseconds on a processor for each message.
+    /// CPU microseconds per message.
     fn each(&self, cpu: Duration) -> f64 {
         cpu.as_secs_f64() * 1e6 / number(self.messages)
     }
@@ -66,34 +65,34 @@ impl Measured {
     }
 }
 
-/// The figures of a measurement: time on a processor is for each message.
+/// The columns of a measurement. CPU time is per message.
 const COLUMNS: [&str; 7] = ["messages", "own CPU", "MongoDB's", "RabbitMQ's", "sink's", "resident", "peak"];
 
-/// What is different about a document, by its index.
+/// Changes a document by its index.
 type Change<'a> = dyn Fn(usize, &mut Document) + 'a;
 
-/// One measurement of the job.
+/// A measurement of workers.
 struct Job<'a> {
     name: &'a str,
     kind: CommandType,
-    /// How many messages wait.
+    /// The number of waiting messages.
     messages: usize,
-    /// How many documents they are about.
+    /// The number of documents they are about.
     documents: usize,
-    /// How many of them are worked off before the measurement ends.
+    /// The number of messages after which the measurement ends.
     until: usize,
-    /// How many emails each entails.
+    /// The number of emails per message.
     emails_each: usize,
     workers: usize,
     settings: Vec<(&'a str, String)>,
     slow_database: bool,
-    /// What the workers run.
+    /// The program of the workers.
     program: &'a Path,
     change: Box<Change<'a>>,
 }
 
 impl<'a> Job<'a> {
-    /// Cancellations with a month, each of another subscription.
+    /// Cancellations with a month, each for another subscription.
     fn cancellations(name: &'a str, messages: usize) -> Self {
         Self {
             name,
@@ -175,7 +174,7 @@ impl<'a> Job<'a> {
     }
 }
 
-/// What workers have done and used since the first of them began.
+/// The work and usage of workers since the first of them started.
 fn ended(begun: &[Moment], workers: &[WorkerProcess], messages: usize) -> Measured {
     let first = begun.iter().min_by_key(|begun| begun.at).unwrap();
     let ends: Vec<Moment> = workers.iter().map(|worker| Moment::of(worker.id())).collect();
@@ -190,7 +189,7 @@ fn ended(begun: &[Moment], workers: &[WorkerProcess], messages: usize) -> Measur
     }
 }
 
-/// Waits for something to become so much, and fails when nothing happens any more.
+/// Waits for a count, and fails when there is no more progress.
 struct Progress {
     newest: Instant,
     seen: usize,
@@ -215,7 +214,7 @@ impl Progress {
         }
     }
 
-    /// Waits until nothing waits in any outbox, and all messages are settled.
+    /// Waits until all messages are processed and all outboxes are empty.
     async fn settled(&mut self, bed: &TestBed, workers: &[WorkerProcess], messages: usize) {
         loop {
             let mut settled = 0;
@@ -232,7 +231,7 @@ impl Progress {
     }
 }
 
-/// That what was measured was the job.
+/// Checks that all documents were changed.
 async fn check(bed: &TestBed, kind: CommandType, documents: usize) {
     let mut done = doc! { "applied.0": { "$exists": true }, "outbox.0": { "$exists": false } };
     if kind == CommandType::Cancellation {
@@ -242,7 +241,7 @@ async fn check(bed: &TestBed, kind: CommandType, documents: usize) {
     assert_eq!(done, documents as u64, "subscriptions that were changed");
 }
 
-/// A baseline, with so many documents, messages or emails.
+/// Measures a baseline with `count` documents, messages or emails.
 async fn baseline(bench: &Bench, baseline: Baseline, count: usize, change: &Change<'_>) -> Measured {
     say!("{}: {count}", baseline.name());
     let bed = test_bed("baseline").await;
@@ -288,7 +287,7 @@ async fn baseline(bench: &Bench, baseline: Baseline, count: usize, change: &Chan
     }
 }
 
-/// The job for 20,000 and for 100,000 cancellations, and the baselines.
+/// 20,000 and 100,000 cancellations, and the baselines.
 pub async fn throughput(bench: &Bench) {
     for count in bench.counts([20_000, 100_000]) {
         head(&format!("{} waiting cancellations", whole(number(count))), &COLUMNS);
@@ -309,7 +308,7 @@ pub async fn throughput(bench: &Bench) {
     }
 }
 
-/// 20,000 cancellations with this build and another, in turns on the same servers.
+/// 20,000 cancellations with this build and another, alternating on the same servers.
 pub async fn beside(bench: &Bench, other: &Path) {
     let count = bench.count(20_000);
     let programs = [program(), other];
@@ -343,13 +342,13 @@ pub async fn beside(bench: &Bench, other: &Path) {
     row("this ÷ the other", this.iter().zip(other).map(|(this, other)| format!("{:.2}", this / other)));
 }
 
-/// The one of middling speed.
+/// The median by speed.
 fn middle(mut measured: Vec<Measured>) -> Measured {
     measured.sort_by(|one, other| one.rate().total_cmp(&other.rate()));
     measured[measured.len() / 2]
 }
 
-/// One, two and four processes whose database answers late.
+/// One, two and four processes with a slow database.
 pub async fn scale(bench: &Bench) {
     let count = bench.count(2_000);
     head(&format!("Database {} ms late, batches of {BATCH_MAX_WHEN_LATE}", LATE.as_millis()), &COLUMNS);
@@ -384,7 +383,7 @@ pub async fn hot_spot(bench: &Bench) {
     row(&format!("{} commands, two emails each", whole(number(count))), job.measure(bench).await.cells());
 }
 
-/// Documents whose history is long: the job and, beside it, what the servers take for the same without us.
+/// Documents with a long history: the worker compared with the bare pipeline.
 pub async fn history(bench: &Bench) {
     let count = bench.count(2_000);
     head("Cancellations, by entries of the history", &COLUMNS);
@@ -425,14 +424,14 @@ pub async fn batches(bench: &Bench) {
     }
 }
 
-/// Memory, by how much waits.
+/// Memory, by the number of waiting messages.
 pub async fn backlog(bench: &Bench) {
     head("Cancellations, by waiting messages", &COLUMNS);
     for waiting in bench.counts([10_000, 100_000, 1_000_000]) {
         let until = waiting.min(BACKLOG_SHARE);
         let job = Job {
             until,
-            // A few more than are worked off: what comes after them is not.
+            // Documents are needed only for messages that may be processed.
             documents: waiting.min(2 * BACKLOG_SHARE),
             ..Job::cancellations("backlog", waiting)
         };

@@ -1,4 +1,4 @@
-//! What there is before a worker starts: documents in the database, and messages in the queues, confirmed.
+//! The state before a worker starts: documents in the database, and confirmed messages in the queues.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -18,23 +18,19 @@ use offramp_testkit::process;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{build, program};
 
-/// How many organizations share everything.
 const ORGANIZATIONS: usize = 50;
-/// How many documents one command writes.
 const INSERT_MAX: usize = 1_000;
-/// How many messages may wait for their confirms.
 const UNCONFIRMED_MAX: usize = 2_000;
-/// How often to look whether an outbox is empty.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// How long outboxes may take to become empty, once everything in them was sent.
+/// The timeout for empty outboxes, once everything was sent.
 const OUTBOXES_PATIENCE: Duration = Duration::from_secs(60);
 
-/// Names under which everything is ready for a worker to start: exchanges, queues, indexes.
+/// A test bed with exchanges, queues and indexes.
 pub async fn test_bed(name: &str) -> TestBed {
     test_bed_for(name, program()).await
 }
 
-/// The same for another build, which declares what it needs itself.
+/// A test bed that another build of the program has initialized.
 pub async fn test_bed_for(name: &str, program: &Path) -> TestBed {
     let bed = TestBed::new(&format!("bench-{name}")).await;
     let output = process::run(build(program, &bed).arg("init"), Command::output).unwrap();
@@ -43,9 +39,8 @@ pub async fn test_bed_for(name: &str, program: &Path) -> TestBed {
     bed
 }
 
-/// Waits until nothing waits in the outbox of any document of the collection. Each build has indexes of its own for
-/// outboxes, so none is relied on: a document in which something waits is asked for by its id until nothing does, and only
-/// then are the others looked through again.
+/// Waits until every outbox of the collection is empty. Builds have different indexes for outboxes, so none is used: a document with
+/// entries is polled by its id until it has none, and only then are all documents scanned again.
 pub async fn outboxes_empty(bed: &TestBed, collection: &str) {
     let begin = Instant::now();
     let collection = bed.collection(collection);
@@ -87,7 +82,7 @@ fn organization_id(index: usize) -> String {
     format!("o-{:02}", index % ORGANIZATIONS)
 }
 
-/// All organizations, each changed as `change` has it.
+/// Inserts all organizations, each modified by `change`.
 pub async fn add_organizations(bed: &TestBed, change: impl Fn(&mut Document)) {
     let organizations = organization_ids().map(|id| {
         let mut organization = organization(&id);
@@ -97,7 +92,7 @@ pub async fn add_organizations(bed: &TestBed, change: impl Fn(&mut Document)) {
     insert(bed, "organizations", organizations).await;
 }
 
-/// Accounts with a live subscription each, the latter changed as `change` has it.
+/// Inserts accounts with one active subscription each, modified by `change`.
 pub async fn add_clients(
     bed: &TestBed,
     indexes: impl Iterator<Item = usize> + Clone,
@@ -107,7 +102,7 @@ pub async fn add_clients(
     add_subscriptions(bed, indexes, change).await;
 }
 
-/// Live subscriptions, changed as `change` has it.
+/// Inserts active subscriptions, modified by `change`.
 pub async fn add_subscriptions(
     bed: &TestBed,
     indexes: impl Iterator<Item = usize>,
@@ -122,7 +117,7 @@ pub async fn add_subscriptions(
     insert(bed, "subscriptions", subscriptions).await;
 }
 
-/// Accounts, changed as `change` has it.
+/// Inserts accounts, modified by `change`.
 pub async fn add_accounts(bed: &TestBed, indexes: impl Iterator<Item = usize>, change: impl Fn(usize, &mut Document)) {
     let accounts = indexes.map(|index| {
         let mut account = account(&account_id(index), &organization_id(index));
@@ -143,12 +138,12 @@ async fn insert(bed: &TestBed, collection: &str, mut documents: impl Iterator<It
     }
 }
 
-/// Has the database write down all that it has in memory, so that it does not do so while something is measured.
+/// Flushes the database to disk, so that it does not do so during a measurement.
 pub async fn flush_database(bed: &TestBed) {
     bed.database.client().database("admin").run_command(doc! { "fsync": 1 }).await.unwrap();
 }
 
-/// A command of each type, about the subscription or account of this index.
+/// A command of this type for the subscription or account with this index.
 pub fn command_of(kind: CommandType, index: usize) -> Value {
     let data = |more: Value| {
         let mut data = json!({ "organization_id": organization_id(index), "subscription_id": subscription_id(index) });
@@ -188,11 +183,11 @@ pub async fn publish(bed: &TestBed, commands: impl Iterator<Item = Value>) {
     }
 }
 
-/// Publishes one command as upstream systems do: persistent, and to be routed.
+/// Publishes one command as upstream systems do: persistent and mandatory.
 pub async fn send(channel: &Channel, exchange: &str, command: &Value) -> PublisherConfirm {
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     let kind = command["type"].as_str().unwrap();
-    // The baselines take the id of the document from here: they read no bodies.
+    // The baselines parse no bodies, so they take the document id from here.
     let id = command["data"]["subscription_id"].as_str().unwrap_or_default();
     let properties = BasicProperties::default().with_delivery_mode(2).with_message_id(id.into());
     let body = command.to_string();

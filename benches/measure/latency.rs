@@ -1,9 +1,9 @@
-//! Messages that come one by one, at a steady pace, to each lane in its turn: how long from the moment in which a
-//! message is published until its document is committed, and until the mail server has accepted its email.
+//! Latency at a steady rate, lane by lane: the time from publishing a message until its document is committed, and until the mail
+//! server has accepted its email.
 //!
-//! *Committed* is when another system can know of it: a change stream, which tells of what is on a majority, tells of
-//! the document's first change. *Accepted* is when the mail server has all of the email to the account manager.
-//! Publishing does not wait for anything, so that a slow moment of the worker is felt by all messages that come in it.
+//! *Committed* is when another system can see the change: a change stream, which reports majority-committed changes, reports the first
+//! change of the document. *Accepted* is when the mail server has received the whole email to the account manager. Publishing does not
+//! wait, so that a slow moment of the worker affects all messages published during it.
 
 use std::collections::{HashMap, VecDeque};
 use std::process::Stdio;
@@ -25,22 +25,22 @@ use offramp_testkit::say;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::WorkerProcess;
 
-/// Messages a second, and how many.
+/// Messages per second, and their number.
 const PACES: [(usize, usize); 2] = [(100, 2_000), (1_000, 10_000)];
-/// How much of a pace's first part is not counted, as a share of a second: connections open, and pages are read.
+/// The first messages are not counted, because connections are opened and pages read: this fraction of a second.
 const WARM_UP_SHARE: usize = 2;
-/// How often to look whether everything has arrived.
+/// How often to poll for arrivals.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// How long nothing may arrive before the measurement has failed.
+/// The longest time without an arrival before the measurement fails.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 const COLUMNS: [&str; 6] = ["commit p50", "p99", "p99.9", "email p50", "p99", "p99.9"];
 const QUANTILES: [f64; 3] = [0.5, 0.99, 0.999];
 
-/// When documents were first changed, by their ids.
+/// The time of the first change, by document id.
 type Commits = Arc<Mutex<HashMap<String, Instant>>>;
 
-/// One lane at one pace.
+/// One lane at one rate.
 struct Case {
     kind: CommandType,
     pace: usize,
@@ -50,7 +50,7 @@ struct Case {
 }
 
 impl Case {
-    /// Where the document of a message is.
+    /// The id of a message's document.
     fn document_id(&self, index: usize) -> String {
         match self.kind {
             CommandType::CardExpiry => account_id(index),
@@ -59,7 +59,7 @@ impl Case {
     }
 }
 
-/// Each lane at each pace.
+/// Measures each lane at each rate.
 pub async fn measure(bench: &Bench) {
     let mut cases = Vec::new();
     let mut first = 0;
@@ -72,7 +72,7 @@ pub async fn measure(bench: &Bench) {
     }
     say!("latency: {first} messages");
     let bed = test_bed("latency").await;
-    // So that every command has an email for the account manager.
+    // Every command then sends an email to the account manager.
     fixtures::add_organizations(&bed, |organization| drop(organization.insert("notify_client_of_own_actions", true)))
         .await;
     for case in &cases {
@@ -108,7 +108,7 @@ pub async fn measure(bench: &Bench) {
     bed.remove().await;
 }
 
-/// Publishes the messages of a case at its pace, and waits until everything has come of them.
+/// Publishes the messages of a case at its rate, and waits for all commits and emails.
 async fn run(bench: &Bench, bed: &TestBed, case: &Case, commits: &Commits) -> (Histogram<u64>, Histogram<u64>) {
     let commands: Vec<Value> =
         (case.first..case.first + case.count).map(|index| fixtures::command_of(case.kind, index)).collect();
@@ -161,7 +161,7 @@ async fn run(bench: &Bench, bed: &TestBed, case: &Case, commits: &Commits) -> (H
     times
 }
 
-/// Notes when each document was first changed, forever.
+/// Records the first change of each document until aborted.
 async fn watch_commits(database: mongodb::Database, commits: Commits) {
     let changes = [
         doc! { "$match": { "operationType": "update" } },
@@ -174,7 +174,7 @@ async fn watch_commits(database: mongodb::Database, commits: Commits) {
     }
 }
 
-/// What makes a subscription one whose client asks to cancel.
+/// The fields of a subscription with a pending request.
 fn requested(subscription: &Document) -> Document {
     let account = subscription.get_str("account_id").unwrap();
     doc! {

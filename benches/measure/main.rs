@@ -1,14 +1,12 @@
-//! `make bench`: how fast is the worker, and how much of that is its own doing?
+//! `make bench`: how fast is the worker, and how much of the time is its own?
 //!
-//! Every figure is of worker processes, built as people run them, on real servers. Beside the job stand, in the same
-//! run, the baselines: what the same servers take for the same operations when nothing is decided and nothing is rendered.
-//! On a machine that does other things at the same time figures are worth little; the ratios still tell something.
+//! Every figure is of worker processes, built as in production, on real servers. The same run measures baselines: what the same servers
+//! need for the same operations when nothing is decided and nothing rendered. On a busy machine absolute figures mean little, but the
+//! ratios still do.
 //!
-//! Reading order: [`job`] — messages that wait, from the first one taken to the last email marked; [`baselines`] — the same
-//! without us; [`latency`] — messages that come one by one; [`calendar`] — what time does; [`sweep`] — what
-//! looking for it costs. Around them: [`stage`] —
-//! what there is before the worker starts; [`process`] — processes and what they use; [`sink`] — the mail server;
-//! [`table`].
+//! Reading order: [`end_to_end`] (waiting messages, from the first delivery to the last mark), [`baselines`] (the same without the
+//! worker), [`latency`] (messages at a steady rate), [`calendar`] (scheduled changes), [`sweep`] (the cost of finding them). Support:
+//! [`fixtures`] (the state before a worker starts), [`usage`] (processes and their usage), [`sink`] (the mail server), [`table`].
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -37,17 +35,17 @@ use offramp_testkit::rabbit::amqp_url;
 use offramp_testkit::{progress, say, setting};
 use sink::Sink;
 
-/// How fast is the worker, and how much of that is its own doing? Run it with `make bench`.
+/// How fast is the worker, and how much of the time is its own? Run it with `make bench`
 #[derive(Parser)]
 struct Arguments {
-    /// What to measure; everything where nothing is named
+    /// What to measure [default: everything]
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// No count is larger than this: for a run that only shows that everything works
+    /// The largest count, for a quick run that only checks that everything works
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
     n: Option<u64>,
-    /// Another build of the program to measure beside this one, in turns on the same servers; of the parts only throughput
-    /// and sweep know it, and without a name only these are measured
+    /// Another build of the program to compare with, alternating on the same servers. Only throughput and sweep support it, and only
+    /// these are measured by default
     #[arg(long, value_name = "PATH")]
     beside: Option<PathBuf>,
     /// Where the workers' logs go
@@ -55,21 +53,21 @@ struct Arguments {
     logs: PathBuf,
     #[command(flatten)]
     baseline: baselines::BaselineArguments,
-    /// What `cargo bench` passes on
+    /// Passed by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What can be measured by itself.
+/// A part that can be measured by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// The whole job for messages that wait, and the baselines
+    /// Waiting messages, and the baselines
     Throughput,
-    /// Messages that come at a steady pace
+    /// Messages at a steady rate
     Latency,
     /// Subscriptions that end at the same midnight
     Midnight,
-    /// Notices about cards, among a million accounts
+    /// Card notices, among a million accounts
     Cards,
     /// Documents read by sweeps
     Sweep,
@@ -77,30 +75,30 @@ enum Part {
     Scale,
     /// Many commands on one subscription
     HotSpot,
-    /// Documents that have been through much
+    /// Documents with a long history
     History,
-    /// Batches of other sizes
+    /// Other batch sizes
     Batches,
-    /// Memory, however much waits
+    /// Memory with many waiting messages
     Backlog,
 }
 
-/// What every measurement works with.
+/// Common to all measurements.
 struct Bench {
     sink: Sink,
     logs: PathBuf,
     n: Option<usize>,
-    /// Another build, to be measured beside this one.
+    /// Another build to compare with.
     beside: Option<PathBuf>,
 }
 
 impl Bench {
-    /// `usual`, but no more than `--n`.
+    /// `usual`, but at most `--n`.
     fn count(&self, usual: usize) -> usize {
         self.n.map_or(usual, |n| usual.min(n))
     }
 
-    /// The same for several counts; equal ones are there once.
+    /// [`Self::count`] for several counts, without repetitions.
     fn counts<const LENGTH: usize>(&self, usual: [usize; LENGTH]) -> Vec<usize> {
         let mut counts = usual.map(|usual| self.count(usual)).to_vec();
         counts.dedup();
@@ -175,7 +173,7 @@ async fn servers() -> String {
     )
 }
 
-/// The version that the broker tells whoever connects, among its properties: a name, `S` for text, a length, the text.
+/// The broker's version, from the server properties of `connection.start`: a name, `S` for text, a length, the text.
 async fn broker_version() -> Option<String> {
     let url = url::Url::parse(&amqp_url()).unwrap();
     let stream = TcpStream::connect((url.host_str()?, url.port().unwrap_or(5672))).await;

@@ -1,7 +1,7 @@
-//! The mail server: takes every email, keeps none, and costs as little as it can, on a thread of its own.
+//! The mail server: accepts every email, keeps none, and uses as little CPU as possible, on its own thread.
 //!
-//! It says yes to whatever it is told, so it only looks for the ends of lines and of emails. That is far less than a
-//! real server does; a figure beside it is one of the worker, and not of a mail server.
+//! It accepts every command and only searches for the ends of lines and emails. That is far less than a real server does, so figures
+//! with it are those of the worker, not of a mail server.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ pub struct Sink {
 #[derive(Default)]
 struct Taken {
     count: AtomicUsize,
-    /// Whether arrivals are noted.
+    /// Whether arrivals are recorded.
     watched: AtomicBool,
     arrivals: Mutex<Vec<(String, Instant)>>,
 }
@@ -53,17 +53,17 @@ impl Sink {
         format!("smtp://{}", self.address)
     }
 
-    /// How many emails it has taken so far.
+    /// The number of accepted emails.
     pub fn count(&self) -> usize {
         self.taken.count.load(Ordering::Relaxed)
     }
 
-    /// From now on notes who gets an email, and when.
+    /// Starts to record the recipient and time of each email.
     pub fn watch(&self) {
         self.taken.watched.store(true, Ordering::Relaxed);
     }
 
-    /// What was noted since the last call.
+    /// Takes the arrivals recorded since the last call.
     pub fn arrivals(&self) -> Vec<(String, Instant)> {
         std::mem::take(&mut self.taken.arrivals.lock().unwrap())
     }
@@ -77,7 +77,7 @@ async fn serve(mut stream: TcpStream, taken: Arc<Taken>) -> std::io::Result<()> 
     let mut answers = Vec::new();
     let mut recipient = String::new();
     let mut in_mail = false;
-    // How much of `input` was looked at, and does not hold the end of an email.
+    // How much of `input` was searched without finding the end of an email.
     let mut seen = 0;
     while stream.read_buf(&mut input).await? > 0 {
         loop {

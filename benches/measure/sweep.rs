@@ -1,7 +1,7 @@
-//! What sweeps read: while nothing is due, and when much is, by one worker and by several.
+//! Documents read by sweeps: while nothing is due, and when many subscriptions are, by one worker and by several.
 //!
-//! The server counts the documents that it reads, for whomever, so the bench itself reads none meanwhile: what it waits
-//! for it sees in RabbitMQ or in an index of its own.
+//! The server's counters include all clients, so the bench itself reads no documents meanwhile: it polls RabbitMQ, or an index of its
+//! own.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -23,18 +23,18 @@ use offramp_testkit::say;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, build, program};
 
-/// From the end of a sweep to the next, in seconds.
+/// The interval between sweeps, in seconds.
 const SWEEP_SECONDS: u64 = 5;
-/// For how long sweeps are watched that find nothing.
+/// How long to observe sweeps that find nothing.
 const WINDOW: Duration = Duration::from_secs(40);
-/// How many workers share the ends.
+/// The numbers of workers that share due subscriptions.
 const WORKERS: [usize; 2] = [1, 4];
-/// How often to look how far the workers are.
+/// How often to poll the workers' progress.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How long to wait for an end.
+/// The timeout of a measurement.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// What the server has done so far.
+/// Counters of the server.
 struct Counts {
     documents: i64,
     deletions: i64,
@@ -53,14 +53,14 @@ impl Counts {
         Self { documents: count(executor, "scannedObjects"), deletions: count(operations, "delete") }
     }
 
-    /// Documents read, and deletions, from this moment to a later one.
+    /// Documents read and deletions between two moments.
     fn until(&self, later: &Self) -> [f64; 2] {
         [later.documents - self.documents, later.deletions - self.deletions]
             .map(|count| number(usize::try_from(count).unwrap()))
     }
 }
 
-/// Both measurements, with this build and, where there is one, the other.
+/// Both measurements, with this build and the other, if any.
 pub async fn measure(bench: &Bench) {
     let mut programs = vec![("this build", program())];
     programs.extend(bench.beside.as_deref().map(|other| ("the other", other)));
@@ -99,7 +99,7 @@ pub async fn measure(bench: &Bench) {
     goal("documents: 4 workers ÷ 1", &format!("{:.2}", read[1][0] / read[0][0]), "at most 1.5");
 }
 
-/// The ratio of two builds, where there are two.
+/// The ratio of two builds, if there are two.
 fn ratio(read: &[f64]) {
     if let [this, other] = read {
         row("this ÷ the other", [format!("{:.4}", this / other)]);
@@ -111,7 +111,7 @@ async fn nothing_due(bench: &Bench, program: &Path, count: usize, days: i64) -> 
     say!("sweep: {count} subscriptions whose natural end is {days} days away");
     let bed = fixtures::test_bed_for("sweep", program).await;
     fixtures::add_organizations(&bed, |organization| drop(organization.insert("timezone", "UTC"))).await;
-    // The day of the next invoice; the natural end is the day before. There is no billing date since `expires_on`.
+    // The day of the next invoice. The natural end is the day before, because there is no billing date since `expires_on`.
     let next_on = Utc::now().date_naive() + TimeDelta::days(days);
     let expires_on = next_on - Months::new(1) + TimeDelta::days(3);
     fixtures::add_clients(&bed, 0..count, |_, document| {
@@ -124,12 +124,12 @@ async fn nothing_due(bench: &Bench, program: &Path, count: usize, days: i64) -> 
     .await;
     fixtures::flush_database(&bed).await;
     let worker = start(bench, program, &bed).ready().await;
-    // The first sweep is over when the second begins.
+    // The first sweep creates state that later sweeps do not.
     after_sweeps(&bed, 1).await;
     let (begun, before) = (Moment::of(worker.id()), Counts::of(&bed).await);
     sleep(WINDOW).await;
     let (ended, after) = (Moment::of(worker.id()), Counts::of(&bed).await);
-    // The last thing that a sweep does is to delete tombstones.
+    // Each sweep ends with one deletion of tombstones.
     let [documents, sweeps] = before.until(&after);
     assert!(sweeps > 0.0, "no sweep in {} s", WINDOW.as_secs());
     let live = bed.collection("subscriptions").count_documents(doc! { "status": { "$exists": false } }).await.unwrap();
@@ -159,7 +159,7 @@ async fn ends_due(bench: &Bench, program: &Path, count: usize, workers: usize) -
         });
     })
     .await;
-    // Counted without reading a document.
+    // This index counts entries without reading documents.
     let options = IndexOptions::builder().name("bench_outbox".to_owned()).sparse(true).build();
     let index = IndexModel::builder().keys(doc! { "outbox.id": 1 }).options(options).build();
     bed.collection("subscriptions").create_index(index).await.unwrap();
@@ -205,7 +205,7 @@ fn start(bench: &Bench, program: &Path, bed: &TestBed) -> WorkerProcess {
     worker
 }
 
-/// Waits for the end of so many sweeps.
+/// Waits until `sweeps` more sweeps have ended.
 async fn after_sweeps(bed: &TestBed, sweeps: i64) {
     let begin = Instant::now();
     let wanted = Counts::of(bed).await.deletions + sweeps;
@@ -215,7 +215,7 @@ async fn after_sweeps(bed: &TestBed, sweeps: i64) {
     }
 }
 
-/// How many events have arrived.
+/// The number of arrived events.
 async fn events(bed: &TestBed) -> usize {
     let queue = format!("{}.test-events", bed.prefix);
     let options = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -223,7 +223,7 @@ async fn events(bed: &TestBed) -> usize {
     queue.message_count() as usize
 }
 
-/// How many entries wait in outboxes.
+/// The number of entries in outboxes.
 async fn waiting(bed: &TestBed) -> i32 {
     let count = doc! { "count": "subscriptions", "query": { "outbox.id": { "$gte": "" } }, "hint": "bench_outbox" };
     bed.database.run_command(count).await.unwrap().get_i32("n").unwrap()

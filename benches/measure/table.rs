@@ -1,17 +1,16 @@
-//! The table: printed row by row, as the figures come.
+//! The table of results, printed row by row.
 
 use std::fmt::Write;
 
-/// How wide the names are, and each figure, in characters.
+/// Widths of the columns, in characters.
 const NAME_WIDTH: usize = 40;
 const CELL_WIDTH: usize = 11;
 
-/// A line of text.
 pub fn line(text: &str) {
     println!("{text}");
 }
 
-/// The head of a section: what its rows are about, and what their figures are.
+/// The heading of a section, with its column names.
 pub fn head(title: &str, columns: &[&str]) {
     println!("\n{}", padded(title, columns.iter().map(ToString::to_string)));
 }
@@ -21,7 +20,7 @@ pub fn row(name: &str, cells: impl IntoIterator<Item = String>) {
     println!("{}", padded(&format!("  {name}"), cells));
 }
 
-/// A figure that there is a target for.
+/// A figure with a target.
 pub fn goal(name: &str, figure: &str, target: &str) {
     println!("{}   target: {target}", padded(&format!("  {name}"), [figure.to_owned()]));
 }
@@ -29,7 +28,7 @@ pub fn goal(name: &str, figure: &str, target: &str) {
 fn padded(name: &str, cells: impl IntoIterator<Item = String>) -> String {
     let mut line = format!("{name:<NAME_WIDTH$}");
     for cell in cells {
-        // Writing to a text cannot fail.
+        // Writing to a string cannot fail.
         write!(line, "{cell:>CELL_WIDTH$}").unwrap();
     }
     line.trim_end().to_owned()
@@ -49,7 +48,6 @@ pub fn whole(number: f64) -> String {
     text
 }
 
-/// A count as the number that it is.
 #[allow(clippy::cast_precision_loss, reason = "figures of a table")]
 pub fn number(count: usize) -> f64 {
     count as f64

@@ -1,4 +1,4 @@
-//! Processes, and what they use of the machine: as `/proc` tells it, so on Linux only.
+//! CPU time and memory of processes, from `/proc`, so on Linux only.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -7,25 +7,25 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-/// The unit in which Linux tells how long a process has run, for every program that asks: a hundredth of a second.
+/// The unit of CPU time in `/proc`, always a hundredth of a second for user space.
 const TICK: Duration = Duration::from_millis(10);
 
-/// What a process has used so far.
+/// The resource usage of a process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
-    /// Time on a processor, user and system.
+    /// CPU time, user and system.
     pub cpu: Duration,
     /// Resident memory, in MB.
     pub resident: f64,
-    /// The most that it ever was, in MB.
+    /// Peak resident memory, in MB.
     pub peak: f64,
 }
 
 impl Usage {
-    /// Of a process that runs. Zero where the system does not tell.
+    /// The usage of a running process. Zero if it is not available.
     pub fn of(process: u32) -> Self {
         let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-        // Behind the name, which may hold anything but ends with the last parenthesis: state is the first field.
+        // The fields after the name, which may contain anything but ends with the last parenthesis. The first is the state.
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
         let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u32>().ok()).unwrap_or(0);
         let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
@@ -38,13 +38,12 @@ impl Usage {
     }
 }
 
-/// A moment, and what a process, and those that it makes work, had used by then.
+/// A moment, with the usage of a process and of the servers.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
     pub at: Instant,
     pub usage: Usage,
-    /// Time on a processor of `MongoDB`, RabbitMQ and the mail server, which is this process; none of a server that is
-    /// no process of this system's.
+    /// CPU time of `MongoDB`, RabbitMQ and the mail server, which is this process. `None` for a server that is not a local process.
     pub servers: [Option<Duration>; 3],
 }
 
@@ -56,28 +55,28 @@ impl Moment {
         Self { at: Instant::now(), usage: Usage::of(process), servers: [servers[0], servers[1], mail_server] }
     }
 
-    /// Time on a processor from this moment to a later one.
+    /// CPU time from this moment to a later one.
     pub fn cpu_until(&self, later: &Self) -> Duration {
         later.usage.cpu.saturating_sub(self.usage.cpu)
     }
 
-    /// The same of each server.
+    /// CPU time of each server from this moment to a later one.
     pub fn servers_until(&self, later: &Self) -> [Option<Duration>; 3] {
         std::array::from_fn(|index| Some(later.servers[index]?.saturating_sub(self.servers[index]?)))
     }
 }
 
-/// The process of a server, where `scripts/services` has started it as one.
+/// The process id of a server that `scripts/services` has started.
 fn server(name: &str) -> Option<u32> {
     let directory = std::env::var_os("OFFRAMP_SERVICES_DIR")?;
     let process = fs::read_to_string(Path::new(&directory).join("run").join(name).with_extension("pid")).ok()?;
     process.split_whitespace().next()?.parse().ok()
 }
 
-/// A line that is waited for.
+/// Recognizes an awaited line.
 pub type Line = Box<dyn Fn(&str) -> bool + Send>;
 
-/// Keeps what a process says in a file, and tells when it says the lines that are waited for.
+/// Copies the output of a process to a file, and reports the moments of the awaited lines.
 pub fn watch<const LINES: usize>(
     says: impl Read + Send + 'static,
     process: u32,
@@ -95,7 +94,7 @@ pub fn watch<const LINES: usize>(
         for line in BufReader::new(says).lines().map_while(Result::ok) {
             for (is_it, tell) in &mut waiting {
                 if let Some(tell) = tell.take_if(|_| is_it(&line)) {
-                    // Who does not listen any more has failed already.
+                    // The receiver is gone if the measurement has failed.
                     let _ = tell.send(Moment::of(process));
                 }
             }

@@ -1,4 +1,4 @@
-//! Where the emails arrive: a folder of `.eml` files, or Mailpit where the servers run under Docker.
+//! The mailbox: a folder of `.eml` files, or Mailpit when the servers run with Docker.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,19 +12,19 @@ use serde_json::Value;
 use crate::program::MAIL_FROM;
 use crate::story::Mail;
 
-/// An email that has arrived.
+/// A received email.
 pub struct Received {
     pub mail: Mail,
     pub language: String,
     pub subject: String,
-    /// The address of a page on which it can be looked at.
+    /// The URL of a page that shows it.
     pub page: String,
 }
 
 /// A mailbox for all recipients.
 pub struct Mailbox {
     place: Place,
-    /// What was there before: emails of an earlier run.
+    /// Emails of earlier runs.
     old: HashSet<String>,
 }
 
@@ -35,7 +35,7 @@ enum Place {
 }
 
 impl Mailbox {
-    /// Opens what `SERVICES_MAIL` names, and looks away from what is in it.
+    /// Opens the mailbox at `SERVICES_MAIL`, and ignores the emails already in it.
     pub async fn open(address: &str) -> Result<Self> {
         let place = match address.strip_prefix("http://") {
             Some(host) => Place::Mailpit(host.trim_end_matches('/').to_owned()),
@@ -45,7 +45,7 @@ impl Mailbox {
         Ok(Self { place, old })
     }
 
-    /// The demo's emails that have arrived since it was opened.
+    /// The demo's emails received since the mailbox was opened.
     pub async fn received(&self) -> Result<Vec<Received>> {
         let mut received = Vec::new();
         for id in self.place.ids().await? {
@@ -56,7 +56,7 @@ impl Mailbox {
         Ok(received)
     }
 
-    /// Where a person looks at all of them.
+    /// The URL for looking at all emails.
     pub fn page(&self) -> String {
         match &self.place {
             Place::Folder(folder) => file_url(folder),
@@ -77,7 +77,7 @@ impl Place {
         }
     }
 
-    /// An email, if it is one of the demo's.
+    /// Reads an email. `None` if it is not from the demo.
     async fn read(&self, id: &str) -> Result<Option<Received>> {
         match self {
             Self::Folder(folder) => {
@@ -93,10 +93,10 @@ impl Place {
     }
 }
 
-/// The `.eml` files in a folder, oldest first: their names begin with the time.
+/// The `.eml` files of a folder, oldest first, because their names start with the time.
 fn names(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    // The mail server makes it with the first email.
+    // The mail server creates the folder with the first email.
     let Ok(entries) = fs::read_dir(folder) else { return Ok(names) };
     for entry in entries {
         let path = entry?.path();
@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers as Mailpit does, over and over.
+    /// Responds like Mailpit.
     async fn answer_as_mailpit(listener: TcpListener) {
         let mail = "From: Club <no-reply@offramp-demo.example>\r\nTo: Zoé <zoe@home.example>\r\nSubject: Bonjour\r\n\
             X-Offramp-Template: card-expiring\r\nContent-Language: fr-CA\r\n\r\n…";

@@ -1,13 +1,12 @@
 //! `make demo`: a story of cancellations, from message to email, on real servers.
 //!
-//! Two organizations, one in Québec and one in British Columbia, sell a dozen subscriptions. Their documents are imported
-//! into MongoDB; a worker is started; and commands are published to RabbitMQ as other systems would: cancellations by
-//! administrators and by clients, requests and answers, payments that fail, cards that run out, and mistakes of every
-//! kind. Then the demo looks from outside at what has become of them (documents, events, dead letters, emails), holds it
-//! against what the story expects, prints it all, and stops the worker. It fails where anything differs.
+//! Two organizations, one in Québec and one in British Columbia, sell a dozen subscriptions. The demo imports their documents into
+//! MongoDB, starts a worker, and publishes commands to RabbitMQ as other systems would: cancellations by administrators and clients,
+//! requests and decisions, failed payments, expiring cards, and all kinds of mistakes. It then compares the results (documents, events,
+//! dead letters, emails) with what the story expects, prints them, and stops the worker. It fails if anything differs.
 //!
-//! Everything lives under the prefix and in the database `offramp-demo`, which are emptied first, so that the demo can
-//! be run again and again. Reading order: [`story`], [`sample`], then this file; the others are hands and eyes.
+//! The demo uses the prefix and the database `offramp-demo` and empties both first, so that it can be repeated. Reading order:
+//! [`story`], [`sample`], then this file.
 
 mod mailbox;
 mod program;
@@ -33,12 +32,12 @@ use serde_json::Value;
 use servers::{Addresses, NAME, Servers};
 use story::Story;
 
-/// Files in the demo's folder: the whole story, to play with.
+/// Files in the demo's folder, with the whole story to experiment with.
 const DOCUMENTS: &str = "documents.jsonl";
 const COMMANDS: &str = "commands.jsonl";
-/// How long a condition may take to come true, on a slow and busy machine.
+/// The timeout of a condition, for a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often to look.
+/// How often to poll.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[tokio::main]
@@ -69,7 +68,7 @@ async fn demo() -> Result<()> {
     for (index, chapter) in story.chapters.iter().enumerate() {
         let file = format!("chapter-{}.jsonl", index + 1);
         write_lines(&program.folder.join(&file), chapter.iter().map(|step| &step.command))?;
-        // By force: it would not publish the mistake that the story has in it.
+        // The story contains an invalid command, which `publish` would otherwise reject.
         program.run(&["publish", "--force", &file])?;
         published += chapter.len();
         settled(published, &mut worker).await?;
@@ -105,7 +104,7 @@ async fn demo() -> Result<()> {
     Ok(())
 }
 
-/// Waits until the worker is done with this many commands.
+/// Waits until the worker has processed this many commands.
 async fn settled(published: usize, worker: &mut Worker) -> Result<()> {
     eventually("not every command is processed", async || {
         worker.is_alive()?;
@@ -114,7 +113,7 @@ async fn settled(published: usize, worker: &mut Worker) -> Result<()> {
     .await
 }
 
-/// Waits until the world is as the story says, and answers what it is; if it does not become so, what it is then.
+/// Waits until the results match the story, at most [`PATIENCE`], and returns them.
 async fn observe(story: &Story, servers: &Servers, mailbox: &Mailbox, worker: &mut Worker) -> Result<Observed> {
     eventually("emails and events are still waiting in an outbox", async || {
         worker.is_alive()?;
@@ -138,7 +137,7 @@ async fn observe(story: &Story, servers: &Servers, mailbox: &Mailbox, worker: &m
     }
 }
 
-/// Looks until there is an answer.
+/// Polls until there is a result.
 async fn eventually<T>(otherwise: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     let begin = Instant::now();
     loop {
@@ -158,7 +157,7 @@ fn write_lines<'a>(path: &Path, lines: impl IntoIterator<Item = &'a Value>) -> R
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Where to look, and what to do next.
+/// The closing text: where to look, and what to do next.
 fn farewell(program: &Program, addresses: &Addresses, mailbox: &Mailbox, observed: &Observed) -> Result<String> {
     let mut text = String::new();
     writeln!(text, "All {} emails are at {}, for example:", observed.emails.len(), mailbox.page())?;
@@ -179,7 +178,7 @@ fn farewell(program: &Program, addresses: &Addresses, mailbox: &Mailbox, observe
     Ok(text)
 }
 
-/// A path as it is typed from the current directory.
+/// The path relative to the current directory.
 fn from_here(path: &Path) -> String {
     let here = env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).display().to_string()

@@ -1,4 +1,4 @@
-//! The program under demonstration, started as a person would start it.
+//! The program, started as a person would start it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,19 +11,19 @@ use offramp_testkit::worker_process::{WorkerProcess, bare, program};
 use crate::eventually;
 use crate::servers::{Addresses, NAME};
 
-/// The address that every email of the demo comes from, and by which the demo knows its own.
+/// The sender of the demo's emails, which identifies them.
 pub const MAIL_FROM: &str = "no-reply@offramp-demo.example";
 
-/// `offramp`, with the settings of the demo and nothing else.
+/// `offramp` with only the settings of the demo.
 pub struct Program {
     pub binary: PathBuf,
     settings: Vec<(&'static str, String)>,
-    /// Where the demo keeps its files.
+    /// The folder for the demo's files.
     pub folder: PathBuf,
 }
 
 impl Program {
-    /// Finds the binary beside this example, where cargo puts it.
+    /// Finds the binary that cargo built with this example.
     pub fn new(addresses: &Addresses) -> Result<Self> {
         let binary = program().to_owned();
         let folder = binary.ancestors().nth(2).unwrap_or(Path::new(".")).join("demo");
@@ -45,7 +45,7 @@ impl Program {
         command
     }
 
-    /// Runs a command of the program to its end and shows what it says.
+    /// Runs a subcommand to its end and prints its output.
     pub fn run(&self, arguments: &[&str]) -> Result<()> {
         let called = format!("offramp {}", arguments.join(" "));
         eprintln!("… {called}");
@@ -80,7 +80,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// An error with the end of its log if it has stopped by itself.
+    /// Returns an error with the end of its log if it has exited.
     pub fn is_alive(&mut self) -> Result<()> {
         if let Some(status) = self.process.ended() {
             let log = fs::read_to_string(&self.log).unwrap_or_default();
@@ -91,7 +91,7 @@ impl Worker {
         Ok(())
     }
 
-    /// How many commands are done. Commands in a retry queue are not.
+    /// The number of processed commands, without those in retry queues.
     pub async fn settled(&self) -> u64 {
         self.process.settled().await
     }

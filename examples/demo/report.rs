@@ -1,4 +1,4 @@
-//! What has happened, put side by side with the story: what differs, and tables for people.
+//! The report: differences between results and story, and tables for people.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -10,12 +10,12 @@ use crate::mailbox::Received;
 use crate::servers::DeadLetter;
 use crate::story::{Mail, Outcome, State, Step, Story};
 
-/// Columns of text where the output is no terminal.
+/// The width of the tables when the output is not a terminal.
 const WIDTH: u16 = 120;
-/// A line under the header, and no other.
+/// Only a line under the header.
 const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
 
-/// Everything that can be seen from outside.
+/// The observable results.
 pub struct Observed {
     pub subscriptions: Vec<Document>,
     pub accounts: Vec<Document>,
@@ -25,7 +25,7 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Where the world is not as the story says, a sentence each.
+    /// Differences between the results and the story.
     pub fn problems(&self, story: &Story) -> Vec<String> {
         let mut problems = Vec::new();
         for (index, step) in story.steps().enumerate() {
@@ -61,7 +61,7 @@ impl Observed {
         problems
     }
 
-    /// What became of a step's command, by what it left behind.
+    /// The outcome of a step's command, derived from the results.
     fn outcome(&self, story: &Story, index: usize, step: &Step) -> Outcome {
         let id = step.id();
         if let Some(letter) = self.dead_letters.iter().find(|letter| id_of(letter).as_deref() == Some(id)) {
@@ -81,7 +81,7 @@ impl Observed {
         if applied > told_before { Outcome::Applied } else { Outcome::Unchanged }
     }
 
-    /// The change that the audit trail has of a step's command.
+    /// The change by a step's command, from `history`.
     fn change(&self, step: &Step) -> Option<State> {
         let document = self.document(step.document())?;
         let by_command = |entry: &&Document| {
@@ -101,7 +101,7 @@ impl Observed {
         documents.iter().find(|document| text(document, "_id") == Some(id))
     }
 
-    /// Each event once, however often it was delivered.
+    /// The events with their causes, without duplicates.
     fn events_by_cause(&self) -> BTreeSet<String> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let cause = |event: &Value| {
@@ -150,7 +150,7 @@ impl Observed {
         table
     }
 
-    /// The template once, then who got it and in which language.
+    /// The template, then the recipients with their languages.
     fn emails_of(&self, emails: &[Mail]) -> String {
         let mut lines: Vec<String> = emails.first().map(|mail| mail.template.clone()).into_iter().collect();
         for mail in emails {
@@ -161,7 +161,6 @@ impl Observed {
         lines.join("\n")
     }
 
-    /// What went to the dead letters.
     pub fn dead_letters(&self) -> Table {
         let mut table = table(["Command", "Reason", "Error"]);
         for letter in &self.dead_letters {
@@ -170,7 +169,6 @@ impl Observed {
         table
     }
 
-    /// What other systems were told.
     pub fn events(&self) -> Table {
         let mut about: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         let mut seen = BTreeSet::new();
@@ -191,7 +189,7 @@ impl Observed {
     }
 }
 
-/// What the calendar's notice of a card is about.
+/// The card of the scheduled notice.
 const GAGNON_CARD: &str = "card-5454";
 
 fn table<const COLUMNS: usize>(header: [&str; COLUMNS]) -> Table {
@@ -222,7 +220,7 @@ fn event_of(kind: &str, cause: &str) -> String {
     format!("{kind} because of {cause}")
 }
 
-/// What is missing from and what is too many in `found`; both are sorted.
+/// The differences in number between expected and found items.
 fn differences(what: &str, expected: &[String], found: &[String]) -> Vec<String> {
     let count = |list: &[String], item: &String| list.iter().filter(|other| *other == item).count();
     let items: BTreeSet<&String> = expected.iter().chain(found).collect();

@@ -1,5 +1,5 @@
-//! Who is in the story: two organizations, the accounts of their clients, and a dozen subscriptions, as documents that
-//! other systems would have written (contract: `schemas/documents/`). All dates are relative to the day of the run.
+//! The sample data: two organizations, the accounts of their clients, and a dozen subscriptions, as documents of other systems (see
+//! `schemas/documents/`). All dates are relative to the day of the run.
 
 use chrono::{Datelike, Days, Months, NaiveDate};
 use offramp_domain::billing::{BillingDay, BillingMode};
@@ -13,10 +13,10 @@ pub struct Organization {
     pub timezone: chrono_tz::Tz,
 }
 
-/// In Québec; its clients may cancel at once, and are told of what they did themselves.
+/// In Québec. Its clients may cancel at once, and get emails about their own actions.
 pub const ERABLES: Organization =
     Organization { id: "org-erables", contact: "accueil@erables.example", timezone: chrono_tz::America::Toronto };
-/// In British Columbia; its clients have to ask.
+/// In British Columbia. Its clients have to send a request.
 pub const HARBOUR: Organization =
     Organization { id: "org-harbour", contact: "desk@harbour.example", timezone: chrono_tz::America::Vancouver };
 
@@ -27,7 +27,7 @@ pub struct Account {
     pub manager: &'static str,
     pub email: &'static str,
     locale: Option<&'static str>,
-    /// Saved: brand, last four digits, and in how many months it expires.
+    /// Brand, last four digits, and in how many months it expires.
     card: Option<(&'static str, &'static str, u32)>,
 }
 
@@ -67,7 +67,7 @@ impl Account {
 pub const TREMBLAY: Account = Account::new("acc-tremblay", &ERABLES, "Julie Tremblay", "julie@tremblay.example")
     .reads("fr-CA")
     .pays_with("Visa", "4242", 19);
-/// The card runs out this month: the calendar gives notice of it, no command has to.
+/// The card expires this month, so the worker sends a notice without a command.
 pub const GAGNON: Account = Account::new("acc-gagnon", &ERABLES, "Marc Gagnon", "marc@gagnon.example")
     .reads("fr-CA")
     .pays_with("Mastercard", "5454", 0);
@@ -86,7 +86,7 @@ pub const LEBLANC: Account =
 
 const ACCOUNTS: [&Account; 7] = [&TREMBLAY, &GAGNON, &MORENO, &NGUYEN, &FRASER, &SINGH, &LEBLANC];
 
-/// A subscription, as it is when the story begins.
+/// A subscription at the start of the story.
 pub struct Subscription {
     pub id: &'static str,
     pub account: &'static Account,
@@ -122,7 +122,7 @@ impl Subscription {
         self.billing_day().end_after_invoice(self.billing_date(months)).ends_on
     }
 
-    /// The last day of what is paid for.
+    /// The last paid day.
     pub fn paid_until(&self) -> NaiveDate {
         day_before(self.next_on)
     }
@@ -143,7 +143,7 @@ impl Subscription {
         self.id.trim_start_matches("sub-")
     }
 
-    /// The worker's own calendar.
+    /// The billing day in the program's own rules.
     fn billing_day(&self) -> BillingDay {
         #[allow(clippy::expect_used, reason = "the days are written in `Cast::on`")]
         BillingDay::try_from(i64::from(self.day)).expect("a day of the month")
@@ -181,7 +181,7 @@ impl Subscription {
     }
 }
 
-/// Every subscription of the story, by what it is for.
+/// Every subscription of the story, by its activity.
 pub struct Cast {
     today: NaiveDate,
     pub swimming: Subscription,
@@ -200,7 +200,7 @@ pub struct Cast {
 }
 
 impl Cast {
-    /// The cast on this day: what was to be invoiced up to `today` has been.
+    /// The cast on this day, with all invoices up to `today` issued.
     pub fn on(today: NaiveDate) -> Self {
         let subscription =
             |id, account, participant, plan, activity, (mode, day): (BillingMode, u32)| -> Subscription {
@@ -219,7 +219,7 @@ impl Cast {
                 };
                 Subscription { next_on: new.billing_day().date_after(today), ..new }
             };
-        // The day of the purchase, or the day that the organization has set for everybody.
+        // Billed on the day of the purchase, or on the organization's fixed day.
         let bought = |day| (BillingMode::Anniversary, day);
         let fixed = |day| (BillingMode::FixedDay, day);
         Self {
@@ -234,7 +234,7 @@ impl Cast {
                 expires_on: Some(today + Days::new(60)),
                 ..subscription("sub-106", &MORENO, "Lucía Moreno", "Yoga", "Yoga du mardi", fixed(1))
             },
-            // Cancelled last month: yesterday was the last day.
+            // Cancelled last month, with yesterday as the last day.
             tennis: Subscription {
                 next_on: today,
                 is_cancelled: true,

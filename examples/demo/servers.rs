@@ -1,4 +1,4 @@
-//! RabbitMQ and MongoDB, under names that belong to the demo alone: a prefix and a database, emptied at the start.
+//! RabbitMQ and MongoDB, with a prefix and a database of the demo, which are emptied at the start.
 
 use std::env;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,20 +20,20 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Prefix at the broker, and name of the database. Never those of a real installation.
+/// The prefix and the name of the database, which no real installation uses.
 pub const NAME: &str = "offramp-demo";
-/// How long a server may take to answer.
+/// The timeout of a server.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const START_THEM: &str =
     "run `make services-up` to start missing servers, or `scripts/services status` to see which run";
 
-/// Where the servers are.
+/// The URLs of the servers.
 pub struct Addresses {
     pub amqp: String,
     /// With the demo's own database in it.
     pub mongodb: String,
     pub smtp: String,
-    /// Where emails can be looked at: a folder, or the address of Mailpit.
+    /// The mailbox: a folder, or the URL of Mailpit.
     pub emails: String,
 }
 
@@ -54,7 +54,7 @@ impl Addresses {
     }
 }
 
-/// The address with another database in it.
+/// The URL with another database name.
 fn with_database(url: &str, name: &str) -> Result<String> {
     let (scheme, rest) = url.split_once("://").context("OFFRAMP_MONGODB_URL is not a URL")?;
     let (rest, options) = rest.split_once('?').map_or((rest, String::new()), |(rest, o)| (rest, format!("?{o}")));
@@ -62,7 +62,7 @@ fn with_database(url: &str, name: &str) -> Result<String> {
     Ok(format!("{scheme}://{hosts}/{name}{options}"))
 }
 
-/// Connections to both.
+/// Connections to both servers.
 pub struct Servers {
     database: mongodb::Database,
     connection: Connection,
@@ -70,7 +70,7 @@ pub struct Servers {
     events: Arc<Mutex<Vec<Value>>>,
 }
 
-/// A message that the worker gave up.
+/// A message from the dead-letter queue.
 pub struct DeadLetter {
     pub body: Vec<u8>,
     pub reason: String,
@@ -78,7 +78,7 @@ pub struct DeadLetter {
 }
 
 impl Servers {
-    /// Connects, and removes what an earlier demo has left.
+    /// Connects, and removes the objects of earlier runs.
     pub async fn start_anew(addresses: &Addresses) -> Result<Self> {
         let connecting = Connection::connect(&addresses.amqp, ConnectionProperties::default());
         let connection = answer("RabbitMQ", &addresses.amqp, connecting).await?;
@@ -86,7 +86,7 @@ impl Servers {
         let client = mongodb::Client::with_uri_str(&addresses.mongodb).await.context("OFFRAMP_MONGODB_URL")?;
         let database = client.database(NAME);
         answer("MongoDB", &addresses.mongodb, database.run_command(doc! { "ping": 1 }).into_future()).await?;
-        // Emails would wait for it in the outbox; a demo should not.
+        // Without the mail server, emails would only wait in the outbox.
         let smtp = url::Url::parse(&addresses.smtp)?.socket_addrs(|| Some(25)).context("OFFRAMP_SMTP_URL")?;
         answer("the mail server", &addresses.smtp, TcpStream::connect(smtp.as_slice())).await?;
 
@@ -97,8 +97,7 @@ impl Servers {
         Ok(servers)
     }
 
-    /// Takes the queue for the events that the demo watches. It is exclusive, so a second demo fails here, before it
-    /// removes what the first works with.
+    /// Declares the exclusive queue for events. A second demo fails here, before it removes objects that the first one uses.
     async fn be_alone(&self) -> Result<String> {
         let queue = format!("{NAME}.watched-events");
         let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
@@ -123,7 +122,7 @@ impl Servers {
         self.database.drop().await.context("cannot drop the demo's database")
     }
 
-    /// Collects every event, as another system would: a queue of one's own, bound to the event exchange.
+    /// Collects every event as another system would, with a queue bound to the event exchange.
     async fn watch_events(&self, queue: &str) -> Result<()> {
         let exchange = Topology::new(NAME).event_exchange();
         let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
@@ -143,15 +142,14 @@ impl Servers {
         Ok(())
     }
 
-    /// The events so far.
     pub fn events(&self) -> Vec<Value> {
         self.events.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the dead letters and leaves them where they are.
+    /// Reads the dead letters without removing them.
     pub async fn dead_letters(&self) -> Result<Vec<DeadLetter>> {
         let queue = Topology::new(NAME).dead_letter_queue();
-        // What is not acked goes back when the channel is closed.
+        // Closing the channel requeues the unacknowledged messages.
         let channel = self.connection.create_channel().await?;
         let mut letters = Vec::new();
         while let Some(got) = channel.basic_get(queue.as_str().into(), BasicGetOptions::default()).await? {
@@ -174,7 +172,7 @@ impl Servers {
         Ok(self.database.collection(collection).find(doc! {}).await?.try_collect().await?)
     }
 
-    /// How many documents still have something to send.
+    /// The number of documents with outbox entries.
     pub async fn full_outboxes(&self) -> Result<u64> {
         let mut full = 0;
         for collection in ["subscriptions", "accounts"] {
@@ -185,7 +183,7 @@ impl Servers {
     }
 }
 
-/// What a server answers in good time, or a sentence about its absence.
+/// Awaits a server with a timeout, and explains how to start it.
 async fn answer<T, E>(server: &str, address: &str, asking: impl Future<Output = Result<T, E>>) -> Result<T>
 where
     E: std::error::Error + Send + Sync + 'static,

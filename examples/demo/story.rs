@@ -1,5 +1,5 @@
-//! What happens, step by step, and what must come of it. The dates follow from the day of the run, so that the story is
-//! the same on every day of every year; the tests below walk through a few hundred of them.
+//! The commands of the demo, step by step, with their expected results. The dates depend on the day of the run such that the story is
+//! the same on every day of the year; the tests check a whole year.
 
 use std::fmt;
 
@@ -12,25 +12,25 @@ use crate::sample::{Account, Cast, ERABLES, GAGNON, HARBOUR, LEBLANC, SINGH, Sub
 /// `source` of every command.
 const SOURCE: &str = "offramp-demo";
 
-/// A command, told in a sentence, and what must come of it.
+/// A command with a title and its expected result.
 pub struct Step {
     pub title: String,
     pub command: Value,
     pub expected: Expected,
 }
 
-/// What must come of a command.
+/// The expected result of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     pub outcome: Outcome,
-    /// The subscription afterwards, where the command changes it: its status, and its last day of access.
+    /// The state of the subscription afterwards, if the command changes it.
     pub change: Option<State>,
-    /// The event that tells other systems.
+    /// The type of the published event.
     pub event: Option<&'static str>,
     pub emails: Vec<Mail>,
 }
 
-/// What becomes of a command.
+/// The outcome of a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Applied,
@@ -39,32 +39,32 @@ pub enum Outcome {
     DeadLetter(String),
 }
 
-/// A subscription's status, and its last day of access if it has one.
+/// The status of a subscription, and its last day of access, if any.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     pub status: String,
     pub ends_on: Option<NaiveDate>,
 }
 
-/// An email, by what it is and to whom it goes.
+/// An email, identified by template and recipient.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mail {
     pub template: String,
     pub to: String,
 }
 
-/// What the calendar does, without any command.
+/// A scheduled change, without a command.
 pub struct Passing {
     pub title: String,
-    /// The subscription that ends; none where only a card runs out.
+    /// The subscription that ends. `None` for a card notice.
     pub ended: Option<(&'static str, State)>,
     pub emails: Vec<Mail>,
 }
 
-/// The whole story. A chapter is published in one go and settled before the next begins: the work queues have no order
-/// among one another, so a request and its answer are in different chapters.
+/// The whole story. All commands of a chapter are processed before the next chapter is published: the work queues are not ordered
+/// relative to each other, so a request and its decision are in different chapters.
 pub struct Story {
-    /// The day in Toronto from which every date follows.
+    /// The day in Toronto that determines all dates.
     pub today: NaiveDate,
     pub cast: Cast,
     pub chapters: Vec<Vec<Step>>,
@@ -72,7 +72,7 @@ pub struct Story {
 }
 
 impl Story {
-    /// The story of the day on which it is `now`.
+    /// The story on the day of `now`.
     #[must_use]
     pub fn on(now: DateTime<Utc>) -> Self {
         let today = Self::day_of(now);
@@ -90,7 +90,7 @@ impl Story {
         Self { today, passing: passing(&cast), cast, chapters }
     }
 
-    /// The day that it is in Toronto.
+    /// The day in Toronto.
     #[must_use]
     pub fn day_of(now: DateTime<Utc>) -> NaiveDate {
         now.with_timezone(&ERABLES.timezone).date_naive()
@@ -101,7 +101,7 @@ impl Story {
         self.chapters.iter().flatten()
     }
 
-    /// Every email that must arrive, sorted.
+    /// All expected emails, sorted.
     #[must_use]
     pub fn emails(&self) -> Vec<Mail> {
         let of_steps = self.steps().flat_map(|step| &step.expected.emails);
@@ -112,7 +112,7 @@ impl Story {
     }
 }
 
-/// Administrators and clients of Érables cancel; what cannot be is refused.
+/// Administrators and clients of Érables cancel. Invalid cancellations are rejected.
 fn cancelling(cast: &Cast) -> Vec<Step> {
     let Cast { swimming, climbing, gymnastics, hockey, yoga, spinning, badminton, rowing, .. } = cast;
     vec![
@@ -188,7 +188,7 @@ fn cancelling(cast: &Cast) -> Vec<Step> {
     ]
 }
 
-/// Clients of Harbourside send requests; payments fail and cards run out.
+/// Clients of Harbourside send requests. Payments fail and cards expire.
 fn asking(cast: &Cast, today: NaiveDate) -> Vec<Step> {
     let Cast { hockey, dance, gym, judo, spinning, badminton, .. } = cast;
     let request = |subscription: &Subscription, reason: &str| {
@@ -227,7 +227,7 @@ fn asking(cast: &Cast, today: NaiveDate) -> Vec<Step> {
     ]
 }
 
-/// Harbourside answers.
+/// Harbourside decides on the requests.
 fn answering(cast: &Cast) -> Vec<Step> {
     let Cast { swimming, gym, judo, badminton, .. } = cast;
     let answer = |subscription: &Subscription, data: Value| {
@@ -264,7 +264,7 @@ fn answering(cast: &Cast) -> Vec<Step> {
     ]
 }
 
-/// No command does this: dates do.
+/// Scheduled changes.
 fn passing(cast: &Cast) -> Vec<Passing> {
     let Cast { tennis, fencing, .. } = cast;
     let ended = |subscription: &Subscription, status: &str| {
@@ -288,7 +288,7 @@ fn name(month: YearMonth) -> String {
 
 // ---------------------------------------------------------------------------------------------------------- commands
 
-/// A command about a subscription; the envelope's other fields follow in [`Story::on`].
+/// A command for a subscription. [`Story::on`] adds the other fields of the envelope.
 fn about(kind: &str, subscription: &Subscription, data: Value) -> Value {
     let named = json!({ "organization_id": subscription.account.organization.id, "subscription_id": subscription.id });
     json!({ "type": kind, "data": merged(named, data) })
@@ -370,7 +370,7 @@ fn dead_letter(reason: &str) -> Expected {
     expected(Outcome::DeadLetter(reason.to_owned()))
 }
 
-/// Applied, and the subscription goes on as it was.
+/// Applied without a change of the subscription's status.
 fn noted() -> Expected {
     expected(Outcome::Applied)
 }

@@ -1,4 +1,4 @@
-//! What finds nothing proves nothing: an email that is wrong in every way, and each of them has to be found.
+//! The control: an email with known defects, all of which the audit must find.
 
 use std::fs;
 use std::path::Path;
@@ -11,17 +11,16 @@ use crate::spam::SpamFilter;
 use crate::{Audited, audit};
 use offramp_testkit::emails::{bytes_at, every_email};
 
-/// What SpamAssassin takes for spam by agreement.
+/// The GTUBE string, which SpamAssassin always treats as spam.
 const TEXT: &str = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-ANTI-UBE-TEST-EMAIL*C.34X";
 
-/// Too wide for a phone and for paper, not for anything else; hard to read in the dark, not in the light; and it
-/// tracks.
+/// Too wide only for phones and paper, low contrast only in dark mode, and with a tracking image.
 const HTML: &str = "<!doctype html><html lang=en><title>x</title><meta name=viewport content=width=device-width><style>
     @media (prefers-color-scheme: dark) { p { background: #000; color: #222 } }
     @media print { p { width: 900px !important } }
     </style><body><p style='width: 330px'>Some words, and an <img src=https://pictures.invalid/dot.png></p>";
 
-/// How findings about it begin.
+/// The beginnings of required findings.
 const WRONG: [&str; 10] = [
     "the text part does not say Participant",
     "the HTML part does not say Participant",
@@ -35,10 +34,10 @@ const WRONG: [&str; 10] = [
     "SpamAssassin score above 0.5",
 ];
 
-/// How none begins.
+/// The beginnings of findings that would be false.
 const RIGHT: [&str; 3] = ["at 600 px", "at 1280 px", "axe, light: color-contrast"];
 
-/// Audits it.
+/// Audits the control email.
 pub async fn prove(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, templates: &Templates) {
     let mut mail = every_email(templates, Utc::now()).remove(0);
     "control".clone_into(&mut mail.name);

@@ -1,7 +1,7 @@
-//! Headless Chromium over its DevTools protocol, as far as the audit needs it.
+//! A minimal client of headless Chromium's DevTools protocol.
 //!
-//! The protocol is JSON with a zero byte after each message, over two pipes: no port that others could reach, and none
-//! of the crates whose code, generated from the whole protocol, takes longer to compile than everything else here.
+//! The protocol is JSON with a zero byte after each message, over two pipes. That needs no port that others could reach, and none of
+//! the crates whose code, generated from the whole protocol, takes longer to compile than everything else here.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,13 +22,13 @@ use tokio::time::timeout;
 use offramp_testkit::eventually;
 use offramp_testkit::process;
 
-/// How long any one thing may take, on a slow and busy machine.
+/// The timeout of each operation, for a slow and busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How many events a page may be behind with those who watch it.
+/// The number of events that a subscriber may lag behind.
 const EVENTS_MAX: usize = 1024;
 
-/// Alone: no sandbox (root has none), nothing fetched, nothing left of earlier runs.
+/// No sandbox (root has none), no background requests, no state of earlier runs.
 const FLAGS: [&str; 12] = [
     "--headless=new",
     "--remote-debugging-pipe",
@@ -44,14 +44,14 @@ const FLAGS: [&str; 12] = [
     "--force-color-profile=srgb",
 ];
 
-/// A running browser; ended when dropped.
+/// A running browser. Killed when dropped.
 pub struct Browser {
     link: Arc<Link>,
     child: Child,
     _profile: TempDir,
 }
 
-/// The two pipes, and who waits for what comes out of them.
+/// The two pipes, with pending calls and event subscribers.
 struct Link {
     to: Mutex<ChildStdin>,
     next_id: AtomicU64,
@@ -61,10 +61,10 @@ struct Link {
 }
 
 impl Browser {
-    /// Starts it; what it complains of goes to the file `log`.
+    /// Starts the browser, with its log in `log`.
     pub async fn start(executable: &Path, log: &Path) -> Self {
         let profile = tempfile::tempdir().unwrap();
-        // It reads from descriptor 3 and writes to 4. The shell makes those of the pipes that it was given.
+        // Chromium reads from descriptor 3 and writes to 4. The shell maps its standard input and output to them.
         let mut shell = Command::new("sh");
         shell
             .args(["-c", "exec \"$0\" \"$@\" 3<&0 4>&1 </dev/null >/dev/null"])
@@ -93,7 +93,7 @@ impl Browser {
         browser
     }
 
-    /// An empty page.
+    /// Opens an empty page.
     pub async fn page(&self) -> Page {
         let target = self.link.call(None, "Target.createTarget", json!({ "url": "about:blank" })).await;
         let target = target["targetId"].as_str().unwrap().to_owned();
@@ -108,7 +108,7 @@ impl Browser {
         page
     }
 
-    /// Keeps what is downloaded from now on, under its own name.
+    /// Saves downloads in this folder.
     pub async fn keep_downloads_in(&self, folder: &Path) {
         let params = json!({ "behavior": "allow", "downloadPath": folder });
         self.link.call(None, "Browser.setDownloadBehavior", params).await;
@@ -134,7 +134,7 @@ impl Link {
                 drop(events.send(message));
             }
         }
-        // Who still waits learns that the browser is gone.
+        // Pending calls fail now that the browser has exited.
         self.answers.lock().unwrap().clear();
     }
 
@@ -158,7 +158,7 @@ impl Link {
     }
 }
 
-/// A page: a tab without a window.
+/// A tab.
 #[derive(Clone)]
 pub struct Page {
     link: Arc<Link>,
@@ -166,11 +166,11 @@ pub struct Page {
     target: String,
 }
 
-/// What a page is given that asks for something.
+/// The response to a page's request.
 pub enum Answer {
-    /// This, of this media type.
+    /// A body with its media type.
     Content(&'static str, Vec<u8>),
-    /// An error, as if there were no network.
+    /// A network error.
     Nothing,
 }
 
@@ -180,12 +180,12 @@ impl Page {
         self.link.call(Some(&self.session), method, params).await
     }
 
-    /// What happens from now on.
+    /// Subscribes to the page's events.
     fn events(&self) -> broadcast::Receiver<Value> {
         self.link.events.lock().unwrap()[&self.session].subscribe()
     }
 
-    /// Goes to an address, and waits until everything there is loaded.
+    /// Navigates to a URL, and waits for the load event.
     pub async fn open(&self, url: &str) {
         let mut events = self.events();
         let gone = self.call("Page.navigate", json!({ "url": url })).await;
@@ -198,7 +198,7 @@ impl Page {
         timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("{method}: not seen within {PATIENCE:?}"));
     }
 
-    /// Answers whatever the page asks for from now on; nothing reaches the network.
+    /// Intercepts all requests of the page, so that none reaches the network.
     pub async fn answer_requests(&self, answer: impl Fn(&str) -> Answer + Send + Sync + 'static) {
         let mut events = self.events();
         self.call("Fetch.enable", json!({ "patterns": [{ "urlPattern": "*" }] })).await;
@@ -226,7 +226,7 @@ impl Page {
         });
     }
 
-    /// What an expression of JavaScript comes to; promises are awaited.
+    /// Evaluates a JavaScript expression. Promises are awaited.
     pub async fn evaluate(&self, expression: &str) -> Value {
         let params = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
         let mut answer = self.call("Runtime.evaluate", params).await;
@@ -239,7 +239,7 @@ impl Page {
         eventually(expression, || async { (self.evaluate(expression).await == true).then_some(()) }).await;
     }
 
-    /// Clicks into the middle of an element, as with a mouse.
+    /// Clicks the middle of an element with the mouse.
     pub async fn click(&self, selector: &str) {
         let middle = self
             .evaluate(&format!(
@@ -257,36 +257,35 @@ impl Page {
         }
     }
 
-    /// Types into what has the focus.
+    /// Types into the focused element.
     pub async fn insert(&self, text: &str) {
         self.call("Input.insertText", json!({ "text": text })).await;
     }
 
-    /// The size of the window in CSS pixels, `scale` real pixels each; `mobile` as a phone shows pages.
+    /// Sets the size of the window in CSS pixels, the device scale factor, and mobile emulation.
     pub async fn resize(&self, width: u32, height: u32, scale: u32, mobile: bool) {
         let size = json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": mobile });
         self.call("Emulation.setDeviceMetricsOverride", size).await;
     }
 
-    /// What the reader's system prefers, and whether the page is on a screen or on paper.
+    /// Sets the preferred color scheme and the medium, `screen` or `print`.
     pub async fn emulate(&self, scheme: Scheme, medium: &str) {
         let features = json!([{ "name": "prefers-color-scheme", "value": scheme.as_str() }]);
         self.call("Emulation.setEmulatedMedia", json!({ "media": medium, "features": features })).await;
     }
 
-    /// The page from top to bottom as a PNG.
+    /// A screenshot of the whole page as PNG.
     pub async fn screenshot(&self) -> Vec<u8> {
         let shot = self.call("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": true })).await;
         BASE64.decode(shot["data"].as_str().unwrap()).unwrap()
     }
 
-    /// The page on paper.
+    /// The printed page as PDF.
     pub async fn pdf(&self) -> Vec<u8> {
         let pdf = self.call("Page.printToPDF", json!({ "printBackground": true })).await;
         BASE64.decode(pdf["data"].as_str().unwrap()).unwrap()
     }
 
-    /// Closes it.
     pub async fn close(self) {
         self.link.call(None, "Target.closeTarget", json!({ "targetId": self.target })).await;
         self.link.events.lock().unwrap().remove(&self.session);

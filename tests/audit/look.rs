@@ -1,4 +1,4 @@
-//! What Chromium makes of an email: is it accessible, how wide is it, and what does it look like?
+//! Checks of an email in Chromium: accessibility, width, requests and screenshots.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,42 +9,42 @@ use serde_json::Value;
 use crate::devtools::{Answer, Browser, Page, Scheme};
 use offramp_testkit::emails::Email;
 
-/// Where emails are read. There is no such host; the browser never asks for it.
+/// The URL of the email. The host does not exist, and its requests are intercepted.
 const URL: &str = "https://mail.invalid/";
 
-/// What the browser itself asks for, whatever it shows.
+/// The browser requests this by itself.
 const FAVICON: &str = "https://mail.invalid/favicon.ico";
 
-/// The smallest phone, and how high its window is.
+/// The window of the smallest phone.
 pub const PHONE: (u32, u32) = (320, 640);
-/// Where a mail program on a desk shows an email.
+/// The pane of a desktop mail client.
 pub const DESKTOP: (u32, u32) = (680, 600);
-/// At how many CSS pixels nothing may be wider than the window, and whether that is a phone's.
+/// Widths in CSS pixels at which nothing may overflow, and whether to emulate a phone.
 const WIDTHS: [(u32, bool); 3] = [(320, true), (600, true), (1280, false)];
-/// What is left of letter paper, the narrower of the two in width of text, between margins of 1 cm.
+/// The text width of letter paper with margins of 1 cm, in CSS pixels.
 const PAPER_WIDTH: u32 = 739;
 
-/// Rules of axe that are about web sites, and why they make no sense for emails.
+/// Disabled axe rules that do not apply to emails, with reasons.
 const RULES_OFF: [(&str, &str); 0] = [];
 
-/// Draws in place of every logo: the samples' is nowhere.
+/// Replaces the logo, because the URL in the samples does not exist.
 const LOGO: &str = "<svg xmlns='http://www.w3.org/2000/svg' width='240' height='96'>\
     <rect width='240' height='96' rx='12' fill='#ffffff'/>\
     <text x='120' y='62' font-size='40' font-family='sans-serif' fill='#20242a' text-anchor='middle'>Logo</text></svg>";
 
-/// What was found.
+/// The result of the checks.
 pub struct Looked {
-    /// What is wrong, a sentence each.
+    /// Defects, one sentence each.
     pub findings: Vec<String>,
-    /// Where axe cannot tell.
+    /// Inconclusive axe checks.
     pub doubts: Vec<String>,
-    /// The text that a reader sees.
+    /// The visible text.
     pub text: String,
-    /// The pictures, in the order of [`SHOTS`].
+    /// The screenshots, in the order of [`SHOTS`].
     pub shots: Vec<PathBuf>,
 }
 
-/// The pictures that are taken of every email.
+/// The screenshots of every email.
 pub const SHOTS: [(&str, (u32, u32), Scheme); 4] = [
     ("phone-light", PHONE, Scheme::Light),
     ("phone-dark", PHONE, Scheme::Dark),
@@ -52,7 +52,7 @@ pub const SHOTS: [(&str, (u32, u32), Scheme); 4] = [
     ("desktop-dark", DESKTOP, Scheme::Dark),
 ];
 
-/// Looks at one email, and leaves pictures of it in `folder`.
+/// Checks one email, and writes screenshots to `folder`.
 pub async fn look(browser: &Browser, axe: &str, mail: &Email, folder: &Path) -> Looked {
     let page = browser.page().await;
     let asked_for = Arc::new(Mutex::new(Vec::new()));
@@ -119,7 +119,7 @@ pub async fn look(browser: &Browser, axe: &str, mail: &Email, folder: &Path) -> 
     Looked { findings, doubts, text, shots }
 }
 
-/// What is wider than the window, if anything is: a reader would have to scroll, or would not see it at all.
+/// Reports elements wider than the window, which readers would have to scroll to or could not see.
 async fn wider_than(page: &Page, width: u32) -> Option<String> {
     let found = page
         .evaluate(&format!(
@@ -137,7 +137,7 @@ async fn wider_than(page: &Page, width: u32) -> Option<String> {
     Some(found.as_str().unwrap().to_owned()).filter(|what| !what.is_empty())
 }
 
-/// axe's results, a sentence each.
+/// Converts axe results to sentences.
 pub fn axe_findings(results: &Value, scheme: Scheme) -> Vec<String> {
     let mut sentences = Vec::new();
     for rule in results.as_array().unwrap() {

@@ -1,13 +1,12 @@
-//! `make mail-audit`: would we be glad to get these emails?
+//! `make mail-audit`: are the emails readable, accessible and not spam?
 //!
-//! Every sample email in every language is judged by SpamAssassin, shown in a real Chromium, on a phone and on a desk,
-//! light and dark and on paper, and looked at by axe-core; every fact must be in both parts, and no link may lead
-//! nowhere. Then the page of `offramp preview` is used as a person would. Pictures of everything stay under
-//! `target/mail-audit`, for people to look at.
+//! Every sample email in every language is scored by SpamAssassin, rendered in Chromium (phone and desktop, light and dark, print), and
+//! checked by axe-core. Every fact must be in both parts, and every link must lead somewhere. The audit then uses the page of
+//! `offramp preview` like a person. It leaves screenshots under `target/mail-audit`.
 //!
-//! Reading order: [`control`] — what must be found; [`look`] — one email in Chromium; [`spam`] — one email in
-//! SpamAssassin; `offramp_testkit::emails` — what is wrong with one and needs neither, which `cargo test` looks at, too;
-//! [`preview`]; [`sheets`] — many pictures in one; [`devtools`] — how Chromium is spoken to.
+//! Reading order: [`control`] (defects that must be found), [`look`] (one email in Chromium), [`spam`] (one email in SpamAssassin),
+//! `offramp_testkit::emails` (checks without either, which `cargo test` runs too), [`preview`], [`sheets`] (contact sheets of
+//! screenshots), [`devtools`] (the protocol of Chromium).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
@@ -35,33 +34,33 @@ use offramp_testkit::email_facts::missing_from;
 use offramp_testkit::emails::{Email, every_email};
 use spam::{SCORE_MAX, SpamFilter, Verdict};
 
-/// How many emails are looked at side by side.
+/// The number of emails to audit concurrently.
 const SIDE_BY_SIDE: usize = 3;
 
-/// Would we be glad to get these emails? Run it with `make mail-audit`.
+/// Are the emails readable, accessible and not spam? Run it with `make mail-audit`
 #[derive(Parser)]
 struct Arguments {
-    /// axe-core, the file axe.min.js; without it nothing is done
+    /// The file axe.min.js of axe-core; without it, nothing is run
     #[arg(long)]
     axe: Option<PathBuf>,
-    /// The browser
+    /// The Chromium executable
     #[arg(long, default_value = "chromium")]
     chromium: PathBuf,
-    /// The server of SpamAssassin
+    /// The spamd executable of SpamAssassin
     #[arg(long, default_value = "spamd")]
     spamd: PathBuf,
-    /// Where the pictures go
+    /// The directory for screenshots
     #[arg(long, default_value = "target/mail-audit")]
     out: PathBuf,
-    /// Only emails whose name has this in it, such as fr-CA/payment-failed; `preview` is the preview's page alone
+    /// Only emails whose name contains this, such as fr-CA/payment-failed; `preview` for the preview page only
     #[arg(long)]
     only: Option<String>,
-    /// What `cargo test` passes on; it does not matter here
+    /// Arguments of `cargo test`, ignored
     #[arg(hide = true, allow_hyphen_values = true, trailing_var_arg = true)]
     _ignored: Vec<String>,
 }
 
-/// All that was found out about an email.
+/// The audit result of an email.
 struct Audited {
     mail: Email,
     looked: Looked,
@@ -128,7 +127,7 @@ async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, ma
     Audited { mail, looked, verdict, findings }
 }
 
-/// A line an email; then what was found, each thing once.
+/// Prints one line per email, then each finding once.
 fn print(audited: &[Audited], preview: &[String]) {
     if !audited.is_empty() {
         println!("\n{:<60} {:>7} {:>6} {:>9}", "email", "bytes", "spam", "findings");
@@ -159,8 +158,7 @@ fn print(audited: &[Audited], preview: &[String]) {
     }
 }
 
-/// Sentences that are said of several emails: the first line of each, with the rest of it as it is said first, and of
-/// whom.
+/// Findings grouped by their first line, each with the rest of its first example and the names of the emails.
 #[derive(Default)]
 struct Sentences<'a>(BTreeMap<&'a str, (&'a str, Vec<&'a str>)>);
 

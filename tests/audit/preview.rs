@@ -1,5 +1,4 @@
-//! The page of `offramp preview`, used as a person would: what is on it, what its switches do, what it says when a
-//! template is saved, broken and mended, what it keeps and what it sends.
+//! Uses the page of `offramp preview` like a person: its switches, reloads after changes of a template, downloads and sending.
 
 use std::fs;
 use std::path::Path;
@@ -16,9 +15,8 @@ use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 /// The window, in CSS pixels.
 const DESK: (u32, u32) = (1400, 900);
 
-/// Uses the page, and leaves pictures of it in `out`. Gives what axe finds; whatever else is not as it should be ends
-/// it.
-#[allow(clippy::too_many_lines, reason = "a story is told from its beginning to its end")]
+/// Uses the page, writes screenshots to `out`, and returns the findings of axe. Panics on any other defect.
+#[allow(clippy::too_many_lines, reason = "a scenario is easier to follow in one piece")]
 pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     fs::create_dir_all(out).unwrap();
     let templates = tempfile::tempdir().unwrap();
@@ -37,7 +35,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     page.emulate(Scheme::Light, "screen").await;
     let shoot = async |name: &str| fs::write(out.join(format!("{name}.png")), page.screenshot().await).unwrap();
 
-    // Opens, and shows an email in both widths.
+    // The page opens and shows an email in both widths.
     page.open(&format!("http://{}/", preview.address)).await;
     page.until(SETTLED).await;
     let list = page.evaluate("document.querySelectorAll('nav a').length").await.as_u64().unwrap();
@@ -60,7 +58,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     choose(&page, "locale", "fr-CA").await;
     page.until(&text_says("Bonjour")).await;
 
-    // Dark and light, whatever the system prefers; and the widths.
+    // Dark and light mode, whatever the system prefers, and the widths.
     for preferred in Scheme::ALL {
         page.emulate(preferred, "screen").await;
         page.until(SETTLED).await;
@@ -82,7 +80,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     }
     page.click("label:has([value='320 680'])").await;
 
-    // A file is saved, broken and mended.
+    // A template is changed, broken and repaired.
     write_words(templates.path(), "\nTout neuf\u{a0}!\n");
     page.until(&text_says("Tout neuf")).await;
     page.until(&frame_says("Tout neuf")).await;
@@ -99,7 +97,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     page.until("document.getElementById('problems').hidden").await;
     page.until(&text_says("Mieux")).await;
 
-    // Kept as a file.
+    // Download.
     let downloads = tempfile::tempdir().unwrap();
     browser.keep_downloads_in(downloads.path()).await;
     page.click("#eml").await;
@@ -109,7 +107,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     let parsed = MessageParser::default().parse(&eml).unwrap();
     assert_eq!(page.evaluate("document.getElementById('subject').textContent").await, parsed.subject().unwrap());
 
-    // Sent, and refused.
+    // Sending: accepted, then rejected.
     page.click("#to").await;
     page.insert("moi@example.org").await;
     page.click("#send button").await;
@@ -121,7 +119,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     shoot("refused").await;
     assert!(sink.commands().contains(&"RCPT TO:<moi@example.org>".to_owned()), "{:?}", sink.commands());
 
-    // On a phone, and for everybody.
+    // Layout on a phone, and accessibility.
     let mut findings = Vec::new();
     page.evaluate(axe).await;
     for (width, height) in [DESK, (375, 800)] {
@@ -134,20 +132,20 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
                 findings.push(format!("the page is {wide} px wide in a window of {width} px"));
             }
             shoot(&format!("{width}-{}", scheme.as_str())).await;
-            // The emails in its frames are looked at by themselves.
+            // The emails in the frames are audited separately.
             let results = page.evaluate("axe.run(document, { iframes: false })").await;
             findings.extend(axe_findings(&results["violations"], scheme));
         }
     }
 
-    // Says so when the program has ended.
+    // The page reports when the program has exited.
     assert_eq!(preview.interrupt().await.code(), Some(0));
     page.until("document.getElementById('state').textContent.startsWith('No connection')").await;
     page.close().await;
     findings
 }
 
-/// Everything that is asked for is there.
+/// Whether everything is loaded.
 const SETTLED: &str = "(() => {
     const frames = [...document.querySelectorAll('iframe')];
     return frames.length > 0 && document.getElementById('text').textContent !== '' && frames.every((frame) =>
@@ -156,20 +154,20 @@ const SETTLED: &str = "(() => {
         && frame.contentDocument.body?.childElementCount > 0);
 })()";
 
-/// Whether the first frame shows this.
+/// Whether the first frame shows these words.
 fn frame_says(words: &str) -> String {
     format!("document.querySelector('iframe')?.contentDocument?.body?.innerText.includes('{words}')")
 }
 
-/// Whether the text part has this in it.
+/// Whether the text part contains these words.
 fn text_says(words: &str) -> String {
     format!("document.getElementById('text').textContent.includes('{words}')")
 }
 
-/// How wide the emails think their windows are.
+/// The window widths in the frames.
 const WIDTHS: &str = "[...document.querySelectorAll('iframe')].map((frame) => frame.contentWindow.innerWidth)";
 
-/// How bright the email's background is, from 0 to 255: that of the first thing in it which has one.
+/// The brightness of the email's background, from 0 to 255, taken from the first element with a background.
 const BRIGHTNESS: &str = "(() => {
     const { contentDocument, contentWindow } = document.querySelector('iframe');
     const colors = [...contentDocument.querySelectorAll('body, body *')]

@@ -1,5 +1,4 @@
-//! Contact sheets: the pictures of an email in one language side by side, all its variants on one sheet; and a page that
-//! leads to all of them.
+//! Contact sheets: the screenshots of all variants of an email in one language on one sheet, and an index page.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -19,7 +18,7 @@ const STYLE: &str = "<style>
     h1 { font-size: 18px; margin: 0 0 8px; }
 </style>";
 
-/// The sheets of an email: the pictures of which width are on them, and whether the dark ones stand below the light ones.
+/// The sheets of an email: their width of screenshots, and whether dark ones are placed below light ones.
 const SHEETS: [(&str, u32, bool); 2] = [("phone", PHONE.0, false), ("desktop", DESKTOP.0, true)];
 
 /// Makes the sheets of each email in each language.
@@ -52,7 +51,7 @@ pub async fn make(browser: &Browser, audited: &[Audited], out: &Path) {
     page.close().await;
 }
 
-/// The pictures of one width: light and dark in a row each, or all in one.
+/// The screenshots of one width: light and dark in separate rows, or all in one row.
 fn sheet_of(group: &str, entries: &[&Audited], sheet_width: u32, in_rows: bool, out: &Path) -> String {
     let mut html = format!("<!doctype html><meta charset=utf-8><title>{group}</title>{STYLE}<h1>{group}</h1>");
     let rows: &[&[Scheme]] = if in_rows { &[&[Scheme::Light], &[Scheme::Dark]] } else { &[&Scheme::ALL] };

@@ -1,4 +1,4 @@
-//! What SpamAssassin thinks of an email, by its local rules alone: no network, nothing learnt, nothing remembered.
+//! The SpamAssassin score of an email, with local rules only: no network, no Bayes filter, no state.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -13,28 +13,28 @@ use tempfile::TempDir;
 use offramp_testkit::eventually;
 use offramp_testkit::process::{self, Signal};
 
-/// The highest score that an email may have. SpamAssassin takes emails for spam from 5 on.
+/// The highest allowed score. SpamAssassin treats emails as spam from 5 on.
 pub const SCORE_MAX: f64 = 0.5;
 
-/// The header in which the server tells which rules hit, with the points of each; its own report rounds their sum.
+/// The header with the matched rules and their points. SpamAssassin's own report rounds the sum.
 const HEADER: &str = "X-Spam-Audit: ";
 
-/// A running server; ended when dropped.
+/// A running server. Stopped when dropped.
 pub struct SpamFilter {
     child: Child,
     socket: PathBuf,
     _folder: TempDir,
 }
 
-/// What it thinks of an email.
+/// The score of an email.
 pub struct Verdict {
     pub score: f64,
-    /// The rules that hit, with their points: `HTML_MESSAGE=0.001`.
+    /// The matched rules with their points.
     pub rules: Vec<(String, f64)>,
 }
 
 impl SpamFilter {
-    /// Starts the server; what it says goes to the file `log`.
+    /// Starts the server, with its log in `log`.
     pub async fn start(executable: &Path, log: &Path) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -46,7 +46,7 @@ impl SpamFilter {
             .arg(format!("--socketpath={}", socket.display()))
             .arg(format!("--helper-home-dir={}", folder.path().display()))
             .env("HOME", folder.path());
-        // It does not read emails as root.
+        // spamd does not process emails as root.
         if folder.path().metadata().unwrap().uid() == 0 {
             command.arg("--username=nobody");
         }
@@ -62,7 +62,7 @@ impl SpamFilter {
         filter
     }
 
-    /// Has an email judged, as it leaves.
+    /// Scores the bytes of an email.
     pub fn judge(&self, mail: &[u8]) -> Verdict {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         write!(stream, "HEADERS SPAMC/1.5\r\nContent-length: {}\r\n\r\n", mail.len()).unwrap();
@@ -83,7 +83,7 @@ impl SpamFilter {
 
 impl Drop for SpamFilter {
     fn drop(&mut self) {
-        // Killed outright it would leave its children behind.
+        // SIGKILL would leave its child processes running.
         drop(process::signal(&self.child, Signal::TERM));
         drop(self.child.wait());
     }

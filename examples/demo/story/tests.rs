@@ -1,4 +1,4 @@
-//! The rules alone, with no server, tell the story as it is written, on every day of some years.
+//! The rules alone, without servers, give the story's expected results on every day of a year.
 
 use std::collections::{HashMap, HashSet};
 

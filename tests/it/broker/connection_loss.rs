@@ -2,28 +2,65 @@
 
 use std::time::Duration;
 
-use offramp::amqp::{Consumer, Outgoing, PublishError, Publisher};
+use offramp::amqp::{Batch, Consumer, LaneHealth, Outgoing, PublishError, Publisher};
 use tokio::time::Instant;
 
-use super::{bodies, consumer, lane, next};
+use super::{bodies, consumer, lane, next, take};
 use offramp_testkit::eventually;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::rabbit::Rabbit;
+
+/// A consumer and a publisher of the work queue, both behind one proxy.
+struct ProxiedLane {
+    proxy: Proxy,
+    health: LaneHealth,
+    consumer: Consumer,
+    publisher: Publisher,
+    queue: String,
+}
+
+impl ProxiedLane {
+    async fn start(rabbit: &Rabbit) -> Self {
+        let proxy = Proxy::start().await;
+        let broker = proxy.broker(&rabbit.prefix);
+        let (health, queue) = (lane(), rabbit.queue());
+        let consumer = Consumer::new(broker.clone(), rabbit.topology.clone(), queue.clone(), 100, health.clone());
+        Self { proxy, health, consumer, publisher: Publisher::new(broker), queue }
+    }
+
+    async fn send(&self, body: &str) -> Result<(), PublishError> {
+        let message = Outgoing::new("", &self.queue, body.into()).mandatory();
+        self.publisher.publish_all(&[message]).await.remove(0)
+    }
+
+    /// Retries until the message is confirmed.
+    async fn send_eventually(&self, body: &str) {
+        eventually("publishing works", async || self.send(body).await.is_ok()).await;
+    }
+
+    async fn next(&mut self) -> Batch {
+        next(&mut self.consumer).await
+    }
+
+    async fn close(self) {
+        self.consumer.close().await;
+        self.publisher.close().await;
+    }
+}
 
 #[tokio::test]
 async fn a_deleted_queue_is_declared_and_consumed_again() {
     Rabbit::declared(async |rabbit| {
         let health = lane();
         let mut consumer = consumer(rabbit, &health);
-        let (batch, ()) = tokio::join!(next(&mut consumer), async {
+        let (bodies, ()) = tokio::join!(take(&mut consumer), async {
             eventually("it consumes", async || health.is_ready()).await;
             rabbit.delete_queue(&rabbit.queue()).await;
             eventually("it notices", async || !health.is_ready()).await;
             eventually("it consumes again", async || health.is_ready()).await;
             rabbit.commands(["after"]).await;
         });
-        assert_eq!(bodies(&batch), ["after"]);
-        batch.ack().await.unwrap();
+        assert_eq!(bodies, ["after"]);
         consumer.close().await;
     })
     .await;
@@ -39,15 +76,14 @@ async fn a_consumer_cancelled_with_a_batch_in_flight_recovers() {
         assert!(batch.is_live() && health.is_ready());
         // The broker then cancels the consumer, but keeps the channel open.
         rabbit.delete_queue(&rabbit.queue()).await;
-        eventually("the batch knows", async || !batch.is_live()).await;
+        eventually("the batch is no longer live", async || !batch.is_live()).await;
         assert!(health.readiness().unwrap_err().contains("cancelled"), "{:?}", health.readiness());
         batch.ack().await.unwrap_err();
-        let (batch, ()) = tokio::join!(next(&mut consumer), async {
+        let (bodies, ()) = tokio::join!(take(&mut consumer), async {
             eventually("it consumes again", async || health.is_ready()).await;
             rabbit.commands(["after"]).await;
         });
-        assert_eq!(bodies(&batch), ["after"]);
-        batch.ack().await.unwrap();
+        assert_eq!(bodies, ["after"]);
         consumer.close().await;
     })
     .await;
@@ -56,32 +92,19 @@ async fn a_consumer_cancelled_with_a_batch_in_flight_recovers() {
 #[tokio::test]
 async fn consumer_and_publisher_recover_from_a_cut_connection() {
     Rabbit::declared(async |rabbit| {
-        let proxy = Proxy::start().await;
-        let broker = proxy.broker(&rabbit.prefix);
-        let health = lane();
-        let mut consumer = Consumer::new(broker.clone(), rabbit.topology.clone(), rabbit.queue(), 100, health.clone());
-        let publisher = Publisher::new(broker);
-        let send = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
-        assert_eq!(publisher.publish_all(&send("before")).await, [Ok(())]);
-        let batch = next(&mut consumer).await;
-        assert_eq!(bodies(&batch), ["before"]);
-        batch.ack().await.unwrap();
+        let mut lane = ProxiedLane::start(rabbit).await;
+        assert_eq!(lane.send("before").await, Ok(()));
+        assert_eq!(take(&mut lane.consumer).await, ["before"]);
 
         for round in 0..3 {
-            proxy.cut();
-            eventually("the lane notices", async || !health.is_ready()).await;
+            lane.proxy.cut();
+            eventually("the lane notices", async || !lane.health.is_ready()).await;
             let body = format!("after cut {round}");
-            eventually("publishing works", async || publisher.publish_all(&send(&body)).await == [Ok(())]).await;
+            lane.send_eventually(&body).await;
             // An unconfirmed message may have arrived anyway, so there may be duplicates.
-            let mut arrived = false;
-            while !arrived {
-                let batch = next(&mut consumer).await;
-                arrived = bodies(&batch).contains(&body.as_str());
-                batch.ack().await.unwrap();
-            }
+            while !take(&mut lane.consumer).await.contains(&body) {}
         }
-        consumer.close().await;
-        publisher.close().await;
+        lane.close().await;
     })
     .await;
 }
@@ -89,25 +112,17 @@ async fn consumer_and_publisher_recover_from_a_cut_connection() {
 #[tokio::test]
 async fn consumer_and_publisher_recover_when_the_broker_closes_their_connections() {
     Rabbit::declared(async |rabbit| {
-        let proxy = Proxy::start().await;
-        let broker = proxy.broker(&rabbit.prefix);
-        let health = lane();
-        let mut consumer = Consumer::new(broker.clone(), rabbit.topology.clone(), rabbit.queue(), 100, health.clone());
-        let publisher = Publisher::new(broker);
-        let send = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
-        assert_eq!(publisher.publish_all(&send("before")).await, [Ok(())]);
-        let batch = next(&mut consumer).await;
+        let mut lane = ProxiedLane::start(rabbit).await;
+        assert_eq!(lane.send("before").await, Ok(()));
+        let batch = lane.next().await;
 
-        proxy.close_as_the_broker();
-        eventually("the lane notices", async || !health.is_ready()).await;
+        lane.proxy.close_as_the_broker();
+        eventually("the lane notices", async || !lane.health.is_ready()).await;
         assert!(!batch.is_live());
         batch.ack().await.unwrap_err();
-        let batch = next(&mut consumer).await;
-        assert_eq!(bodies(&batch), ["before"]);
-        batch.ack().await.unwrap();
-        eventually("publishing works", async || publisher.publish_all(&send("after")).await == [Ok(())]).await;
-        consumer.close().await;
-        publisher.close().await;
+        assert_eq!(take(&mut lane.consumer).await, ["before"]);
+        lane.send_eventually("after").await;
+        lane.close().await;
     })
     .await;
 }
@@ -115,18 +130,16 @@ async fn consumer_and_publisher_recover_when_the_broker_closes_their_connections
 #[tokio::test]
 async fn an_ack_on_a_lost_channel_fails_and_the_messages_are_redelivered() {
     Rabbit::declared(async |rabbit| {
-        let proxy = Proxy::start().await;
         rabbit.commands(["one", "two"]).await;
-        let broker = proxy.broker(&rabbit.prefix);
-        let mut consumer = Consumer::new(broker, rabbit.topology.clone(), rabbit.queue(), 100, lane());
-        let batch = next(&mut consumer).await;
-        proxy.cut();
-        eventually("the batch knows", async || !batch.is_live()).await;
+        let mut lane = ProxiedLane::start(rabbit).await;
+        let batch = lane.next().await;
+        lane.proxy.cut();
+        eventually("the batch is no longer live", async || !batch.is_live()).await;
         let lost = batch.ack().await.unwrap_err();
         assert!(lost.to_string().contains("delivered again"), "{lost}");
         let mut seen = Vec::new();
         while seen.len() < 2 {
-            let batch = next(&mut consumer).await;
+            let batch = lane.next().await;
             // Messages in flight are redelivered; others may overtake them while the broker requeues.
             let again = batch.deliveries.iter().filter(|delivery| delivery.redelivered).count();
             assert!(bodies(&batch).iter().filter(|body| **body == "one").count() <= again);
@@ -135,7 +148,7 @@ async fn an_ack_on_a_lost_channel_fails_and_the_messages_are_redelivered() {
         }
         seen.sort();
         assert_eq!(seen, ["one", "two"]);
-        consumer.close().await;
+        lane.close().await;
     })
     .await;
 }
@@ -143,36 +156,28 @@ async fn an_ack_on_a_lost_channel_fails_and_the_messages_are_redelivered() {
 #[tokio::test]
 async fn on_a_silent_network_publishing_times_out_and_consuming_ends_by_heartbeat() {
     Rabbit::declared(async |rabbit| {
-        let proxy = Proxy::start().await;
-        let broker = proxy.broker(&rabbit.prefix);
-        let health = lane();
-        let mut consumer = Consumer::new(broker.clone(), rabbit.topology.clone(), rabbit.queue(), 100, health.clone());
-        let publisher = Publisher::new(broker);
-        let send = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
-        assert_eq!(publisher.publish_all(&send("before")).await, [Ok(())]);
-        let batch = next(&mut consumer).await;
+        let mut lane = ProxiedLane::start(rabbit).await;
+        assert_eq!(lane.send("before").await, Ok(()));
+        let batch = lane.next().await;
 
-        proxy.stall();
+        lane.proxy.stall();
         for _ in 0..2 {
             let began = Instant::now();
-            let results = publisher.publish_all(&send("during")).await;
-            assert!(matches!(results[..], [Err(PublishError::Unavailable(_))]), "{results:?}");
+            let result = lane.send("during").await;
+            assert!(matches!(result, Err(PublishError::Unavailable(_))), "{result:?}");
             assert!(began.elapsed() < Duration::from_millis(10_500), "{:?}", began.elapsed());
         }
         eventually("the heartbeat is missed", async || !batch.is_live()).await;
-        assert!(!health.is_ready());
+        assert!(!lane.health.is_ready());
         batch.ack().await.unwrap_err();
 
-        proxy.resume();
-        eventually("publishing works", async || publisher.publish_all(&send("after")).await == [Ok(())]).await;
-        let mut seen: Vec<String> = Vec::new();
+        lane.proxy.resume();
+        lane.send_eventually("after").await;
+        let mut seen = Vec::new();
         while !(seen.contains(&"before".to_owned()) && seen.contains(&"after".to_owned())) {
-            let batch = next(&mut consumer).await;
-            seen.extend(bodies(&batch).into_iter().map(str::to_owned));
-            batch.ack().await.unwrap();
+            seen.extend(take(&mut lane.consumer).await);
         }
-        consumer.close().await;
-        publisher.close().await;
+        lane.close().await;
     })
     .await;
 }

@@ -35,6 +35,14 @@ async fn next(consumer: &mut Consumer) -> Batch {
     batch.expect("no batch in time").expect("a batch")
 }
 
+/// Waits for the next batch, acknowledges it, and returns its bodies.
+async fn take(consumer: &mut Consumer) -> Vec<String> {
+    let batch = next(consumer).await;
+    let bodies = bodies(&batch).into_iter().map(str::to_owned).collect();
+    batch.ack().await.unwrap();
+    bodies
+}
+
 fn bodies(batch: &Batch) -> Vec<&str> {
     batch.deliveries.iter().map(|delivery| std::str::from_utf8(&delivery.body).unwrap()).collect()
 }
