@@ -234,7 +234,7 @@ impl Judge<'_> {
             tracked
                 .effects
                 .iter()
-                .flat_map(|effects| effects.notifications.iter().map(|mail| effects.ids.of_mail(mail).to_string())),
+                .flat_map(|effects| effects.notifications.iter().map(|mail| effects.ids.of_email(mail).to_string())),
         );
         self.outbox(document.outbox.len());
         let LoadedDocument::Read(mut found) = read::<SubscriptionDocument, Subscription>("subscriptions", raw) else {
@@ -289,7 +289,7 @@ impl Judge<'_> {
             tracked
                 .effects
                 .iter()
-                .flat_map(|effects| effects.notifications.iter().map(|mail| effects.ids.of_mail(mail).to_string())),
+                .flat_map(|effects| effects.notifications.iter().map(|mail| effects.ids.of_email(mail).to_string())),
         );
         self.outbox(document.outbox.len());
         let LoadedDocument::Read(mut found) = read::<AccountDocument, Account>("accounts", raw) else {

@@ -42,7 +42,7 @@ impl EffectIds {
 
     /// The id of an email. A task causes at most one per template and recipient.
     #[must_use]
-    pub fn of_mail(&self, email: &Notification) -> Uuid {
+    pub fn of_email(&self, email: &Notification) -> Uuid {
         self.id(&format!("{}/{}", email.template, email.recipient.as_str()))
     }
 

@@ -167,10 +167,10 @@ mod tests {
     use crate::subscription::Status;
     use crate::testing::*;
 
-    /// The two mails about a failed payment: one to the organization's contact, one to the account manager.
-    fn mails(scene: &Scene) -> [Notification; 2] {
-        let told = scene.tell(&payment_failure());
-        told.subscription.unwrap().effects[0].notifications.clone().try_into().unwrap()
+    /// The two emails about a failed payment: one to the organization's contact, one to the account manager.
+    fn emails(scene: &Scene) -> [Notification; 2] {
+        let applied = scene.decide(&payment_failure());
+        applied.subscription.unwrap().effects[0].notifications.clone().try_into().unwrap()
     }
 
     fn mailbox(name: Option<&str>, email: &str) -> Mailbox {
@@ -179,14 +179,14 @@ mod tests {
 
     #[test]
     fn answers_go_to_the_other_party() {
-        let [contact, manager] = mails(&scene(Status::Active));
+        let [contact, manager] = emails(&scene(Status::Active));
         assert_eq!(contact.to, mailbox(Some("Accueil"), "accueil@laurier.example"));
         assert_eq!(contact.reply_to, mailbox(Some("Marie Roy"), "marie@example.org"));
         assert_eq!(manager.to, mailbox(Some("Marie Roy"), "marie@example.org"));
         assert_eq!(manager.reply_to, mailbox(Some("Accueil"), "accueil@laurier.example"));
 
         let nameless = scene(Status::Active).with(|scene| scene.organization.contact.as_mut().unwrap().name = None);
-        let [contact, manager] = mails(&nameless);
+        let [contact, manager] = emails(&nameless);
         assert_eq!(contact.to, mailbox(None, "accueil@laurier.example"));
         assert_eq!(manager.reply_to, mailbox(Some("Club Laurier"), "accueil@laurier.example"));
     }
@@ -197,7 +197,7 @@ mod tests {
         fn check(manager_locale: Option<&str>, expected: [&str; 2]) {
             let scene =
                 scene(Status::Active).with(|scene| scene.account.manager_locale = manager_locale.map(str::to_owned));
-            assert_eq!(mails(&scene).map(|mail| mail.locale), expected);
+            assert_eq!(emails(&scene).map(|email| email.locale), expected);
         }
         check(Some("es"), ["fr-CA", "es"]);
         check(None, ["fr-CA", "fr-CA"]);
@@ -205,9 +205,9 @@ mod tests {
 
     #[test]
     fn what_every_mail_says() {
-        let [contact, manager] = mails(&scene(Status::Active));
-        for mail in [&contact, &manager] {
-            let facts = &mail.facts;
+        let [contact, manager] = emails(&scene(Status::Active));
+        for email in [&contact, &manager] {
+            let facts = &email.facts;
             assert_eq!(facts.organization.name, "Club Laurier");
             assert_eq!(facts.organization.email, "accueil@laurier.example");
             assert_eq!(facts.organization.color.as_deref(), Some("#0a7d4f"));
@@ -233,7 +233,7 @@ mod tests {
                 scene.account.manager.as_mut().unwrap().name = Some(long.clone());
             })
             .with_details(|details| details.participant = Ok(long.clone()));
-        for email in mails(&scene) {
+        for email in emails(&scene) {
             assert!(serde_json::to_vec(&email).unwrap().len() < 20_000);
             assert_eq!(email.facts.organization.name.chars().count(), 1_000);
             assert_eq!((&email.facts.organization.logo_url, &email.facts.admin_url), (&None, &None));
@@ -245,15 +245,15 @@ mod tests {
     fn who_gets_which_mail() {
         #[track_caller]
         fn check(status: Status, command: &crate::command::Command, template: Template, expected: &[&str]) {
-            let told =
-                scene(status).with(|scene| scene.organization.notify_client_of_own_actions = Ok(true)).tell(command);
-            let added = match (told.subscription, told.account) {
+            let applied =
+                scene(status).with(|scene| scene.organization.notify_client_of_own_actions = Ok(true)).decide(command);
+            let added = match (applied.subscription, applied.account) {
                 (Some(draft), _) => draft.effects[0].notifications.clone(),
                 (_, Some(draft)) => draft.effects[0].notifications.clone(),
                 _ => panic!("nothing happened"),
             };
-            assert!(added.iter().all(|mail| mail.template == template));
-            assert_eq!(added.iter().map(|mail| mail.recipient.as_str()).collect::<Vec<_>>(), expected);
+            assert!(added.iter().all(|email| email.template == template));
+            assert_eq!(added.iter().map(|email| email.recipient.as_str()).collect::<Vec<_>>(), expected);
             let possible: Vec<_> = template.recipients().iter().map(|recipient| recipient.as_str()).collect();
             assert_eq!(possible, expected, "`recipients` tells the same");
         }

@@ -1,4 +1,5 @@
-//! A small world for the tests of the rules, and its story told as text, so that expectations read as documentation.
+//! A scene for the tests of the rules: one organization, account and subscription. What a command changes is written as text, so that
+//! expectations read as documentation.
 //!
 //! It is noon of 1 June 2026 in Montréal. Zoé swims: bought on a 15th, so billed every 15th; May's invoice is the newest
 //! and June's the next.
@@ -140,19 +141,19 @@ impl Scene {
     }
 
     /// What becomes of one command: the verdict, and the documents that it changes.
-    pub(crate) fn tell(&self, command: &Command) -> Told {
+    pub(crate) fn decide(&self, command: &Command) -> Applied {
         self.apply(&Task::Command(command.clone()))
     }
 
     /// What time does.
-    pub(crate) fn lapse(&self) -> Told {
+    pub(crate) fn lapse(&self) -> Applied {
         self.apply(&Task::Lapse(self.subscription.id.clone()))
     }
 
-    pub(crate) fn apply(&self, task: &Task) -> Told {
+    pub(crate) fn apply(&self, task: &Task) -> Applied {
         let mut world = self.world();
         let verdict = world.apply(task, self.now);
-        Told {
+        Applied {
             verdict,
             subscription: world.changed_subscriptions().next().cloned(),
             account: world.changed_accounts().next().cloned(),
@@ -162,7 +163,7 @@ impl Scene {
 
 /// What became of one task.
 #[derive(Debug)]
-pub(crate) struct Told {
+pub(crate) struct Applied {
     pub verdict: TaskOutcome,
     /// The subscription, if it changed.
     pub subscription: Option<TrackedSubscription>,
@@ -170,7 +171,7 @@ pub(crate) struct Told {
     pub account: Option<TrackedAccount>,
 }
 
-impl Told {
+impl Applied {
     /// The new status, or `unchanged`, or the reason of the refusal: a cell of the rule table.
     pub(crate) fn cell(&self) -> String {
         match (&self.verdict, &self.subscription, &self.account) {
@@ -210,7 +211,7 @@ impl Told {
                 lines.push(format!("notice: {} {} {:?}", notice.card_id, notice.expires, notice.kind));
             }
             for effects in &draft.effects {
-                tell_mails(&effects.notifications, &mut lines);
+                describe_emails(&effects.notifications, &mut lines);
             }
         }
         if lines.is_empty() { self.cell() } else { lines.join("\n") }
@@ -299,7 +300,7 @@ fn tell_subscription(draft: &TrackedSubscription, lines: &mut Vec<String>) {
         }
     }
     for effects in &draft.effects {
-        tell_mails(&effects.notifications, lines);
+        describe_emails(&effects.notifications, lines);
         for event in &effects.events {
             let mut data = event.data();
             for (name, expected) in
@@ -313,22 +314,22 @@ fn tell_subscription(draft: &TrackedSubscription, lines: &mut Vec<String>) {
     }
 }
 
-/// The mails, without the facts that all mails of the scene have. Who reads the same is told in one line.
-fn tell_mails(mails: &[Notification], lines: &mut Vec<String>) {
-    let told = mails.iter().map(|mail| {
-        let mut facts = serde_json::to_value(&mail.facts).unwrap();
+/// The emails, without the facts that all emails of the scene have. Recipients of the same email share a line.
+fn describe_emails(emails: &[Notification], lines: &mut Vec<String>) {
+    let described = emails.iter().map(|email| {
+        let mut facts = serde_json::to_value(&email.facts).unwrap();
         for common in ["organization", "manager", "participant", "plan", "admin_url"] {
             facts.as_object_mut().unwrap().shift_remove(common);
         }
-        (mail.template, mail.recipient.as_str(), flat(&facts))
+        (email.template, email.recipient.as_str(), flat(&facts))
     });
-    for (template, recipient, facts) in told {
+    for (template, recipient, facts) in described {
         if lines.last() == Some(&facts) {
             let at = lines.len() - 2;
             lines[at].push_str(" and ");
             lines[at].push_str(recipient);
         } else {
-            lines.push(format!("mail {template} to {recipient}"));
+            lines.push(format!("email {template} to {recipient}"));
             lines.push(facts);
         }
     }
@@ -458,9 +459,9 @@ pub(crate) fn card_expiry(expires: &str) -> Command {
 
 /// Compares word by word: the expectation may be indented and wrapped.
 #[track_caller]
-pub(crate) fn assert_story(told: &Told, expected: &str) {
+pub(crate) fn assert_outcome(applied: &Applied, expected: &str) {
     let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-    assert_eq!(words(&told.story()), words(expected), "\n\n{}\n", told.story());
+    assert_eq!(words(&applied.story()), words(expected), "\n\n{}\n", applied.story());
 }
 
 /// The data of a payment failure.

@@ -147,7 +147,7 @@ pub fn entries(effects: Effects, lease: &Lease, source: &str, at: DateTime<Utc>)
         content,
     };
     let Effects { command, ids, notifications, events } = effects;
-    let mails = notifications.into_iter().map(|mail| entry(ids.of_mail(&mail), Kind::Email, Content::Mail(mail)));
+    let mails = notifications.into_iter().map(|mail| entry(ids.of_email(&mail), Kind::Email, Content::Mail(mail)));
     let events = events.iter().map(|event| {
         let envelope = CloudEvent::of_event(event, &ids, command.as_ref(), source, at);
         entry(ids.of_event(event), Kind::Event, Content::Event(envelope))

@@ -22,7 +22,7 @@ pub type Identify<'a> = &'a (dyn Fn(Uuid, &Notification) -> EmailIdentity + Sync
 
 /// The records of the emails of one change: one for each entry that [`entries`] makes of them.
 pub fn records(effects: &Effects, identify: Identify<'_>, at: DateTime<Utc>) -> Vec<NotificationDocument> {
-    effects.notifications.iter().map(|email| record(effects.ids.of_mail(email), email, identify, at)).collect()
+    effects.notifications.iter().map(|email| record(effects.ids.of_email(email), email, identify, at)).collect()
 }
 
 /// The record of an email, which is the content of the entry `id`.

@@ -303,7 +303,7 @@ mod tests {
 
     #[track_caller]
     fn check(scene: &Scene, command: &crate::command::Command, expected: &str) {
-        assert_story(&scene.tell(command), expected);
+        assert_outcome(&scene.decide(command), expected);
     }
 
     #[test]
@@ -317,7 +317,7 @@ mod tests {
             ends on 2026-07-14, over at 2026-07-15 04:00:00 UTC, last invoice 2026-06-15
             cancellation: by admin via purchases, "blessure", 2026-07, admin adm-1
             history: active → cancellation_scheduled, 2026-07-14, by admin adm-1, cmd-1
-            mail cancelled-by-admin to account_manager
+            email cancelled-by-admin to account_manager
             actor: Luc, ends_on: 2026-07-14, final_billing_on: 2026-06-15, reason: blessure
             event subscription.cancellation-scheduled
             by: admin, via: purchases, ends_on: 2026-07-14, ends_at: 2026-07-15T04:00:00.000Z, final_billing_on: 2026-06-15, reason: blessure
@@ -335,7 +335,7 @@ mod tests {
             ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
             cancellation: by admin via purchases, no reason, no month, admin adm-1
             history: active → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
-            mail cancelled-by-admin to account_manager
+            email cancelled-by-admin to account_manager
               actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15
             event subscription.cancellation-scheduled
               by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
@@ -354,7 +354,7 @@ mod tests {
             ends on 2026-07-14, over at 2026-07-15 04:00:00 UTC, last invoice 2026-06-15
             cancellation: by admin via purchases, no reason, 2026-07, admin adm-1
             history: cancellation_scheduled → cancellation_scheduled, 2026-07-14, by admin adm-1, cmd-1
-            mail cancelled-by-admin to account_manager
+            email cancelled-by-admin to account_manager
               actor: Luc, ends_on: 2026-07-14, previous_ends_on: 2026-08-14, final_billing_on: 2026-06-15
             event subscription.cancellation-scheduled
               by: admin, via: purchases, ends_on: 2026-07-14, ends_at: 2026-07-15T04:00:00.000Z,
@@ -374,7 +374,7 @@ mod tests {
             cancellation: by admin via purchases, no reason, no month, admin adm-1
             request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", superseded at 2026-06-01 16:00:00 UTC, no note
             history: cancellation_requested → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
-            mail cancelled-by-admin to account_manager
+            email cancelled-by-admin to account_manager
             actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27
             event subscription.cancellation-scheduled
             by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z, final_billing_on: 2026-05-15
@@ -398,7 +398,7 @@ mod tests {
             ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
             cancellation: by admin via purchases, no reason, no month, admin adm-1
             history: active → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
-            mail cancelled-by-admin to account_manager
+            email cancelled-by-admin to account_manager
               actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15
             event subscription.cancellation-scheduled
               by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
@@ -417,7 +417,7 @@ mod tests {
             ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
             cancellation: by client via account, no reason, no month, client acc-1
             history: active → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
-            mail cancelled-by-client to organization_contact
+            email cancelled-by-client to organization_contact
               ends_on: 2026-06-14, final_billing_on: 2026-05-15
             event subscription.cancellation-scheduled
               by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
@@ -439,7 +439,7 @@ mod tests {
             cancellation: by client via account, no reason, no month, client acc-1
             request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", superseded at 2026-06-01 16:00:00 UTC, no note
             history: cancellation_requested → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
-            mail cancelled-by-client to organization_contact and account_manager
+            email cancelled-by-client to organization_contact and account_manager
             ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27
             event subscription.cancellation-scheduled
             by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z, final_billing_on: 2026-05-15
@@ -457,7 +457,7 @@ mod tests {
             ends on 2026-06-14, over at 2026-06-15 04:00:00 UTC, last invoice 2026-05-15
             cancellation: by client via account, no reason, no month, client acc-1
             history: cancellation_scheduled → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
-            mail cancelled-by-client to organization_contact
+            email cancelled-by-client to organization_contact
               ends_on: 2026-06-14, previous_ends_on: 2026-08-14, final_billing_on: 2026-05-15
             event subscription.cancellation-scheduled
               by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z,
@@ -476,7 +476,7 @@ mod tests {
             ended on 2026-06-01
             details dropped
             history: cancellation_scheduled → removed, no last day, by admin adm-1, cmd-1
-            mail removed-by-admin to account_manager
+            email removed-by-admin to account_manager
             actor: Luc, removed_on: 2026-06-01, invoice_id: inv-may, refund: false
             event subscription.removed
             invoice_id: inv-may, refund: false, activities: [{"id":"a-1","name":"Longueurs"}]
@@ -497,7 +497,7 @@ mod tests {
             ended on 2026-06-01
             details dropped
             history: active → removed, no last day, by admin adm-1, cmd-1
-            mail removed-by-admin to account_manager
+            email removed-by-admin to account_manager
             actor: Luc, removed_on: 2026-06-01, reason: erreur, invoice_id: inv-may, refund: true
             event subscription.removed
             invoice_id: inv-may, refund: true, activities: [{"id":"a-1","name":"Longueurs"}]

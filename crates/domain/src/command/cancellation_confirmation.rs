@@ -222,7 +222,7 @@ mod tests {
 
     #[track_caller]
     fn check(command: &crate::command::Command, expected: &str) {
-        assert_story(&scene(Status::CancellationRequested).tell(command), expected);
+        assert_outcome(&scene(Status::CancellationRequested).decide(command), expected);
     }
 
     #[test]
@@ -236,7 +236,7 @@ mod tests {
             request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", accept at 2026-06-01 16:00:00
               UTC, no note
             history: cancellation_requested → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
-            mail request-accepted to account_manager
+            email request-accepted to account_manager
               actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27, reason:
               on déménage
             event subscription.cancellation-scheduled
@@ -260,7 +260,7 @@ mod tests {
             request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", accept at 2026-06-01 16:00:00
               UTC, "bonne chance"
             history: cancellation_requested → cancellation_scheduled, 2026-08-14, by admin adm-1, cmd-1
-            mail request-accepted to account_manager
+            email request-accepted to account_manager
               actor: Luc, ends_on: 2026-08-14, final_billing_on: 2026-07-15, requested_on: 2026-05-27, reason:
               on déménage, note: bonne chance
             event subscription.cancellation-scheduled
@@ -279,7 +279,7 @@ mod tests {
             request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", decline at 2026-06-01 16:00:00
               UTC, "contrat d'un an"
             history: cancellation_requested → active, no last day, by admin adm-1, cmd-1
-            mail request-declined to account_manager
+            email request-declined to account_manager
               actor: Luc, next_billing_on: 2026-06-15, requested_on: 2026-05-27, reason: on déménage, note:
               contrat d'un an
             event subscription.cancellation-declined
@@ -288,14 +288,15 @@ mod tests {
         );
     }
 
-    /// The client is told what an admin decided, whether or not they are told what they did themselves.
+    /// The client is informed of what an administrator decided, whether or not they are informed of what they did themselves.
     #[test]
     fn only_the_account_manager_is_told() {
         for command in [accept(""), decline()] {
             let both = scene(Status::CancellationRequested)
                 .with(|scene| scene.organization.notify_client_of_own_actions = Ok(true));
-            let told = both.tell(&command).subscription.unwrap();
-            let recipients: Vec<_> = told.effects[0].notifications.iter().map(|mail| mail.recipient.as_str()).collect();
+            let applied = both.decide(&command).subscription.unwrap();
+            let recipients: Vec<_> =
+                applied.effects[0].notifications.iter().map(|email| email.recipient.as_str()).collect();
             assert_eq!(recipients, ["account_manager"]);
         }
     }

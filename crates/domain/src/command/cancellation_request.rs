@@ -79,13 +79,13 @@ mod tests {
 
     #[test]
     fn the_organization_is_told() {
-        assert_story(
-            &scene(Status::Active).tell(&request()),
+        assert_outcome(
+            &scene(Status::Active).decide(&request()),
             r#"
             active → cancellation_requested
             request: of 2026-06-01 15:59:00 UTC by client acc-1, "trop loin", open
             history: active → cancellation_requested, no last day, by client acc-1, cmd-1
-            mail cancellation-requested to organization_contact
+            email cancellation-requested to organization_contact
             next_billing_on: 2026-06-15, requested_on: 2026-06-01, reason: trop loin
             event subscription.cancellation-requested
             requested_at: 2026-06-01T15:59:00.000Z, reason: trop loin
@@ -96,13 +96,13 @@ mod tests {
     #[test]
     fn and_the_client_where_the_organization_wants_that() {
         let both = scene(Status::Active).with(|scene| scene.organization.notify_client_of_own_actions = Ok(true));
-        assert_story(
-            &both.tell(&request()),
+        assert_outcome(
+            &both.decide(&request()),
             r#"
             active → cancellation_requested
             request: of 2026-06-01 15:59:00 UTC by client acc-1, "trop loin", open
             history: active → cancellation_requested, no last day, by client acc-1, cmd-1
-            mail cancellation-requested to organization_contact and account_manager
+            email cancellation-requested to organization_contact and account_manager
             next_billing_on: 2026-06-15, requested_on: 2026-06-01, reason: trop loin
             event subscription.cancellation-requested
             requested_at: 2026-06-01T15:59:00.000Z, reason: trop loin
@@ -110,13 +110,13 @@ mod tests {
         );
     }
 
-    /// The mail says on which day the client sent it: in Montréal, whenever the message arrives.
+    /// The email says on which day the client sent it: in Montréal, whenever the message arrives.
     #[test]
     fn sent_yesterday() {
         let mut sent_late = request();
         sent_late.time = instant("2026-06-01T03:59:59Z");
-        let told = scene(Status::Active).tell(&sent_late);
-        let requested_on = told.subscription.unwrap().effects[0].notifications[0].facts.requested_on;
+        let applied = scene(Status::Active).decide(&sent_late);
+        let requested_on = applied.subscription.unwrap().effects[0].notifications[0].facts.requested_on;
         assert_eq!(requested_on, Some(date("2026-05-31")));
     }
 

@@ -79,11 +79,11 @@ mod tests {
 
     #[test]
     fn about_to_expire() {
-        assert_story(
-            &at("2026-06-01T16:00:00Z").tell(&card_expiry("2026-06")),
+        assert_outcome(
+            &at("2026-06-01T16:00:00Z").decide(&card_expiry("2026-06")),
             "
             notice: card-1 2026-06 Days(30)
-            mail card-expiring to organization_contact and account_manager
+            email card-expiring to organization_contact and account_manager
             card.brand: Visa, card.last4: 4242, card.expires: 2026-06, card.expired: false
         ",
         );
@@ -91,11 +91,11 @@ mod tests {
 
     #[test]
     fn expired() {
-        assert_story(
-            &at("2026-07-01T04:00:00Z").tell(&card_expiry("2026-06")),
+        assert_outcome(
+            &at("2026-07-01T04:00:00Z").decide(&card_expiry("2026-06")),
             "
             notice: card-1 2026-06 Expired
-            mail card-expiring to organization_contact and account_manager
+            email card-expiring to organization_contact and account_manager
             card.brand: Visa, card.last4: 4242, card.expires: 2026-06, card.expired: true
         ",
         );
@@ -107,20 +107,20 @@ mod tests {
         let scene = at("2026-06-01T16:00:00Z").with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]);
         let mut world = scene.world();
         let mut ids = 1..;
-        let mut tell = |mut command: crate::command::Command, now: &str| {
+        let mut decide = |mut command: crate::command::Command, now: &str| {
             command.reference.key.id = format!("cmd-{}", ids.next().unwrap()).as_str().try_into().unwrap();
             world.apply(&Task::Command(command), instant(now))
         };
         let (first, second) = ("2026-06-01T16:00:00Z", "2026-06-25T16:00:00Z");
-        assert_eq!(tell(card_expiry("2026-06"), first), TaskOutcome::Applied);
-        assert_eq!(tell(card_expiry("2026-06"), first), TaskOutcome::Unchanged, "another command, the same notice");
-        assert_eq!(tell(card_expiry("2026-07"), first), TaskOutcome::Applied, "another month");
-        assert_eq!(tell(card_expiry("2026-06"), second), TaskOutcome::Applied, "another lead time");
+        assert_eq!(decide(card_expiry("2026-06"), first), TaskOutcome::Applied);
+        assert_eq!(decide(card_expiry("2026-06"), first), TaskOutcome::Unchanged, "another command, the same notice");
+        assert_eq!(decide(card_expiry("2026-07"), first), TaskOutcome::Applied, "another month");
+        assert_eq!(decide(card_expiry("2026-06"), second), TaskOutcome::Applied, "another lead time");
         let mut other = card_expiry("2026-06");
         if let CommandBody::CardExpiry(data) = &mut other.body {
             data.card.id = "card-2".try_into().unwrap();
         }
-        assert_eq!(tell(other, first), TaskOutcome::Applied, "another card");
+        assert_eq!(decide(other, first), TaskOutcome::Applied, "another card");
         let sweep = Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap());
         assert_eq!(world.apply(&sweep, instant(first)), TaskOutcome::Unchanged, "given for a command already");
         assert_eq!(world.apply(&sweep, instant(second)), TaskOutcome::Unchanged);
@@ -185,11 +185,11 @@ mod tests {
     fn found_then_organization() {
         let command = card_expiry("2026-06");
         let foreign = scene(Status::Active).with(|scene| scene.account.organization_id = "org-2".try_into().unwrap());
-        assert_eq!(foreign.tell(&command).cell(), "wrong_organization");
+        assert_eq!(foreign.decide(&command).cell(), "wrong_organization");
         let elsewhere = scene(Status::Active).with(|scene| scene.account.id = "acc-2".try_into().unwrap());
-        assert_eq!(elsewhere.tell(&command).cell(), "account_not_found");
+        assert_eq!(elsewhere.decide(&command).cell(), "account_not_found");
         let orphan = scene(Status::Active).with(|scene| scene.organization.id = "org-9".try_into().unwrap());
-        assert_eq!(orphan.tell(&command).cell(), "missing organization");
+        assert_eq!(orphan.decide(&command).cell(), "missing organization");
     }
 
     #[test]

@@ -132,12 +132,12 @@ mod tests {
                 "failure_message": "Fonds insuffisants", "next_attempt_on": "2026-06-04",
             }),
         );
-        assert_story(
-            &scene(Status::Active).tell(&failure),
+        assert_outcome(
+            &scene(Status::Active).decide(&failure),
             r#"
             active → active
             payment failure: inv-may 1049.9 CAD, Visa 0042, attempt 2, next Some(2026-06-04), Some("Fonds insuffisants")
-            mail payment-failed to organization_contact and account_manager
+            email payment-failed to organization_contact and account_manager
             invoice_id: inv-may, amount.value: 1049.9, amount.currency: CAD, card.brand: Visa, card.last4: 0042, card.expired: false, attempt: 2, failure_message: Fonds insuffisants, next_attempt_on: 2026-06-04
         "#,
         );
@@ -152,8 +152,9 @@ mod tests {
             if let CommandBody::Subscription(SubscriptionCommand::PaymentFailure(data)) = &mut failure.body {
                 data.next_attempt_on = Some(date(next_attempt_on));
             }
-            let told = scene(Status::Active).with(|scene| scene.now = instant("2026-06-11T03:00:00Z")).tell(&failure);
-            let subscription = told.subscription.unwrap();
+            let applied =
+                scene(Status::Active).with(|scene| scene.now = instant("2026-06-11T03:00:00Z")).decide(&failure);
+            let subscription = applied.subscription.unwrap();
             for email in &subscription.effects[0].notifications {
                 let facts = &email.facts;
                 assert_eq!((facts.next_attempt_on, facts.past_attempt_on), (next.map(date), past.map(date)));
@@ -168,12 +169,12 @@ mod tests {
 
     #[test]
     fn with_none_left_on_a_subscription_that_will_end() {
-        assert_story(
-            &scene(Status::CancellationScheduled).tell(&payment_failure()),
+        assert_outcome(
+            &scene(Status::CancellationScheduled).decide(&payment_failure()),
             "
             cancellation_scheduled → cancellation_scheduled
             payment failure: inv-may 49.99 CAD, Visa 4242, attempt 1, next None, None
-            mail payment-failed to organization_contact and account_manager
+            email payment-failed to organization_contact and account_manager
               ends_on: 2026-08-14, final_billing_on: 2026-07-15, invoice_id: inv-may, amount.value: 49.99,
               amount.currency: CAD, card.brand: Visa, card.last4: 4242, card.expired: false, attempt: 1
         ",
@@ -183,13 +184,13 @@ mod tests {
     /// What was used until the end still has to be paid.
     #[test]
     fn on_a_subscription_that_is_over() {
-        assert_story(
-            &scene(Status::Expired).tell(&payment_failure()),
+        assert_outcome(
+            &scene(Status::Expired).decide(&payment_failure()),
             "
             expired → expired
             ended on 2026-04-14
             payment failure: inv-may 49.99 CAD, Visa 4242, attempt 1, next None, None
-            mail payment-failed to organization_contact and account_manager
+            email payment-failed to organization_contact and account_manager
               invoice_id: inv-may, amount.value: 49.99, amount.currency: CAD, card.brand: Visa, card.last4:
               4242, card.expired: false, attempt: 1
         ",

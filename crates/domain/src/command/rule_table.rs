@@ -1,6 +1,6 @@
-//! The rule table of the contract (§4), a row per command, a column per status; and the order of the checks.
+//! The rule table, a row per command and a column per status (`docs/rules/commands.md`), and the order of the checks.
 //!
-//! What a command entails (dates, mails, events, records) is tested beside the command.
+//! What a command entails (dates, emails, events, records) is tested beside the command.
 
 use serde_json::json;
 
@@ -34,7 +34,7 @@ fn check_cell(status: Status, command: &Command, expected: &str) {
 
 #[track_caller]
 fn check(scene: &Scene, command: &Command, expected: &str) {
-    assert_eq!(scene.tell(command).cell(), expected, "{command:?} on {}", scene.subscription.status.as_str());
+    assert_eq!(scene.decide(command).cell(), expected, "{command:?} on {}", scene.subscription.status.as_str());
 }
 
 #[test]
@@ -118,9 +118,9 @@ mod order {
                     scene.subscription.organization_id = "org-2".try_into().unwrap();
                     scene.subscription.account_id = "acc-9".try_into().unwrap();
                 });
-                let told = foreign.tell(&command);
-                assert_eq!(told.cell(), "wrong_organization");
-                let TaskOutcome::Rejected(rejected) = told.verdict else { unreachable!() };
+                let applied = foreign.decide(&command);
+                assert_eq!(applied.cell(), "wrong_organization");
+                let TaskOutcome::Rejected(rejected) = applied.verdict else { unreachable!() };
                 assert_eq!(rejected.account_id, None, "a stranger does not learn whose it is");
                 assert!(!rejected.rejection.detail.contains("org-2"), "nor whom it belongs to");
             }
@@ -255,7 +255,7 @@ mod order {
 fn refusals_say_why() {
     #[track_caller]
     fn check(status: Status, command: &Command, expected: &str) {
-        assert_eq!(scene(status).tell(command).detail(), expected);
+        assert_eq!(scene(status).decide(command).detail(), expected);
     }
     check(
         Status::Active,
@@ -317,8 +317,8 @@ fn the_last_invoice_exists() {
             details.last_on = Ok(last_on.map(date));
             details.last_invoice_id = Ok(last_invoice_id.map(|id| id.try_into().unwrap()));
         });
-        let told = scene.tell(command);
-        let draft = told.subscription.unwrap_or_else(|| panic!("{:?}", told.verdict));
+        let applied = scene.decide(command);
+        let draft = applied.subscription.unwrap_or_else(|| panic!("{:?}", applied.verdict));
         let end = draft.after.details.unwrap().end.unwrap().unwrap();
         assert_eq!(end.final_billing_on, expected.map(date), "the document's");
         let effects = &draft.effects[0];
@@ -404,17 +404,17 @@ fn decide_with(kind: &str, spoil: impl Fn(&mut Scene)) -> TaskOutcome {
     {
         data.next_attempt_on = Some(date("2026-06-04"));
     }
-    let told = match kind {
-        "purchases" => scene.tell(&purchases("")),
-        "month" => scene.tell(&purchases("2026-07")),
-        "invoice" => scene.tell(&invoice("inv-may")),
-        "account" => scene.tell(&account()),
-        "request" => scene.tell(&request()),
-        "accept" => scene.tell(&accept("")),
-        "accept with a date" => scene.tell(&accept("2026-06-15")),
-        "decline" => scene.tell(&decline()),
-        "payment" | "payment with a next attempt" => scene.tell(&payment),
-        "card" => scene.tell(&card_expiry("2026-06")),
+    let applied = match kind {
+        "purchases" => scene.decide(&purchases("")),
+        "month" => scene.decide(&purchases("2026-07")),
+        "invoice" => scene.decide(&invoice("inv-may")),
+        "account" => scene.decide(&account()),
+        "request" => scene.decide(&request()),
+        "accept" => scene.decide(&accept("")),
+        "accept with a date" => scene.decide(&accept("2026-06-15")),
+        "decline" => scene.decide(&decline()),
+        "payment" | "payment with a next attempt" => scene.decide(&payment),
+        "card" => scene.decide(&card_expiry("2026-06")),
         "end" => scene.with(|scene| scene.now = instant("2027-01-01T00:00:00Z")).lapse(),
         _ => {
             let expires = |details: &mut Details| {
@@ -425,7 +425,7 @@ fn decide_with(kind: &str, spoil: impl Fn(&mut Scene)) -> TaskOutcome {
             scene.with_details(expires).lapse()
         }
     };
-    told.verdict
+    applied.verdict
 }
 
 /// Contract §3: a decision depends only on the fields that it uses.

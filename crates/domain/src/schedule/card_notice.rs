@@ -7,7 +7,7 @@ use crate::decision::{Context, Decision, NoticeGiven};
 use crate::field::Field;
 
 /// Gives the notice that is due for a saved card, unless it was given before. Only the lead times of the organization count: without a
-/// command, nobody is told about a card that has expired, or that expires later than every lead time.
+/// command, nobody is notified of a card that has expired, or that expires later than every lead time.
 ///
 /// # Errors
 /// When a field that the notice needs cannot be read.
@@ -40,7 +40,7 @@ mod tests {
         data.card
     }
 
-    fn time_passes(scene: &Scene) -> Told {
+    fn time_passes(scene: &Scene) -> Applied {
         scene.apply(&Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap()))
     }
 
@@ -50,8 +50,8 @@ mod tests {
         #[track_caller]
         fn check(now: &str, expected: &str) {
             let scene = at(now).with(|scene| scene.account.cards = vec![Ok(saved("2026-06"))]);
-            let told = time_passes(&scene);
-            let given = told.account.map_or("none".into(), |draft| format!("{:?}", draft.records[0].kind));
+            let applied = time_passes(&scene);
+            let given = applied.account.map_or("none".into(), |draft| format!("{:?}", draft.records[0].kind));
             assert_eq!(given, expected);
         }
         check("2026-05-31T03:59:59Z", "none"); // 31 days: it is still the 30th in Montréal
@@ -70,7 +70,7 @@ mod tests {
             scene.organization.card_notice_days = Ok(vec![]);
         });
         assert_eq!(time_passes(&no_lead_times).cell(), "unchanged");
-        assert_eq!(no_lead_times.tell(&card_expiry("2026-06")).cell(), "notice given", "a command has");
+        assert_eq!(no_lead_times.decide(&card_expiry("2026-06")).cell(), "notice given", "a command has");
     }
 
     /// A malformed card is that card's trouble.

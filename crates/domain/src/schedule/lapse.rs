@@ -76,8 +76,8 @@ mod tests {
     #[test]
     fn the_scheduled_last_day_passes() {
         let scheduled = scene(Status::CancellationScheduled);
-        assert_story(&at("2026-08-15T03:59:59.999Z", scheduled.clone()).lapse(), "unchanged");
-        assert_story(
+        assert_outcome(&at("2026-08-15T03:59:59.999Z", scheduled.clone()).lapse(), "unchanged");
+        assert_outcome(
             &at("2026-08-15T04:00:00Z", scheduled).lapse(),
             r#"
             cancellation_scheduled → cancelled
@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn the_natural_end_passes() {
-        assert_story(&at("2026-07-15T03:59:59.999Z", expiring(Status::Active)).lapse(), "unchanged");
-        assert_story(
+        assert_outcome(&at("2026-07-15T03:59:59.999Z", expiring(Status::Active)).lapse(), "unchanged");
+        assert_outcome(
             &at("2026-07-15T04:00:00Z", expiring(Status::Active)).lapse(),
             r#"
             active → expired
@@ -106,7 +106,7 @@ mod tests {
             cause: expired, ended_on: 2026-07-14, activities: [{"id":"a-1","name":"Longueurs"}]
         "#,
         );
-        assert_story(
+        assert_outcome(
             &at("2026-07-15T04:00:00Z", expiring(Status::CancellationRequested)).lapse(),
             r#"
             cancellation_requested → expired
@@ -126,14 +126,14 @@ mod tests {
     #[test]
     fn what_does_not_end() {
         let in_ten_years = "2036-01-01T00:00:00Z";
-        assert_story(&at(in_ten_years, scene(Status::Active)).lapse(), "unchanged");
-        assert_story(&at(in_ten_years, scene(Status::CancellationRequested)).lapse(), "unchanged");
-        assert_story(&at("2026-07-16T00:00:00Z", expiring(Status::CancellationScheduled)).lapse(), "unchanged");
+        assert_outcome(&at(in_ten_years, scene(Status::Active)).lapse(), "unchanged");
+        assert_outcome(&at(in_ten_years, scene(Status::CancellationRequested)).lapse(), "unchanged");
+        assert_outcome(&at("2026-07-16T00:00:00Z", expiring(Status::CancellationScheduled)).lapse(), "unchanged");
         for status in [Status::Cancelled, Status::Expired, Status::Removed] {
-            assert_story(&at(in_ten_years, scene(status)).lapse(), "unchanged");
+            assert_outcome(&at(in_ten_years, scene(status)).lapse(), "unchanged");
         }
         let over = scene(Status::Expired).with_details(|details| details.expires_on = Ok(Some(date("2026-03-20"))));
-        assert_story(&at(in_ten_years, over).lapse(), "unchanged");
+        assert_outcome(&at(in_ten_years, over).lapse(), "unchanged");
     }
 
     #[test]

@@ -26,13 +26,13 @@ fn sub_1() -> SubscriptionId {
 fn check(scene: &Scene, commands: &[Command], expected: &[&str]) -> UnitOfWork {
     let mut world = scene.world();
     for (at, (command, expected)) in commands.iter().zip(expected).enumerate() {
-        let told = match world.apply(&Task::Command(command.clone()), now()) {
+        let applied = match world.apply(&Task::Command(command.clone()), now()) {
             TaskOutcome::Applied => world.subscription(&sub_1()).unwrap().status.as_str(),
             TaskOutcome::Unchanged => "unchanged",
             TaskOutcome::Rejected(rejected) => rejected.rejection.reason.as_str(),
             other => panic!("{other:?}"),
         };
-        assert_eq!(told, *expected, "command {at}");
+        assert_eq!(applied, *expected, "command {at}");
     }
     assert_eq!(commands.len(), expected.len());
     world
@@ -70,8 +70,9 @@ fn the_second_sees_what_the_first_did() {
     assert_eq!(*draft.before(), scene(Status::Active).subscription);
     let applied: Vec<_> = draft.after.applied.iter().map(|key| key.id.as_str()).collect();
     assert_eq!(applied, ["1", "2", "3", "4", "6", "8", "9"], "what was refused is not remembered");
-    let told: Vec<_> = draft.effects.iter().map(|effects| effects.command.as_ref().unwrap().key.id.as_str()).collect();
-    assert_eq!(told, applied);
+    let applied: Vec<_> =
+        draft.effects.iter().map(|effects| effects.command.as_ref().unwrap().key.id.as_str()).collect();
+    assert_eq!(applied, applied);
 }
 
 #[test]
@@ -96,12 +97,12 @@ fn the_same_pair_again_changes_nothing() {
 #[test]
 fn ids_of_effects() {
     let ids = |command: &Command| -> Vec<Uuid> {
-        let told = scene(Status::Active)
+        let applied = scene(Status::Active)
             .with(|scene| scene.organization.notify_client_of_own_actions = Ok(true))
-            .tell(command);
-        let added = told.subscription.unwrap().effects.swap_remove(0);
-        let mails: Vec<_> = added.notifications.iter().map(|mail| added.ids.of_mail(mail)).collect();
-        mails.into_iter().chain(added.events.iter().map(|event| added.ids.of_event(event))).collect()
+            .decide(command);
+        let added = applied.subscription.unwrap().effects.swap_remove(0);
+        let emails: Vec<_> = added.notifications.iter().map(|email| added.ids.of_email(email)).collect();
+        emails.into_iter().chain(added.events.iter().map(|event| added.ids.of_event(event))).collect()
     };
     let mut all = [ids(&account()), ids(&named(account(), "cmd-2")), ids(&named(request(), "cmd-3"))].concat();
     assert_eq!(ids(&account()), all[..3]);
@@ -121,9 +122,9 @@ fn ids_of_what_time_does() {
 
     let CommandBody::CardExpiry(data) = card_expiry("2026-06").body else { unreachable!() };
     let task = Task::CardNotice("acc-1".try_into().unwrap(), "card-1".try_into().unwrap());
-    let told = scene(Status::Active).with(|scene| scene.account.cards = vec![Ok(data.card)]).apply(&task);
-    let added = told.account.unwrap().effects.swap_remove(0);
-    assert_eq!(added.ids.of_mail(&added.notifications[0]).to_string(), "8c2c0166-7a1e-5ac6-9ae6-cd8151f2c283");
+    let applied = scene(Status::Active).with(|scene| scene.account.cards = vec![Ok(data.card)]).apply(&task);
+    let added = applied.account.unwrap().effects.swap_remove(0);
+    assert_eq!(added.ids.of_email(&added.notifications[0]).to_string(), "8c2c0166-7a1e-5ac6-9ae6-cd8151f2c283");
 }
 
 /// One subscription's tasks do nothing to another's.
@@ -259,14 +260,14 @@ proptest! {
         let (mut notices, mut effects_of_account) = (vec![], vec![]);
         for (task, at) in tasks(&asked) {
             alone.now = at;
-            let told = alone.apply(&task);
-            prop_assert_eq!(&batch.apply(&task, at), &told.verdict);
-            if let Some(draft) = told.subscription {
+            let applied = alone.apply(&task);
+            prop_assert_eq!(&batch.apply(&task, at), &applied.verdict);
+            if let Some(draft) = applied.subscription {
                 alone.subscription = draft.after;
                 records.extend(draft.records);
                 effects.extend(draft.effects);
             }
-            if let Some(draft) = told.account {
+            if let Some(draft) = applied.account {
                 alone.account = draft.after;
                 notices.extend(draft.records);
                 effects_of_account.extend(draft.effects);
@@ -285,19 +286,19 @@ proptest! {
         let mut scene = scene;
         for (task, at) in tasks(&asked) {
             scene.now = at;
-            let told = scene.apply(&task);
+            let applied = scene.apply(&task);
             let before = scene.subscription.clone();
-            let Some(draft) = told.subscription else {
-                prop_assert!(told.account.is_some() || told.verdict != TaskOutcome::Applied);
+            let Some(draft) = applied.subscription else {
+                prop_assert!(applied.account.is_some() || applied.verdict != TaskOutcome::Applied);
                 continue; // refused, or done before: there is nothing to write
             };
-            if told.verdict == TaskOutcome::Unchanged {
+            if applied.verdict == TaskOutcome::Unchanged {
                 prop_assert!(is_only_remembered(&draft));
                 scene.subscription = draft.after;
                 prop_assert!(scene.apply(&task).subscription.is_none());
                 continue;
             }
-            prop_assert_eq!(&told.verdict, &TaskOutcome::Applied);
+            prop_assert_eq!(&applied.verdict, &TaskOutcome::Applied);
             let after = draft.after;
             let record = draft.records.first();
             let history = record.and_then(SubscriptionRecord::history);
