@@ -43,7 +43,7 @@ pub fn offramp(bed: &TestBed) -> Command {
     build(program(), bed)
 }
 
-/// [`offramp`] for another build of the program.
+/// [`offramp()`] for another build of the program.
 pub fn build(program: &Path, bed: &TestBed) -> Command {
     let mut command = bare_build(program);
     command

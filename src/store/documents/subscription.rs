@@ -94,7 +94,7 @@ pub struct SubscriptionDocument {
     #[serde(default, deserialize_with = "list")]
     #[schemars(with = "Vec<HistoryDocument>")]
     pub history: Vec<Stored<HistoryDocument>>,
-    /// How many entries that has, in what [`decision_projection`] reads.
+    /// How many entries that has, in what `decision_projection` reads.
     #[serde(default, rename = "offramp_history_length")]
     #[schemars(skip)]
     pub history_length: Option<u32>,

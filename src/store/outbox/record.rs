@@ -20,7 +20,7 @@ pub struct EmailIdentity {
 /// Provides the identity of the email of an outbox entry.
 pub type Identify<'a> = &'a (dyn Fn(Uuid, &Notification) -> EmailIdentity + Sync);
 
-/// The records of the emails of one change: one for each entry that [`entries`] makes of them.
+/// The records of the emails of one change: one for each entry that `entries` makes of them.
 pub fn records(effects: &Effects, identify: Identify<'_>, at: DateTime<Utc>) -> Vec<NotificationDocument> {
     effects.notifications.iter().map(|email| record(effects.ids.of_email(email), email, identify, at)).collect()
 }
