@@ -204,7 +204,7 @@ impl Applied {
     pub(crate) fn story(&self) -> String {
         let mut lines = Vec::new();
         if let Some(draft) = &self.subscription {
-            tell_subscription(draft, &mut lines);
+            describe_subscription(draft, &mut lines);
         }
         if let Some(draft) = &self.account {
             for notice in &draft.records {
@@ -230,7 +230,7 @@ pub(crate) fn is_only_remembered(draft: &TrackedSubscription) -> bool {
         && draft.effects.iter().all(|effects| effects.notifications.is_empty() && effects.events.is_empty())
 }
 
-fn tell_subscription(draft: &TrackedSubscription, lines: &mut Vec<String>) {
+fn describe_subscription(draft: &TrackedSubscription, lines: &mut Vec<String>) {
     let after = &draft.after;
     lines.push(format!("{} → {}", draft.before().status.as_str(), after.status.as_str()));
     if let Some(ended_on) = after.ended_on {

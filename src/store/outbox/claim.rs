@@ -67,11 +67,11 @@ struct Claimable {
 enum Plan {
     /// Leases the entries that can be read, or gives them a kind.
     Update(GuardedUpdate),
-    /// Fails so many entries that cannot be read, with this statement.
+    /// Marks entries that cannot be read as failed: the statement, and the number of entries.
     Fail(RawDocumentBuf, usize),
     /// Nothing can be done with its entries: they are a later version's.
     PassOver,
-    /// Nothing is due any more: somebody else was faster.
+    /// Nothing is due any more: another worker claimed it.
     Nothing,
 }
 

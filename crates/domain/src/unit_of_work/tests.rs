@@ -93,7 +93,7 @@ fn the_same_pair_again_changes_nothing() {
     check(&before, &[purchases("")], &["unchanged"]);
 }
 
-/// Ids name an effect for ever: the same command on the same document gives the same ones, anything else others.
+/// Ids of effects never change: the same command on the same document always gives the same ids, and nothing else gives them.
 #[test]
 fn ids_of_effects() {
     let ids = |command: &Command| -> Vec<Uuid> {
