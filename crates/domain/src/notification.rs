@@ -240,7 +240,7 @@ mod tests {
         }
     }
 
-    /// Contract §5: what goes to whom. `always`, `if the organization wants it`, or never.
+    /// The table in `docs/rules/emails.md`.
     #[test]
     fn who_gets_which_mail() {
         #[track_caller]

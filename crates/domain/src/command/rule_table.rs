@@ -307,7 +307,7 @@ fn missing_organization_or_account() {
     assert_eq!(missing.to_string(), "accounts acc-1: does not exist, but subscriptions sub-1 refers to it");
 }
 
-/// Contract §4, "Dates": a last invoice before the next one is the newest that exists, and there may be none.
+/// A last invoice before the next one is the newest that exists, and there may be none.
 #[test]
 fn the_last_invoice_exists() {
     #[track_caller]
@@ -428,7 +428,7 @@ fn decide_with(kind: &str, spoil: impl Fn(&mut Scene)) -> TaskOutcome {
     applied.verdict
 }
 
-/// Contract §3: a decision depends only on the fields that it uses.
+/// A decision depends only on the fields that it uses.
 #[test]
 fn a_malformed_field_stops_only_what_needs_it() {
     const ABOUT_SUBSCRIPTIONS: &[&str] = DECISIONS.first_chunk::<10>().unwrap();
