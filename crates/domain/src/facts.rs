@@ -18,8 +18,9 @@ use crate::subscription::{Details, Subscription};
 pub struct Facts {
     /// The organization.
     pub organization: OrganizationFacts,
-    /// The account manager.
-    pub manager: Mailbox,
+    /// The account manager; absent from emails that are about no single account.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manager: Option<Mailbox>,
     /// The name of the participant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub participant: Option<String>,
@@ -89,6 +90,12 @@ pub struct Facts {
     /// The page on which administrators see the subscription. Only emails to the organization have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin_url: Option<String>,
+    /// The undecided requests, oldest first. A long list is cut.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<PendingRequest>,
+    /// How many undecided requests there are, listed or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_count: Option<u32>,
 }
 
 /// What emails say about the organization.
@@ -121,10 +128,36 @@ pub struct CardFacts {
     pub expired: bool,
 }
 
+/// What a list of undecided requests says about each. What cannot be read is absent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PendingRequest {
+    /// The name of the participant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub participant: Option<String>,
+    /// The name of the plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// The day on which the client sent the request.
+    #[serde(with = "iso_date")]
+    #[schemars(with = "NaiveDate")]
+    pub requested_on: NaiveDate,
+    /// The number of days since then.
+    pub days: u32,
+    /// The name of the client who sent it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor: Option<String>,
+    /// The beginning of the client's reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The page on which administrators see the subscription.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin_url: Option<String>,
+}
+
 impl Facts {
     /// The facts that every email has, and no others.
     #[must_use]
-    pub fn of(organization: OrganizationFacts, manager: Mailbox) -> Self {
+    pub fn of(organization: OrganizationFacts, manager: Option<Mailbox>) -> Self {
         Self {
             organization,
             manager,
@@ -148,6 +181,8 @@ impl Facts {
             next_attempt_on: None,
             past_attempt_on: None,
             admin_url: None,
+            requests: Vec::new(),
+            requests_count: None,
         }
     }
 
@@ -156,13 +191,8 @@ impl Facts {
     /// # Errors
     /// When a field that emails need cannot be read.
     pub fn new(organization: &Organization, account: &Account) -> Field<Self> {
-        let organization = OrganizationFacts {
-            name: name(organization.name.as_ref().map_err(Clone::clone)?),
-            email: name(&organization.contact.as_ref().map_err(Clone::clone)?.email),
-            color: organization.brand.color.as_deref().map(name),
-            logo_url: organization.brand.logo_url.as_deref().and_then(web_address),
-        };
-        Ok(Self::of(organization, mailbox(account.manager.as_ref().map_err(Clone::clone)?)))
+        let manager = mailbox(account.manager.as_ref().map_err(Clone::clone)?);
+        Ok(Self::of(OrganizationFacts::new(organization)?, Some(manager)))
     }
 
     /// The facts of every email about this subscription.
@@ -184,6 +214,21 @@ impl Facts {
     }
 }
 
+impl OrganizationFacts {
+    /// What every email of this organization says about it.
+    ///
+    /// # Errors
+    /// When a field that emails need cannot be read.
+    pub fn new(organization: &Organization) -> Field<Self> {
+        Ok(Self {
+            name: name(organization.name.as_ref().map_err(Clone::clone)?),
+            email: name(&organization.contact.as_ref().map_err(Clone::clone)?.email),
+            color: organization.brand.color.as_deref().map(name),
+            logo_url: organization.brand.logo_url.as_deref().and_then(web_address),
+        })
+    }
+}
+
 /// The longest name or address in an email, in characters. Longer ones are cut.
 const NAME_CHARS_MAX: usize = 1_000;
 /// The longest URL in an email, in bytes. Longer ones are left out.
@@ -199,7 +244,7 @@ pub(crate) fn mailbox(mailbox: &Mailbox) -> Mailbox {
 }
 
 /// The text, if it is a URL that an email can link to.
-fn web_address(text: &str) -> Option<String> {
+pub(crate) fn web_address(text: &str) -> Option<String> {
     let scheme = text.trim_start().split(':').next().unwrap_or_default();
     let is_one = scheme.eq_ignore_ascii_case("https") || scheme.eq_ignore_ascii_case("http");
     (is_one && text.len() <= URL_BYTES_MAX).then(|| text.to_owned())

@@ -45,10 +45,12 @@ pub enum Template {
     PaymentFailed,
     /// A saved card is about to expire, or has expired.
     CardExpiring,
+    /// Requests of clients still await a decision.
+    RequestsPending,
 }
 
 impl Template {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::CancelledByAdmin,
         Self::RemovedByAdmin,
         Self::CancelledByClient,
@@ -57,6 +59,7 @@ impl Template {
         Self::RequestDeclined,
         Self::PaymentFailed,
         Self::CardExpiring,
+        Self::RequestsPending,
     ];
 
     /// The name in file names and in `X-Offramp-Template`.
@@ -75,6 +78,7 @@ impl Template {
             Self::CancelledByClient | Self::CancellationRequested | Self::PaymentFailed | Self::CardExpiring => {
                 &[Recipient::OrganizationContact, Recipient::AccountManager]
             }
+            Self::RequestsPending => &[Recipient::OrganizationContact],
         }
     }
 }
@@ -112,8 +116,9 @@ pub struct Notification {
     pub recipient: Recipient,
     /// The address it is sent to.
     pub to: Mailbox,
-    /// The other party, who receives replies.
-    pub reply_to: Mailbox,
+    /// The other party, who receives replies; absent if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply_to: Option<Mailbox>,
     /// The reader's language, as their document names it: a BCP 47 tag, not yet checked.
     pub locale: String,
     /// What it says.
@@ -139,7 +144,7 @@ pub fn notify(
             template,
             recipient,
             to: contact,
-            reply_to: manager,
+            reply_to: Some(manager),
             locale: organization.locale.clone(),
             facts,
         },
@@ -150,14 +155,29 @@ pub fn notify(
                 template,
                 recipient,
                 to: manager,
-                reply_to: Mailbox {
+                reply_to: Some(Mailbox {
                     name: contact.name.or_else(|| Some(facts.organization.name.clone())),
                     email: contact.email,
-                },
+                }),
                 locale: account.manager_locale.clone().unwrap_or_else(|| organization.locale.clone()),
                 facts,
             }
         }
+    })
+}
+
+/// An email to the organization's contact that is about no single account.
+///
+/// # Errors
+/// When a field that emails need cannot be read.
+pub fn notify_organization(template: Template, organization: &Organization, facts: Facts) -> Field<Notification> {
+    Ok(Notification {
+        template,
+        recipient: Recipient::OrganizationContact,
+        to: mailbox(organization.contact.as_ref().map_err(Clone::clone)?),
+        reply_to: None,
+        locale: organization.locale.clone(),
+        facts,
     })
 }
 
@@ -181,14 +201,14 @@ mod tests {
     fn answers_go_to_the_other_party() {
         let [contact, manager] = emails(&scene(Status::Active));
         assert_eq!(contact.to, mailbox(Some("Accueil"), "accueil@laurier.example"));
-        assert_eq!(contact.reply_to, mailbox(Some("Marie Roy"), "marie@example.org"));
+        assert_eq!(contact.reply_to, Some(mailbox(Some("Marie Roy"), "marie@example.org")));
         assert_eq!(manager.to, mailbox(Some("Marie Roy"), "marie@example.org"));
-        assert_eq!(manager.reply_to, mailbox(Some("Accueil"), "accueil@laurier.example"));
+        assert_eq!(manager.reply_to, Some(mailbox(Some("Accueil"), "accueil@laurier.example")));
 
         let nameless = scene(Status::Active).with(|scene| scene.organization.contact.as_mut().unwrap().name = None);
         let [contact, manager] = emails(&nameless);
         assert_eq!(contact.to, mailbox(None, "accueil@laurier.example"));
-        assert_eq!(manager.reply_to, mailbox(Some("Club Laurier"), "accueil@laurier.example"));
+        assert_eq!(manager.reply_to, Some(mailbox(Some("Club Laurier"), "accueil@laurier.example")));
     }
 
     #[test]
@@ -211,7 +231,7 @@ mod tests {
             assert_eq!(facts.organization.name, "Club Laurier");
             assert_eq!(facts.organization.email, "accueil@laurier.example");
             assert_eq!(facts.organization.color.as_deref(), Some("#0a7d4f"));
-            assert_eq!(facts.manager, mailbox(Some("Marie Roy"), "marie@example.org"));
+            assert_eq!(facts.manager, Some(mailbox(Some("Marie Roy"), "marie@example.org")));
             assert_eq!(facts.participant.as_deref(), Some("Zoé Roy"));
             assert_eq!(facts.plan.as_deref(), Some("Natation"));
         }

@@ -116,7 +116,7 @@ pub fn compose(
 ) -> Result<ComposedEmail, AddressError> {
     let to = header_mailbox("recipient", &notification.to)?;
     // An invalid reply-to address is no reason not to send the email.
-    let reply_to = header_mailbox("reply-to", &notification.reply_to).ok();
+    let reply_to = notification.reply_to.as_ref().and_then(|to| header_mailbox("reply-to", to).ok());
     let from_name = display_name(&notification.facts.organization.name).or_else(|| sender.name.clone());
     let from = HeaderMailbox::new(from_name, sender.address.clone());
     // Fails only without a recipient.

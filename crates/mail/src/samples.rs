@@ -5,7 +5,7 @@ use chrono::NaiveDate;
 
 use offramp_domain::calendar::YearMonth;
 use offramp_domain::contact::Mailbox;
-use offramp_domain::facts::{CardFacts, Facts, OrganizationFacts};
+use offramp_domain::facts::{CardFacts, Facts, OrganizationFacts, PendingRequest};
 use offramp_domain::money::{Amount, Currency, Decimal};
 use offramp_domain::notification::{Notification, Recipient, Template};
 
@@ -28,8 +28,10 @@ pub fn samples(template: Template, recipient: Recipient, locale: &str) -> Vec<Sa
             if !to_organization {
                 facts.admin_url = None;
             }
-            let (to, reply_to) = (contact(), facts.manager.clone());
-            let (to, reply_to) = if to_organization { (to, reply_to) } else { (reply_to, to) };
+            let (to, reply_to) = match facts.manager.clone() {
+                Some(manager) if !to_organization => (manager, Some(contact())),
+                manager => (contact(), manager),
+            };
             let notification = Notification { template, recipient, to, reply_to, locale: locale.to_owned(), facts };
             Sample { variant, notification }
         })
@@ -121,6 +123,43 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
                 ("minimal", Facts { card: card(false), ..few }),
             ]
         }
+        Template::RequestsPending => requests_pending(),
+    }
+}
+
+fn requests_pending() -> Vec<(&'static str, Facts)> {
+    let pending = |requests: Vec<PendingRequest>, requests_count| Facts {
+        manager: None,
+        requests,
+        requests_count: Some(requests_count),
+        ..few_facts()
+    };
+    let other = PendingRequest {
+        participant: text("Noah Gagnon"),
+        plan: text("Escalade"),
+        actor: text("Julie Gagnon"),
+        reason: None,
+        ..pending_request(3)
+    };
+    let bare = PendingRequest { participant: None, plan: None, actor: None, admin_url: None, ..other.clone() };
+    let full = pending(vec![pending_request(8), other], 2);
+    vec![
+        ("full", Facts { organization: organization(), ..full.clone() }),
+        ("more-than-listed", Facts { requests_count: Some(63), ..full }),
+        ("minimal", pending(vec![bare], 1)),
+    ]
+}
+
+/// A request that has been undecided for this many days.
+fn pending_request(days: u32) -> PendingRequest {
+    PendingRequest {
+        participant: text("Léa O'Brien-Tremblay"),
+        plan: text("Natation < 12 ans"),
+        requested_on: day(2026, 5, 1),
+        days,
+        actor: text("Marie Tremblay"),
+        reason: text("Blessure au genou"),
+        admin_url: text("https://admin.example.com/subscriptions/sub-0042"),
     }
 }
 
@@ -148,7 +187,7 @@ fn payment_failed() -> Vec<(&'static str, Facts)> {
 pub(crate) fn every_fact() -> Facts {
     Facts {
         organization: organization(),
-        manager: manager(),
+        manager: Some(manager()),
         participant: text("x"),
         plan: text("x"),
         actor: text("x"),
@@ -169,6 +208,8 @@ pub(crate) fn every_fact() -> Facts {
         next_attempt_on: date(2026, 6, 14),
         past_attempt_on: date(2026, 6, 14),
         admin_url: text("https://example.com/"),
+        requests: vec![pending_request(8)],
+        requests_count: Some(1),
     }
 }
 
@@ -176,7 +217,7 @@ pub(crate) fn every_fact() -> Facts {
 fn few_facts() -> Facts {
     Facts {
         organization: OrganizationFacts { color: None, logo_url: None, ..organization() },
-        manager: Mailbox { name: None, ..manager() },
+        manager: Some(Mailbox { name: None, ..manager() }),
         participant: None,
         plan: None,
         actor: None,
@@ -197,13 +238,15 @@ fn few_facts() -> Facts {
         next_attempt_on: None,
         past_attempt_on: None,
         admin_url: None,
+        requests: Vec::new(),
+        requests_count: None,
     }
 }
 
 fn subscription_facts() -> Facts {
     Facts {
         organization: organization(),
-        manager: manager(),
+        manager: Some(manager()),
         participant: text("Léa O'Brien-Tremblay"),
         plan: text("Natation < 12 ans"),
         actor: text("Julie Roy"),

@@ -32,6 +32,7 @@ pub enum Fact {
     FailureMessage,
     NextAttemptOn,
     PastAttemptOn,
+    RequestsCount,
 }
 
 /// The facts of an email.
@@ -61,6 +62,7 @@ pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
             FinalBillingOn,
         ],
         Template::CardExpiring => &[CardBrand, CardLast4, CardExpires],
+        Template::RequestsPending => &[RequestsCount],
     };
     // The organization needs the name of its client. (`Email::findings` checks the link to the subscription.)
     let people: &[Fact] = match recipient {
@@ -84,7 +86,7 @@ impl Fact {
         match self {
             Self::Organization => Some(organization.name.clone()),
             Self::OrganizationAddress => Some(organization.email.clone()),
-            Self::Manager => manager.name.clone(),
+            Self::Manager => manager.as_ref()?.name.clone(),
             Self::Participant => facts.participant.clone(),
             Self::Plan => facts.plan.clone(),
             Self::Actor => facts.actor.clone(),
@@ -105,6 +107,7 @@ impl Fact {
             Self::FailureMessage => facts.failure_message.clone(),
             Self::NextAttemptOn => day(facts.next_attempt_on),
             Self::PastAttemptOn => day(facts.past_attempt_on),
+            Self::RequestsCount => facts.requests_count.map(|count| count.to_string()),
         }
     }
 }

@@ -121,7 +121,7 @@ fn long_names_and_subjects_are_folded_and_read_back_unchanged() {
             let mut notification = sample();
             notification.facts.organization.name.clone_from(name);
             notification.to.name = Some(name.clone());
-            notification.reply_to.name = Some(name.clone());
+            notification.reply_to.as_mut().unwrap().name = Some(name.clone());
             let rendered = RenderedEmail { subject: subject.clone(), ..built_in().render(&notification).unwrap() };
             let mail = bytes(&compose(&sender(), origin(), &notification, rendered, date()).unwrap());
             check_form(&mail, false);

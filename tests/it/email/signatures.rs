@@ -45,14 +45,14 @@ async fn signatures_are_valid_for_unusual_names_and_addresses() {
         notification.facts.participant = Some(name.to_owned());
         notification.facts.failure_message = Some(format!("{name}  \n\n.\n From \t\n\n"));
         notification.to.name = Some(name.to_owned());
-        notification.reply_to.name = Some(name.to_owned());
+        notification.reply_to.as_mut().unwrap().name = Some(name.to_owned());
         for pem in [RSA_PKCS8, ED25519] {
             assert_eq!(verified(pem, &notification).await, [DkimResult::Pass], "{name:?}");
         }
     }
     // An omitted header is signed as absent.
     let mut notification = sample();
-    notification.reply_to.email = "nobody".to_owned();
+    notification.reply_to.as_mut().unwrap().email = "nobody".to_owned();
     assert_eq!(verified(RSA_PKCS8, &notification).await, [DkimResult::Pass]);
     // A recipient that needs SMTPUTF8.
     notification.to.email = "zoé@example.com".to_owned();

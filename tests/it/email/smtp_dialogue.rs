@@ -294,7 +294,7 @@ async fn a_non_ascii_reply_to_is_omitted_for_an_ascii_recipient() {
         "mail.example.com".to_owned(),
     );
     let mut notification = sample();
-    notification.reply_to.email = "josé@example.org".to_owned();
+    notification.reply_to.as_mut().unwrap().email = "josé@example.org".to_owned();
     let mail = composed(&notification).signed_by(Some(Arc::new(signer)));
     let features = "250-sink\r\n250-8BITMIME\r\n250 SMTPUTF8";
     for features in [ONE_BY_ONE, features] {

@@ -66,6 +66,8 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> FactsVie
         next_attempt_on,
         past_attempt_on,
         admin_url,
+        requests,
+        requests_count,
     } = facts;
     let date = |date: &Option<NaiveDate>| date.map(|date| formats.date(date));
     let line = |text: &Option<String>| text.as_deref().map(single_line);
@@ -81,9 +83,11 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> FactsVie
     put_always(&mut view, "organization.color", hex(color));
     put_always(&mut view, "organization.text_on_color", hex(legible_on(color)));
     put(&mut view, "organization.logo_url", organization.logo_url.as_deref().and_then(web_address));
-    put_flag(&mut view, "manager", true);
-    put(&mut view, "manager.name", line(&manager.name));
-    put_always(&mut view, "manager.email", single_line(&manager.email));
+    if let Some(manager) = manager {
+        put_flag(&mut view, "manager", true);
+        put(&mut view, "manager.name", line(&manager.name));
+        put_always(&mut view, "manager.email", single_line(&manager.email));
+    }
     put(&mut view, "participant", line(participant));
     put(&mut view, "plan", line(plan));
     put(&mut view, "actor", line(actor));
@@ -110,6 +114,8 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> FactsVie
     put(&mut view, "next_attempt_on", date(next_attempt_on));
     put(&mut view, "past_attempt_on", date(past_attempt_on));
     put(&mut view, "admin_url", admin_url.as_deref().and_then(web_address));
+    let listed = (!requests.is_empty()).then(|| u32::try_from(requests.len()).unwrap_or(u32::MAX));
+    put(&mut view, "requests_count", requests_count.or(listed).map(|count| count.to_string()));
     view
 }
 

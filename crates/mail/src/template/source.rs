@@ -24,6 +24,7 @@ macro_rules! built_in {
                 "request-declined.account_manager.md"
                 "payment-failed.organization_contact.md" "payment-failed.account_manager.md"
                 "card-expiring.organization_contact.md" "card-expiring.account_manager.md"
+                "requests-pending.organization_contact.md"
             )),*
         ]
     };
