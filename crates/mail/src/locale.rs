@@ -12,9 +12,9 @@ use icu::calendar::{Date, Gregorian};
 use icu::datetime::FixedCalendarDateTimeFormatter;
 use icu::datetime::fieldsets::{YM, YMD};
 use icu::decimal::DecimalFormatter;
-use icu::locale::LanguageIdentifier;
 use icu::locale::extensions::unicode::Value;
 use icu::locale::preferences::extensions::unicode::keywords::CurrencyType;
+use icu::locale::{LanguageIdentifier, LocaleDirectionality, LocaleExpander};
 use icu_experimental::dimension::currency::formatter::CurrencyFormatter;
 use icu_experimental::dimension::currency::options::CurrencyFormatterOptions;
 
@@ -26,6 +26,64 @@ const TAG_BYTES_MAX: usize = 35;
 
 /// The most currencies whose formatters one locale caches. Further ones get a new formatter for each amount.
 const CURRENCIES_MAX: usize = 32;
+
+/// How a reader reads: language, writing direction, formats.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    /// The language tag of the email.
+    pub(crate) language: String,
+    pub(crate) formats: Formats,
+    direction: Direction,
+}
+
+impl Reader {
+    pub(crate) fn new(tag: &LanguageIdentifier) -> Self {
+        Self { language: tag.to_string(), formats: Formats::new(tag), direction: Direction::of(tag) }
+    }
+
+    /// The writing direction as HTML names it.
+    pub(crate) fn direction(&self) -> &'static str {
+        match self.direction {
+            Direction::LeftToRight => "ltr",
+            Direction::RightToLeft => "rtl",
+        }
+    }
+}
+
+/// A writing direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    LeftToRight,
+    RightToLeft,
+}
+
+impl Direction {
+    pub(crate) fn of(tag: &LanguageIdentifier) -> Self {
+        if LocaleDirectionality::new_extended().is_right_to_left(tag) { Self::RightToLeft } else { Self::LeftToRight }
+    }
+}
+
+/// A tag and its more general forms: `zh-Hant-TW`, `zh-Hant`, `zh`. A region implies a script: `zh-TW` is `zh-Hant-TW`.
+pub(crate) fn ancestry(tag: &LanguageIdentifier) -> Vec<LanguageIdentifier> {
+    let mut full = tag.clone();
+    if tag.script.is_none() {
+        LocaleExpander::new_extended().maximize(&mut full);
+    }
+    let language = |script, region| LanguageIdentifier { script, region, ..tag.clone() };
+    let mut tags = vec![tag.clone(), language(full.script, tag.region), language(full.script, None)];
+    if tag.script.is_none() {
+        tags.push(language(None, tag.region));
+    }
+    tags.push(language(None, None));
+    let mut seen = Vec::new();
+    tags.retain(|tag| {
+        !seen.contains(tag) && {
+            seen.push(tag.clone());
+            true
+        }
+    });
+    tags
+}
 
 /// Formats dates, months and money for one locale.
 #[derive(Debug)]
@@ -217,6 +275,27 @@ mod tests {
     fn money_is_never_rounded() {
         check_money("fr-CA", "49.999", "CAD", "49.999\u{a0}CAD");
         check_money("en-CA", "50.5", "JPY", "50.5\u{a0}JPY");
+    }
+
+    #[test]
+    fn more_general_tags_keep_the_script() {
+        for (tag, expected) in [
+            ("fr-CA", "fr-CA fr-Latn-CA fr-Latn fr"),
+            ("zh-TW", "zh-TW zh-Hant-TW zh-Hant zh"),
+            ("zh-Hant-TW", "zh-Hant-TW zh-Hant zh"),
+            ("zh", "zh zh-Hans"),
+            ("sr-Latn-RS", "sr-Latn-RS sr-Latn sr"),
+        ] {
+            let tags: Vec<String> = ancestry(&parse_tag(tag).unwrap()).iter().map(ToString::to_string).collect();
+            assert_eq!(tags.join(" "), expected, "{tag}");
+        }
+    }
+
+    #[test]
+    fn languages_have_a_direction() {
+        for (tag, expected) in [("ar", "rtl"), ("he-IL", "rtl"), ("fa", "rtl"), ("fr-CA", "ltr"), ("az-Arab", "rtl")] {
+            assert_eq!(Reader::new(&parse_tag(tag).unwrap()).direction(), expected, "{tag}");
+        }
     }
 
     #[test]

@@ -4,21 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use handlebars::template::Template as Parsed;
 
-use super::ast::{Name, Node, Position, nodes, partials};
-use super::block::Block;
-use super::design::{LAYOUT, places};
+use super::block::{Block, Position};
+use super::design::{LAYOUT, Places};
 use super::escape::escape_html;
-use super::lint::KnownNames;
+use super::full_stop::without_double_full_stops;
+use super::lint::{lint, lint_subject};
 use super::parse::{misplaced_partial, parse};
-use super::plain::PlainText;
 use super::problem::{Mistake, TemplateProblem};
 use super::source::{Place, SourceFile};
+use super::tags::{Hidden, TagKind, Tags};
 use crate::text::single_line;
 
 /// All template files.
 pub(super) struct CompiledFiles {
-    subject_names: KnownNames,
-    names: KnownNames,
+    pub(super) tags: Tags,
+    pub(super) places: Places,
     files: Vec<CompiledFile>,
     /// The index of the file that counts at each place: the last one added.
     by_place: BTreeMap<Place, usize>,
@@ -27,6 +27,9 @@ pub(super) struct CompiledFiles {
 struct CompiledFile {
     /// The path, for problems.
     path: String,
+    is_built_in: bool,
+    /// The text as it was read.
+    source: String,
     content: Content,
 }
 
@@ -34,7 +37,7 @@ struct CompiledFile {
 pub(super) enum Content {
     /// `.md`: an email, or a partial.
     Text(TextFile),
-    /// `.mjml`: a part of the design.
+    /// `.mjml`: a part of the design, whose tags are hidden.
     Design(String),
     /// Its problems are reported already.
     Invalid,
@@ -43,34 +46,38 @@ pub(super) enum Content {
 /// An email, or a partial.
 pub(super) struct TextFile {
     /// `None` in partials.
-    pub(super) subject: Option<Vec<Node>>,
-    /// The text that email clients show beside the subject, in HTML; may be empty.
-    pub(super) preview: Vec<Node>,
+    pub(super) head: Option<Head>,
+    /// The index of the file.
+    pub(super) file: usize,
     pub(super) blocks: Vec<Block>,
-    /// The blocks as plain text.
-    pub(super) text: Vec<Node>,
+}
+
+/// The first lines of an email.
+pub(super) struct Head {
+    pub(super) subject: Parsed,
+    /// The text that email clients show beside the subject, as a template of plain text; may be empty.
+    pub(super) preview: Parsed,
+    /// The same for the HTML part, whose tags are hidden.
+    pub(super) html_preview: String,
 }
 
 impl Default for CompiledFiles {
     fn default() -> Self {
-        Self {
-            subject_names: KnownNames::in_subjects(),
-            names: KnownNames::below_subjects(),
-            files: vec![],
-            by_place: BTreeMap::new(),
-        }
+        let mut tags = Tags::default();
+        Self { places: Places::new(&mut tags), tags, files: vec![], by_place: BTreeMap::new() }
     }
 }
 
 impl CompiledFiles {
     /// Adds a file, and reports its problems. It replaces an earlier one at the same place.
     pub(super) fn add(&mut self, source: SourceFile, problems: &mut BTreeSet<TemplateProblem>) {
-        let SourceFile { place, path, text } = source;
-        let names = (&self.subject_names, &self.names);
-        let mut compiler = Compiler { index: self.files.len(), path: &path, names, problems };
-        let content = text.and_then(|text| compiler.compile(&place.name, &text)).unwrap_or(Content::Invalid);
-        self.by_place.insert(place, self.files.len());
-        self.files.push(CompiledFile { path, content });
+        let SourceFile { place, path, text, is_built_in } = source;
+        let index = self.files.len();
+        let mut compiler =
+            Compiler { index, path: &path, tags: &mut self.tags, places: &self.places, problems: &mut *problems };
+        let content = text.as_ref().and_then(|text| compiler.compile(&place.name, text)).unwrap_or(Content::Invalid);
+        self.by_place.insert(place, index);
+        self.files.push(CompiledFile { path, is_built_in, source: text.unwrap_or_default(), content });
     }
 
     /// All languages, and all regions that have a folder.
@@ -102,7 +109,34 @@ impl CompiledFiles {
             .collect()
     }
 
-    /// The path and line of a position. Nodes without a position come from the page of the HTML part.
+    /// A warning for each file of another language that still has the text of the English one.
+    pub(super) fn untranslated(&self, fallback: &str) -> Vec<TemplateProblem> {
+        let is_english = |locale: &str| locale.split('-').next() == Some(fallback);
+        self.by_place
+            .iter()
+            .filter_map(|(place, &index)| {
+                let file = &self.files[index];
+                let locale = place.locale.as_deref().filter(|locale| !file.is_built_in && !is_english(locale))?;
+                let english = self
+                    .files
+                    .iter()
+                    .find(|other| other.is_built_in && other.path.ends_with(&format!("/{fallback}/{}", place.name)))?;
+                let is_same = english.source.trim() == file.source.replace("\r\n", "\n").trim();
+                (is_same && has_words(&file.source)).then(|| TemplateProblem {
+                    file: file.path.clone(),
+                    line: None,
+                    message: format!("still the English text: translate it into {locale}, or remove the file"),
+                })
+            })
+            .collect()
+    }
+
+    /// The path of a file.
+    pub(super) fn path(&self, file: usize) -> String {
+        self.files[file].path.clone()
+    }
+
+    /// The path and line of a position. What has no position comes from the page of the HTML part.
     pub(super) fn location(&self, position: Option<Position>) -> (String, Option<usize>) {
         match position {
             Some(Position { file, line }) => (self.files[file].path.clone(), Some(line)),
@@ -111,18 +145,25 @@ impl CompiledFiles {
     }
 }
 
+/// Whether a template has words outside of its tags.
+fn has_words(template: &str) -> bool {
+    let outside: String =
+        template.split("{{").map(|part| part.split_once("}}").map_or(part, |(_, text)| text)).collect();
+    outside.chars().any(char::is_alphabetic)
+}
+
 #[derive(Clone, Copy)]
 enum Part {
     Subject,
-    Rest,
+    Preview,
 }
 
 /// Checks one file.
 struct Compiler<'a> {
     index: usize,
     path: &'a str,
-    /// Those for subjects, and those for everything else.
-    names: (&'a KnownNames, &'a KnownNames),
+    tags: &'a mut Tags,
+    places: &'a Places,
     problems: &'a mut BTreeSet<TemplateProblem>,
 }
 
@@ -131,119 +172,124 @@ impl Compiler<'_> {
         self.problems.insert(TemplateProblem { file: self.path.to_owned(), line, message: message.into() });
     }
 
-    fn compile(&mut self, name: &str, text: &str) -> Option<Content> {
-        let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
-        match name.rsplit_once('.') {
-            Some((_, "mjml")) => self.design(name, text).map(Content::Design),
-            _ => self.text_file(&text, !name.starts_with('_')).map(Content::Text),
+    fn report(&mut self, mistakes: Vec<Mistake>) {
+        for Mistake { line, message } in mistakes {
+            self.problem(Some(line), message);
         }
     }
 
-    fn design(&mut self, name: &str, text: String) -> Option<String> {
-        let parsed = self.parse(&text, 0, Part::Rest)?;
-        let places = places(name);
-        let file = self.index;
-        let nodes = nodes(&parsed, &|line| Some(Position { file, line }));
-        let found: Vec<(String, Option<usize>)> = partials(&nodes)
-            .into_iter()
-            .map(|Name { name, position }| (format!("{{{{> {name}}}}}"), position.map(|position| position.line)))
-            .collect();
-        for (place, line) in &found {
-            if !places.contains(&place.as_str()) {
-                self.problem(*line, format!("{name} has no place {place}; its places: {}", places.join(", ")));
-            } else if found.iter().filter(|(other, _)| other == place).count() > text.matches(place).count() {
-                self.problem(*line, format!("write the place as {place}, with exactly one space"));
+    /// `None` if the file has problems, which are reported.
+    fn compile(&mut self, name: &str, text: &str) -> Option<Content> {
+        let text = text.trim_start_matches('\u{feff}').replace("\r\n", "\n");
+        let problems_before = self.problems.len();
+        let content = match name.rsplit_once('.') {
+            Some((_, "mjml")) => self.design(name, &text).map(Content::Design),
+            _ => self.text_file(&text, !name.starts_with('_')).map(Content::Text),
+        };
+        content.filter(|_| self.problems.len() == problems_before)
+    }
+
+    fn hide(&mut self, text: &str, lines_before: usize) -> Option<Hidden> {
+        match self.tags.hide_all(text, lines_before) {
+            Ok(mut hidden) => {
+                hidden.text = without_double_full_stops(&hidden.text, self.tags);
+                Some(hidden)
+            }
+            Err(mistakes) => {
+                self.report(mistakes);
+                None
             }
         }
-        for place in places.iter().filter(|place| !found.iter().any(|(found, _)| found == *place)) {
-            self.problem(None, format!("the place {place} is missing"));
+    }
+
+    fn design(&mut self, name: &str, text: &str) -> Option<String> {
+        let hidden = self.hide(text, 0)?;
+        let places = self.places.of(name);
+        let shown = |places: &[char], tags: &Tags| {
+            places.iter().filter_map(|&place| Some(tags.get(place)?.text.clone())).collect::<Vec<_>>().join(", ")
+        };
+        for (line, text) in hidden.lines.iter().zip(hidden.text.lines()) {
+            for char in text.chars() {
+                let Some(tag) = self.tags.get(char).filter(|tag| tag.kind == TagKind::Partial) else { continue };
+                if !places.contains(&char) {
+                    let message =
+                        format!("{name} has no place {}; its places: {}", tag.text, shown(&places, self.tags));
+                    self.problem(Some(*line), message);
+                }
+            }
         }
-        Some(text)
+        for place in places.iter().filter(|&&place| !hidden.text.contains(place)) {
+            let message = format!("the place {} is missing", shown(&[*place], self.tags));
+            self.problem(None, message);
+        }
+        let is_partial = |char: char| self.tags.get(char).is_some_and(|tag| tag.kind == TagKind::Partial);
+        let without_places: String = hidden.text.chars().filter(|&char| !is_partial(char)).collect();
+        let parsed = Parsed::compile(&self.tags.reveal(&without_places)).ok()?;
+        let line_of = |line: usize| hidden.lines.get(line.saturating_sub(1)).copied().unwrap_or(line);
+        let mistakes = lint(&parsed).into_iter();
+        self.report(mistakes.map(|Mistake { line, message }| Mistake::new(line_of(line), message)).collect());
+        Some(hidden.text)
     }
 
     fn text_file(&mut self, text: &str, is_email: bool) -> Option<TextFile> {
-        let file = self.index;
-        let (mut subject, mut preview, mut body, mut lines_before) = (None, vec![], text, 0);
+        let (mut head, mut body, mut lines_before) = (None, text, 0);
         if is_email {
-            let Some((first, rest)) = text.strip_prefix("Subject:").and_then(|rest| rest.split_once('\n')) else {
+            let Some((subject, rest)) = text.strip_prefix("Subject:").and_then(|rest| rest.split_once('\n')) else {
                 self.problem(Some(1), "must begin with a line `Subject: …`");
                 return None;
             };
-            subject = Some(self.sentence(first.trim(), 1, Part::Subject)?);
+            if subject.trim().is_empty() {
+                self.problem(Some(1), "the subject is empty: write it after `Subject:`");
+                return None;
+            }
+            let (subject, _) = self.sentence(subject.trim(), 1, Part::Subject)?;
             (body, lines_before) = (rest, 1);
+            let mut preview = "";
             if let Some((second, rest)) = body.strip_prefix("Preview:").and_then(|rest| rest.split_once('\n')) {
-                self.sentence(second.trim(), 2, Part::Rest)?;
-                // Tags contain no character that HTML escapes.
-                preview = self.sentence(&escape_html(second.trim()), 2, Part::Rest)?;
+                preview = second.trim();
                 (body, lines_before) = (rest, 2);
             }
+            let (preview, hidden) = self.sentence(preview, 2, Part::Preview)?;
+            head = Some(Head { subject, preview, html_preview: escape_html(&hidden) });
             if !body.starts_with('\n') {
                 let message = "an empty line must follow `Subject: …` and `Preview: …`";
                 self.problem(Some(lines_before + 1), message);
                 return None;
             }
         }
-        self.parse(body, lines_before, Part::Rest)?;
-        let blocks = match parse(body, lines_before) {
-            Ok(blocks) => blocks,
+        let hidden = self.hide(body, lines_before)?;
+        match parse(&hidden, self.index, self.tags) {
+            Ok(blocks) => Some(TextFile { head, file: self.index, blocks }),
             Err(Mistake { line, message }) => {
                 self.problem(Some(line), message);
-                return None;
-            }
-        };
-        let PlainText { text, lines } = PlainText::of(&blocks);
-        let line_of = |line: usize| lines.get(line.saturating_sub(1)).copied();
-        match Parsed::compile(&text) {
-            Ok(parsed) => {
-                let text = nodes(&parsed, &|line| line_of(line).map(|line| Position { file, line }));
-                Some(TextFile { subject, preview, blocks, text })
-            }
-            Err(error) => {
-                let line = error.pos().and_then(|(line, _)| line_of(line));
-                self.problem(line, single_line(&error.reason().to_string()));
                 None
             }
         }
     }
 
-    /// Parses one line, which may not contain partials.
-    fn sentence(&mut self, text: &str, line: usize, part: Part) -> Option<Vec<Node>> {
-        let parsed = self.parse(text, line - 1, part)?;
-        let position = Position { file: self.index, line };
-        let nodes = nodes(&parsed, &|_| Some(position));
-        if let Some(partial) = partials(&nodes).first() {
-            self.problem(Some(line), misplaced_partial(&partial.name));
+    /// Parses one line, which may not contain partials. Returns it with hidden tags, too.
+    fn sentence(&mut self, text: &str, line: usize, part: Part) -> Option<(Parsed, String)> {
+        let hidden = self.hide(text, line - 1)?.text;
+        let partial = hidden
+            .chars()
+            .filter_map(|char| self.tags.get(char))
+            .find(|tag| matches!(tag.kind, TagKind::Partial | TagKind::OpenPartial | TagKind::OpenInline));
+        if let Some(partial) = partial {
+            let message = misplaced_partial(&partial.text);
+            self.problem(Some(line), message);
             return None;
         }
-        Some(nodes)
-    }
-
-    /// Parses and checks a text that begins after `lines_before` lines of its file.
-    fn parse(&mut self, text: &str, lines_before: usize, part: Part) -> Option<Parsed> {
-        // Handlebars would output the following tag literally, and then Markdown would turn it into a tag again.
-        for escape in ["\\{{", "{{{{"] {
-            if let Some((before, _)) = text.split_once(escape) {
-                let line = before.matches('\n').count() + 1 + lines_before;
-                self.problem(Some(line), format!("`{escape}` is not supported"));
-                return None;
-            }
-        }
-        match Parsed::compile(text) {
+        match Parsed::compile(&self.tags.reveal(&hidden)) {
             Ok(parsed) => {
-                let mut mistakes = Vec::new();
-                let names = match part {
-                    Part::Subject => self.names.0,
-                    Part::Rest => self.names.1,
+                let mistakes = match part {
+                    Part::Subject => lint_subject(&parsed),
+                    Part::Preview => lint(&parsed),
                 };
-                names.lint(&parsed, &|line| line + lines_before, &mut mistakes);
-                for Mistake { line, message } in mistakes {
-                    self.problem(Some(line), message);
-                }
-                Some(parsed)
+                self.report(mistakes.into_iter().map(|mistake| Mistake { line, ..mistake }).collect());
+                Some((parsed, hidden))
             }
             Err(error) => {
-                let line = error.pos().map(|(line, _)| line + lines_before);
-                self.problem(line, single_line(&error.reason().to_string()));
+                self.problem(Some(line), single_line(&error.reason().to_string()));
                 None
             }
         }

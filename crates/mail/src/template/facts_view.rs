@@ -1,47 +1,72 @@
-//! The facts of an email as templates see them. Dates, months and amounts are formatted for the reader, and texts are safe
-//! to show. A missing fact has no entry, so that a template that uses it without a condition fails.
+//! The facts of an email as templates see them: one JSON object. Dates, months and amounts are formatted for the reader, and
+//! texts are safe to show. A missing fact has no entry, so that a template that uses it without a condition fails. `raw` has
+//! dates and numbers again, in forms that can be compared.
 
-use std::collections::HashMap;
+use std::sync::LazyLock;
 
-use chrono::NaiveDate;
-
-use offramp_domain::facts::Facts;
+use chrono::{Days, Months, NaiveDate};
+use handlebars::JsonValue as Json;
+use icu::locale::LanguageIdentifier;
+use offramp_domain::facts::{CardFacts, Facts, OrganizationFacts, PendingRequest};
+use serde_json::{Map, json};
 
 use super::color::{PLAIN, hex, legible_on, parse_color};
-use crate::locale::Formats;
-use crate::text::{is_direction_override, single_line};
+use crate::locale::{Reader, parse_tag};
+use crate::samples::every_fact;
+use crate::text::{is_direction_override, shorten, single_line};
 
-/// The language tag of the email.
-const LANGUAGE: &str = "language";
 /// The rendered subject, below the subject line.
 pub(super) const SUBJECT: &str = "subject";
 
-/// The facts by name.
-pub(super) type FactsView = HashMap<&'static str, Value>;
+/// Facts that are links. Other facts are text that a person wrote, which could lead anywhere.
+pub(super) const LINKS: [&str; 6] =
+    ["admin_url", "admin_account_url", "account_url", "payment_url", "payment_method_url", "organization.website"];
+/// Facts that `mailto:` may address.
+pub(super) const EMAIL_ADDRESSES: [&str; 2] = ["organization.email", "manager.email"];
+/// Facts that `tel:` may call.
+pub(super) const PHONES: [&str; 1] = ["organization.phone"];
+/// What people wrote, in any number of lines. The plain part quotes it.
+const PROSE: [&str; 4] = ["reason", "note", "message", "failure_message"];
+/// Names of people and things, whose writing direction is their own.
+const NAMES: [&str; 5] = ["participant", "plan", "actor", "manager.name", "organization.name"];
 
-/// The value of a name in templates.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Value {
-    Text(String),
-    /// A flag, or a name that has parts (`card` has `card.brand`): for conditions only.
-    True,
+/// The longest name in an email, in characters. Longer ones are cut.
+const NAME_CHARS_MAX: usize = 120;
+
+/// The longest line of a quotation in the plain part, in characters. A longer one could be padded so that an email client
+/// breaks it where it pleases its author, and what follows would look like a line of ours.
+const QUOTED_LINE_CHARS_MAX: usize = 72;
+
+/// The last part of a name: `participant` of `this.participant`.
+pub(super) fn last_name(path: &str) -> &str {
+    path.rsplit(['.', '/']).next().unwrap_or(path)
 }
 
-impl Value {
-    /// Whether it meets a condition.
-    pub(super) fn is_truthy(&self) -> bool {
-        match self {
-            Self::Text(text) => !text.is_empty(),
-            Self::True => true,
-        }
-    }
+/// Whether a name is text that a person wrote, in any number of lines.
+pub(super) fn is_prose(path: &str) -> bool {
+    PROSE.contains(&last_name(path))
 }
 
-/// The approximate number of names in an email, so that the map need not grow.
-const NAMES: usize = 48;
+/// Whether a name is that of a person or thing.
+pub(super) fn is_name(path: &str) -> bool {
+    NAMES.contains(&path) || NAMES[..3].contains(&last_name(path))
+}
 
-/// Formats facts for templates. `language` is the email's language tag.
-pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> FactsView {
+/// Whether a name is a date.
+pub(super) fn is_date(path: &str) -> bool {
+    let name = last_name(path);
+    name.ends_with("_on") || name == "last_day"
+}
+
+/// Every name that templates may use, with a value of its type.
+pub(super) static EVERY_NAME: LazyLock<Map<String, Json>> = LazyLock::new(|| {
+    let mut names = view(&every_fact(), &Reader::new(&parse_tag("en").unwrap_or(LanguageIdentifier::UNKNOWN)));
+    names.insert(SUBJECT.to_owned(), Json::from(SUBJECT));
+    names
+});
+
+/// Formats facts for templates.
+pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
     // Destructured, so that a new fact cannot be forgotten here.
     let Facts {
         organization,
@@ -69,73 +94,175 @@ pub(super) fn view(facts: &Facts, formats: &Formats, language: &str) -> FactsVie
         requests,
         requests_count,
     } = facts;
-    let date = |date: &Option<NaiveDate>| date.map(|date| formats.date(date));
-    let line = |text: &Option<String>| text.as_deref().map(single_line);
-    let prose = |text: &Option<String>| text.as_deref().map(paragraphs);
-
-    let mut view = FactsView::with_capacity(NAMES);
-    put_always(&mut view, LANGUAGE, language.to_owned());
-    put_flag(&mut view, "organization", true);
-    let (name, email) = (single_line(&organization.name), single_line(&organization.email));
-    put_always(&mut view, "organization.name", if name.is_empty() { email.clone() } else { name });
-    put_always(&mut view, "organization.email", email);
-    let color = organization.color.as_deref().and_then(parse_color).unwrap_or(PLAIN);
-    put_always(&mut view, "organization.color", hex(color));
-    put_always(&mut view, "organization.text_on_color", hex(legible_on(color)));
-    put(&mut view, "organization.logo_url", organization.logo_url.as_deref().and_then(web_address));
+    let mut view = View { names: Map::with_capacity(NAMES_EXPECTED), raw: Map::new(), reader };
+    view.put("language", Some(reader.language.clone()));
+    view.put("direction", Some(reader.direction().to_owned()));
+    view.names.insert("organization".to_owned(), organization_names(organization));
     if let Some(manager) = manager {
-        put_flag(&mut view, "manager", true);
-        put(&mut view, "manager.name", line(&manager.name));
-        put_always(&mut view, "manager.email", single_line(&manager.email));
+        let manager = [("name", manager.name.as_deref().map(name)), ("email", Some(name(&manager.email)))];
+        view.names.insert("manager".to_owned(), object(manager));
     }
-    put(&mut view, "participant", line(participant));
-    put(&mut view, "plan", line(plan));
-    put(&mut view, "actor", line(actor));
-    put(&mut view, "ends_on", date(ends_on));
-    put(&mut view, "previous_ends_on", date(previous_ends_on));
-    put(&mut view, "final_billing_on", date(final_billing_on));
-    put(&mut view, "next_billing_on", date(next_billing_on));
-    put(&mut view, "removed_on", date(removed_on));
-    put(&mut view, "requested_on", date(requested_on));
-    put(&mut view, "reason", prose(reason));
-    put(&mut view, "note", prose(note));
-    put(&mut view, "invoice_id", line(invoice_id));
-    put_flag(&mut view, "refund", *refund == Some(true));
-    put(&mut view, "amount", amount.as_ref().map(|amount| formats.money(amount)));
-    if let Some(card) = card {
-        put_flag(&mut view, "card", true);
-        put_always(&mut view, "card.brand", single_line(&card.brand));
-        put_always(&mut view, "card.last4", single_line(&card.last4));
-        put(&mut view, "card.expires", card.expires.map(|month| formats.month(month)));
-        put_flag(&mut view, "card.expired", card.expired);
+    view.put("participant", participant.as_deref().map(name));
+    view.put("plan", plan.as_deref().map(name));
+    view.put("actor", actor.as_deref().map(name));
+    view.date("ends_on", *ends_on);
+    view.date("previous_ends_on", *previous_ends_on);
+    view.date("final_billing_on", *final_billing_on);
+    view.date("next_billing_on", *next_billing_on);
+    view.date("removed_on", *removed_on);
+    view.date("requested_on", *requested_on);
+    view.put("reason", reason.as_deref().map(paragraphs));
+    view.put("note", note.as_deref().map(paragraphs));
+    view.put("invoice_id", invoice_id.as_deref().map(name));
+    if let Some(refund) = refund {
+        view.names.insert("refund".to_owned(), Json::Bool(*refund));
     }
-    put(&mut view, "attempt", attempt.map(|attempt| attempt.to_string()));
-    put(&mut view, "failure_message", prose(failure_message));
-    put(&mut view, "next_attempt_on", date(next_attempt_on));
-    put(&mut view, "past_attempt_on", date(past_attempt_on));
-    put(&mut view, "admin_url", admin_url.as_deref().and_then(web_address));
-    let listed = (!requests.is_empty()).then(|| u32::try_from(requests.len()).unwrap_or(u32::MAX));
-    put(&mut view, "requests_count", requests_count.or(listed).map(|count| count.to_string()));
-    view
+    if let Some(amount) = amount {
+        view.put("amount", Some(reader.formats.money(amount)));
+        view.raw.insert("amount".to_owned(), Json::from(amount.value.as_str()));
+        view.raw.insert("currency".to_owned(), Json::from(amount.currency.as_str()));
+    }
+    view.card(card.as_ref());
+    view.number("attempt", *attempt);
+    view.put("failure_message", failure_message.as_deref().map(paragraphs));
+    view.date("next_attempt_on", *next_attempt_on);
+    view.date("past_attempt_on", *past_attempt_on);
+    view.put("admin_url", admin_url.as_deref().and_then(web_address));
+    if !requests.is_empty() {
+        let requests = requests.iter().map(|request| pending_request(request, reader)).collect();
+        view.names.insert("requests".to_owned(), Json::Array(requests));
+    }
+    view.number("requests_count", *requests_count);
+    let View { mut names, raw, .. } = view;
+    names.insert("raw".to_owned(), Json::Object(raw));
+    names
 }
 
-/// Adds a fact that every email has.
-fn put_always(view: &mut FactsView, name: &'static str, text: String) {
-    view.insert(name, Value::Text(text));
+/// The approximate number of names in an email.
+const NAMES_EXPECTED: usize = 48;
+
+struct View<'a> {
+    names: Map<String, Json>,
+    raw: Map<String, Json>,
+    reader: &'a Reader,
 }
 
-/// Adds an optional fact. An empty text counts as missing.
-fn put(view: &mut FactsView, name: &'static str, text: Option<String>) {
-    if let Some(text) = text.filter(|text| !text.is_empty()) {
-        put_always(view, name, text);
+impl View<'_> {
+    /// Adds a text. An empty one counts as missing.
+    fn put(&mut self, name: &str, text: Option<String>) {
+        if let Some(text) = text.filter(|text| !text.is_empty()) {
+            self.names.insert(name.to_owned(), Json::String(text));
+        }
+    }
+
+    fn date(&mut self, name: &str, date: Option<NaiveDate>) {
+        if let Some(date) = date {
+            self.names.insert(name.to_owned(), Json::String(self.reader.formats.date(date)));
+            self.raw.insert(name.to_owned(), Json::String(date.to_string()));
+        }
+    }
+
+    fn number(&mut self, name: &str, number: Option<u32>) {
+        if let Some(number) = number {
+            self.names.insert(name.to_owned(), Json::from(number));
+            self.raw.insert(name.to_owned(), Json::from(number));
+        }
+    }
+
+    fn card(&mut self, card: Option<&CardFacts>) {
+        let Some(CardFacts { brand, last4, expires, expired }) = card else { return };
+        let last_day = expires
+            .and_then(|month| month.first_day().checked_add_months(Months::new(1))?.checked_sub_days(Days::new(1)));
+        let mut names = object([
+            ("brand", Some(name(brand))),
+            ("last4", Some(name(last4))),
+            ("expires", expires.map(|month| self.reader.formats.month(month))),
+            ("last_day", last_day.map(|day| self.reader.formats.date(day))),
+        ]);
+        names["expired"] = Json::Bool(*expired);
+        self.names.insert("card".to_owned(), names);
+        if let Some(last_day) = last_day {
+            self.raw.insert("card".to_owned(), json!({ "last_day": last_day.to_string() }));
+        }
     }
 }
 
-/// Adds a flag.
-fn put_flag(view: &mut FactsView, name: &'static str, is_set: bool) {
-    if is_set {
-        view.insert(name, Value::True);
+fn organization_names(organization: &OrganizationFacts) -> Json {
+    let OrganizationFacts { name: full_name, email, color, logo_url } = organization;
+    let color = color.as_deref().and_then(parse_color).unwrap_or(PLAIN);
+    let (full_name, email) = (name(full_name), name(email));
+    object([
+        ("name", Some(if full_name.is_empty() { email.clone() } else { full_name })),
+        ("email", Some(email)),
+        ("color", Some(hex(color))),
+        ("text_on_color", Some(hex(legible_on(color)))),
+        ("logo_url", logo_url.as_deref().and_then(web_address)),
+    ])
+}
+
+fn pending_request(request: &PendingRequest, reader: &Reader) -> Json {
+    let PendingRequest { participant, plan, requested_on, days, actor, reason, admin_url } = request;
+    let mut names = object([
+        ("participant", participant.as_deref().map(name)),
+        ("plan", plan.as_deref().map(name)),
+        ("requested_on", Some(reader.formats.date(*requested_on))),
+        ("actor", actor.as_deref().map(name)),
+        ("reason", reason.as_deref().map(paragraphs)),
+        ("admin_url", admin_url.as_deref().and_then(web_address)),
+    ]);
+    names["days"] = Json::from(*days);
+    names
+}
+
+/// An object of texts. An empty one counts as missing.
+fn object<const N: usize>(texts: [(&str, Option<String>); N]) -> Json {
+    let texts = texts.into_iter().filter_map(|(name, text)| Some((name, text.filter(|text| !text.is_empty())?)));
+    Json::Object(texts.map(|(name, text)| (name.to_owned(), Json::String(text))).collect())
+}
+
+/// A name on one line.
+fn name(name: &str) -> String {
+    shorten(&single_line(name), NAME_CHARS_MAX)
+}
+
+/// Marks what people wrote as a quotation, line by line: in the plain part, nothing else tells it from our own words.
+pub(super) fn quote_prose(names: &mut Map<String, Json>) {
+    for (name, value) in names.iter_mut() {
+        match value {
+            Json::String(text) if PROSE.contains(&name.as_str()) => *text = quoted(text),
+            Json::Array(items) => items.iter_mut().filter_map(Json::as_object_mut).for_each(quote_prose),
+            _ => {}
+        }
     }
+}
+
+/// Each line begins with `> `, and what is before and after is on lines of its own.
+fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + text.len() / 16 + 8);
+    for line in text.lines() {
+        for part in wrapped(line) {
+            quoted.push_str("\n> ");
+            quoted.push_str(part);
+        }
+    }
+    quoted.push('\n');
+    quoted
+}
+
+/// Breaks a line at spaces, or anywhere if there is none.
+fn wrapped(line: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let mut rest = line;
+    while let Some((end, _)) = rest.char_indices().nth(QUOTED_LINE_CHARS_MAX) {
+        let (part, after) = match rest[..end].rfind(' ').filter(|&at| at > 0) {
+            Some(space) => (&rest[..space], &rest[space + 1..]),
+            None => rest.split_at(end),
+        };
+        parts.push(part);
+        rest = after;
+    }
+    parts.push(rest);
+    parts
 }
 
 /// Text that a person wrote, line by line, without invisible characters and overrides of the writing direction.

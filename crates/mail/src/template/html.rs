@@ -4,60 +4,120 @@ use std::collections::HashMap;
 
 use mrml::prelude::render::RenderOptions;
 
-use super::block::{Block, BlockKind, Branch, Inline, Link};
-use super::design::{ADDRESS, CONTENT, Design, LABEL};
+use super::block::{Block, BlockKind, Inline, Link};
+use super::design::{Design, Places};
 use super::escape::escape_html;
+use super::facts_view::{is_date, is_name};
+use super::tags::{Tag, TagKind, Tags};
+use crate::locale::Direction;
 
-/// The MJML of blocks; still a template. `partial` returns the MJML of a partial.
-pub(super) fn to_mjml(blocks: &[Block], design: &Design, partial: &mut dyn FnMut(&str) -> String) -> String {
-    let mut mjml = String::new();
-    let mut rest = blocks;
-    while let Some(block) = rest.first() {
-        let facts = rest.iter().take_while(|block| block.is_facts()).count();
-        if facts > 0 {
-            mjml.push_str(&design.facts.replace(CONTENT, &fact_rows(&rest[..facts], design)));
-            rest = &rest[facts..];
-            continue;
-        }
-        let with = |design: &str, content: &[Inline]| design.replace(CONTENT, &to_html(content));
-        mjml.push_str(&match &block.kind {
-            BlockKind::Headline(text) => with(&design.headline, text),
-            BlockKind::Paragraph(text) => with(&design.paragraph, text),
-            BlockKind::Notice(text) => with(&design.notice, text),
-            BlockKind::Button(Link { label, url }) => with(&design.button, label).replace(ADDRESS, &escape_html(url)),
-            BlockKind::Fact { .. } => String::new(),
-            BlockKind::Partial(name) => partial(name),
-            BlockKind::Condition { branches, end } => {
-                let branch = |branch: &Branch| raw(&branch.tag) + &to_mjml(&branch.blocks, design, &mut *partial);
-                branches.iter().map(branch).collect::<String>() + &raw(end)
-            }
-        });
-        rest = &rest[1..];
-    }
-    mjml
+/// Writes the MJML of blocks. It is still a template, whose tags are hidden.
+pub(super) struct MjmlWriter<'a> {
+    pub(super) design: &'a Design,
+    pub(super) places: &'a Places,
+    pub(super) tags: &'a Tags,
 }
 
-fn fact_rows(blocks: &[Block], design: &Design) -> String {
-    let mut rows = String::new();
-    for block in blocks {
-        match &block.kind {
-            BlockKind::Fact { label, value } => {
-                // The cells of a table replace the colon.
-                let label = to_html(label);
-                let label = label.trim_end().trim_end_matches(':').trim_end();
-                rows.push_str(&design.fact.replace(LABEL, label).replace(CONTENT, &to_html(value)));
+impl MjmlWriter<'_> {
+    /// The MJML of blocks without partials.
+    pub(super) fn mjml(&self, blocks: &[Block]) -> String {
+        let Self { design, places, .. } = self;
+        let mut mjml = String::new();
+        let mut rest = blocks;
+        while let Some(block) = rest.first() {
+            let facts = rest.iter().take_while(|block| block.is_facts()).count();
+            if facts > 0 {
+                mjml.push_str(&design.facts.replace(places.content, &self.fact_rows(&rest[..facts])));
+                rest = &rest[facts..];
+                continue;
             }
-            BlockKind::Condition { branches, end } => {
-                for branch in branches {
-                    rows.push_str(&branch.tag);
-                    rows.push_str(&fact_rows(&branch.blocks, design));
+            let with = |design: &str, content: &[Inline]| design.replace(places.content, &self.html(content));
+            mjml.push_str(&match &block.kind {
+                BlockKind::Headline(text) => with(&design.headline, text),
+                BlockKind::Paragraph(text) => with(&design.paragraph, text),
+                BlockKind::Notice(text) => with(&design.notice, text),
+                BlockKind::Button(Link { label, url, .. }) => {
+                    with(&design.button, label).replace(places.address, &escape_html(url))
                 }
-                rows.push_str(end);
-            }
-            _ => {}
+                BlockKind::Quote { label, fact } => {
+                    let quote = design.quote.replace(places.label, &self.label(label));
+                    quote.replace(places.content, &fact.to_string())
+                }
+                BlockKind::Helper { branches, end } => {
+                    let branches = branches.iter().map(|branch| raw(&branch.tag) + &self.mjml(&branch.blocks));
+                    branches.collect::<String>() + &raw(end)
+                }
+                // Facts are written above, and partials are expanded before.
+                BlockKind::Fact { .. } | BlockKind::Partial(_) | BlockKind::InlinePartial { .. } => String::new(),
+            });
+            rest = &rest[1..];
         }
+        mjml
     }
-    rows
+
+    fn fact_rows(&self, blocks: &[Block]) -> String {
+        let mut rows = String::new();
+        for block in blocks {
+            match &block.kind {
+                BlockKind::Fact { label, value } => {
+                    let row = self.design.fact.replace(self.places.label, &self.label(label));
+                    rows.push_str(&row.replace(self.places.content, &self.html(value)));
+                }
+                BlockKind::Helper { branches, end } => {
+                    for branch in branches {
+                        rows.push_str(&branch.tag);
+                        rows.push_str(&self.fact_rows(&branch.blocks));
+                    }
+                    rows.push_str(end);
+                }
+                _ => {}
+            }
+        }
+        rows
+    }
+
+    /// The label of a fact. The cells of a table replace the colon.
+    fn label(&self, label: &[Inline]) -> String {
+        self.html(label).trim_end().trim_end_matches(':').trim_end().to_owned()
+    }
+
+    fn html(&self, inlines: &[Inline]) -> String {
+        inlines
+            .iter()
+            .map(|inline| match inline {
+                Inline::Text(text) => self.text(text),
+                Inline::Strong(inner) => format!("<strong>{}</strong>", self.html(inner)),
+                Inline::Link(Link { label, url, .. }) => {
+                    format!("<a class=\"link\" href=\"{}\">{}</a>", escape_html(url), self.html(label))
+                }
+                Inline::LineBreak => "<br />".to_owned(),
+            })
+            .collect()
+    }
+
+    /// Text in which dates are not broken over two lines, and names keep their own writing direction.
+    fn text(&self, text: &str) -> String {
+        let mut html = String::with_capacity(text.len());
+        for char in escape_html(text).chars() {
+            match self.tags.get(char) {
+                Some(tag) if tag.kind == TagKind::Expression => match element(tag) {
+                    Some((begin, end)) => html.extend([begin, char.encode_utf8(&mut [0; 4]), end]),
+                    None => html.push(char),
+                },
+                _ => html.push(char),
+            }
+        }
+        html
+    }
+}
+
+/// The element around a fact.
+fn element(tag: &Tag) -> Option<(&'static str, &'static str)> {
+    let path = tag.inner().rsplit([' ', '(', ')']).find(|word| !word.is_empty())?;
+    if is_date(path) {
+        return Some(("<span style=\"white-space:nowrap\">", "</span>"));
+    }
+    is_name(path).then_some(("<bdi>", "</bdi>"))
 }
 
 /// A tag between MJML elements.
@@ -65,22 +125,8 @@ fn raw(tag: &str) -> String {
     format!("<mj-raw>{tag}</mj-raw>")
 }
 
-fn to_html(inlines: &[Inline]) -> String {
-    inlines
-        .iter()
-        .map(|inline| match inline {
-            Inline::Text(text) => escape_html(text),
-            Inline::Strong(inner) => format!("<strong>{}</strong>", to_html(inner)),
-            Inline::Link(link) => {
-                format!("<a class=\"link\" href=\"{}\">{}</a>", escape_html(&link.url), to_html(&link.label))
-            }
-            Inline::LineBreak => "<br />".to_owned(),
-        })
-        .collect()
-}
-
 /// Compiles MJML to HTML, in lines that every mail server accepts unchanged: short, and none begins with a dot.
-pub(super) fn compile_mjml(mjml: &str) -> Result<String, String> {
+pub(super) fn compile_mjml(mjml: &str, direction: Direction) -> Result<String, String> {
     let parsed = mrml::parse(mjml).map_err(|error| format!("invalid MJML: {error}"))?;
     if let Some(warning) = parsed.warnings.first() {
         return Err(format!("invalid MJML: {warning}"));
@@ -88,12 +134,57 @@ pub(super) fn compile_mjml(mjml: &str) -> Result<String, String> {
     // No web fonts: loading them would reveal that an email was opened.
     let options = RenderOptions { fonts: HashMap::new(), ..RenderOptions::default() };
     let html = parsed.element.render(&options).map_err(|error| format!("invalid MJML: {error}"))?;
-    // Screen readers look for the main part of a page.
-    let html = html.replacen("role=\"article\"", "role=\"main\"", 1);
+    let html = unescaped(&html);
+    // Screen readers announce where the email begins, and a mail client has a main part of its own.
+    let html = html.replacen("role=\"article\"", "role=\"article\" aria-roledescription=\"email\"", 1);
+    let html = match direction {
+        Direction::LeftToRight => html,
+        Direction::RightToLeft => mirrored(&html),
+    };
     // White space between these elements is invisible.
     let broken = ["<table", "<tbody", "<tr", "<td", "<th", "<div", "<style", "<body", "<!--[if"]
         .iter()
         .fold(html, |html, tag| html.replace(tag, &format!("\n{tag}")));
     // In style sheets.
     Ok(broken.replace("\n.", "\n ."))
+}
+
+/// Undoes an escape that the MJML compiler adds: it writes attributes as Rust's debug format does, `\u{a0}` for a
+/// non-breaking space and for every character that stands for a tag.
+fn unescaped(html: &str) -> String {
+    let mut unescaped = String::with_capacity(html.len());
+    let mut parts = html.split("\\u{");
+    unescaped.push_str(parts.next().unwrap_or_default());
+    for part in parts {
+        let escape = part.split_once('}').and_then(|(code, rest)| {
+            let char = u32::from_str_radix(code, 16).ok().and_then(char::from_u32)?;
+            Some((char, rest))
+        });
+        if let Some((char, rest)) = escape {
+            unescaped.push(char);
+            unescaped.push_str(rest);
+        } else {
+            unescaped.push_str("\\u{");
+            unescaped.push_str(part);
+        }
+    }
+    unescaped
+}
+
+/// The page for a language that is written from right to left. MJML lays out all pages from left to right.
+fn mirrored(html: &str) -> String {
+    let mut mirrored = html
+        .replace("direction:ltr", "direction:rtl")
+        .replace("dir=\"ltr\"", "dir=\"rtl\"")
+        .replace("dir=\"auto\"", "dir=\"rtl\"");
+    for (left, right) in [
+        ("text-align:left", "text-align:right"),
+        ("align=\"left\"", "align=\"right\""),
+        ("border-left", "border-right"),
+        ("padding-left", "padding-right"),
+        ("margin-left", "margin-right"),
+    ] {
+        mirrored = mirrored.replace(left, "\u{0}").replace(right, left).replace('\u{0}', right);
+    }
+    mirrored
 }

@@ -4,8 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::assemble::assemble;
-use super::ast::Name;
-use super::catalog::Templates;
+use super::catalog::{FALLBACK, FaultPlace, RenderFault, Templates};
 use super::compile::CompiledFiles;
 use super::problem::TemplateProblem;
 use super::source;
@@ -18,6 +17,13 @@ impl Templates {
     /// # Errors
     /// All problems, by file and line.
     pub fn load(overrides: Option<&Path>) -> Result<Self, Vec<TemplateProblem>> {
+        let (templates, problems) = Self::load_valid(overrides);
+        if problems.is_empty() { Ok(templates) } else { Err(problems) }
+    }
+
+    /// Loads what is valid: each email without problems. Also returns all problems.
+    #[must_use]
+    pub fn load_valid(overrides: Option<&Path>) -> (Self, Vec<TemplateProblem>) {
         let mut problems = BTreeSet::new();
         let mut files = CompiledFiles::default();
         for source in source::built_in() {
@@ -31,39 +37,46 @@ impl Templates {
         let templates =
             locales.iter().filter_map(|locale| assemble(locale, &locales, &files, &mut used, &mut problems)).collect();
         problems.extend(files.unused(&used));
-        let templates = Self::new(templates);
-        if problems.is_empty() {
-            problems = problems_with_samples(&templates, &files, &locales);
-        }
-        if problems.is_empty() { Ok(templates) } else { Err(problems.into_iter().collect()) }
-    }
-}
-
-/// Renders every sample in every language, so that an optional fact outside of a condition shows now, and not with the email
-/// of a customer.
-fn problems_with_samples(
-    templates: &Templates,
-    files: &CompiledFiles,
-    locales: &BTreeSet<String>,
-) -> BTreeSet<TemplateProblem> {
-    let mut problems = BTreeSet::new();
-    for locale in locales {
-        let reader = templates.new_reader(locale);
-        for kind in EmailKind::all() {
-            for sample in samples(kind.template, kind.recipient, locale) {
-                let rendered =
-                    templates.template(&reader, kind).map(|it| it.render(&reader, &sample.notification.facts));
-                let Some(Err(Name { name, position })) = rendered else { continue };
-                let (file, line) = files.location(*position);
-                let message = format!(
-                    "`{name}` is optional: put it inside {{{{#if {name}}}}}…{{{{/if}}}} (found with {kind}, {})",
-                    sample.variant
-                );
-                problems.insert(TemplateProblem { file, line, message });
+        let mut templates = Self::new(templates, files.untranslated(FALLBACK));
+        for locale in &locales {
+            for kind in EmailKind::all() {
+                if let Some(problem) = templates.problem_with_samples(&files, locale, kind) {
+                    problems.insert(problem);
+                    templates.remove(locale, kind);
+                }
             }
         }
+        (templates, problems.into_iter().collect())
     }
-    problems
+
+    /// Renders every sample of an email, so that an optional fact outside of a condition shows now, and not with the email of
+    /// a customer.
+    fn problem_with_samples(&self, files: &CompiledFiles, locale: &str, kind: EmailKind) -> Option<TemplateProblem> {
+        let found = self.new_reader(locale);
+        let template = self.template(&found, kind)?;
+        samples(kind.template, kind.recipient, locale).into_iter().find_map(|sample| {
+            let facts = &sample.notification.facts;
+            let rendered = template.preview(&found.reader, facts).and_then(|_| template.render(&found.reader, facts));
+            let (place, message) = match rendered {
+                Ok(rendered) if rendered.subject.is_empty() => {
+                    (FaultPlace::Subject, "the subject is empty when none of its conditions is met".to_owned())
+                }
+                Ok(_) => return None,
+                Err(RenderFault { missing: Some(name), place, .. }) => {
+                    (place, format!("`{name}` is optional: put it inside {{{{#if {name}}}}}…{{{{/if}}}}"))
+                }
+                Err(RenderFault { cause, place, .. }) => (place, cause),
+            };
+            let (file, line) = match place {
+                FaultPlace::Subject => (files.path(template.file), Some(1)),
+                FaultPlace::Preview => (files.path(template.file), Some(2)),
+                FaultPlace::Body(position) => files.location(Some(position)),
+                FaultPlace::Design => files.location(None),
+            };
+            let message = format!("{message} (found with {kind}, {})", sample.variant);
+            Some(TemplateProblem { file, line, message })
+        })
+    }
 }
 
 #[cfg(test)]

@@ -6,14 +6,13 @@
 //! start replaces them one by one and may add languages. A folder with a region (`fr-CA`) contains only the files that
 //! differ from its language's.
 //!
-//! Loading: `source` reads files; `compile` checks each of them, with `parse` and `lint`; `assemble` builds the templates of
-//! one email, with `plain` and `html`; `load` does all of this and renders every sample. Rendering: `catalog` finds the
-//! reader's language, `facts_view` formats the facts, `ast` inserts them.
+//! Loading: `source` reads files; `compile` parses each of them, with `tags` and `parse`; `assemble` builds the templates of
+//! one email, with `plain`, `html` and `lint`; `load` does all of this and renders every sample. Rendering: `catalog` finds
+//! the reader's language, `facts_view` formats the facts, and Handlebars inserts them, with `helpers`.
 //!
 //! Facts are data and are never parsed as a template.
 
 mod assemble;
-mod ast;
 mod block;
 mod catalog;
 mod color;
@@ -21,13 +20,17 @@ mod compile;
 mod design;
 mod escape;
 mod facts_view;
+mod full_stop;
+mod helpers;
 mod html;
+mod link;
 mod lint;
 mod load;
 mod parse;
 mod plain;
 mod problem;
 mod source;
+mod tags;
 
 pub use catalog::{RenderError, RenderedEmail, Templates};
 pub use problem::TemplateProblem;

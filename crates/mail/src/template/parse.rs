@@ -1,256 +1,309 @@
 //! Template files are written in a little Markdown, with Handlebars in it. This module parses them into blocks.
 //!
-//! A condition around whole blocks has each of its tags on its own line. A condition within a sentence begins and ends in
-//! that sentence.
+//! A helper around whole blocks, such as `{{#if …}}`, has each of its tags on its own line. A helper within a sentence
+//! begins and ends in that sentence.
 
-use std::iter::{Peekable, Zip};
-use std::ops::{Range, RangeFrom};
+use std::iter::Peekable;
+use std::ops::Range;
 
-use handlebars::template::Template as Parsed;
-use pulldown_cmark::{Event, HeadingLevel, Parser, Tag, TagEnd};
+use pulldown_cmark::{Event, HeadingLevel, Parser, Tag as Markup, TagEnd};
 
-use super::ast::{nodes, partials};
-use super::block::{Block, BlockKind, Branch, Inline, Link};
+use super::block::{Block, BlockKind, Branch, Inline, Link, PartialCall, Position};
+use super::facts_view::is_prose;
+use super::helpers::PARTIAL_SCOPE;
+use super::link::{Address, link_address};
 use super::plain::flatten;
 use super::problem::Mistake;
-
-/// The one fact that may be a link. Other facts are text that a person wrote, which could lead anywhere.
-const PAGE: &str = "{{admin_url}}";
+use super::tags::{Hidden, TagKind, Tags};
 
 const UNSUPPORTED: &str = "only paragraphs, `# headline`, `> notice`, `- **label:** fact`, `**bold**` and \
                            `[label](address)` are supported";
 
-/// Parses a body that begins after `lines_before` lines of its file.
-pub(super) fn parse(body: &str, lines_before: usize) -> Result<Vec<Block>, Mistake> {
-    let mut lines = body.lines().zip(lines_before + 1..).peekable();
-    let blocks = parse_until_tag(&mut lines)?;
-    match lines.next() {
+/// Parses a body.
+pub(super) fn parse(body: &Hidden, file: usize, tags: &mut Tags) -> Result<Vec<Block>, Mistake> {
+    let lines = body.text.lines().zip(body.lines.iter().copied()).collect();
+    let mut parser = BodyParser { lines, next: 0, file, tags };
+    let (blocks, tag) = parser.blocks()?;
+    match tag {
         // Its other tag is inside a sentence.
-        Some((tag, line)) => Err(Mistake::new(line, misplaced(tag))),
+        Some(LoneTag { text, line, .. }) => Err(Mistake::new(line, misplaced(&text))),
         None => Ok(blocks),
     }
 }
 
-/// Lines and their numbers.
-type Lines<'a> = Peekable<Zip<std::str::Lines<'a>, RangeFrom<usize>>>;
-
-/// Parses blocks up to an `{{else}}` or a closing tag, which is not consumed, or to the end.
-fn parse_until_tag(lines: &mut Lines<'_>) -> Result<Vec<Block>, Mistake> {
-    let mut blocks = Vec::new();
-    let mut markdown = String::new();
-    let mut markdown_line = 0;
-    loop {
-        let tag = match lines.peek() {
-            Some(&(text, line)) => match lone_tag(text) {
-                None => {
-                    if markdown.is_empty() {
-                        markdown_line = line;
-                    }
-                    markdown.push_str(text);
-                    markdown.push('\n');
-                    lines.next();
-                    continue;
-                }
-                Some(tag) => Some((tag, line)),
-            },
-            None => None,
-        };
-        parse_markdown(&std::mem::take(&mut markdown), markdown_line, &mut blocks)?;
-        let Some((tag, line)) = tag else { return Ok(blocks) };
-        let kind = match tag {
-            LoneTag::Else | LoneTag::End => return Ok(blocks),
-            LoneTag::Comment => {
-                lines.next();
-                continue;
-            }
-            LoneTag::Partial(name) => {
-                lines.next();
-                BlockKind::Partial(name)
-            }
-            LoneTag::Begin => parse_condition(lines, line)?,
-        };
-        blocks.push(Block { line, kind });
-    }
-}
-
-fn parse_condition(lines: &mut Lines<'_>, begins: usize) -> Result<BlockKind, Mistake> {
-    let mut branches = Vec::new();
-    while let Some((text, line)) = lines.next() {
-        let tag = text.trim().to_owned();
-        if lone_tag(text) == Some(LoneTag::End) {
-            return Ok(BlockKind::Condition { branches, end: tag });
-        }
-        branches.push(Branch { line, tag, blocks: parse_until_tag(lines)? });
-    }
-    Err(Mistake::new(begins, misplaced("{{#if …}}")))
-}
-
 /// The message about a partial inside a sentence.
-pub(super) fn misplaced_partial(name: &str) -> String {
-    format!("`{{{{> {name}}}}}` is inside a sentence; a partial must be on its own line, below the subject")
+pub(super) fn misplaced_partial(tag: &str) -> String {
+    format!("`{tag}` is inside a sentence; a partial must be on its own line, below the subject")
 }
 
 fn misplaced(tag: &str) -> String {
-    format!("`{}` is on its own line, so its other tags must be, too", tag.trim())
+    format!("`{tag}` is on its own line, so its other tags must be, too")
 }
 
 /// A tag on its own line.
-#[derive(Debug, PartialEq, Eq)]
-enum LoneTag {
-    Begin,
-    Else,
-    End,
-    Partial(String),
-    Comment,
+struct LoneTag {
+    kind: TagKind,
+    text: String,
+    line: usize,
 }
 
-fn lone_tag(line: &str) -> Option<LoneTag> {
-    let inner = line.trim().strip_prefix("{{")?.strip_suffix("}}")?;
-    if inner.contains("}}") {
-        return None;
-    }
-    let inner = inner.trim_matches('~').trim();
-    match inner.chars().next()? {
-        '#' => Some(LoneTag::Begin),
-        '/' => Some(LoneTag::End),
-        '>' => Some(LoneTag::Partial(inner.get(1..)?.trim().to_owned())),
-        '!' => Some(LoneTag::Comment),
-        _ if inner == "else" || inner.starts_with("else ") => Some(LoneTag::Else),
-        _ => None,
-    }
+struct BodyParser<'a> {
+    lines: Vec<(&'a str, usize)>,
+    next: usize,
+    file: usize,
+    tags: &'a mut Tags,
 }
 
-type Events<'a> = Peekable<pulldown_cmark::OffsetIter<'a, pulldown_cmark::DefaultBrokenLinkCallback>>;
-
-/// Markdown, and the line of its file where it begins.
-struct Source<'a> {
-    markdown: &'a str,
-    first_line: usize,
-}
-
-impl Source<'_> {
-    fn line(&self, at: &Range<usize>) -> usize {
-        self.first_line + self.markdown[..at.start].matches('\n').count()
-    }
-}
-
-/// Parses lines that contain no tag on its own line.
-fn parse_markdown(markdown: &str, first_line: usize, blocks: &mut Vec<Block>) -> Result<(), Mistake> {
-    let source = Source { markdown, first_line };
-    let mut events = Parser::new(markdown).into_offset_iter().peekable();
-    while let Some((event, at)) = events.next() {
-        let line = source.line(&at);
-        let unsupported = || Mistake::new(line, UNSUPPORTED);
-        let kind = match event {
-            Event::Start(Tag::Heading { level: HeadingLevel::H1, .. }) => {
-                BlockKind::Headline(inlines(&mut events, line, &source)?)
-            }
-            Event::Start(Tag::Paragraph) => {
-                let sentences = inlines(&mut events, line, &source)?;
-                match sentences.as_slice() {
-                    [Inline::Link(button)] => BlockKind::Button(button.clone()),
-                    _ => BlockKind::Paragraph(sentences),
+impl BodyParser<'_> {
+    /// Parses blocks up to an `{{else}}` or a closing tag, which is returned, or to the end.
+    fn blocks(&mut self) -> Result<(Vec<Block>, Option<LoneTag>), Mistake> {
+        let mut blocks = Vec::new();
+        let mut markdown = Vec::new();
+        loop {
+            let line = self.lines.get(self.next).copied();
+            self.next += 1;
+            let tag = match line {
+                Some((text, line)) => {
+                    let Some((kind, text)) = self.tags.alone(text) else {
+                        markdown.push((text, line));
+                        continue;
+                    };
+                    Some(LoneTag { kind, text, line })
                 }
+                None => None,
+            };
+            self.markdown(&std::mem::take(&mut markdown), &mut blocks)?;
+            let Some(tag) = tag else { return Ok((blocks, None)) };
+            if matches!(tag.kind, TagKind::Else | TagKind::Close) {
+                return Ok((blocks, Some(tag)));
             }
-            Event::Start(Tag::BlockQuote(_)) => {
-                let Some((Event::Start(Tag::Paragraph), _)) = events.next() else { return Err(unsupported()) };
-                let sentences = inlines(&mut events, line, &source)?;
-                let Some((Event::End(TagEnd::BlockQuote(_)), _)) = events.next() else {
-                    return Err(Mistake::new(line, "a notice must be one paragraph"));
-                };
-                BlockKind::Notice(sentences)
+            let position = Position { file: self.file, line: tag.line };
+            blocks.push(Block { position, kind: self.structure(&tag)? });
+        }
+    }
+
+    /// Parses what a tag on its own line begins.
+    fn structure(&mut self, tag: &LoneTag) -> Result<BlockKind, Mistake> {
+        Ok(match tag.kind {
+            TagKind::Partial => BlockKind::Partial(self.partial_call(&tag.text, ">", None)),
+            TagKind::OpenPartial => {
+                let content = self.closed(tag)?;
+                BlockKind::Partial(self.partial_call(&tag.text, "#>", Some(content)))
             }
-            Event::Start(Tag::List(None)) | Event::End(TagEnd::List(_)) => continue,
-            Event::Start(Tag::Item) => {
-                // With empty lines between them, items contain paragraphs.
-                let is_loose = events.next_if(|(event, _)| *event == Event::Start(Tag::Paragraph)).is_some();
-                let item = inlines(&mut events, line, &source)?;
-                if is_loose && !matches!(events.next(), Some((Event::End(TagEnd::Item), _))) {
-                    return Err(unsupported());
+            TagKind::OpenInline => {
+                let blocks = self.closed(tag)?;
+                let name = tag.text.split(['"', '\'']).nth(1).unwrap_or_default().to_owned();
+                if name.is_empty() {
+                    return Err(Mistake::new(tag.line, "write {{#*inline \"name\"}}…{{/inline}}"));
                 }
-                fact(item, line)?
+                BlockKind::InlinePartial { name, blocks }
             }
-            _ => return Err(unsupported()),
+            _ => self.helper(tag)?,
+        })
+    }
+
+    /// `{{> name arguments}}`
+    fn partial_call(&mut self, tag: &str, sign: &str, content: Option<Vec<Block>>) -> PartialCall {
+        let inner = tag.trim_start_matches('{').trim_end_matches('}').trim();
+        let inner = inner.strip_prefix(sign).unwrap_or(inner).trim();
+        let (name, arguments) = inner.split_once(char::is_whitespace).unwrap_or((inner, ""));
+        let scope = (!arguments.trim().is_empty()).then(|| {
+            let begins = format!("{{{{#{PARTIAL_SCOPE} {}}}}}", arguments.trim());
+            (self.hidden(TagKind::Open, &begins), self.hidden(TagKind::Close, &format!("{{{{/{PARTIAL_SCOPE}}}}}")))
+        });
+        PartialCall { name: name.trim_matches(['"', '\'']).to_owned(), scope, content }
+    }
+
+    fn hidden(&mut self, kind: TagKind, tag: &str) -> String {
+        self.tags.hide_text(kind, tag).to_string()
+    }
+
+    /// The blocks up to the closing tag of `tag`, without branches.
+    fn closed(&mut self, tag: &LoneTag) -> Result<Vec<Block>, Mistake> {
+        match self.blocks()? {
+            (blocks, Some(LoneTag { kind: TagKind::Close, .. })) => Ok(blocks),
+            (_, Some(LoneTag { text, line, .. })) => {
+                Err(Mistake::new(line, format!("`{text}` does not belong into `{}`", tag.text)))
+            }
+            (_, None) => Err(Mistake::new(tag.line, misplaced(&tag.text))),
+        }
+    }
+
+    fn helper(&mut self, first: &LoneTag) -> Result<BlockKind, Mistake> {
+        let mut branches = Vec::new();
+        let mut next = Some((first.line, self.hidden(TagKind::Open, &first.text)));
+        while let Some((line, tag)) = next {
+            let (blocks, after) = self.blocks()?;
+            let position = Position { file: self.file, line };
+            branches.push(Branch { position, tag, blocks });
+            next = match after {
+                Some(LoneTag { kind: TagKind::Close, text, .. }) => {
+                    return Ok(BlockKind::Helper { branches, end: self.hidden(TagKind::Close, &text) });
+                }
+                Some(LoneTag { text, line, .. }) => Some((line, self.hidden(TagKind::Else, &text))),
+                None => None,
+            };
+        }
+        Err(Mistake::new(first.line, misplaced(&first.text)))
+    }
+
+    /// Parses lines that contain no tag on its own line.
+    fn markdown(&mut self, lines: &[(&str, usize)], blocks: &mut Vec<Block>) -> Result<(), Mistake> {
+        let text: String = lines.iter().flat_map(|(text, _)| [*text, "\n"]).collect();
+        let mut source = Source {
+            markdown: &text,
+            lines,
+            events: Parser::new(&text).into_offset_iter().peekable(),
+            tags: &mut *self.tags,
         };
-        blocks.push(Block { line, kind });
-    }
-    Ok(())
-}
-
-/// `**label:** value`
-fn fact(item: Vec<Inline>, line: usize) -> Result<BlockKind, Mistake> {
-    let mut item = item.into_iter();
-    match item.next() {
-        Some(Inline::Strong(label)) => {
-            let mut value: Vec<_> = item.collect();
-            if let Some(Inline::Text(text)) = value.first_mut() {
-                *text = text.trim_start().to_owned();
-            }
-            Ok(BlockKind::Fact { label, value })
-        }
-        _ => Err(Mistake::new(line, "a fact must begin with its label in bold: `- **label:** value`")),
-    }
-}
-
-/// Parses sentences up to the end of the current element. Each element must be a complete template: if a condition crossed
-/// the end of an element, that end would be missing whenever the condition is not met.
-fn inlines(events: &mut Events<'_>, begins: usize, source: &Source<'_>) -> Result<Vec<Inline>, Mistake> {
-    let mut found: Vec<Inline> = Vec::new();
-    while let Some((event, at)) = events.next() {
-        let line = source.line(&at);
-        match event {
-            Event::Text(text) => add_text(&mut found, &text),
-            Event::SoftBreak => add_text(&mut found, " "),
-            Event::HardBreak => found.push(Inline::LineBreak),
-            Event::Start(Tag::Strong) => found.push(Inline::Strong(inlines(events, line, source)?)),
-            Event::Start(Tag::Link { dest_url, .. }) => {
-                let url = dest_url.to_string();
-                if url != PAGE {
-                    check_address(&url).map_err(|why| Mistake::new(line, format!("invalid link `{url}`: {why}")))?;
+        while let Some((event, at)) = source.events.next() {
+            let line = source.line(&at);
+            let unsupported = || Mistake::new(line, UNSUPPORTED);
+            let kind = match event {
+                Event::Start(Markup::Heading { level: HeadingLevel::H1, .. }) => {
+                    BlockKind::Headline(source.inlines(line)?)
                 }
-                found.push(Inline::Link(Link { label: inlines(events, line, source)?, url }));
-            }
-            Event::End(_) => {
-                return match mistake_in(&flatten(&found), &source.markdown[at]) {
-                    None => Ok(found),
-                    Some(message) => Err(Mistake::new(begins, message)),
-                };
-            }
-            _ => return Err(Mistake::new(line, UNSUPPORTED)),
+                Event::Start(Markup::Paragraph) => {
+                    let sentences = source.inlines(line)?;
+                    match sentences.as_slice() {
+                        [Inline::Link(button)] => BlockKind::Button(button.clone()),
+                        _ => BlockKind::Paragraph(sentences),
+                    }
+                }
+                Event::Start(Markup::BlockQuote(_)) => {
+                    let Some((Event::Start(Markup::Paragraph), _)) = source.events.next() else {
+                        return Err(unsupported());
+                    };
+                    let sentences = source.inlines(line)?;
+                    let Some((Event::End(TagEnd::BlockQuote(_)), _)) = source.events.next() else {
+                        return Err(Mistake::new(line, "a notice must be one paragraph"));
+                    };
+                    BlockKind::Notice(sentences)
+                }
+                Event::Start(Markup::List(None)) | Event::End(TagEnd::List(_)) => continue,
+                Event::Start(Markup::Item) => {
+                    // With empty lines between them, items contain paragraphs.
+                    let paragraph = |(event, _): &(Event<'_>, _)| *event == Event::Start(Markup::Paragraph);
+                    let is_loose = source.events.next_if(paragraph).is_some();
+                    let item = source.inlines(line)?;
+                    if is_loose && !matches!(source.events.next(), Some((Event::End(TagEnd::Item), _))) {
+                        return Err(unsupported());
+                    }
+                    source.fact(item, line)?
+                }
+                _ => return Err(unsupported()),
+            };
+            blocks.push(Block { position: Position { file: self.file, line }, kind });
         }
+        Ok(())
     }
-    Ok(found)
 }
 
-/// Checks where a link leads. The author of a fact must not choose the host or the addressee.
-fn check_address(url: &str) -> Result<(), &'static str> {
-    let Some(rest) = ["http://", "https://", "mailto:"].iter().find_map(|start| url.strip_prefix(start)) else {
-        return Err("it must begin with https://, http:// or mailto:");
-    };
-    let target = rest.split(['/', '?', '#']).next().unwrap_or_default();
-    if target.contains("{{") {
-        return Err("the host or addressee is a fact; write it out, and use facts only after it");
-    }
-    Ok(())
+/// Markdown, and where its lines come from.
+struct Source<'a, 't> {
+    markdown: &'a str,
+    lines: &'a [(&'a str, usize)],
+    events: Peekable<pulldown_cmark::OffsetIter<'a, pulldown_cmark::DefaultBrokenLinkCallback>>,
+    tags: &'t mut Tags,
 }
 
-/// What is wrong with a sentence after Markdown has parsed it.
-fn mistake_in(sentence: &str, markdown: &str) -> Option<String> {
-    let Ok(parsed) = Parsed::compile(sentence) else {
-        return Some(format!(
-            "a condition must end in the sentence where it begins, or have its tags on their own lines: `{sentence}`"
-        ));
-    };
-    if let Some(partial) = partials(&nodes(&parsed, &|_| None)).first() {
-        return Some(misplaced_partial(&partial.name));
+impl Source<'_, '_> {
+    fn line(&self, at: &Range<usize>) -> usize {
+        let index = self.markdown[..at.start].matches('\n').count();
+        self.lines.get(index).map_or(0, |(_, line)| *line)
     }
-    let tags = |text: &str| text.matches("{{").count();
-    if tags(sentence) > tags(markdown) {
-        return Some(format!("Markdown turns this into a tag: `{sentence}`"));
+
+    /// `**label:** value`
+    fn fact(&self, item: Vec<Inline>, line: usize) -> Result<BlockKind, Mistake> {
+        let mut item = item.into_iter();
+        let Some(Inline::Strong(label)) = item.next() else {
+            return Err(Mistake::new(line, "a fact must begin with its label in bold: `- **label:** value`"));
+        };
+        let mut value: Vec<_> = item.collect();
+        if let Some(Inline::Text(text)) = value.first_mut() {
+            *text = text.trim_start().to_owned();
+        }
+        if flatten(&value).trim().is_empty() {
+            return Err(Mistake::new(line, "this fact has no value: `- **label:** value`"));
+        }
+        if let [Inline::Text(text)] = value.as_slice() {
+            let mut chars = text.trim().chars();
+            if let (Some(fact), None) = (chars.next(), chars.next())
+                && self.tags.get(fact).is_some_and(|tag| tag.kind == TagKind::Expression && is_prose(tag.inner()))
+            {
+                return Ok(BlockKind::Quote { label, fact });
+            }
+        }
+        Ok(BlockKind::Fact { label, value })
     }
-    sentence
-        .contains("](")
-        .then(|| format!("a link is written `[label](address)`, with no spaces in the address: `{sentence}`"))
+
+    /// Parses sentences up to the end of the current element. Each element must be a complete template: if a helper crossed
+    /// the end of an element, that end would be missing whenever the helper leaves it out.
+    fn inlines(&mut self, begins: usize) -> Result<Vec<Inline>, Mistake> {
+        let mut found: Vec<Inline> = Vec::new();
+        while let Some((event, at)) = self.events.next() {
+            let line = self.line(&at);
+            match event {
+                Event::Text(text) => add_text(&mut found, &text),
+                Event::SoftBreak => add_text(&mut found, " "),
+                Event::HardBreak => found.push(Inline::LineBreak),
+                Event::Start(Markup::Strong) => found.push(Inline::Strong(self.inlines(line)?)),
+                Event::Start(Markup::Link { dest_url, .. }) => {
+                    let Address { url, shown } = link_address(&dest_url, self.tags).map_err(|why| {
+                        Mistake::new(line, format!("invalid link `{}`: {why}", self.tags.reveal(&dest_url)))
+                    })?;
+                    found.push(Inline::Link(Link { label: self.inlines(line)?, url, shown }));
+                }
+                Event::End(_) => {
+                    return match self.mistake_in(&flatten(&found)) {
+                        None => Ok(found),
+                        Some(message) => Err(Mistake::new(begins, message)),
+                    };
+                }
+                _ => return Err(Mistake::new(line, UNSUPPORTED)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// What is wrong with a sentence after Markdown has parsed it.
+    fn mistake_in(&self, sentence: &str) -> Option<String> {
+        let mut before = ' ';
+        for char in sentence.chars() {
+            if matches!(before, '{' | '\\') && (char == '{' && before == '{' || self.tags.get(char).is_some()) {
+                return Some(format!("Markdown turns this into a tag: `{}`", self.tags.reveal(sentence)));
+            }
+            before = char;
+        }
+        let mut depth = 0_i32;
+        for tag in sentence.chars().filter_map(|char| self.tags.get(char)) {
+            match tag.kind {
+                TagKind::Open => depth += 1,
+                TagKind::Close => depth -= 1,
+                TagKind::Partial | TagKind::OpenPartial | TagKind::OpenInline => {
+                    return Some(misplaced_partial(&tag.text));
+                }
+                TagKind::Else if depth == 0 => depth = -1,
+                _ => {}
+            }
+            if depth < 0 {
+                break;
+            }
+        }
+        if depth != 0 {
+            return Some(format!(
+                "a block such as {{{{#if …}}}} must end in the sentence where it begins, or have its tags on their own \
+                 lines: `{}`",
+                self.tags.reveal(sentence)
+            ));
+        }
+        sentence.contains("](").then(|| {
+            format!(
+                "a link is written `[label](address)`, with no spaces in the address: `{}`",
+                self.tags.reveal(sentence)
+            )
+        })
+    }
 }
 
 fn add_text(found: &mut Vec<Inline>, more: &str) {
@@ -261,108 +314,4 @@ fn add_text(found: &mut Vec<Inline>, more: &str) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::design::{ADDRESS, CONTENT, Design, LABEL};
-    use super::super::html::to_mjml;
-    use super::super::plain::PlainText;
-    use super::*;
-
-    fn design() -> Design {
-        let part = |name: &str| format!("<{name}>{CONTENT}</{name}>");
-        Design {
-            headline: part("h"),
-            paragraph: part("p"),
-            notice: part("n"),
-            button: format!("<b to={ADDRESS}>{CONTENT}</b>"),
-            facts: part("t"),
-            fact: format!("<r>{LABEL}={CONTENT}</r>"),
-        }
-    }
-
-    #[track_caller]
-    fn check(body: &str, text: &str, mjml: &str) {
-        let blocks = parse(body, 0).unwrap();
-        let plain = PlainText::of(&blocks);
-        assert_eq!(plain.text, text, "text of {body:?}");
-        assert_eq!(plain.text.lines().count(), plain.lines.len(), "lines of {body:?}");
-        assert_eq!(to_mjml(&blocks, &design(), &mut |name| format!("[{name}]")), mjml, "MJML of {body:?}");
-    }
-
-    #[test]
-    fn both_parts_come_from_the_same_blocks() {
-        check("# A\n\nb\nc **d** & e\n", "A\n\nb c d & e\n\n", "<h>A</h><p>b c <strong>d</strong> &amp; e</p>");
-        check("> **Now:** decide\n", "Now: decide\n\n", "<n><strong>Now:</strong> decide</n>");
-        check("[Open it]({{admin_url}})\n", "Open it\n{{admin_url}}\n\n", "<b to={{admin_url}}>Open it</b>");
-        check(
-            "See [us](https://a.example/?b=1&c=2) or [x@y.example](mailto:x@y.example).",
-            "See us (https://a.example/?b=1&c=2) or x@y.example.\n\n",
-            "<p>See <a class=\"link\" href=\"https://a.example/?b=1&amp;c=2\">us</a> or <a class=\"link\" \
-             href=\"mailto:x@y.example\">x@y.example</a>.</p>",
-        );
-        check("a\n{{> facts}}\nb", "a\n\n{{> facts}}\n\nb\n\n", "<p>a</p>[facts]<p>b</p>");
-        check("a  \nb", "a\nb\n\n", "<p>a<br />b</p>");
-        check("- **a:** b\n\n- **c:** d\n", "a: b\nc: d\n", "<t><r>a=b</r><r>c=d</r></t>");
-    }
-
-    #[test]
-    fn conditions_surround_blocks_or_parts_of_sentences() {
-        check(
-            "{{#if a}}\nx{{#if b}} y{{/if}}\n{{else if c}}\n{{! no }}\n{{else}}\nz\n{{/if}}\n",
-            "{{#if a}}\nx{{#if b}} y{{/if}}\n\n{{else if c}}\n{{else}}\nz\n\n{{/if}}\n",
-            "<mj-raw>{{#if a}}</mj-raw><p>x{{#if b}} y{{/if}}</p><mj-raw>{{else if c}}</mj-raw><mj-raw>{{else}}</mj-raw>\
-             <p>z</p><mj-raw>{{/if}}</mj-raw>",
-        );
-    }
-
-    #[test]
-    fn adjacent_facts_share_a_table() {
-        check(
-            "- **A:** {{a}}\n{{#if b}}\n- **B\u{a0}:** {{b}} c\n{{/if}}\n\nd\n",
-            "A: {{a}}\n{{#if b}}\nB\u{a0}: {{b}} c\n{{/if}}\n\nd\n\n",
-            "<t><r>A={{a}}</r>{{#if b}}<r>B={{b}} c</r>{{/if}}</t><p>d</p>",
-        );
-    }
-
-    #[test]
-    fn unsupported_syntax_is_reported_by_line() {
-        #[track_caller]
-        fn check(body: &str, line: usize, message: &str) {
-            let found = parse(body, 10).unwrap_err();
-            assert_eq!(found.line, 10 + line, "{body:?}: {found:?}");
-            assert!(found.message.contains(message), "{body:?}: {found:?}");
-        }
-        check("a\n\n## b\n", 3, "`# headline`");
-        check("a\n\n*b*\n", 3, "are supported");
-        check("a <b>b</b>\n", 1, "are supported");
-        check("a\n\n\n<div>\n", 4, "are supported");
-        check("a `b`\n", 1, "are supported");
-        check("![a](https://a.example)\n", 1, "are supported");
-        check("[a](https://{{note}})\n", 1, "host or addressee is a fact");
-        check("[a](https://b.example{{note}}/c)\n", 1, "host or addressee is a fact");
-        check("See [a](mailto:{{note}}).\n", 1, "host or addressee is a fact");
-        check("- a\n", 1, "label in bold");
-        check("[a](javascript:b)\n", 1, "must begin with");
-        check("x\n[a](/b)\n", 2, "must begin with");
-        check("x\n\n[a]({{note}})\n", 3, "must begin with");
-        check("[a](https://b.example/c d)\n", 1, "no spaces in the address");
-        check("a &#123;{b}}\n", 1, "turns this into a tag");
-        check("a\n\nb {**{c}**}\n", 3, "turns this into a tag");
-        check("> a\n>\n> b\n", 1, "one paragraph");
-        check("a {{#if b}}c\n\nd{{/if}}\n", 1, "in the sentence where it begins");
-        check("**a {{#if b}}c** d{{/if}}\n", 1, "in the sentence where it begins");
-        check("{{#if b}}\nc d{{/if}}\n", 2, "in the sentence where it begins");
-        check("a\n\nb {{> c}} d\n", 3, "`{{> c}}` is inside a sentence");
-        check("- **a:** {{#if b}}{{> c}}{{/if}}\n", 1, "`{{> c}}` is inside a sentence");
-        check("{{#if b}}\nc\n", 1, "on its own line");
-        check("c\n{{/if}}\n", 2, "on its own line");
-        check("c {{#if b}} d\n{{/if}}\n", 1, "in the sentence where it begins");
-    }
-
-    #[test]
-    fn plain_lines_map_to_the_lines_of_the_file() {
-        let blocks = parse("a\n\n[b](https://c.example)\n\n{{#if d}}\n{{d}}\n{{/if}}\n", 2).unwrap();
-        let PlainText { text, lines } = PlainText::of(&blocks);
-        let of = |wanted: &str| lines[text.lines().position(|line| line == wanted).unwrap()];
-        assert_eq!((of("a"), of("https://c.example"), of("{{#if d}}"), of("{{d}}")), (3, 5, 7, 8));
-    }
-}
+mod tests;

@@ -1,61 +1,64 @@
 //! The plain part of blocks.
 
-use super::block::{Block, BlockKind, Inline, Link};
+use super::block::{Block, BlockKind, Inline, Link, Position};
 
-/// A template of plain text.
+/// A template of plain text, whose tags are hidden.
 #[derive(Default)]
 pub(super) struct PlainText {
     pub(super) text: String,
-    /// For each line of `text`, the line of the file that it comes from.
-    pub(super) lines: Vec<usize>,
+    /// For each line of `text`, where it comes from.
+    pub(super) lines: Vec<Position>,
 }
 
 impl PlainText {
+    /// The plain part of blocks without partials.
     pub(super) fn of(blocks: &[Block]) -> Self {
         let mut plain = Self::default();
         plain.push_blocks(blocks);
         plain
     }
 
-    fn push(&mut self, text: &str, line: usize) {
+    fn push(&mut self, text: &str, position: Position) {
         for part in text.split('\n') {
             self.text.push_str(part);
             self.text.push('\n');
-            self.lines.push(line);
+            self.lines.push(position);
         }
     }
 
     fn push_blocks(&mut self, blocks: &[Block]) {
-        for (index, block) in blocks.iter().enumerate() {
-            let line = block.line;
-            let ends_facts = || block.is_facts() && blocks.get(index + 1).is_some_and(|next| !next.is_facts());
-            match &block.kind {
+        for (index, Block { position, kind }) in blocks.iter().enumerate() {
+            let position = *position;
+            let ends_facts = || blocks[index].is_facts() && blocks.get(index + 1).is_some_and(|next| !next.is_facts());
+            match kind {
                 BlockKind::Headline(text) | BlockKind::Paragraph(text) | BlockKind::Notice(text) => {
-                    self.push(&flatten(text), line);
-                    self.push("", line);
+                    self.push(&flatten(text), position);
+                    self.push("", position);
                 }
-                BlockKind::Button(Link { label, url }) => {
-                    self.push(&format!("{}\n{url}\n", flatten(label)), line);
+                BlockKind::Button(Link { label, shown, .. }) => {
+                    self.push(&format!("{}\n{shown}\n", flatten(label)), position);
                 }
                 BlockKind::Fact { label, value } => {
-                    self.push(&format!("{} {}", flatten(label), flatten(value)), line);
+                    self.push(&format!("{} {}", flatten(label), flatten(value)), position);
                     if ends_facts() {
-                        self.push("", line);
+                        self.push("", position);
                     }
                 }
-                BlockKind::Partial(name) => {
-                    self.push(&format!("{{{{> {name}}}}}\n"), line);
+                BlockKind::Quote { label, fact } => {
+                    self.push(&format!("\n{} {fact}\n", flatten(label)), position);
                 }
-                BlockKind::Condition { branches, end } => {
+                BlockKind::Helper { branches, end } => {
                     for branch in branches {
-                        self.push(&branch.tag, branch.line);
+                        self.push(&branch.tag, branch.position);
                         self.push_blocks(&branch.blocks);
                     }
-                    self.push(end, line);
+                    self.push(end, position);
                     if ends_facts() {
-                        self.push("", line);
+                        self.push("", position);
                     }
                 }
+                // They are expanded before.
+                BlockKind::Partial(_) | BlockKind::InlinePartial { .. } => {}
             }
         }
     }
@@ -68,10 +71,9 @@ pub(super) fn flatten(inlines: &[Inline]) -> String {
         .map(|inline| match inline {
             Inline::Text(text) => text.clone(),
             Inline::Strong(inner) => flatten(inner),
-            Inline::Link(Link { label, url }) => {
+            Inline::Link(Link { label, shown, .. }) => {
                 let label = flatten(label);
-                let address = url.strip_prefix("mailto:").unwrap_or(url);
-                if label == address { label } else { format!("{label} ({address})") }
+                if label == *shown { label } else { format!("{label} ({shown})") }
             }
             Inline::LineBreak => "\n".to_owned(),
         })

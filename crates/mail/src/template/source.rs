@@ -1,6 +1,6 @@
 //! The template files: built in, and from a directory.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ macro_rules! built_in {
     ($($locale:literal)*) => {
         &[
             built_in!(@design "_layout.mjml" "_headline.mjml" "_paragraph.mjml" "_notice.mjml" "_button.mjml" "_facts.mjml"
-                "_fact.mjml" "_small-print.mjml"),
+                "_fact.mjml" "_quote.mjml" "_small-print.mjml"),
             $(built_in!(@language $locale:
                 "_facts.md" "_greeting.md" "_footer.account_manager.md" "_footer.organization_contact.md"
                 "cancelled-by-admin.account_manager.md"
@@ -46,6 +46,7 @@ pub(super) struct SourceFile {
     pub(super) path: String,
     /// `None` for a file that could not be read, which is reported already.
     pub(super) text: Option<String>,
+    pub(super) is_built_in: bool,
 }
 
 /// The place of a file among the templates. A file replaces an earlier one at the same place.
@@ -64,6 +65,7 @@ pub(super) fn built_in() -> impl Iterator<Item = SourceFile> {
             None => format!("templates/{name}"),
         },
         text: Some(text.to_owned()),
+        is_built_in: true,
     })
 }
 
@@ -86,11 +88,19 @@ impl Reader<'_> {
     }
 
     fn read_directory(&mut self, directory: &Path) {
+        let mut folders: BTreeMap<String, PathBuf> = BTreeMap::new();
         for (name, path) in self.entries(directory) {
             if !path.is_dir() {
                 self.read_file(Place { locale: None, name }, &path);
             } else if let Some(tag) = parse_tag(&name) {
                 let locale = tag.to_string();
+                if let Some(other) = folders.insert(locale.clone(), path.clone()) {
+                    self.problem(
+                        &path,
+                        format!("a second folder for {locale}, beside {}: put all files into one", other.display()),
+                    );
+                    continue;
+                }
                 for (name, path) in self.entries(&path) {
                     self.read_file(Place { locale: Some(locale.clone()), name }, &path);
                 }
@@ -133,7 +143,7 @@ impl Reader<'_> {
         if let Err(error) = &text {
             self.problem(path, format!("cannot be read: {error}"));
         }
-        self.files.push(SourceFile { place, path: path.display().to_string(), text: text.ok() });
+        self.files.push(SourceFile { place, path: path.display().to_string(), text: text.ok(), is_built_in: false });
     }
 }
 
