@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::account::Account;
 use crate::contact::Mailbox;
 use crate::facts::{Facts, mailbox};
+use crate::failure_code::FailureCode;
 use crate::field::Field;
 use crate::organization::Organization;
 
@@ -125,7 +126,8 @@ pub struct Notification {
     pub facts: Facts,
 }
 
-/// An email of this organization about this account. It is in the reader's language, and replies go to the other party.
+/// An email of this organization about this account. It is in the reader's language, has only what the reader may know, and replies
+/// go to the other party.
 ///
 /// # Errors
 /// When a field that emails need cannot be read.
@@ -138,32 +140,45 @@ pub fn notify(
 ) -> Field<Notification> {
     let contact = mailbox(organization.contact.as_ref().map_err(Clone::clone)?);
     let manager = mailbox(account.manager.as_ref().map_err(Clone::clone)?);
-    let mut facts = facts.clone();
-    Ok(match recipient {
-        Recipient::OrganizationContact => Notification {
-            template,
-            recipient,
-            to: contact,
-            reply_to: Some(manager),
-            locale: organization.locale.clone(),
-            facts,
-        },
+    let (to, reply_to, locale) = match recipient {
+        Recipient::OrganizationContact => (contact, Some(manager), organization.locale.clone()),
         Recipient::AccountManager => {
-            // The administrators' page is for administrators.
-            facts.admin_url = None;
-            Notification {
-                template,
-                recipient,
-                to: manager,
-                reply_to: Some(Mailbox {
-                    name: contact.name.or_else(|| Some(facts.organization.name.clone())),
-                    email: contact.email,
-                }),
-                locale: account.manager_locale.clone().unwrap_or_else(|| organization.locale.clone()),
-                facts,
+            let name = contact.name.or_else(|| Some(facts.organization.name.clone()));
+            let locale = account.manager_locale.clone().unwrap_or_else(|| organization.locale.clone());
+            (manager, Some(Mailbox { name, email: contact.email }), locale)
+        }
+    };
+    Ok(Notification { template, recipient, to, reply_to, locale, facts: facts.clone() }.for_its_reader())
+}
+
+impl Notification {
+    /// Without what its recipient may not know. The administrators' pages and reasons and the payment system's message are for
+    /// administrators; the client's pages are for the client.
+    #[must_use]
+    pub fn for_its_reader(mut self) -> Self {
+        let facts = &mut self.facts;
+        match self.recipient {
+            Recipient::OrganizationContact => {
+                facts.account_url = None;
+                facts.payment_method_url = None;
+                facts.payment_url = None;
+            }
+            Recipient::AccountManager => {
+                // An administrator's reason is no fact, but entries of earlier versions may have it.
+                if matches!(self.template, Template::CancelledByAdmin | Template::RemovedByAdmin) {
+                    facts.reason = None;
+                }
+                facts.failure_message = None;
+                // To a client it would be an accusation, and to a thief a warning.
+                facts.failure_code = facts.failure_code.filter(|code| *code != FailureCode::LostOrStolen);
+                facts.admin_url = None;
+                facts.admin_account_url = None;
+                facts.requests.clear();
+                facts.requests_count = None;
             }
         }
-    })
+        self
+    }
 }
 
 /// An email to the organization's contact that is about no single account.
@@ -247,7 +262,7 @@ mod tests {
         let scene = scene(Status::Active)
             .with(|scene| {
                 scene.organization.name = Ok(long.clone());
-                scene.organization.admin_url = Some(format!("https://laurier.example/{long}"));
+                scene.organization.links.admin_url = Some(format!("https://laurier.example/{long}"));
                 scene.organization.brand.color = Some(long.clone());
                 scene.organization.brand.logo_url = Some(format!("data:image/png;base64,{long}"));
                 scene.account.manager.as_mut().unwrap().name = Some(long.clone());

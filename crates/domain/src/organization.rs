@@ -5,7 +5,8 @@ use chrono_tz::Tz;
 
 use crate::contact::{Brand, Mailbox};
 use crate::field::{Field, Malformed, fault};
-use crate::ids::{OrganizationId, SubscriptionId};
+use crate::ids::OrganizationId;
+use crate::link::Links;
 
 /// How a client may cancel (`organizations.client_cancellation`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -31,13 +32,19 @@ pub struct Organization {
     pub timezone: Field<Tz>,
     /// Its main contact.
     pub contact: Field<Mailbox>,
+    /// Its phone number, as it writes it.
+    pub phone: Option<String>,
+    /// Its postal address.
+    pub address: Option<String>,
+    /// The URL of its website.
+    pub website: Option<String>,
     pub client_cancellation: Field<ClientCancellation>,
     /// Whether clients receive an email about their own actions.
     pub notify_client_of_own_actions: Field<bool>,
     /// How many days before a card expires a notice is due, such as 30 and 5.
     pub card_notice_days: Field<Vec<u32>>,
-    /// The URL of the page on which administrators see a subscription, with `{subscription_id}`.
-    pub admin_url: Option<String>,
+    /// The pages that its emails link to.
+    pub links: Links,
     pub brand: Brand,
 }
 
@@ -58,13 +65,6 @@ impl Organization {
     pub fn date_at(&self, now: DateTime<Utc>) -> Field<NaiveDate> {
         Ok(now.with_timezone(&self.timezone.clone()?).date_naive())
     }
-
-    /// The page on which an administrator sees the subscription.
-    #[must_use]
-    pub fn admin_url_of(&self, subscription: &SubscriptionId) -> Option<String> {
-        let id: String = url::form_urlencoded::byte_serialize(subscription.as_str().as_bytes()).collect();
-        self.admin_url.as_ref().map(|template| template.replace("{subscription_id}", &id.replace('+', "%20")))
-    }
 }
 
 #[cfg(test)]
@@ -79,15 +79,5 @@ mod tests {
         assert_eq!(organization.date_at(instant("2026-06-15T04:00:00Z")), Ok(date("2026-06-15")));
         organization.timezone = Ok(chrono_tz::Pacific::Kiritimati);
         assert_eq!(organization.date_at(instant("2026-06-14T10:00:00Z")), Ok(date("2026-06-15")));
-    }
-
-    #[test]
-    fn admin_urls_escape_the_subscription_id() {
-        let mut organization = scene(Status::Active).organization;
-        let page = |organization: &super::Organization, id: &str| organization.admin_url_of(&id.try_into().unwrap());
-        assert_eq!(page(&organization, "sub-1").unwrap(), "https://laurier.example/s/sub-1");
-        assert_eq!(page(&organization, "a b/é?+&").unwrap(), "https://laurier.example/s/a%20b%2F%C3%A9%3F%2B%26");
-        organization.admin_url = None;
-        assert_eq!(page(&organization, "sub-1"), None);
     }
 }

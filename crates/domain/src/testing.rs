@@ -13,6 +13,7 @@ use crate::billing::{BillingDay, BillingMode};
 use crate::calendar::{YearMonth, end_of_day, parse_date};
 use crate::command::{Command, CommandBody, InvalidCommand, SubscriptionCommand};
 use crate::contact::{Brand, Mailbox};
+use crate::link::Links;
 use crate::notification::Notification;
 use crate::organization::{ClientCancellation, Organization};
 use crate::subscription::{Details, NamedRef, Request, ScheduledEnd, Status, Subscription};
@@ -63,7 +64,15 @@ pub(crate) fn scene(status: Status) -> Scene {
         client_cancellation: Ok(ClientCancellation::Immediate),
         notify_client_of_own_actions: Ok(false),
         card_notice_days: Ok(vec![30, 5]),
-        admin_url: Some("https://laurier.example/s/{subscription_id}".into()),
+        phone: Some("514 555-0199".into()),
+        address: None,
+        website: Some("https://laurier.example".into()),
+        links: Links {
+            admin_url: Some("https://laurier.example/s/{subscription_id}".into()),
+            admin_account_url: Some("https://laurier.example/a/{account_id}".into()),
+            account_url: Some("https://my.example/{account_id}/{subscription_id}".into()),
+            payment_method_url: Some("https://my.example/{account_id}/cards/{card_id}".into()),
+        },
         brand: Brand { color: Some("#0a7d4f".into()), logo_url: None },
     };
     let account = Account {
@@ -318,7 +327,9 @@ fn describe_subscription(draft: &TrackedSubscription, lines: &mut Vec<String>) {
 fn describe_emails(emails: &[Notification], lines: &mut Vec<String>) {
     let described = emails.iter().map(|email| {
         let mut facts = serde_json::to_value(&email.facts).unwrap();
-        for common in ["organization", "manager", "participant", "plan", "admin_url"] {
+        for common in
+            ["organization", "manager", "participant", "plan", "admin_url", "admin_account_url", "account_url"]
+        {
             facts.as_object_mut().unwrap().shift_remove(common);
         }
         (email.template, email.recipient.as_str(), flat(&facts))

@@ -6,6 +6,7 @@ use chrono::NaiveDate;
 use offramp_domain::calendar::YearMonth;
 use offramp_domain::contact::Mailbox;
 use offramp_domain::facts::{CardFacts, Facts, OrganizationFacts, PendingRequest};
+use offramp_domain::failure_code::FailureCode;
 use offramp_domain::money::{Amount, Currency, Decimal};
 use offramp_domain::notification::{Notification, Recipient, Template};
 
@@ -185,6 +186,7 @@ fn payment_failed() -> Vec<(&'static str, Facts)> {
 
 /// Facts with a value for every field: all names that templates may use.
 pub(crate) fn every_fact() -> Facts {
+    // No struct update, so that a new fact cannot be forgotten here.
     Facts {
         organization: organization(),
         manager: Some(manager()),
@@ -193,21 +195,29 @@ pub(crate) fn every_fact() -> Facts {
         actor: text("x"),
         ends_on: date(2026, 6, 14),
         previous_ends_on: date(2026, 6, 14),
+        ended: true,
         final_billing_on: date(2026, 6, 14),
         next_billing_on: date(2026, 6, 14),
         removed_on: date(2026, 6, 14),
         requested_on: date(2026, 6, 14),
+        superseded: true,
         reason: text("x"),
         note: text("x"),
+        message: text("x"),
         invoice_id: text("x"),
         refund: Some(true),
         amount: amount("49.99", "CAD"),
         card: Some(CardFacts { expires: Some(YearMonth::of(day(2026, 6, 1))), ..card(true) }),
         attempt: Some(1),
         failure_message: text("x"),
+        failure_code: Some(FailureCode::InsufficientFunds),
         next_attempt_on: date(2026, 6, 14),
         past_attempt_on: date(2026, 6, 14),
         admin_url: text("https://example.com/"),
+        admin_account_url: text("https://example.com/"),
+        account_url: text("https://example.com/"),
+        payment_method_url: text("https://example.com/"),
+        payment_url: text("https://example.com/"),
         requests: vec![pending_request(8)],
         requests_count: Some(1),
     }
@@ -215,32 +225,9 @@ pub(crate) fn every_fact() -> Facts {
 
 /// The fewest facts that an email can have.
 fn few_facts() -> Facts {
-    Facts {
-        organization: OrganizationFacts { color: None, logo_url: None, ..organization() },
-        manager: Some(Mailbox { name: None, ..manager() }),
-        participant: None,
-        plan: None,
-        actor: None,
-        ends_on: None,
-        previous_ends_on: None,
-        final_billing_on: None,
-        next_billing_on: None,
-        removed_on: None,
-        requested_on: None,
-        reason: None,
-        note: None,
-        invoice_id: None,
-        refund: None,
-        amount: None,
-        card: None,
-        attempt: None,
-        failure_message: None,
-        next_attempt_on: None,
-        past_attempt_on: None,
-        admin_url: None,
-        requests: Vec::new(),
-        requests_count: None,
-    }
+    let organization =
+        OrganizationFacts { phone: None, address: None, website: None, color: None, logo_url: None, ..organization() };
+    Facts::of(organization, Some(Mailbox { name: None, ..manager() }))
 }
 
 fn subscription_facts() -> Facts {
@@ -259,6 +246,9 @@ fn organization() -> OrganizationFacts {
     OrganizationFacts {
         name: "Club Boréal".to_owned(),
         email: "info@boreal.example".to_owned(),
+        phone: text("514 555-0199"),
+        address: text("1200, rue du Lac\nMagog (Québec)  J1X 2B4"),
+        website: text("https://boreal.example"),
         color: text("#0a7d4f"),
         logo_url: text("https://boreal.example/logo.png"),
     }

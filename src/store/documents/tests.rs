@@ -233,7 +233,7 @@ fn malformed_cards_brands_and_languages_affect_no_other_field() {
         panic!()
     };
     assert_eq!(organization.brand, Brand { color: None, logo_url: Some("https://club.example/logo.png".to_owned()) });
-    assert_eq!((organization.locale.as_str(), organization.admin_url), ("", None));
+    assert_eq!((organization.locale.as_str(), organization.links.admin_url), ("", None));
     assert!(organization.timezone.is_ok() && organization.contact.is_ok());
     assert!(organization.card_notice_days.is_err());
 }

@@ -318,7 +318,7 @@ mod tests {
             cancellation: by admin via purchases, "blessure", 2026-07, admin adm-1
             history: active → cancellation_scheduled, 2026-07-14, by admin adm-1, cmd-1
             email cancelled-by-admin to account_manager
-            actor: Luc, ends_on: 2026-07-14, final_billing_on: 2026-06-15, reason: blessure
+            actor: Luc, ends_on: 2026-07-14, final_billing_on: 2026-06-15
             event subscription.cancellation-scheduled
             by: admin, via: purchases, ends_on: 2026-07-14, ends_at: 2026-07-15T04:00:00.000Z, final_billing_on: 2026-06-15, reason: blessure
         "#,
@@ -498,7 +498,7 @@ mod tests {
             details dropped
             history: active → removed, no last day, by admin adm-1, cmd-1
             email removed-by-admin to account_manager
-            actor: Luc, removed_on: 2026-06-01, reason: erreur, invoice_id: inv-may, refund: true
+            actor: Luc, removed_on: 2026-06-01, invoice_id: inv-may, refund: true
             event subscription.removed
             invoice_id: inv-may, refund: true, activities: [{"id":"a-1","name":"Longueurs"}]
         "#,

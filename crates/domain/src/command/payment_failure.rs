@@ -137,8 +137,10 @@ mod tests {
             r#"
             active → active
             payment failure: inv-may 1049.9 CAD, Visa 0042, attempt 2, next Some(2026-06-04), Some("Fonds insuffisants")
-            email payment-failed to organization_contact and account_manager
+            email payment-failed to organization_contact
             invoice_id: inv-may, amount.value: 1049.9, amount.currency: CAD, card.brand: Visa, card.last4: 0042, card.expired: false, attempt: 2, failure_message: Fonds insuffisants, next_attempt_on: 2026-06-04
+            email payment-failed to account_manager
+            invoice_id: inv-may, amount.value: 1049.9, amount.currency: CAD, card.brand: Visa, card.last4: 0042, card.expired: false, attempt: 2, next_attempt_on: 2026-06-04
         "#,
         );
     }

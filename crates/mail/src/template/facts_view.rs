@@ -4,9 +4,10 @@
 
 use std::sync::LazyLock;
 
-use chrono::{Days, Months, NaiveDate};
+use chrono::NaiveDate;
 use handlebars::JsonValue as Json;
 use icu::locale::LanguageIdentifier;
+use offramp_domain::calendar::YearMonth;
 use offramp_domain::facts::{CardFacts, Facts, OrganizationFacts, PendingRequest};
 use serde_json::{Map, json};
 
@@ -76,21 +77,29 @@ pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
         actor,
         ends_on,
         previous_ends_on,
+        ended,
         final_billing_on,
         next_billing_on,
         removed_on,
         requested_on,
+        superseded,
         reason,
         note,
+        message,
         invoice_id,
         refund,
         amount,
         card,
         attempt,
         failure_message,
+        failure_code,
         next_attempt_on,
         past_attempt_on,
         admin_url,
+        admin_account_url,
+        account_url,
+        payment_method_url,
+        payment_url,
         requests,
         requests_count,
     } = facts;
@@ -107,12 +116,15 @@ pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
     view.put("actor", actor.as_deref().map(name));
     view.date("ends_on", *ends_on);
     view.date("previous_ends_on", *previous_ends_on);
+    view.flag("ended", *ended);
     view.date("final_billing_on", *final_billing_on);
     view.date("next_billing_on", *next_billing_on);
     view.date("removed_on", *removed_on);
     view.date("requested_on", *requested_on);
+    view.flag("superseded", *superseded);
     view.put("reason", reason.as_deref().map(paragraphs));
     view.put("note", note.as_deref().map(paragraphs));
+    view.put("message", message.as_deref().map(paragraphs));
     view.put("invoice_id", invoice_id.as_deref().map(name));
     if let Some(refund) = refund {
         view.names.insert("refund".to_owned(), Json::Bool(*refund));
@@ -125,9 +137,14 @@ pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
     view.card(card.as_ref());
     view.number("attempt", *attempt);
     view.put("failure_message", failure_message.as_deref().map(paragraphs));
+    view.put("failure_code", failure_code.map(|code| code.as_str().to_owned()));
     view.date("next_attempt_on", *next_attempt_on);
     view.date("past_attempt_on", *past_attempt_on);
     view.put("admin_url", admin_url.as_deref().and_then(web_address));
+    view.put("admin_account_url", admin_account_url.as_deref().and_then(web_address));
+    view.put("account_url", account_url.as_deref().and_then(web_address));
+    view.put("payment_method_url", payment_method_url.as_deref().and_then(web_address));
+    view.put("payment_url", payment_url.as_deref().and_then(web_address));
     if !requests.is_empty() {
         let requests = requests.iter().map(|request| pending_request(request, reader)).collect();
         view.names.insert("requests".to_owned(), Json::Array(requests));
@@ -139,7 +156,7 @@ pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
 }
 
 /// The approximate number of names in an email.
-const NAMES_EXPECTED: usize = 48;
+const NAMES_EXPECTED: usize = 64;
 
 struct View<'a> {
     names: Map<String, Json>,
@@ -162,6 +179,13 @@ impl View<'_> {
         }
     }
 
+    /// Adds a flag. Without it, it is false.
+    fn flag(&mut self, name: &str, is_set: bool) {
+        if is_set {
+            self.names.insert(name.to_owned(), Json::Bool(true));
+        }
+    }
+
     fn number(&mut self, name: &str, number: Option<u32>) {
         if let Some(number) = number {
             self.names.insert(name.to_owned(), Json::from(number));
@@ -171,8 +195,7 @@ impl View<'_> {
 
     fn card(&mut self, card: Option<&CardFacts>) {
         let Some(CardFacts { brand, last4, expires, expired }) = card else { return };
-        let last_day = expires
-            .and_then(|month| month.first_day().checked_add_months(Months::new(1))?.checked_sub_days(Days::new(1)));
+        let last_day = expires.map(YearMonth::last_day);
         let mut names = object([
             ("brand", Some(name(brand))),
             ("last4", Some(name(last4))),
@@ -188,12 +211,15 @@ impl View<'_> {
 }
 
 fn organization_names(organization: &OrganizationFacts) -> Json {
-    let OrganizationFacts { name: full_name, email, color, logo_url } = organization;
+    let OrganizationFacts { name: full_name, email, phone, address, website, color, logo_url } = organization;
     let color = color.as_deref().and_then(parse_color).unwrap_or(PLAIN);
     let (full_name, email) = (name(full_name), name(email));
     object([
         ("name", Some(if full_name.is_empty() { email.clone() } else { full_name })),
         ("email", Some(email)),
+        ("phone", phone.as_deref().map(name)),
+        ("address", address.as_deref().map(paragraphs)),
+        ("website", website.as_deref().and_then(web_address)),
         ("color", Some(hex(color))),
         ("text_on_color", Some(hex(legible_on(color)))),
         ("logo_url", logo_url.as_deref().and_then(web_address)),
