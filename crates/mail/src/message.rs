@@ -71,7 +71,7 @@ impl ComposedEmail {
         let encoding = if supports_8bit && self.signer.is_none() && body.fits_8bit() {
             Encoding::EightBit
         } else {
-            Encoding::QuotedPrintable
+            Encoding::Ascii
         };
         let mut email = Vec::with_capacity(self.headers.len() + body.size_hint(encoding));
         email.extend_from_slice(self.headers.as_bytes());

@@ -5,6 +5,8 @@
 
 use std::{iter, mem};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use memchr::{memchr, memchr2_iter, memmem, memrchr};
 use uuid::Uuid;
 
@@ -13,6 +15,9 @@ const LINE_BYTES_MAX: usize = 998;
 
 /// The longest line of quoted-printable, in characters, without the `=` of a soft line break.
 const QUOTED_LINE_MAX: usize = 75;
+
+/// The bytes that a line of base64 encodes, in 76 characters.
+const BASE64_LINE_BYTES: usize = 57;
 
 /// How a boundary line begins, after the end of the line before. `=_` never occurs in quoted-printable.
 const BOUNDARY_LINE: &[u8] = b"\n--=_";
@@ -25,8 +30,8 @@ const FRAME_BYTES: usize = 512;
 pub(crate) enum Encoding {
     /// UTF-8 as it is, for servers with 8BITMIME.
     EightBit,
-    /// ASCII, for every server.
-    QuotedPrintable,
+    /// ASCII, for every server: quoted-printable, or base64 where that is shorter, as for most scripts but Latin.
+    Ascii,
 }
 
 /// Plain text and HTML: `multipart/alternative`.
@@ -61,7 +66,7 @@ impl<'a> Alternative<'a> {
         FRAME_BYTES
             + match encoding {
                 Encoding::EightBit => bytes + bytes / 16,
-                Encoding::QuotedPrintable => bytes + bytes / 4,
+                Encoding::Ascii => bytes + bytes / 4,
             }
     }
 
@@ -82,12 +87,20 @@ impl<'a> Alternative<'a> {
         for (kind, part) in [("plain", self.text), ("html", self.html)] {
             put(out, &["--", &self.boundary, "\r\nContent-Type: text/", kind, "; charset=utf-8\r\n"]);
             put(out, &["Content-Transfer-Encoding: ", transfer_encoding(encoding, part), "\r\n\r\n"]);
-            for line in lines(part) {
-                match encoding {
-                    Encoding::EightBit => out.extend_from_slice(line),
-                    Encoding::QuotedPrintable => quote(line, out),
+            match transfer_encoding(encoding, part) {
+                "base64" => write_base64(part, out),
+                "quoted-printable" => {
+                    for line in lines(part) {
+                        quote(line, out);
+                        out.extend_from_slice(b"\r\n");
+                    }
                 }
-                out.extend_from_slice(b"\r\n");
+                _ => {
+                    for line in lines(part) {
+                        out.extend_from_slice(line);
+                        out.extend_from_slice(b"\r\n");
+                    }
+                }
             }
             // This line end belongs to the boundary.
             out.extend_from_slice(b"\r\n");
@@ -131,9 +144,29 @@ fn put(out: &mut Vec<u8>, texts: &[&str]) {
 
 fn transfer_encoding(encoding: Encoding, part: &str) -> &'static str {
     match encoding {
-        Encoding::QuotedPrintable => "quoted-printable",
+        // Quoted-printable takes three bytes for one of these; base64 takes four for three of all.
+        Encoding::Ascii if 6 * count_non_ascii(part) > part.len() => "base64",
+        Encoding::Ascii => "quoted-printable",
         Encoding::EightBit if part.is_ascii() => "7bit",
         Encoding::EightBit => "8bit",
+    }
+}
+
+fn count_non_ascii(part: &str) -> usize {
+    part.bytes().filter(|byte| !byte.is_ascii()).count()
+}
+
+/// Writes a part in base64 (RFC 2045 §6.8), in lines.
+fn write_base64(part: &str, out: &mut Vec<u8>) {
+    // What is encoded has the line ends of the network, too.
+    let mut text = Vec::with_capacity(part.len() + part.len() / 16);
+    for line in lines(part) {
+        text.extend_from_slice(line);
+        text.extend_from_slice(b"\r\n");
+    }
+    for line in text.chunks(BASE64_LINE_BYTES) {
+        out.extend_from_slice(BASE64.encode(line).as_bytes());
+        out.extend_from_slice(b"\r\n");
     }
 }
 

@@ -22,14 +22,26 @@ pub(super) fn hex([red, green, blue]: Rgb) -> String {
 /// White or black, whichever has the higher contrast on `color`. It always exceeds the 4.5 to 1 that WCAG 2 (1.4.3)
 /// requires.
 pub(super) fn legible_on(color: Rgb) -> Rgb {
+    let (white, black) = ([255; 3], [0; 3]);
+    if contrast(color, white) >= contrast(color, black) { white } else { black }
+}
+
+/// The colour, if a line in it is visible on white, else a plain one. WCAG 2 (1.4.11) requires 3 to 1.
+pub(super) fn visible_on_white(color: Rgb) -> Rgb {
+    if contrast(color, [255; 3]) >= 3.0 { color } else { PLAIN }
+}
+
+fn contrast(one: Rgb, other: Rgb) -> f32 {
+    let (one, other) = (luminance(one), luminance(other));
+    (one.max(other) + 0.05) / (one.min(other) + 0.05)
+}
+
+fn luminance(color: Rgb) -> f32 {
     let [red, green, blue] = color.map(|value| {
         let value = f32::from(value) / 255.0;
         if value <= 0.04045 { value / 12.92 } else { ((value + 0.055) / 1.055).powf(2.4) }
     });
-    let luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue;
-    let on_white = 1.05 / (luminance + 0.05);
-    let on_black = (luminance + 0.05) / 0.05;
-    if on_white >= on_black { [255; 3] } else { [0; 3] }
+    0.2126 * red + 0.7152 * green + 0.0722 * blue
 }
 
 #[cfg(test)]
@@ -52,5 +64,13 @@ mod tests {
         check("red;background:url(x)", None);
         check("", None);
         check(&" ".repeat(100), None);
+    }
+
+    #[test]
+    fn light_colours_are_not_used_for_lines_on_white() {
+        for (text, expected) in [("#0a7d4f", "#0a7d4f"), ("#fff", "#33475b"), ("gold", "#33475b"), ("#000", "#000000")]
+        {
+            assert_eq!(hex(visible_on_white(parse_color(text).unwrap())), expected, "{text}");
+        }
     }
 }

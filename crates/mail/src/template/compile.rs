@@ -15,6 +15,10 @@ use super::source::{Place, SourceFile};
 use super::tags::{Hidden, TagKind, Tags};
 use crate::text::single_line;
 
+/// Invisible characters behind the preview. Email clients that show a longer preview would continue with the body.
+const PREVIEW_FILLER: &str = "\u{34f}\u{200c}\u{a0}";
+const PREVIEW_FILLERS: usize = 60;
+
 /// All template files.
 pub(super) struct CompiledFiles {
     pub(super) tags: Tags,
@@ -250,7 +254,8 @@ impl Compiler<'_> {
                 (body, lines_before) = (rest, 2);
             }
             let (preview, hidden) = self.sentence(preview, 2, Part::Preview)?;
-            head = Some(Head { subject, preview, html_preview: escape_html(&hidden) });
+            let html_preview = escape_html(&hidden) + &PREVIEW_FILLER.repeat(PREVIEW_FILLERS);
+            head = Some(Head { subject, preview, html_preview });
             if !body.starts_with('\n') {
                 let message = "an empty line must follow `Subject: …` and `Preview: …`";
                 self.problem(Some(lines_before + 1), message);

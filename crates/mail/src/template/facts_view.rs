@@ -11,7 +11,7 @@ use offramp_domain::calendar::YearMonth;
 use offramp_domain::facts::{CardFacts, Facts, OrganizationFacts, PendingRequest};
 use serde_json::{Map, json};
 
-use super::color::{PLAIN, hex, legible_on, parse_color};
+use super::color::{PLAIN, hex, legible_on, parse_color, visible_on_white};
 use crate::locale::{Reader, parse_tag};
 use crate::samples::every_fact;
 use crate::text::{is_direction_override, shorten, single_line};
@@ -34,6 +34,8 @@ const NAMES: [&str; 5] = ["participant", "plan", "actor", "manager.name", "organ
 /// The longest name in an email, in characters. Longer ones are cut.
 const NAME_CHARS_MAX: usize = 120;
 
+/// The longest reason in a list of requests, in characters.
+const LISTED_REASON_CHARS_MAX: usize = 200;
 /// The longest line of a quotation in the plain part, in characters. A longer one could be padded so that an email client
 /// breaks it where it pleases its author, and what follows would look like a line of ours.
 const QUOTED_LINE_CHARS_MAX: usize = 72;
@@ -222,6 +224,7 @@ fn organization_names(organization: &OrganizationFacts) -> Json {
         ("website", website.as_deref().and_then(web_address)),
         ("color", Some(hex(color))),
         ("text_on_color", Some(hex(legible_on(color)))),
+        ("accent_color", Some(hex(visible_on_white(color)))),
         ("logo_url", logo_url.as_deref().and_then(web_address)),
     ])
 }
@@ -233,7 +236,7 @@ fn pending_request(request: &PendingRequest, reader: &Reader) -> Json {
         ("plan", plan.as_deref().map(name)),
         ("requested_on", Some(reader.formats.date(*requested_on))),
         ("actor", actor.as_deref().map(name)),
-        ("reason", reason.as_deref().map(paragraphs)),
+        ("reason", reason.as_deref().map(|reason| shorten(&paragraphs(reason), LISTED_REASON_CHARS_MAX))),
         ("admin_url", admin_url.as_deref().and_then(web_address)),
     ]);
     names["days"] = Json::from(*days);

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use chrono::DateTime;
 use offramp_domain::notification::Notification;
 use offramp_mail::samples::{Sample, samples};
-use offramp_mail::{EmailKind, RenderedEmail};
+use offramp_mail::{EmailKind, Origin, RenderedEmail, Sender, compose};
+use uuid::Uuid;
 
 use super::{built_in, sample};
 
@@ -88,6 +90,38 @@ fn strip_tags(html: &str) -> String {
         text.push_str(rest);
     }
     text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"").replace("&amp;", "&")
+}
+
+/// The longest texts that commands and documents may have, in the characters that take the most bytes.
+#[test]
+fn any_text_within_the_limits_stays_below_100_kb() {
+    let templates = built_in();
+    let sender = Sender::parse("no-reply@offramp.example").unwrap();
+    let origin = Origin { entry_id: Uuid::nil(), conversation_id: Uuid::nil() };
+    let (name, prose) = ("🏊".repeat(1_000), "🏊 ".repeat(1_000) + &"🏊".repeat(1_000));
+    for locale in LOCALES {
+        for kind in EmailKind::all() {
+            for Sample { variant, mut notification } in samples(kind.template, kind.recipient, locale) {
+                let facts = &mut notification.facts;
+                for long in [&mut facts.participant, &mut facts.plan, &mut facts.actor, &mut facts.invoice_id] {
+                    *long = long.as_ref().map(|_| name.clone());
+                }
+                for long in [&mut facts.reason, &mut facts.note, &mut facts.failure_message] {
+                    *long = long.as_ref().map(|_| prose.clone());
+                }
+                facts.organization.name.clone_from(&name);
+                for request in &mut facts.requests {
+                    request.reason = Some(prose.clone());
+                }
+                let rendered = templates.render(&notification).unwrap();
+                let email = compose(&sender, origin, &notification, rendered, DateTime::UNIX_EPOCH).unwrap();
+                for supports_8bit in [true, false] {
+                    let bytes = email.bytes(supports_8bit).unwrap().len();
+                    assert!(bytes < 100_000, "{locale} {kind} {variant}: {bytes} bytes");
+                }
+            }
+        }
+    }
 }
 
 #[test]

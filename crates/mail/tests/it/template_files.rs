@@ -87,6 +87,11 @@ fn template_problems_name_file_and_line() {
     );
     check_problem(mail, "Subject:\n\nx\n", ":1: the subject is empty: write it after `Subject:`");
     check_problem(mail, "Subject: x\n\n- **a:**\n", ":3: this fact has no value: `- **label:** value`");
+}
+
+#[test]
+fn structure_problems_name_file_and_line() {
+    let mail = "fr/request-declined.account_manager.md";
     let misplaced = "`{{> facts}}` is inside a sentence; a partial must be on its own line, below the subject";
     check_problem(mail, "Subject: {{> facts}}\n\nx\n", &format!(":1: {misplaced}"));
     check_problem(mail, "Subject: x\n\nx\n\ny {{> facts}}\n", &format!(":5: {misplaced}"));
