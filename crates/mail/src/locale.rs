@@ -147,9 +147,21 @@ impl Formats {
             // ICU rounds to the currency's digits. An amount that would change is written as in the document.
             (Ok(mut decimal), Some(money)) if fraction.len() <= money.fraction_digits => {
                 decimal.trim_start();
-                money.formatter.format_fixed_decimal(&decimal).to_string()
+                self.as_in_cldr(money.formatter.format_fixed_decimal(&decimal).to_string())
             }
             _ => format!("{value}\u{a0}{currency}"),
+        }
+    }
+
+    /// Corrects what ICU4X 2.4 formats otherwise than CLDR says: it lacks the separators that French-speaking Switzerland
+    /// uses in amounts, and currencies whose Spanish symbol is their code.
+    fn as_in_cldr(&self, money: String) -> String {
+        let region = self.locale.region.map(|region| region.to_string());
+        match (self.locale.language.as_str(), region.as_deref()) {
+            ("fr", Some("CH")) => money.replace(',', ".").replace(['\'', '’'], "\u{202f}"),
+            ("es", None | Some("ES")) => with_code(&money, "CA$", "CAD"),
+            ("es", _) => with_code(&with_code(&money, "CA$", "CAD"), "US$", "USD"),
+            _ => money,
         }
     }
 
@@ -174,6 +186,14 @@ impl Formats {
         let nothing = formatter.format_fixed_decimal(&Decimal::from(0)).to_string();
         let fraction_digits = nothing.chars().filter(|c| c.is_numeric()).count().saturating_sub(1);
         Some(MoneyFormat { formatter, fraction_digits })
+    }
+}
+
+/// An amount with the code of the currency instead of a symbol. A code is not written next to a digit.
+fn with_code(money: &str, symbol: &str, code: &str) -> String {
+    match money.strip_prefix(symbol) {
+        Some(number) => format!("{code}\u{a0}{}", number.trim_start_matches('\u{a0}')),
+        None => money.replace(symbol, code),
     }
 }
 
@@ -261,7 +281,12 @@ mod tests {
         check_money("en", "49.99", "CAD", "CA$49.99");
         check_money("es-MX", "49.99", "MXN", "$49.99");
         check_money("es", "49.99", "EUR", "49,99\u{a0}€");
-        check_money("es", "49.99", "CAD", "49,99\u{a0}CA$");
+        check_money("es", "49.99", "CAD", "49,99\u{a0}CAD");
+        check_money("es-MX", "1049.9", "USD", "USD\u{a0}1,049.90");
+        check_money("es-ES", "1049.9", "EUR", "1049,90\u{a0}€");
+        check_money("fr-CH", "1049.9", "CHF", "1\u{202f}049.90\u{a0}CHF");
+        check_money("fr-CH", "1049.9", "EUR", "1\u{202f}049.90\u{a0}€");
+        check_money("es-US", "49.99", "USD", "$49.99");
         check_money("en-CA", "49", "CAD", "$49.00");
         check_money("fr-CA", "49.9", "CAD", "49,90\u{a0}$");
         check_money("en-CA", "5000", "JPY", "JP¥5,000");
