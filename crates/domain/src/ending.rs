@@ -13,7 +13,7 @@ use crate::field::Field;
 use crate::ids::FreeText;
 use crate::notification::{Recipient, Template};
 use crate::subscription::{
-    CancellationRecord, Details, Initiator, RequestDecision, ScheduledEnd, Status, Subscription,
+    CancellationRecord, Channel, Details, Initiator, RequestDecision, ScheduledEnd, Status, Subscription,
 };
 
 /// The last day of access, and the last invoice.
@@ -60,6 +60,8 @@ pub(crate) struct ScheduledCancellation<'a> {
     pub(crate) request_decision: RequestDecision,
     /// The administrator's note about that request.
     pub(crate) note: Option<FreeText>,
+    /// The administrator's words to the client.
+    pub(crate) message: Option<FreeText>,
     pub(crate) template: Template,
 }
 
@@ -73,15 +75,21 @@ impl ScheduledCancellation<'_> {
         let open = open_request(subscription, details)?;
         let requested_on =
             open.as_ref().map(|request| context.organization.date_at(request.requested_at)).transpose()?;
+        // The last invoice may be months away.
+        let next_billing_on = details.next_on.clone()?.filter(|next_on| final_billing_on >= Some(*next_on));
 
         let facts = Facts {
             actor: actor.name().map(ToString::to_string),
             ends_on: Some(ends_on),
             previous_ends_on,
+            ended: ends_on < context.organization.date_at(context.now)?,
             final_billing_on,
-            reason: reason.as_ref().map(ToString::to_string),
-            note: self.note.as_ref().map(ToString::to_string),
+            next_billing_on,
             requested_on,
+            superseded: open.is_some() && self.request_decision == RequestDecision::Superseded,
+            reason: client_reason(&self.record).map(ToString::to_string),
+            note: self.note.as_ref().map(ToString::to_string),
+            message: self.message.as_ref().map(ToString::to_string),
             ..context.facts(subscription, details)?
         };
         let emails = match by {
@@ -112,5 +120,13 @@ impl ScheduledCancellation<'_> {
             .note(self.note)
             .notify(emails)
             .event(Event::CancellationScheduled(About::new(subscription, event))))
+    }
+}
+
+/// The reason that the client gave, when they cancelled or in the request that was accepted. An administrator's is internal.
+fn client_reason(cancellation: &CancellationRecord) -> Option<&FreeText> {
+    match cancellation.via {
+        Channel::Account | Channel::Request => cancellation.reason.as_ref(),
+        Channel::Purchases | Channel::Invoice => None,
     }
 }

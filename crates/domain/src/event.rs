@@ -167,8 +167,9 @@ pub enum Cause {
 pub struct Removed {
     /// The invoice that it was removed from.
     pub invoice_id: InvoiceId,
-    /// Whether the invoice is refunded.
-    pub refund: bool,
+    /// Whether the invoice is refunded; absent if that is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refund: Option<bool>,
     /// The activities to take the participant out of.
     pub activities: Vec<NamedRef>,
 }

@@ -1,5 +1,10 @@
 //! Links in emails: addresses that other systems write, and the pages of one account, subscription or card.
 
+use std::borrow::Cow;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use url::Url;
 
 use crate::ids::{AccountId, CardId, SubscriptionId};
@@ -92,6 +97,50 @@ pub(crate) fn web_address(text: &str) -> Option<String> {
     }
     let url = Url::parse(text).ok()?;
     matches!(url.scheme(), "http" | "https").then(|| text.to_owned())
+}
+
+/// An https URL of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct HttpsUrl(String);
+
+impl TryFrom<&str> for HttpsUrl {
+    type Error = String;
+
+    fn try_from(text: &str) -> Result<Self, String> {
+        match web_address(text) {
+            Some(url) if url == text && url.starts_with("https://") => Ok(Self(url)),
+            _ => Err(format!(
+                "must be an https URL such as \"https://pay.example/invoices/42\", of at most {URL_BYTES_MAX} bytes"
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for HttpsUrl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::try_from(&*Cow::<str>::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl fmt::Display for HttpsUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl JsonSchema for HttpsUrl {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "HttpsUrl".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "uri", "pattern": "^https://.", "maxLength": URL_BYTES_MAX })
+    }
 }
 
 #[cfg(test)]

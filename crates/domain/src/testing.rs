@@ -327,9 +327,16 @@ fn describe_subscription(draft: &TrackedSubscription, lines: &mut Vec<String>) {
 fn describe_emails(emails: &[Notification], lines: &mut Vec<String>) {
     let described = emails.iter().map(|email| {
         let mut facts = serde_json::to_value(&email.facts).unwrap();
-        for common in
-            ["organization", "manager", "participant", "plan", "admin_url", "admin_account_url", "account_url"]
-        {
+        for common in [
+            "organization",
+            "manager",
+            "participant",
+            "plan",
+            "admin_url",
+            "admin_account_url",
+            "account_url",
+            "payment_method_url",
+        ] {
             facts.as_object_mut().unwrap().shift_remove(common);
         }
         (email.template, email.recipient.as_str(), flat(&facts))

@@ -34,7 +34,7 @@ pub struct Cancellation {
     pub actor: Actor,
     /// Where they cancelled.
     pub via: CancellationVia,
-    /// Their reason.
+    /// Their reason. An administrator's is stored and published, and in no email to the client.
     pub reason: Option<FreeText>,
 }
 
@@ -45,13 +45,17 @@ pub enum CancellationVia {
     Purchases {
         /// The month of cancellation; absent if the subscription ends before the next invoice.
         month: Option<YearMonth>,
+        /// The administrator's words to the client.
+        message: Option<FreeText>,
     },
     /// The newest invoice, by an administrator: bought by mistake, so everything is removed.
     Invoice {
         /// The newest invoice.
         invoice_id: InvoiceId,
-        /// Whether the invoice is refunded.
-        refund: bool,
+        /// Whether the invoice is refunded; absent if that is not known.
+        refund: Option<bool>,
+        /// The administrator's words to the client.
+        message: Option<FreeText>,
     },
     /// The client's own account.
     Account,
@@ -72,6 +76,7 @@ struct CancellationFields {
     month: Option<YearMonth>,
     invoice_id: Option<InvoiceId>,
     refund: Option<bool>,
+    message: Option<FreeText>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -96,15 +101,19 @@ impl TryFrom<CancellationFields> for Cancellation {
         if fields.refund.is_some() && via != ViaName::Invoice {
             return Err("unknown field `refund` (it goes with `via: \"invoice\"` only)");
         }
+        if fields.message.is_some() && via == ViaName::Account {
+            return Err("unknown field `message` (it goes with `via: \"purchases\"` and `via: \"invoice\"` only)");
+        }
         Ok(Self {
             organization_id: fields.organization_id,
             subscription_id: fields.subscription_id,
             actor: fields.actor,
             via: match via {
-                ViaName::Purchases => CancellationVia::Purchases { month: fields.month },
+                ViaName::Purchases => CancellationVia::Purchases { month: fields.month, message: fields.message },
                 ViaName::Invoice => CancellationVia::Invoice {
                     invoice_id: fields.invoice_id.ok_or("missing field `invoice_id` (`via: \"invoice\"` needs it)")?,
-                    refund: fields.refund.unwrap_or(false),
+                    refund: fields.refund,
+                    message: fields.message,
                 },
                 ViaName::Account => CancellationVia::Account,
             },
@@ -119,13 +128,13 @@ impl JsonSchema for Cancellation {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mut variant = |via: &str, description: &str, extra: &[(&str, Schema)], required: &[&str]| {
+        let mut variant = |via: &str, description: &str, reason: &str, extra: &[(&str, Schema)], required: &[&str]| {
             let mut properties = serde_json::Map::from_iter([
                 ("organization_id".to_owned(), generator.subschema_for::<OrganizationId>().to_value()),
                 ("subscription_id".to_owned(), generator.subschema_for::<SubscriptionId>().to_value()),
                 ("actor".to_owned(), generator.subschema_for::<Actor>().to_value()),
                 ("via".to_owned(), serde_json::json!({ "const": via })),
-                ("reason".to_owned(), generator.subschema_for::<Option<FreeText>>().to_value()),
+                ("reason".to_owned(), described::<Option<FreeText>>(reason).to_value()),
             ]);
             properties.extend(extra.iter().map(|(name, schema)| ((*name).to_owned(), schema.clone().to_value())));
             let required: Vec<&str> =
@@ -135,21 +144,49 @@ impl JsonSchema for Cancellation {
                 "additionalProperties": false,
             })
         };
-        let month = SchemaGenerator::default().subschema_for::<Option<YearMonth>>();
-        let invoice = SchemaGenerator::default().subschema_for::<InvoiceId>();
-        let refund = SchemaGenerator::default().subschema_for::<Option<bool>>();
+        let internal = "The administrator's reason. It is internal: stored and published in the event, and never emailed to the \
+                        client. Words to the client go into `message`.";
+        let message =
+            described::<Option<FreeText>>("The administrator's words to the client, who reads them in the email.");
+        let month = described::<Option<YearMonth>>(
+            "The month of cancellation. Absent: the subscription ends before its next invoice.",
+        );
+        let invoice = described::<InvoiceId>("The newest invoice.");
+        let refund = described::<Option<bool>>(
+            "Whether what was paid is refunded. Absent: the email does not mention a refund.",
+        );
         let variants = [
-            variant("purchases", "By an administrator, from the purchases tab.", &[("month", month)], &[]),
+            variant(
+                "purchases",
+                "By an administrator, from the purchases tab.",
+                internal,
+                &[("month", month), ("message", message.clone())],
+                &[],
+            ),
             variant(
                 "invoice",
                 "By an administrator, from the newest invoice: bought by mistake, so everything is removed.",
-                &[("invoice_id", invoice), ("refund", refund)],
+                internal,
+                &[("invoice_id", invoice), ("refund", refund), ("message", message)],
                 &["invoice_id"],
             ),
-            variant("account", "By the client, from their own account.", &[], &[]),
+            variant(
+                "account",
+                "By the client, from their own account.",
+                "The client's reason, in their words. The organization reads it in the email.",
+                &[],
+                &[],
+            ),
         ];
         json_schema!({ "description": "`subscription.cancellation`", "oneOf": variants })
     }
+}
+
+/// The schema of a field, with what senders have to know about it.
+fn described<T: JsonSchema>(description: &str) -> Schema {
+    let mut schema = SchemaGenerator::default().subschema_for::<T>();
+    schema.insert("description".to_owned(), description.into());
+    schema
 }
 
 /// The rule: by whom, from where, until when.
@@ -160,7 +197,7 @@ pub(super) fn decide(
     context: &Context<'_>,
 ) -> Result<Decision<Change>, Obstacle> {
     match &data.via {
-        CancellationVia::Purchases { month } => {
+        CancellationVia::Purchases { month, .. } => {
             require_admin(&data.actor, "cancel from the purchases tab")?;
             let Live { details, next_on } = require_live(subscription)?;
             let ending = match month {
@@ -182,11 +219,12 @@ pub(super) fn decide(
             let origin = (Initiator::Client, Channel::Account, None);
             schedule(subscription, details, command, data, origin, ending, context)
         }
-        CancellationVia::Invoice { invoice_id, refund } => {
+        CancellationVia::Invoice { invoice_id, refund, message } => {
             require_admin(&data.actor, "cancel from an invoice")?;
             let Live { details, .. } = require_live(subscription)?;
             require_last_invoice(details, invoice_id)?;
-            Ok(Decision::Applied(remove(subscription, details, command, data, (invoice_id, *refund), context)?))
+            let invoice = CancelledInvoice { invoice_id, refund: *refund, message: message.as_ref() };
+            Ok(Decision::Applied(remove(subscription, details, command, data, invoice, context)?))
         }
     }
 }
@@ -242,6 +280,10 @@ fn schedule(
         },
         request_decision: RequestDecision::Superseded,
         note: None,
+        message: match &data.via {
+            CancellationVia::Purchases { message, .. } => message.clone(),
+            CancellationVia::Invoice { .. } | CancellationVia::Account => None,
+        },
         template: match by {
             Initiator::Admin => Template::CancelledByAdmin,
             Initiator::Client => Template::CancelledByClient,
@@ -261,13 +303,21 @@ fn require_last_invoice(details: &Details, invoice_id: &InvoiceId) -> Result<(),
     Err(RejectionReason::NotLastInvoice.because(detail).into())
 }
 
+/// The invoice from which a subscription is removed.
+struct CancelledInvoice<'a> {
+    invoice_id: &'a InvoiceId,
+    refund: Option<bool>,
+    /// The administrator's words to the client.
+    message: Option<&'a FreeText>,
+}
+
 /// Removes a subscription bought by mistake: it ends today, and only a tombstone remains.
 fn remove(
     subscription: &Subscription,
     details: &Details,
     command: &CommandRef,
     data: &Cancellation,
-    (invoice_id, refund): (&InvoiceId, bool),
+    CancelledInvoice { invoice_id, refund, message }: CancelledInvoice<'_>,
     context: &Context<'_>,
 ) -> Field<Change> {
     let today = context.organization.date_at(context.now)?;
@@ -275,8 +325,8 @@ fn remove(
         actor: data.actor.name().map(ToString::to_string),
         removed_on: Some(today),
         invoice_id: Some(invoice_id.to_string()),
-        refund: Some(refund),
-        reason: data.reason.as_ref().map(ToString::to_string),
+        refund,
+        message: message.map(ToString::to_string),
         ..context.facts(subscription, details)?
     };
     let event = Removed { invoice_id: invoice_id.clone(), refund, activities: details.activities.clone()? };
@@ -296,7 +346,7 @@ mod tests {
     use super::CancellationVia;
     use crate::actor::Actor;
     use crate::command::SubscriptionCommand;
-    use crate::ids::InvoiceId;
+    use crate::ids::{FreeText, InvoiceId};
 
     use crate::subscription::Status;
     use crate::testing::*;
@@ -308,7 +358,7 @@ mod tests {
 
     #[test]
     fn by_admin_with_a_month() {
-        let month = json!({ "actor": admin(), "via": "purchases", "month": "2026-07", "reason": "blessure" });
+        let month = json!({ "actor": admin(), "via": "purchases", "month": "2026-07", "reason": "blessure", "message": "à bientôt" });
         check(
             &scene(Status::Active),
             &command("subscription.cancellation", month),
@@ -318,7 +368,8 @@ mod tests {
             cancellation: by admin via purchases, "blessure", 2026-07, admin adm-1
             history: active → cancellation_scheduled, 2026-07-14, by admin adm-1, cmd-1
             email cancelled-by-admin to account_manager
-            actor: Luc, ends_on: 2026-07-14, final_billing_on: 2026-06-15
+            actor: Luc, ends_on: 2026-07-14, final_billing_on: 2026-06-15, next_billing_on: 2026-06-15,
+              message: à bientôt
             event subscription.cancellation-scheduled
             by: admin, via: purchases, ends_on: 2026-07-14, ends_at: 2026-07-15T04:00:00.000Z, final_billing_on: 2026-06-15, reason: blessure
         "#,
@@ -355,7 +406,8 @@ mod tests {
             cancellation: by admin via purchases, no reason, 2026-07, admin adm-1
             history: cancellation_scheduled → cancellation_scheduled, 2026-07-14, by admin adm-1, cmd-1
             email cancelled-by-admin to account_manager
-              actor: Luc, ends_on: 2026-07-14, previous_ends_on: 2026-08-14, final_billing_on: 2026-06-15
+              actor: Luc, ends_on: 2026-07-14, previous_ends_on: 2026-08-14, final_billing_on: 2026-06-15,
+              next_billing_on: 2026-06-15
             event subscription.cancellation-scheduled
               by: admin, via: purchases, ends_on: 2026-07-14, ends_at: 2026-07-15T04:00:00.000Z,
               final_billing_on: 2026-06-15, previous_ends_on: 2026-08-14
@@ -375,11 +427,25 @@ mod tests {
             request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", superseded at 2026-06-01 16:00:00 UTC, no note
             history: cancellation_requested → cancellation_scheduled, 2026-06-14, by admin adm-1, cmd-1
             email cancelled-by-admin to account_manager
-            actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27
+            actor: Luc, ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27, superseded: true
             event subscription.cancellation-scheduled
             by: admin, via: purchases, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z, final_billing_on: 2026-05-15
         "#,
         );
+    }
+
+    /// Billing stopped long ago, so the day before the next invoice is past.
+    #[test]
+    fn an_end_that_is_past() {
+        let stopped = scene(Status::Active).with_details(|details| details.next_on = Ok(Some(date("2026-06-01"))));
+        let facts = |scene: &Scene, command: &crate::command::Command| {
+            scene.decide(command).subscription.unwrap().effects[0].notifications[0].facts.clone()
+        };
+        let past = facts(&stopped, &purchases(""));
+        assert_eq!((past.ends_on, past.ended), (Some(date("2026-05-31")), true));
+        let today = stopped.with_details(|details| details.next_on = Ok(Some(date("2026-06-02"))));
+        let today = facts(&today, &account());
+        assert_eq!((today.ends_on, today.ended), (Some(date("2026-06-01")), false), "the last day has not passed");
     }
 
     #[test]
@@ -440,7 +506,7 @@ mod tests {
             request: of 2026-05-28 01:30:00 UTC by client acc-1, "on déménage", superseded at 2026-06-01 16:00:00 UTC, no note
             history: cancellation_requested → cancellation_scheduled, 2026-06-14, by client acc-1, cmd-1
             email cancelled-by-client to organization_contact and account_manager
-            ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27
+            ends_on: 2026-06-14, final_billing_on: 2026-05-15, requested_on: 2026-05-27, superseded: true
             event subscription.cancellation-scheduled
             by: client, via: account, ends_on: 2026-06-14, ends_at: 2026-06-15T04:00:00.000Z, final_billing_on: 2026-05-15
         "#,
@@ -477,9 +543,9 @@ mod tests {
             details dropped
             history: cancellation_scheduled → removed, no last day, by admin adm-1, cmd-1
             email removed-by-admin to account_manager
-            actor: Luc, removed_on: 2026-06-01, invoice_id: inv-may, refund: false
+            actor: Luc, removed_on: 2026-06-01, invoice_id: inv-may
             event subscription.removed
-            invoice_id: inv-may, refund: false, activities: [{"id":"a-1","name":"Longueurs"}]
+            invoice_id: inv-may, activities: [{"id":"a-1","name":"Longueurs"}]
         "#,
         );
     }
@@ -487,7 +553,7 @@ mod tests {
     #[test]
     fn from_the_newest_invoice_with_a_refund() {
         let refund = json!({
-            "actor": admin(), "via": "invoice", "invoice_id": "inv-may", "refund": true, "reason": "erreur",
+            "actor": admin(), "via": "invoice", "invoice_id": "inv-may", "refund": true, "reason": "erreur", "message": "désolé",
         });
         check(
             &scene(Status::Active),
@@ -498,7 +564,7 @@ mod tests {
             details dropped
             history: active → removed, no last day, by admin adm-1, cmd-1
             email removed-by-admin to account_manager
-            actor: Luc, removed_on: 2026-06-01, invoice_id: inv-may, refund: true
+            actor: Luc, removed_on: 2026-06-01, message: désolé, invoice_id: inv-may, refund: true
             event subscription.removed
             invoice_id: inv-may, refund: true, activities: [{"id":"a-1","name":"Longueurs"}]
         "#,
@@ -516,21 +582,27 @@ mod tests {
         };
         assert_eq!((data.organization_id.as_str(), data.subscription_id.as_str()), ("org-1", "sub-1"));
         assert_eq!((data.actor, data.reason), (actor, None));
-        assert_eq!(data.via, CancellationVia::Purchases { month: None });
+        assert_eq!(data.via, CancellationVia::Purchases { month: None, message: None });
 
-        let full = json!({ "actor": admin(), "via": "purchases", "month": "2026-06", "reason": "déménage" });
+        let full = json!({ "actor": admin(), "via": "purchases", "month": "2026-06", "reason": "déménage", "message": "merci" });
         let Cancellation(data) = read_data("subscription.cancellation", full) else { panic!() };
-        assert_eq!(data.via, CancellationVia::Purchases { month: Some(month("2026-06")) });
+        let message: Option<FreeText> = Some("merci".try_into().unwrap());
+        assert_eq!(data.via, CancellationVia::Purchases { month: Some(month("2026-06")), message: message.clone() });
         assert_eq!(data.reason.unwrap().as_str(), "déménage");
 
         let minimal = json!({ "actor": admin(), "via": "invoice", "invoice_id": "inv-1" });
         let Cancellation(data) = read_data("subscription.cancellation", minimal) else { panic!() };
         let invoice_id: InvoiceId = "inv-1".try_into().unwrap();
-        assert_eq!(data.via, CancellationVia::Invoice { invoice_id: invoice_id.clone(), refund: false });
+        assert_eq!(data.via, CancellationVia::Invoice { invoice_id: invoice_id.clone(), refund: None, message: None });
 
-        let full = json!({ "actor": admin(), "via": "invoice", "invoice_id": "inv-1", "refund": true, "reason": "" });
-        let Cancellation(data) = read_data("subscription.cancellation", full) else { panic!() };
-        assert_eq!(data.via, CancellationVia::Invoice { invoice_id, refund: true });
+        for refund in [true, false] {
+            let full = json!({
+                "actor": admin(), "via": "invoice", "invoice_id": "inv-1", "refund": refund, "reason": "", "message": "merci",
+            });
+            let Cancellation(data) = read_data("subscription.cancellation", full) else { panic!() };
+            let (invoice_id, message) = (invoice_id.clone(), message.clone());
+            assert_eq!(data.via, CancellationVia::Invoice { invoice_id, refund: Some(refund), message });
+        }
 
         let full = json!({ "actor": client(), "via": "account", "reason": "trop loin" });
         let Cancellation(data) = read_data("subscription.cancellation", full) else { panic!() };
@@ -580,7 +652,7 @@ mod tests {
             good(),
             "/data/monht",
             json!("2026-06"),
-            "data.monht: unknown field `monht`, expected one of `organization_id`, `subscription_id`, `actor`, `via`, `reason`, `month`, `invoice_id`, `refund`",
+            "data.monht: unknown field `monht`, expected one of `organization_id`, `subscription_id`, `actor`, `via`, `reason`, `month`, `invoice_id`, `refund`, `message`",
         );
         check_invalid(
             good(),
@@ -613,6 +685,12 @@ mod tests {
             json!("é".repeat(2_001)),
             "data.reason: must be 0 to 2000 characters long, is 2001",
         );
+        check_invalid(
+            good(),
+            "/data/message",
+            json!("é".repeat(2_001)),
+            "data.message: must be 0 to 2000 characters long, is 2001",
+        );
         check_invalid(good(), "/data/reason", json!(["a"]), "data.reason: invalid type: sequence, expected a string");
     }
 
@@ -641,6 +719,10 @@ mod tests {
         with(
             json!({ "actor": client(), "via": "account", "invoice_id": "i" }),
             r#"data: unknown field `invoice_id` (it goes with `via: "invoice"` only)"#,
+        );
+        with(
+            json!({ "actor": client(), "via": "account", "message": "merci" }),
+            r#"data: unknown field `message` (it goes with `via: "purchases"` and `via: "invoice"` only)"#,
         );
         with(
             json!({ "actor": admin(), "via": "invoice" }),

@@ -70,7 +70,7 @@ struct ConfirmationFields {
     /// The date of the last invoice (accept only).
     #[serde(default, deserialize_with = "date_option")]
     final_billing_date: Option<NaiveDate>,
-    /// The administrator's note for the client.
+    /// The administrator's answer to the client, who reads it in the email.
     note: Option<FreeText>,
 }
 
@@ -151,6 +151,7 @@ pub(super) fn decide(
                 },
                 request_decision: RequestDecision::Accept,
                 note: data.note.clone(),
+                message: None,
                 template: Template::RequestAccepted,
             };
             Ok(Decision::Applied(cancellation.change(subscription, details, context)?))
@@ -261,8 +262,8 @@ mod tests {
               UTC, "bonne chance"
             history: cancellation_requested → cancellation_scheduled, 2026-08-14, by admin adm-1, cmd-1
             email request-accepted to account_manager
-              actor: Luc, ends_on: 2026-08-14, final_billing_on: 2026-07-15, requested_on: 2026-05-27, reason:
-              on déménage, note: bonne chance
+              actor: Luc, ends_on: 2026-08-14, final_billing_on: 2026-07-15, next_billing_on: 2026-06-15,
+              requested_on: 2026-05-27, reason: on déménage, note: bonne chance
             event subscription.cancellation-scheduled
               by: admin, via: request, ends_on: 2026-08-14, ends_at: 2026-08-15T04:00:00.000Z, final_billing_on:
               2026-07-15, reason: on déménage

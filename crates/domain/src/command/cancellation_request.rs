@@ -25,7 +25,7 @@ pub struct CancellationRequest {
     /// Who asks.
     #[serde(deserialize_with = "actor")]
     pub actor: Actor,
-    /// Their reason.
+    /// Their reason, in their words. The organization reads it in the email.
     pub reason: Option<FreeText>,
 }
 

@@ -51,7 +51,8 @@ pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Field<De
             expired: notice.kind == NoticeKind::Expired,
         }),
         ..Facts::new(context.organization, account)?
-    };
+    }
+    .with_card_page(context.organization, account, Some(&card.id));
     let notifications = context.emails_to_both(Template::CardExpiring, &facts)?;
     Ok(Decision::Applied(NoticeGiven { notice, notifications }))
 }

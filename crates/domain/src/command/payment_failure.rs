@@ -4,11 +4,15 @@ use chrono::NaiveDate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
-use crate::card::{PaymentCard, payment_card};
+use crate::account::Account;
+use crate::card::{Card, PaymentCard, payment_card};
 use crate::checks::already_ended;
 use crate::decision::{Change, Context, Decision, Obstacle};
 use crate::facts::{CardFacts, Facts};
-use crate::ids::{FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use crate::failure_code::FailureCode;
+use crate::field::Malformed;
+use crate::ids::{CardId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use crate::link::HttpsUrl;
 use crate::money::{Amount, amount};
 use crate::notification::Template;
 use crate::strict_json::date_option;
@@ -32,13 +36,27 @@ pub struct PaymentFailure {
     pub card: PaymentCard,
     /// The number of the payment attempt, from 1.
     pub attempt: Attempt,
-    /// The payment system's message. Cut after 2,000 characters: banks' messages have no limit.
+    /// The payment system's message, as it came. Only the organization sees it. Cut after 2,000 characters: banks' messages have no
+    /// limit.
     #[serde(default, deserialize_with = "cut_text")]
     #[schemars(with = "Option<String>")]
     pub failure_message: Option<FreeText>,
     /// The day of the next payment attempt; absent if there is none.
     #[serde(default, deserialize_with = "date_option")]
     pub next_attempt_on: Option<NaiveDate>,
+    /// Why it failed: `insufficient_funds`, `expired_card`, `incorrect_details`, `limit_exceeded`, `authentication_required` or
+    /// `lost_or_stolen`. Any other value, and none, means that the payment was declined. The client reads a sentence for it in their
+    /// language; for `lost_or_stolen`, the one for a payment that was declined.
+    #[serde(default, deserialize_with = "known_code")]
+    #[schemars(with = "Option<String>", extend("examples" = FailureCode::ALL))]
+    pub failure_code: Option<FailureCode>,
+    /// The page on which the client pays this invoice: an https URL. The client's email links to it.
+    pub payment_url: Option<HttpsUrl>,
+}
+
+/// `#[serde(deserialize_with = "known_code")]`: one of the codes that emails explain. Payment systems have hundreds of others.
+fn known_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<FailureCode>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.and_then(|code| code.parse().ok()))
 }
 
 /// `#[serde(deserialize_with = "cut_text")]`: text of any length, cut to what is kept.
@@ -77,10 +95,13 @@ pub(super) fn decide(
 ) -> Result<Decision<Change>, Obstacle> {
     // Only a removed subscription has no details.
     let details = subscription.details.as_ref().ok_or_else(|| already_ended(subscription))?;
-    let end = details.end.clone()?;
+    // Asked only where a date is compared, so that a malformed time zone stops nothing else.
+    let is_past = |day: NaiveDate| Ok::<_, Malformed>(day < context.organization.date_at(context.now)?);
+    let scheduled = details.end.clone()?.map(|end| end.ends_on);
+    let ends_on = if subscription.status.is_live() { scheduled } else { subscription.ended_on.or(scheduled) };
     // The command may arrive late. If an attempt on an earlier day also failed, another command says so.
     let (next_attempt_on, past_attempt_on) = match data.next_attempt_on {
-        Some(day) if day < context.organization.date_at(context.now)? => (None, Some(day)),
+        Some(day) if is_past(day)? => (None, Some(day)),
         next_attempt_on => (next_attempt_on, None),
     };
     let facts = Facts {
@@ -94,12 +115,15 @@ pub(super) fn decide(
         }),
         attempt: Some(data.attempt.get()),
         failure_message: data.failure_message.as_ref().map(ToString::to_string),
+        failure_code: data.failure_code,
         next_attempt_on,
         past_attempt_on,
-        ends_on: end.map(|end| end.ends_on),
-        final_billing_on: end.and_then(|end| end.final_billing_on),
+        ends_on,
+        ended: !subscription.status.is_live() || ends_on.map(is_past).transpose()?.unwrap_or_default(),
+        payment_url: data.payment_url.as_ref().map(ToString::to_string),
         ..context.facts(subscription, details)?
-    };
+    }
+    .with_card_page(context.organization, context.account, saved_card(context.account, &data.card));
     let failure = PaymentFailureRecord {
         at: context.now,
         invoice_id: data.invoice_id.clone(),
@@ -114,11 +138,20 @@ pub(super) fn decide(
     ))
 }
 
+/// The saved card that was charged: the only one with that brand and these digits. A payment does not name its id.
+fn saved_card<'a>(account: &'a Account, charged: &PaymentCard) -> Option<&'a CardId> {
+    let is_charged =
+        |card: &&Card| card.last4 == charged.last4 && card.brand.as_str().eq_ignore_ascii_case(charged.brand.as_str());
+    let mut alike = account.cards.iter().flatten().filter(is_charged);
+    alike.next().filter(|_| alike.next().is_none()).map(|card| &card.id)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use crate::command::{CommandBody, SubscriptionCommand};
+    use crate::failure_code::FailureCode;
     use crate::subscription::Status;
     use crate::testing::*;
 
@@ -177,7 +210,7 @@ mod tests {
             cancellation_scheduled → cancellation_scheduled
             payment failure: inv-may 49.99 CAD, Visa 4242, attempt 1, next None, None
             email payment-failed to organization_contact and account_manager
-              ends_on: 2026-08-14, final_billing_on: 2026-07-15, invoice_id: inv-may, amount.value: 49.99,
+              ends_on: 2026-08-14, invoice_id: inv-may, amount.value: 49.99,
               amount.currency: CAD, card.brand: Visa, card.last4: 4242, card.expired: false, attempt: 1
         ",
         );
@@ -193,10 +226,66 @@ mod tests {
             ended on 2026-04-14
             payment failure: inv-may 49.99 CAD, Visa 4242, attempt 1, next None, None
             email payment-failed to organization_contact and account_manager
-              invoice_id: inv-may, amount.value: 49.99, amount.currency: CAD, card.brand: Visa, card.last4:
-              4242, card.expired: false, attempt: 1
+              ends_on: 2026-04-14, ended: true, invoice_id: inv-may, amount.value: 49.99, amount.currency: CAD,
+              card.brand: Visa, card.last4: 4242, card.expired: false, attempt: 1
         ",
         );
+    }
+
+    /// A sweep may be late: what counts is the calendar.
+    #[test]
+    fn on_a_subscription_whose_last_day_has_passed() {
+        for (now, ended) in [("2026-08-15T03:59:59Z", false), ("2026-08-15T04:00:00Z", true)] {
+            let late = scene(Status::CancellationScheduled).with(|scene| scene.now = instant(now));
+            let applied = late.decide(&payment_failure()).subscription.unwrap();
+            let facts = &applied.effects[0].notifications[0].facts;
+            assert_eq!((facts.ends_on, facts.ended), (Some(date("2026-08-14")), ended));
+        }
+        let cancelled = scene(Status::Cancelled).decide(&payment_failure()).subscription.unwrap();
+        let facts = &cancelled.effects[0].notifications[0].facts;
+        assert_eq!((facts.ends_on, facts.ended), (Some(date("2026-04-14")), true));
+    }
+
+    #[test]
+    fn each_reader_has_their_own_links_and_words() {
+        let failed = |failure_code: &str| {
+            let mut data = payment_data();
+            data["failure_code"] = failure_code.into();
+            data["failure_message"] = "Pick up card, stolen".into();
+            data["payment_url"] = "https://pay.example/i/1".into();
+            command("payment.failure", data)
+        };
+        let emails = |scene: &Scene, code| {
+            let applied = scene.decide(&failed(code)).subscription.unwrap();
+            let [contact, manager] = applied.effects[0].notifications.clone().try_into().unwrap();
+            (contact.facts, manager.facts)
+        };
+        let active = scene(Status::Active);
+        let (contact, manager) = emails(&active, "lost_or_stolen");
+        assert_eq!(contact.failure_code, Some(FailureCode::LostOrStolen));
+        assert_eq!(contact.failure_message.as_deref(), Some("Pick up card, stolen"));
+        assert_eq!(contact.admin_account_url.as_deref(), Some("https://laurier.example/a/acc-1"));
+        assert_eq!((contact.payment_url, contact.payment_method_url, contact.account_url), (None, None, None));
+        assert_eq!((manager.failure_code, manager.failure_message), (None, None));
+        assert_eq!((manager.admin_url, manager.admin_account_url), (None, None));
+        assert_eq!(manager.payment_url.as_deref(), Some("https://pay.example/i/1"));
+        assert_eq!(manager.account_url.as_deref(), Some("https://my.example/acc-1/sub-1"));
+        assert_eq!(manager.payment_method_url, manager.account_url, "no card is saved");
+        let (contact, manager) = emails(&active, "expired_card");
+        assert_eq!(
+            (contact.failure_code, manager.failure_code),
+            (Some(FailureCode::ExpiredCard), Some(FailureCode::ExpiredCard))
+        );
+        let (contact, manager) = emails(&active, "do_not_honor");
+        assert_eq!((contact.failure_code, manager.failure_code), (None, None));
+
+        let CommandBody::CardExpiry(saved) = card_expiry("2026-06").body else { panic!() };
+        let malformed = || Err(crate::field::Malformed("bad".into()));
+        let with_cards = |cards| active.clone().with(|scene| scene.account.cards = cards);
+        let (_, manager) = emails(&with_cards(vec![malformed(), Ok(saved.card.clone())]), "");
+        assert_eq!(manager.payment_method_url.as_deref(), Some("https://my.example/acc-1/cards/card-1"));
+        let (_, manager) = emails(&with_cards(vec![Ok(saved.card.clone()), Ok(saved.card)]), "");
+        assert_eq!(manager.payment_method_url, manager.account_url, "it could be either card");
     }
 
     #[test]
@@ -212,6 +301,18 @@ mod tests {
         full["next_attempt_on"] = "2026-06-18".into();
         let PaymentFailure(data) = read_data("payment.failure", full) else { panic!() };
         assert_eq!(data.next_attempt_on, Some(date("2026-06-18")));
+        for code in FailureCode::ALL {
+            let mut data = payment_data();
+            data["failure_code"] = code.as_str().into();
+            let PaymentFailure(data) = read_data("payment.failure", data) else { panic!() };
+            assert_eq!(data.failure_code, Some(code));
+        }
+        for code in [json!("do_not_honor"), json!("EXPIRED_CARD"), json!(""), json!(null), json!("é".repeat(5_000))] {
+            let mut data = payment_data();
+            data["failure_code"] = code;
+            let PaymentFailure(data) = read_data("payment.failure", data) else { panic!() };
+            assert_eq!(data.failure_code, None);
+        }
         let mut talkative = payment_data();
         talkative["failure_message"] = "é".repeat(2_001).into();
         let PaymentFailure(data) = read_data("payment.failure", talkative) else { panic!() };
@@ -294,6 +395,22 @@ mod tests {
             json!("2026-06"),
             "data.card.expires: unknown field `expires`, expected `brand` or `last4`",
         );
+        check_invalid(
+            good(),
+            "/data/failure_code",
+            json!(51),
+            "data.failure_code: invalid type: integer `51`, expected a string",
+        );
+        for url in
+            ["", "pay.example/1", "http://pay.example/1", "javascript:alert(1)", "https://", "https://pay.example/\n"]
+        {
+            check_invalid(
+                good(),
+                "/data/payment_url",
+                json!(url),
+                r#"data.payment_url: must be an https URL such as "https://pay.example/invoices/42", of at most 2048 bytes"#,
+            );
+        }
         check_invalid(
             good(),
             "/data/next_attempt_on",

@@ -5,6 +5,7 @@ use super::{
     COMMAND_BYTES_MAX, CancellationVia, Command, CommandBody, ConfirmationDecision, InvalidCommand, SubscriptionCommand,
 };
 use crate::actor::Actor;
+use crate::link::URL_BYTES_MAX;
 use serde_json::{Value, json};
 
 /// The longest sentence about what is wrong, in characters: it travels in a header.
@@ -41,8 +42,9 @@ fn check_lengths(value: &Value) {
             for (name, value) in fields {
                 let length = value.as_str().map_or(0, |text| text.chars().count());
                 let (min, max) = match name.as_str() {
-                    "reason" | "note" | "failure_message" => (0, TEXT_CHARS_MAX),
+                    "reason" | "note" | "message" | "failure_message" => (0, TEXT_CHARS_MAX),
                     "name" => (0, 1000),
+                    "payment_url" => (8, URL_BYTES_MAX),
                     "source" | "brand" => (1, 256),
                     _ => (1, 128),
                 };
@@ -80,14 +82,16 @@ fn write_body(body: &SubscriptionCommand) -> Value {
         SubscriptionCommand::Cancellation(data) => {
             let mut written = json!({ "actor": actor(&data.actor), "reason": data.reason });
             match &data.via {
-                CancellationVia::Purchases { month } => {
+                CancellationVia::Purchases { month, message } => {
                     written["via"] = json!("purchases");
                     written["month"] = json!(month);
+                    written["message"] = json!(message);
                 }
-                CancellationVia::Invoice { invoice_id, refund } => {
+                CancellationVia::Invoice { invoice_id, refund, message } => {
                     written["via"] = json!("invoice");
                     written["invoice_id"] = json!(invoice_id);
                     written["refund"] = json!(refund);
+                    written["message"] = json!(message);
                 }
                 CancellationVia::Account => written["via"] = json!("account"),
             }
@@ -110,7 +114,7 @@ fn write_body(body: &SubscriptionCommand) -> Value {
         }
         SubscriptionCommand::PaymentFailure(data) => json!({
             "invoice_id": data.invoice_id, "amount": data.amount, "card": data.card, "attempt": data.attempt,
-            "failure_message": data.failure_message,
+            "failure_message": data.failure_message, "failure_code": data.failure_code, "payment_url": data.payment_url,
             "next_attempt_on": data.next_attempt_on.map(|date| date.format("%Y-%m-%d").to_string()),
         }),
     }

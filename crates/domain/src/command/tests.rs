@@ -11,7 +11,7 @@ fn every_command() -> Vec<Value> {
     vec![
         envelope(
             "subscription.cancellation",
-            json!({ "actor": admin(), "via": "purchases", "month": "2026-06", "reason": "é" }),
+            json!({ "actor": admin(), "via": "purchases", "month": "2026-06", "reason": "é", "message": "à bientôt" }),
         ),
         envelope(
             "subscription.cancellation",
@@ -25,6 +25,12 @@ fn every_command() -> Vec<Value> {
         ),
         envelope("subscription.cancellation-confirmation", json!({ "actor": admin(), "decision": "decline" })),
         envelope("payment.failure", payment_data()),
+        envelope("payment.failure", {
+            let mut data = payment_data();
+            data["failure_code"] = "expired_card".into();
+            data["payment_url"] = "https://pay.example/i/1?a=é".into();
+            data
+        }),
         envelope("card.expiry", card_data()),
     ]
 }
@@ -74,16 +80,19 @@ mod accepted {
         let mut purchases = json!({ "actor": admin(), "via": "purchases", "month": nothing, "reason": nothing });
         purchases["actor"]["name"] = Value::Null;
         purchases["refund"] = Value::Null;
+        purchases["message"] = Value::Null;
         let SubscriptionCommand::Cancellation(data) = read_data("subscription.cancellation", purchases) else {
             panic!()
         };
-        assert_eq!(data.via, CancellationVia::Purchases { month: None });
+        assert_eq!(data.via, CancellationVia::Purchases { month: None, message: None });
         read_data(
             "subscription.cancellation-confirmation",
             json!({ "actor": admin(), "decision": "accept", "final_billing_date": nothing }),
         );
         let mut failure = payment_data();
-        failure["next_attempt_on"] = Value::Null;
+        for optional in ["next_attempt_on", "failure_message", "failure_code", "payment_url"] {
+            failure[optional] = Value::Null;
+        }
         read_data("payment.failure", failure);
     }
 
