@@ -53,7 +53,7 @@ metrics! {
     CLAIMED: Counter, "offramp_claimed_total", [],
         "Emails and events claimed from the database: they had been deferred, or their worker had not got to them.";
     SCHEDULED_CHANGES: Counter, "offramp_scheduled_changes_total", ["kind"],
-        "Scheduled changes: `lapse` (a subscription ended), `card_notice`.";
+        "Scheduled changes: `lapse` (a subscription ended), `card_notice`, `reminder` (of undecided requests).";
     UNWORKABLE_DOCUMENTS: Gauge, "offramp_unworkable_documents", ["collection"],
         "Documents that cannot be processed until somebody corrects them. The log names each once. At most 10,000 are counted, and 1,000 of each kind that is never due.";
     UNROUTABLE: Counter, "offramp_unroutable_total", ["lane"],

@@ -202,7 +202,7 @@ fn never_null(schema: &mut Value) {
 }
 
 /// The fields that only Offramp writes. Their schemas are marked `readOnly`.
-const READ_ONLY_FIELDS: [&str; 13] = [
+const READ_ONLY_FIELDS: [&str; 14] = [
     "applied",
     "cancellation",
     "cancellation_request",
@@ -215,6 +215,7 @@ const READ_ONLY_FIELDS: [&str; 13] = [
     "notifications",
     "outbox",
     "payment_failures",
+    "reminders",
     "status",
 ];
 

@@ -34,7 +34,7 @@ use super::terminal::{Table, count, printable};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Both files have one JSON value per line; either may be `-` for standard input. Documents have the form of `offramp import`. Nothing \
-is sent. Scheduled changes (ends of subscriptions, card notices) are not included.
+is sent. Scheduled changes (ends of subscriptions, card notices, reminders of requests) are not included.
 
 Examples:
   offramp simulate --documents documents.jsonl --commands commands.jsonl
@@ -308,6 +308,7 @@ impl Answer {
         match command.target() {
             Target::Subscription(id) => self.subscription_id = Some(id.to_string()),
             Target::Account(id) => self.account_id = Some(id.to_string()),
+            Target::Organization(_) => {}
         }
     }
 

@@ -1,6 +1,6 @@
 //! The collections, and the ids of the documents in them that decisions change.
 
-use offramp_domain::ids::{AccountId, SubscriptionId, Target};
+use offramp_domain::ids::{AccountId, OrganizationId, SubscriptionId, Target};
 
 /// The collections of the database that Offramp reads and writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +33,7 @@ impl Collection {
 pub enum DocumentId {
     Subscription(SubscriptionId),
     Account(AccountId),
+    Organization(OrganizationId),
 }
 
 impl DocumentId {
@@ -41,7 +42,7 @@ impl DocumentId {
         match collection {
             Collection::Subscriptions => SubscriptionId::try_from(id).ok().map(Self::Subscription),
             Collection::Accounts => AccountId::try_from(id).ok().map(Self::Account),
-            Collection::Organizations => None,
+            Collection::Organizations => OrganizationId::try_from(id).ok().map(Self::Organization),
         }
     }
 
@@ -50,6 +51,7 @@ impl DocumentId {
         match self {
             Self::Subscription(_) => Collection::Subscriptions,
             Self::Account(_) => Collection::Accounts,
+            Self::Organization(_) => Collection::Organizations,
         }
     }
 
@@ -59,6 +61,7 @@ impl DocumentId {
         match self {
             Self::Subscription(id) => id.as_str(),
             Self::Account(id) => id.as_str(),
+            Self::Organization(id) => id.as_str(),
         }
     }
 }
@@ -75,6 +78,7 @@ impl From<Target<'_>> for DocumentId {
         match target {
             Target::Subscription(id) => Self::Subscription(id.clone()),
             Target::Account(id) => Self::Account(id.clone()),
+            Target::Organization(id) => Self::Organization(id.clone()),
         }
     }
 }

@@ -31,7 +31,7 @@ impl fmt::Display for Index {
     }
 }
 
-/// The index, in subscriptions and in accounts, by which due outbox entries are found.
+/// The index, in each collection with an outbox, by which due entries are found.
 pub const DUE: &str = "offramp_due";
 
 /// The index of scheduled subscriptions by their end.
@@ -58,6 +58,9 @@ pub const CARD_EXPIRY: &str = "offramp_card_expiry";
 /// The index of organizations that want card notices.
 pub const CARD_ORGANIZATIONS: &str = "offramp_card_organizations";
 
+/// The index of subscriptions with an undecided request, by organization.
+pub const PENDING_REQUESTS: &str = "offramp_pending_requests";
+
 /// The BSON types, as MongoDB names them, other than text and null.
 pub(super) const NO_TEXT: [&str; 13] = [
     "double",
@@ -80,6 +83,7 @@ fn indexes() -> Vec<Index> {
     let index = |collection, specification| Index { collection, specification };
     let subscriptions = |specification| index(Collection::Subscriptions, specification);
     let accounts = |specification| index(Collection::Accounts, specification);
+    let organizations = |specification| index(Collection::Organizations, specification);
     vec![
         subscriptions(doc! {
             "name": DUE, "key": { "outbox.kind": 1, "outbox.due": 1 },
@@ -89,9 +93,14 @@ fn indexes() -> Vec<Index> {
             "name": DUE, "key": { "outbox.kind": 1, "outbox.due": 1 },
             "partialFilterExpression": { "outbox.due": { "$exists": true } },
         }),
+        organizations(doc! {
+            "name": DUE, "key": { "outbox.kind": 1, "outbox.due": 1 },
+            "partialFilterExpression": { "outbox.due": { "$exists": true } },
+        }),
         subscriptions(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
         accounts(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
-        // Partial: most subscriptions are in none of the next four, so a change of their status updates no index. The status is a key
+        organizations(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
+        // Partial: most subscriptions are in none of the next five, so a change of their status updates no index. The status is a key
         // as well, because MongoDB reads the document to check a condition that is not on a key.
         subscriptions(doc! {
             "name": SCHEDULED_ENDS, "key": { "status": 1, "ends_at": 1, "_id": 1 },
@@ -101,6 +110,11 @@ fn indexes() -> Vec<Index> {
             "name": NATURAL_ENDS,
             "key": { "status": 1, "billing.day": 1, "expires_on": 1, "organization_id": 1, "_id": 1 },
             "partialFilterExpression": { "expires_on": { "$gt": "" } },
+        }),
+        subscriptions(doc! {
+            "name": PENDING_REQUESTS,
+            "key": { "status": 1, "organization_id": 1, "cancellation_request.requested_at": 1, "_id": 1 },
+            "partialFilterExpression": { "status": "cancellation_requested" },
         }),
         // Empty if every `expires_on` is text or null.
         subscriptions(doc! {
@@ -121,13 +135,10 @@ fn indexes() -> Vec<Index> {
         // Ends in `_id`, so that accounts can be paged through without sorting them.
         accounts(doc! { "name": CARD_EXPIRY, "key": { "organization_id": 1, "cards.expires": 1, "_id": 1 } }),
         // Begins with `_id`, for the same reason. MongoDB allows no partial index of `_id` alone.
-        index(
-            Collection::Organizations,
-            doc! {
-                "name": CARD_ORGANIZATIONS, "key": { "_id": 1, "timezone": 1 },
-                "partialFilterExpression": { "card_notice_days": { "$exists": true } },
-            },
-        ),
+        organizations(doc! {
+            "name": CARD_ORGANIZATIONS, "key": { "_id": 1, "timezone": 1 },
+            "partialFilterExpression": { "card_notice_days": { "$exists": true } },
+        }),
     ]
 }
 

@@ -25,11 +25,13 @@ pub struct DocumentKeys {
     pub accounts: HashSet<AccountId>,
     /// Further organizations.
     pub organizations: HashSet<OrganizationId>,
+    /// Organizations whose undecided requests are needed.
+    pub pending_requests: HashSet<OrganizationId>,
 }
 
 impl Store {
     /// Reads all documents that a batch needs: one `find` per collection, and at most one more for the accounts and organizations
-    /// that the documents refer to.
+    /// that the documents refer to. (A reminder of undecided requests takes two for its organization.)
     ///
     /// # Errors
     /// When the server does not answer, or rejects the query.
@@ -52,6 +54,9 @@ impl Store {
             ),
         )?;
         let mut unit_of_work = UnitOfWork::default();
+        for id in &need.pending_requests {
+            unit_of_work.add_pending_requests(id.clone(), self.pending_requests(id).await?);
+        }
         let mut referenced_accounts = HashSet::with_capacity(subscriptions.len());
         let mut referenced_organizations = HashSet::new();
 
@@ -106,7 +111,7 @@ impl Store {
     }
 
     /// The documents with these ids.
-    async fn find_by_id(
+    pub(super) async fn find_by_id(
         &self,
         collection: Collection,
         ids: impl Iterator<Item = &str>,

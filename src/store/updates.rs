@@ -8,13 +8,15 @@ use serde::Serialize;
 use offramp_domain::account::Account;
 use offramp_domain::subscription::SubscriptionRecord;
 use offramp_domain::subscription::{Details, Request, Status, Subscription};
-use offramp_domain::unit_of_work::{ChangedAccount, ChangedDocument, ChangedSubscription, Effects, UnitOfWork};
+use offramp_domain::unit_of_work::{
+    ChangedAccount, ChangedDocument, ChangedDocuments, ChangedOrganization, ChangedSubscription, Effects, UnitOfWork,
+};
 
 use super::bson::{not_bson, to_bson, to_raw, to_raw_array};
 use super::collection::DocumentId;
 use super::documents::{
     AppliedDocument, CancellationDocument, CardNoticeDocument, HistoryDocument, NotificationDocument,
-    PaymentFailureDocument, RequestDocument,
+    PaymentFailureDocument, RemindersDocument, RequestDocument,
 };
 use super::error::StoreError;
 use super::guarded_update::{GuardedUpdate, next_version};
@@ -29,6 +31,9 @@ const LONG_HISTORY_MIN: u32 = 50;
 
 /// How many failed payments a document keeps.
 const PAYMENT_FAILURES_MAX: i32 = 20;
+
+/// How many emails an organization's document keeps the records of: they are about no single account, and would grow without end.
+const ORGANIZATION_NOTIFICATIONS_MAX: i32 = 1_000;
 
 /// The fields that a removed subscription keeps.
 const TOMBSTONE_FIELDS: [&CStr; 10] = [
@@ -55,11 +60,13 @@ pub fn build(
     identify: Identify<'_>,
     now: DateTime<Utc>,
 ) -> Result<Vec<GuardedUpdate>, StoreError> {
-    let (subscriptions, accounts) = unit_of_work.into_changed();
+    let ChangedDocuments { subscriptions, accounts, organizations } = unit_of_work.into_changed();
     let subscriptions =
         subscriptions.into_iter().map(|changed| update_subscription(changed, lease, source, identify, now));
     let accounts = accounts.into_iter().map(|changed| update_account(changed, lease, source, identify, now));
-    subscriptions.chain(accounts).collect()
+    let organizations =
+        organizations.into_iter().map(|changed| update_organization(changed, lease, source, identify, now));
+    subscriptions.chain(accounts).chain(organizations).collect()
 }
 
 fn update_subscription(
@@ -246,6 +253,34 @@ fn update_account(
     Ok(GuardedUpdate {
         document: DocumentId::Account(account.id),
         version: account.version,
+        history_length: None,
+        update: rawdoc! { "$set": set, "$push": push }.into(),
+        entries,
+    })
+}
+
+fn update_organization(
+    changed: ChangedOrganization,
+    lease: &Lease,
+    source: &str,
+    identify: Identify<'_>,
+    now: DateTime<Utc>,
+) -> Result<GuardedUpdate, StoreError> {
+    let ChangedDocument { before, after, effects, .. } = changed;
+    // Always `Ok` here: an organization is changed only where its version can be read.
+    let version = before.version.unwrap_or_default();
+    let records = email_records(&effects, identify, now);
+    let entries = entries(effects, lease, source, now);
+    let mut set = rawdoc! { "version": next_version(version) };
+    if let Ok(Some(reminder)) = after.last_reminder {
+        set.append(cstr!("reminders"), to_raw(&RemindersDocument::from(reminder))?);
+    }
+    let mut push = RawDocumentBuf::new();
+    append_each(&mut push, cstr!("notifications"), &records, Some(ORGANIZATION_NOTIFICATIONS_MAX))?;
+    append_each(&mut push, cstr!("outbox"), &entries, None)?;
+    Ok(GuardedUpdate {
+        document: DocumentId::Organization(after.id),
+        version,
         history_length: None,
         update: rawdoc! { "$set": set, "$push": push }.into(),
         entries,

@@ -215,10 +215,16 @@ fn need<'a>(tasks: impl Iterator<Item = &'a Task>) -> DocumentKeys {
                 match command.target() {
                     Target::Subscription(id) => drop(need.subscriptions.insert(id.clone())),
                     Target::Account(id) => drop(need.accounts.insert(id.clone())),
+                    // The organization of every command is loaded.
+                    Target::Organization(_) => {}
                 }
             }
             Task::Lapse(id) => drop(need.ending.insert(id.clone())),
             Task::CardNotice(id, _) => drop(need.accounts.insert(id.clone())),
+            Task::RequestReminder(id) => {
+                need.organizations.insert(id.clone());
+                need.pending_requests.insert(id.clone());
+            }
         }
     }
     need

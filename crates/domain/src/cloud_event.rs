@@ -62,6 +62,8 @@ impl CloudEvent {
         let (subscription_id, account_id) = match target {
             Target::Subscription(id) => (Some(id.clone()), rejected.account_id.clone()),
             Target::Account(id) => (None, Some(id.clone())),
+            // No command is about an organization.
+            Target::Organization(_) => (None, None),
         };
         let id = EffectIds::of_command(&command.reference, target).id(CommandRejected::KIND);
         let subject = subscription_id.as_ref().map(ToString::to_string);

@@ -53,7 +53,7 @@ impl EffectIds {
     }
 }
 
-/// The conversation of all emails about one document. `collection` is `subscriptions` or `accounts`, `document` its `_id`.
+/// The conversation of all emails about one document. `collection` is its collection, `document` its `_id`.
 #[must_use]
 pub fn conversation_id(collection: &str, document: &str) -> Uuid {
     EffectIds::of(&[collection, document]).id("conversation")

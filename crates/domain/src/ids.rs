@@ -147,6 +147,7 @@ ids! {
 pub enum Target<'a> {
     Subscription(&'a SubscriptionId),
     Account(&'a AccountId),
+    Organization(&'a OrganizationId),
 }
 
 impl<'a> Target<'a> {
@@ -156,6 +157,7 @@ impl<'a> Target<'a> {
         match self {
             Self::Subscription(id) => id.as_str(),
             Self::Account(id) => id.as_str(),
+            Self::Organization(id) => id.as_str(),
         }
     }
 
@@ -165,6 +167,7 @@ impl<'a> Target<'a> {
         match self {
             Self::Subscription(_) => "subscriptions",
             Self::Account(_) => "accounts",
+            Self::Organization(_) => "organizations",
         }
     }
 }

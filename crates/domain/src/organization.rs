@@ -1,4 +1,4 @@
-//! An organization, as far as the rules need it. Other systems write it; Offramp only reads it.
+//! An organization, as far as the rules need it. Other systems write it; Offramp adds only what it sends in the organization's name.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use chrono_tz::Tz;
@@ -43,9 +43,24 @@ pub struct Organization {
     pub notify_client_of_own_actions: Field<bool>,
     /// How many days before a card expires a notice is due, such as 30 and 5.
     pub card_notice_days: Field<Vec<u32>>,
+    /// After how many days without a decision a reminder of clients' requests is due, such as 3 and 7; empty: there is none.
+    pub request_reminder_days: Field<Vec<u32>>,
     /// The pages that its emails link to.
     pub links: Links,
     pub brand: Brand,
+    /// The document's version; absent until Offramp has changed it.
+    pub version: Field<Option<i64>>,
+    /// The newest reminder of undecided requests.
+    pub last_reminder: Field<Option<LastReminder>>,
+}
+
+/// The reminder that was given last. There is at most one on a day.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastReminder {
+    /// The day, in the organization's calendar.
+    pub on: NaiveDate,
+    /// When it was decided. It told of all requests that were recorded by then.
+    pub at: DateTime<Utc>,
 }
 
 impl Organization {
@@ -55,7 +70,8 @@ impl Organization {
         let who = [fault(&self.name), fault(&self.contact)];
         let settings = [fault(&self.client_cancellation), fault(&self.notify_client_of_own_actions)];
         let calendar = [fault(&self.timezone), fault(&self.card_notice_days)];
-        who.into_iter().chain(settings).chain(calendar).flatten().collect()
+        let reminders = [fault(&self.request_reminder_days), fault(&self.version), fault(&self.last_reminder)];
+        who.into_iter().chain(settings).chain(calendar).chain(reminders).flatten().collect()
     }
 
     /// The date at `now` in the organization's time zone.

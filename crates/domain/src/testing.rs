@@ -64,6 +64,7 @@ pub(crate) fn scene(status: Status) -> Scene {
         client_cancellation: Ok(ClientCancellation::Immediate),
         notify_client_of_own_actions: Ok(false),
         card_notice_days: Ok(vec![30, 5]),
+        request_reminder_days: Ok(vec![3, 7]),
         phone: Some("514 555-0199".into()),
         address: None,
         website: Some("https://laurier.example".into()),
@@ -74,6 +75,8 @@ pub(crate) fn scene(status: Status) -> Scene {
             payment_method_url: Some("https://my.example/{account_id}/cards/{card_id}".into()),
         },
         brand: Brand { color: Some("#0a7d4f".into()), logo_url: None },
+        version: Ok(Some(1)),
+        last_reminder: Ok(None),
     };
     let account = Account {
         id: "acc-1".try_into().unwrap(),

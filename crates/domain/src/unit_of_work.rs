@@ -4,6 +4,7 @@
 //! nothing about databases: the store loads what it holds and writes what comes out.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 
 use chrono::{DateTime, Utc};
 
@@ -20,6 +21,7 @@ use crate::organization::Organization;
 use crate::rejection::{Rejection, RejectionReason};
 use crate::schedule::card_notice::notice_due;
 use crate::schedule::lapse::{end, expire};
+use crate::schedule::pending_requests::{PendingRequests, ReminderGiven, reminder_due};
 use crate::subscription::{Status, Subscription, SubscriptionRecord};
 
 /// The documents of a batch, and what its tasks have changed so far. A document that is not in it does not exist.
@@ -29,7 +31,9 @@ use crate::subscription::{Status, Subscription, SubscriptionRecord};
 pub struct UnitOfWork {
     subscriptions: BTreeMap<SubscriptionId, LoadedDocument<TrackedSubscription>>,
     accounts: BTreeMap<AccountId, LoadedDocument<TrackedAccount>>,
-    organizations: BTreeMap<OrganizationId, LoadedDocument<Organization>>,
+    organizations: BTreeMap<OrganizationId, LoadedDocument<TrackedOrganization>>,
+    /// The undecided requests of organizations that may need a reminder.
+    pending_requests: BTreeMap<OrganizationId, PendingRequests>,
 }
 
 /// Something to decide.
@@ -41,6 +45,8 @@ pub enum Task {
     Lapse(SubscriptionId),
     /// A notice about this saved card may be due.
     CardNotice(AccountId, CardId),
+    /// A reminder of this organization's undecided requests may be due.
+    RequestReminder(OrganizationId),
 }
 
 impl Task {
@@ -51,6 +57,7 @@ impl Task {
             Self::Command(command) => command.target(),
             Self::Lapse(id) => Target::Subscription(id),
             Self::CardNotice(id, _) => Target::Account(id),
+            Self::RequestReminder(id) => Target::Organization(id),
         }
     }
 }
@@ -128,6 +135,14 @@ pub struct ChangedDocument<T, R> {
     pub effects: Vec<Effects>,
 }
 
+/// The documents that a batch has changed.
+#[derive(Debug)]
+pub struct ChangedDocuments {
+    pub subscriptions: Vec<ChangedSubscription>,
+    pub accounts: Vec<ChangedAccount>,
+    pub organizations: Vec<ChangedOrganization>,
+}
+
 /// What one task causes outside its document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Effects {
@@ -141,8 +156,10 @@ pub struct Effects {
 
 pub type TrackedSubscription = Tracked<Subscription, SubscriptionRecord>;
 pub type TrackedAccount = Tracked<Account, CardNotice>;
+pub type TrackedOrganization = Tracked<Organization, Infallible>;
 pub type ChangedSubscription = ChangedDocument<Subscription, SubscriptionRecord>;
 pub type ChangedAccount = ChangedDocument<Account, CardNotice>;
+pub type ChangedOrganization = ChangedDocument<Organization, Infallible>;
 
 impl<T: Clone, R> Tracked<T, R> {
     fn new(document: T) -> Self {
@@ -182,7 +199,12 @@ impl UnitOfWork {
     }
 
     pub fn add_organization(&mut self, id: OrganizationId, loaded: LoadedDocument<Organization>) {
-        self.organizations.insert(id, loaded);
+        self.organizations.insert(id, loaded.map(Tracked::new));
+    }
+
+    /// Adds the undecided requests of an organization.
+    pub fn add_pending_requests(&mut self, id: OrganizationId, pending: PendingRequests) {
+        self.pending_requests.insert(id, pending);
     }
 
     /// A readable subscription, after the tasks decided so far.
@@ -209,13 +231,18 @@ impl UnitOfWork {
         match target {
             Target::Subscription(id) => self.tracked_subscription(id)?.effects.last(),
             Target::Account(id) => self.tracked_account(id)?.effects.last(),
+            Target::Organization(id) => self.organizations.get(id)?.read().ok()?.effects.last(),
         }
     }
 
-    /// The subscriptions and the accounts that the batch has changed, each ordered by id.
+    /// The documents that the batch has changed, each list ordered by id.
     #[must_use]
-    pub fn into_changed(self) -> (Vec<ChangedSubscription>, Vec<ChangedAccount>) {
-        (into_changed(self.subscriptions), into_changed(self.accounts))
+    pub fn into_changed(self) -> ChangedDocuments {
+        ChangedDocuments {
+            subscriptions: into_changed(self.subscriptions),
+            accounts: into_changed(self.accounts),
+            organizations: into_changed(self.organizations),
+        }
     }
 
     /// The subscriptions that the batch has changed, ordered by id.
@@ -237,6 +264,7 @@ impl UnitOfWork {
             },
             Task::Lapse(id) => self.lapse(id, now),
             Task::CardNotice(account_id, card_id) => self.card_notice(account_id, card_id, now),
+            Task::RequestReminder(id) => self.request_reminder(id, now),
         };
         outcome.unwrap_or_else(|stopped| stopped)
     }
@@ -367,6 +395,24 @@ impl UnitOfWork {
         record_notice(tracked, given, None, ids, now);
         Ok(TaskOutcome::Applied)
     }
+
+    fn request_reminder(&mut self, id: &OrganizationId, now: DateTime<Utc>) -> Result<TaskOutcome, TaskOutcome> {
+        let Some(pending) = self.pending_requests.get(id) else { return Ok(TaskOutcome::Unchanged) };
+        let Some(loaded) = self.organizations.get_mut(id) else {
+            let Some(first) = pending.oldest.first() else { return Ok(TaskOutcome::Unchanged) };
+            let by = format!("subscriptions {}", first.id);
+            return Err(TaskOutcome::Missing(MissingReference::Organization { organization_id: id.clone(), by }));
+        };
+        let tracked = loaded.read_mut()?;
+        tracked.after.version.clone()?;
+        let Some(ReminderGiven { reminder, notification }) = reminder_due(&tracked.after, pending, now)? else {
+            return Ok(TaskOutcome::Unchanged);
+        };
+        let ids = EffectIds::of(&["requests-pending", id.as_str(), &reminder.on.to_string()]);
+        tracked.change().last_reminder = Ok(Some(reminder));
+        tracked.effects.push(Effects { command: None, ids, notifications: vec![notification], events: vec![] });
+        Ok(TaskOutcome::Applied)
+    }
 }
 
 fn into_changed<K, T: Clone, R>(documents: BTreeMap<K, LoadedDocument<Tracked<T, R>>>) -> Vec<ChangedDocument<T, R>> {
@@ -429,12 +475,12 @@ fn require_owned<'a, T>(
 
 /// The organization that the document `by` refers to.
 fn require_organization<'a>(
-    organizations: &'a BTreeMap<OrganizationId, LoadedDocument<Organization>>,
+    organizations: &'a BTreeMap<OrganizationId, LoadedDocument<TrackedOrganization>>,
     id: &OrganizationId,
     by: impl FnOnce() -> String,
 ) -> Result<&'a Organization, TaskOutcome> {
     match organizations.get(id) {
-        Some(loaded) => loaded.read(),
+        Some(loaded) => loaded.read().map(|tracked| &tracked.after),
         None => Err(TaskOutcome::Missing(MissingReference::Organization { organization_id: id.clone(), by: by() })),
     }
 }

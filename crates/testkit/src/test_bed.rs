@@ -145,7 +145,7 @@ impl TestBed {
     /// Waits until every outbox is empty.
     pub async fn outboxes_empty(&self) {
         eventually("empty outboxes", || async {
-            for collection in ["subscriptions", "accounts"] {
+            for collection in ["subscriptions", "accounts", "organizations"] {
                 let filter = doc! { "outbox.0": { "$exists": true } };
                 if self.collection(collection).count_documents(filter).await.unwrap() > 0 {
                     return None;

@@ -14,8 +14,8 @@ mod stored;
 mod subscription;
 
 pub use account::{AccountDocument, CardDocument, CardNoticeDocument, ManagerDocument};
-pub(super) use organization::CARD_NOTICE_DAYS_MAX;
-pub use organization::{BrandDocument, OrganizationDocument};
+pub(super) use organization::LEAD_DAYS_MAX;
+pub use organization::{BrandDocument, OrganizationDocument, RemindersDocument};
 pub use projection::decision_projection;
 pub(super) use projection::reference_projection;
 pub use read::read;

@@ -1,23 +1,30 @@
-//! Documents of `organizations`. Offramp only reads them.
+//! Documents of `organizations`.
 
+use bson::DateTime as Instant;
+use chrono::NaiveDate;
 use chrono_tz::Tz;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use offramp_domain::contact::{Brand, Mailbox};
 use offramp_domain::field::Malformed;
 use offramp_domain::ids::OrganizationId;
 use offramp_domain::link::Links;
-use offramp_domain::organization::{ClientCancellation, Organization};
+use offramp_domain::organization::{ClientCancellation, LastReminder, Organization};
 
-use super::fields::missing;
-use super::stored::{Fault, Stored};
-use crate::store::bson::Integer;
+use super::fields::{date, missing, required, utc};
+use super::records::NotificationDocument;
+use super::stored::{Fault, Stored, list};
+use crate::store::bson::{ExtendedJsonDate, Integer};
+use crate::store::outbox::entry::OutboxEntry;
 
-/// The longest lead time of a card notice: two years. Cards are valid for few years more.
-pub(in crate::store) const CARD_NOTICE_DAYS_MAX: u32 = 731;
+/// The longest lead time of a card notice, and the longest time before a reminder: two years. Cards are valid for few years more.
+pub(in crate::store) const LEAD_DAYS_MAX: u32 = 731;
 
-/// A document of `organizations`. Offramp only reads it.
+/// After how many days organizations that say nothing else are reminded of undecided requests.
+const REQUEST_REMINDER_DAYS: [u32; 2] = [3, 7];
+
+/// A document of `organizations`. Offramp writes the fields from `version` on.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[schemars(
     rename = "Organization",
@@ -55,6 +62,10 @@ pub struct OrganizationDocument {
     #[serde(default)]
     #[schemars(with = "Option<Vec<u32>>")]
     pub card_notice_days: Stored<Option<Vec<Integer>>>,
+    /// After how many days without a decision the organization is reminded of its clients' requests; absent: `[3, 7]`, empty: never.
+    #[serde(default)]
+    #[schemars(with = "Option<Vec<u32>>")]
+    pub request_reminder_days: Stored<Option<Vec<Integer>>>,
     /// Where administrators see a subscription: an http or https URL with `{subscription_id}`. Only the organization's emails link to
     /// it.
     #[serde(default)]
@@ -78,6 +89,40 @@ pub struct OrganizationDocument {
     #[serde(default)]
     #[schemars(with = "Option<Brand>")]
     pub brand: Stored<Option<BrandDocument>>,
+    /// Incremented by every writer.
+    #[serde(default)]
+    #[schemars(with = "Option<i64>")]
+    pub version: Stored<Option<Integer>>,
+    /// Emails that have not been sent yet.
+    #[serde(default, deserialize_with = "list")]
+    #[schemars(with = "Vec<OutboxEntry>")]
+    pub outbox: Vec<Stored<OutboxEntry>>,
+    /// The record of each email about no single account: of the decision, and of what became of it; the newest 1,000.
+    #[serde(default, deserialize_with = "list")]
+    #[schemars(with = "Vec<NotificationDocument>")]
+    pub notifications: Vec<Stored<NotificationDocument>>,
+    /// The newest reminder of undecided requests.
+    #[serde(default)]
+    #[schemars(with = "Option<RemindersDocument>")]
+    pub reminders: Stored<Option<RemindersDocument>>,
+}
+
+/// The newest reminder of undecided requests. It prevents a second one on the same day, and a further one that tells nothing new.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Reminders")]
+pub struct RemindersDocument {
+    /// Its day, in the organization's calendar.
+    #[schemars(with = "NaiveDate")]
+    pub last_on: String,
+    /// When it was decided.
+    #[schemars(with = "ExtendedJsonDate")]
+    pub last_at: Instant,
+}
+
+impl From<LastReminder> for RemindersDocument {
+    fn from(LastReminder { on, at }: LastReminder) -> Self {
+        Self { last_on: on.to_string(), last_at: at.into() }
+    }
 }
 
 /// Its main contact. A phone number, postal address or website that cannot be read is left out.
@@ -120,15 +165,22 @@ impl TryFrom<OrganizationDocument> for Organization {
         let of = format!("organizations {}", document.id);
         let timezone =
             |name: String| name.parse::<Tz>().map_err(|_| Fault::new(format!("`{name}` is not an IANA time zone")));
-        let card_notice_days = |days: Option<Vec<Integer>>| {
-            let days = days.unwrap_or_default().into_iter();
-            days.map(|Integer(days)| {
-                u32::try_from(days)
-                    .ok()
-                    .filter(|days| *days <= CARD_NOTICE_DAYS_MAX)
-                    .ok_or_else(|| Fault::new(format!("{days} is not a number of days, 0 to {CARD_NOTICE_DAYS_MAX}")))
-            })
-            .collect::<Result<Vec<_>, _>>()
+        let days = |days: Vec<Integer>| {
+            days.into_iter()
+                .map(|Integer(days)| {
+                    u32::try_from(days)
+                        .ok()
+                        .filter(|days| *days <= LEAD_DAYS_MAX)
+                        .ok_or_else(|| Fault::new(format!("{days} is not a number of days, 0 to {LEAD_DAYS_MAX}")))
+                })
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let card_notice_days = |given: Option<Vec<Integer>>| days(given.unwrap_or_default());
+        let request_reminder_days =
+            |given: Option<Vec<Integer>>| given.map_or_else(|| Ok(REQUEST_REMINDER_DAYS.to_vec()), days);
+        let last_reminder = |reminders: Option<RemindersDocument>| {
+            let Some(RemindersDocument { last_on, last_at }) = reminders else { return Ok(None) };
+            Ok(Some(LastReminder { on: required(date(Some(last_on))?)?, at: utc(last_at)? }))
         };
         let brand = document.brand.ok().flatten().unwrap_or_default();
         let (contact, phone, address, website) = match document.contact.read(&of, "contact") {
@@ -151,6 +203,10 @@ impl TryFrom<OrganizationDocument> for Organization {
                 .read(&of, "notify_client_of_own_actions")
                 .map(Option::unwrap_or_default),
             card_notice_days: document.card_notice_days.and_then(card_notice_days).read(&of, "card_notice_days"),
+            request_reminder_days: document
+                .request_reminder_days
+                .and_then(request_reminder_days)
+                .read(&of, "request_reminder_days"),
             links: Links {
                 admin_url: optional(document.admin_url),
                 admin_account_url: optional(document.admin_account_url),
@@ -158,6 +214,8 @@ impl TryFrom<OrganizationDocument> for Organization {
                 payment_method_url: optional(document.payment_method_url),
             },
             brand: Brand { color: optional(brand.color), logo_url: optional(brand.logo_url) },
+            version: document.version.read(&of, "version").map(|version| version.map(|Integer(version)| version)),
+            last_reminder: document.reminders.and_then(last_reminder).read(&of, "reminders"),
             id: document.id,
         })
     }

@@ -1,4 +1,4 @@
-//! What subscriptions and accounts both remember: the commands that were applied, and the emails.
+//! What documents of several collections remember: the commands that were applied, and the emails.
 
 use bson::DateTime as Instant;
 use schemars::JsonSchema;

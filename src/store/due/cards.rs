@@ -14,7 +14,7 @@ use super::unworkable::{UNWORKABLE_OF_ONE_FAULT_MAX, UnprocessableDocument, show
 use crate::store::bson::{to_bson, whole_number};
 use crate::store::client::Store;
 use crate::store::collection::Collection;
-use crate::store::documents::CARD_NOTICE_DAYS_MAX;
+use crate::store::documents::LEAD_DAYS_MAX;
 use crate::store::error::StoreError;
 use crate::store::indexes::{CARD_EXPIRY, CARD_ORGANIZATIONS, NO_TEXT};
 
@@ -66,11 +66,10 @@ impl CardOrganization {
             let days = value.and_then(RawBsonRef::as_array);
             let card_notice_days: Option<Vec<u32>> = days.and_then(|days| {
                 let days = days.into_iter().map(|day| u32::try_from(whole_number(day.ok()?)?).ok());
-                days.map(|days| days.filter(|days| *days <= CARD_NOTICE_DAYS_MAX)).collect()
+                days.map(|days| days.filter(|days| *days <= LEAD_DAYS_MAX)).collect()
             });
-            let card_notice_days = card_notice_days.ok_or_else(|| {
-                format!("card_notice_days is not a list of whole numbers from 0 to {CARD_NOTICE_DAYS_MAX}")
-            })?;
+            let card_notice_days = card_notice_days
+                .ok_or_else(|| format!("card_notice_days is not a list of whole numbers from 0 to {LEAD_DAYS_MAX}"))?;
             let timezone = raw.get_str("timezone").ok().and_then(|zone| zone.parse().ok());
             let timezone = timezone.ok_or("timezone is not an IANA time zone such as \"America/Toronto\"")?;
             Ok(Self { id, timezone, card_notice_days })

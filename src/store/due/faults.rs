@@ -7,7 +7,7 @@ use super::unworkable::{UNWORKABLE_OF_ONE_FAULT_MAX, UnprocessableDocument, kind
 use crate::store::client::Store;
 use crate::store::collection::Collection;
 use crate::store::error::StoreError;
-use crate::store::indexes::{EXPIRY_EMPTY, EXPIRY_TYPES, NATURAL_ENDS, NO_TEXT, SCHEDULED_ENDS};
+use crate::store::indexes::{EXPIRY_EMPTY, EXPIRY_TYPES, NATURAL_ENDS, NO_TEXT, PENDING_REQUESTS, SCHEDULED_ENDS};
 
 /// Why subscriptions may never be found due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +22,8 @@ pub enum Fault {
     ExpiryText,
     /// `billing.day` is not a day of the month.
     BillingDay,
+    /// `cancellation_request.requested_at` of an undecided request is not a date. This search reads a key per organization.
+    RequestedAt,
 }
 
 /// Text that is not a date: not a four-digit year, a month and a day of that month. (29 February of any year passes.) It is a
@@ -38,6 +40,7 @@ impl Fault {
             Self::ExpiryType => EXPIRY_TYPES,
             Self::ExpiryEmpty => EXPIRY_EMPTY,
             Self::ExpiryText | Self::BillingDay => NATURAL_ENDS,
+            Self::RequestedAt => PENDING_REQUESTS,
         }
     }
 
@@ -46,15 +49,8 @@ impl Fault {
         let live = || doc! { "$nin": WITHOUT_NATURAL_END.as_slice() };
         let days = 1..=31;
         match self {
-            Self::EndsAt => {
-                let no_date = NO_TEXT.into_iter().filter(|kind| *kind != "date" && *kind != "array");
-                let no_date: Vec<&str> = no_date.chain(["string"]).collect();
-                let scheduled = "cancellation_scheduled";
-                vec![doc! { "$or": [
-                    { "status": scheduled, "ends_at": Bson::Null },
-                    { "status": scheduled, "ends_at": { "$type": no_date } },
-                ] }]
-            }
+            Self::EndsAt => vec![no_date("cancellation_scheduled", "ends_at")],
+            Self::RequestedAt => vec![no_date("cancellation_requested", "cancellation_request.requested_at")],
             Self::ExpiryType => vec![doc! { "status": live(), "expires_on": { "$type": NO_TEXT.as_slice() } }],
             Self::ExpiryEmpty => vec![doc! { "status": live(), "expires_on": "" }],
             // One query per day, so that each reads a small part of the index.
@@ -77,6 +73,7 @@ impl Fault {
             Self::ExpiryType => "expires_on",
             Self::ExpiryEmpty | Self::ExpiryText => "_id",
             Self::BillingDay => "billing.day",
+            Self::RequestedAt => "cancellation_request.requested_at",
         }
     }
 
@@ -98,8 +95,20 @@ impl Fault {
                     other => format!("billing.day is {}, where a whole number from 1 to 31 belongs", kind(other)),
                 }
             }
+            Self::RequestedAt => {
+                let request = raw.get("cancellation_request").ok().flatten().and_then(RawBsonRef::as_document);
+                let at = request.and_then(|request| request.get("requested_at").ok().flatten());
+                format!("cancellation_request.requested_at is {}, where a date belongs", kind(at))
+            }
         }
     }
+}
+
+/// Finds subscriptions with this status whose `field` is not a date.
+fn no_date(status: &str, field: &str) -> Document {
+    let types = NO_TEXT.into_iter().filter(|kind| *kind != "date" && *kind != "array");
+    let types: Vec<&str> = types.chain(["string"]).collect();
+    doc! { "$or": [{ "status": status, field: Bson::Null }, { "status": status, field: { "$type": types } }] }
 }
 
 impl Store {

@@ -9,7 +9,7 @@ use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use serde::Deserialize;
 
-use super::entry::Kind;
+use super::entry::{Kind, OUTBOXES};
 use crate::store::bson::to_raw;
 use crate::store::client::{Store, within_deadline};
 use crate::store::collection::Collection;
@@ -95,7 +95,7 @@ impl Store {
             }
         };
         let mut left = Vec::new();
-        for collection in [Collection::Accounts, Collection::Subscriptions] {
+        for collection in OUTBOXES.into_iter().rev() {
             let documents = self.database.collection::<RawDocumentBuf>(collection.as_str());
             let filter = filter.clone();
             let finding = async move { documents.find(filter).projection(doc! { "outbox": 1 }).await };
@@ -129,7 +129,7 @@ impl Store {
         statement: impl Fn(&EntrySummary, Record) -> Result<RawDocumentBuf, StoreError>,
     ) -> Result<usize, StoreError> {
         let mut found = 0;
-        for collection in [Collection::Subscriptions, Collection::Accounts] {
+        for collection in OUTBOXES {
             let of_collection: Vec<&EntrySummary> =
                 failed.iter().filter(|entry| entry.collection == collection).collect();
             if of_collection.is_empty() {

@@ -129,7 +129,8 @@ pub struct Lease {
 }
 
 /// The collections whose documents have an outbox.
-pub(super) const OUTBOXES: [Collection; 2] = [Collection::Subscriptions, Collection::Accounts];
+pub(super) const OUTBOXES: [Collection; 3] =
+    [Collection::Subscriptions, Collection::Accounts, Collection::Organizations];
 
 /// The entries of one change, under `lease`.
 #[must_use]

@@ -1,5 +1,5 @@
-//! The sweeper: scheduled changes. Ends subscriptions whose last day is over, gives notice of cards about to expire, deletes
-//! tombstones, and reports documents that can never be processed.
+//! The sweeper: scheduled changes. Ends subscriptions whose last day is over, gives notice of cards about to expire, reminds of
+//! undecided requests, deletes tombstones, and reports documents that can never be processed.
 //!
 //! It only searches for what may be due, and hands it to the same [`Engine`] as commands; whether it is due is decided there,
 //! under the same version guard. So any number of workers may sweep at the same time.
@@ -7,9 +7,11 @@
 mod card_notices;
 mod ends;
 mod findings;
+mod request_reminders;
 mod search;
 mod task_runner;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -26,12 +28,13 @@ use crate::store::{Collection, Store, StoreError};
 use card_notices::CardNotices;
 use ends::end_due;
 use findings::{Findings, Reports};
+use request_reminders::remind_due;
 use search::Search;
 use task_runner::{SweepError, TaskRunner};
 
 /// The longest time between the start and the first sweep.
 const FIRST_SWEEP_WITHIN: Duration = Duration::from_secs(1);
-/// The time between two searches for what changes daily (card notices), or between two that read a whole index.
+/// The time between two searches for what changes daily (card notices, reminders), or between two that read a whole index.
 const RARELY: Duration = Duration::from_secs(3_600);
 /// Below this sweep interval, each sweep makes these searches, too: somebody is waiting for the result.
 const RARELY_IS_ALWAYS_BELOW: Duration = Duration::from_secs(60);
@@ -54,24 +57,24 @@ impl Sweeper {
     /// Sweeps until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         let runner = TaskRunner { engine: self.engine.clone(), batch_max: self.batch_max, shutdown };
-        tokio::join!(self.sweep_dates(&runner), self.sweep_cards(&runner));
+        tokio::join!(self.sweep_dates(&runner), self.sweep_daily(&runner));
     }
 
     async fn sweep_dates(&self, runner: &TaskRunner) {
         let mut reports = Reports::new(&[Collection::Subscriptions]);
         let mut indexes = self.indexes.changes();
         let mut pause = random_below(self.every.min(FIRST_SWEEP_WITHIN));
-        let mut expensive_at: Option<Instant> = None;
+        let mut expensive_at: HashMap<Search, Instant> = HashMap::new();
         while self.wait(pause, &mut indexes, &runner.shutdown).await {
             for search in Search::DATES {
                 if !self.is_indexed(search) {
                     continue;
                 }
                 if search.is_expensive() {
-                    if expensive_at.is_some_and(|at| at.elapsed() < self.rarely()) {
+                    if expensive_at.get(&search).is_some_and(|at| at.elapsed() < self.rarely()) {
                         continue;
                     }
-                    expensive_at = Some(Instant::now());
+                    expensive_at.insert(search, Instant::now());
                 }
                 match self.sweep(search, runner, &mut reports).await {
                     Ok(()) => {}
@@ -84,19 +87,29 @@ impl Sweeper {
         }
     }
 
-    async fn sweep_cards(&self, runner: &TaskRunner) {
+    async fn sweep_daily(&self, runner: &TaskRunner) {
         let mut reports = Reports::new(&[Collection::Organizations, Collection::Accounts]);
         let mut indexes = self.indexes.changes();
         let mut pause = random_below(self.rarely().min(FIRST_SWEEP_WITHIN));
         while self.wait(pause, &mut indexes, &runner.shutdown).await {
-            pause = around(self.every);
-            if self.is_indexed(Search::Cards) {
-                match self.sweep(Search::Cards, runner, &mut reports).await {
-                    Ok(()) if !reports.has_failed_search() => pause = around(self.rarely()),
-                    Ok(()) | Err(SweepError::Store(_)) => {}
+            let mut is_complete = true;
+            for search in Search::DAILY {
+                if !self.is_indexed(search) {
+                    is_complete = false;
+                    continue;
+                }
+                match self.sweep(search, runner, &mut reports).await {
+                    Ok(()) => {}
                     Err(SweepError::Stopping) => return,
+                    // The database is unavailable: the other search would fail, too.
+                    Err(SweepError::Store(_)) => {
+                        is_complete = false;
+                        break;
+                    }
                 }
             }
+            is_complete &= !reports.has_failed_search();
+            pause = around(if is_complete { self.rarely() } else { self.every });
         }
     }
 
@@ -163,6 +176,7 @@ impl Sweeper {
                 let notices = CardNotices { store: &self.store, indexes: &self.indexes, runner };
                 notices.give_due(findings).await?;
             }
+            Search::PendingRequests => remind_due(&self.store, runner, findings).await?,
         }
         Ok(())
     }

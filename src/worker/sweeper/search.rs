@@ -10,6 +10,7 @@ pub(super) enum Search {
     Faults(Fault),
     Tombstones,
     Cards,
+    PendingRequests,
 }
 
 /// Which ends of subscriptions are searched for.
@@ -23,7 +24,7 @@ pub(super) enum EndKind {
 
 impl Search {
     /// The searches for dates that have passed, in their order.
-    pub(super) const DATES: [Self; 8] = [
+    pub(super) const DATES: [Self; 9] = [
         Self::Ends(EndKind::Scheduled),
         Self::Ends(EndKind::Natural),
         Self::Faults(Fault::EndsAt),
@@ -31,12 +32,16 @@ impl Search {
         Self::Faults(Fault::ExpiryEmpty),
         Self::Faults(Fault::BillingDay),
         Self::Faults(Fault::ExpiryText),
+        Self::Faults(Fault::RequestedAt),
         Self::Tombstones,
     ];
 
-    /// Whether it reads a whole index, and is therefore made rarely.
+    /// The searches for what changes daily, in their order.
+    pub(super) const DAILY: [Self; 2] = [Self::PendingRequests, Self::Cards];
+
+    /// Whether it may read much of an index, and is therefore made rarely.
     pub(super) fn is_expensive(self) -> bool {
-        self == Self::Faults(Fault::ExpiryText)
+        matches!(self, Self::Faults(Fault::ExpiryText | Fault::RequestedAt))
     }
 
     /// The indexes it needs.
@@ -46,6 +51,7 @@ impl Search {
             Self::Ends(EndKind::Natural) => indexes::NATURAL_ENDS,
             Self::Faults(fault) => fault.index(),
             Self::Tombstones => indexes::REMOVED,
+            Self::PendingRequests => indexes::PENDING_REQUESTS,
             Self::Cards => {
                 return vec![
                     (Collection::Organizations, indexes::CARD_ORGANIZATIONS),
@@ -65,6 +71,7 @@ impl Search {
             Self::Faults(_) => "documents that can never be due",
             Self::Tombstones => "tombstones to delete",
             Self::Cards => "cards about to expire",
+            Self::PendingRequests => "undecided requests",
         }
     }
 }

@@ -1,4 +1,6 @@
-//! What the calendar decides, with no command: a subscription ends, or a notice about a saved card is due.
+//! What the calendar decides, with no command: a subscription ends, a notice about a saved card is due, or a reminder of undecided
+//! requests.
 
 pub mod card_notice;
 pub mod lapse;
+pub mod pending_requests;
