@@ -3,6 +3,7 @@
 mod clock;
 mod indexes;
 mod reads;
+mod request_reminders;
 mod tombstones;
 mod unprocessable_documents;
 
