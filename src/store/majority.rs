@@ -49,7 +49,7 @@ impl Store {
     /// # Errors
     /// When it does not.
     pub async fn check_writable(&self) -> Result<(), StoreError> {
-        for collection in [Collection::Subscriptions, Collection::Accounts] {
+        for collection in Collection::ALL {
             self.update_many(collection, [empty_write(NOBODY)]).await?;
         }
         Ok(())

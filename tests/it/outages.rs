@@ -123,7 +123,7 @@ async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no
     let rights = [
         may("subscriptions", &["find", "createIndex", "update", "remove"]),
         may("accounts", &["find", "createIndex"]),
-        may("organizations", &["find", "createIndex"]),
+        may("organizations", &["find", "createIndex", "update"]),
     ];
     run(root, doc! { "createRole": "worker", "privileges": &rights[..], "roles": [] }).await;
     run(root, doc! { "createUser": "worker", "pwd": "worker", "roles": ["worker"] }).await;
