@@ -13,7 +13,7 @@ use offramp::config::SenderSettings;
 use offramp::jsonl::{ImportLine, Line, ParsedDocument};
 use offramp::store::DocumentId;
 use offramp::store::outbox::entry::{Content, Lease, LeasedEntry, OutboxEntry, entries};
-use offramp::worker::composer::origin;
+use offramp::worker::composer::{about, origin};
 use offramp_domain::calendar::parse_date;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::Command;
@@ -270,7 +270,7 @@ impl Simulation {
         match compose(&self.sender, origin, mail, rendered, self.now) {
             Ok(composed) => {
                 if let Some(directory) = &mut self.directory {
-                    directory.send(&composed).await.context("--mail-dir")?;
+                    directory.send(&composed.about(about(leased))).await.context("--mail-dir")?;
                 }
             }
             Err(error) => shown.error = Some(error.to_string()),

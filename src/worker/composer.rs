@@ -7,8 +7,10 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::store::Collection;
 use crate::store::outbox::{entry::LeasedEntry, record::EmailIdentity};
 use offramp_domain::notification::Notification;
+use offramp_mail::message::{About, AboutDocument};
 use offramp_mail::{ComposedEmail, DkimSigner, Origin, Sender, Templates, compose};
 
 /// Templates, sender and signature: everything an email needs besides its notification.
@@ -37,6 +39,18 @@ impl Composer {
         let composed = compose(&self.sender, origin, email, rendered, at).map_err(|error| error.to_string())?;
         Ok(composed.signed_by(self.signer.clone()))
     }
+}
+
+/// What an entry's email is about.
+#[must_use]
+pub fn about(leased: &LeasedEntry) -> About<'_> {
+    let id = leased.document.as_str();
+    let document = match leased.document.collection() {
+        Collection::Subscriptions => AboutDocument::Subscription(id),
+        Collection::Accounts => AboutDocument::Account(id),
+        Collection::Organizations => AboutDocument::Organization(id),
+    };
+    About { document, command: leased.entry.command.as_ref() }
 }
 
 /// The ids from which the `Message-ID` and the thread of an entry's email are derived.

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::composer::{Composer, origin};
+use super::composer::{Composer, about, origin};
 use super::lease;
 use super::mail_server::MailServer;
 use super::marker::TriedEmail;
@@ -179,7 +179,7 @@ impl EmailSender {
         let at = clock::now();
         let (entry, template) = (&leased.entry.id, email.template.as_str());
         let composed = match origin(leased).and_then(|origin| self.composer.compose(origin, email, at)) {
-            Ok(composed) => composed,
+            Ok(composed) => composed.about(about(leased)),
             Err(error) => {
                 // The error stays out of the log: it may contain an address.
                 tracing::error!(

@@ -183,7 +183,12 @@ fn header<'a>(text: &'a str, name: &str) -> &'a str {
     lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_default()
 }
 
-/// The lines of an email without its date, and `None` for its end.
+/// How lines begin that `Composer::compose` does not write, or not the same.
+const OTHER_LINES: [&str; 5] =
+    ["Date: ", "X-Offramp-Subscription: ", "X-Offramp-Account: ", "X-Offramp-Command: ", " id="];
+
+/// The other lines of an email, and `None` for its end.
 fn lines(text: &str) -> impl Iterator<Item = Option<&str>> {
-    text.trim_end().lines().filter(|line| !line.starts_with("Date: ")).map(Some).chain([None])
+    let is_other = |line: &&str| OTHER_LINES.iter().any(|beginning| line.starts_with(beginning));
+    text.trim_end().lines().filter(move |line| !is_other(line)).map(Some).chain([None])
 }

@@ -38,9 +38,72 @@ pub fn names_language(text: &str) -> bool {
             .all(|subtag| (1..=8).contains(&subtag.len()) && subtag.bytes().all(|byte| byte.is_ascii_alphanumeric()))
 }
 
+/// The language of a client of an organization, with the organization's region if the client's has none: dates and money are written as
+/// they are where the organization is. `fr` in the region of `fr-CA` is `fr-CA`.
+#[must_use]
+pub fn in_region_of(locale: &str, organization: &str) -> String {
+    match (subtags(locale), subtags(organization)) {
+        (Some(Subtags { language, script, region: None }), Some(Subtags { region: Some(region), .. })) => {
+            let script = script.map(|script| format!("-{script}")).unwrap_or_default();
+            format!("{language}{script}-{}", region.to_ascii_uppercase())
+        }
+        _ => locale.to_owned(),
+    }
+}
+
+/// The parts of a language tag that decide how an email is written.
+struct Subtags<'a> {
+    language: &'a str,
+    /// `Hant`
+    script: Option<&'a str>,
+    /// `CA`, `419`
+    region: Option<&'a str>,
+}
+
+fn subtags(text: &str) -> Option<Subtags<'_>> {
+    if !names_language(text) {
+        return None;
+    }
+    let is_alphabetic = |subtag: &str| subtag.bytes().all(|byte| byte.is_ascii_alphabetic());
+    let mut subtags = text.trim().split(['.', '@']).next()?.split(['-', '_']).peekable();
+    let language = subtags.next()?;
+    let script = subtags.next_if(|subtag| subtag.len() == 4 && is_alphabetic(subtag));
+    let region = subtags.next_if(|subtag| match subtag.len() {
+        2 => is_alphabetic(subtag),
+        3 => subtag.bytes().all(|byte| byte.is_ascii_digit()),
+        _ => false,
+    });
+    Some(Subtags { language, script, region })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_language_without_a_region_takes_the_organizations() {
+        #[track_caller]
+        fn check(locale: &str, organization: &str, expected: &str) {
+            assert_eq!(in_region_of(locale, organization), expected);
+        }
+        check("fr", "fr-CA", "fr-CA");
+        check("en", "fr-CA", "en-CA");
+        check("en", "fr_ca.UTF-8", "en-CA");
+        check(" en ", "es-419", "en-419");
+        check("zh-Hant", "en-TW", "zh-Hant-TW");
+        check("fr", "zh-Hant-TW", "fr-TW");
+        check("ca@valencia", "es-ES", "ca-ES");
+        check("fr-1", "fr-CA", "fr-CA");
+        // It has a region of its own.
+        check("fr-FR", "fr-CA", "fr-FR");
+        check("fr_BE.UTF-8", "fr-CA", "fr_BE.UTF-8");
+        check("es-419", "es-MX", "es-419");
+        check("zh-Hant-HK", "zh-TW", "zh-Hant-HK");
+        // The organization has none, or nobody can tell.
+        check("fr", "en", "fr");
+        check("fr", "", "fr");
+        check("fr", "Canada", "fr");
+    }
 
     #[test]
     fn language_tags_are_recognised() {

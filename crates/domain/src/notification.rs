@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::account::Account;
-use crate::contact::Mailbox;
+use crate::contact::{Mailbox, in_region_of};
 use crate::facts::{Facts, mailbox};
 use crate::failure_code::FailureCode;
 use crate::field::Field;
@@ -120,7 +120,7 @@ pub struct Notification {
     /// The other party, who receives replies; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply_to: Option<Mailbox>,
-    /// The reader's language, as their document names it: a BCP 47 tag, not yet checked.
+    /// The reader's language: a BCP 47 tag as their document has it, with the organization's region if it has none. Not yet checked.
     pub locale: String,
     /// What it says.
     pub facts: Facts,
@@ -144,7 +144,10 @@ pub fn notify(
         Recipient::OrganizationContact => (contact, Some(manager), organization.locale.clone()),
         Recipient::AccountManager => {
             let name = contact.name.or_else(|| Some(facts.organization.name.clone()));
-            let locale = account.manager_locale.clone().unwrap_or_else(|| organization.locale.clone());
+            let locale = match &account.manager_locale {
+                Some(locale) => in_region_of(locale, &organization.locale),
+                None => organization.locale.clone(),
+            };
             (manager, Some(Mailbox { name, email: contact.email }), locale)
         }
     };
@@ -234,7 +237,9 @@ mod tests {
                 scene(Status::Active).with(|scene| scene.account.manager_locale = manager_locale.map(str::to_owned));
             assert_eq!(emails(&scene).map(|email| email.locale), expected);
         }
-        check(Some("es"), ["fr-CA", "es"]);
+        check(Some("es"), ["fr-CA", "es-CA"]);
+        check(Some("fr"), ["fr-CA", "fr-CA"]);
+        check(Some("es-MX"), ["fr-CA", "es-MX"]);
         check(None, ["fr-CA", "fr-CA"]);
     }
 

@@ -1,6 +1,7 @@
 //! Text in headers: made safe, and folded.
 
 use lettre::message::header::{HeaderName, HeaderValue};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::text::{shorten, single_line};
 
@@ -24,6 +25,32 @@ pub(crate) fn header_text(text: &str) -> String {
 
 pub(crate) fn raw(name: &'static str, value: &str) -> HeaderValue {
     HeaderValue::new(HeaderName::new_from_ascii_str(name), value.to_owned())
+}
+
+/// Every character that is not visible ASCII, and those with a meaning in our headers.
+const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b';').add(b'=').add(b'"');
+
+/// The longest header line without a space, in bytes. A line may have 998 (RFC 5322 §2.1.1).
+const TOKEN_BYTES_MAX: usize = 900;
+
+/// An id of another system as a part of a header: percent-encoded, so that any character may be in it.
+pub(crate) fn token(id: &str) -> String {
+    utf8_percent_encode(id, ENCODED).to_string()
+}
+
+/// A header line, with its end, whose parts are tokens. A token that is too long for a line is broken by white space, which it cannot
+/// have of its own.
+pub(crate) fn token_header(name: &str, tokens: &[String]) -> String {
+    let mut header = format!("{name}:");
+    for token in tokens {
+        // ASCII, so it can be cut anywhere.
+        for chunk in token.as_bytes().chunks(TOKEN_BYTES_MAX) {
+            header.push(' ');
+            header.push_str(&String::from_utf8_lossy(chunk));
+        }
+    }
+    header.push_str("\r\n");
+    folded(header)
 }
 
 /// Folds the lines that lettre leaves too long: a long name and the address after it.
@@ -59,4 +86,34 @@ fn break_of(line: &str) -> Option<usize> {
     let mut spaces = spaces.map(|(at, _)| at);
     let first = spaces.next()?;
     Some(spaces.take_while(|&at| at <= LINE_BYTES_MAX).last().unwrap_or(first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_safe_in_headers_whatever_they_are_made_of() {
+        #[track_caller]
+        fn check(id: &str, expected: &str) {
+            assert_eq!(token(id), expected);
+        }
+        check("https://shop.example/web?a=b", "https://shop.example/web?a%3Db");
+        check("c-0001", "c-0001");
+        check("a b\r\nBcc: x@y", "a%20b%0D%0ABcc:%20x@y");
+        check("=?utf-8?q?x?=", "%3D?utf-8?q?x?%3D");
+        check("é;\u{202e}\"%", "%C3%A9%3B%E2%80%AE%22%25");
+    }
+
+    #[test]
+    fn long_tokens_are_broken_between_characters() {
+        let id = "\u{1f600}".repeat(128);
+        let header = token_header("X-Offramp-Subscription", &[token(&id)]);
+        assert!(header.ends_with("\r\n") && header.lines().all(|line| line.len() < 998), "{header}");
+        let (_, value) = header.split_once(':').unwrap();
+        let joined: String = value.split_whitespace().collect();
+        assert_eq!(percent_encoding::percent_decode_str(&joined).decode_utf8().unwrap(), id);
+        let short = token_header("X-Offramp-Command", &["source=shop;".to_owned(), "id=c-1".to_owned()]);
+        assert_eq!(short, "X-Offramp-Command: source=shop; id=c-1\r\n");
+    }
 }

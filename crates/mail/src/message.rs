@@ -9,13 +9,14 @@ use chrono::{DateTime, Utc};
 use lettre::address::Envelope;
 use lettre::message::header::{self, Headers};
 use lettre::message::{Mailbox as HeaderMailbox, Mailboxes};
+use offramp_domain::command_ref::CommandKey;
 use offramp_domain::contact::Mailbox;
 use offramp_domain::notification::{Notification, Template};
 use uuid::Uuid;
 
 use crate::address::{AddressError, Sender, is_ascii, parse_address};
 use crate::dkim::{DkimSigner, SigningError};
-use crate::headers::{display_name, folded, header_text, raw};
+use crate::headers::{display_name, folded, header_text, raw, token, token_header};
 use crate::mime::{Alternative, Encoding};
 use crate::template::RenderedEmail;
 
@@ -51,6 +52,23 @@ impl ComposedEmail {
     #[must_use]
     pub fn needs_smtputf8(&self) -> bool {
         needs_smtputf8(&self.envelope)
+    }
+
+    /// The same email with headers that say what it is about: for the filters of the recipient, and for support.
+    #[must_use]
+    pub fn about(mut self, about: About<'_>) -> Self {
+        let (name, id) = match about.document {
+            AboutDocument::Subscription(id) => ("X-Offramp-Subscription", id),
+            AboutDocument::Account(id) => ("X-Offramp-Account", id),
+            AboutDocument::Organization(id) => ("X-Offramp-Organization", id),
+        };
+        self.headers.push_str(&token_header(name, &[token(id)]));
+        if let Some(CommandKey { source, id }) = about.command {
+            let source = format!("source={};", token(source.as_str()));
+            let id = format!("id={}", token(id.as_str()));
+            self.headers.push_str(&token_header("X-Offramp-Command", &[source, id]));
+        }
+        self
     }
 
     /// The same email, to be signed by `signer` when it is sent.
@@ -95,6 +113,22 @@ pub struct Origin {
     pub entry_id: Uuid,
     /// The conversation that it belongs to: see [`conversation_id`](offramp_domain::effect_id::conversation_id).
     pub conversation_id: Uuid,
+}
+
+/// What an email is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct About<'a> {
+    pub document: AboutDocument<'a>,
+    /// The command that caused it, if that is known.
+    pub command: Option<&'a CommandKey>,
+}
+
+/// The document that an email is about, by its `_id`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AboutDocument<'a> {
+    Subscription(&'a str),
+    Account(&'a str),
+    Organization(&'a str),
 }
 
 /// Composes the email of an outbox entry.
@@ -203,5 +237,39 @@ mod tests {
         check(1969, "Fri, 31 Jan 1969 12:00:09 +0000");
         check(2026, "Sat, 31 Jan 2026 12:00:09 +0000");
         check(9999, "Sun, 31 Jan 9999 12:00:09 +0000");
+    }
+
+    #[test]
+    fn headers_say_what_an_email_is_about() {
+        let sender = Sender::parse("no-reply@offramp.example").unwrap();
+        let origin = Origin { entry_id: Uuid::nil(), conversation_id: Uuid::nil() };
+        let notification = samples(Template::RequestAccepted, Recipient::AccountManager, "en").remove(0).notification;
+        let command =
+            CommandKey { source: "https://shop.example/".try_into().unwrap(), id: "c 1\r\nBcc: x".try_into().unwrap() };
+        let headers = |about| {
+            let rendered = RenderedEmail {
+                subject: "S".to_owned(),
+                text: "T".to_owned(),
+                html: "H".to_owned(),
+                language: "en".to_owned(),
+            };
+            let composed =
+                compose(&sender, origin, &notification, rendered, DateTime::UNIX_EPOCH).unwrap().about(about);
+            let bytes = composed.bytes(false).unwrap();
+            let parsed = mail_parser::MessageParser::default().parse(&bytes).unwrap();
+            let names =
+                ["X-Offramp-Subscription", "X-Offramp-Account", "X-Offramp-Organization", "X-Offramp-Command", "Bcc"];
+            names.map(|name| parsed.header_raw(name).map(|value| value.trim().to_owned()))
+        };
+        let text = |text: &str| Some(text.to_owned());
+        let document = AboutDocument::Subscription("sub/1 é");
+        assert_eq!(
+            headers(About { document, command: Some(&command) }),
+            [text("sub/1%20%C3%A9"), None, None, text("source=https://shop.example/; id=c%201%0D%0ABcc:%20x"), None]
+        );
+        let document = AboutDocument::Account("acc-1");
+        assert_eq!(headers(About { document, command: None }), [None, text("acc-1"), None, None, None]);
+        let document = AboutDocument::Organization("org-1");
+        assert_eq!(headers(About { document, command: None }), [None, None, text("org-1"), None, None]);
     }
 }

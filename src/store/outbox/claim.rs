@@ -212,7 +212,7 @@ fn plan(
                 entry.holder = lease.holder.to_string();
                 set.insert(field("due"), Instant::from(lease.until));
                 set.insert(field("holder"), &entry.holder);
-                leased.push(entry);
+                leased.push(OutboxEntry { content: for_its_reader(entry.content), ..entry });
             }
             (Ok(entry), None) => {
                 set.insert(field("kind"), entry.kind().as_str());
@@ -251,6 +251,14 @@ fn plan(
         update: bson::serialize_to_raw_document_buf(&update)?.into(),
         entries: leased,
     }))
+}
+
+/// Earlier versions stored facts that a recipient may no longer read.
+fn for_its_reader(content: Content) -> Content {
+    match content {
+        Content::Mail(email) => Content::Mail(email.for_its_reader()),
+        Content::Event(event) => Content::Event(event),
+    }
 }
 
 fn is_of_later_version(entry: &RawDocument) -> bool {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use offramp_domain::cloud_event::CloudEvent;
+use offramp_domain::command_ref::CommandKey;
 use offramp_domain::effect_id::conversation_id;
 use offramp_domain::notification::Notification;
 use offramp_domain::unit_of_work::Effects;
@@ -43,6 +44,10 @@ pub struct OutboxEntry {
     /// Why the newest attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The command that caused the email; absent if the calendar did, and in entries of earlier versions. (An event names its command
+    /// itself.)
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<CommandKey>,
     /// When it failed permanently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
@@ -144,11 +149,15 @@ pub fn entries(effects: Effects, lease: &Lease, source: &str, at: DateTime<Utc>)
         in_doubt: 0,
         sender_rejected_at: None,
         error: None,
+        command: None,
         failed_at: None,
         content,
     };
     let Effects { command, ids, notifications, events } = effects;
-    let mails = notifications.into_iter().map(|mail| entry(ids.of_email(&mail), Kind::Email, Content::Mail(mail)));
+    let mails = notifications.into_iter().map(|mail| OutboxEntry {
+        command: command.as_ref().map(|command| command.key.clone()),
+        ..entry(ids.of_email(&mail), Kind::Email, Content::Mail(mail))
+    });
     let events = events.iter().map(|event| {
         let envelope = CloudEvent::of_event(event, &ids, command.as_ref(), source, at);
         entry(ids.of_event(event), Kind::Event, Content::Event(envelope))
