@@ -8,36 +8,65 @@ use super::problem::TemplateProblem;
 use crate::kind::EmailKind;
 use crate::locale::parse_tag;
 
-/// The built-in files: folder (`None`: for all languages), name, text.
-macro_rules! built_in {
-    ($($locale:literal)*) => {
-        &[
-            built_in!(@design "_layout.mjml" "_headline.mjml" "_paragraph.mjml" "_notice.mjml" "_button.mjml" "_facts.mjml"
-                "_fact.mjml" "_quote.mjml" "_small-print.mjml"),
-            $(built_in!(@language $locale:
-                "_facts.md" "_greeting.md" "_footer.account_manager.md" "_footer.organization_contact.md"
-                "cancelled-by-admin.account_manager.md"
-                "removed-by-admin.account_manager.md"
-                "cancelled-by-client.organization_contact.md" "cancelled-by-client.account_manager.md"
-                "cancellation-requested.organization_contact.md" "cancellation-requested.account_manager.md"
-                "request-accepted.account_manager.md"
-                "request-declined.account_manager.md"
-                "payment-failed.organization_contact.md" "payment-failed.account_manager.md"
-                "card-expiring.organization_contact.md" "card-expiring.account_manager.md"
-                "requests-pending.organization_contact.md"
-            )),*
-        ]
-    };
-    (@design $($file:literal)*) => {
-        &[$((None, $file, include_str!(concat!("../../../../templates/", $file)))),*]
-    };
-    (@language $locale:literal: $($file:literal)*) => {
-        &[$((Some($locale), $file, include_str!(concat!("../../../../templates/", $locale, "/", $file)))),*]
+/// The built-in files of a folder: folder, name, text.
+macro_rules! files_in {
+    ($folder:literal: $($file:literal)*) => {
+        &[$((Some($folder), $file, include_str!(concat!("../../../../templates/", $folder, "/", $file)))),*]
     };
 }
 
+/// The built-in files of a language.
+macro_rules! language {
+    ($folder:literal) => {
+        files_in!($folder:
+            "_greeting.md" "_ending.md" "_invoices.md" "_decline.md" "_decline_cause.md"
+            "_footer.account_manager.md" "_footer.organization_contact.md"
+            "cancelled-by-admin.account_manager.md"
+            "removed-by-admin.account_manager.md"
+            "cancelled-by-client.organization_contact.md" "cancelled-by-client.account_manager.md"
+            "cancellation-requested.organization_contact.md" "cancellation-requested.account_manager.md"
+            "request-accepted.account_manager.md"
+            "request-declined.account_manager.md"
+            "payment-failed.organization_contact.md" "payment-failed.account_manager.md"
+            "card-expiring.organization_contact.md" "card-expiring.account_manager.md"
+            "requests-pending.organization_contact.md"
+        )
+    };
+}
+
+/// The built-in files of the design, for all languages.
+macro_rules! design {
+    ($($file:literal)*) => {
+        &[$((None, $file, include_str!(concat!("../../../../templates/", $file)))),*]
+    };
+}
+
+/// Folder (`None`: for all languages), name, text.
 type BuiltInFile = (Option<&'static str>, &'static str, &'static str);
-const BUILT_IN: &[&[BuiltInFile]] = built_in!("en" "es" "fr");
+
+const BUILT_IN: &[&[BuiltInFile]] = &[
+    design!("_layout.mjml" "_headline.mjml" "_paragraph.mjml" "_notice.mjml" "_button.mjml" "_facts.mjml" "_fact.mjml"
+        "_quote.mjml" "_small-print.mjml"),
+    language!("en"),
+    language!("es"),
+    files_in!("es-ES":
+        "_decline.md" "_decline_cause.md"
+        "payment-failed.organization_contact.md" "payment-failed.account_manager.md"
+        "card-expiring.organization_contact.md" "card-expiring.account_manager.md"
+    ),
+    files_in!("es-MX":
+        "_ending.md" "_invoices.md"
+        "removed-by-admin.account_manager.md"
+        "cancellation-requested.organization_contact.md" "cancellation-requested.account_manager.md"
+        "request-declined.account_manager.md"
+        "payment-failed.organization_contact.md" "payment-failed.account_manager.md"
+        "requests-pending.organization_contact.md"
+    ),
+    language!("fr"),
+    files_in!("fr-CA":
+        "_decline.md" "_decline_cause.md" "_footer.account_manager.md" "_footer.organization_contact.md"
+    ),
+];
 
 /// A template file that was read.
 pub(super) struct SourceFile {
