@@ -80,8 +80,22 @@ impl CompiledFiles {
         let mut compiler =
             Compiler { index, path: &path, tags: &mut self.tags, places: &self.places, problems: &mut *problems };
         let content = text.as_ref().and_then(|text| compiler.compile(&place.name, text)).unwrap_or(Content::Invalid);
-        self.by_place.insert(place, index);
         self.files.push(CompiledFile { path, is_built_in, source: text.unwrap_or_default(), content });
+        if !is_built_in {
+            self.remove_built_in_regional(&place);
+        }
+        self.by_place.insert(place, index);
+    }
+
+    /// Removes the built-in files of a language's regions that would hide a new file of that language: an author who changes
+    /// `es/payment-failed…` means readers in Mexico, too.
+    fn remove_built_in_regional(&mut self, place: &Place) {
+        let Some(language) = &place.locale else { return };
+        let region = |other: &Place| {
+            other.locale.as_deref().and_then(|locale| locale.strip_prefix(language)).is_some_and(|rest| rest.starts_with('-'))
+        };
+        let files = &self.files;
+        self.by_place.retain(|other, index| other.name != place.name || !files[*index].is_built_in || !region(other));
     }
 
     /// All languages, and all regions that have a folder.
@@ -98,12 +112,15 @@ impl CompiledFiles {
         &self.files[index].content
     }
 
-    /// A problem for each file that is not among `used`. None while a file is invalid: it may use any other.
+    /// A problem for each file that is not among `used`. None while a file is invalid: it may use any other. Built-in files
+    /// become unused when emails that use them are replaced.
     pub(super) fn unused(&self, used: &BTreeSet<usize>) -> Vec<TemplateProblem> {
         if self.files.iter().any(|file| matches!(file.content, Content::Invalid)) {
             return vec![];
         }
-        let unused = self.by_place.values().filter(|index| !used.contains(index));
+        let all_built_in = self.files.iter().all(|file| file.is_built_in);
+        let counts = |index: &usize| all_built_in || !self.files[*index].is_built_in;
+        let unused = self.by_place.values().filter(|index| !used.contains(index) && counts(index));
         unused
             .map(|&index| TemplateProblem {
                 file: self.files[index].path.clone(),

@@ -86,6 +86,6 @@ mod tests {
     #[test]
     fn built_in_templates_have_no_problems() {
         let templates = Templates::load(None).unwrap_or_else(|problems| panic!("{problems:#?}"));
-        assert_eq!(templates.locales().collect::<Vec<_>>(), ["en", "es", "fr"]);
+        assert_eq!(templates.locales().collect::<Vec<_>>(), ["en", "es", "es-ES", "es-MX", "fr", "fr-CA"]);
     }
 }

@@ -104,9 +104,9 @@ fn structure_problems_name_file_and_line() {
     );
     check_problem(mail, "Subject: x\n\nx\n{{> facst}}\n", ":4: unknown partial `facst`: the file _facst.md is missing");
     check_problem(
-        "fr/_facts.md",
-        "{{> facts}}\n",
-        ":1: the partial `facts` includes itself, or is nested 8 levels deep",
+        "fr/_ending.md",
+        "{{> ending}}\n",
+        ":1: the partial `ending` includes itself, or is nested 8 levels deep",
     );
     check_problem(
         mail,
@@ -272,6 +272,24 @@ fn override_files_replace_built_in_ones_one_by_one() {
     assert!(rendered.text.starts_with("Salut\n\nUne question?"), "the footer is the language's: {}", rendered.text);
     assert!(rendered.html.contains(">Salut<") && !rendered.html.contains("a été refusé"), "{}", rendered.html);
     assert!(render("fr-FR").text.contains("a été refusé"), "other regions keep the language's");
+}
+
+#[test]
+fn a_file_of_a_language_replaces_the_built_in_ones_of_its_regions() {
+    let directory = tempfile::tempdir().unwrap();
+    let write = |folder: &str, subject: &str| {
+        fs::create_dir_all(directory.path().join(folder)).unwrap();
+        let file = directory.path().join(folder).join("payment-failed.account_manager.md");
+        fs::write(file, format!("Subject: {subject}\n\nHola\n")).unwrap();
+        Templates::load(Some(directory.path())).unwrap_or_else(|problems| panic!("{problems:#?}"))
+    };
+    let subject = |templates: &Templates, locale: &str| {
+        templates.render(&Notification { locale: locale.to_owned(), ..sample() }).unwrap().subject
+    };
+    let templates = write("es", "A");
+    assert_eq!(["es", "es-MX", "es-ES"].map(|locale| subject(&templates, locale)), ["A", "A", "A"]);
+    let templates = write("es-MX", "B");
+    assert_eq!(["es", "es-MX", "es-ES"].map(|locale| subject(&templates, locale)), ["A", "B", "A"]);
 }
 
 #[test]
