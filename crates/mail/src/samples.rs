@@ -41,7 +41,7 @@ pub fn samples(template: Template, recipient: Recipient, locale: &str) -> Vec<Sa
 
 /// The facts of each variant.
 fn variants(template: Template) -> Vec<(&'static str, Facts)> {
-    let few = few_facts();
+    let few = few_subscription_facts();
     match template {
         Template::CancelledByAdmin | Template::CancelledByClient => {
             let full = Facts {
@@ -71,7 +71,7 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
             vec![
                 ("no-refund", Facts { refund: Some(false), ..full.clone() }),
                 ("full", full),
-                ("minimal", Facts { removed_on: date(2026, 5, 20), ..few }),
+                ("minimal", Facts { removed_on: date(2026, 5, 20), invoice_id: text("INV-2026-0042"), ..few }),
             ]
         }
         Template::CancellationRequested => vec![
@@ -121,7 +121,7 @@ fn variants(template: Template) -> Vec<(&'static str, Facts)> {
             vec![
                 ("full", Facts { card: card(false), ..full.clone() }),
                 ("expired", Facts { card: card(true), ..full }),
-                ("minimal", Facts { card: card(false), ..few }),
+                ("minimal", Facts { card: card(false), ..few_facts() }),
             ]
         }
         Template::RequestsPending => requests_pending(),
@@ -179,7 +179,7 @@ fn payment_failed() -> Vec<(&'static str, Facts)> {
     vec![
         ("no-further-attempt", Facts { next_attempt_on: None, attempt: Some(3), ..full.clone() }),
         ("full", full.clone()),
-        ("minimal", payment(few_facts())),
+        ("minimal", payment(Facts { invoice_id: text("INV-2026-0043"), attempt: Some(1), ..few_subscription_facts() })),
         ("past-attempt", Facts { next_attempt_on: None, past_attempt_on: date(2026, 6, 18), ..full }),
     ]
 }
@@ -228,6 +228,11 @@ fn few_facts() -> Facts {
     let organization =
         OrganizationFacts { phone: None, address: None, website: None, color: None, logo_url: None, ..organization() };
     Facts::of(organization, Some(Mailbox { name: None, ..manager() }))
+}
+
+/// The fewest facts that an email about a subscription can have.
+fn few_subscription_facts() -> Facts {
+    Facts { participant: text("Zoé"), plan: text("Yoga"), ..few_facts() }
 }
 
 fn subscription_facts() -> Facts {

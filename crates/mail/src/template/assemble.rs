@@ -41,7 +41,7 @@ pub(super) fn assemble(
         .chain([None])
         .collect();
     let direction = Direction::of(&tag);
-    let mut assembler = Assembler { files, folders: &folders, direction, blocks: 0, used, problems };
+    let mut assembler = Assembler { files, folders: &folders, direction, blocks: 0, is_faulty: false, used, problems };
     let style = assembler.style();
     let mut emails = HashMap::new();
     let mut missing = Vec::new();
@@ -79,12 +79,15 @@ struct Assembler<'a> {
     direction: Direction,
     /// How many blocks the current email has so far.
     blocks: usize,
+    /// Whether the current email has a problem. Another locale may have reported it already.
+    is_faulty: bool,
     used: &'a mut BTreeSet<usize>,
     problems: &'a mut BTreeSet<TemplateProblem>,
 }
 
 impl<'a> Assembler<'a> {
     fn problem(&mut self, file: String, line: Option<usize>, message: impl Into<String>) {
+        self.is_faulty = true;
         self.problems.insert(TemplateProblem { file, line, message: message.into() });
     }
 
@@ -132,14 +135,14 @@ impl<'a> Assembler<'a> {
                 return None;
             }
         };
-        let problems_before = self.problems.len();
+        self.is_faulty = false;
         self.blocks = 0;
         let body = self.expand(body, &mut InlinePartials::new(), 0);
         let footer = self.expand(footer, &mut InlinePartials::new(), 0);
         let (text, lines) = self.text(&[body.clone(), footer.clone()].concat())?;
         // A missing design is reported already.
         let html = self.page(style?, head, &body, &footer)?;
-        (self.problems.len() == problems_before).then(|| EmailTemplate {
+        (!self.is_faulty).then(|| EmailTemplate {
             file: *file,
             subject: head.subject.clone(),
             preview: head.preview.clone(),

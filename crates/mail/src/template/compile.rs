@@ -92,7 +92,11 @@ impl CompiledFiles {
     fn remove_built_in_regional(&mut self, place: &Place) {
         let Some(language) = &place.locale else { return };
         let region = |other: &Place| {
-            other.locale.as_deref().and_then(|locale| locale.strip_prefix(language)).is_some_and(|rest| rest.starts_with('-'))
+            other
+                .locale
+                .as_deref()
+                .and_then(|locale| locale.strip_prefix(language))
+                .is_some_and(|rest| rest.starts_with('-'))
         };
         let files = &self.files;
         self.by_place.retain(|other, index| other.name != place.name || !files[*index].is_built_in || !region(other));
