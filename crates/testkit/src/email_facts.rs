@@ -21,13 +21,16 @@ pub enum Fact {
     NextBillingOn,
     RemovedOn,
     RequestedOn,
+    /// The day of a request that this cancellation closes.
+    SupersededRequestOn,
     Reason,
     Note,
+    Message,
     Invoice,
     Amount,
     CardBrand,
     CardLast4,
-    CardExpires,
+    CardLastDay,
     Attempt,
     FailureMessage,
     NextAttemptOn,
@@ -39,15 +42,21 @@ pub enum Fact {
 #[allow(clippy::enum_glob_use, reason = "the table is read, not written")]
 pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
     use Fact::*;
+    let to_organization = recipient == Recipient::OrganizationContact;
     let about: &[Fact] = match template {
-        Template::CancelledByAdmin | Template::CancelledByClient => {
-            &[Participant, Plan, EndsOn, PreviousEndsOn, FinalBillingOn, RequestedOn, Reason]
+        Template::CancelledByAdmin => {
+            &[Participant, Plan, EndsOn, PreviousEndsOn, FinalBillingOn, NextBillingOn, SupersededRequestOn, Message]
         }
-        Template::RemovedByAdmin => &[Participant, Plan, RemovedOn, Invoice, Reason],
+        Template::CancelledByClient => {
+            &[Participant, Plan, EndsOn, PreviousEndsOn, FinalBillingOn, NextBillingOn, SupersededRequestOn, Reason]
+        }
+        Template::RemovedByAdmin => &[Participant, Plan, RemovedOn, Invoice, Message],
         Template::CancellationRequested => &[Participant, Plan, RequestedOn, NextBillingOn, Reason],
-        Template::RequestAccepted => &[Participant, Plan, RequestedOn, EndsOn, FinalBillingOn, Reason, Note],
+        Template::RequestAccepted => {
+            &[Participant, Plan, RequestedOn, EndsOn, FinalBillingOn, NextBillingOn, Reason, Note]
+        }
         Template::RequestDeclined => &[Participant, Plan, RequestedOn, NextBillingOn, Reason, Note],
-        Template::PaymentFailed => &[
+        Template::PaymentFailed if to_organization => &[
             Participant,
             Plan,
             Invoice,
@@ -59,9 +68,11 @@ pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
             NextAttemptOn,
             PastAttemptOn,
             EndsOn,
-            FinalBillingOn,
         ],
-        Template::CardExpiring => &[CardBrand, CardLast4, CardExpires],
+        Template::PaymentFailed => {
+            &[Participant, Plan, Invoice, Amount, CardBrand, CardLast4, NextAttemptOn, PastAttemptOn, EndsOn]
+        }
+        Template::CardExpiring => &[CardBrand, CardLast4, CardLastDay],
         Template::RequestsPending => &[RequestsCount],
     };
     // The organization needs the name of its client. (`Email::findings` checks the link to the subscription.)
@@ -69,10 +80,8 @@ pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
         Recipient::OrganizationContact => &[Manager],
         Recipient::AccountManager => &[Organization, OrganizationAddress, Manager],
     };
-    // An email to the person who acted does not name the actor.
-    let did_it_themselves = recipient == Recipient::AccountManager
-        && matches!(template, Template::CancelledByClient | Template::CancellationRequested);
-    let actor: &[Fact] = if did_it_themselves { &[] } else { &[Actor] };
+    // The organization speaks to its clients as a whole, and clients know what they did themselves.
+    let actor: &[Fact] = if to_organization { &[Actor] } else { &[] };
     [about, people, actor].concat()
 }
 
@@ -96,13 +105,15 @@ impl Fact {
             Self::NextBillingOn => day(facts.next_billing_on),
             Self::RemovedOn => day(facts.removed_on),
             Self::RequestedOn => day(facts.requested_on),
+            Self::SupersededRequestOn => day(facts.requested_on.filter(|_| facts.superseded)),
             Self::Reason => facts.reason.clone(),
             Self::Note => facts.note.clone(),
+            Self::Message => facts.message.clone(),
             Self::Invoice => facts.invoice_id.clone(),
             Self::Amount => facts.amount.as_ref().map(|amount| formats.money(amount)),
             Self::CardBrand => card.as_ref().map(|card| card.brand.clone()),
             Self::CardLast4 => card.as_ref().map(|card| card.last4.clone()),
-            Self::CardExpires => card.as_ref().and_then(|card| card.expires).map(|month| formats.month(month)),
+            Self::CardLastDay => card.as_ref().and_then(|card| card.expires).map(|month| formats.date(month.last_day())),
             Self::Attempt => facts.attempt.map(|attempt| attempt.to_string()),
             Self::FailureMessage => facts.failure_message.clone(),
             Self::NextAttemptOn => day(facts.next_attempt_on),
@@ -123,7 +134,8 @@ pub fn missing_from(text: &str, notification: &Notification) -> Vec<String> {
         .collect()
 }
 
-/// The text with all white space collapsed, so that layout does not matter.
+/// The text with all white space collapsed and without marks of quotation, so that layout does not matter.
 fn words(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let lines = text.lines().map(|line| line.trim_start().strip_prefix('>').unwrap_or(line));
+    lines.flat_map(str::split_whitespace).collect::<Vec<_>>().join(" ")
 }
