@@ -106,7 +106,7 @@ fn simulate_reports_each_outcome_without_any_server() {
             "dead_letter invalid 0+0",
         ]
     );
-    assert_eq!(answers[0]["mails"][0]["subject"], "Votre abonnement prend fin le 14 septembre 2026");
+    assert_eq!(answers[0]["mails"][0]["subject"], "Abonnement annulé\u{a0}: Natation mensuelle, Léa Tremblay");
     assert_eq!(answers[0]["events"][0]["time"], "2026-06-02T16:00:00.000Z", "noon in Québec");
     assert!(answers[11]["detail"].as_str().unwrap().starts_with("data.mouth: unknown field"));
 

@@ -97,6 +97,7 @@ impl Email {
             if !url.as_ref().is_ok_and(|url| match url.scheme() {
                 "http" | "https" => url.host_str().is_some_and(|host| host.contains('.')),
                 "mailto" => url.path().contains('@'),
+                "tel" => url.path().chars().all(|char| char == '+' || char.is_ascii_digit()),
                 _ => false,
             }) {
                 findings.push(format!("a link leads nowhere: {link}"));

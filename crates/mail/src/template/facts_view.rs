@@ -31,6 +31,8 @@ const PROSE: [&str; 4] = ["reason", "note", "message", "failure_message"];
 /// Names of people and things, whose writing direction is their own.
 const NAMES: [&str; 5] = ["participant", "plan", "actor", "manager.name", "organization.name"];
 
+/// Stands for a name that is empty.
+const EMPTY_NAME: &str = "—";
 /// The longest name in an email, in characters. Longer ones are cut.
 const NAME_CHARS_MAX: usize = 120;
 
@@ -110,11 +112,11 @@ pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
     view.put("direction", Some(reader.direction().to_owned()));
     view.names.insert("organization".to_owned(), organization_names(organization));
     if let Some(manager) = manager {
-        let manager = [("name", manager.name.as_deref().map(name)), ("email", Some(name(&manager.email)))];
+        let manager = [("name", manager.name.as_deref().map(name)), ("email", Some(needed(&manager.email)))];
         view.names.insert("manager".to_owned(), object(manager));
     }
-    view.put("participant", participant.as_deref().map(name));
-    view.put("plan", plan.as_deref().map(name));
+    view.put("participant", participant.as_deref().map(needed));
+    view.put("plan", plan.as_deref().map(needed));
     view.put("actor", actor.as_deref().map(name));
     view.date("ends_on", *ends_on);
     view.date("previous_ends_on", *previous_ends_on);
@@ -127,7 +129,7 @@ pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
     view.put("reason", reason.as_deref().map(paragraphs));
     view.put("note", note.as_deref().map(paragraphs));
     view.put("message", message.as_deref().map(paragraphs));
-    view.put("invoice_id", invoice_id.as_deref().map(name));
+    view.put("invoice_id", invoice_id.as_deref().map(needed));
     if let Some(refund) = refund {
         view.names.insert("refund".to_owned(), Json::Bool(*refund));
     }
@@ -199,8 +201,8 @@ impl View<'_> {
         let Some(CardFacts { brand, last4, expires, expired }) = card else { return };
         let last_day = expires.map(YearMonth::last_day);
         let mut names = object([
-            ("brand", Some(name(brand))),
-            ("last4", Some(name(last4))),
+            ("brand", Some(needed(brand))),
+            ("last4", Some(needed(last4))),
             ("expires", expires.map(|month| self.reader.formats.month(month))),
             ("last_day", last_day.map(|day| self.reader.formats.date(day))),
         ]);
@@ -252,6 +254,12 @@ fn object<const N: usize>(texts: [(&str, Option<String>); N]) -> Json {
 /// A name on one line.
 fn name(name: &str) -> String {
     shorten(&single_line(name), NAME_CHARS_MAX)
+}
+
+/// A name that templates need. One that is empty must not hold back the email.
+fn needed(text: &str) -> String {
+    let text = name(text);
+    if text.is_empty() { EMPTY_NAME.to_owned() } else { text }
 }
 
 /// Marks what people wrote as a quotation, line by line: in the plain part, nothing else tells it from our own words.

@@ -157,3 +157,26 @@ fn facts_are_never_parsed_as_templates_or_html() {
     let escaped = "{{organization.email}} &lt;b&gt;&quot;Léa&quot;&lt;/b&gt; &amp; l'autre";
     assert!(rendered.html.contains(escaped), "{}", rendered.html);
 }
+
+#[test]
+fn empty_names_hold_no_email_back() {
+    for Sample { variant, mut notification } in
+        EmailKind::all().flat_map(|kind| samples(kind.template, kind.recipient, "en-CA"))
+    {
+        let facts = &mut notification.facts;
+        let names = [&mut facts.participant, &mut facts.plan, &mut facts.actor, &mut facts.invoice_id];
+        for name in names.into_iter().flatten() {
+            *name = " \u{200b}\n".to_owned();
+        }
+        facts.organization.name = String::new();
+        if let Some(manager) = &mut facts.manager {
+            (manager.name, manager.email) = (Some(String::new()), String::new());
+        }
+        if let Some(card) = &mut facts.card {
+            (card.brand, card.last4) = (String::new(), String::new());
+        }
+        let what = format!("{} {:?} {variant}", notification.template, notification.recipient);
+        let rendered = built_in().render(&notification).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(!rendered.subject.is_empty(), "{what}");
+    }
+}
