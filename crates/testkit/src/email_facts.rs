@@ -113,7 +113,9 @@ impl Fact {
             Self::Amount => facts.amount.as_ref().map(|amount| formats.money(amount)),
             Self::CardBrand => card.as_ref().map(|card| card.brand.clone()),
             Self::CardLast4 => card.as_ref().map(|card| card.last4.clone()),
-            Self::CardLastDay => card.as_ref().and_then(|card| card.expires).map(|month| formats.date(month.last_day())),
+            Self::CardLastDay => {
+                card.as_ref().and_then(|card| card.expires).map(|month| formats.date(month.last_day()))
+            }
             Self::Attempt => facts.attempt.map(|attempt| attempt.to_string()),
             Self::FailureMessage => facts.failure_message.clone(),
             Self::NextAttemptOn => day(facts.next_attempt_on),
