@@ -91,7 +91,8 @@ impl Email {
     fn links(&self, html: &Html) -> Vec<String> {
         let mut findings = Vec::new();
         let links: Vec<&str> = html.elements.iter().filter_map(|element| element.attribute("href")).collect();
-        let in_text = self.rendered.text.split_whitespace().filter(|word| word.contains("://"));
+        let words = self.rendered.text.split_whitespace().map(|word| word.trim_matches(['(', ')']));
+        let in_text = words.filter(|word| word.contains("://"));
         for link in links.iter().copied().chain(in_text) {
             let url = Url::parse(link);
             if !url.as_ref().is_ok_and(|url| match url.scheme() {
