@@ -14,7 +14,7 @@ use crate::subscription::Subscription;
 pub const LISTED_MAX: usize = 50;
 /// How many bytes the texts and links of the list have at most, so that the email stays below 100 KB: each byte may take three in the
 /// email, in both of its parts.
-const LIST_BYTES_MAX: usize = 12_000;
+pub const LIST_BYTES_MAX: usize = 12_000;
 /// The longest name in the list, in characters.
 const NAME_CHARS_MAX: usize = 100;
 /// The longest reason in the list, in characters: the subscription has all of it.

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use chrono::DateTime;
-use offramp_domain::notification::Notification;
+use offramp_domain::facts::PendingRequest;
+use offramp_domain::notification::{Notification, Recipient, Template};
+use offramp_domain::schedule::pending_requests::LIST_BYTES_MAX;
 use offramp_mail::samples::{Sample, samples};
 use offramp_mail::{EmailKind, Origin, RenderedEmail, Sender, compose};
 use uuid::Uuid;
@@ -28,6 +30,39 @@ fn every_email_matches_its_snapshot() {
             });
         }
     }
+}
+
+/// A reminder with as many requests, and as long texts, as it may list.
+#[test]
+fn the_longest_list_of_requests_stays_below_100_kb() {
+    let (templates, sender) = (built_in(), Sender::parse("no-reply@mail.example.com").unwrap());
+    let mut bytes_max = 0;
+    // With three bytes per character; as many requests as possible, or as long ones.
+    for (locale, requests, link) in ["fr-CA", "en-CA", "es-MX"]
+        .into_iter()
+        .flat_map(|locale| [(50, 0), (50, 80), (12, 80), (5, 2_000)].map(|(requests, link)| (locale, requests, link)))
+    {
+        let mut notification =
+            samples(Template::RequestsPending, Recipient::OrganizationContact, locale).remove(0).notification;
+        let text = |bytes: usize| Some("漢".repeat(bytes / 3));
+        let each = LIST_BYTES_MAX / requests - link;
+        let request = PendingRequest {
+            participant: text(each / 4),
+            plan: text(each / 4),
+            actor: text(each / 4),
+            reason: text(each / 4),
+            admin_url: (link > 0).then(|| format!("https://admin.example.com/{}", "a".repeat(link - 26))),
+            ..notification.facts.requests[0].clone()
+        };
+        notification.facts.requests = vec![request; requests];
+        notification.facts.requests_count = Some(10_000);
+        let rendered = templates.render(&notification).unwrap();
+        let origin = Origin { entry_id: Uuid::nil(), conversation_id: Uuid::nil() };
+        let email = compose(&sender, origin, &notification, rendered, DateTime::UNIX_EPOCH).unwrap();
+        bytes_max = bytes_max.max(email.bytes(false).unwrap().len());
+    }
+    println!("at most {bytes_max} bytes");
+    assert!(bytes_max < 100_000, "{bytes_max}");
 }
 
 #[test]

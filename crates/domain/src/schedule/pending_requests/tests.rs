@@ -149,8 +149,7 @@ fn the_list_is_bounded() {
     assert!(serde_json::to_vec(&requests).unwrap().len() < 20_000);
 
     let mut unreadable = pending(&[sent_at("2026-05-20T16:00:00Z"); 3]);
-    let wrong = || Err(Malformed("it is wrong".to_owned()));
-    unreadable.oldest[0].details.as_mut().unwrap().participant = wrong();
+    unreadable.oldest[0].details.as_mut().unwrap().participant = Err(Malformed("it is wrong".to_owned()));
     unreadable.oldest[1].details.as_mut().unwrap().request = Err(Malformed("it is wrong".to_owned()));
     let (requests, count) = listed(&unreadable);
     assert_eq!((requests.len(), count), (2, Some(3)));
