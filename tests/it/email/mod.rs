@@ -37,7 +37,7 @@ pub fn every_sample(locale: &'static str) -> impl Iterator<Item = Sample> {
 }
 
 pub fn sample() -> Notification {
-    samples(Template::PaymentFailed, Recipient::AccountManager, "fr-CA").remove(1).notification
+    samples(Template::PaymentFailed, Recipient::AccountManager, "fr-CA").remove(0).notification
 }
 
 pub fn sender() -> Sender {
