@@ -33,9 +33,10 @@ pub struct BadLine {
     pub reason: String,
 }
 
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
 /// The lines of `input` that are not blank. A byte order mark, which some editors add, is removed.
 pub fn lines(input: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
-    const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
     input
         .split(b'\n')
         .enumerate()
@@ -52,22 +53,37 @@ pub fn lines(input: impl BufRead) -> impl Iterator<Item = io::Result<Line>> {
         .filter(|line| !line.as_ref().is_ok_and(|line| line.bytes.trim_ascii().is_empty()))
 }
 
+/// Parses a file with one document, with types that JSON lacks in extended JSON. A byte order mark is removed.
+///
+/// # Errors
+/// When it is not one JSON object, or has a duplicate key.
+pub fn parse_document(file: &[u8]) -> Result<Document, String> {
+    let bytes = file.strip_prefix(BYTE_ORDER_MARK).unwrap_or(file);
+    let document = read(bytes)?;
+    let _: UniqueKeys = read(bytes)?;
+    Ok(document)
+}
+
+fn read<T: DeserializeOwned>(json: &[u8]) -> Result<T, String> {
+    let mut json = serde_json::Deserializer::from_slice(json);
+    let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let reason = error.inner();
+        match error.path().to_string().as_str() {
+            "." => reason.to_string(),
+            path => format!("{path}: {reason}"),
+        }
+    })?;
+    json.end().map_err(|error| error.to_string())?;
+    Ok(parsed)
+}
+
 impl Line {
     fn bad(&self, reason: String) -> BadLine {
         BadLine { number: self.number, reason }
     }
 
     fn read<T: DeserializeOwned>(&self) -> Result<T, BadLine> {
-        let mut json = serde_json::Deserializer::from_slice(&self.bytes);
-        let parsed = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-            let reason = error.inner();
-            self.bad(match error.path().to_string().as_str() {
-                "." => reason.to_string(),
-                path => format!("{path}: {reason}"),
-            })
-        })?;
-        json.end().map_err(|error| self.bad(error.to_string()))?;
-        Ok(parsed)
+        read(&self.bytes).map_err(|reason| self.bad(reason))
     }
 }
 

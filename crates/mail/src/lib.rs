@@ -31,5 +31,5 @@ pub use mail_url::{LoginProblem, MailConfigError, MailUrl};
 pub use message::{ComposedEmail, Origin, compose};
 pub use send_error::{Cause, SendError, SenderProblem};
 pub use smtp::{Deadlines, SmtpName};
-pub use template::{RenderError, RenderedEmail, TemplateProblem, Templates};
+pub use template::{RenderError, RenderedEmail, TemplateProblem, Templates, brand_color, default_brand_color};
 pub use transport::{MailConnection, Transport};

@@ -15,6 +15,18 @@ pub(super) fn parse_color(text: &str) -> Option<Rgb> {
     Some([red, green, blue])
 }
 
+/// The colour that emails show for `brand.color`, as `#rrggbb`. `None` if it is not a CSS colour.
+#[must_use]
+pub fn brand_color(text: &str) -> Option<String> {
+    parse_color(text).map(hex)
+}
+
+/// The colour that emails show where there is none, as `#rrggbb`.
+#[must_use]
+pub fn default_brand_color() -> String {
+    hex(PLAIN)
+}
+
 pub(super) fn hex([red, green, blue]: Rgb) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }

@@ -33,4 +33,5 @@ mod source;
 mod tags;
 
 pub use catalog::{RenderError, RenderedEmail, Templates};
+pub use color::{brand_color, default_brand_color};
 pub use problem::TemplateProblem;
