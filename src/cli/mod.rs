@@ -55,7 +55,7 @@ enum Command {
     Show(show::Arguments),
     DeadLetters(dead_letters::Arguments),
     Outbox(outbox::Arguments),
-    Preview(preview::Arguments),
+    Preview(Box<preview::Arguments>),
     Schemas(schemas::Arguments),
 }
 
@@ -73,7 +73,7 @@ impl Cli {
             Command::Show(arguments) => show::run(arguments).await,
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Outbox(arguments) => outbox::run(arguments).await,
-            Command::Preview(arguments) => preview::run(arguments).await,
+            Command::Preview(arguments) => preview::run(*arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::devtools::{Browser, Page, Scheme};
 use crate::look::axe_findings;
 use offramp_testkit::eventually;
-use offramp_testkit::preview_process::{MAIL, PreviewProcess, write_words};
+use offramp_testkit::preview_process::{EMAIL, PreviewProcess, write_words};
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 
 /// The window, in CSS pixels.
@@ -40,23 +40,57 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     page.until(SETTLED).await;
     let list = page.evaluate("document.querySelectorAll('nav a').length").await.as_u64().unwrap();
     assert!(list > 24, "{list} emails are listed");
-    assert_eq!(page.evaluate(WIDTHS).await, json!([320, 680]));
+    assert_eq!(page.evaluate(WIDTHS).await, json!([360, 600]));
     shoot("first-look").await;
 
     // Another email, in another language.
-    page.click(&format!("nav a[href$='/{MAIL}/full']")).await;
+    page.click(&format!("nav a[href$='/{EMAIL}/full']")).await;
     choose(&page, "locale", "fr-CA").await;
     page.until(SETTLED).await;
     page.until(&text_says("Bonjour")).await;
     page.until(&frame_says("Bonjour")).await;
-    assert_eq!(page.evaluate("location.hash").await, format!("#/fr-CA/{MAIL}/full"));
-    assert_eq!(page.evaluate("document.querySelector('nav [aria-current]').textContent").await, "full");
+    assert_eq!(page.evaluate("location.hash").await, format!("#/fr-CA/{EMAIL}/full"));
+    assert_eq!(page.evaluate("document.querySelector('nav [aria-current]').textContent").await, "All details");
+    let inbox = page.evaluate("document.querySelector('.phone .row').innerText").await.as_str().unwrap().to_owned();
+    let subject = page.evaluate("document.getElementById('subject').textContent").await.as_str().unwrap().to_owned();
+    assert!(inbox.contains("Club Boréal") && inbox.contains(&subject), "{inbox}");
     let headers = page.evaluate("document.getElementById('headers').textContent").await;
     assert!(headers.as_str().unwrap().contains("X-Offramp-Template: request-declined"), "{headers}");
     choose(&page, "locale", "es-MX").await;
     page.until(&text_says("Hola")).await;
     choose(&page, "locale", "fr-CA").await;
     page.until(&text_says("Bonjour")).await;
+
+    // The keyboard: next, previous, filter.
+    let hash = async || page.evaluate("location.hash").await.as_str().unwrap().to_owned();
+    let here = hash().await;
+    page.evaluate(&press("j")).await;
+    page.until(&format!("location.hash !== '{here}'")).await;
+    page.evaluate(&press("k")).await;
+    page.until(&format!("location.hash === '{here}'")).await;
+    page.evaluate(&press("/")).await;
+    page.until("document.activeElement.id === 'filter'").await;
+    page.insert("card expired").await;
+    page.until("[...document.querySelectorAll('nav a')].every((link) => link.href.includes('card-expiring'))").await;
+    shoot("filtered").await;
+    page.evaluate("(() => { filter.value = ''; filter.dispatchEvent(new Event('input')); email.focus(); })()").await;
+    page.until(SETTLED).await;
+
+    // The brand: another look has an address of its own.
+    choose(&page, "look", "white").await;
+    page.until(SETTLED).await;
+    assert_eq!(hash().await, format!("{here}/white"));
+    shoot("white-brand").await;
+    choose(&page, "look", "own").await;
+    page.until(SETTLED).await;
+    assert_eq!(hash().await, here);
+
+    // The header is one line, and the navigation begins below it, although the path of the directory is long.
+    page.resize(1280, 900, 1, false).await;
+    page.until(SETTLED).await;
+    assert_eq!(page.evaluate(HEADER).await, json!([true, true]), "one line, nothing below it");
+    shoot("1280").await;
+    page.resize(DESK.0, DESK.1, 1, false).await;
 
     // Dark and light mode, whatever the system prefers, and the widths.
     for preferred in Scheme::ALL {
@@ -73,12 +107,12 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
         shoot(&format!("light-mail-{}-system", preferred.as_str())).await;
     }
     page.emulate(Scheme::Light, "screen").await;
-    for width in [320, 375, 680] {
+    for width in [360, 600] {
         page.click(&format!("label:has([value='{width}'])")).await;
         page.until(SETTLED).await;
         assert_eq!(page.evaluate(WIDTHS).await, json!([width]));
     }
-    page.click("label:has([value='320 680'])").await;
+    page.click("label:has([value='360 600'])").await;
 
     // A template is changed, broken and repaired.
     write_words(templates.path(), "\nTout neuf\u{a0}!\n");
@@ -89,7 +123,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     write_words(templates.path(), "\nTout cassé {{plan_name}}\n");
     page.until("!document.getElementById('problems').hidden").await;
     let problem = page.evaluate("document.getElementById('problems').innerText").await.as_str().unwrap().to_owned();
-    assert!(problem.contains(&format!("fr/{MAIL}")) && problem.contains("plan_name"), "{problem}");
+    assert!(problem.contains(&format!("fr/{EMAIL}")) && problem.contains("plan_name"), "{problem}");
     let text = page.evaluate("document.getElementById('text').textContent").await;
     assert!(text.as_str().unwrap().contains("Tout neuf"), "the last valid template is kept: {text}");
     shoot("broken").await;
@@ -101,7 +135,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     let downloads = tempfile::tempdir().unwrap();
     browser.keep_downloads_in(downloads.path()).await;
     page.click("#eml").await;
-    let kept = downloads.path().join(format!("fr-CA.{MAIL}.full.eml"));
+    let kept = downloads.path().join(format!("fr-CA.{EMAIL}.full.eml"));
     let eml =
         eventually("the download", || async { fs::read(&kept).ok().filter(|bytes| bytes.ends_with(b"\r\n")) }).await;
     let parsed = MessageParser::default().parse(&eml).unwrap();
@@ -153,6 +187,20 @@ const SETTLED: &str = "(() => {
         && frame.contentDocument.URL.endsWith(frame.getAttribute('src'))
         && frame.contentDocument.body?.childElementCount > 0);
 })()";
+
+/// Whether the header is one line, and whether the navigation does not lie below it.
+const HEADER: &str = "(() => {
+    const header = document.querySelector('header').getBoundingClientRect();
+    scrollTo(0, 400);
+    const nav = document.querySelector('nav').getBoundingClientRect();
+    scrollTo(0, 0);
+    return [header.height < 60, nav.top >= header.height - 1];
+})()";
+
+/// Presses a key on the page.
+fn press(key: &str) -> String {
+    format!("document.body.dispatchEvent(new KeyboardEvent('keydown', {{ key: '{key}', bubbles: true }}))")
+}
 
 /// Whether the first frame shows these words.
 fn frame_says(words: &str) -> String {

@@ -1,58 +1,62 @@
-//! The current templates, reloaded when a file in their directory changes.
+//! What the preview shows now: the author's templates and organization, loaded again when one of their files changes.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
-use offramp_mail::{TemplateProblem, Templates};
+use offramp_mail::{EmailKind, TemplateProblem, Templates};
 use tokio::sync::watch;
 
+use super::file_watch::{POLL_INTERVAL, Snapshot};
+use super::newest_valid::NewestValid;
+use super::organization_file::{self, ShownOrganization};
+use super::problem::Problem;
 use crate::cli::error::WrongConfiguration;
 
-/// How often the directory is polled. Polling a hundred files takes less than a millisecond. Unlike file system events, it also
-/// works on network drives and container mounts.
-const POLL_INTERVAL: Duration = Duration::from_millis(400);
-
-/// The depth of folders that are polled.
-const DEPTH_MAX: usize = 4;
-
-/// The templates and the errors of one load.
+/// The templates, the organization and the errors after one load.
 #[derive(Clone, Debug)]
 pub struct Shown {
     /// The number of loads so far.
     pub revision: u64,
-    /// The templates of the last load without errors.
-    pub templates: Arc<Templates>,
+    pub emails: Arc<NewestValid>,
+    /// The organization of the author's file: its last version that could be read. `None`: the organization of the samples.
+    pub organization: Option<Arc<ShownOrganization>>,
     /// The errors in the files now.
-    pub problems: Vec<TemplateProblem>,
+    pub problems: Vec<Problem>,
+    /// What is allowed in them, but probably not meant.
+    pub warnings: Vec<Problem>,
 }
 
-/// The built-in templates, and a directory whose files replace them.
+/// The built-in templates, a directory whose files replace them, and an organization's file.
 #[derive(Debug)]
 pub struct Gallery {
     directory: Option<PathBuf>,
+    organization_file: Option<PathBuf>,
+    built_in: Arc<Templates>,
     shown: watch::Sender<Shown>,
 }
 
 impl Gallery {
-    /// Loads all templates. If the directory has errors, the built-in templates are shown until they are fixed.
-    pub async fn open(directory: Option<PathBuf>) -> Result<Self, WrongConfiguration> {
-        let loaded = load(directory.clone()).await;
-        let (templates, problems) = match loaded {
-            Ok(templates) => (templates, vec![]),
-            Err(problems) => {
-                let built_in = load(None).await.map_err(|_| {
-                    WrongConfiguration("internal error: the built-in templates contain errors (bug)".to_owned())
-                })?;
-                (built_in, problems)
-            }
-        };
-        let shown = Shown { revision: 1, templates: Arc::new(templates), problems };
-        Ok(Self { directory, shown: watch::Sender::new(shown) })
+    /// Loads everything. What has errors is shown as built in until they are fixed.
+    pub async fn open(
+        directory: Option<PathBuf>,
+        organization_file: Option<PathBuf>,
+    ) -> Result<Self, WrongConfiguration> {
+        if let Some(path) = &organization_file {
+            std::fs::metadata(path).map_err(|error| {
+                WrongConfiguration(format!("--organization: cannot read {}: {error}", path.display()))
+            })?;
+        }
+        let built_in = tokio::task::spawn_blocking(|| Templates::load(None)).await.ok().and_then(Result::ok);
+        let built_in = Arc::new(built_in.ok_or_else(|| {
+            WrongConfiguration("internal error: the built-in templates contain errors (bug)".to_owned())
+        })?);
+        let emails = Arc::new(NewestValid::new(Arc::clone(&built_in), &[]));
+        let shown = Shown { revision: 0, emails, organization: None, problems: vec![], warnings: vec![] };
+        let gallery = Self { directory, organization_file, built_in, shown: watch::Sender::new(shown) };
+        gallery.reload(&gallery.snapshot().await).await;
+        Ok(gallery)
     }
 
-    /// The current templates and errors.
     pub fn now(&self) -> Shown {
         self.shown.borrow().clone()
     }
@@ -62,71 +66,89 @@ impl Gallery {
         self.directory.as_deref()
     }
 
+    pub fn organization_file(&self) -> Option<&Path> {
+        self.organization_file.as_deref()
+    }
+
     /// Receives every reload.
     pub fn watch(&self) -> watch::Receiver<Shown> {
         self.shown.subscribe()
     }
 
-    /// Polls the directory until cancelled.
+    /// Polls the files until cancelled.
     pub async fn follow(self: Arc<Self>) {
-        let Some(directory) = self.directory.clone() else { return };
-        let mut before = files(directory.clone()).await;
+        if self.directory.is_none() && self.organization_file.is_none() {
+            return;
+        }
+        let mut before = self.snapshot().await;
         // Includes files that were saved between the first load and the first poll.
-        self.reload().await;
+        self.reload(&before).await;
         let mut ticks = tokio::time::interval(POLL_INTERVAL);
         loop {
             ticks.tick().await;
-            let now = files(directory.clone()).await;
+            let now = self.snapshot().await;
             if now != before {
+                self.reload(&now).await;
                 before = now;
-                self.reload().await;
             }
         }
     }
 
-    async fn reload(&self) {
-        let loaded = load(self.directory.clone()).await;
-        self.shown.send_modify(|shown| {
-            shown.revision += 1;
-            match loaded {
-                Ok(templates) => {
-                    shown.templates = Arc::new(templates);
-                    shown.problems.clear();
-                }
-                Err(problems) => shown.problems = problems,
+    async fn snapshot(&self) -> Snapshot {
+        Snapshot::of(self.directory.iter().chain(&self.organization_file).cloned().collect()).await
+    }
+
+    async fn reload(&self, files: &Snapshot) {
+        let (directory, organization_file) = (self.directory.clone(), self.organization_file.clone());
+        let (built_in, before, files) = (Arc::clone(&self.built_in), self.now(), files.clone());
+        let loading = tokio::task::spawn_blocking(move || {
+            let mut problems = Vec::new();
+            let mut organization = before.organization;
+            if let Some(path) = &organization_file {
+                let (loaded, found) = organization_file::load(path);
+                organization = loaded.map(Arc::new).or(organization);
+                problems.extend(found);
             }
+            let (newest, found) = match &directory {
+                Some(_) => load_templates(directory.as_deref()),
+                None => (Arc::clone(&built_in), vec![]),
+            };
+            problems.extend(found);
+            let warnings = newest.warnings().iter().cloned().map(Problem::from).collect();
+            let locale = organization.as_ref().map(|organization| organization.locale().to_owned());
+            let wanted: Vec<String> = newest.locales().chain(locale).collect();
+            let built_in = NewestValid::new(built_in, &wanted);
+            let emails = NewestValid::new(newest, &wanted)
+                .with_earlier(&before.emails, |locale, kind| {
+                    built_in.has(locale, kind) || has_file(&files, locale, kind)
+                })
+                .with_earlier(&built_in, |_, _| true);
+            (Arc::new(emails), organization, problems, warnings)
         });
-    }
-}
-
-async fn load(directory: Option<PathBuf>) -> Result<Templates, Vec<TemplateProblem>> {
-    let shown = directory.as_ref().map_or_else(String::new, |path| path.display().to_string());
-    tokio::task::spawn_blocking(move || Templates::load(directory.as_deref())).await.unwrap_or_else(|error| {
-        Err(vec![TemplateProblem { file: shown, line: None, message: format!("cannot be loaded: {error}") }])
-    })
-}
-
-/// Files with their size and the time of their last change.
-type Files = Vec<(PathBuf, u64, Option<SystemTime>)>;
-
-async fn files(directory: PathBuf) -> Files {
-    let look = move || {
-        let mut files = Vec::new();
-        add_files(&directory, 0, &mut files);
-        files.sort();
-        files
-    };
-    tokio::task::spawn_blocking(look).await.unwrap_or_default()
-}
-
-/// Skips unreadable files: loading them reports the reason.
-fn add_files(directory: &Path, depth: usize, files: &mut Files) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        match fs::metadata(&path) {
-            Ok(about) if about.is_dir() && depth < DEPTH_MAX => add_files(&path, depth + 1, files),
-            Ok(about) => files.push((path, about.len(), about.modified().ok())),
-            Err(_) => {}
+        match loading.await {
+            Ok((emails, organization, problems, warnings)) => self.shown.send_modify(|shown| {
+                *shown = Shown { revision: shown.revision + 1, emails, organization, problems, warnings };
+            }),
+            Err(error) => self.shown.send_modify(|shown| {
+                let file = self.directory.as_ref().map_or_else(String::new, |path| path.display().to_string());
+                shown.revision += 1;
+                shown.problems = vec![Problem { file, line: None, message: format!("cannot be loaded: {error}") }];
+            }),
         }
     }
+}
+
+fn load_templates(directory: Option<&Path>) -> (Arc<Templates>, Vec<Problem>) {
+    let (templates, problems): (Templates, Vec<TemplateProblem>) = Templates::load_valid(directory);
+    (Arc::new(templates), problems.into_iter().map(Problem::from).collect())
+}
+
+/// Whether a language has a file for this email, valid or not.
+fn has_file(files: &Snapshot, locale: &str, kind: EmailKind) -> bool {
+    let name = format!("{kind}.md");
+    let language = |tag: &str| tag.split(['-', '_']).next().unwrap_or_default().to_lowercase();
+    files.paths().any(|path| {
+        let folder = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        path.file_name().is_some_and(|file| *file == *name) && language(&folder) == language(locale)
+    })
 }
