@@ -260,6 +260,25 @@ mod tests {
         assert_eq!(manager.facts.admin_url, None);
     }
 
+    /// They lack the newer facts, and may have an administrator's reason and the bank's words for the client.
+    #[test]
+    fn emails_of_earlier_versions_are_read() {
+        let stored = serde_json::json!({
+            "template": "removed-by-admin", "role": "account_manager",
+            "to": { "email": "marie@example.org" }, "reply_to": { "email": "accueil@laurier.example" }, "locale": "fr-CA",
+            "facts": {
+                "organization": { "name": "Club Laurier", "email": "accueil@laurier.example" },
+                "manager": { "email": "marie@example.org" }, "participant": "Zoé Roy", "removed_on": "2026-06-01",
+                "reason": "ne pas réinscrire", "refund": false, "failure_message": "stolen",
+                "admin_url": "https://laurier.example/s/sub-1",
+            },
+        });
+        let email: Notification = serde_json::from_value(stored).unwrap();
+        let facts = email.for_its_reader().facts;
+        assert_eq!((facts.refund, facts.ended, facts.superseded), (Some(false), false, false));
+        assert_eq!((facts.reason, facts.failure_message, facts.admin_url), (None, None, None));
+    }
+
     /// What other systems write has no limit, and travels with every email.
     #[test]
     fn facts_are_bounded() {

@@ -367,6 +367,7 @@ const SPANISH: Words = Words {
 const LONG_CHARS: usize = 2_000;
 
 /// The sentence again and again, in paragraphs.
+#[allow(clippy::unnecessary_wraps, reason = "most facts are optional")]
 fn long(sentence: &str) -> Option<String> {
     let paragraph = [sentence; 5].join(" ") + "\n\n";
     Some(paragraph.chars().cycle().take(LONG_CHARS).collect())
@@ -454,8 +455,8 @@ fn manager() -> Mailbox {
     Mailbox { name: text("Marie Tremblay"), email: "marie.tremblay@example.com".to_owned() }
 }
 
-fn card(expires: Option<YearMonth>, expired: bool) -> CardFacts {
-    CardFacts { brand: "Visa".to_owned(), last4: "4242".to_owned(), expires, expired }
+fn card(expires: Option<YearMonth>, is_over: bool) -> CardFacts {
+    CardFacts { brand: "Visa".to_owned(), last4: "4242".to_owned(), expires, expired: is_over }
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "most facts are optional")]

@@ -8,6 +8,7 @@ use schemars::JsonSchema;
 
 use offramp_domain::account::Account;
 use offramp_domain::contact::Brand;
+use offramp_domain::link::Links;
 use offramp_domain::organization::Organization;
 use offramp_domain::subscription::Subscription;
 use offramp_domain::unit_of_work::LoadedDocument;
@@ -224,8 +225,10 @@ fn malformed_cards_brands_and_languages_affect_no_other_field() {
 
     let organization = doc! {
         "_id": "org-1", "name": "Club", "locale": 5, "timezone": "America/Toronto",
-        "contact": { "email": "c@example.org", "phone": "1" }, "client_cancellation": "immediate",
-        "brand": { "color": 5, "logo_url": "https://club.example/logo.png" }, "admin_url": 5, "card_notice_days": "30",
+        "contact": { "email": "c@example.org", "phone": 5_145_550_199_i64, "address": { "city": "Magog" }, "website": null },
+        "client_cancellation": "immediate", "admin_url": 5, "account_url": ["x"], "payment_method_url": " ",
+        "admin_account_url": "https://club.example/{account_id}", "card_notice_days": "30",
+        "brand": { "color": 5, "logo_url": "https://club.example/logo.png" },
     };
     let LoadedDocument::Read(organization) =
         read::<OrganizationDocument, Organization>("organizations", &raw(&organization))
@@ -233,7 +236,10 @@ fn malformed_cards_brands_and_languages_affect_no_other_field() {
         panic!()
     };
     assert_eq!(organization.brand, Brand { color: None, logo_url: Some("https://club.example/logo.png".to_owned()) });
-    assert_eq!((organization.locale.as_str(), organization.links.admin_url), ("", None));
+    assert_eq!(organization.locale, "");
+    assert_eq!((organization.phone, organization.address, organization.website), (None, None, None));
+    let links = Links { admin_account_url: Some("https://club.example/{account_id}".to_owned()), ..Links::default() };
+    assert_eq!(organization.links, links);
     assert!(organization.timezone.is_ok() && organization.contact.is_ok());
     assert!(organization.card_notice_days.is_err());
 }
