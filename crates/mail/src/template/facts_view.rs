@@ -36,6 +36,8 @@ const EMPTY_NAME: &str = "—";
 /// The longest name in an email, in characters. Longer ones are cut.
 const NAME_CHARS_MAX: usize = 120;
 
+/// The longest postal address, in characters.
+const ADDRESS_CHARS_MAX: usize = 240;
 /// The longest reason in a list of requests, in characters.
 const LISTED_REASON_CHARS_MAX: usize = 200;
 /// The longest line of a quotation in the plain part, in characters. A longer one could be padded so that an email client
@@ -55,6 +57,11 @@ pub(super) fn is_prose(path: &str) -> bool {
 /// Whether a name is that of a person or thing.
 pub(super) fn is_name(path: &str) -> bool {
     NAMES.contains(&path) || NAMES[..3].contains(&last_name(path))
+}
+
+/// Whether a name is a phone number.
+pub(super) fn is_phone(path: &str) -> bool {
+    PHONES.contains(&path)
 }
 
 /// Whether a name is a date.
@@ -222,7 +229,7 @@ fn organization_names(organization: &OrganizationFacts) -> Json {
         ("name", Some(if full_name.is_empty() { email.clone() } else { full_name })),
         ("email", Some(email)),
         ("phone", phone.as_deref().map(name)),
-        ("address", address.as_deref().map(paragraphs)),
+        ("address", address.as_deref().map(lines_joined)),
         ("website", website.as_deref().and_then(web_address)),
         ("color", Some(hex(color))),
         ("text_on_color", Some(hex(legible_on(color)))),
@@ -260,6 +267,12 @@ fn name(name: &str) -> String {
 fn needed(text: &str) -> String {
     let text = name(text);
     if text.is_empty() { EMPTY_NAME.to_owned() } else { text }
+}
+
+/// The lines of an address on one line.
+fn lines_joined(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(single_line).filter(|line| !line.is_empty()).collect();
+    shorten(&lines.join(", "), ADDRESS_CHARS_MAX)
 }
 
 /// Marks what people wrote as a quotation, line by line: in the plain part, nothing else tells it from our own words.

@@ -7,7 +7,7 @@ use mrml::prelude::render::RenderOptions;
 use super::block::{Block, BlockKind, Inline, Link};
 use super::design::{Design, Places};
 use super::escape::escape_html;
-use super::facts_view::{is_date, is_name};
+use super::facts_view::{is_date, is_name, is_phone};
 use super::tags::{Tag, TagKind, Tags};
 use crate::locale::Direction;
 
@@ -95,7 +95,7 @@ impl MjmlWriter<'_> {
             .collect()
     }
 
-    /// Text in which dates are not broken over two lines, and names keep their own writing direction.
+    /// Text in which dates and phone numbers are not broken over two lines, and names keep their own writing direction.
     fn text(&self, text: &str) -> String {
         let mut html = String::with_capacity(text.len());
         for char in escape_html(text).chars() {
@@ -114,7 +114,7 @@ impl MjmlWriter<'_> {
 /// The element around a fact.
 fn element(tag: &Tag) -> Option<(&'static str, &'static str)> {
     let path = tag.inner().rsplit([' ', '(', ')']).find(|word| !word.is_empty())?;
-    if is_date(path) {
+    if is_date(path) || is_phone(path) {
         return Some(("<span style=\"white-space:nowrap\">", "</span>"));
     }
     is_name(path).then_some(("<bdi>", "</bdi>"))
