@@ -21,7 +21,12 @@ const HTML: &str = "<!doctype html><html lang=en><title>x</title><meta name=view
     </style><body><p style='width: 330px'>Some words, and an <img src=https://pictures.invalid/dot.png></p>";
 
 /// The beginnings of required findings.
-const WRONG: [&str; 10] = [
+const WRONG: [&str; 14] = [
+    "the subject has 61 characters",
+    "a double full stop in the text part",
+    "a line of a person's text is not quoted",
+    "it has 0 buttons instead of 1",
+
     "the text part does not say Participant",
     "the HTML part does not say Participant",
     "not visible in the browser: Participant",
@@ -41,7 +46,9 @@ const RIGHT: [&str; 3] = ["at 600 px", "at 1280 px", "axe, light: color-contrast
 pub async fn prove(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, templates: &Templates) {
     let mut mail = every_email(templates, Utc::now()).remove(0);
     "control".clone_into(&mut mail.name);
-    TEXT.clone_into(&mut mail.rendered.text);
+    mail.notification.facts.message = Some("Written by a person".to_owned());
+    mail.rendered.subject = "x".repeat(61);
+    mail.rendered.text = format!("{TEXT}\nTwo full stops..\nWritten by a person\n");
     HTML.clone_into(&mut mail.rendered.html);
     mail.bytes = bytes_at(Utc::now(), &mail.notification, &mail.rendered);
     let Audited { findings, .. } = audit(filter, browser, axe, out, mail).await;

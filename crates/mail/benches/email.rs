@@ -1,5 +1,5 @@
 //! The cost of an email: `cargo bench -p offramp-mail`. Each figure is for one email, averaged over every sample in every
-//! language. Rendering and encoding an email may take 60 µs of processor time, without a signature.
+//! language. Rendering and encoding an email may take 90 µs of processor time, without a signature.
 #![allow(clippy::expect_used, reason = "without valid samples there is nothing to measure")]
 
 use std::sync::Arc;
@@ -91,7 +91,7 @@ fn mime_signed_ed25519(bencher: Bencher) {
     encode(bencher, false, Some(include_str!("../../testkit/src/dkim/ed25519.pem")));
 }
 
-/// Rendering and encoding, which may take 60 µs.
+/// Rendering and encoding, which may take 90 µs.
 #[divan::bench(args = [true, false], min_time = 2)]
 fn whole_email(bencher: Bencher, supports_8bit: bool) {
     let (templates, sender, notifications) = (templates(), sender(), notifications());

@@ -11,6 +11,7 @@ pub enum Fact {
     Organization,
     /// The organization's address, for readers who do not use "reply".
     OrganizationAddress,
+    OrganizationPhone,
     Manager,
     Participant,
     Plan,
@@ -36,6 +37,9 @@ pub enum Fact {
     NextAttemptOn,
     PastAttemptOn,
     RequestsCount,
+    OldestParticipant,
+    OldestPlan,
+    OldestRequestedOn,
 }
 
 /// The facts of an email.
@@ -73,12 +77,12 @@ pub fn facts_of(template: Template, recipient: Recipient) -> Vec<Fact> {
             &[Participant, Plan, Invoice, Amount, CardBrand, CardLast4, NextAttemptOn, PastAttemptOn, EndsOn]
         }
         Template::CardExpiring => &[CardBrand, CardLast4, CardLastDay],
-        Template::RequestsPending => &[RequestsCount],
+        Template::RequestsPending => &[RequestsCount, OldestParticipant, OldestPlan, OldestRequestedOn],
     };
     // The organization needs the name of its client. (`Email::findings` checks the link to the subscription.)
     let people: &[Fact] = match recipient {
         Recipient::OrganizationContact => &[Manager],
-        Recipient::AccountManager => &[Organization, OrganizationAddress, Manager],
+        Recipient::AccountManager => &[Organization, OrganizationAddress, OrganizationPhone, Manager],
     };
     // The organization speaks to its clients as a whole, and clients know what they did themselves.
     let actor: &[Fact] = if to_organization { &[Actor] } else { &[] };
@@ -94,6 +98,7 @@ impl Fact {
         let day = |date: Option<NaiveDate>| date.map(|date| formats.date(date));
         match self {
             Self::Organization => Some(organization.name.clone()),
+            Self::OrganizationPhone => organization.phone.clone(),
             Self::OrganizationAddress => Some(organization.email.clone()),
             Self::Manager => manager.as_ref()?.name.clone(),
             Self::Participant => facts.participant.clone(),
@@ -120,6 +125,9 @@ impl Fact {
             Self::FailureMessage => facts.failure_message.clone(),
             Self::NextAttemptOn => day(facts.next_attempt_on),
             Self::PastAttemptOn => day(facts.past_attempt_on),
+            Self::OldestParticipant => facts.requests.first()?.participant.clone(),
+            Self::OldestPlan => facts.requests.first()?.plan.clone(),
+            Self::OldestRequestedOn => day(facts.requests.first().map(|request| request.requested_on)),
             Self::RequestsCount => facts.requests_count.map(|count| count.to_string()),
         }
     }

@@ -27,7 +27,7 @@ impl Element {
 }
 
 /// Elements that do not start a new line.
-const INLINE: [&str; 8] = ["a", "b", "em", "i", "small", "span", "strong", "u"];
+const INLINE: [&str; 9] = ["a", "b", "bdi", "em", "i", "small", "span", "strong", "u"];
 
 /// Elements without an end tag.
 const VOID: [&str; 6] = ["br", "col", "hr", "img", "link", "meta"];
