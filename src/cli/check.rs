@@ -111,7 +111,11 @@ fn templates(sender: &SenderSettings) -> Finding {
         None => "built in".to_owned(),
     };
     let (ok, detail) = match Templates::load(sender.templates.as_deref()) {
-        Ok(templates) => (true, format!("{from}, in {}", templates.locales().collect::<Vec<_>>().join(", "))),
+        Ok(templates) => {
+            let languages = format!("{from}, in {}", templates.locales().collect::<Vec<_>>().join(", "));
+            let warnings = templates.warnings().iter().map(|warning| format!("warning: {warning}"));
+            (true, [languages].into_iter().chain(warnings).collect::<Vec<_>>().join("\n"))
+        }
         Err(problems) => (false, problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")),
     };
     Finding { check: "templates", ok, detail, is_configuration: true }

@@ -49,9 +49,14 @@ impl DatabaseArgs {
     }
 }
 
+/// Loads the templates. What is probably not meant is logged.
 pub fn load_templates(settings: &SenderSettings) -> Result<Templates, WrongConfiguration> {
-    Templates::load(settings.templates.as_deref()).map_err(|problems| {
+    let templates = Templates::load(settings.templates.as_deref()).map_err(|problems| {
         let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
         WrongConfiguration(format!("the templates contain errors:\n{}", lines.join("\n")))
-    })
+    })?;
+    for warning in templates.warnings() {
+        tracing::warn!(file = %warning.file, "template: {}", warning.message);
+    }
+    Ok(templates)
 }

@@ -26,7 +26,6 @@ const WRONG: [&str; 14] = [
     "a double full stop in the text part",
     "a line of a person's text is not quoted",
     "it has 0 buttons instead of 1",
-
     "the text part does not say Participant",
     "the HTML part does not say Participant",
     "not visible in the browser: Participant",

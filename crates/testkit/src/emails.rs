@@ -130,8 +130,12 @@ impl Email {
     fn unquoted(&self) -> Vec<String> {
         let facts = &self.notification.facts;
         let prose = [&facts.reason, &facts.note, &facts.message, &facts.failure_message];
-        let theirs: Vec<&str> =
-            prose.into_iter().flatten().flat_map(|prose| prose.lines()).filter(|line| !line.trim().is_empty()).collect();
+        let theirs: Vec<&str> = prose
+            .into_iter()
+            .flatten()
+            .flat_map(|prose| prose.lines())
+            .filter(|line| !line.trim().is_empty())
+            .collect();
         let ours = self.rendered.text.lines().filter(|line| !line.starts_with('>'));
         ours.filter(|line| theirs.iter().any(|theirs| line.contains(theirs)))
             .map(|line| format!("a line of a person's text is not quoted: {line}"))

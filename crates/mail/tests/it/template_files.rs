@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use offramp_domain::notification::{Notification, Template};
-use offramp_mail::Templates;
+use offramp_mail::{EmailKind, Templates};
 
 use super::sample;
 
@@ -315,6 +315,48 @@ fn a_language_is_added_by_copying_a_folder() {
     let problems = Templates::load(Some(directory.path())).unwrap_err();
     let expected = "pt/card-expiring.account_manager.md: missing: this email could not be sent in this language";
     assert_eq!(problems.iter().map(ToString::to_string).collect::<Vec<_>>(), [expected]);
+}
+
+#[test]
+fn files_that_are_not_translated_yet_are_warnings() {
+    let directory = tempfile::tempdir().unwrap();
+    copy(&templates_directory().join("en"), &directory.path().join("de"));
+    let greeting = directory.path().join("de/_greeting.md");
+    fs::write(greeting, "Guten Tag{{#if manager.name}} {{manager.name}}{{/if}},\n").unwrap();
+    let templates = Templates::load(Some(directory.path())).unwrap();
+    let warnings: Vec<String> = templates.warnings().iter().map(ToString::to_string).collect();
+    assert!(
+        warnings.iter().any(|it| it.ends_with(
+            "de/request-declined.account_manager.md: still the English text: translate it into de, or remove the file"
+        )),
+        "{warnings:#?}"
+    );
+    assert!(!warnings.iter().any(|it| it.contains("_greeting.md")), "{warnings:#?}");
+    let built_in = super::built_in();
+    assert!(built_in.warnings().is_empty());
+}
+
+/// A file with a mistake costs its email, and no other.
+#[test]
+fn incomplete_languages_are_loaded_as_far_as_they_go() {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir_all(directory.path().join("de")).unwrap();
+    let write = |name: &str, text: &str| fs::write(directory.path().join("de").join(name), text).unwrap();
+    write("payment-failed.account_manager.md", "Subject: Zahlung von {{amount}}\n\nHallo\n");
+    write("request-declined.account_manager.md", "Subject: x\n\n{{#if note}}\n");
+    write("_footer.account_manager.md", "Fragen?\n");
+    let (templates, problems) = Templates::load_valid(Some(directory.path()));
+    let render = |locale: &str| templates.render(&Notification { locale: locale.to_owned(), ..sample() });
+    assert_eq!(render("de").unwrap().subject, "Zahlung von 49,99\u{a0}CA$");
+    assert!(render("fr").is_ok());
+    let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(problems.len(), 2, "{problems:#?}");
+    let all = EmailKind::all().count();
+    assert!(
+        problems.iter().any(|it| it.starts_with(&format!("de: {} of {all} emails are missing", all - 2))),
+        "{problems:#?}"
+    );
+    assert!(problems.iter().any(|it| it.contains("request-declined.account_manager.md:3:")), "{problems:#?}");
 }
 
 fn templates_directory() -> PathBuf {
