@@ -2,13 +2,15 @@
 //! could be sent as it is. Templates are rendered with them when they are loaded, and in the preview.
 
 use chrono::NaiveDate;
-
+use icu::locale::subtags::Region;
 use offramp_domain::calendar::YearMonth;
 use offramp_domain::contact::Mailbox;
 use offramp_domain::facts::{CardFacts, Facts, OrganizationFacts, PendingRequest};
 use offramp_domain::failure_code::FailureCode;
 use offramp_domain::money::{Amount, Currency, Decimal};
 use offramp_domain::notification::{Notification, Recipient, Template};
+
+use crate::locale::parse_tag;
 
 /// A sample email.
 #[derive(Clone, Debug)]
@@ -37,7 +39,12 @@ pub fn samples(template: Template, recipient: Recipient, locale: &str) -> Vec<Sa
         Template::CardExpiring => card_expiring(words),
         Template::RequestsPending => requests_pending(words),
     };
-    let sample = |(variant, facts): (&'static str, Facts)| {
+    let sample = |(variant, mut facts): (&'static str, Facts)| {
+        if let Some(amount) = &mut facts.amount
+            && let Ok(currency) = Currency::try_from(currency_of(locale))
+        {
+            amount.currency = currency;
+        }
         let (to, reply_to) = match (recipient, facts.manager.clone()) {
             (Recipient::AccountManager, Some(manager)) => (manager, Some(contact())),
             (_, manager) => (contact(), manager),
@@ -46,6 +53,17 @@ pub fn samples(template: Template, recipient: Recipient, locale: &str) -> Vec<Sa
         Sample { variant, notification: notification.for_its_reader() }
     };
     variants.into_iter().map(sample).collect()
+}
+
+/// The currency in which a reader pays: the dollar of Canada, if the locale does not say.
+fn currency_of(locale: &str) -> &'static str {
+    match parse_tag(locale).and_then(|tag| tag.region).as_ref().map(Region::as_str) {
+        Some("DE" | "ES" | "FR") => "EUR",
+        Some("GB") => "GBP",
+        Some("MX") => "MXN",
+        Some("US") => "USD",
+        _ => "CAD",
+    }
 }
 
 // It is 20 May 2026 in all samples, but for those of a payment: these are of the billing day, 15 June, or some days later. The

@@ -27,7 +27,7 @@ pub struct Email {
 pub fn reader(language: &str) -> &str {
     match language {
         "en" => "en-CA",
-        "es" => "es-CO",
+        "es" => "es-US",
         "fr" => "fr-FR",
         other => other,
     }
