@@ -152,7 +152,11 @@ impl Email {
             }
             (Template::CardExpiring, Recipient::AccountManager) => facts.payment_method_url.as_ref(),
             (Template::CardExpiring, Recipient::OrganizationContact) => facts.admin_account_url.as_ref(),
-            (Template::RequestsPending, _) => None,
+            // Several requests have a link each.
+            (Template::RequestsPending, _) => match facts.requests.as_slice() {
+                [only] if facts.requests_count == Some(1) => only.admin_url.as_ref(),
+                _ => None,
+            },
             (_, Recipient::OrganizationContact) => facts.admin_url.as_ref(),
             (_, Recipient::AccountManager) => facts.account_url.as_ref(),
         };
