@@ -16,6 +16,8 @@ pub struct Email {
     /// `fr-CA/payment-failed.account_manager/full`
     pub name: String,
     pub notification: Notification,
+    /// Whether its words are those of a region, such as `fr-CA`.
+    pub is_regional: bool,
     pub rendered: RenderedEmail,
     /// As sent to a server without 8BITMIME, which is the longest form.
     pub bytes: Vec<u8>,
@@ -44,7 +46,8 @@ pub fn every_email(templates: &Templates, date: DateTime<Utc>) -> Vec<Email> {
                 let rendered = templates.render(&sample.notification).unwrap();
                 let bytes = bytes_at(date, &sample.notification, &rendered);
                 let leaked = leaked(templates, &sample.notification);
-                emails.push(Email { name, notification: sample.notification, rendered, bytes, leaked });
+                let is_regional = language.contains('-');
+                emails.push(Email { name, notification: sample.notification, is_regional, rendered, bytes, leaked });
             }
         }
     }

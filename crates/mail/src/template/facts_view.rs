@@ -28,8 +28,9 @@ pub(super) const EMAIL_ADDRESSES: [&str; 2] = ["organization.email", "manager.em
 pub(super) const PHONES: [&str; 1] = ["organization.phone"];
 /// What people wrote, in any number of lines. The plain part quotes it.
 const PROSE: [&str; 4] = ["reason", "note", "message", "failure_message"];
-/// Names of people and things, whose writing direction is their own.
-const NAMES: [&str; 5] = ["participant", "plan", "actor", "manager.name", "organization.name"];
+/// Names of people and things, and amounts, whose writing direction is their own: those that lists have, too, and others.
+const NAMES: [&str; 5] = ["participant", "plan", "actor", "amount", "invoice_id"];
+const LONG_NAMES: [&str; 2] = ["manager.name", "organization.name"];
 
 /// Stands for a name that is empty.
 const EMPTY_NAME: &str = "—";
@@ -54,9 +55,9 @@ pub(super) fn is_prose(path: &str) -> bool {
     PROSE.contains(&last_name(path))
 }
 
-/// Whether a name is that of a person or thing.
+/// Whether a name is that of a person or thing, or an amount.
 pub(super) fn is_name(path: &str) -> bool {
-    NAMES.contains(&path) || NAMES[..3].contains(&last_name(path))
+    LONG_NAMES.contains(&path) || NAMES.contains(&last_name(path))
 }
 
 /// Whether a name is a phone number.
