@@ -50,7 +50,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     page.until(&text_says("Bonjour")).await;
     page.until(&frame_says("Bonjour")).await;
     assert_eq!(page.evaluate("location.hash").await, format!("#/fr-CA/{EMAIL}/full"));
-    assert_eq!(page.evaluate("document.querySelector('nav [aria-current]').textContent").await, "All details");
+    assert_eq!(page.evaluate("document.querySelector('nav [aria-current]').textContent").await, "Usual");
     let inbox = page.evaluate("document.querySelector('.phone .row').innerText").await.as_str().unwrap().to_owned();
     let subject = page.evaluate("document.getElementById('subject').textContent").await.as_str().unwrap().to_owned();
     assert!(inbox.contains("Club Boréal") && inbox.contains(&subject), "{inbox}");
@@ -70,7 +70,7 @@ pub async fn drive(browser: &Browser, axe: &str, out: &Path) -> Vec<String> {
     page.until(&format!("location.hash === '{here}'")).await;
     page.evaluate(&press("/")).await;
     page.until("document.activeElement.id === 'filter'").await;
-    page.insert("card expired").await;
+    page.insert("card expir").await;
     page.until("[...document.querySelectorAll('nav a')].every((link) => link.href.includes('card-expiring'))").await;
     shoot("filtered").await;
     page.evaluate("(() => { filter.value = ''; filter.dispatchEvent(new Event('input')); email.focus(); })()").await;

@@ -77,7 +77,9 @@ fn emails() -> Vec<ListedEmail> {
     kinds.sort_by_key(|kind| place(kind.template));
     let variants = |kind: EmailKind| {
         let samples = samples(kind.template, kind.recipient, "").into_iter();
-        samples.map(|sample| ListedVariant { name: sample.variant, words: words(sample.variant) }).collect()
+        samples
+            .map(|sample| ListedVariant { name: sample.variant, words: variant_words(kind.template, sample.variant) })
+            .collect()
     };
     kinds
         .into_iter()
@@ -108,17 +110,31 @@ fn place(template: Template) -> usize {
     }
 }
 
-/// A name in words: `no-further-attempt` is "No further attempt".
+/// What a variant shows. Those without an entry here are shown by their name: `no-further-attempt` as "No further attempt".
+fn variant_words(template: Template, variant: &str) -> String {
+    let known = match (variant, template) {
+        ("full", Template::PaymentFailed) => "Another attempt",
+        ("full", Template::CardExpiring) => "Expires soon",
+        ("full", _) => "Usual",
+        ("early", _) => "Early notice",
+        ("declined", _) => "Declined, reason unknown",
+        ("scheduled", _) => "Cancellation scheduled",
+        ("ended", _) => "Already ended",
+        ("superseded", _) => "Closes an open request",
+        ("incorrect-details", _) => "Incorrect card details",
+        ("no-actor", _) => "Nobody named",
+        ("long", _) => "Long texts",
+        ("minimal", _) => "Fewest details",
+        _ => return words(variant),
+    };
+    known.to_owned()
+}
+
+/// A name in words.
 fn words(name: &str) -> String {
-    match name {
-        "full" => "All details".to_owned(),
-        "minimal" => "Fewest details".to_owned(),
-        _ => {
-            let mut words = name.replace('-', " ");
-            if let Some(first) = words.get_mut(..1) {
-                first.make_ascii_uppercase();
-            }
-            words
-        }
+    let mut words = name.replace('-', " ");
+    if let Some(first) = words.get_mut(..1) {
+        first.make_ascii_uppercase();
     }
+    words
 }
