@@ -16,6 +16,9 @@ const LINE_BYTES_MAX: usize = 998;
 /// The longest line of quoted-printable, in characters, without the `=` of a soft line break.
 const QUOTED_LINE_MAX: usize = 75;
 
+/// The shortest part that is sent in base64, in bytes. Quoted-printable is readable without a program.
+const BASE64_BYTES_MIN: usize = 4 * 1024;
+
 /// The bytes that a line of base64 encodes, in 76 characters.
 const BASE64_LINE_BYTES: usize = 57;
 
@@ -30,7 +33,8 @@ const FRAME_BYTES: usize = 512;
 pub(crate) enum Encoding {
     /// UTF-8 as it is, for servers with 8BITMIME.
     EightBit,
-    /// ASCII, for every server: quoted-printable, or base64 where that is shorter, as for most scripts but Latin.
+    /// ASCII, for every server: quoted-printable, or base64 where that is much shorter, as for long texts in most scripts
+    /// but Latin.
     Ascii,
 }
 
@@ -145,7 +149,7 @@ fn put(out: &mut Vec<u8>, texts: &[&str]) {
 fn transfer_encoding(encoding: Encoding, part: &str) -> &'static str {
     match encoding {
         // Quoted-printable takes three bytes for one of these; base64 takes four for three of all.
-        Encoding::Ascii if 6 * count_non_ascii(part) > part.len() => "base64",
+        Encoding::Ascii if part.len() >= BASE64_BYTES_MIN && 6 * count_non_ascii(part) > part.len() => "base64",
         Encoding::Ascii => "quoted-printable",
         Encoding::EightBit if part.is_ascii() => "7bit",
         Encoding::EightBit => "8bit",

@@ -234,7 +234,7 @@ fn templates_may_use_the_whole_language() {
         "A <strong>b</strong> {{braces}}",
         ">Card, *the*</th>",
         "By ",
-        "Inside $49.99",
+        "Inside <bdi>$49.99</bdi>",
         "href=\"https://pay.example/L%C3%A9a%20O%27Brien-Tremblay?plan=Natation%20%3C%2012%20ans\"",
     ] {
         assert!(html.contains(part), "{part}: {html}");
