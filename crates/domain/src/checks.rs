@@ -47,6 +47,14 @@ pub(crate) fn require_live(subscription: &Subscription) -> Result<Live<'_>, Obst
     Ok(Live { details, next_on })
 }
 
+/// The next invoice as emails announce it: none after the natural end.
+pub(crate) fn announced_invoice(details: &Details, next_on: NaiveDate) -> Option<NaiveDate> {
+    match (&details.expires_on, &details.billing_day) {
+        (Ok(Some(expires_on)), Ok(billing_day)) if next_on > billing_day.natural_end(*expires_on) => None,
+        _ => Some(next_on),
+    }
+}
+
 /// Requires that `ends_on` is not after the natural end.
 pub(crate) fn require_before_natural_end(details: &Details, ends_on: NaiveDate) -> Result<(), Obstacle> {
     let Some(expires_on) = details.expires_on.clone()? else { return Ok(()) };

@@ -109,7 +109,7 @@ impl TryFrom<&str> for HttpsUrl {
 
     fn try_from(text: &str) -> Result<Self, String> {
         match web_address(text) {
-            Some(url) if url == text && url.starts_with("https://") => Ok(Self(url)),
+            Some(url) if url == text && Url::parse(&url).is_ok_and(|url| url.scheme() == "https") => Ok(Self(url)),
             _ => Err(format!(
                 "must be an https URL such as \"https://pay.example/invoices/42\", of at most {URL_BYTES_MAX} bytes"
             )),
@@ -139,7 +139,7 @@ impl JsonSchema for HttpsUrl {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "format": "uri", "pattern": "^https://.", "maxLength": URL_BYTES_MAX })
+        json_schema!({ "type": "string", "format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]://.", "maxLength": URL_BYTES_MAX })
     }
 }
 

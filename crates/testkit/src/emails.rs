@@ -12,6 +12,7 @@ use crate::email_facts::missing_from;
 use crate::html::Html;
 
 /// An email, from its facts to its bytes.
+#[derive(Clone)]
 pub struct Email {
     /// `fr-CA/payment-failed.account_manager/full`
     pub name: String,

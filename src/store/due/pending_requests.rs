@@ -57,6 +57,7 @@ impl Store {
         let filter = doc! {
             "status": Status::CancellationRequested.as_str(),
             "organization_id": { "$gt": after.unwrap_or_default() },
+            "cancellation_request.requested_at": { "$type": "date" },
         };
         let fields = doc! { "_id": 1, "organization_id": 1, "cancellation_request.requested_at": 1 };
         let order = doc! { "organization_id": 1, "cancellation_request.requested_at": 1, "_id": 1 };

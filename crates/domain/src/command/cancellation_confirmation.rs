@@ -7,7 +7,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 
 use crate::actor::{Actor, actor};
-use crate::checks::{Live, already_scheduled, require_admin, require_before_natural_end, require_live};
+use crate::checks::{
+    Live, already_scheduled, announced_invoice, require_admin, require_before_natural_end, require_live,
+};
 use crate::command_ref::CommandRef;
 use crate::decision::{Change, Context, Decision, Obstacle};
 use crate::ending::{Ending, ScheduledCancellation};
@@ -193,7 +195,7 @@ fn decline(
     let facts = Facts {
         actor: data.actor.name().map(ToString::to_string),
         requested_on: request.as_ref().map(|request| context.organization.date_at(request.requested_at)).transpose()?,
-        next_billing_on: details.next_on.clone()?,
+        next_billing_on: details.next_on.clone()?.and_then(|next_on| announced_invoice(details, next_on)),
         reason: request.as_ref().and_then(|request| request.reason.as_ref()).map(ToString::to_string),
         note: data.note.as_ref().map(ToString::to_string),
         ..context.facts(subscription, details)?

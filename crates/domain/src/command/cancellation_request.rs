@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use crate::actor::{Actor, actor};
-use crate::checks::{Live, already_scheduled, require_live, require_owner};
+use crate::checks::{Live, already_scheduled, announced_invoice, require_live, require_owner};
 use crate::command_ref::CommandRef;
 use crate::decision::{Change, Context, Decision, Obstacle};
 use crate::event::{About, CancellationRequested, Event};
@@ -48,7 +48,7 @@ pub(super) fn decide(
     let facts = Facts {
         actor: data.actor.name().map(ToString::to_string),
         requested_on: Some(context.organization.date_at(sent_at)?),
-        next_billing_on: Some(next_on),
+        next_billing_on: announced_invoice(details, next_on),
         reason: data.reason.as_ref().map(ToString::to_string),
         ..context.facts(subscription, details)?
     };
@@ -118,6 +118,17 @@ mod tests {
         let applied = scene(Status::Active).decide(&sent_late);
         let requested_on = applied.subscription.unwrap().effects[0].notifications[0].facts.requested_on;
         assert_eq!(requested_on, Some(date("2026-05-31")));
+    }
+
+    /// A subscription that expires by itself has no invoice after that.
+    #[test]
+    fn no_invoice_is_announced_after_the_natural_end() {
+        for (expires_on, announced) in [("2026-06-10", None), ("2026-06-20", Some(date("2026-06-15")))] {
+            let scene = scene(Status::Active).with_details(|details| details.expires_on = Ok(Some(date(expires_on))));
+            let applied = scene.decide(&request());
+            let facts = &applied.subscription.unwrap().effects[0].notifications[0].facts;
+            assert_eq!(facts.next_billing_on, announced, "{expires_on}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use chrono::{DateTime, Days, NaiveDate, Utc};
 
 use crate::checks::open_request;
 use crate::facts::{Facts, OrganizationFacts, PendingRequest};
-use crate::field::Field;
+use crate::field::{Field, Malformed};
 use crate::ids::cut;
 use crate::notification::{Notification, Template, notify_organization};
 use crate::organization::{LastReminder, Organization};
@@ -77,8 +77,12 @@ pub fn reminder_due(
     if !is_due {
         return Ok(None);
     }
+    let requests = list(organization, &pending.oldest, today)?;
+    if requests.is_empty() {
+        return Err(Malformed("none of its undecided requests can be read".to_owned()));
+    }
     let facts = Facts {
-        requests: list(organization, &pending.oldest, today)?,
+        requests,
         requests_count: Some(u32::try_from(pending.times.len()).unwrap_or(u32::MAX)),
         ..Facts::of(OrganizationFacts::new(organization)?, None)
     };
@@ -127,13 +131,19 @@ fn list(organization: &Organization, oldest: &[Subscription], today: NaiveDate) 
             admin_url: organization.links.admin_url(&subscription.id),
         };
         let PendingRequest { participant, plan, actor, reason, admin_url, .. } = &entry;
-        bytes += [participant, plan, actor, reason, admin_url].into_iter().flatten().map(String::len).sum::<usize>();
+        bytes +=
+            [participant, plan, actor, reason, admin_url].into_iter().flatten().map(|text| weight(text)).sum::<usize>();
         if bytes > LIST_BYTES_MAX {
             break;
         }
         listed.push(entry);
     }
     Ok(listed)
+}
+
+/// The size of a text in bytes, as far as the email is concerned: characters that HTML escapes take more there.
+fn weight(text: &str) -> usize {
+    text.bytes().map(|byte| if matches!(byte, b'"' | b'&' | b'<' | b'>') { 3 } else { 1 }).sum()
 }
 
 /// The text, or its beginning and an ellipsis.

@@ -116,15 +116,17 @@ impl CompiledFiles {
         &self.files[index].content
     }
 
-    /// A problem for each file that is not among `used`. None while a file is invalid: it may use any other. Built-in files
-    /// become unused when emails that use them are replaced.
+    /// A problem for each file that is not among `used`, and whose name no built-in file has: a copied folder has all of them, and emails of
+    /// one's own need not use them. None while a file is invalid: it may use any other.
     pub(super) fn unused(&self, used: &BTreeSet<usize>) -> Vec<TemplateProblem> {
         if self.files.iter().any(|file| matches!(file.content, Content::Invalid)) {
             return vec![];
         }
-        let all_built_in = self.files.iter().all(|file| file.is_built_in);
-        let counts = |index: &usize| all_built_in || !self.files[*index].is_built_in;
-        let unused = self.by_place.values().filter(|index| !used.contains(index) && counts(index));
+        let built_in = self.files.iter().filter(|file| file.is_built_in);
+        let names: BTreeSet<&str> = built_in.filter_map(|file| file.path.rsplit('/').next()).collect();
+        let unused =
+            self.by_place.iter().filter(|(place, index)| !used.contains(index) && !names.contains(&*place.name));
+        let unused = unused.map(|(_, index)| index);
         unused
             .map(|&index| TemplateProblem {
                 file: self.files[index].path.clone(),
@@ -249,8 +251,15 @@ impl Compiler<'_> {
         }
         let is_partial = |char: char| self.tags.get(char).is_some_and(|tag| tag.kind == TagKind::Partial);
         let without_places: String = hidden.text.chars().filter(|&char| !is_partial(char)).collect();
-        let parsed = Parsed::compile(&self.tags.reveal(&without_places)).ok()?;
         let line_of = |line: usize| hidden.lines.get(line.saturating_sub(1)).copied().unwrap_or(line);
+        let parsed = match Parsed::compile(&self.tags.reveal(&without_places)) {
+            Ok(parsed) => parsed,
+            Err(error) => {
+                let line = error.pos().map(|(line, _)| line_of(line));
+                self.problem(line, single_line(&error.reason().to_string()));
+                return None;
+            }
+        };
         let mistakes = lint(&parsed).into_iter();
         self.report(mistakes.map(|Mistake { line, message }| Mistake::new(line_of(line), message)).collect());
         Some(hidden.text)

@@ -120,7 +120,7 @@ pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
     view.put("direction", Some(reader.direction().to_owned()));
     view.names.insert("organization".to_owned(), organization_names(organization));
     if let Some(manager) = manager {
-        let manager = [("name", manager.name.as_deref().map(name)), ("email", Some(needed(&manager.email)))];
+        let manager = [("name", manager.name.as_deref().map(name)), ("email", Some(needed_address(&manager.email)))];
         view.names.insert("manager".to_owned(), object(manager));
     }
     view.put("participant", participant.as_deref().map(needed));
@@ -225,7 +225,7 @@ impl View<'_> {
 fn organization_names(organization: &OrganizationFacts) -> Json {
     let OrganizationFacts { name: full_name, email, phone, address, website, color, logo_url } = organization;
     let color = color.as_deref().and_then(parse_color).unwrap_or(PLAIN);
-    let (full_name, email) = (name(full_name), name(email));
+    let (full_name, email) = (name(full_name), needed_address(email));
     object([
         ("name", Some(if full_name.is_empty() { email.clone() } else { full_name })),
         ("email", Some(email)),
@@ -257,6 +257,15 @@ fn pending_request(request: &PendingRequest, reader: &Reader) -> Json {
 fn object<const N: usize>(texts: [(&str, Option<String>); N]) -> Json {
     let texts = texts.into_iter().filter_map(|(name, text)| Some((name, text.filter(|text| !text.is_empty())?)));
     Json::Object(texts.map(|(name, text)| (name.to_owned(), Json::String(text))).collect())
+}
+
+/// The longest email address (RFC 5321 §4.5.3.1.3), in characters.
+const EMAIL_CHARS_MAX: usize = 254;
+
+/// An email address that every email shows. A cut one would lead to somebody else.
+fn needed_address(address: &str) -> String {
+    let address = single_line(address);
+    if address.chars().count() > EMAIL_CHARS_MAX { needed("") } else { needed(&address) }
 }
 
 /// A name on one line.

@@ -52,7 +52,7 @@ const VALUES: [(&str, Value); 9] = [
 /// Helpers that change the text of one fact, which must not be missing.
 const TEXTS: [(&str, Change); 3] = [
     ("url_encoded", |text| utf8_percent_encode(text, &NOT_IN_URLS).to_string()),
-    ("phone_digits", |text| text.chars().filter(|char| char.is_ascii_digit() || *char == '+').collect()),
+    ("phone_digits", phone_digits),
     ("without_full_stop", |text| text.strip_suffix('.').unwrap_or(text).to_owned()),
 ];
 
@@ -86,6 +86,13 @@ fn engine() -> Handlebars<'static> {
     engine.register_helper("len", Box::new(ValueHelper(length)));
     engine.register_helper(PARTIAL_SCOPE, Box::new(PartialScope));
     engine
+}
+
+/// The number to dial: without the `(0)` of international numbers, and without an extension or a second number.
+fn phone_digits(text: &str) -> String {
+    let number = text.replace("(0)", "");
+    let is_number = |char: &char| char.is_ascii_digit() || matches!(char, '+' | ' ' | '\u{a0}' | '.' | '-' | '(' | ')');
+    number.chars().take_while(is_number).filter(|char| char.is_ascii_digit() || *char == '+').collect()
 }
 
 fn pair(values: &[&Json], holds: fn(&Json, &Json) -> bool) -> Json {
@@ -219,6 +226,13 @@ mod tests {
         assert_eq!(rendered("{{without_full_stop plan}}.").as_deref(), Ok("Swim Co."));
         assert_eq!(rendered("{{url_encoded plan}}").as_deref(), Ok("Swim%20Co."));
         assert_eq!(rendered("{{phone_digits \"+1 (514) 555-0199\"}}").as_deref(), Ok("+15145550199"));
+        for (number, digits) in [
+            ("514 555-0199 poste 12", "5145550199"),
+            ("+33 (0)1 23 45 67 89", "+33123456789"),
+            ("514 555-0199 / 514 555-0198", "5145550199"),
+        ] {
+            assert_eq!(phone_digits(number), digits);
+        }
         assert!(rendered("{{url_encoded nothing}}").unwrap_err().contains("nothing"));
     }
 

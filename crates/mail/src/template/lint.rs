@@ -164,6 +164,10 @@ impl Linter {
                 return self.branch(block.inverse.as_ref(), line);
             }
         };
+        if let Some(BlockParam::Single(value) | BlockParam::Pair((value, _))) = &block.block_param {
+            let from = block.params.first().and_then(Parameter::as_name).unwrap_or_default();
+            self.check_link(value.as_name().unwrap_or_default(), Some(from), line);
+        }
         let mut scope = Scope::of(inner.unwrap_or(Json::Null));
         scope.is_loop =
             name == "each" || name == PARTIAL_SCOPE && self.scopes.last().is_some_and(|scope| scope.is_loop);
@@ -204,16 +208,21 @@ impl Linter {
                     continue;
                 }
             };
-            let is_link = |name: &str| LINKS.iter().any(|link| last_name(link) == last_name(name));
-            if is_link(name) && !parameter.as_name().is_some_and(is_link) {
-                self.report(
-                    line,
-                    format!("the parameter `{name}` is used as a link, so only another link can be its value"),
-                );
-            }
+            self.check_link(name, parameter.as_name(), line);
             names.insert(name.clone(), value);
         }
         Json::Object(names)
+    }
+
+    /// Checks that a new name that could be the address of a link stands for a fact that is one.
+    fn check_link(&mut self, name: &str, value: Option<&str>, line: usize) {
+        let is_link = |name: &str| LINKS.iter().any(|link| last_name(link) == last_name(name));
+        if is_link(name) && !value.is_some_and(is_link) {
+            self.report(
+                line,
+                format!("the parameter `{name}` is used as a link, so only another link can be its value"),
+            );
+        }
     }
 
     fn find(&mut self, parameter: &Parameter, line: usize) -> Found {

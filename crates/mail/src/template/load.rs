@@ -40,6 +40,11 @@ impl Templates {
         let mut templates = Self::new(templates, files.untranslated(FALLBACK));
         for locale in &locales {
             for kind in EmailKind::all() {
+                let found = templates.new_reader(locale);
+                if problems.is_empty() && templates.template(&found, kind).is_none() {
+                    let message = format!("internal error: {kind} could not be assembled (bug)");
+                    problems.insert(TemplateProblem { file: locale.clone(), line: None, message });
+                }
                 if let Some(problem) = templates.problem_with_samples(&files, locale, kind) {
                     problems.insert(problem);
                     templates.remove(locale, kind);

@@ -252,6 +252,9 @@ impl Source<'_, '_> {
                     let Address { url, shown } = link_address(&dest_url, self.tags).map_err(|why| {
                         Mistake::new(line, format!("invalid link `{}`: {why}", self.tags.reveal(&dest_url)))
                     })?;
+                    if let Some(message) = self.mistake_in(&shown) {
+                        return Err(Mistake::new(line, message));
+                    }
                     found.push(Inline::Link(Link { label: self.inlines(line)?, url, shown }));
                 }
                 Event::End(_) => {

@@ -19,7 +19,7 @@ macro_rules! files_in {
 macro_rules! language {
     ($folder:literal) => {
         files_in!($folder:
-            "_greeting.md" "_ending.md" "_invoices.md" "_decline.md" "_decline_cause.md"
+            "_greeting.md" "_facts.md" "_ending.md" "_invoices.md" "_decline.md" "_decline_cause.md"
             "_footer.account_manager.md" "_footer.organization_contact.md"
             "cancelled-by-admin.account_manager.md"
             "removed-by-admin.account_manager.md"

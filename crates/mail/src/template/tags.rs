@@ -277,7 +277,7 @@ fn check(tag: &Tag, open: &mut Vec<(Tag, usize)>, line: usize) -> Result<(), Str
             open.push((tag.clone(), line));
             compiles(tag, &format!("{}{{{{/{}}}}}", tag.without_tildes(), closing(tag)))?;
         }
-        TagKind::Else if tag.text.contains('^') && !tag.inner().is_empty() => {
+        TagKind::Else if inner(text).starts_with('^') && !tag.inner().is_empty() => {
             let name = tag.inner();
             if open.is_empty() {
                 open.push((Tag::new(TagKind::Open, &format!("{{{{#{name}}}}}")), line));
@@ -350,6 +350,7 @@ mod tests {
             ("\\{{a}} {{> b c=\"d e\" f=g}}", 3),
             ("{{#> a}}{{#*inline \"b\"}}c{{/inline}}{{/a}}", 5),
             ("{{#if a}}b{{^}}c{{/if}}", 5),
+            ("{{#if a}}b{{else if (eq a \"c^d\")}}e{{/if}}", 5),
         ] {
             let (hidden, _, tags) = hidden(text);
             assert_eq!(hidden.chars().count(), chars, "{text}");

@@ -171,7 +171,7 @@ fn readers_get_the_closest_language() {
         ("es", "es", "Volveremos a intentarlo el 18 de junio de 2026."),
         ("es-ES", "es-ES", "Importe: 49,99"),
         ("es-AR", "es-AR", "Monto: "),
-        ("es-MX", "es-MX", "Cargo: INV-"),
+        ("es-MX", "es-MX", "Número de cargo: INV-"),
         ("de-DE", "en", "We’ll try again on June 18, 2026."),
         ("", "en", "We’ll try again on June 18, 2026."),
         ("fr\r\nBcc: x@example.com", "en", "We’ll try again on June 18, 2026."),

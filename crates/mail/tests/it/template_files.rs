@@ -241,6 +241,23 @@ fn templates_may_use_the_whole_language() {
     }
 }
 
+/// For emails of one's own.
+#[test]
+fn one_partial_has_every_fact() {
+    let directory = tempfile::tempdir().unwrap();
+    for locale in ["en", "es", "fr"] {
+        let folder = directory.path().join(locale);
+        fs::create_dir_all(&folder).unwrap();
+        for kind in EmailKind::all() {
+            fs::write(folder.join(format!("{kind}.md")), "Subject: x\n\n{{> facts}}\n").unwrap();
+        }
+    }
+    let templates = Templates::load(Some(directory.path())).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let rendered = templates.render(&Notification { locale: "fr-CA".to_owned(), ..sample() }).unwrap();
+    assert!(rendered.text.starts_with("Personne inscrite\u{a0}: Léa O'Brien-Tremblay\n"), "{}", rendered.text);
+    assert!(rendered.text.contains("Montant\u{a0}: 49,99\u{a0}$\n"), "{}", rendered.text);
+}
+
 /// What a person wrote cannot pass for a line of ours.
 #[test]
 fn prose_is_quoted_in_the_plain_part() {

@@ -98,6 +98,7 @@ fn unsupported_syntax_is_reported_by_line() {
     check("[a](https://{{note}})\n", 1, "host or addressee is a fact");
     check("[a](https://b.example{{note}}/c)\n", 1, "host or addressee is a fact");
     check("See [a](mailto:{{note}}).\n", 1, "host or addressee is a fact");
+    check("[a]({{#if account_url}}{{account_url}}) b{{/if}}\n", 1, "in the sentence where it begins");
     check("- a\n", 1, "label in bold");
     check("[a](javascript:b)\n", 1, "must begin with");
     check("x\n[a](/b)\n", 2, "must begin with");
