@@ -126,9 +126,8 @@ impl CompiledFiles {
         let names: BTreeSet<&str> = built_in.filter_map(|file| file.path.rsplit('/').next()).collect();
         let unused =
             self.by_place.iter().filter(|(place, index)| !used.contains(index) && !names.contains(&*place.name));
-        let unused = unused.map(|(_, index)| index);
         unused
-            .map(|&index| TemplateProblem {
+            .map(|(_, &index)| TemplateProblem {
                 file: self.files[index].path.clone(),
                 line: None,
                 message: "not used by any email of this language".to_owned(),

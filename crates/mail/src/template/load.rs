@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::assemble::assemble;
-use super::catalog::{FALLBACK, FaultPlace, RenderFault, Templates};
+use super::catalog::{FALLBACK, FaultPlace, ReaderTemplates, RenderFault, Templates};
 use super::compile::CompiledFiles;
 use super::problem::TemplateProblem;
 use super::source;
@@ -39,13 +39,13 @@ impl Templates {
         problems.extend(files.unused(&used));
         let mut templates = Self::new(templates, files.untranslated(FALLBACK));
         for locale in &locales {
+            let found = templates.new_reader(locale);
             for kind in EmailKind::all() {
-                let found = templates.new_reader(locale);
                 if problems.is_empty() && templates.template(&found, kind).is_none() {
                     let message = format!("internal error: {kind} could not be assembled (bug)");
                     problems.insert(TemplateProblem { file: locale.clone(), line: None, message });
                 }
-                if let Some(problem) = templates.problem_with_samples(&files, locale, kind) {
+                if let Some(problem) = templates.problem_with_samples(&files, &found, locale, kind) {
                     problems.insert(problem);
                     templates.remove(locale, kind);
                 }
@@ -56,9 +56,14 @@ impl Templates {
 
     /// Renders every sample of an email, so that an optional fact outside of a condition shows now, and not with the email of
     /// a customer.
-    fn problem_with_samples(&self, files: &CompiledFiles, locale: &str, kind: EmailKind) -> Option<TemplateProblem> {
-        let found = self.new_reader(locale);
-        let template = self.template(&found, kind)?;
+    fn problem_with_samples(
+        &self,
+        files: &CompiledFiles,
+        found: &ReaderTemplates,
+        locale: &str,
+        kind: EmailKind,
+    ) -> Option<TemplateProblem> {
+        let template = self.template(found, kind)?;
         samples(kind.template, kind.recipient, locale).into_iter().find_map(|sample| {
             let facts = &sample.notification.facts;
             let rendered = template.preview(&found.reader, facts).and_then(|_| template.render(&found.reader, facts));
