@@ -4,6 +4,7 @@
 //! command line: nothing else names a setting or a subcommand.
 
 use std::fmt::Display;
+use std::io;
 
 use strum::IntoEnumIterator;
 
@@ -42,6 +43,21 @@ pub fn dead_letters_error(error: &DeadLettersError) -> Option<&'static str> {
             Some("the remaining dead letters are unchanged; run the same command again to continue")
         }
         DeadLettersError::Broker(_) => None,
+    }
+}
+
+/// What an operator can do about an address that the worker cannot listen on.
+#[must_use]
+pub fn listen_error(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            Some("another program has this port, such as another worker: choose another, or 0 for any free one")
+        }
+        io::ErrorKind::AddrNotAvailable => Some("no network interface has this address; 0.0.0.0 listens on all"),
+        io::ErrorKind::PermissionDenied => {
+            Some("ports below 1024 need rights that a worker should not have: choose another")
+        }
+        _ => None,
     }
 }
 

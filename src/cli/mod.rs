@@ -18,7 +18,7 @@ mod simulate;
 mod terminal;
 
 use clap::{Parser, Subcommand};
-use offramp::config::LogSettings;
+use offramp::config::{LogSettings, unknown_variables};
 use offramp::logging;
 
 pub use error::WrongConfiguration;
@@ -63,6 +63,12 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
         let default_filter = if matches!(self.command, Command::Run(_)) { "info" } else { "warn" };
         logging::init(&self.log, default_filter).map_err(|error| WrongConfiguration(error.to_string()))?;
+        // `check` reports them itself, as errors. A worker starts with them: after a rollback it may be given a later version's.
+        if !matches!(self.command, Command::Check(_)) {
+            for variable in unknown_variables(std::env::vars_os()) {
+                tracing::warn!("ignored: {variable}");
+            }
+        }
         match self.command {
             Command::Run(arguments) => run::run(*arguments).await,
             Command::Check(arguments) => check::run(*arguments).await,

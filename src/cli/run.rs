@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Args;
 use offramp::advice;
 use offramp::amqp::{Broker, Topology};
@@ -46,9 +46,10 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         mail_per_second: mail.mail_per_second,
         tuning: worker,
     };
-    let listener = http::bind(health.http_addr)
-        .await
-        .with_context(|| format!("OFFRAMP_HTTP_ADDR: cannot bind {}", health.http_addr))?;
+    let listener = http::bind(health.http_addr).await.map_err(|error| {
+        let cannot = format!("OFFRAMP_HTTP_ADDR: cannot listen on {}: {error}", health.http_addr);
+        anyhow!(advice::append(cannot, advice::listen_error(&error)))
+    })?;
     let metrics = metrics::install()?;
     run_worker(parts, listener, metrics, stop_signal()?).await?;
     Ok(())

@@ -11,6 +11,7 @@ mod log_format;
 mod mongodb_url;
 mod redact;
 mod source;
+mod unknown_variables;
 mod values;
 
 use std::collections::HashSet;
@@ -34,6 +35,7 @@ use values::{
 pub use log_format::LogFormat;
 pub use mongodb_url::MongodbUrl;
 pub use redact::redact;
+pub use unknown_variables::{UnknownVariable, unknown_variables};
 
 /// Lets every setting of `command` and its subcommands come from its environment variable, or from the file that the variable
 /// with `_FILE` names. An empty variable counts as unset (`OFFRAMP_TEMPLATES=` in a compose file).
@@ -41,9 +43,14 @@ pub use redact::redact;
 /// `variable` reads an environment variable: `std::env::var_os`, except in tests.
 #[must_use]
 pub fn from_environment(command: Command, variable: &dyn Fn(&OsStr) -> Option<OsString>) -> Command {
-    let settings = LogSettings::augment_args(Settings::augment_args(Command::new("settings")));
+    let settings = all_settings();
     let flags: HashSet<String> = settings.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned).collect();
     source::from_environment(command, &|arg| arg.get_long().is_some_and(|flag| flags.contains(flag)), variable)
+}
+
+/// A command with every setting as an argument.
+fn all_settings() -> Command {
+    LogSettings::augment_args(Settings::augment_args(Command::new("settings")))
 }
 
 /// The settings of `run` and `check`.

@@ -236,6 +236,15 @@ fn errors_name_the_setting_the_reason_and_the_remedy() {
     }
     let error = error_of(&["--log", "offramp=loud"], &[]);
     assert!(error.starts_with("OFFRAMP_LOG (--log) cannot be \"offramp=loud\": "), "{error}");
+    for wrong in ["verbose", "warning", "offramp=debug,quiet"] {
+        let error = error_of(&["--log", wrong], &[]);
+        assert!(error.contains("is not a level; write a level (off, error, warn"), "{error}");
+    }
+    for right in
+        ["WARN", "off", "3", "offramp", "offramp::amqp,lapin=warn", "info,[span{x=1}]=debug", "debug,lapin=off"]
+    {
+        assert!(parse(&["run", "--log", right], &[]).is_ok(), "{right}");
+    }
     assert_eq!(parse(&["run", "--nonsense"], &[]).unwrap_err().kind(), ErrorKind::UnknownArgument);
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use offramp_mail::{MailUrl, Sender, SmtpName};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::log_format::LogFormat;
 use crate::amqp::{BrokerUrls, InvalidBrokerUrl};
@@ -94,12 +95,21 @@ pub(super) fn seconds<const MIN: u64, const MAX: u64>(text: &str) -> Result<Dura
         .ok_or_else(|| format!("it must be a whole number of seconds from {MIN} to {MAX}, without a unit"))
 }
 
+/// The crates that write logs. A filter that names another target alone would silence everything.
+const LOG_TARGETS: [&str; 7] = ["offramp", "lapin", "mongodb", "rustls", "hyper", "hickory", "opentelemetry"];
+
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
+    const FORM: &str = "write a level (off, error, warn, info, debug, trace) or offramp=debug,lapin=warn";
+    // A word alone is a level or a target, so the parser takes a misspelt level for a target.
+    let is_known =
+        |word: &&str| word.parse::<LevelFilter>().is_ok() || LOG_TARGETS.iter().any(|target| word.starts_with(target));
+    let mut words = text.split(',').map(str::trim).filter(|word| !word.is_empty() && !word.contains(['=', '[']));
+    if let Some(word) = words.find(|word| !is_known(word)) {
+        return Err(format!("\"{word}\" is not a level; {FORM}"));
+    }
     match EnvFilter::builder().parse(text) {
         Ok(_) => Ok(text.to_owned()),
-        Err(error) => {
-            Err(format!("{error}; write a level (error, warn, info, debug, trace) or offramp=debug,lapin=warn"))
-        }
+        Err(error) => Err(format!("{error}; {FORM}")),
     }
 }
 
