@@ -13,13 +13,13 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::health::{self, Readiness};
+use crate::metrics::Exposition;
 
 /// How long a client may take to send the headers of a request, and stay idle between two requests.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,8 +27,6 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The delay before the next attempt when no connection can be accepted.
 const ACCEPT_DELAY: Duration = Duration::from_millis(500);
-/// How often the recorder compacts its histograms.
-const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Binds the address before the worker starts, so that a port in use is reported at once.
 ///
@@ -39,8 +37,8 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves requests until `stop`, then finishes the responses in flight within `SHUTDOWN_TIMEOUT`.
-pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: PrometheusHandle, stop: CancellationToken) {
-    let upkeep = tokio::spawn(keep_up(metrics.clone(), stop.clone()));
+pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Exposition, stop: CancellationToken) {
+    let upkeep = tokio::spawn(metrics.clone().keep_up(stop.clone()));
     let service = TowerToHyperService::new(router(readiness, metrics));
     let mut connections = JoinSet::new();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
@@ -70,27 +68,21 @@ async fn serve_connection(stream: TcpStream, service: TowerToHyperService<Router
     }
 }
 
-async fn keep_up(metrics: PrometheusHandle, stop: CancellationToken) {
-    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
-    while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        metrics.run_upkeep();
-    }
-}
-
-fn router(readiness: Readiness, metrics: PrometheusHandle) -> Router {
+fn router(readiness: Readiness, metrics: Exposition) -> Router {
     health::router(readiness).route("/metrics", get(render).with_state(metrics))
 }
 
-async fn render(State(metrics): State<PrometheusHandle>) -> Response {
+async fn render(State(metrics): State<Exposition>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
 }
 
 #[cfg(test)]
 mod tests {
-    use metrics_exporter_prometheus::PrometheusBuilder;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::metrics::exposition_for_tests;
+    use crate::metrics::labels::EventOutcome;
 
     async fn connect(address: SocketAddr) -> TcpStream {
         TcpStream::connect(address).await.unwrap()
@@ -107,15 +99,12 @@ mod tests {
 
     #[tokio::test]
     async fn health_and_metrics_are_served_until_stopped() {
-        let recorder = PrometheusBuilder::new().build_recorder();
-        let handle = recorder.handle();
-        metrics::with_local_recorder(&recorder, || {
-            metrics::counter!(crate::metrics::EVENTS, "outcome" => "published").increment(3);
-        });
+        let (metrics, exposition) = exposition_for_tests();
+        metrics.events.of((EventOutcome::Published,)).increment(3);
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (readiness, stop) = (Readiness::default(), CancellationToken::new());
-        let server = tokio::spawn(serve(listener, readiness.clone(), handle, stop.clone()));
+        let server = tokio::spawn(serve(listener, readiness.clone(), exposition, stop.clone()));
 
         assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"), "no part has reported");
@@ -143,10 +132,10 @@ mod tests {
 
     #[tokio::test]
     async fn idle_connection_times_out() {
-        let handle = PrometheusBuilder::new().build_recorder().handle();
+        let (_, exposition) = exposition_for_tests();
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let mut incomplete = connect(listener.local_addr().unwrap()).await;
-        tokio::spawn(serve(listener, Readiness::default(), handle, CancellationToken::new()));
+        tokio::spawn(serve(listener, Readiness::default(), exposition, CancellationToken::new()));
         incomplete.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
         let mut answer = Vec::new();
         timeout(3 * HEADERS_TIMEOUT, incomplete.read_to_end(&mut answer)).await.expect("it still waits").unwrap();

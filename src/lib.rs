@@ -6,12 +6,13 @@
 //! - [`worker`]: everything that `offramp run` does. Start reading here.
 //! - [`amqp`] and [`store`]: RabbitMQ and MongoDB.
 //! - [`jsonl`] and [`schemas`]: importing documents, and the JSON Schemas of commands, events and documents.
-//! - [`config`], [`tls`], [`http`], [`health`], [`logging`], [`metrics`], [`backoff`] and [`clock`]: the parts of any service.
+//! - [`config`], [`tls`], [`http`], [`health`], [`logging`], [`metrics`], [`build`], [`backoff`] and [`clock`]: the parts of any service.
 //! - [`advice`]: which setting to change after which fault.
 
 pub mod advice;
 pub mod amqp;
 pub mod backoff;
+pub mod build;
 pub mod clock;
 pub mod config;
 #[cfg(test)]

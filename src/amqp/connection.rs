@@ -21,7 +21,8 @@ use tokio::time::{sleep, timeout};
 use super::frame_filter::{self, FilteredStream, InFlight};
 use super::reply_code::{ACCESS_REFUSED, NOT_ALLOWED};
 use super::url::{BrokerUrl, BrokerUrls};
-use crate::metrics::BROKER_CONNECTIONS;
+use crate::metrics;
+use crate::metrics::labels::ConnectionPurpose;
 use crate::tls::{Tls, TlsFault};
 
 /// The deadline for name resolution, TCP and TLS to one address, in seconds.
@@ -358,8 +359,8 @@ pub(super) fn explain(error: &lapin::Error) -> String {
 }
 
 /// Counts a connection. More than one for a purpose means that one was lost.
-pub(super) fn count_connection(purpose: &str) {
-    metrics::counter!(BROKER_CONNECTIONS, "purpose" => purpose.to_owned()).increment(1);
+pub(super) fn count_connection(purpose: ConnectionPurpose) {
+    metrics::current().broker_connections.of((purpose,)).increment(1);
 }
 
 #[cfg(test)]

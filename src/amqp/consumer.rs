@@ -24,6 +24,8 @@ use super::reply_code;
 use super::session::{CHANNEL_GONE, CONSUMER_CANCELLED, ConsumerEnds, Session};
 use super::topology::{Topology, TopologyError};
 use crate::backoff::Backoff;
+use crate::metrics::labels::ConnectionPurpose;
+use offramp_domain::command_ref::CommandType;
 
 /// The largest prefetch. Quorum queues allow no more.
 pub const PREFETCH_MAX: u16 = 2_000;
@@ -40,6 +42,7 @@ const HOLD_MILLISECONDS_MAX: u64 = 500;
 pub struct Consumer {
     broker: Broker,
     topology: Topology,
+    kind: CommandType,
     queue: String,
     prefetch: u16,
     health: LaneHealth,
@@ -91,20 +94,15 @@ async fn forward(
 }
 
 impl Consumer {
-    /// A consumer of `queue` that is not connected yet. `prefetch` is 1 to [`PREFETCH_MAX`]. If the queue is missing, everything in
-    /// `topology` is declared again.
+    /// A consumer of the work queue of `kind` that is not connected yet. `prefetch` is 1 to [`PREFETCH_MAX`]. If the queue is missing,
+    /// everything in `topology` is declared again.
     #[must_use]
-    pub fn new(
-        broker: Broker,
-        topology: Topology,
-        queue: impl Into<String>,
-        prefetch: u16,
-        health: LaneHealth,
-    ) -> Self {
+    pub fn new(broker: Broker, topology: Topology, kind: CommandType, prefetch: u16, health: LaneHealth) -> Self {
         Self {
             broker,
+            queue: topology.work_queue(kind),
             topology,
-            queue: queue.into(),
+            kind,
             prefetch: prefetch.clamp(1, PREFETCH_MAX),
             health,
             link: None,
@@ -270,7 +268,7 @@ impl Consumer {
         }
         let link = Arc::new(self.broker.connect(&self.queue).await?);
         link.in_flight().limit();
-        count_connection(&self.queue);
+        count_connection(ConnectionPurpose::Lane(self.kind));
         let subscribed = match self.consume(&link).await {
             Err(error) if error.code() == Some(reply_code::NOT_FOUND) => {
                 self.topology.declare_on(&link).await?;

@@ -24,6 +24,7 @@ use super::message::Outgoing;
 use super::reply_code::NOT_FOUND;
 use super::topology::Topology;
 use crate::backoff::Backoff;
+use crate::metrics::labels::ConnectionPurpose;
 
 /// The time from a call to its last confirm, in seconds, including reconnects.
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
@@ -82,7 +83,7 @@ impl Publisher {
     /// As [`Broker::connect`].
     pub async fn connect(broker: Broker) -> Result<Self, BrokerError> {
         let link = broker.connect("publisher").await?;
-        count_connection("publisher");
+        count_connection(ConnectionPurpose::Publisher);
         let publisher = Self::new(broker);
         publisher.0.current.lock().await.link = Some(Arc::new(link));
         Ok(publisher)
@@ -292,7 +293,7 @@ impl Publisher {
             }
             match self.0.broker.connect("publisher").await {
                 Ok(link) => {
-                    count_connection("publisher");
+                    count_connection(ConnectionPurpose::Publisher);
                     return current.link.insert(Arc::new(link)).clone();
                 }
                 Err(error) => {

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics::counter;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -18,7 +17,7 @@ use super::handover::Handover;
 use super::indexes::Indexes;
 use crate::advice;
 use crate::clock;
-use crate::metrics::CLAIMED;
+use crate::metrics;
 use crate::store::indexes::DUE;
 use crate::store::outbox::entry::{Kind, Lease};
 use crate::store::outbox::{claim::Claim, due_queue::DueQueue};
@@ -151,7 +150,7 @@ impl Claimer {
         let identify = |id, email: &Notification| self.composer.identify(id, email);
         let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now, &identify).await?;
         report(queue.collection, &claimed, &mut claims.reported);
-        counter!(CLAIMED).increment(claimed.entries.len() as u64);
+        metrics::current().claimed.increment(claimed.entries.len() as u64);
         self.store.release(&self.handover.offer(claimed.entries).await).await;
         Ok(claimed.goes_on)
     }

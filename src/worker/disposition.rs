@@ -2,6 +2,7 @@
 
 use super::engine::Processed;
 use crate::amqp::{Delivery, RetryDelay};
+use crate::metrics::labels::CommandOutcome;
 use offramp_domain::command::Command;
 use offramp_domain::dead_letter::DeadLetterReason;
 use offramp_domain::unit_of_work::{RejectedTask, Task, TaskOutcome};
@@ -15,7 +16,9 @@ const RETRIES_MAX: u32 = 5;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Disposition {
     /// Acknowledged: its effects are stored.
-    Done,
+    Applied,
+    /// Acknowledged: there was nothing to do.
+    Unchanged,
     /// Acknowledged once its `command.rejected` is published.
     Reject(RejectedTask),
     /// A copy waits in a retry queue.
@@ -29,7 +32,8 @@ impl Disposition {
     pub(super) fn of(processed: Processed, attempt: u32) -> Self {
         let retry = |max: u32| if attempt < max { RetryDelay::for_attempt(attempt) } else { None };
         match processed {
-            Processed::Decided(TaskOutcome::Applied | TaskOutcome::Unchanged) => Self::Done,
+            Processed::Decided(TaskOutcome::Applied) => Self::Applied,
+            Processed::Decided(TaskOutcome::Unchanged) => Self::Unchanged,
             Processed::Decided(TaskOutcome::Rejected(rejected)) => {
                 match retry(WAITS_MAX).filter(|_| rejected.rejection.reason.is_transient()) {
                     Some(delay) => Self::Retry(delay),
@@ -49,13 +53,14 @@ impl Disposition {
         }
     }
 
-    /// `outcome` of [`COMMANDS`](crate::metrics::COMMANDS).
-    pub(super) fn outcome(&self) -> &'static str {
+    /// How it is counted.
+    pub(super) fn outcome(&self) -> CommandOutcome {
         match self {
-            Self::Done => "done",
-            Self::Reject(rejected) => rejected.rejection.reason.as_str(),
-            Self::Retry(_) => "retry",
-            Self::DeadLetter { reason, .. } => reason.as_str(),
+            Self::Applied => CommandOutcome::Applied,
+            Self::Unchanged => CommandOutcome::Unchanged,
+            Self::Reject(rejected) => CommandOutcome::Rejected(rejected.rejection.reason),
+            Self::Retry(_) => CommandOutcome::Retry,
+            Self::DeadLetter { reason, .. } => CommandOutcome::DeadLetter(*reason),
         }
     }
 }
@@ -99,9 +104,9 @@ mod tests {
     }
 
     #[test]
-    fn applied_and_unchanged_commands_are_done() {
-        check(&Processed::Decided(TaskOutcome::Applied), &[], &Disposition::Done);
-        check(&Processed::Decided(TaskOutcome::Unchanged), &[], &Disposition::Done);
+    fn applied_and_unchanged_commands_are_acknowledged() {
+        check(&Processed::Decided(TaskOutcome::Applied), &[], &Disposition::Applied);
+        check(&Processed::Decided(TaskOutcome::Unchanged), &[], &Disposition::Unchanged);
     }
 
     #[test]

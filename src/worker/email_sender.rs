@@ -6,8 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use metrics::counter;
-use strum::IntoStaticStr;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -21,7 +19,8 @@ use super::unmarked::UnmarkedEmails;
 use crate::advice;
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::metrics::EMAILS;
+use crate::metrics;
+use crate::metrics::labels::EmailOutcome;
 use crate::store::Store;
 use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, LeasedEntry};
@@ -63,7 +62,7 @@ pub(super) struct EmailSender {
 /// One attempt to send an email.
 struct Attempt {
     result: DeliveryResult,
-    outcome: Outcome,
+    outcome: EmailOutcome,
     /// Whether the server seems to be unavailable; `None` if it was not contacted.
     is_unavailable: Option<bool>,
 }
@@ -129,7 +128,7 @@ impl EmailSender {
         let Attempt { result, is_unavailable, .. } = loop {
             let attempt = self.attempt(&leased, email).await;
             count(email, attempt.outcome);
-            let is_last = attempt.outcome != Outcome::Throttled || attempts == THROTTLED_ATTEMPTS_MAX;
+            let is_last = attempt.outcome != EmailOutcome::Throttled || attempts == THROTTLED_ATTEMPTS_MAX;
             if is_last || !self.next_turn(&leased).await {
                 break attempt;
             }
@@ -190,7 +189,7 @@ impl EmailSender {
                 );
                 return Attempt {
                     result: DeliveryResult::Failed { at, error },
-                    outcome: Outcome::Rejected,
+                    outcome: EmailOutcome::Rejected,
                     is_unavailable: None,
                 };
             }
@@ -200,7 +199,7 @@ impl EmailSender {
                 self.mail_server.accepted();
                 Attempt {
                     result: DeliveryResult::Sent { at: clock::now() },
-                    outcome: Outcome::Sent,
+                    outcome: EmailOutcome::Sent,
                     is_unavailable: Some(false),
                 }
             }
@@ -238,20 +237,20 @@ impl EmailSender {
                     error = error.brief(),
                     "the mail server rejected an email permanently; it is kept for an operator"
                 );
-                (failed(), Outcome::Rejected, false)
+                (failed(), EmailOutcome::Rejected, false)
             }
             SendError::Transient(_) => {
                 self.mail_server.pacer.deferred();
-                (deferred_as_usual(), Outcome::Deferred, false)
+                (deferred_as_usual(), EmailOutcome::Deferred, false)
             }
             SendError::Throttled(_) => {
                 self.mail_server.throttled(error);
-                (deferred_as_usual(), Outcome::Throttled, false)
+                (deferred_as_usual(), EmailOutcome::Throttled, false)
             }
             SendError::Unavailable(_) => {
                 let error = advice::append(error.brief(), advice::send_error(error));
                 tracing::warn!(error, "the mail server is unavailable; emails wait");
-                (deferred_as_usual(), Outcome::Deferred, true)
+                (deferred_as_usual(), EmailOutcome::Deferred, true)
             }
             SendError::Sender { problem, rejects_connection, .. } => {
                 self.mail_server.throttled(error);
@@ -269,7 +268,7 @@ impl EmailSender {
                     );
                     failed()
                 };
-                (result, Outcome::SenderRejected, *rejects_connection)
+                (result, EmailOutcome::SenderRejected, *rejects_connection)
             }
             SendError::InDoubt(_) => {
                 let result = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {
@@ -289,7 +288,7 @@ impl EmailSender {
                     );
                     failed()
                 };
-                (result, Outcome::InDoubt, true)
+                (result, EmailOutcome::InDoubt, true)
             }
         };
         Attempt { result, outcome, is_unavailable: Some(is_unavailable) }
@@ -305,18 +304,6 @@ async fn take_in_turn<'a>(
     Some((turn, emails.recv().await.ok()?))
 }
 
-fn count(email: &Notification, outcome: Outcome) {
-    counter!(EMAILS, "template" => email.template.as_str(), "outcome" => <&str>::from(outcome)).increment(1);
-}
-
-/// The outcome of an attempt, as [`EMAILS`] counts it.
-#[derive(Clone, Copy, PartialEq, Eq, IntoStaticStr)]
-#[strum(serialize_all = "snake_case")]
-enum Outcome {
-    Sent,
-    Rejected,
-    Deferred,
-    Throttled,
-    SenderRejected,
-    InDoubt,
+fn count(email: &Notification, outcome: EmailOutcome) {
+    metrics::current().emails.of((email.template, outcome)).increment(1);
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use metrics::counter;
 use tokio_util::sync::CancellationToken;
 
 use super::lease;
@@ -11,7 +10,8 @@ use super::marker::TriedEvent;
 use crate::amqp::{Outgoing, Publisher, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::metrics::EVENTS;
+use crate::metrics;
+use crate::metrics::labels::EventOutcome;
 use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, LeasedEntry};
 
@@ -52,11 +52,11 @@ impl EventSender {
             for leased in bulk {
                 let result = match results.next() {
                     Some(Ok(())) => {
-                        count("published");
+                        count(EventOutcome::Published);
                         DeliveryResult::Sent { at: clock::now() }
                     }
                     Some(Err(error)) => {
-                        count("deferred");
+                        count(EventOutcome::Deferred);
                         let delay = Backoff::delay_after(leased.entry.attempts, DEFERRAL_DELAYS);
                         let until = clock::now() + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX);
                         DeliveryResult::Deferred { until, error: error.to_string(), cause: DeferralCause::Ordinary }
@@ -73,8 +73,8 @@ impl EventSender {
     }
 }
 
-fn count(outcome: &'static str) {
-    counter!(EVENTS, "outcome" => outcome).increment(1);
+fn count(outcome: EventOutcome) {
+    metrics::current().events.of((outcome,)).increment(1);
 }
 
 /// Waits for one item, then takes what else is there. `None`: the queue is closed and empty.

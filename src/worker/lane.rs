@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use metrics::histogram;
 use tokio_util::sync::CancellationToken;
 
 use super::disposition::{Disposition, parse};
@@ -16,7 +15,7 @@ use super::set_aside::SetAsideMessages;
 use crate::amqp::{Batch, Consumer, Delivery, DeliverySetAside, Outgoing, PublishError, Publisher, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
-use crate::metrics::BATCH_SIZE;
+use crate::metrics;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::Command;
 use offramp_domain::command_ref::CommandType;
@@ -103,7 +102,7 @@ impl Lane {
         set_aside: &SetAsideMessages,
         shutdown: &CancellationToken,
     ) -> Result<Vec<Publication>, Interruption> {
-        histogram!(BATCH_SIZE, "lane" => self.kind.as_str()).record(batch_size(batch));
+        metrics::current().batch_size.of((self.kind,)).record(batch_size(batch));
         let tasks: Vec<&Task> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
         let mut processed = self.engine.run(&tasks, shutdown).await?.into_iter();
 
@@ -185,7 +184,7 @@ impl Lane {
                 let published = Outgoing::event(self.topology.event_exchange(), CommandRejected::KIND, &event);
                 (vec![published], self.reply(delivery, &event))
             }
-            (Disposition::Done | Disposition::Reject(_), _) => (vec![], None),
+            (Disposition::Applied | Disposition::Unchanged | Disposition::Reject(_), _) => (vec![], None),
         };
         Publication::new(outcome, copies, reply.into_iter().collect())
     }

@@ -29,7 +29,6 @@ pub mod unmarked;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
@@ -39,6 +38,7 @@ use crate::amqp::{Broker, Consumer, LaneHealth, Publisher, Topology};
 use crate::config::{MongodbUrl, WorkerSettings};
 use crate::health::{Readiness, ReadyHandle};
 use crate::http;
+use crate::metrics::{self, Exposition};
 use crate::tls::Tls;
 use offramp_domain::command_ref::CommandType;
 use offramp_mail::Transport;
@@ -96,17 +96,17 @@ pub enum WorkerError {
 pub async fn run(
     parts: WorkerParts,
     http: TcpListener,
-    metrics: PrometheusHandle,
+    exposition: Exposition,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
     let readiness = Readiness::default();
     let stop_serving = CancellationToken::new();
-    let serving = tokio::spawn(http::serve(http, readiness.clone(), metrics, stop_serving.clone()));
+    let serving = tokio::spawn(http::serve(http, readiness.clone(), exposition.clone(), stop_serving.clone()));
     let servers =
         Servers { broker: &parts.broker, topology: &parts.topology, mongodb_url: &parts.mongodb_url, tls: &parts.tls };
     let result = match shutdown.run_until_cancelled(startup::connect(servers, &readiness)).await {
         Some(Ok(connected)) => {
-            let mut worker = Worker::start(parts, connected, &readiness).await;
+            let mut worker = Worker::start(parts, connected, &readiness, &exposition).await;
             let result = shutdown.run_until_cancelled(worker.task_ended()).await.map_or(Ok(()), Err);
             worker.stop().await;
             result
@@ -134,7 +134,12 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(parts: WorkerParts, connected: ConnectedServers, readiness: &Readiness) -> Self {
+    async fn start(
+        parts: WorkerParts,
+        connected: ConnectedServers,
+        readiness: &Readiness,
+        exposition: &Exposition,
+    ) -> Self {
         let WorkerParts { broker, topology, composer, transport, mail_connections, mail_per_second, tuning, .. } =
             parts;
         let ConnectedServers { store, database_ready, missing_indexes } = connected;
@@ -175,11 +180,14 @@ impl Worker {
             let health = LaneHealth::new(&queue);
             let watched = health.clone();
             readiness.watch(&queue, move || watched.readiness());
+            let watched = health.clone();
+            let gauge = metrics::current().lane_ready.of((kind,));
+            exposition.before_each(move || gauge.set(if watched.is_ready() { 1.0 } else { 0.0 }));
             let prefetch = u16::try_from(tuning.batch_max * PREFETCH_BATCHES).unwrap_or(u16::MAX);
             let lane = Lane {
                 kind,
                 topology: topology.clone(),
-                consumer: Consumer::new(broker.clone(), topology.clone(), queue, prefetch, health),
+                consumer: Consumer::new(broker.clone(), topology.clone(), kind, prefetch, health),
                 publisher: publisher.clone(),
                 engine: engine.clone(),
                 source: tuning.source.clone(),

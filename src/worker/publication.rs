@@ -4,12 +4,12 @@
 use std::mem;
 use std::time::Duration;
 
-use metrics::counter;
 use tokio::time::timeout;
 
 use crate::amqp::message::REDELIVERIES_MAX;
 use crate::amqp::{Delivery, Outgoing, PublishError, Publisher};
-use crate::metrics::{COMMANDS, UNROUTABLE};
+use crate::metrics;
+use crate::metrics::labels::CommandOutcome;
 use offramp_domain::command_ref::CommandType;
 
 /// How long all replies of a batch together may take to be confirmed.
@@ -21,8 +21,8 @@ const REDELIVERIES_BEFORE_COPY: u64 = REDELIVERIES_MAX / 2;
 /// The messages to publish for one delivery.
 #[derive(Debug)]
 pub(super) struct Publication {
-    /// `outcome` of [`COMMANDS`].
-    outcome: &'static str,
+    /// `None`: it settles no command.
+    outcome: Option<CommandOutcome>,
     /// Must be confirmed before the delivery is acknowledged. Confirmed ones are removed.
     copies: Vec<Outgoing>,
     /// Published once, when all copies are confirmed.
@@ -32,14 +32,15 @@ pub(super) struct Publication {
 }
 
 impl Publication {
-    pub(super) fn new(outcome: &'static str, copies: Vec<Outgoing>, replies: Vec<Outgoing>) -> Self {
-        Self { outcome, copies, replies, problem: None }
+    pub(super) fn new(outcome: CommandOutcome, copies: Vec<Outgoing>, replies: Vec<Outgoing>) -> Self {
+        Self { outcome: Some(outcome), copies, replies, problem: None }
     }
 
     /// The publication that replaces a message by a copy at the end of its work queue. It settles no command, so it must not be
     /// counted.
     pub(super) fn replacement(delivery: &Delivery, work_queue: &str) -> Self {
-        Self::new("", vec![delivery.fresh_copy(work_queue)], Vec::new())
+        let copies = vec![delivery.fresh_copy(work_queue)];
+        Self { outcome: None, copies, replies: Vec::new(), problem: None }
     }
 
     /// Whether the delivery can be acknowledged.
@@ -57,7 +58,9 @@ impl Publication {
 
     /// Counts the command. Called after the acknowledgement, so that no redelivered message counts twice.
     pub(super) fn count(&self, lane: CommandType) {
-        counter!(COMMANDS, "lane" => lane.as_str(), "outcome" => self.outcome).increment(1);
+        if let Some(outcome) = self.outcome {
+            metrics::current().commands.of((lane, outcome)).increment(1);
+        }
     }
 
     /// The approximate memory of its messages.
@@ -104,7 +107,7 @@ pub(super) async fn publish_copies<'a>(
     for ((owner, copy), result) in owners.into_iter().zip(copies).zip(results) {
         let Err(error) = result else { continue };
         if error == PublishError::Unroutable {
-            counter!(UNROUTABLE, "lane" => lane.as_str()).increment(1);
+            metrics::current().unroutable.of((lane,)).increment(1);
         }
         // On the default exchange the routing key is the queue. Other exchanges are named after their queues.
         let target = if copy.exchange.is_empty() { &copy.routing_key } else { &copy.exchange };

@@ -8,7 +8,6 @@ use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use metrics::counter;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies};
 use crate::amqp::{Delivery, DeliverySetAside, LaneHealth, Publisher};
 use crate::backoff::Backoff;
-use crate::metrics::COPIES_REJECTED;
+use crate::metrics;
 use offramp_domain::command_ref::CommandType;
 
 /// The delays, minimum and maximum, before rejected copies are published again.
@@ -60,8 +59,6 @@ struct Message {
 
 impl SetAsideMessages {
     pub(super) fn new(lane: CommandType, work_queue: String, publisher: Publisher, health: LaneHealth) -> Self {
-        // From 0, so that Prometheus sees the first increment.
-        counter!(COPIES_REJECTED, "lane" => lane.as_str()).increment(0);
         let (contents, changed) = (Mutex::default(), Notify::new());
         Self { lane, work_queue, publisher, health, contents, changed }
     }
@@ -74,7 +71,7 @@ impl SetAsideMessages {
     pub(super) fn add(&self, kept: DeliverySetAside, delivery: Delivery, publication: Publication) {
         let problem = publication.problem();
         tracing::error!(lane = %self.lane, problem, "RabbitMQ rejects a copy; its message is set aside and retried");
-        counter!(COPIES_REJECTED, "lane" => self.lane.as_str()).increment(1);
+        metrics::current().copies_rejected.of((self.lane,)).increment(1);
         let message = Message { kept, delivery, publication, since: Instant::now() };
         let mut contents = self.lock();
         contents.count += 1;

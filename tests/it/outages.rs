@@ -17,6 +17,7 @@ use offramp::amqp::Delivery;
 use offramp::amqp::message::REDELIVERIES_MAX;
 use serde_json::{Value, json};
 
+use offramp_domain::command_ref::CommandType;
 use offramp_testkit::eventually;
 use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription};
 use offramp_testkit::private_servers::PrivateServers;
@@ -169,7 +170,7 @@ async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no
         waiting.is_none().then_some(())
     })
     .await;
-    assert_eq!(worker.connections("card-expiry").await, 1);
+    assert_eq!(worker.connections(CommandType::CardExpiry).await, 1);
     let answer = worker.readyz().await.unwrap();
     assert!(answer.status == 503 && answer.body.contains("lacks a right (Unauthorized"), "{answer}");
 

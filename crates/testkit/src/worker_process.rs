@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
 
+use offramp_domain::command_ref::CommandType;
+
 use crate::eventually;
 use crate::http::{self, Response};
 use crate::process::{self, Signal};
@@ -131,11 +133,11 @@ impl WorkerProcess {
             .sum()
     }
 
-    /// The number of broker connections opened so far to consume this queue.
-    pub async fn connections(&self, queue: &str) -> u64 {
+    /// The number of broker connections opened so far for this lane.
+    pub async fn connections(&self, lane: CommandType) -> u64 {
         let metrics = metrics_of(self.port).await.unwrap_or_default();
         let is_this = |line: &&str| {
-            line.starts_with("offramp_broker_connections_total{") && line.contains(&format!(".{queue}\"}}"))
+            line.starts_with("offramp_broker_connections_total{") && line.contains(&format!("\"{lane}\"}}"))
         };
         metrics.lines().filter(is_this).map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }

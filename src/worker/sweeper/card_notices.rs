@@ -6,6 +6,7 @@ use futures_util::stream::FuturesUnordered;
 use super::findings::Findings;
 use super::task_runner::{SweepError, TaskRunner};
 use crate::clock;
+use crate::metrics::labels::ScheduledChange;
 use crate::store::due::{CardOrganization, CardOrganizationsPage, UnprocessableDocument};
 use crate::store::{Collection, Store, StoreError};
 use crate::worker::indexes::Indexes;
@@ -100,7 +101,8 @@ impl CardNotices<'_> {
                 findings.add_unworkable(page.unworkable);
                 let tasks: Vec<Task> =
                     page.due.iter().map(|due| Task::CardNotice(due.account.clone(), due.card.clone())).collect();
-                for (due, processed) in page.due.iter().zip(self.runner.run("card_notice", &tasks).await?) {
+                for (due, processed) in page.due.iter().zip(self.runner.run(ScheduledChange::CardNotice, &tasks).await?)
+                {
                     let outcome = findings.check(Collection::Accounts, due.account.as_str(), processed);
                     if due.is_full && outcome == Some(TaskOutcome::Unchanged) {
                         findings.add_unworkable([UnprocessableDocument {

@@ -7,6 +7,7 @@ use super::findings::Findings;
 use super::search::EndKind;
 use super::task_runner::{SweepError, TaskRunner};
 use crate::clock;
+use crate::metrics::labels::ScheduledChange;
 use crate::store::due::{DueWindow, TimeZones, TriedSubscriptions};
 use crate::store::{Collection, Store};
 use offramp_domain::ids::SubscriptionId;
@@ -56,7 +57,7 @@ pub(super) async fn end_due(
         for chunk in due.chunks(chunk) {
             let tasks: Vec<Task> = chunk.iter().cloned().map(Task::Lapse).collect();
             place = chunk.last().cloned();
-            for (id, processed) in chunk.iter().zip(runner.run("lapse", &tasks).await?) {
+            for (id, processed) in chunk.iter().zip(runner.run(ScheduledChange::Lapse, &tasks).await?) {
                 match findings.check(Collection::Subscriptions, id.as_str(), processed) {
                     Some(TaskOutcome::Applied) => continue,
                     // Another worker was faster.

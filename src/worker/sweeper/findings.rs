@@ -3,10 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use metrics::gauge;
-
 use super::search::Search;
-use crate::metrics::UNWORKABLE_DOCUMENTS;
+use crate::metrics;
+use crate::metrics::labels::DocumentCollection;
 use crate::store::due::UnprocessableDocument;
 use crate::store::{Collection, StoreError};
 use crate::worker::engine::Processed;
@@ -68,9 +67,6 @@ pub(super) struct Reports {
 impl Reports {
     /// Reports about documents of these collections.
     pub(super) fn new(collections: &'static [Collection]) -> Self {
-        for collection in collections {
-            gauge!(UNWORKABLE_DOCUMENTS, "collection" => collection.as_str()).set(0.0);
-        }
         Self { collections, unworkable: HashMap::new(), failed: HashMap::new(), failed_searches: HashMap::new() }
     }
 
@@ -115,7 +111,7 @@ impl Reports {
         for collection in self.collections {
             let count = self.unworkable.keys().filter(|(of, _)| of == collection).count();
             let count = u32::try_from(count).unwrap_or(u32::MAX);
-            gauge!(UNWORKABLE_DOCUMENTS, "collection" => collection.as_str()).set(f64::from(count));
+            metrics::current().unworkable_documents.of((label(*collection),)).set(f64::from(count));
         }
     }
 
@@ -129,6 +125,14 @@ impl Reports {
             tracing::warn!(documents, collection, id, reason, "due documents could not be changed; retrying");
         }
         self.failed.insert(search, failed.into_iter().map(|failed| (failed.collection, failed.id)).collect());
+    }
+}
+
+fn label(collection: Collection) -> DocumentCollection {
+    match collection {
+        Collection::Organizations => DocumentCollection::Organizations,
+        Collection::Accounts => DocumentCollection::Accounts,
+        Collection::Subscriptions => DocumentCollection::Subscriptions,
     }
 }
 

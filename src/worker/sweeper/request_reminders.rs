@@ -3,6 +3,7 @@
 use super::findings::Findings;
 use super::task_runner::{SweepError, TaskRunner};
 use crate::clock;
+use crate::metrics::labels::ScheduledChange;
 use crate::store::due::{PendingOrganization, PendingOrganizationsPage, UnprocessableDocument};
 use crate::store::{Collection, Store};
 use offramp_domain::field::{Field, Malformed};
@@ -34,7 +35,7 @@ pub(super) async fn remind_due(store: &Store, runner: &TaskRunner, findings: &mu
         fastrand::shuffle(&mut due);
         for chunk in due.chunks(runner.concurrent_tasks()) {
             let tasks: Vec<Task> = chunk.iter().cloned().map(Task::RequestReminder).collect();
-            for (id, processed) in chunk.iter().zip(runner.run("reminder", &tasks).await?) {
+            for (id, processed) in chunk.iter().zip(runner.run(ScheduledChange::Reminder, &tasks).await?) {
                 findings.check(Collection::Organizations, id.as_str(), processed);
             }
         }

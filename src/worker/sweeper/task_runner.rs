@@ -1,10 +1,10 @@
 //! Runs the tasks of a sweep through the engine, in batches.
 
 use futures_util::future::join_all;
-use metrics::counter;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::SCHEDULED_CHANGES;
+use crate::metrics;
+use crate::metrics::labels::ScheduledChange;
 use crate::store::StoreError;
 use crate::worker::engine::{Engine, Interruption, Processed};
 use offramp_domain::unit_of_work::{Task, TaskOutcome};
@@ -50,8 +50,7 @@ impl TaskRunner {
     }
 
     /// Decides tasks and returns their results in the same order. Each batch is completed, whatever happens to the others.
-    /// `kind` is the label of [`SCHEDULED_CHANGES`].
-    pub(super) async fn run(&self, kind: &'static str, tasks: &[Task]) -> Result<Vec<Processed>, SweepError> {
+    pub(super) async fn run(&self, kind: ScheduledChange, tasks: &[Task]) -> Result<Vec<Processed>, SweepError> {
         let batches = tasks.chunks(self.batch_max).map(|batch| async move {
             let batch: Vec<&Task> = batch.iter().collect();
             self.engine.run(&batch, &self.shutdown).await
@@ -60,7 +59,7 @@ impl TaskRunner {
         let processed = processed?.concat();
         let applied =
             processed.iter().filter(|processed| **processed == Processed::Decided(TaskOutcome::Applied)).count();
-        counter!(SCHEDULED_CHANGES, "kind" => kind).increment(applied as u64);
+        metrics::current().scheduled_changes.of((kind,)).increment(applied as u64);
         if self.shutdown.is_cancelled() { Err(SweepError::Stopping) } else { Ok(processed) }
     }
 }

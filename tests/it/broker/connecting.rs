@@ -74,7 +74,7 @@ async fn tls_connections_verify_both_certificates() {
     // Larger than a TLS record, and than a frame.
     let body = vec![b'x'; 200_000];
     assert_eq!(publisher.publish_all(&[Outgoing::new("", &queue, body.clone()).mandatory()]).await, [Ok(())]);
-    let mut consumer = Consumer::new(broker, topology, queue, 100, lane());
+    let mut consumer = Consumer::new(broker, topology, CommandType::Cancellation, 100, lane());
     let batch = next(&mut consumer).await;
     assert!(batch.deliveries[0].body == body);
     batch.ack().await.unwrap();

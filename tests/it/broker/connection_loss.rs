@@ -6,6 +6,7 @@ use offramp::amqp::{Batch, Consumer, LaneHealth, Outgoing, PublishError, Publish
 use tokio::time::Instant;
 
 use super::{bodies, consumer, lane, next, take};
+use offramp_domain::command_ref::CommandType;
 use offramp_testkit::eventually;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::rabbit::Rabbit;
@@ -24,7 +25,8 @@ impl ProxiedLane {
         let proxy = Proxy::start().await;
         let broker = proxy.broker(&rabbit.prefix);
         let (health, queue) = (lane(), rabbit.queue());
-        let consumer = Consumer::new(broker.clone(), rabbit.topology.clone(), queue.clone(), 100, health.clone());
+        let consumer =
+            Consumer::new(broker.clone(), rabbit.topology.clone(), CommandType::Cancellation, 100, health.clone());
         Self { proxy, health, consumer, publisher: Publisher::new(broker), queue }
     }
 

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{SOON, bodies, consumer, lane, next, redeliver, take};
+use offramp_domain::command_ref::CommandType;
 use offramp_testkit::eventually;
 use offramp_testkit::rabbit::Rabbit;
 
@@ -124,7 +125,8 @@ async fn deliveries_set_aside_do_not_use_up_the_prefetch() {
     Rabbit::declared(async |rabbit| {
         let texts: Vec<String> = (0..12).map(|index| index.to_string()).collect();
         rabbit.commands(texts.iter().map(String::as_str)).await;
-        let mut consumer = Consumer::new(rabbit.broker(), rabbit.topology.clone(), rabbit.queue(), 2, lane());
+        let mut consumer =
+            Consumer::new(rabbit.broker(), rabbit.topology.clone(), CommandType::Cancellation, 2, lane());
         let mut kept = Vec::new();
         for text in &texts {
             let batch = timeout(SOON, consumer.next_batch(1, &CancellationToken::new())).await.unwrap().unwrap();

@@ -16,6 +16,7 @@ use offramp::amqp::{Batch, Consumer, LaneHealth};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use offramp_domain::command_ref::CommandType;
 use offramp_testkit::eventually;
 use offramp_testkit::rabbit::Rabbit;
 
@@ -23,7 +24,7 @@ use offramp_testkit::rabbit::Rabbit;
 const SOON: Duration = Duration::from_secs(40);
 
 fn consumer(rabbit: &Rabbit, health: &LaneHealth) -> Consumer {
-    Consumer::new(rabbit.broker(), rabbit.topology.clone(), rabbit.queue(), 100, health.clone())
+    Consumer::new(rabbit.broker(), rabbit.topology.clone(), CommandType::Cancellation, 100, health.clone())
 }
 
 fn lane() -> LaneHealth {
