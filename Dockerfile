@@ -1,28 +1,41 @@
 # syntax=docker/dockerfile:1
 
-FROM rust:1.95-slim-bookworm AS build
+# Base images are pinned by digest, of the index of all architectures. Dependabot proposes newer ones; by hand:
+#   docker buildx imagetools inspect rust:1.95-slim-bookworm --format '{{.Manifest.Digest}}'
+# The build has an older Debian than the image, so that the same binary runs on servers from glibc 2.36 on (docs/operate/install.md).
+FROM rust:1.95-slim-bookworm@sha256:d7482085ff5b415f84dba5647ae71606650bdef00db7aeb69f4b3d170c3e4082 AS build
+# `cargo auditable` embeds the names and versions of all dependencies, by which scanners recognize vulnerable ones.
+RUN cargo install --locked cargo-auditable@0.7.7
 WORKDIR /src
 COPY . .
+ARG REVISION=unknown
+ARG TARGETPLATFORM
 # The cache mounts persist between builds, so a source change does not recompile the dependencies. They are not part of the
 # image, so the binary is copied out.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin offramp && cp target/release/offramp /usr/local/bin/offramp
+    --mount=type=cache,target=/src/target,id=offramp-target-$TARGETPLATFORM \
+    OFFRAMP_REVISION=$REVISION cargo auditable build --release --locked --bin offramp \
+    && cp target/release/offramp /usr/local/bin/offramp
 
-FROM debian:bookworm-slim
-# Authorities for TLS to servers with public certificates.
-RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin offramp
+# Only the program, for `docker build --target binary --output dist .`
+FROM scratch AS binary
+COPY --from=build /usr/local/bin/offramp /
+
+# glibc, certificate authorities, time zones and a user: no shell, no package manager.
+FROM gcr.io/distroless/cc-debian13:nonroot@sha256:54df941ed0d06a1bd95ef5e0ce391fd8d9f94b64782dc9a60062727849ee3f97
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Offramp" \
+      org.opencontainers.image.description="Ends monthly subscriptions: commands from RabbitMQ, documents in MongoDB, emails and events" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision=$REVISION
 # A single file: email templates are compiled in.
 COPY --from=build /usr/local/bin/offramp /usr/local/bin/offramp
-USER 10001
-ENV OFFRAMP_HTTP_ADDR=0.0.0.0:9464
+# A number, so that Kubernetes can verify that it is not root.
+USER 65532:65532
+# A default, so that OFFRAMP_HTTP_ADDR and OFFRAMP_HTTP_ADDR_FILE can be set as elsewhere.
+ENV OFFRAMP_HTTP_ADDR_DEFAULT=0.0.0.0:9464
 EXPOSE 9464
-# Liveness, not readiness: a worker that waits for a server must not be restarted. The image has no curl, so bash sends the
-# request.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["bash", "-c", "exec 3<>\"/dev/tcp/127.0.0.1/${OFFRAMP_HTTP_ADDR##*:}\" && printf 'GET /livez HTTP/1.0\\r\\nHost: localhost\\r\\n\\r\\n' >&3 && read -r _ status _ <&3 && [ \"$status\" = 200 ]"]
+# Liveness, not readiness: a worker that waits for a server must not be restarted.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 CMD ["offramp", "healthcheck"]
 ENTRYPOINT ["offramp"]
 CMD ["run"]

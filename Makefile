@@ -102,6 +102,10 @@ schemas: cargo ## regenerate schemas/ from the types in the code
 docs: cargo ## regenerate the generated pages of docs/ from the code
 	UPDATE_DOCS=1 cargo test --quiet --locked --lib --bins documentation
 
+.PHONY: image
+image: ## build the Docker image `offramp`, with the revision of the source
+	docker build --build-arg REVISION=$$(git rev-parse HEAD) --tag offramp .
+
 .PHONY: services-up
 services-up: ## start RabbitMQ, MongoDB and an SMTP server, unless they are running
 	@scripts/services up

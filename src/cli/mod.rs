@@ -3,6 +3,7 @@
 mod check;
 mod dead_letters;
 mod error;
+mod healthcheck;
 mod import;
 mod init;
 mod input;
@@ -56,6 +57,7 @@ enum Command {
     DeadLetters(dead_letters::Arguments),
     Outbox(outbox::Arguments),
     Preview(Box<preview::Arguments>),
+    Healthcheck(healthcheck::Arguments),
     Schemas(schemas::Arguments),
 }
 
@@ -80,6 +82,7 @@ impl Cli {
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Outbox(arguments) => outbox::run(arguments).await,
             Command::Preview(arguments) => preview::run(*arguments).await,
+            Command::Healthcheck(arguments) => healthcheck::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }
     }

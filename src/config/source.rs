@@ -90,7 +90,11 @@ fn arg_from_environment(arg: Arg, variable: &dyn Fn(&OsStr) -> Option<OsString>)
     let arg = if is_empty { arg } else { arg.env(&name) };
 
     match (set(&name), set(&file_name)) {
-        (_, None) => arg,
+        (Some(_), None) => arg,
+        (None, None) => match set(&format!("{name}_DEFAULT")) {
+            Some(value) => arg.default_value(value),
+            None => arg,
+        },
         (None, Some(path)) => match read(Path::new(&path)) {
             Ok(value) => arg.default_value(value).hide_default_value(true),
             Err(why) => {

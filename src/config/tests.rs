@@ -169,6 +169,23 @@ fn a_variable_and_its_file_cannot_both_be_set() {
     assert_eq!(settings(&[], &[("OFFRAMP_PREFIX", "a"), ("OFFRAMP_PREFIX_FILE", "")]).broker.prefix, "subscriptions");
 }
 
+/// The image listens on all addresses unless it is told otherwise, in whichever way.
+#[test]
+fn an_image_can_change_a_default() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("address");
+    fs::write(&file, "127.0.0.1:3\n").unwrap();
+    let default = ("OFFRAMP_HTTP_ADDR_DEFAULT", "0.0.0.0:1");
+    let port = |arguments: &[&str], variables: &[(&str, &str)]| settings(arguments, variables).http.http_addr.port();
+    assert_eq!(port(&[], &[default]), 1);
+    assert_eq!(port(&[], &[("OFFRAMP_HTTP_ADDR_DEFAULT", "")]), 9464);
+    assert_eq!(port(&[], &[default, ("OFFRAMP_HTTP_ADDR_FILE", file.to_str().unwrap())]), 3, "a file replaces it");
+    assert_eq!(port(&["--http-addr", "127.0.0.1:4"], &[default]), 4, "a flag replaces it");
+    assert!(
+        error_of(&[], &[("OFFRAMP_HTTP_ADDR_DEFAULT", "x")]).starts_with("OFFRAMP_HTTP_ADDR (--http-addr) cannot be")
+    );
+}
+
 #[test]
 fn errors_name_the_setting_the_reason_and_the_remedy() {
     let cases = [
@@ -376,7 +393,8 @@ fn the_documentation_lists_every_setting() {
         "Every setting is an environment variable and a flag. The flag has precedence. An empty variable counts as unset, and an \
          unknown flag is an error.\n\n\
          Every variable `NAME` can be replaced by `NAME_FILE`, the path of a file with the value: use it for URLs with passwords and \
-         for the DKIM key (Docker and Kubernetes secrets). To set both is an error. A file has one line, except a key.\n\n\
+         for the DKIM key (Docker and Kubernetes secrets). To set both is an error. A file has one line, except a key. \
+         `NAME_DEFAULT` replaces a default: the Docker image has `OFFRAMP_HTTP_ADDR_DEFAULT`.\n\n\
          `offramp SUBCOMMAND --help` lists the settings that a subcommand uses. `offramp check` validates all settings and \
          connections. Help texts, logs and errors never show secrets.",
     );

@@ -39,6 +39,7 @@ use crate::config::{MongodbUrl, WorkerSettings};
 use crate::health::{Readiness, ReadyHandle};
 use crate::http;
 use crate::metrics::{self, Exposition};
+use crate::systemd::Systemd;
 use crate::tls::Tls;
 use offramp_domain::command_ref::CommandType;
 use offramp_mail::Transport;
@@ -102,6 +103,13 @@ pub async fn run(
     let readiness = Readiness::default();
     let stop_serving = CancellationToken::new();
     let serving = tokio::spawn(http::serve(http, readiness.clone(), exposition.clone(), stop_serving.clone()));
+    let reporting = Systemd::from_environment().report(
+        readiness.clone(),
+        parts.tuning.shutdown,
+        shutdown.clone(),
+        stop_serving.clone(),
+    );
+    let reporting = tokio::spawn(reporting);
     let servers =
         Servers { broker: &parts.broker, topology: &parts.topology, mongodb_url: &parts.mongodb_url, tls: &parts.tls };
     let result = match shutdown.run_until_cancelled(startup::connect(servers, &readiness)).await {
@@ -117,6 +125,7 @@ pub async fn run(
     stop_serving.cancel();
     // Ends within about a second, even with clients that are still connected.
     drop(serving.await);
+    drop(reporting.await);
     result
 }
 

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use bson::{DateTime, doc};
 use serde_json::Value;
 
+use offramp_testkit::eventually;
 use offramp_testkit::fixtures::{account, cancellation, organization, populate, subscription, with};
 use offramp_testkit::process;
 use offramp_testkit::smtp_sink::SmtpSink;
@@ -486,5 +487,38 @@ async fn show_escapes_control_characters() {
     let ran = succeeds(&mut offramp(&bed), &["show", "sub"], "");
     assert!(!ran.stdout.contains(['\u{1b}', '\u{9b}']), "{}", ran.stdout);
     assert!(ran.stdout.contains("Zoé\\u{1b}[2J"), "{}", ran.stdout);
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn healthcheck_says_whether_the_worker_is_alive_and_what_is_not_ready() {
+    let check = |port: u16, arguments: &[&str]| {
+        // A worker that listens on all addresses is asked on this machine.
+        let mut command = bare();
+        command.env("OFFRAMP_HTTP_ADDR", format!("0.0.0.0:{port}"));
+        run(&mut command, &[&["healthcheck"], arguments].concat(), "")
+    };
+    let bed = TestBed::new("healthcheck").await;
+    let worker = WorkerProcess::start(&bed, &SmtpSink::start().await.url()).await;
+    for (arguments, says) in [(&[][..], "alive\n"), (&["--ready"], "ready\n")] {
+        let ran = check(worker.port(), arguments);
+        assert_eq!((ran.code, ran.stdout.as_str()), (Some(0), says), "{}", ran.stderr);
+    }
+    let port = worker.port();
+    worker.stop().await;
+    let stopped = check(port, &[]);
+    assert_eq!(stopped.code, Some(1), "{}", stopped.stdout);
+    assert!(stopped.stderr.contains(&format!("no response from http://127.0.0.1:{port}/livez")), "{}", stopped.stderr);
+
+    let mut unreachable = offramp(&bed);
+    let worker = WorkerProcess::of(unreachable.env("OFFRAMP_AMQP_URL", "amqp://127.0.0.1:1/%2f"), Stdio::null());
+    eventually("a worker that is alive", || async { (check(worker.port(), &[]).code == Some(0)).then_some(()) }).await;
+    let unready = check(worker.port(), &["--ready"]);
+    assert_eq!(unready.code, Some(1), "{}", unready.stdout);
+    assert!(unready.stdout.lines().any(|line| line.starts_with("rabbitmq: ")), "{}", unready.stdout);
+    assert!(unready.stderr.contains("not ready: ") && unready.stderr.contains("rabbitmq"), "{}", unready.stderr);
+    worker.stop().await;
+
+    fails(&mut bare(), &["healthcheck", "--http-addr", "127.0.0.1:0"], "", 2, "OFFRAMP_HTTP_ADDR has port 0");
     bed.remove().await;
 }

@@ -1,6 +1,7 @@
 //! Consistency of the repository itself: no import cycles, no broken links, and facts that are stated twice agree. Needs no server.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
+mod deployment;
 mod imports;
 mod pages;
 mod versions;

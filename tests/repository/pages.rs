@@ -105,7 +105,7 @@ fn links_lead_to_an_existing_file_and_heading() {
 
 #[test]
 fn paths_in_sentences_exist() {
-    const FOLDERS: [&str; 11] = [
+    const FOLDERS: [&str; 12] = [
         "src/",
         "crates/",
         "tests/",
@@ -117,6 +117,7 @@ fn paths_in_sentences_exist() {
         "examples/",
         "fuzz/",
         ".github/",
+        "deploy/",
     ];
     let mut missing = Vec::new();
     for (file, page) in pages() {
