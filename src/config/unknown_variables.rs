@@ -32,8 +32,11 @@ impl fmt::Display for UnknownVariable {
 /// The variables `OFFRAMP_…` that no setting reads, sorted by name. Empty variables count as unset. So do those that Kubernetes sets for
 /// a Service named `offramp` or `offramp-…` (`OFFRAMP_SERVICE_HOST`, `OFFRAMP_PORT_9464_TCP`).
 pub fn unknown_variables(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<UnknownVariable> {
-    let known: Vec<String> =
-        all_settings().get_arguments().map(variable_of).flat_map(|name| [format!("{name}_FILE"), name]).collect();
+    let known: Vec<String> = all_settings()
+        .get_arguments()
+        .map(variable_of)
+        .flat_map(|name| [format!("{name}_FILE"), format!("{name}_DEFAULT"), name])
+        .collect();
     let mut unknown: Vec<UnknownVariable> = variables
         .into_iter()
         .filter(|(_, value)| !value.is_empty())
@@ -97,9 +100,15 @@ mod tests {
 
     #[test]
     fn settings_and_variables_of_others_are_not_reported() {
-        for name in
-            ["OFFRAMP_AMQP_URL", "OFFRAMP_AMQP_URL_FILE", "OFFRAMP_LOG", "AMQP_URL", "OFFRAMP", "OFFRAMP_SERVICES_DIR"]
-        {
+        for name in [
+            "OFFRAMP_AMQP_URL",
+            "OFFRAMP_AMQP_URL_FILE",
+            "OFFRAMP_HTTP_ADDR_DEFAULT",
+            "OFFRAMP_LOG",
+            "AMQP_URL",
+            "OFFRAMP",
+            "OFFRAMP_SERVICES_DIR",
+        ] {
             check(name, "x", None);
         }
         check("OFFRAMP_AMPQ_URL", "", None);

@@ -62,7 +62,10 @@ fn the_image_runs_the_program_as_a_user_without_rights() {
     let dockerfile = read("Dockerfile");
     let last_stage = dockerfile.rsplit("\nFROM ").next().unwrap();
     assert!(last_stage.contains("\nUSER 65532:65532\n") && !last_stage.contains("\nRUN "), "{last_stage}");
-    assert!(last_stage.contains("CMD [\"offramp\", \"healthcheck\"]") && last_stage.contains("\nENTRYPOINT [\"offramp\"]\n"));
+    assert!(
+        last_stage.contains("CMD [\"offramp\", \"healthcheck\"]")
+            && last_stage.contains("\nENTRYPOINT [\"offramp\"]\n")
+    );
     let ignored = read(".dockerignore");
     assert!(ignored.lines().any(|line| line == "*"), "only what is named reaches the build");
     for folder in ["src", "crates", "templates"] {
@@ -72,7 +75,9 @@ fn the_image_runs_the_program_as_a_user_without_rights() {
 
 #[test]
 fn containers_have_no_rights_and_time_to_stop() {
-    for (file, services) in [("docker-compose.yml", &["worker"][..]), ("deploy/compose/offramp.yml", &["worker", "init"])] {
+    for (file, services) in
+        [("docker-compose.yml", &["worker"][..]), ("deploy/compose/offramp.yml", &["worker", "init"])]
+    {
         let compose = yaml(file);
         for service in services {
             let container = &compose["services"][service];
@@ -92,7 +97,9 @@ fn containers_have_no_rights_and_time_to_stop() {
         let image = service["image"].as_str().unwrap().replace("${OFFRAMP_SERVICES_RABBITMQ:-", "").replace('}', "");
         let is_exact = image.split(':').nth(1).is_some_and(|tag| tag.split('.').count() == 3);
         assert!(is_exact || image == "offramp", "{image} is not an exact version");
-        assert!(service["ports"].as_sequence().unwrap().iter().all(|port| port.as_str().unwrap().starts_with("127.0.0.1:")));
+        assert!(
+            service["ports"].as_sequence().unwrap().iter().all(|port| port.as_str().unwrap().starts_with("127.0.0.1:"))
+        );
     }
 }
 
@@ -118,8 +125,21 @@ fn units_differ_only_where_they_must() {
     assert_eq!(differing(&several), BTreeSet::from(["Description", "ExecStart"].map(str::to_owned)));
     assert_eq!(several["ExecStart"], ["/usr/local/bin/offramp run --http-addr=127.0.0.1:%i"]);
     let of_a_worker = [
-        "Description", "Documentation", "Environment", "ExecStart", "LimitNOFILE", "LoadCredential", "MemoryMax", "Restart",
-        "RestartPreventExitStatus", "RestartSec", "TimeoutStartSec", "TimeoutStopSec", "Type", "WantedBy", "WatchdogSec",
+        "Description",
+        "Documentation",
+        "Environment",
+        "ExecStart",
+        "LimitNOFILE",
+        "LoadCredential",
+        "MemoryMax",
+        "Restart",
+        "RestartPreventExitStatus",
+        "RestartSec",
+        "TimeoutStartSec",
+        "TimeoutStopSec",
+        "Type",
+        "WantedBy",
+        "WatchdogSec",
     ];
     let differs = differing(&unit("offramp-init.service"));
     let unexpected: Vec<_> = differs.iter().filter(|key| !of_a_worker.contains(&key.as_str())).collect();
@@ -203,7 +223,8 @@ fn the_release_workflow_knows_the_repository() {
     for file in ["LICENSE", "README.md", "CHANGELOG.md", "deploy"] {
         assert!(all.contains(&format!(" {file} ")) && repository().join(file).exists(), "{file} is not packed");
     }
-    let runners: Vec<_> = release["jobs"]["build"]["strategy"]["matrix"]["include"].as_sequence().unwrap().iter().collect();
+    let runners: Vec<_> =
+        release["jobs"]["build"]["strategy"]["matrix"]["include"].as_sequence().unwrap().iter().collect();
     assert_eq!(runners.len(), 2);
     for runner in runners {
         let is_arm = runner["architecture"] == "arm64";
