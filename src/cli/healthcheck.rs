@@ -23,7 +23,7 @@ const RESPONSE_BYTES_MAX: u64 = 1 << 20;
 
 /// Ask a running worker whether it is alive
 ///
-/// It asks the /livez of OFFRAMP_HTTP_ADDR on this machine. The health check of the Docker image is this subcommand
+/// It asks /livez on this machine, at the worker's address. The health check of the Docker image is this subcommand
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Exit code 0: yes. Exit code 1: no, or no worker responds. Restart a worker when it is not alive, but not because it is not ready: it \
