@@ -91,7 +91,7 @@ check: cargo ## check formatting, lints and documentation; a warning is an error
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 .PHONY: lint
-lint: cargo ## check spelling, shell scripts and dependencies (unused, licences, sources, vulnerabilities)
+lint: cargo ## check spelling, shell scripts, dependencies (unused, licences, sources, vulnerabilities), alerts and manifests
 	@scripts/lint
 
 .PHONY: schemas
@@ -100,7 +100,7 @@ schemas: cargo ## regenerate schemas/ from the types in the code
 
 .PHONY: docs
 docs: cargo ## regenerate the generated pages of docs/ from the code
-	UPDATE_DOCS=1 cargo test --quiet --locked --lib --bins documentation
+	UPDATE_DOCS=1 cargo test --quiet --locked --lib --bins --test repository documentation
 
 .PHONY: image
 image: ## build the Docker image `offramp`, with the revision of the source

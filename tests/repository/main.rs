@@ -3,10 +3,16 @@
 
 mod deployment;
 mod imports;
+mod kubernetes;
+mod monitoring;
 mod pages;
+mod promql;
 mod versions;
 
+use std::fs;
 use std::path::{Path, PathBuf};
+
+use serde::Deserialize as _;
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -26,4 +32,16 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// The text of a file of the repository.
+fn read(file: &str) -> String {
+    fs::read_to_string(repository().join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
+}
+
+/// The documents of a YAML file.
+fn yaml(file: &str) -> Vec<serde_json::Value> {
+    serde_yaml_ng::Deserializer::from_str(&read(file))
+        .map(|document| serde_json::Value::deserialize(document).unwrap_or_else(|error| panic!("{file}: {error}")))
+        .collect()
 }

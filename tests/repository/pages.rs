@@ -111,6 +111,7 @@ fn paths_in_sentences_exist() {
         "tests/",
         "docs/",
         "scripts/",
+        "deploy/",
         "templates/",
         "schemas/",
         "benches/",

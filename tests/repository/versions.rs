@@ -1,12 +1,6 @@
 //! Versions that are stated in several files agree.
 
-use std::fs;
-
-use crate::repository;
-
-fn read(file: &str) -> String {
-    fs::read_to_string(repository().join(file)).unwrap()
-}
+use crate::read;
 
 fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
     let start = text.find(before).unwrap_or_else(|| panic!("{before:?} is missing")) + before.len();
