@@ -87,10 +87,13 @@ fn probes_ask_the_pages_of_the_worker() {
 /// What the profile "restricted" of Kubernetes's Pod Security Standards asks for, and a read-only file system.
 #[test]
 fn pods_have_no_privileges() {
+    let image = read("Dockerfile");
+    let image_user = image.lines().find_map(|line| line.strip_prefix("USER ")).unwrap();
     for workload in [deployment(), job()] {
         let (pod, container) = (pod(&workload), container(&workload));
         assert_eq!(pod["automountServiceAccountToken"], false);
         assert_eq!(pod["securityContext"]["runAsNonRoot"], true);
+        assert_eq!(pod["securityContext"]["runAsUser"].to_string(), image_user.split(':').next().unwrap());
         assert_eq!(pod["securityContext"]["runAsUser"], pod["securityContext"]["fsGroup"]);
         assert_eq!(pod["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
         assert_eq!(container["securityContext"]["allowPrivilegeEscalation"], false);
