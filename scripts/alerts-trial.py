@@ -4,7 +4,7 @@
     PYTHONPATH=.services/tools/python python3 scripts/alerts-trial.py target/debug/offramp [ALERT...]
 
 Needs `prometheus` on the PATH, or PROMETHEUS=path. It stops, freezes and fills the servers of scripts/services, so nothing else may use
-them. It takes about ten minutes and is no part of the tests: rules_test.yml checks the times, which are shortened here.
+them. It takes about a quarter of an hour and is no part of the tests: rules_test.yml checks the times, which are shortened here.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
 //! The manifests of `deploy/kubernetes` agree with the program: settings, ports, paths, times, queues. `make lint` builds them and
-//! checks them against Kubernetes's schemas where the tools are at hand.
+//! checks them against the schemas of Kubernetes where the tools are at hand.
 
 use std::collections::BTreeSet;
 
@@ -28,7 +28,7 @@ fn container(workload: &Value) -> &Value {
     &pod(workload)["containers"][0]
 }
 
-/// The settings of the ConfigMap.
+/// The settings that are no secrets.
 fn settings() -> Vec<(String, String)> {
     let file = read(&format!("{BASE}/offramp.env"));
     let lines = file.lines().filter(|line| !line.starts_with('#'));

@@ -22,13 +22,9 @@ const TARGET_LABELS: [&str; 2] = ["job", "instance"];
 fn series() -> BTreeMap<String, BTreeMap<&'static str, BTreeSet<&'static str>>> {
     let mut series = BTreeMap::new();
     for metric in ALL {
-        let mut labels: BTreeMap<_, BTreeSet<_>> =
-            metric.labels.iter().map(|label| (*label, BTreeSet::new())).collect();
-        for values in (metric.label_values)() {
-            for (label, value) in metric.labels.iter().zip(values) {
-                labels.entry(label).or_default().insert(value);
-            }
-        }
+        let values = (metric.label_values)().into_iter().map(BTreeSet::from_iter);
+        let mut labels: BTreeMap<_, BTreeSet<_>> = metric.labels.iter().copied().zip(values).collect();
+        assert_eq!(labels.len(), metric.labels.len(), "{}", metric.name);
         if metric.kind == Kind::Histogram {
             for suffix in ["_sum", "_count"] {
                 series.insert(format!("{}{suffix}", metric.name), labels.clone());

@@ -111,7 +111,6 @@ fn paths_in_sentences_exist() {
         "tests/",
         "docs/",
         "scripts/",
-        "deploy/",
         "templates/",
         "schemas/",
         "benches/",

@@ -1,4 +1,4 @@
-//! The metrics and labels that a PromQL expression names. Not a parser: `promtool` checks the syntax (`make lint`).
+//! The metrics and labels that an expression of Prometheus names. Not a parser: `promtool` checks the syntax (`make lint`).
 
 /// A metric with the labels that select its series: `up{job="offramp"}`.
 #[derive(Debug, PartialEq)]
@@ -10,6 +10,11 @@ pub struct Selector {
 
 /// Words that are followed by a list of labels.
 const GROUPINGS: [&str; 5] = ["by", "without", "on", "ignoring", "group_left"];
+
+/// What follows a function: its arguments, or how an aggregation groups.
+const FUNCTION_ENDS: [&str; 3] = ["(", "by ", "without "];
+
+const OPERATORS: [&str; 5] = ["and", "or", "unless", "bool", "offset"];
 
 /// The metrics that an expression selects.
 pub fn selectors(expression: &str) -> Vec<Selector> {
@@ -23,7 +28,7 @@ pub fn selectors(expression: &str) -> Vec<Selector> {
             let (matchers, after) = matchers(inside);
             found.push(Selector { metric: word.to_owned(), matchers });
             rest = after;
-        } else if !rest.starts_with('(') && !["and", "or", "unless", "bool", "offset"].contains(&word) {
+        } else if !FUNCTION_ENDS.iter().any(|end| rest.starts_with(end)) && !OPERATORS.contains(&word) {
             found.push(Selector { metric: word.to_owned(), matchers: Vec::new() });
         }
     }
