@@ -16,6 +16,7 @@ use offramp_domain::command::{
 };
 use offramp_domain::command_ref::{CommandKey, CommandType};
 use offramp_domain::event::{self, About, CommandRejected};
+use offramp_domain::trace_context::TraceContext;
 
 #[derive(Clone, Debug)]
 pub struct SchemaFile {
@@ -128,7 +129,7 @@ fn command(kind: CommandType) -> SchemaFile {
         part["description"] = json!(description);
         part
     };
-    let envelope = json!({
+    let mut envelope = json!({
         "type": "object",
         "required": ["specversion", "id", "source", "type", "time", "data"],
         "properties": {
@@ -141,6 +142,11 @@ fn command(kind: CommandType) -> SchemaFile {
         },
         "$defs": definitions,
     });
+    // What is invalid in these is ignored; the schema says what is not.
+    let trace = TraceContext::json_schema(&mut generator).to_value();
+    for name in TraceContext::NAMES {
+        envelope["properties"][name] = trace["properties"][name].clone();
+    }
     SchemaFile::new("commands", kind.as_str(), title, object(envelope))
 }
 

@@ -12,6 +12,7 @@ use super::field_value::text;
 use super::topology::{RetryDelay, Topology};
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::dead_letter::DeadLetterReason;
+use offramp_domain::trace_context::TraceContext;
 
 /// The number of times a message has been in a retry queue. Absent means 0.
 pub const ATTEMPT_HEADER: &str = "offramp-attempt";
@@ -109,6 +110,14 @@ impl Delivery {
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         text(self.properties.headers().as_ref()?.inner().get(name)?)
+    }
+
+    /// The trace that the message belongs to. Its headers come first, because they name the newest hop; then its envelope, even if the
+    /// message is not a command.
+    #[must_use]
+    pub fn trace_context(&self) -> TraceContext {
+        let [traceparent, tracestate, correlationid] = TraceContext::NAMES.map(|name| self.header(name));
+        TraceContext::new(traceparent, tracestate, correlationid).over(TraceContext::of_envelope(&self.body))
     }
 
     /// The copy for the retry queue of `delay`, with the next attempt number. It returns to the work queue `queue` after
@@ -212,12 +221,15 @@ impl Outgoing {
         }
     }
 
-    /// An event for an exchange, or for a queue through the default exchange.
+    /// An event for an exchange, or for a queue through the default exchange. Its trace is in its headers, too.
     #[must_use]
     pub fn event(exchange: impl Into<String>, routing_key: impl Into<String>, event: &CloudEvent) -> Self {
         // Plain data always serialises.
         let body = serde_json::to_vec(event).unwrap_or_default();
-        Self::new(exchange, routing_key, body).content_type("application/cloudevents+json").message_id(&event.id)
+        Self::new(exchange, routing_key, body)
+            .content_type("application/cloudevents+json")
+            .message_id(&event.id)
+            .trace(&event.trace)
     }
 
     /// Makes being unroutable an error.
@@ -251,6 +263,12 @@ impl Outgoing {
         }
         self.properties = self.properties.with_headers(headers);
         self
+    }
+
+    /// Sets the headers of a trace: what receives the message continues it.
+    #[must_use]
+    pub fn trace(self, trace: &TraceContext) -> Self {
+        trace.parts().fold(self, |message, (name, value)| message.header(name, value))
     }
 
     /// The size of body and headers in memory, in bytes, approximately.

@@ -74,9 +74,9 @@ pub(super) fn parse(delivery: &Delivery) -> Result<Task, Disposition> {
         );
         return Err(Disposition::DeadLetter { reason: DeadLetterReason::Exhausted, error });
     }
-    Command::parse(&delivery.body).map(Task::Command).map_err(|invalid| Disposition::DeadLetter {
-        reason: DeadLetterReason::from(&invalid),
-        error: invalid.to_string(),
+    let command = Command::parse(&delivery.body);
+    command.map(|command| Task::Command(Command { trace: delivery.trace_context(), ..command })).map_err(|invalid| {
+        Disposition::DeadLetter { reason: DeadLetterReason::from(&invalid), error: invalid.to_string() }
     })
 }
 

@@ -11,6 +11,7 @@ use crate::command_ref::CommandRef;
 use crate::effect_id::EffectIds;
 use crate::event::{CommandRejected, Event};
 use crate::ids::Target;
+use crate::trace_context::TraceContext;
 use crate::unit_of_work::RejectedTask;
 
 /// An event ready to publish: `CloudEvents` 1.0, structured.
@@ -35,6 +36,9 @@ pub struct CloudEvent {
     /// The id of the command that caused it; absent if the calendar did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub causationid: Option<String>,
+    /// The trace and the business process of that command.
+    #[serde(flatten)]
+    pub trace: TraceContext,
     /// Always `application/json`.
     pub datacontenttype: String,
     /// The data, which depends on the type.
@@ -42,17 +46,20 @@ pub struct CloudEvent {
 }
 
 impl CloudEvent {
-    /// The envelope of an event: one of the effects that `ids` identify, caused by `command`, or by the calendar if that is absent.
+    /// The envelope of an event: one of the effects that `ids` identify, caused by `command`, or by the calendar if that is absent. It
+    /// belongs to `trace`.
     #[must_use]
     pub fn of_event(
         event: &Event,
         ids: &EffectIds,
         command: Option<&CommandRef>,
+        trace: &TraceContext,
         source: &str,
         now: DateTime<Utc>,
     ) -> Self {
         let subject = Some(event.subscription_id().to_string());
-        Self::new(ids.of_event(event), event.kind(), subject, command, event.data(), source, now)
+        let envelope = Self::new(ids.of_event(event), event.kind(), subject, command, event.data(), source, now);
+        Self { trace: trace.clone(), ..envelope }
     }
 
     /// The `command.rejected` of a command. Its id stays the same however often the command is rejected.
@@ -75,7 +82,9 @@ impl CloudEvent {
             reason: rejected.rejection.reason,
             detail: rejected.rejection.detail.clone(),
         };
-        Self::new(id, CommandRejected::KIND, subject, Some(&command.reference), data.to_json(), source, now)
+        let envelope =
+            Self::new(id, CommandRejected::KIND, subject, Some(&command.reference), data.to_json(), source, now);
+        Self { trace: command.trace.clone(), ..envelope }
     }
 
     fn new(
@@ -95,6 +104,7 @@ impl CloudEvent {
             time: now,
             subject,
             causationid: command.map(|command| command.key.id.to_string()),
+            trace: TraceContext::default(),
             datacontenttype: "application/json".to_owned(),
             data,
         }

@@ -11,7 +11,8 @@
 //! 4. [`subscription`], [`account`], [`organization`]: the documents.
 //! 5. [`calendar`] and [`billing`]: dates.
 //! 6. [`unit_of_work`]: many tasks, in order, on loaded documents.
-//! 7. [`notification`], [`facts`], [`event`], [`cloud_event`]: what is sent to people and to other systems.
+//! 7. [`notification`], [`facts`], [`event`], [`cloud_event`]: what is sent to people and to other systems;
+//!    [`trace_context`]: which trace it belongs to.
 
 pub mod account;
 pub mod actor;
@@ -41,6 +42,7 @@ pub mod rejection;
 pub mod schedule;
 mod strict_json;
 pub mod subscription;
+pub mod trace_context;
 pub mod unit_of_work;
 
 #[cfg(test)]

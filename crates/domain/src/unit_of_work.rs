@@ -23,6 +23,7 @@ use crate::schedule::card_notice::notice_due;
 use crate::schedule::lapse::{end, expire};
 use crate::schedule::pending_requests::{PendingRequests, ReminderGiven, reminder_due};
 use crate::subscription::{Status, Subscription, SubscriptionRecord};
+use crate::trace_context::TraceContext;
 
 /// The documents of a batch, and what its tasks have changed so far. A document that is not in it does not exist.
 ///
@@ -150,6 +151,8 @@ pub struct Effects {
     pub command: Option<CommandRef>,
     /// The ids of the emails and events. A repeat of the task gives the same ids.
     pub ids: EffectIds,
+    /// The trace that they belong to.
+    pub trace: TraceContext,
     pub notifications: Vec<Notification>,
     pub events: Vec<Event>,
 }
@@ -305,7 +308,7 @@ impl UnitOfWork {
         match data.decide(&tracked.after, &command.reference, command.time, &context) {
             Ok(Decision::Applied(change)) => {
                 let ids = EffectIds::of_command(&command.reference, command.target());
-                record_change(tracked, change, Some(command.reference.clone()), ids);
+                record_change(tracked, change, Some(command), ids);
                 Ok(TaskOutcome::Applied)
             }
             Ok(Decision::Unchanged) => {
@@ -338,7 +341,7 @@ impl UnitOfWork {
         match card_expiry::decide(&tracked.after, &data.card, &context)? {
             Decision::Applied(given) => {
                 let ids = EffectIds::of_command(&command.reference, command.target());
-                record_notice(tracked, given, Some(command.reference.clone()), ids, now);
+                record_notice(tracked, given, Some(command), ids, now);
                 Ok(TaskOutcome::Applied)
             }
             Decision::Unchanged => {
@@ -410,7 +413,7 @@ impl UnitOfWork {
         };
         let ids = EffectIds::of(&["requests-pending", id.as_str(), &reminder.on.to_string()]);
         tracked.change().last_reminder = Ok(Some(reminder));
-        tracked.effects.push(Effects { command: None, ids, notifications: vec![notification], events: vec![] });
+        tracked.effects.push(Effects::of(None, ids, vec![notification], vec![]));
         Ok(TaskOutcome::Applied)
     }
 }
@@ -494,19 +497,19 @@ fn was_applied(applied: &[CommandKey], key: &CommandKey) -> bool {
     applied.iter().rev().any(|earlier| earlier == key)
 }
 
-fn record_change(tracked: &mut TrackedSubscription, change: Change, command: Option<CommandRef>, ids: EffectIds) {
+fn record_change(tracked: &mut TrackedSubscription, change: Change, command: Option<&Command>, ids: EffectIds) {
     let Change { subscription, record, notifications, events } = change;
     let earlier = std::mem::replace(&mut tracked.after, subscription);
     tracked.before.get_or_insert(earlier);
-    tracked.after.applied.extend(command.as_ref().map(|command| command.key.clone()));
+    tracked.after.applied.extend(command.map(|command| command.reference.key.clone()));
     tracked.records.push(record);
-    tracked.effects.push(Effects { command, ids, notifications, events });
+    tracked.effects.push(Effects::of(command, ids, notifications, events));
 }
 
 fn record_notice(
     tracked: &mut TrackedAccount,
     given: NoticeGiven,
-    command: Option<CommandRef>,
+    command: Option<&Command>,
     ids: EffectIds,
     now: DateTime<Utc>,
 ) {
@@ -517,21 +520,26 @@ fn record_notice(
         notices.retain(|notice| !notice.is_forgotten(now.date_naive()));
         notices.push(notice.clone());
     }
-    account.applied.extend(command.as_ref().map(|command| command.key.clone()));
+    account.applied.extend(command.map(|command| command.reference.key.clone()));
     tracked.records.push(notice);
-    tracked.effects.push(Effects { command, ids, notifications, events: vec![] });
+    tracked.effects.push(Effects::of(command, ids, notifications, vec![]));
 }
 
 impl Effects {
+    fn of(command: Option<&Command>, ids: EffectIds, notifications: Vec<Notification>, events: Vec<Event>) -> Self {
+        Self {
+            command: command.map(|command| command.reference.clone()),
+            ids,
+            trace: command.map(|command| command.trace.clone()).unwrap_or_default(),
+            notifications,
+            events,
+        }
+    }
+
     /// The effects of a command that changes nothing. It is remembered, so that it also changes nothing if it is redelivered when
     /// it would.
     fn none(command: &Command) -> Self {
-        Self {
-            command: Some(command.reference.clone()),
-            ids: EffectIds::of_command(&command.reference, command.target()),
-            notifications: vec![],
-            events: vec![],
-        }
+        Self::of(Some(command), EffectIds::of_command(&command.reference, command.target()), vec![], vec![])
     }
 }
 

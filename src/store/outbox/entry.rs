@@ -10,6 +10,7 @@ use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command_ref::CommandKey;
 use offramp_domain::effect_id::conversation_id;
 use offramp_domain::notification::Notification;
+use offramp_domain::trace_context::TraceContext;
 use offramp_domain::unit_of_work::Effects;
 
 use crate::store::bson::ExtendedJsonDate;
@@ -48,6 +49,9 @@ pub struct OutboxEntry {
     /// itself.)
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<CommandKey>,
+    /// The trace of that command, whichever worker sends the entry.
+    #[serde(default, skip_serializing_if = "TraceContext::is_empty")]
+    pub trace: TraceContext,
     /// When it failed permanently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
@@ -140,6 +144,7 @@ pub(super) const OUTBOXES: [Collection; 3] =
 /// The entries of one change, under `lease`.
 #[must_use]
 pub fn entries(effects: Effects, lease: &Lease, source: &str, at: DateTime<Utc>) -> Vec<OutboxEntry> {
+    let Effects { command, ids, trace, notifications, events } = effects;
     let entry = |id: Uuid, kind: Kind, content: Content| OutboxEntry {
         id: id.to_string(),
         stored_kind: Some(kind),
@@ -150,16 +155,16 @@ pub fn entries(effects: Effects, lease: &Lease, source: &str, at: DateTime<Utc>)
         sender_rejected_at: None,
         error: None,
         command: None,
+        trace: trace.clone(),
         failed_at: None,
         content,
     };
-    let Effects { command, ids, notifications, events } = effects;
     let mails = notifications.into_iter().map(|mail| OutboxEntry {
         command: command.as_ref().map(|command| command.key.clone()),
         ..entry(ids.of_email(&mail), Kind::Email, Content::Mail(mail))
     });
     let events = events.iter().map(|event| {
-        let envelope = CloudEvent::of_event(event, &ids, command.as_ref(), source, at);
+        let envelope = CloudEvent::of_event(event, &ids, command.as_ref(), &trace, source, at);
         entry(ids.of_event(event), Kind::Event, Content::Event(envelope))
     });
     mails.chain(events).collect()

@@ -15,7 +15,8 @@ pub const COMMAND_BYTES_MAX: usize = 256 * 1024;
 /// length.
 const SENTENCE_CHARS_MAX: usize = 300;
 
-/// The envelope: `CloudEvents` 1.0, structured mode. Other attributes are allowed and ignored.
+/// The envelope: `CloudEvents` 1.0, structured mode. The attributes of a
+/// [trace](crate::trace_context) are read apart from it, because nothing in them is an error. Others are allowed and ignored.
 #[derive(Deserialize)]
 pub(super) struct Envelope<'a> {
     #[serde(rename = "specversion", deserialize_with = "name")]

@@ -27,6 +27,7 @@ use crate::command_ref::{CommandKey, CommandRef, CommandType};
 use crate::decision::{Change, Context, Decision, Obstacle};
 use crate::ids::{OrganizationId, SubscriptionId, Target};
 use crate::subscription::Subscription;
+use crate::trace_context::TraceContext;
 
 /// A command that was read and checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +35,8 @@ pub struct Command {
     pub reference: CommandRef,
     /// When the upstream system says that it happened.
     pub time: DateTime<Utc>,
+    /// The trace that everything it causes belongs to.
+    pub trace: TraceContext,
     pub body: CommandBody,
 }
 
@@ -85,6 +88,7 @@ impl Command {
         Ok(Self {
             reference: CommandRef { key: CommandKey { source: envelope.source, id: envelope.id }, kind: envelope.kind },
             time: envelope.time,
+            trace: TraceContext::of_envelope(bytes),
             body,
         })
     }
