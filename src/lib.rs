@@ -6,8 +6,8 @@
 //! - [`worker`]: everything that `offramp run` does. Start reading here.
 //! - [`amqp`] and [`store`]: RabbitMQ and MongoDB.
 //! - [`jsonl`] and [`schemas`]: importing documents, and the JSON Schemas of commands, events and documents.
-//! - [`config`], [`tls`], [`http`], [`health`], [`systemd`], [`logging`], [`metrics`], [`build`], [`backoff`] and
-//!   [`clock`]: the parts of any service.
+//! - [`config`], [`tls`], [`http`], [`health`], [`systemd`], [`logging`], [`metrics`], [`traces`], [`build`], [`backoff`]
+//!   and [`clock`]: the parts of any service.
 //! - [`advice`]: which setting to change after which fault.
 
 pub mod advice;
@@ -27,4 +27,5 @@ pub mod schemas;
 pub mod store;
 pub mod systemd;
 pub mod tls;
+pub mod traces;
 pub mod worker;

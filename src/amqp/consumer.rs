@@ -112,6 +112,12 @@ impl Consumer {
         }
     }
 
+    /// The queue that it consumes.
+    #[must_use]
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
     #[must_use]
     pub fn health(&self) -> &LaneHealth {
         &self.health

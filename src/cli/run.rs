@@ -1,12 +1,14 @@
 //! `offramp run`: the worker.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
 use offramp::advice;
 use offramp::amqp::{Broker, Topology};
 use offramp::config::Settings;
+use offramp::traces::TraceExport;
 use offramp::worker::composer::Composer;
 use offramp::worker::{WorkerParts, run as run_worker};
 use offramp::{http, metrics};
@@ -15,6 +17,10 @@ use offramp_mail::{Deadlines, Transport};
 use super::error::WrongConfiguration;
 use super::settings::load_templates;
 use super::signals::stop_signal;
+
+/// The part of the shutdown time that is reserved for the last spans, where there are traces: a quarter, at most 3 s.
+const FLUSH_SHUTDOWN_PART: u32 = 4;
+const FLUSH_MAX: Duration = Duration::from_secs(3);
 
 /// Run the worker until SIGTERM or Ctrl-C
 ///
@@ -26,7 +32,7 @@ pub struct Arguments {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let Settings { broker, database, mail, tls, sender, dkim, worker, http: health } = arguments.settings;
+    let Settings { broker, database, mail, tls, sender, dkim, mut worker, http: health, traces } = arguments.settings;
     let tls = tls.tls();
     let templates = load_templates(&sender)?;
     let tls_config = tls.client_config().map_err(|error| WrongConfiguration(format!("TLS: {error}")))?;
@@ -35,6 +41,11 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         .and_then(|url| Transport::new(&url, mail.name(&sender.mail_from), tls_config, Deadlines::default()))
         .map_err(|error| WrongConfiguration(advice::append(&error, advice::mail_config_error(&error))))?;
     let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
+    let traces = traces.options(&tls).map(TraceExport::start).transpose().map_err(WrongConfiguration)?;
+    let flush_max = FLUSH_MAX.min(worker.shutdown / FLUSH_SHUTDOWN_PART);
+    if traces.is_some() {
+        worker.shutdown -= flush_max;
+    }
     let parts = WorkerParts {
         broker: Broker::with_tls(broker.amqp_url, "offramp", tls.clone()),
         topology: Topology::new(broker.prefix),
@@ -51,6 +62,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         anyhow!(advice::append(cannot, advice::listen_error(&error)))
     })?;
     let metrics = metrics::install()?;
-    run_worker(parts, listener, metrics, stop_signal()?).await?;
-    Ok(())
+    let ended = run_worker(parts, listener, metrics, stop_signal()?).await;
+    if let Some(traces) = traces {
+        traces.flush(flush_max).await;
+    }
+    Ok(ended?)
 }

@@ -11,6 +11,7 @@ mod log_format;
 mod mongodb_url;
 mod redact;
 mod source;
+mod traces;
 mod unknown_variables;
 mod values;
 
@@ -35,6 +36,7 @@ use values::{
 pub use log_format::LogFormat;
 pub use mongodb_url::MongodbUrl;
 pub use redact::redact;
+pub use traces::TraceSettings;
 pub use unknown_variables::{UnknownVariable, unknown_variables};
 
 /// Lets every setting of `command` and its subcommands come from its environment variable, or from the file that the variable
@@ -72,6 +74,8 @@ pub struct Settings {
     pub worker: WorkerSettings,
     #[command(flatten)]
     pub http: HttpSettings,
+    #[command(flatten)]
+    pub traces: TraceSettings,
 }
 
 #[derive(Args, Clone, Debug)]

@@ -63,9 +63,10 @@ fn name_of(arg: &Arg) -> String {
     format!("{} (--{})", variable_of(arg), arg.get_long().unwrap_or_default())
 }
 
-/// The environment variable of a setting: `OFFRAMP_PREFIX`.
+/// The environment variable of a setting: `OFFRAMP_PREFIX`. Those of OpenTelemetry have its names: `OTEL_SERVICE_NAME`.
 pub(super) fn variable_of(arg: &Arg) -> String {
-    format!("OFFRAMP_{}", arg.get_long().unwrap_or_default().to_uppercase().replace('-', "_"))
+    let name = arg.get_long().unwrap_or_default().to_uppercase().replace('-', "_");
+    if name.starts_with("OTEL_") { name } else { format!("OFFRAMP_{name}") }
 }
 
 /// See [`super::from_environment`].

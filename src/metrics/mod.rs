@@ -23,7 +23,7 @@ use labels::{
 };
 pub use process::{METRICS as PROCESS, ProcessMetric};
 use series::{BuildInfo, Counters, Gauges, Histograms, QueueReadings, Readings, Series};
-pub use series::{Kind, Reading};
+pub use series::{Kind, Label, Reading};
 
 /// A metric.
 #[derive(Debug)]

@@ -24,6 +24,8 @@ use crate::metrics::labels::EmailOutcome;
 use crate::store::Store;
 use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, LeasedEntry};
+use crate::traces::Span;
+use crate::traces::span::SentEmail;
 use offramp_domain::notification::Notification;
 use offramp_mail::{ComposedEmail, MailConnection, SendError};
 
@@ -126,8 +128,14 @@ impl EmailSender {
         let Content::Mail(email) = &leased.entry.content else { return Ok(()) };
         let mut attempts = 1;
         let Attempt { result, is_unavailable, .. } = loop {
+            let mut span = span(&leased, email);
             let attempt = self.attempt(&leased, email).await;
             count(email, attempt.outcome);
+            span.set("offramp.outcome", <&str>::from(attempt.outcome));
+            if attempt.outcome != EmailOutcome::Sent {
+                span.fail(<&str>::from(attempt.outcome));
+            }
+            drop(span);
             let is_last = attempt.outcome != EmailOutcome::Throttled || attempts == THROTTLED_ATTEMPTS_MAX;
             if is_last || !self.next_turn(&leased).await {
                 break attempt;
@@ -302,6 +310,18 @@ async fn take_in_turn<'a>(
 ) -> Option<(Turn<'a>, LeasedEntry)> {
     let turn = pacer.turn().await;
     Some((turn, emails.recv().await.ok()?))
+}
+
+/// The span of one attempt, in the trace of what caused the email.
+fn span(leased: &LeasedEntry, email: &Notification) -> Span {
+    let sent = SentEmail {
+        template: email.template.as_str(),
+        role: email.recipient.as_str(),
+        entry: &leased.entry.id,
+        document: &leased.document,
+        attempts: leased.entry.attempts,
+    };
+    Span::send_email(sent, &leased.entry.trace)
 }
 
 fn count(email: &Notification, outcome: EmailOutcome) {

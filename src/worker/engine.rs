@@ -23,8 +23,10 @@ use crate::store::commit::WriteResult;
 use crate::store::outbox::entry::Lease;
 use crate::store::updates;
 use crate::store::{DocumentId, DocumentKeys, Store, StoreError};
+use crate::traces::Span;
 use offramp_domain::ids::Target;
 use offramp_domain::notification::Notification;
+use offramp_domain::trace_context::TraceContext;
 use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};
 
 /// How often a task is decided again because others changed its document meanwhile, before it counts as failed.
@@ -70,11 +72,16 @@ pub enum Interruption {
 
 impl Engine {
     /// Decides tasks in order and writes their changes, holding them while the database is unavailable. The results are in
-    /// the order of the tasks.
+    /// the order of the tasks. `span` is that of the batch.
     ///
     /// # Errors
     /// [`Interruption`], when the worker stops or the database remains unavailable.
-    pub async fn run(&self, tasks: &[&Task], shutdown: &CancellationToken) -> Result<Vec<Processed>, Interruption> {
+    pub async fn run(
+        &self,
+        tasks: &[&Task],
+        span: &Span,
+        shutdown: &CancellationToken,
+    ) -> Result<Vec<Processed>, Interruption> {
         if tasks.is_empty() {
             // The database is not asked, so this says nothing about its availability.
             return Ok(Vec::new());
@@ -84,7 +91,7 @@ impl Engine {
         loop {
             let error = match self.availability.clock_offset() {
                 Some(offset) => offset.to_string(),
-                None => match self.try_run(tasks).await {
+                None => match self.try_run(tasks, span).await {
                     Ok(processed) => {
                         self.availability.answered();
                         return Ok(processed);
@@ -128,14 +135,14 @@ impl Engine {
     }
 
     /// Runs rounds until no task has lost its document to another writer.
-    async fn try_run(&self, tasks: &[&Task]) -> Result<Vec<Processed>, StoreError> {
+    async fn try_run(&self, tasks: &[&Task], span: &Span) -> Result<Vec<Processed>, StoreError> {
         let mut processed = vec![Processed::Failed(CONFLICT.to_owned()); tasks.len()];
         let mut pending: Vec<usize> = (0..tasks.len()).collect();
         for _ in 0..ROUNDS_MAX {
             if pending.is_empty() {
                 break;
             }
-            pending = self.round(tasks, pending, &mut processed).await?;
+            pending = self.round(tasks, pending, &mut processed, span).await?;
         }
         for index in pending {
             processed[index] = Processed::Failed(CONFLICT.to_owned());
@@ -158,17 +165,23 @@ impl Engine {
         tasks: &[&Task],
         mut pending: Vec<usize>,
         processed: &mut [Processed],
+        span: &Span,
     ) -> Result<Vec<usize>, StoreError> {
-        let mut unit_of_work = self.store.load(&need(pending.iter().map(|&index| tasks[index]))).await?;
+        let loading = span.mongodb("load", "find", pending.len());
+        let loaded = self.store.load(&need(pending.iter().map(|&index| tasks[index]))).await;
+        let mut unit_of_work = ended(loading, loaded)?;
         let now = clock::now();
         for &index in &pending {
             processed[index] = decide(&mut unit_of_work, tasks[index], now);
         }
 
+        unit_of_work.trace_scheduled(&span.context(&TraceContext::default()));
+
         let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
         let identify = |id, email: &Notification| self.composer.identify(id, email);
         let updates = updates::build(unit_of_work, &lease, &self.source, &identify, now)?;
-        let committed = self.store.commit(&updates).await?;
+        let committing = span.mongodb("commit", "update", updates.len());
+        let committed = ended(committing, self.store.commit(&updates).await)?;
 
         let mut lost = HashSet::new();
         let mut failed = HashMap::new();
@@ -194,6 +207,17 @@ impl Engine {
         pending.retain(|&index| lost.contains(&document(tasks[index])));
         Ok(pending)
     }
+}
+
+/// Ends the span of a request to the database.
+fn ended<T>(mut span: Span, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    match &result {
+        Ok(_) => {}
+        Err(StoreError::TimedOut) => span.fail("timed_out"),
+        Err(StoreError::Unavailable(_)) => span.fail("unavailable"),
+        Err(StoreError::Permanent(_)) => span.fail("permanent"),
+    }
+    result
 }
 
 /// Decides one task. If a rule panics on it, that task fails, and the worker goes on.

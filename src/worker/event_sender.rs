@@ -14,6 +14,8 @@ use crate::metrics;
 use crate::metrics::labels::EventOutcome;
 use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, LeasedEntry};
+use crate::traces::Span;
+use crate::traces::span::SentEvent;
 
 /// How many events are published at once.
 pub const PUBLISH_MAX: usize = 512;
@@ -40,16 +42,11 @@ impl EventSender {
         while let Some(Some(bulk)) = self.release.run_until_cancelled(take_bulk(&self.events)).await {
             let bulk: Vec<LeasedEntry> =
                 bulk.into_iter().filter(|leased| lease::suffices(leased, self.reserve)).collect();
-            let messages: Vec<_> = bulk
-                .iter()
-                .filter_map(|leased| match &leased.entry.content {
-                    Content::Event(event) => Some(Outgoing::event(exchange.as_str(), event.kind.as_str(), event)),
-                    Content::Mail(_) => None,
-                })
-                .collect();
+            let (messages, spans): (Vec<_>, Vec<_>) =
+                bulk.iter().filter_map(|leased| message(&exchange, leased)).unzip();
             let results = self.release.run_until_cancelled(self.publisher.publish_all(&messages)).await;
             let mut results = results.into_iter().flatten();
-            for leased in bulk {
+            for (leased, mut span) in bulk.into_iter().zip(spans) {
                 let result = match results.next() {
                     Some(Ok(())) => {
                         count(EventOutcome::Published);
@@ -57,12 +54,15 @@ impl EventSender {
                     }
                     Some(Err(error)) => {
                         count(EventOutcome::Deferred);
+                        span.fail("deferred");
                         let delay = Backoff::delay_after(leased.entry.attempts, DEFERRAL_DELAYS);
                         let until = clock::now() + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX);
                         DeliveryResult::Deferred { until, error: error.to_string(), cause: DeferralCause::Ordinary }
                     }
+                    // The worker stops.
                     None => DeliveryResult::Released { at: clock::now() },
                 };
+                drop(span);
                 let has_emails = leased.has_companions && matches!(result, DeliveryResult::Sent { .. });
                 // An error means that the marker is gone: no result could be recorded.
                 if self.marks.send(TriedEvent { mark: Mark::new(&leased, result), has_emails }).await.is_err() {
@@ -71,6 +71,21 @@ impl EventSender {
             }
         }
     }
+}
+
+/// The message of an event, and the span of its publication. The headers name the span, the envelope what caused the event.
+fn message(exchange: &str, leased: &LeasedEntry) -> Option<(Outgoing, Span)> {
+    let Content::Event(event) = &leased.entry.content else { return None };
+    let sent = SentEvent {
+        exchange,
+        kind: &event.kind,
+        id: &event.id,
+        source: &event.source,
+        attempts: leased.entry.attempts,
+    };
+    let span = Span::send_event(sent, &event.trace);
+    let message = Outgoing::event(exchange, event.kind.as_str(), event).trace(&span.context(&event.trace));
+    Some((message, span))
 }
 
 fn count(outcome: EventOutcome) {

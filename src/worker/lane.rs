@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::batch_spans::BatchSpans;
 use super::disposition::{Disposition, parse};
 use super::engine::{Engine, Interruption, Processed};
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies, unconfirmed};
@@ -69,14 +70,20 @@ impl Lane {
         loop {
             shutdown.run_until_cancelled(set_aside.wait_for_room()).await;
             let Some(batch) = self.consumer.next_batch(self.batch_max, shutdown).await else { break };
-            let parsed: Vec<Result<Task, Disposition>> = batch.deliveries.iter().map(parse).collect();
-            match self.process(&batch, &parsed, set_aside, shutdown).await {
+            let mut parsed: Vec<Result<Task, Disposition>> = batch.deliveries.iter().map(parse).collect();
+            let mut spans = BatchSpans::start(self.kind, self.consumer.queue(), &batch.deliveries, &mut parsed);
+            match self.process(&batch, &parsed, &mut spans, set_aside, shutdown).await {
                 Ok(publications) => {
                     backoff = Backoff::new(RESUME_DELAYS);
-                    self.acknowledge(batch, publications, set_aside).await;
+                    self.acknowledge(batch, publications, &mut spans, set_aside).await;
                 }
-                Err(Interruption::Stopping) => batch.release().await,
+                Err(Interruption::Stopping) => {
+                    spans.released("stopping");
+                    batch.release().await;
+                }
                 Err(interruption @ Interruption::DatabaseUnavailable(_)) => {
+                    spans.released("mongodb_unavailable");
+                    drop(spans);
                     let tasks: Vec<Task> = parsed.into_iter().filter_map(Result::ok).collect();
                     let kept = self.replace(batch, shutdown).await;
                     self.consumer.suspend(&interruption.to_string()).await;
@@ -99,26 +106,33 @@ impl Lane {
         &self,
         batch: &Batch,
         parsed: &[Result<Task, Disposition>],
+        spans: &mut BatchSpans,
         set_aside: &SetAsideMessages,
         shutdown: &CancellationToken,
     ) -> Result<Vec<Publication>, Interruption> {
         metrics::current().batch_size.of((self.kind,)).record(batch_size(batch));
         let tasks: Vec<&Task> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
-        let mut processed = self.engine.run(&tasks, shutdown).await?.into_iter();
+        let mut processed = self.engine.run(&tasks, spans.batch(), shutdown).await?.into_iter();
 
         let mut publications = Vec::with_capacity(parsed.len());
-        for (delivery, parsed) in batch.deliveries.iter().zip(parsed) {
+        for (index, (delivery, parsed)) in batch.deliveries.iter().zip(parsed).enumerate() {
             publications.push(match parsed {
                 Ok(task) => {
                     let disposition = Disposition::of(expect_result(processed.next()), delivery.attempt);
+                    spans.decided(index, &disposition);
                     self.publication(delivery, Some(task), disposition)
                 }
-                Err(disposition) => self.publication(delivery, None, disposition.clone()),
+                Err(disposition) => {
+                    spans.decided(index, disposition);
+                    self.publication(delivery, None, disposition.clone())
+                }
             });
         }
         // While messages are set aside, it is known that RabbitMQ rejects some copies.
         let rejections_max = if set_aside.is_empty() { REJECTIONS_MAX } else { 1 };
+        let publishing = spans.publish(&publications);
         self.publish(&mut publications, rejections_max, batch, shutdown).await?;
+        drop(publishing);
         let confirmed = publications.iter_mut().filter(|publication| publication.is_confirmed());
         let replies = confirmed.flat_map(Publication::take_replies).collect();
         publish_replies(self.kind, &self.publisher, replies).await;
@@ -126,9 +140,18 @@ impl Lane {
     }
 
     /// Acknowledges a batch. Messages whose copies were rejected are set aside instead.
-    async fn acknowledge(&self, mut batch: Batch, publications: Vec<Publication>, set_aside: &SetAsideMessages) {
+    async fn acknowledge(
+        &self,
+        mut batch: Batch,
+        publications: Vec<Publication>,
+        spans: &mut BatchSpans,
+        set_aside: &SetAsideMessages,
+    ) {
         let deliveries = std::mem::take(&mut batch.deliveries);
-        match batch.ack_except(&unconfirmed(&publications)).await {
+        let acknowledging = spans.batch().ack(self.consumer.queue(), deliveries.len());
+        let acknowledged = batch.ack_except(&unconfirmed(&publications)).await;
+        drop(acknowledging);
+        match acknowledged {
             Ok(kept) => {
                 let mut kept = kept.into_iter();
                 for (delivery, publication) in deliveries.into_iter().zip(publications) {
@@ -140,6 +163,7 @@ impl Lane {
                 }
             }
             Err(lost) => {
+                spans.released("not_acknowledged");
                 tracing::warn!(lane = %self.kind, %lost, "cannot acknowledge a processed batch; it will be redelivered, without effect");
             }
         }

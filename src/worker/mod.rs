@@ -5,6 +5,7 @@
 //! [`indexes`] — builds missing indexes. No rule is decided here: see the crate `offramp-domain`.
 
 pub mod availability;
+mod batch_spans;
 pub mod claimer;
 mod companions;
 pub mod composer;

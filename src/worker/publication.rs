@@ -48,6 +48,11 @@ impl Publication {
         self.copies.is_empty()
     }
 
+    /// The number of messages that are not confirmed.
+    pub(super) fn copies(&self) -> usize {
+        self.copies.len()
+    }
+
     pub(super) fn problem(&self) -> &str {
         self.problem.as_deref().unwrap_or_default()
     }

@@ -24,3 +24,4 @@ mod shutdown;
 mod sweep;
 #[cfg(target_os = "linux")]
 mod tls;
+mod traces;

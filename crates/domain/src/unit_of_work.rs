@@ -238,6 +238,22 @@ impl UnitOfWork {
         }
     }
 
+    /// Gives what the calendar causes a trace: no command has brought one.
+    pub fn trace_scheduled(&mut self, trace: &TraceContext) {
+        if trace.is_empty() {
+            return;
+        }
+        let subscriptions =
+            self.subscriptions.values_mut().filter_map(|it| it.read_mut().ok()).map(|it| &mut it.effects);
+        let accounts = self.accounts.values_mut().filter_map(|it| it.read_mut().ok()).map(|it| &mut it.effects);
+        let organizations =
+            self.organizations.values_mut().filter_map(|it| it.read_mut().ok()).map(|it| &mut it.effects);
+        let effects = subscriptions.chain(accounts).chain(organizations).flatten();
+        for effects in effects.filter(|effects| effects.command.is_none()) {
+            effects.trace = trace.clone();
+        }
+    }
+
     /// The documents that the batch has changed, each list ordered by id.
     #[must_use]
     pub fn into_changed(self) -> ChangedDocuments {

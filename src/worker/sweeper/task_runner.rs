@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics;
 use crate::metrics::labels::ScheduledChange;
 use crate::store::StoreError;
+use crate::traces::Span;
 use crate::worker::engine::{Engine, Interruption, Processed};
 use offramp_domain::unit_of_work::{Task, TaskOutcome};
 
@@ -53,7 +54,7 @@ impl TaskRunner {
     pub(super) async fn run(&self, kind: ScheduledChange, tasks: &[Task]) -> Result<Vec<Processed>, SweepError> {
         let batches = tasks.chunks(self.batch_max).map(|batch| async move {
             let batch: Vec<&Task> = batch.iter().collect();
-            self.engine.run(&batch, &self.shutdown).await
+            self.engine.run(&batch, &Span::sweep(kind.into(), batch.len()), &self.shutdown).await
         });
         let processed: Result<Vec<Vec<Processed>>, Interruption> = join_all(batches).await.into_iter().collect();
         let processed = processed?.concat();
