@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use clap::Args;
+use clap::{ArgAction, Args};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
@@ -50,7 +50,13 @@ pub struct TraceSettings {
     pub otel_service_name: Option<String>,
 
     /// true: no traces, whatever else is set
-    #[arg(long, value_name = "BOOLEAN", default_value = "false", value_parser = setting(boolean))]
+    #[arg(
+        long,
+        value_name = "BOOLEAN",
+        default_value = "false",
+        action = ArgAction::Set,
+        value_parser = setting(boolean)
+    )]
     pub otel_sdk_disabled: bool,
 }
 

@@ -44,13 +44,14 @@ impl HttpClient for CollectorClient {
         'a: 'b,
         Self: 'b,
     {
-        let client = self.client.clone();
+        let (client, deadline) = (self.client.clone(), self.deadline);
         let sending = async move {
             let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
             let body = Limited::new(body, RESPONSE_BYTES_MAX).collect().await?.to_bytes();
             Ok::<_, HttpError>(Response::from_parts(head, body))
         };
-        let sent = self.runtime.spawn(timeout(self.deadline, sending));
+        // Also the timer needs the runtime.
+        let sent = self.runtime.spawn(async move { timeout(deadline, sending).await });
         Box::pin(async move { sent.await?.map_err(|_elapsed| "no response in time")? })
     }
 }

@@ -291,14 +291,14 @@ mod tests {
     fn a_trace_is_read_for_the_sdk_as_it_was_written() {
         let trace = TraceContext::new(
             Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
-            Some("rojo=00f067aa0ba902b7"),
+            Some("rojo=00f067aa0cc902c7"),
             Some("order 42"),
         );
         let read = span_context(&trace).unwrap();
         assert_eq!(read.trace_id().to_string(), "0af7651916cd43dd8448eb211c80319c");
         assert_eq!(read.span_id().to_string(), "b7ad6b7169203331");
         assert!(read.is_sampled() && read.is_remote());
-        assert_eq!(read.trace_state().header(), "rojo=00f067aa0ba902b7");
+        assert_eq!(read.trace_state().header(), "rojo=00f067aa0cc902c7");
         assert_eq!(span_context(&TraceContext::default()), None);
     }
 

@@ -344,7 +344,7 @@ mod tests {
             let context = TraceContext::new(Some(PARENT), Some(text), None);
             assert_eq!(context.tracestate(), expected, "{text}");
         }
-        check("rojo=00f067aa0ba902b7,congo=t61rcWkgMzE", Some("rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"));
+        check("rojo=00f067aa0cc902c7,congo=t61rcWkgMzE", Some("rojo=00f067aa0cc902c7,congo=t61rcWkgMzE"));
         check("a=1 ,\t b=2,, ", Some("a=1,b=2"));
         check("fw529a3039@dt=FfAAAA~, 0_-*/=x y", Some("fw529a3039@dt=FfAAAA~,0_-*/=x y"));
         check("", None);

@@ -34,7 +34,8 @@ pub fn bare() -> Command {
 
 fn bare_build(program: &Path) -> Command {
     let mut command = Command::new(program);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("OFFRAMP_")) {
+    let is_setting = |name: &str| name.starts_with("OFFRAMP_") || name.starts_with("OTEL_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     command

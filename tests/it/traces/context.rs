@@ -12,7 +12,7 @@ use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::WorkerProcess;
 
-const STATE: &str = "rojo=00f067aa0ba902b7";
+const STATE: &str = "rojo=00f067aa0cc902c7";
 
 /// Its context, in the envelope.
 fn traced(mut command: Value) -> Value {
