@@ -301,9 +301,8 @@ def permit(configure):
 
 
 def unroutable():
-    # Without the right to declare it again.
-    permit("^$")
     rabbitmq(f"queues/%2f/{PREFIX}.retry.5s", "DELETE")
+    permit("^$")  # workers must not declare it again
     publish(*(decision("sub-2") for _ in range(3)))
     yield "OfframpUnroutableCopies"
     permit(".*")
@@ -439,7 +438,7 @@ def reload():
 
 FAULTS = [
     dead_letter, email_rejected, event_unreadable, unworkable, undecided, old_commands, mail_server_stopped, sender_rejected, throttled, worker_down,
-    restarting, copies_rejected, unroutable, retry_queue_stuck, conflicts, mongodb_slow, mongodb_frozen, rabbitmq_stopped, versions_differ, no_worker,
+    copies_rejected, unroutable, restarting, retry_queue_stuck, conflicts, mongodb_slow, mongodb_frozen, rabbitmq_stopped, versions_differ, no_worker,
 ]
 
 
