@@ -4,10 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use lapin::Acker;
-use lapin::message::Delivery as Received;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 
-use super::message::Delivery;
+use super::message::{Delivery, Received};
 use super::session::{AckLost, Session};
 
 /// Deliveries taken together, in the queue's order, and settled together. A batch that is dropped unsettled closes its connection before

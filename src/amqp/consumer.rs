@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::Channel;
-use lapin::message::Delivery as Received;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -19,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::batch::Batch;
 use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, ask, count_connection, explain};
 use super::lane_health::LaneHealth;
-use super::message::delivery_count;
+use super::message::{Received, delivery_count};
 use super::reply_code;
 use super::session::{CHANNEL_GONE, CONSUMER_CANCELLED, ConsumerEnds, Session};
 use super::topology::{Topology, TopologyError};
@@ -82,7 +81,7 @@ async fn forward(
             };
             match next {
                 Some(delivered) => {
-                    if deliveries.send(delivered).is_err() {
+                    if deliveries.send(delivered.map(Received::now)).is_err() {
                         return;
                     }
                 }

@@ -3,10 +3,12 @@
 //! A copy keeps everything the publisher set, except what would change its routing: see `STRIPPED_HEADERS` and `copied`.
 
 use std::fmt;
+use std::ops::Deref;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use tokio::time::Instant;
 
 use super::field_value::text;
 use super::topology::{RetryDelay, Topology};
@@ -57,6 +59,8 @@ pub struct Delivery {
     /// The number of times the broker requeued it after a crash or a closed channel, as quorum queues report it. A requeue
     /// by `basic.nack` counts up to RabbitMQ 4.2, but not from 4.3 on.
     pub delivery_count: u64,
+    /// When it arrived at this process.
+    pub received_at: Instant,
     /// The queue for the reply, through the default exchange.
     pub reply_to: Option<String>,
     /// The routing key of the publisher; after a retry queue, the name of the work queue.
@@ -73,6 +77,7 @@ impl Delivery {
             attempt: number(&properties, ATTEMPT_HEADER).and_then(|count| u32::try_from(count).ok()).unwrap_or(0),
             redelivered: false,
             delivery_count: 0,
+            received_at: Instant::now(),
             reply_to: properties.reply_to().as_ref().map(ToString::to_string).filter(|name| !name.is_empty()),
             routing_key: String::new(),
             properties,
@@ -85,6 +90,12 @@ impl Delivery {
     #[must_use]
     pub fn exceeded_redeliveries(&self) -> bool {
         self.delivery_count >= REDELIVERIES_MAX
+    }
+
+    /// The message id that the publisher set.
+    #[must_use]
+    pub fn message_id(&self) -> Option<&str> {
+        self.properties.message_id().as_ref().map(ShortString::as_str)
     }
 
     /// The correlation id that the publisher set.
@@ -191,9 +202,30 @@ impl fmt::Debug for Delivery {
     }
 }
 
-impl From<lapin::message::Delivery> for Delivery {
-    fn from(delivery: lapin::message::Delivery) -> Self {
+/// A delivery of `lapin`, and when it arrived.
+pub(super) struct Received {
+    delivery: lapin::message::Delivery,
+    at: Instant,
+}
+
+impl Received {
+    pub(super) fn now(delivery: lapin::message::Delivery) -> Self {
+        Self { delivery, at: Instant::now() }
+    }
+}
+
+impl Deref for Received {
+    type Target = lapin::message::Delivery;
+
+    fn deref(&self) -> &Self::Target {
+        &self.delivery
+    }
+}
+
+impl From<Received> for Delivery {
+    fn from(Received { delivery, at }: Received) -> Self {
         Self {
+            received_at: at,
             redelivered: delivery.redelivered,
             delivery_count: delivery_count(&delivery),
             routing_key: delivery.routing_key.to_string(),

@@ -4,7 +4,7 @@
 //! connection and its deadlines; `frame_filter`: incoming frames, made safe for `lapin` and limited in size;
 //! [`consumer`]: a lane's supply of deliveries, in batches, rebuilt after any loss; [`message`]: a delivery, and
 //! its copies for retry queues and dead letters; [`publisher`]: confirmed publications; [`lane_health`]: what `/readyz`
-//! reports about lanes; [`dead_letters`]: what operators do with dead letters.
+//! reports about lanes; `queue_counts`: how many messages wait; [`dead_letters`]: what operators do with dead letters.
 //!
 //! Two rules keep every message. A delivery is acknowledged only after its effects are stored or its copy is
 //! *confirmed*. A channel in doubt is discarded, so the broker redelivers whatever was not acknowledged on it.
@@ -19,6 +19,7 @@ mod frame_filter;
 pub mod lane_health;
 pub mod message;
 pub mod publisher;
+mod queue_counts;
 mod reply_code;
 mod session;
 pub mod topology;
@@ -33,6 +34,7 @@ pub use frame_filter::properties::check as check_frames;
 pub use lane_health::{LaneHealth, LaneState, LaneStatus};
 pub use message::{Delivery, Outgoing};
 pub use publisher::{PublishError, Publisher};
+pub use queue_counts::QueueCounts;
 pub use session::AckLost;
 pub use topology::{Declaration, Inspection, RetryDelay, Topology, TopologyError};
 pub use url::{BrokerUrls, InvalidBrokerUrl};

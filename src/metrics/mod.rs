@@ -205,7 +205,6 @@ mod tests {
     use std::path::Path;
 
     use super::labels::CommandOutcome;
-    use super::series::Label;
     use super::*;
     use crate::generated_page;
 

@@ -10,8 +10,10 @@ use bson::{Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use mongodb::options::{ClientOptions, ReadPreference, SelectionCriteria};
 use mongodb::{Client, Database};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use crate::metrics;
+use crate::metrics::labels::MongodbOperation;
 use crate::tls::Tls;
 
 use super::collection::Collection;
@@ -38,6 +40,8 @@ const POOL_MAX: u32 = 50;
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(in crate::store) database: Database,
+    /// What its requests are counted as, if they are.
+    operation: Option<MongodbOperation>,
 }
 
 impl Store {
@@ -64,7 +68,13 @@ impl Store {
         // Decisions are made on what is read, so reads go to the primary, whatever the URL says.
         options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
         let client = Client::with_options(options).map_err(|error| StoreError::Permanent(error.kind.to_string()))?;
-        Ok(Self { database: client.database(&name) })
+        Ok(Self { database: client.database(&name), operation: None })
+    }
+
+    /// The same database, whose requests are measured as `operation`.
+    #[must_use]
+    pub fn measured_as(&self, operation: MongodbOperation) -> Self {
+        Self { database: self.database.clone(), operation: Some(operation) }
     }
 
     /// The driver's database, for command-line tools.
@@ -90,7 +100,7 @@ impl Store {
         limit: Option<i64>,
     ) -> Result<Vec<RawDocumentBuf>, StoreError> {
         let collection = self.database.collection::<RawDocumentBuf>(collection.as_str());
-        within_deadline(async move {
+        self.measured(async move {
             let mut find = collection.find(filter).projection(projection).max_time(COMMAND_TIME_MAX);
             if let Some(limit) = limit {
                 // Without a batch size, the first reply has 101 documents, and the others cost another round trip.
@@ -105,14 +115,27 @@ impl Store {
     pub(in crate::store) async fn command(&self, mut command: Document) -> Result<Document, StoreError> {
         command.insert("maxTimeMS", milliseconds(COMMAND_TIME_MAX));
         let database = self.database.clone();
-        within_deadline(async move { database.run_command(command).await }).await
+        self.measured(async move { database.run_command(command).await }).await
     }
 
     /// Runs a database command that is already serialised.
     pub(in crate::store) async fn raw_command(&self, mut command: RawDocumentBuf) -> Result<Document, StoreError> {
         command.append(cstr!("maxTimeMS"), milliseconds(COMMAND_TIME_MAX));
         let database = self.database.clone();
-        within_deadline(async move { database.run_raw_command(command).await }).await
+        self.measured(async move { database.run_raw_command(command).await }).await
+    }
+
+    /// [`within_deadline`], and records how long that took.
+    pub(in crate::store) async fn measured<T: Send + 'static>(
+        &self,
+        operation: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let began_at = Instant::now();
+        let result = within_deadline(operation).await;
+        if let Some(operation) = self.operation {
+            metrics::current().mongodb_duration.of((operation,)).record(began_at.elapsed());
+        }
+        result
     }
 }
 

@@ -34,6 +34,9 @@ impl fmt::Display for Index {
 /// The index, in each collection with an outbox, by which due entries are found.
 pub const DUE: &str = "offramp_due";
 
+/// The index, in each collection with an outbox, of entries that failed permanently.
+pub const FAILED: &str = "offramp_failed";
+
 /// The index of scheduled subscriptions by their end.
 pub const SCHEDULED_ENDS: &str = "offramp_scheduled_ends";
 
@@ -97,9 +100,9 @@ fn indexes() -> Vec<Index> {
             "name": DUE, "key": { "outbox.kind": 1, "outbox.due": 1 },
             "partialFilterExpression": { "outbox.due": { "$exists": true } },
         }),
-        subscriptions(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
-        accounts(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
-        organizations(doc! { "name": "offramp_failed", "key": { "outbox.failed_at": 1 }, "sparse": true }),
+        subscriptions(doc! { "name": FAILED, "key": { "outbox.failed_at": 1 }, "sparse": true }),
+        accounts(doc! { "name": FAILED, "key": { "outbox.failed_at": 1 }, "sparse": true }),
+        organizations(doc! { "name": FAILED, "key": { "outbox.failed_at": 1 }, "sparse": true }),
         // Partial: most subscriptions are in none of the next five, so a change of their status updates no index. The status is a key
         // as well, because MongoDB reads the document to check a condition that is not on a key.
         subscriptions(doc! {

@@ -7,6 +7,7 @@
 //! A batch is read in [`load`](Store::load), its changes become updates in [`updates`], and [`commit`](Store::commit) sends them.
 //! Every write goes through `update_many`.
 
+pub mod backlog;
 mod bson;
 mod client;
 mod collection;

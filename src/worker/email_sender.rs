@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::composer::{Composer, about, origin};
@@ -202,17 +202,24 @@ impl EmailSender {
                 };
             }
         };
-        match self.send(leased, &composed).await {
+        let began_at = Instant::now();
+        let sent = self.send(leased, &composed).await;
+        let duration = began_at.elapsed();
+        let attempt = match sent {
             Ok(_) => {
                 self.mail_server.accepted();
+                let at = clock::now();
+                record_delivery(leased, at);
                 Attempt {
-                    result: DeliveryResult::Sent { at: clock::now() },
+                    result: DeliveryResult::Sent { at },
                     outcome: EmailOutcome::Sent,
                     is_unavailable: Some(false),
                 }
             }
             Err(error) => self.failed_attempt(leased, template, &error),
-        }
+        };
+        metrics::current().smtp_duration.of((attempt.outcome,)).record(duration);
+        attempt
     }
 
     /// Sends one email. While that takes long, extends the lease, so that no other worker sends the email, too.
@@ -322,6 +329,14 @@ fn span(leased: &LeasedEntry, email: &Notification) -> Span {
         attempts: leased.entry.attempts,
     };
     Span::send_email(sent, &leased.entry.trace)
+}
+
+/// Records the time since the decision. Entries of earlier versions do not know it.
+fn record_delivery(leased: &LeasedEntry, sent_at: DateTime<Utc>) {
+    if let Some(committed_at) = leased.entry.committed_at {
+        let duration = (sent_at - committed_at.to_chrono()).to_std().unwrap_or_default();
+        metrics::current().email_delivery.record(duration);
+    }
 }
 
 fn count(email: &Notification, outcome: EmailOutcome) {

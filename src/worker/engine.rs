@@ -19,6 +19,8 @@ use super::composer::Composer;
 use super::handover::Handover;
 use crate::backoff::Backoff;
 use crate::clock;
+use crate::metrics;
+use crate::metrics::labels::MongodbOperation;
 use crate::store::commit::WriteResult;
 use crate::store::outbox::entry::Lease;
 use crate::store::updates;
@@ -154,7 +156,7 @@ impl Engine {
             .zip(&processed)
             .filter(|(_, processed)| !matches!(processed, Processed::Decided(TaskOutcome::Applied)));
         let unwritten: HashSet<_> = unwritten.map(|(task, _)| document(task)).collect();
-        self.store.wait_for_majority(&unwritten).await?;
+        self.store.measured_as(MongodbOperation::Commit).wait_for_majority(&unwritten).await?;
         Ok(processed)
     }
 
@@ -168,7 +170,8 @@ impl Engine {
         span: &Span,
     ) -> Result<Vec<usize>, StoreError> {
         let loading = span.mongodb("load", "find", pending.len());
-        let loaded = self.store.load(&need(pending.iter().map(|&index| tasks[index]))).await;
+        let store = self.store.measured_as(MongodbOperation::Load);
+        let loaded = store.load(&need(pending.iter().map(|&index| tasks[index]))).await;
         let mut unit_of_work = ended(loading, loaded)?;
         let now = clock::now();
         for &index in &pending {
@@ -181,7 +184,8 @@ impl Engine {
         let identify = |id, email: &Notification| self.composer.identify(id, email);
         let updates = updates::build(unit_of_work, &lease, &self.source, &identify, now)?;
         let committing = span.mongodb("commit", "update", updates.len());
-        let committed = ended(committing, self.store.commit(&updates).await)?;
+        let committed = self.store.measured_as(MongodbOperation::Commit).commit(&updates).await;
+        let committed = ended(committing, committed)?;
 
         let mut lost = HashSet::new();
         let mut failed = HashMap::new();
@@ -198,13 +202,19 @@ impl Engine {
                 WriteResult::Permanent(error) => drop(failed.insert(document, Processed::Failed(explain(error)))),
             }
         }
-        self.store.release(&self.handover.offer(leased).await).await;
+        let no_room = self.handover.offer(leased).await;
+        self.store.measured_as(MongodbOperation::Mark).release(&no_room).await;
         for &index in &pending {
             if let Some(failed) = failed.get(&document(tasks[index])) {
                 processed[index] = failed.clone();
             }
         }
         pending.retain(|&index| lost.contains(&document(tasks[index])));
+        for &index in &pending {
+            if let Task::Command(command) = tasks[index] {
+                metrics::current().commit_conflicts.of((command.reference.kind,)).increment(1);
+            }
+        }
         Ok(pending)
     }
 }

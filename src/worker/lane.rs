@@ -13,6 +13,7 @@ use super::disposition::{Disposition, parse};
 use super::engine::{Engine, Interruption, Processed};
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies, unconfirmed};
 use super::set_aside::SetAsideMessages;
+use super::settlement::Settlement;
 use crate::amqp::{Batch, Consumer, Delivery, DeliverySetAside, Outgoing, PublishError, Publisher, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
@@ -75,7 +76,7 @@ impl Lane {
             match self.process(&batch, &parsed, &mut spans, set_aside, shutdown).await {
                 Ok(publications) => {
                     backoff = Backoff::new(RESUME_DELAYS);
-                    self.acknowledge(batch, publications, &mut spans, set_aside).await;
+                    self.acknowledge(batch, parsed, publications, &mut spans, set_aside).await;
                 }
                 Err(Interruption::Stopping) => {
                     spans.released("stopping");
@@ -143,6 +144,7 @@ impl Lane {
     async fn acknowledge(
         &self,
         mut batch: Batch,
+        parsed: Vec<Result<Task, Disposition>>,
         publications: Vec<Publication>,
         spans: &mut BatchSpans,
         set_aside: &SetAsideMessages,
@@ -154,11 +156,13 @@ impl Lane {
         match acknowledged {
             Ok(kept) => {
                 let mut kept = kept.into_iter();
-                for (delivery, publication) in deliveries.into_iter().zip(publications) {
+                let settlement = Settlement::now(self.kind);
+                let tasks = parsed.into_iter().map(Result::ok);
+                for ((delivery, task), publication) in deliveries.into_iter().zip(tasks).zip(publications) {
                     if publication.is_confirmed() {
-                        publication.count(self.kind);
+                        publication.settled(&settlement, &delivery, task.as_ref());
                     } else if let Some(kept) = kept.next() {
-                        set_aside.add(kept, delivery, publication);
+                        set_aside.add(kept, delivery, task, publication);
                     }
                 }
             }

@@ -14,6 +14,7 @@ mod disposition;
 mod email_sender;
 pub mod engine;
 pub mod event_sender;
+mod gauges;
 pub mod handover;
 pub mod indexes;
 pub mod lane;
@@ -23,6 +24,7 @@ mod marker;
 pub mod pacer;
 mod publication;
 mod set_aside;
+mod settlement;
 mod startup;
 pub mod sweeper;
 pub mod unmarked;
@@ -39,6 +41,7 @@ use crate::amqp::{Broker, Consumer, LaneHealth, Publisher, Topology};
 use crate::config::{MongodbUrl, WorkerSettings};
 use crate::health::{Readiness, ReadyHandle};
 use crate::http;
+use crate::metrics::labels::MongodbOperation;
 use crate::metrics::{self, Exposition};
 use crate::systemd::Systemd;
 use crate::tls::Tls;
@@ -159,7 +162,8 @@ impl Worker {
         let options = DispatcherOptions { lease: tuning.lease, mail_connections, emails_per_second: mail_per_second };
         let (handover, dispatcher) = Dispatcher::new(options);
         let composer = Arc::new(composer);
-        let availability = Availability::new(store.clone(), tuning.lease, database_ready);
+        let measured = |operation| store.measured_as(operation);
+        let availability = Availability::new(measured(MongodbOperation::Ping), tuning.lease, database_ready);
         let engine = Engine {
             store: store.clone(),
             availability: availability.clone(),
@@ -172,7 +176,7 @@ impl Worker {
         // Before a lane decides anything by this machine's clock.
         availability.check().await;
         let dispatcher = tokio::spawn(dispatcher.run(DispatcherParts {
-            store: store.clone(),
+            store: measured(MongodbOperation::Mark),
             publisher: publisher.clone(),
             topology: topology.clone(),
             composer: Arc::clone(&composer),
@@ -185,6 +189,8 @@ impl Worker {
         tasks.spawn(indexes.clone().keep(store.clone(), readiness.component("indexes"), stop.clone()));
         tasks.spawn(availability.clone().keep_checking(tuning.sweep, stop.clone()));
         tasks.spawn(publisher.clone().keep_declared(tuning.sweep, stop.clone()));
+        let measuring = measured(MongodbOperation::Measure);
+        tasks.spawn(gauges::keep_reading(measuring, broker.clone(), topology.clone(), tuning.sweep, stop.clone()));
         for kind in CommandType::ALL {
             let queue = topology.work_queue(kind);
             let health = LaneHealth::new(&queue);
@@ -206,7 +212,7 @@ impl Worker {
             tasks.spawn(lane.run(stop.clone()));
         }
         let claimer = Claimer {
-            store: store.clone(),
+            store: measured(MongodbOperation::Claim),
             availability: availability.clone(),
             handover: handover.clone(),
             composer,
@@ -215,8 +221,14 @@ impl Worker {
             indexes: indexes.clone(),
         };
         tasks.spawn(claimer.run(stop.clone()));
-        let sweeper =
-            Sweeper { store, availability, engine, every: tuning.sweep, batch_max: tuning.batch_max, indexes };
+        let sweeper = Sweeper {
+            store: measured(MongodbOperation::Sweep),
+            availability,
+            engine,
+            every: tuning.sweep,
+            batch_max: tuning.batch_max,
+            indexes,
+        };
         tasks.spawn(sweeper.run(stop.clone()));
         let ready = readiness.component("worker");
         ready.ready();

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::settlement::Settlement;
 use crate::amqp::message::REDELIVERIES_MAX;
 use crate::amqp::{Delivery, Outgoing, PublishError, Publisher};
 use crate::metrics;
 use crate::metrics::labels::CommandOutcome;
 use offramp_domain::command_ref::CommandType;
+use offramp_domain::unit_of_work::Task;
 
 /// How long all replies of a batch together may take to be confirmed.
 const REPLY_PATIENCE: Duration = Duration::from_secs(2);
@@ -61,10 +63,10 @@ impl Publication {
         mem::take(&mut self.replies)
     }
 
-    /// Counts the command. Called after the acknowledgement, so that no redelivered message counts twice.
-    pub(super) fn count(&self, lane: CommandType) {
+    /// Records that the message is settled. Called after the acknowledgement, so that no redelivered message counts twice.
+    pub(super) fn settled(&self, settlement: &Settlement, delivery: &Delivery, task: Option<&Task>) {
         if let Some(outcome) = self.outcome {
-            metrics::current().commands.of((lane, outcome)).increment(1);
+            settlement.record(delivery, task, outcome);
         }
     }
 

@@ -13,10 +13,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies};
+use super::settlement::Settlement;
 use crate::amqp::{Delivery, DeliverySetAside, LaneHealth, Publisher};
 use crate::backoff::Backoff;
 use crate::metrics;
 use offramp_domain::command_ref::CommandType;
+use offramp_domain::unit_of_work::Task;
 
 /// The delays, minimum and maximum, before rejected copies are published again.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
@@ -53,6 +55,8 @@ struct Contents {
 struct Message {
     kept: DeliverySetAside,
     delivery: Delivery,
+    /// Absent if it is no command.
+    task: Option<Task>,
     publication: Publication,
     since: Instant,
 }
@@ -68,11 +72,11 @@ impl SetAsideMessages {
     }
 
     /// Sets aside a message whose copies were rejected.
-    pub(super) fn add(&self, kept: DeliverySetAside, delivery: Delivery, publication: Publication) {
+    pub(super) fn add(&self, kept: DeliverySetAside, delivery: Delivery, task: Option<Task>, publication: Publication) {
         let problem = publication.problem();
         tracing::error!(lane = %self.lane, problem, "RabbitMQ rejects a copy; its message is set aside and retried");
         metrics::current().copies_rejected.of((self.lane,)).increment(1);
-        let message = Message { kept, delivery, publication, since: Instant::now() };
+        let message = Message { kept, delivery, task, publication, since: Instant::now() };
         let mut contents = self.lock();
         contents.count += 1;
         contents.bytes += message.bytes();
@@ -121,10 +125,10 @@ impl SetAsideMessages {
             messages.into_iter().partition(|message| message.publication.is_confirmed());
         let replies = confirmed.iter_mut().flat_map(|message| message.publication.take_replies()).collect();
         publish_replies(self.lane, &self.publisher, replies).await;
-        for Message { kept, publication, .. } in confirmed {
+        for Message { kept, delivery, task, publication, .. } in confirmed {
             match kept.ack().await {
                 Ok(()) => {
-                    publication.count(self.lane);
+                    publication.settled(&Settlement::now(self.lane), &delivery, task.as_ref());
                     tracing::info!(lane = %self.lane, "a message that was set aside is acknowledged");
                 }
                 Err(lost) => {

@@ -13,6 +13,7 @@ mod every_email;
 mod examples;
 mod hostile;
 mod mail_server_replies;
+mod metrics;
 mod model;
 mod operators;
 mod outages;

@@ -99,7 +99,7 @@ impl Store {
         let collection = self.database.collection::<RawDocumentBuf>(Collection::Subscriptions.as_str());
         let batch_size = u32::try_from(WINDOW_MAX).unwrap_or(u32::MAX);
         let skip = passed.first;
-        within_deadline(async move {
+        self.measured(async move {
             let find = collection.find(filter).projection(fields).skip(skip).hint(Hint::Name(index.to_owned()));
             find.batch_size(batch_size).max_time(COMMAND_TIME_MAX).await.map(Some)
         })

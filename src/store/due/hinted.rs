@@ -4,7 +4,7 @@ use bson::{Document, RawDocumentBuf};
 use futures_util::TryStreamExt;
 use mongodb::options::Hint;
 
-use crate::store::client::{Store, within_deadline};
+use crate::store::client::Store;
 use crate::store::collection::Collection;
 use crate::store::error::{COMMAND_TIME_MAX, StoreError};
 
@@ -21,7 +21,7 @@ impl Store {
     ) -> Result<Vec<RawDocumentBuf>, StoreError> {
         let collection = self.database.collection::<RawDocumentBuf>(collection.as_str());
         let (limit, batch_size) = (i64::try_from(limit).unwrap_or(i64::MAX), u32::try_from(limit).unwrap_or(u32::MAX));
-        within_deadline(async move {
+        self.measured(async move {
             let mut find = collection.find(filter).projection(fields).limit(limit).batch_size(batch_size);
             find = find.max_time(COMMAND_TIME_MAX);
             if let Some(order) = order {

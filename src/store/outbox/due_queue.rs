@@ -7,7 +7,7 @@ use futures_util::TryStreamExt;
 use mongodb::options::Hint;
 
 use super::entry::{Kind, OUTBOXES};
-use crate::store::client::{Store, within_deadline};
+use crate::store::client::Store;
 use crate::store::collection::Collection;
 use crate::store::error::{COMMAND_TIME_MAX, StoreError};
 use crate::store::indexes::DUE;
@@ -112,13 +112,13 @@ impl Store {
         let collection = self.database.collection::<RawDocumentBuf>(queue.collection.as_str());
         let projection = doc! { "outbox.kind": 1, "outbox.due": 1 };
         let (skip, limit) = (queue.skip, i64::try_from(max).unwrap_or(i64::MAX));
-        let found: Vec<RawDocumentBuf> = within_deadline(async move {
+        let measured = self.measured(async move {
             let find = collection.find(filter).projection(projection).skip(skip).limit(limit);
             // The index of earlier versions, which may still be there, has another order.
             let find = find.hint(Hint::Name(DUE.to_owned())).max_time(COMMAND_TIME_MAX);
             find.batch_size(u32::try_from(limit).unwrap_or(u32::MAX)).await?.try_collect().await
-        })
-        .await?;
+        });
+        let found: Vec<RawDocumentBuf> = measured.await?;
         Ok(found.iter().filter_map(|raw| Candidate::read(raw, queue, now)).collect())
     }
 }

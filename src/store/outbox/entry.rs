@@ -52,6 +52,10 @@ pub struct OutboxEntry {
     /// The trace of that command, whichever worker sends the entry.
     #[serde(default, skip_serializing_if = "TraceContext::is_empty")]
     pub trace: TraceContext,
+    /// When the change that caused it was decided; absent in entries of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<ExtendedJsonDate>")]
+    pub committed_at: Option<Instant>,
     /// When it failed permanently.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
@@ -138,7 +142,7 @@ pub struct Lease {
 }
 
 /// The collections whose documents have an outbox.
-pub(super) const OUTBOXES: [Collection; 3] =
+pub(in crate::store) const OUTBOXES: [Collection; 3] =
     [Collection::Subscriptions, Collection::Accounts, Collection::Organizations];
 
 /// The entries of one change, under `lease`.
@@ -156,6 +160,7 @@ pub fn entries(effects: Effects, lease: &Lease, source: &str, at: DateTime<Utc>)
         error: None,
         command: None,
         trace: trace.clone(),
+        committed_at: Some(at.into()),
         failed_at: None,
         content,
     };

@@ -22,6 +22,7 @@ use super::availability::Availability;
 use super::engine::Engine;
 use super::indexes::Indexes;
 use crate::clock;
+use crate::metrics;
 use crate::store::indexes::Index;
 use crate::store::{Collection, Store, StoreError};
 
@@ -60,14 +61,17 @@ impl Sweeper {
         tokio::join!(self.sweep_dates(&runner), self.sweep_daily(&runner));
     }
 
+    #[allow(clippy::cast_precision_loss, reason = "exact for 285,000 years")]
     async fn sweep_dates(&self, runner: &TaskRunner) {
         let mut reports = Reports::new(&[Collection::Subscriptions]);
         let mut indexes = self.indexes.changes();
         let mut pause = random_below(self.every.min(FIRST_SWEEP_WITHIN));
         let mut expensive_at: HashMap<Search, Instant> = HashMap::new();
         while self.wait(pause, &mut indexes, &runner.shutdown).await {
+            let mut is_complete = true;
             for search in Search::DATES {
                 if !self.is_indexed(search) {
+                    is_complete = false;
                     continue;
                 }
                 if search.is_expensive() {
@@ -80,8 +84,14 @@ impl Sweeper {
                     Ok(()) => {}
                     Err(SweepError::Stopping) => return,
                     // The database is unavailable: the other searches would fail, too.
-                    Err(SweepError::Store(_)) => break,
+                    Err(SweepError::Store(_)) => {
+                        is_complete = false;
+                        break;
+                    }
                 }
+            }
+            if is_complete && !reports.has_failed_search() {
+                metrics::current().sweep_last_success.set(clock::now().timestamp_millis() as f64 / 1_000.0);
             }
             pause = around(self.every);
         }

@@ -49,6 +49,10 @@ async fn a_sweep_reads_only_due_documents() {
         "{ _id: 1, timezone: 1 }",
         "{ ended_on: 1 }",
         "{ account_id: 1 }",
+        // The gauges.
+        "{ outbox.kind: 1, outbox.due: 1 }",
+        "{ outbox.failed_at: 1 }",
+        "{ status: 1, organization_id: 1, cancellation_request.requested_at: 1, _id: 1 }",
     ] {
         assert!(plans.iter().any(|plan| plan.contains(&format!("IXSCAN {keys}"))), "{keys}: {plans:?}");
     }
