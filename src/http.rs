@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::health::{self, Readiness};
 use crate::metrics::Exposition;
+use crate::outage::Outage;
 
 /// How long a client may take to send the headers of a request, and stay idle between two requests.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,12 +42,18 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Exposit
     let upkeep = tokio::spawn(metrics.clone().keep_up(stop.clone()));
     let service = TowerToHyperService::new(router(readiness, metrics));
     let mut connections = JoinSet::new();
+    let outage = Outage::default();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         match accepted {
-            Ok((stream, _)) => drop(connections.spawn(serve_connection(stream, service.clone(), stop.clone()))),
+            Ok((stream, _)) => {
+                outage.ended();
+                connections.spawn(serve_connection(stream, service.clone(), stop.clone()));
+            }
             Err(error) => {
                 // Usually too many open files, which is temporary.
-                tracing::warn!(%error, "cannot accept a connection for health and metrics; retrying");
+                if outage.failed(&error.to_string()) {
+                    tracing::warn!(%error, "cannot accept a connection for health and metrics; retrying");
+                }
                 stop.run_until_cancelled(sleep(ACCEPT_DELAY)).await;
             }
         }

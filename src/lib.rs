@@ -23,6 +23,7 @@ pub mod http;
 pub mod jsonl;
 pub mod logging;
 pub mod metrics;
+mod outage;
 pub mod schemas;
 pub mod store;
 pub mod systemd;

@@ -48,7 +48,7 @@ impl Batch {
     /// server is unavailable, hold the batch or suspend the consumer instead.
     pub async fn release(mut self) {
         if let Err(lost) = self.receipt.release().await {
-            tracing::debug!(%lost, "nothing to release");
+            tracing::debug!(error = %lost, "nothing to release");
         }
     }
 

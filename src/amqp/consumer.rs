@@ -24,6 +24,7 @@ use super::session::{CHANNEL_GONE, CONSUMER_CANCELLED, ConsumerEnds, Session};
 use super::topology::{Topology, TopologyError};
 use crate::backoff::Backoff;
 use crate::metrics::labels::ConnectionPurpose;
+use crate::outage::{Outage, seconds};
 use offramp_domain::command_ref::CommandType;
 
 /// The largest prefetch. Quorum queues allow no more.
@@ -48,6 +49,7 @@ pub struct Consumer {
     link: Option<Arc<Link>>,
     subscription: Option<Subscription>,
     backoff: Backoff,
+    outage: Outage,
     /// The delay before the next attempt; none before the first.
     pause: Option<Duration>,
 }
@@ -107,6 +109,7 @@ impl Consumer {
             link: None,
             subscription: None,
             backoff: Backoff::new(RECONNECT_DELAYS),
+            outage: Outage::default(),
             pause: None,
         }
     }
@@ -161,7 +164,9 @@ impl Consumer {
                 Some(Err(problem)) => problem,
                 None => CONSUMER_CANCELLED.to_owned(),
             };
-            tracing::warn!(queue = self.queue, problem, "consumer lost");
+            if self.outage.failed(&problem) {
+                tracing::warn!(lane = %self.kind, queue = self.queue, error = problem, "consumer lost; reconnecting");
+            }
             self.subscription = None;
             self.health.connecting(Some(problem));
             self.pause = Some(self.backoff.next_delay());
@@ -184,7 +189,7 @@ impl Consumer {
         let is_suspect = redeliveries >= SUSPICIOUS_REDELIVERIES;
         if is_suspect {
             let message_id = first.properties.message_id().as_ref().map(ShortString::as_str);
-            tracing::warn!(queue = self.queue, message_id, redeliveries, "message redelivered often");
+            tracing::warn!(lane = %self.kind, message_id, redeliveries, "message redelivered often");
             if settled == 0 && redeliveries >= HELD_REDELIVERIES {
                 sleep(Duration::from_millis(fastrand::u64(..=HOLD_MILLISECONDS_MAX))).await;
             }
@@ -239,7 +244,7 @@ impl Consumer {
                 () = discarding => Ok(()),
             };
             if let Err(error) = cancelled {
-                tracing::debug!(queue = self.queue, %error, "consumer not cancelled");
+                tracing::debug!(lane = %self.kind, %error, "consumer not cancelled");
             }
         }
         self.health.stopped();
@@ -253,12 +258,15 @@ impl Consumer {
             }
             match self.try_subscribe().await {
                 Ok(subscription) => {
-                    tracing::info!(queue = self.queue, prefetch = self.prefetch, "consuming");
+                    let unavailable_seconds = self.outage.ended().map(seconds);
+                    tracing::info!(lane = %self.kind, queue = self.queue, prefetch = self.prefetch, unavailable_seconds, "consuming");
                     return subscription;
                 }
                 Err(error) => {
                     let problem = error.to_string();
-                    tracing::warn!(queue = self.queue, problem, "cannot consume, retrying");
+                    if self.outage.failed(&problem) {
+                        tracing::warn!(lane = %self.kind, queue = self.queue, error = problem, "cannot consume; retrying");
+                    }
                     self.health.connecting(Some(problem));
                     self.pause = Some(self.backoff.next_delay());
                 }

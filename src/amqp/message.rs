@@ -224,8 +224,13 @@ impl Deref for Received {
 
 impl From<Received> for Delivery {
     fn from(Received { delivery, at }: Received) -> Self {
+        Self { received_at: at, ..Self::from(delivery) }
+    }
+}
+
+impl From<lapin::message::Delivery> for Delivery {
+    fn from(delivery: lapin::message::Delivery) -> Self {
         Self {
-            received_at: at,
             redelivered: delivery.redelivered,
             delivery_count: delivery_count(&delivery),
             routing_key: delivery.routing_key.to_string(),

@@ -25,6 +25,7 @@ use super::reply_code::NOT_FOUND;
 use super::topology::Topology;
 use crate::backoff::Backoff;
 use crate::metrics::labels::ConnectionPurpose;
+use crate::outage::{Outage, seconds};
 
 /// The time from a call to its last confirm, in seconds, including reconnects.
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
@@ -48,6 +49,9 @@ struct Inner {
     idle: Mutex<Vec<Slot>>,
     current: AsyncMutex<Current>,
     problem: Mutex<Option<String>>,
+    /// What the log was told of connections, and of objects that are missing.
+    outage: Outage,
+    undeclared: Outage,
 }
 
 /// The connection, and the backoff after an attempt that has not led to a channel.
@@ -97,6 +101,8 @@ impl Publisher {
             idle: Mutex::default(),
             current: AsyncMutex::default(),
             problem: Mutex::default(),
+            outage: Outage::default(),
+            undeclared: Outage::default(),
         }))
     }
 
@@ -152,6 +158,7 @@ impl Publisher {
             return shutdown.cancelled().await;
         };
         let mut may_bind = true;
+        let unchecked = Outage::default();
         while shutdown.run_until_cancelled(sleep(every)).await.is_some() {
             let deadline = Instant::now() + Duration::from_secs(PUBLISH_SECONDS_MAX);
             let restoring = async {
@@ -164,12 +171,17 @@ impl Publisher {
             };
             let restored = shutdown.run_until_cancelled(timeout_at(deadline, restoring)).await;
             match restored {
-                Some(Ok(Ok(created))) if created.is_empty() => {}
+                Some(Ok(Ok(created))) if created.is_empty() => {
+                    unchecked.ended();
+                }
                 Some(Ok(Ok(created))) => {
+                    unchecked.ended();
                     tracing::warn!(?created, "exchanges were missing; declared again, with their bindings");
                 }
                 Some(Ok(Err(error))) => {
-                    tracing::warn!(%error, "cannot check exchanges and bindings, retrying");
+                    if unchecked.failed(&error.to_string()) {
+                        tracing::warn!(%error, "cannot check exchanges and bindings; retrying");
+                    }
                 }
                 // The broker is unavailable, which every call reports, or the process is shutting down.
                 Some(Err(_)) | None => {}
@@ -213,6 +225,7 @@ impl Publisher {
                 let declared = timeout_at(deadline, missing.declare_on(&slot.link)).await.map_err(|_| late())?;
                 match declared {
                     Ok(declared) => {
+                        self.0.undeclared.ended();
                         tracing::warn!(created = ?declared.created, "queues or exchanges were missing; declared again");
                         let unsent =
                             |index: &usize| matches!(results.0[*index], None | Some(Err(PublishError::Unroutable)));
@@ -223,7 +236,11 @@ impl Publisher {
                         groups.push_front(again);
                         continue;
                     }
-                    Err(error) => tracing::error!(%error, "queues or exchanges are missing and cannot be declared"),
+                    Err(error) => {
+                        if self.0.undeclared.failed(&error.to_string()) {
+                            tracing::error!(%error, "queues or exchanges are missing and cannot be declared; retrying");
+                        }
+                    }
                 }
             }
             match sent {
@@ -294,10 +311,15 @@ impl Publisher {
             match self.0.broker.connect("publisher").await {
                 Ok(link) => {
                     count_connection(ConnectionPurpose::Publisher);
+                    if let Some(duration) = self.0.outage.ended() {
+                        tracing::info!(unavailable_seconds = seconds(duration), "publisher connected again");
+                    }
                     return current.link.insert(Arc::new(link)).clone();
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "publisher not connected, retrying");
+                    if self.0.outage.failed(&error.to_string()) {
+                        tracing::warn!(%error, "publisher not connected; retrying");
+                    }
                     self.set_problem(Some(error.to_string()));
                 }
             }

@@ -11,7 +11,7 @@ use offramp::config::Settings;
 use offramp::traces::TraceExport;
 use offramp::worker::composer::Composer;
 use offramp::worker::{WorkerParts, run as run_worker};
-use offramp::{http, metrics};
+use offramp::{build, http, metrics};
 use offramp_mail::{Deadlines, Transport};
 
 use super::error::WrongConfiguration;
@@ -36,6 +36,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let tls = tls.tls();
     let templates = load_templates(&sender)?;
     let tls_config = tls.client_config().map_err(|error| WrongConfiguration(format!("TLS: {error}")))?;
+    let mail_server = mail.url().map(|url| url.to_string()).unwrap_or_default();
     let transport = mail
         .url()
         .and_then(|url| Transport::new(&url, mail.name(&sender.mail_from), tls_config, Deadlines::default()))
@@ -62,6 +63,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         anyhow!(advice::append(cannot, advice::listen_error(&error)))
     })?;
     let metrics = metrics::install()?;
+    tracing::info!(
+        version = build::VERSION,
+        revision = build::REVISION,
+        rabbitmq = %parts.broker.urls(),
+        prefix = parts.topology.command_exchange(),
+        mongodb = %parts.mongodb_url,
+        database = parts.mongodb_url.database(),
+        mail_server,
+        http = %listener.local_addr()?,
+        "starting"
+    );
     let ended = run_worker(parts, listener, metrics, stop_signal()?).await;
     if let Some(traces) = traces {
         traces.flush(flush_max).await;

@@ -137,7 +137,7 @@ metrics! {
     sweep_last_success: Gauges<()>, "offramp_sweep_last_success_timestamp_seconds", Seconds, &[],
         "When the newest sweep ended that made all its searches for dates that have passed, in seconds since 1970. 0: none since the start of the worker.";
     requests_pending: Readings<()>, "offramp_requests_pending", Count, &[],
-        "Cancellation requests that nobody has decided.";
+        "Cancellation requests that nobody has decided. At most 10,000 are counted.";
     requests_oldest: Readings<()>, "offramp_requests_oldest_seconds", Seconds, &[],
         "How long the oldest undecided cancellation request has waited, in seconds. 0: there is none.";
     unworkable_documents: Gauges<(DocumentCollection,)>, "offramp_unworkable_documents", Count, &[],

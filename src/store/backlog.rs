@@ -15,7 +15,7 @@ use super::outbox::entry::{Kind, OUTBOXES};
 /// The number of documents of one collection whose outbox entries are counted.
 const DOCUMENTS_MAX: i64 = 10_000;
 /// The number of requests that are counted, from an index alone.
-const REQUESTS_MAX: i64 = 100_000;
+const REQUESTS_MAX: i64 = 10_000;
 
 /// Things that wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::health::ReadyHandle;
+use crate::outage::{Outage, seconds};
 use crate::store::server::ClockOffset;
 use crate::store::{Store, StoreError};
 
@@ -33,6 +34,9 @@ pub struct Availability {
     asking: Arc<Mutex<()>>,
     /// By how much this machine's clock is wrong, while it is: leases and ends decided by it would be wrong, too.
     clock_offset: Arc<watch::Sender<Option<ClockOffset>>>,
+    /// What the log was told of an outage, and of slow operations.
+    outage: Arc<Outage>,
+    slow: Arc<Outage>,
     /// When the database was last found unavailable.
     unavailable_at: Arc<watch::Sender<Option<Instant>>>,
 }
@@ -47,6 +51,8 @@ impl Availability {
             clock_tolerance: lease / CLOCK_TOLERANCE_LEASE_PART,
             asking: Arc::default(),
             clock_offset: Arc::new(watch::Sender::new(None)),
+            outage: Arc::default(),
+            slow: Arc::default(),
             unavailable_at: Arc::new(watch::Sender::new(None)),
         }
     }
@@ -141,6 +147,12 @@ impl Availability {
 
     /// Records that the database answered: a majority of its servers has a write.
     pub(super) fn answered(&self) {
+        if let Some(duration) = self.outage.ended() {
+            tracing::info!(unavailable_seconds = seconds(duration), "MongoDB is available again");
+        }
+        if let Some(duration) = self.slow.ended() {
+            tracing::info!(slow_seconds = seconds(duration), "MongoDB is no longer slow");
+        }
         match self.clock_offset() {
             None => self.ready.ready(),
             Some(offset) => self.ready.not_ready(&offset.to_string()),
@@ -152,9 +164,13 @@ impl Availability {
         let reason = error.reason();
         // A server that aborts a slow operation is available.
         if *error == StoreError::TimedOut {
-            tracing::warn!(error = reason, "MongoDB is slow; retrying");
+            if self.slow.failed(&reason) {
+                tracing::warn!(error = reason, "MongoDB is slow; retrying");
+            }
         } else {
-            tracing::warn!(error = reason, "MongoDB is unavailable; retrying");
+            if self.outage.failed(&reason) {
+                tracing::warn!(error = reason, "MongoDB is unavailable; retrying");
+            }
             self.ready.not_ready(&reason);
         }
     }

@@ -192,8 +192,7 @@ fn report(collection: Collection, claimed: &Claim, reported: &mut HashSet<(Colle
         if reported.insert((collection, document.document_id.clone())) {
             let error = document.error;
             tracing::error!(
-                collection = collection.as_str(),
-                document = document.document_id,
+                document = format_args!("{} {}", collection.as_str(), document.document_id),
                 error,
                 "cannot claim due outbox entries; retrying every minute"
             );

@@ -21,9 +21,9 @@ use crate::backoff::Backoff;
 use crate::clock;
 use crate::metrics;
 use crate::metrics::labels::EmailOutcome;
-use crate::store::Store;
 use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, LeasedEntry};
+use crate::store::{DocumentId, Store};
 use crate::traces::Span;
 use crate::traces::span::SentEmail;
 use offramp_domain::notification::Notification;
@@ -184,14 +184,14 @@ impl EmailSender {
 
     async fn attempt(&mut self, leased: &LeasedEntry, email: &Notification) -> Attempt {
         let at = clock::now();
-        let (entry, template) = (&leased.entry.id, email.template.as_str());
+        let ids = Ids::of(leased, email);
         let composed = match origin(leased).and_then(|origin| self.composer.compose(origin, email, at)) {
             Ok(composed) => composed.about(about(leased)),
             Err(error) => {
                 // The error stays out of the log: it may contain an address.
                 tracing::error!(
-                    entry,
-                    template,
+                    entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
+                    source = ids.source, command = ids.command,
                     "cannot compose an email; it is kept for an operator ({})",
                     advice::KEPT_ENTRIES
                 );
@@ -216,7 +216,7 @@ impl EmailSender {
                     is_unavailable: Some(false),
                 }
             }
-            Err(error) => self.failed_attempt(leased, template, &error),
+            Err(error) => self.failed_attempt(leased, &ids, &error),
         };
         metrics::current().smtp_duration.of((attempt.outcome,)).record(duration);
         attempt
@@ -233,8 +233,7 @@ impl EmailSender {
     }
 
     /// What an error means for its email: deferred or failed.
-    fn failed_attempt(&self, leased: &LeasedEntry, template: &str, error: &SendError) -> Attempt {
-        let entry = &leased.entry.id;
+    fn failed_attempt(&self, leased: &LeasedEntry, ids: &Ids<'_>, error: &SendError) -> Attempt {
         let attempts = leased.entry.attempts;
         let at = clock::now();
         let deferred = |delay: Duration, cause: DeferralCause| DeliveryResult::Deferred {
@@ -247,9 +246,8 @@ impl EmailSender {
         let (result, outcome, is_unavailable) = match error {
             SendError::Permanent(_) => {
                 tracing::error!(
-                    entry,
-                    template,
-                    error = error.brief(),
+                    entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
+                    source = ids.source, command = ids.command, error = error.brief(),
                     "the mail server rejected an email permanently; it is kept for an operator"
                 );
                 (failed(), EmailOutcome::Rejected, false)
@@ -263,8 +261,7 @@ impl EmailSender {
                 (deferred_as_usual(), EmailOutcome::Throttled, false)
             }
             SendError::Unavailable(_) => {
-                let error = advice::append(error.brief(), advice::send_error(error));
-                tracing::warn!(error, "the mail server is unavailable; emails wait");
+                self.mail_server.unavailable(error);
                 (deferred_as_usual(), EmailOutcome::Deferred, true)
             }
             SendError::Sender { problem, rejects_connection, .. } => {
@@ -276,9 +273,8 @@ impl EmailSender {
                     deferred(delay, DeferralCause::SenderRejected { at })
                 } else {
                     tracing::error!(
-                        entry,
-                        template,
-                        error = error.brief(),
+                        entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
+                        source = ids.source, command = ids.command, error = error.brief(),
                         "the mail server has rejected the sender of an email for a day; the email is kept for an operator"
                     );
                     failed()
@@ -288,17 +284,15 @@ impl EmailSender {
             SendError::InDoubt(_) => {
                 let result = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {
                     tracing::warn!(
-                        entry,
-                        template,
-                        error = error.brief(),
+                        entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
+                        source = ids.source, command = ids.command, error = error.brief(),
                         "an email may have been delivered; it is retried later"
                     );
                     deferred(Backoff::delay_after(0, IN_DOUBT_DELAYS), DeferralCause::InDoubt)
                 } else {
                     tracing::error!(
-                        entry,
-                        template,
-                        error = error.brief(),
+                        entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
+                        source = ids.source, command = ids.command, error = error.brief(),
                         "an email may have been delivered several times; it is kept for an operator"
                     );
                     failed()
@@ -329,6 +323,30 @@ fn span(leased: &LeasedEntry, email: &Notification) -> Span {
         attempts: leased.entry.attempts,
     };
     Span::send_email(sent, &leased.entry.trace)
+}
+
+/// What log lines say about an email. Never an address: the recipient is named by its role.
+struct Ids<'a> {
+    entry: &'a str,
+    document: &'a DocumentId,
+    template: &'static str,
+    role: &'static str,
+    source: Option<&'a str>,
+    command: Option<&'a str>,
+}
+
+impl<'a> Ids<'a> {
+    fn of(leased: &'a LeasedEntry, email: &Notification) -> Self {
+        let command = leased.entry.command.as_ref();
+        Self {
+            entry: &leased.entry.id,
+            document: &leased.document,
+            template: email.template.as_str(),
+            role: email.recipient.as_str(),
+            source: command.map(|command| command.source.as_str()),
+            command: command.map(|command| command.id.as_str()),
+        }
+    }
 }
 
 /// Records the time since the decision. Entries of earlier versions do not know it.

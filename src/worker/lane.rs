@@ -18,6 +18,8 @@ use crate::amqp::{Batch, Consumer, Delivery, DeliverySetAside, Outgoing, Publish
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::metrics;
+use crate::outage::Outage;
+use crate::store::DocumentId;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::Command;
 use offramp_domain::command_ref::CommandType;
@@ -168,7 +170,7 @@ impl Lane {
             }
             Err(lost) => {
                 spans.released("not_acknowledged");
-                tracing::warn!(lane = %self.kind, %lost, "cannot acknowledge a processed batch; it will be redelivered, without effect");
+                tracing::warn!(lane = %self.kind, error = %lost, "cannot acknowledge a processed batch; it will be redelivered, without effect");
             }
         }
     }
@@ -188,7 +190,7 @@ impl Lane {
             return Vec::new();
         }
         batch.ack_except(&unconfirmed(&replacements)).await.unwrap_or_else(|lost| {
-            tracing::debug!(lane = %self.kind, %lost, "cannot acknowledge messages that were replaced by copies");
+            tracing::debug!(lane = %self.kind, error = %lost, "cannot acknowledge messages that were replaced by copies");
             Vec::new()
         })
     }
@@ -201,10 +203,20 @@ impl Lane {
             (Disposition::Retry(delay), _) => (vec![delivery.retry_copy(&self.topology, &queue, delay)], None),
             (Disposition::DeadLetter { reason, error }, _) => {
                 let command = match task {
-                    Some(Task::Command(command)) => Some(command.reference.key.id.as_str()),
+                    Some(Task::Command(command)) => Some(command),
                     _ => None,
                 };
-                tracing::warn!(lane = %self.kind, command, %reason, %error, "message dead-lettered");
+                tracing::warn!(
+                    lane = %self.kind,
+                    source = command.map(|command| command.reference.key.source.as_str()),
+                    command = command.map(|command| command.reference.key.id.as_str()),
+                    document = command.map(|command| tracing::field::display(DocumentId::from(command.target()))),
+                    message_id = delivery.message_id(),
+                    attempt = delivery.attempt,
+                    %reason,
+                    %error,
+                    "message dead-lettered"
+                );
                 (vec![delivery.dead_letter(&self.topology, reason, &error, &queue, clock::now())], None)
             }
             (Disposition::Reject(rejected), Some(Task::Command(command))) => {
@@ -221,7 +233,7 @@ impl Lane {
     fn reply(&self, delivery: &Delivery, event: &CloudEvent) -> Option<Outgoing> {
         let queue = delivery.reply_to.as_deref()?;
         if self.topology.owns_queue(queue) {
-            tracing::warn!(lane = %self.kind, queue, "ignoring reply_to: it names one of Offramp's own queues");
+            tracing::warn!(lane = %self.kind, message_id = delivery.message_id(), queue, "ignoring reply_to: it names one of Offramp's own queues");
             return None;
         }
         // On the default exchange the routing key is the queue.
@@ -234,7 +246,14 @@ impl Lane {
 
     fn rejection(&self, command: &Command, rejected: &RejectedTask) -> CloudEvent {
         let rejection = &rejected.rejection;
-        tracing::info!(lane = %self.kind, command = command.reference.key.id.as_str(), %rejection, "command rejected");
+        tracing::info!(
+            lane = %self.kind,
+            source = command.reference.key.source.as_str(),
+            command = command.reference.key.id.as_str(),
+            document = %DocumentId::from(command.target()),
+            %rejection,
+            "command rejected"
+        );
         CloudEvent::of_rejection(command, rejected, &self.source, clock::now())
     }
 
@@ -248,13 +267,16 @@ impl Lane {
     ) -> Result<(), Interruption> {
         let mut backoff = Backoff::new(REPUBLISH_DELAYS);
         let mut rejections = 0;
+        let outage = Outage::default();
         loop {
             let errors = publish_copies(self.kind, &self.publisher, publications.iter_mut()).await;
             let Some(error) = errors.last() else { return Ok(()) };
-            tracing::warn!(
-                lane = %self.kind, unconfirmed = errors.len(), %error,
-                "RabbitMQ did not confirm copies; retrying, their originals stay unacknowledged"
-            );
+            if outage.failed(&error.to_string()) {
+                tracing::warn!(
+                    lane = %self.kind, unconfirmed = errors.len(), %error,
+                    "RabbitMQ did not confirm copies; retrying, their originals stay unacknowledged"
+                );
+            }
             // Without a confirm or a rejection nothing is known about a copy: that is an outage, and everything waits.
             if !errors.iter().any(|error| matches!(error, PublishError::Unavailable(_))) {
                 rejections += 1;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::pacer::Pacer;
 use crate::advice;
+use crate::outage::{Outage, seconds};
 use offramp_mail::{SendError, SenderProblem};
 
 /// How often the same problem of this worker as a sender is logged.
@@ -20,6 +21,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
 pub(super) struct MailServer {
     pub(super) pacer: Pacer,
     is_unavailable: AtomicBool,
+    /// What the log was told of an outage.
+    outage: Outage,
     /// How many emails are being sent, or were sent while the server was unavailable and wait for the backoff to end.
     in_flight: AtomicUsize,
     /// When each problem was last reported.
@@ -32,6 +35,7 @@ impl MailServer {
         Self {
             pacer: Pacer::new(emails_per_second),
             is_unavailable: AtomicBool::new(false),
+            outage: Outage::default(),
             in_flight: AtomicUsize::new(0),
             reported: Mutex::default(),
         }
@@ -43,6 +47,9 @@ impl MailServer {
 
     pub(super) fn set_unavailable(&self, is_unavailable: bool) {
         self.is_unavailable.store(is_unavailable, Ordering::Relaxed);
+        if !is_unavailable && let Some(duration) = self.outage.ended() {
+            tracing::info!(unavailable_seconds = seconds(duration), "the mail server is available again");
+        }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -61,6 +68,14 @@ impl MailServer {
     pub(super) fn accepted(&self) {
         if self.pacer.accepted() {
             tracing::info!("the mail server accepts emails at the full rate again");
+        }
+    }
+
+    /// Logs why the server is unavailable, each reason once.
+    pub(super) fn unavailable(&self, error: &SendError) {
+        let error = advice::append(error.brief(), advice::send_error(error));
+        if self.outage.failed(&error) {
+            tracing::warn!(error, "the mail server is unavailable; emails wait");
         }
     }
 

@@ -14,6 +14,7 @@ use super::companions::Companions;
 use super::mail_server::MailServer;
 use super::unmarked::UnmarkedEmails;
 use crate::backoff::Backoff;
+use crate::outage::Outage;
 use crate::store::outbox::delivery::Mark;
 use crate::store::{Store, StoreError};
 
@@ -167,11 +168,14 @@ impl Flusher {
     /// Returns the positions of the marks that must be written again, in ascending order.
     async fn mark(&self, marks: &[Mark]) -> Vec<usize> {
         let mut backoff = Backoff::new(RETRY_DELAYS);
+        let outage = Outage::default();
         loop {
             match self.store.mark(marks).await {
                 Ok(postponed) => return postponed,
                 Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
-                    tracing::warn!(%error, entries = marks.len(), "cannot mark sent entries; retrying");
+                    if outage.failed(&error.to_string()) {
+                        tracing::warn!(%error, entries = marks.len(), "cannot mark sent entries; retrying");
+                    }
                     sleep(backoff.next_delay()).await;
                 }
                 Err(StoreError::Permanent(error)) => {

@@ -232,7 +232,7 @@ impl Worker {
         tasks.spawn(sweeper.run(stop.clone()));
         let ready = readiness.component("worker");
         ready.ready();
-        tracing::info!(prefix = topology.command_exchange(), "worker started");
+        tracing::info!("worker started");
         Self { ready, stop, tasks, handover, dispatcher, publisher, shutdown_max: tuning.shutdown }
     }
 

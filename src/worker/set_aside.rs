@@ -74,7 +74,18 @@ impl SetAsideMessages {
     /// Sets aside a message whose copies were rejected.
     pub(super) fn add(&self, kept: DeliverySetAside, delivery: Delivery, task: Option<Task>, publication: Publication) {
         let problem = publication.problem();
-        tracing::error!(lane = %self.lane, problem, "RabbitMQ rejects a copy; its message is set aside and retried");
+        let command = match &task {
+            Some(Task::Command(command)) => Some(&command.reference.key),
+            _ => None,
+        };
+        tracing::error!(
+            lane = %self.lane,
+            source = command.map(|key| key.source.as_str()),
+            command = command.map(|key| key.id.as_str()),
+            message_id = delivery.message_id(),
+            error = problem,
+            "RabbitMQ rejects a copy; its message is set aside and retried"
+        );
         metrics::current().copies_rejected.of((self.lane,)).increment(1);
         let message = Message { kept, delivery, task, publication, since: Instant::now() };
         let mut contents = self.lock();
@@ -129,11 +140,11 @@ impl SetAsideMessages {
             match kept.ack().await {
                 Ok(()) => {
                     publication.settled(&Settlement::now(self.lane), &delivery, task.as_ref());
-                    tracing::info!(lane = %self.lane, "a message that was set aside is acknowledged");
+                    tracing::info!(lane = %self.lane, message_id = delivery.message_id(), "a message that was set aside is acknowledged");
                 }
                 Err(lost) => {
                     tracing::warn!(
-                        lane = %self.lane, %lost,
+                        lane = %self.lane, message_id = delivery.message_id(), error = %lost,
                         "cannot acknowledge a processed message that was set aside; it will be redelivered, without effect"
                     );
                 }
@@ -161,7 +172,7 @@ impl SetAsideMessages {
         for (mut message, replacement) in old.into_iter().zip(replacements) {
             if replacement.is_confirmed() {
                 if let Err(lost) = message.kept.ack().await {
-                    tracing::debug!(lane = %self.lane, %lost, "cannot acknowledge a message that was replaced by a copy");
+                    tracing::debug!(lane = %self.lane, error = %lost, "cannot acknowledge a message that was replaced by a copy");
                 }
             } else {
                 message.since = Instant::now();

@@ -10,6 +10,7 @@ use crate::amqp::{Broker, Topology, TopologyError};
 use crate::backoff::Backoff;
 use crate::config::MongodbUrl;
 use crate::health::{Readiness, ReadyHandle};
+use crate::outage::{Outage, seconds};
 use crate::store::indexes::Index;
 use crate::store::{Store, StoreError};
 use crate::tls::Tls;
@@ -53,8 +54,11 @@ pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Resu
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
     let mut backoff = Backoff::new(RETRY_DELAYS);
+    let (database_outage, broker_outage) = (Outage::default(), Outage::default());
     let database_unavailable = |error: &str, delay: Duration| {
-        tracing::warn!(error, "MongoDB is unavailable, retrying in {:.1} s", delay.as_secs_f64());
+        if database_outage.failed(error) {
+            tracing::warn!(error, "MongoDB is unavailable; retrying");
+        }
         database_ready.not_ready(error);
         sleep(delay)
     };
@@ -71,12 +75,18 @@ pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Resu
             Ok(_) => break,
             Err(TopologyError::Broker(error)) => {
                 let delay = backoff.next_delay();
-                tracing::warn!(%error, "RabbitMQ is unavailable, retrying in {:.1} s", delay.as_secs_f64());
-                broker_ready.not_ready(&error.to_string());
+                let reason = error.to_string();
+                if broker_outage.failed(&reason) {
+                    tracing::warn!(error = reason, "RabbitMQ is unavailable; retrying");
+                }
+                broker_ready.not_ready(&reason);
                 sleep(delay).await;
             }
             Err(error) => return Err(StartupError::Topology(error)),
         }
+    }
+    if let Some(duration) = broker_outage.ended() {
+        tracing::info!(unavailable_seconds = seconds(duration), "RabbitMQ is available");
     }
     // From here on each lane reports on its own connection.
     broker_ready.retire();
@@ -87,5 +97,8 @@ pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Resu
             Err(error) => database_unavailable(&error.reason(), backoff.next_delay()).await,
         }
     };
+    if let Some(duration) = database_outage.ended() {
+        tracing::info!(unavailable_seconds = seconds(duration), "MongoDB is available");
+    }
     Ok(ConnectedServers { store, database_ready, missing_indexes })
 }

@@ -4,6 +4,7 @@
 mod deployment;
 mod imports;
 mod kubernetes;
+mod log_fields;
 mod monitoring;
 mod pages;
 mod promql;

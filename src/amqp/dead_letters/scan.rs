@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::dead_letter::{DeadLetter, headers_json};
 use super::{DeadLetters, DeadLettersError, POLL_INTERVAL, WINDOW, short};
 use crate::amqp::connection::explain;
-use crate::amqp::message::{Delivery, Outgoing, Received};
+use crate::amqp::message::{Delivery, Outgoing};
 use crate::amqp::publisher::{PublishError, Publisher};
 
 /// How long to wait for an outstanding dead letter before polling the queue.
@@ -115,7 +115,7 @@ impl DeadLetterScan<'_> {
         self.seen += 1;
         self.held += 1;
         let acker = received.acker.clone();
-        let delivery = Delivery::from(Received::now(received));
+        let delivery = Delivery::from(received);
         Ok(Some(HeldDeadLetter { letter: DeadLetter::read(&delivery, &self.letters.topology), delivery, acker }))
     }
 

@@ -108,10 +108,9 @@ impl Store {
             indexes.iter().map(|&index| to_raw(&not_sent(&marks[index], false))).collect::<Result<Vec<_>, _>>()?;
         let updated = self.update_each(collection, statements).await?;
         for refusal in updated.rejected {
-            let document = indexes.get(refusal.position).map(|&index| marks[index].document.as_str());
+            let document = indexes.get(refusal.position).map(|&index| &marks[index].document);
             tracing::error!(
-                collection = collection.as_str(),
-                document,
+                document = document.map(tracing::field::display),
                 code = refusal.code,
                 "MongoDB rejects the update of outbox entries that could not be sent; they are retried when their lease expires"
             );
@@ -137,10 +136,9 @@ impl Store {
                 let refused =
                     updated.rejected.iter().filter(|refusal| ways[refusal.position % ways.len()] == MarkForm::Bare);
                 for refusal in refused {
-                    let document = left.get(of(refusal.position)).map(|document| document.id);
+                    let document = left.get(of(refusal.position)).map_or("", |document| document.id);
                     tracing::error!(
-                        collection = collection.as_str(),
-                        document,
+                        document = format_args!("{} {document}", collection.as_str()),
                         code = refusal.code,
                         "MongoDB rejects the removal of sent entries from an outbox; they may be sent again"
                     );

@@ -103,8 +103,11 @@ impl Reports {
                 continue;
             }
             if before.get(&key).is_none_or(|(_, known)| *known != reason) {
-                let (collection, id) = (collection.as_str(), &key.1);
-                tracing::error!(collection, id, reason, "this document cannot be processed until it is corrected");
+                tracing::error!(
+                    document = format_args!("{} {}", collection.as_str(), key.1),
+                    error = reason,
+                    "this document cannot be processed until it is corrected"
+                );
             }
             self.unworkable.insert(key, (search, reason));
         }
@@ -121,8 +124,12 @@ impl Reports {
         let is_new = |failed: &&UnprocessableDocument| !known.contains(&(failed.collection, failed.id.clone()));
         if let Some(example) = failed.iter().find(is_new) {
             let UnprocessableDocument { collection, id, reason } = example;
-            let (documents, collection) = (failed.len(), collection.as_str());
-            tracing::warn!(documents, collection, id, reason, "due documents could not be changed; retrying");
+            tracing::warn!(
+                document = format_args!("{} {id}", collection.as_str()),
+                documents = failed.len(),
+                error = reason,
+                "due documents could not be changed; retrying"
+            );
         }
         self.failed.insert(search, failed.into_iter().map(|failed| (failed.collection, failed.id)).collect());
     }
