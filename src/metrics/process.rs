@@ -114,7 +114,8 @@ fn float(number: u64) -> f64 {
     number as f64
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
 
