@@ -59,7 +59,7 @@ pub struct Organization {
 pub struct LastReminder {
     /// The day, in the organization's calendar.
     pub on: NaiveDate,
-    /// When it was decided. It told of all requests that were recorded by then.
+    /// When it was decided.
     pub at: DateTime<Utc>,
 }
 

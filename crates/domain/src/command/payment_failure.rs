@@ -3,6 +3,7 @@
 use chrono::NaiveDate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::Value;
 
 use crate::account::Account;
 use crate::card::{Card, PaymentCard, payment_card};
@@ -48,15 +49,16 @@ pub struct PaymentFailure {
     /// `lost_or_stolen`. Any other value, and none, means that the payment was declined. The client reads a sentence for it in their
     /// language; for `lost_or_stolen`, the one for a payment that was declined.
     #[serde(default, deserialize_with = "known_code")]
-    #[schemars(with = "Option<String>", extend("examples" = FailureCode::ALL))]
+    #[schemars(with = "Option<Value>", extend("examples" = FailureCode::ALL))]
     pub failure_code: Option<FailureCode>,
     /// The page on which the client pays this invoice: an https URL. The client's email links to it.
     pub payment_url: Option<HttpsUrl>,
 }
 
-/// `#[serde(deserialize_with = "known_code")]`: one of the codes that emails explain. Payment systems have hundreds of others.
+/// `#[serde(deserialize_with = "known_code")]`: one of the codes that emails explain. Payment systems have hundreds of others, and
+/// some are numbers.
 fn known_code<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<FailureCode>, D::Error> {
-    Ok(Option::<String>::deserialize(deserializer)?.and_then(|code| code.parse().ok()))
+    Ok(Value::deserialize(deserializer)?.as_str().and_then(|code| code.parse().ok()))
 }
 
 /// `#[serde(deserialize_with = "cut_text")]`: text of any length, cut to what is kept.
@@ -307,7 +309,9 @@ mod tests {
             let PaymentFailure(data) = read_data("payment.failure", data) else { panic!() };
             assert_eq!(data.failure_code, Some(code));
         }
-        for code in [json!("do_not_honor"), json!("EXPIRED_CARD"), json!(""), json!(null), json!("é".repeat(5_000))] {
+        let others =
+            [json!("do_not_honor"), json!("EXPIRED_CARD"), json!(""), json!(null), json!(51), json!("é".repeat(5_000))];
+        for code in others {
             let mut data = payment_data();
             data["failure_code"] = code;
             let PaymentFailure(data) = read_data("payment.failure", data) else { panic!() };
@@ -394,12 +398,6 @@ mod tests {
             "/data/card/expires",
             json!("2026-06"),
             "data.card.expires: unknown field `expires`, expected `brand` or `last4`",
-        );
-        check_invalid(
-            good(),
-            "/data/failure_code",
-            json!(51),
-            "data.failure_code: invalid type: integer `51`, expected a string",
         );
         for url in
             ["", "pay.example/1", "http://pay.example/1", "javascript:alert(1)", "https://", "https://pay.example/\n"]

@@ -1,6 +1,6 @@
 //! The reminder of requests that no administrator has decided: one email to the organization that lists all of them.
 
-use chrono::{DateTime, Days, NaiveDate, Utc};
+use chrono::{DateTime, Days, NaiveDate, TimeDelta, Utc};
 
 use crate::checks::open_request;
 use crate::facts::{Facts, OrganizationFacts, PendingRequest};
@@ -15,6 +15,9 @@ pub const LISTED_MAX: usize = 50;
 /// How many bytes the texts and links of the list have at most, so that the email stays below 100 KB: each byte may take three in the
 /// email, in both of its parts.
 pub const LIST_BYTES_MAX: usize = 12_000;
+/// A request recorded shortly before a reminder may have been written while that reminder was decided, so that it is not listed there.
+/// It is a reason for another reminder, even if it was listed.
+const RECORDING_TIME: TimeDelta = TimeDelta::minutes(5);
 /// The longest name in the list, in characters.
 const NAME_CHARS_MAX: usize = 100;
 /// The longest reason in the list, in characters: the subscription has all of it.
@@ -69,8 +72,7 @@ pub fn reminder_due(
         // A record in the future is no record.
         let recorded_at = times.recorded_at.filter(|at| *at <= now).unwrap_or(times.requested_at);
         is_due |= lead_days.iter().filter_map(|&lead| due_on(requested_on, lead)).any(|due_on| {
-            // Every reminder tells of all requests recorded before it.
-            let is_told = |last: LastReminder| due_on <= last.on && recorded_at <= last.at;
+            let is_told = |last: LastReminder| due_on <= last.on && recorded_at <= last.at - RECORDING_TIME;
             due_on <= today && !last.is_some_and(is_told)
         });
     }

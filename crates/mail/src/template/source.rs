@@ -51,14 +51,17 @@ const BUILT_IN: &[&[BuiltInFile]] = &[
     language!("es"),
     files_in!("es-ES":
         "_decline.md" "_decline_cause.md"
+        "cancelled-by-client.organization_contact.md" "cancelled-by-client.account_manager.md"
+        "cancellation-requested.account_manager.md"
         "payment-failed.organization_contact.md" "payment-failed.account_manager.md"
         "card-expiring.organization_contact.md" "card-expiring.account_manager.md"
     ),
     files_in!("es-MX":
         "_ending.md" "_invoices.md"
-        "removed-by-admin.account_manager.md"
+        "cancelled-by-admin.account_manager.md" "removed-by-admin.account_manager.md"
+        "cancelled-by-client.organization_contact.md" "cancelled-by-client.account_manager.md"
         "cancellation-requested.organization_contact.md" "cancellation-requested.account_manager.md"
-        "request-declined.account_manager.md"
+        "request-accepted.account_manager.md" "request-declined.account_manager.md"
         "payment-failed.organization_contact.md" "payment-failed.account_manager.md"
         "requests-pending.organization_contact.md"
     ),

@@ -90,8 +90,9 @@ fn late_arrivals_are_told_of() {
         let given = reminder_due(&organization, &pending(&[late]), instant("2026-06-01T16:00:00Z")).unwrap();
         assert_eq!(given.is_some(), expected);
     }
-    check("2026-05-31T15:59:59Z", false);
-    check("2026-05-31T16:00:00Z", false);
+    check("2026-05-31T15:54:59Z", false);
+    check("2026-05-31T15:55:00Z", false);
+    check("2026-05-31T15:55:01Z", true); // it may have been recorded while the reminder was decided
     check("2026-05-31T16:00:01Z", true);
     check("2199-01-01T00:00:00Z", false); // not a time at which it can have been recorded
 }
@@ -154,6 +155,12 @@ fn the_list_is_bounded() {
     let (requests, count) = listed(&unreadable);
     assert_eq!((requests.len(), count), (2, Some(3)));
     assert_eq!((&requests[0].participant, requests[0].plan.as_deref()), (&None, Some("Natation")));
+
+    for subscription in &mut unreadable.oldest {
+        subscription.details.as_mut().unwrap().request = Err(Malformed("it is wrong".to_owned()));
+    }
+    let problem = reminder_due(&organization(&[3], None), &unreadable, now()).unwrap_err();
+    assert_eq!(problem.to_string(), "none of its undecided requests can be read");
 }
 
 /// Only a field that the reminder needs stops it.
@@ -249,7 +256,8 @@ proptest! {
         // For each request, the numbers of days that a reminder has told of.
         let mut told: Vec<Vec<u32>> = vec![Vec::new(); requests.len()];
         let mut days: Vec<NaiveDate> = Vec::new();
-        for now in looks.into_iter().map(at) {
+        // Not within the minutes in which it is unclear what a reminder told of.
+        for now in looks.into_iter().map(|hours| at(hours) + TimeDelta::minutes(30)) {
             let today = organization.date_at(now).unwrap();
             let is_pending = |it: &&Simulated| at(it.sent + it.late) <= now && now < at(it.sent + it.late + it.decided);
             let times = requests.iter().filter(is_pending).map(|it| RequestTimes {
