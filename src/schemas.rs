@@ -80,12 +80,9 @@ pub fn all() -> Vec<SchemaFile> {
         event::<CommandRejected>(CommandRejected::KIND, "A command was refused and has changed nothing."),
     ];
     let documents = [
-        document::<OrganizationDocument>(
-            Collection::Organizations.as_str(),
-            "An organization that sells subscriptions.",
-        ),
-        document::<AccountDocument>(Collection::Accounts.as_str(), "A client's account, which pays for subscriptions."),
-        document::<SubscriptionDocument>(Collection::Subscriptions.as_str(), "A monthly subscription."),
+        document::<OrganizationDocument>(Collection::Organizations, "An organization that sells subscriptions."),
+        document::<AccountDocument>(Collection::Accounts, "A client's account, which pays for subscriptions."),
+        document::<SubscriptionDocument>(Collection::Subscriptions, "A monthly subscription."),
     ];
     commands.into_iter().chain(events).chain(documents).collect()
 }
@@ -207,32 +204,16 @@ fn never_null(schema: &mut Value) {
     }
 }
 
-/// The fields that only Offramp writes. Their schemas are marked `readOnly`.
-const READ_ONLY_FIELDS: [&str; 14] = [
-    "applied",
-    "cancellation",
-    "cancellation_request",
-    "card_notices",
-    "ended_on",
-    "ends_at",
-    "ends_on",
-    "final_billing_on",
-    "history",
-    "notifications",
-    "outbox",
-    "payment_failures",
-    "reminders",
-    "status",
-];
-
-fn document<D: JsonSchema>(collection: &'static str, title: &'static str) -> SchemaFile {
+fn document<D: JsonSchema>(collection: Collection, title: &'static str) -> SchemaFile {
     let mut schema = generator(Contract::Deserialize).into_root_schema_for::<D>();
     if let Some(Value::Object(properties)) = schema.get_mut("properties") {
-        for (_, property) in properties.iter_mut().filter(|(name, _)| READ_ONLY_FIELDS.contains(&name.as_str())) {
-            property["readOnly"] = json!(true);
+        for field in collection.worker_fields() {
+            if let Some(property) = properties.get_mut(*field) {
+                property["readOnly"] = json!(true);
+            }
         }
     }
-    if collection == Collection::Subscriptions.as_str() {
+    if collection == Collection::Subscriptions {
         // The types cannot express what depends on the status.
         let over =
             |statuses: &[&str]| json!({ "required": ["status"], "properties": { "status": { "enum": statuses } } });
@@ -258,7 +239,7 @@ fn document<D: JsonSchema>(collection: &'static str, title: &'static str) -> Sch
             ]),
         );
     }
-    SchemaFile::new("documents", collection, title, schema)
+    SchemaFile::new("documents", collection.as_str(), title, schema)
 }
 
 fn object(value: Value) -> Schema {

@@ -1,6 +1,7 @@
 //! `offramp import`: writes documents from a file to the database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 
@@ -8,29 +9,40 @@ use anyhow::{Context, bail};
 use bson::Document;
 use clap::Args;
 use offramp::jsonl::ImportLine;
-use offramp::store::import::IMPORT_DOCUMENTS_MAX;
+use offramp::store::import::{IMPORT_DOCUMENTS_MAX, ImportCounts, ImportOptions};
 use offramp::store::{Collection, Store};
 
 use super::input::Input;
 use super::settings::DatabaseArgs;
-use super::terminal::{printable, progress};
+use super::terminal::{count, printable, progress};
 
 /// Create or update organizations, accounts and subscriptions from a file
 #[derive(Args, Debug)]
 #[command(after_help = "\
 A line is {\"collection\": \"subscriptions\", \"document\": {\"_id\": …}}, with instants as {\"$date\": \"2026-06-15T04:00:00Z\"}. \
-Fields in the file replace those in the database, including fields that Offramp writes, such as status. Other fields are kept. \
-The whole file is checked first. Nothing is written if a line is invalid or has a duplicate key, or if a document has a field that \
-would prevent a decision. References between documents are not checked. `offramp schemas` prints the JSON Schemas of documents.
+Fields in the file replace those in the database; other fields are kept. In documents that exist, so are the fields that only \
+Offramp writes, such as status; subscriptions that an administrator removed stay removed. \
+The whole file is checked first. Nothing is written if a line is invalid or has a duplicate key, or if a document is given twice, \
+has a field that would prevent a decision, or names an organization or account that is neither in the file nor in the database. \
+`offramp schemas` prints the JSON Schemas of documents.
 
-Example:
+Examples:
+  offramp import documents.jsonl --dry-run
   offramp import documents.jsonl")]
 pub struct Arguments {
     /// File with one document per line; `-` is standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// Also import documents with fields that would prevent a decision
+    /// Check the file and count what would change, without writing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Also replace the fields that Offramp writes, in documents that exist: decisions are lost, and emails may be sent again
+    #[arg(long)]
+    overwrite_state: bool,
+
+    /// Also import documents with fields that would prevent a decision, or with references to nothing
     #[arg(long)]
     force: bool,
 
@@ -42,76 +54,223 @@ pub struct Arguments {
 const MISTAKES_SHOWN_MAX: usize = 20;
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let input = Input::open(&arguments.file)?;
-    let total = check(&input, arguments.force)?;
+    let Arguments { file, dry_run, overwrite_state, force, database } = arguments;
+    let input = Input::open(&file)?;
+    let store = database.open().await?;
+    let total = check(&input, &store, force).await?;
 
-    let store = arguments.database.open().await?;
+    let options = ImportOptions { overwrite_state, dry_run };
     let bar = progress(total, "documents");
-    let mut counts: BTreeMap<Collection, usize> = BTreeMap::new();
+    let mut documents: BTreeMap<Collection, usize> = BTreeMap::new();
+    let mut counts = ImportCounts::default();
     let mut waiting: BTreeMap<Collection, Vec<Document>> = BTreeMap::new();
     for line in input.lines()? {
         let ImportLine { collection, document } = ImportLine::parse(&line?)?;
-        *counts.entry(collection).or_default() += 1;
+        *documents.entry(collection).or_default() += 1;
         let batch = waiting.entry(collection).or_default();
         batch.push(document);
         if batch.len() == IMPORT_DOCUMENTS_MAX {
-            let batch = std::mem::take(batch);
-            write(&store, collection, &batch).await?;
-            bar.inc(batch.len() as u64);
+            counts.add(import(&store, collection, &std::mem::take(batch), options).await?);
+            bar.inc(IMPORT_DOCUMENTS_MAX as u64);
         }
     }
     for (collection, batch) in waiting.into_iter().filter(|(_, batch)| !batch.is_empty()) {
-        write(&store, collection, &batch).await?;
+        counts.add(import(&store, collection, &batch, options).await?);
         bar.inc(batch.len() as u64);
     }
     bar.finish_and_clear();
 
-    let parts: Vec<String> =
-        counts.iter().map(|(collection, count)| format!("{count} {}", collection.as_str())).collect();
-    let database = arguments.database.name();
-    writeln!(stdout().lock(), "imported {total} documents into {database}: {}", parts.join(", "))?;
+    let of_each: Vec<String> =
+        documents.iter().map(|(collection, count)| format!("{count} {}", collection.as_str())).collect();
+    let of_each = if of_each.is_empty() { String::new() } else { format!(" ({})", of_each.join(", ")) };
+    let total = count(total, "document");
+    let database = database.name();
+    let mut out = stdout().lock();
+    if dry_run {
+        writeln!(out, "{total}{of_each} for {database}, not imported: this was a dry run")?;
+    } else {
+        writeln!(out, "imported {total}{of_each} into {database}")?;
+    }
+    print(&mut out, &counts, dry_run)?;
     Ok(())
 }
 
-async fn write(store: &Store, collection: Collection, batch: &[Document]) -> anyhow::Result<()> {
+/// Prints what happened to the documents, or would happen.
+fn print(out: &mut impl Write, counts: &ImportCounts, dry_run: bool) -> anyhow::Result<()> {
+    let ImportCounts { created, changed, unchanged, removed, kept, kept_fields } = counts;
+    let (created_is, changed_is) = if dry_run { ("to create", "to change") } else { ("created", "changed") };
+    writeln!(out, "{created} {created_is}, {changed} {changed_is}, {unchanged} unchanged")?;
+    if *kept > 0 {
+        let fields = kept_fields.iter().copied().collect::<Vec<_>>().join(", ");
+        writeln!(out, "in {kept} of them, what Offramp wrote is kept ({fields}); --overwrite-state replaces it")?;
+    }
+    if *removed > 0 {
+        let removed = count(*removed as u64, "subscription");
+        writeln!(out, "{removed} left alone: an administrator removed the purchase")?;
+    }
+    Ok(())
+}
+
+async fn import(
+    store: &Store,
+    collection: Collection,
+    batch: &[Document],
+    options: ImportOptions,
+) -> anyhow::Result<ImportCounts> {
     store
-        .upsert(collection, batch)
+        .import(collection, batch, options)
         .await
         .context("some documents were not imported; run the import again, which does no harm")
 }
 
 /// Validates the whole file before anything is written. Returns the number of documents.
-fn check(input: &Input, force: bool) -> anyhow::Result<u64> {
-    let (mut total, mut unreadable, mut corrupt) = (0, 0, 0);
+async fn check(input: &Input, store: &Store, force: bool) -> anyhow::Result<u64> {
+    let (mut total, mut invalid) = (0, 0);
+    // The faults that --force accepts.
+    let mut faults = 0;
+    let mut shown = 0;
+    let mut report = |mistake: &str| {
+        shown += 1;
+        if shown <= MISTAKES_SHOWN_MAX {
+            eprintln!("{}: {}", input.name(), printable(mistake));
+        }
+    };
+    let mut references = References::default();
     for line in input.lines()? {
         let line = line?;
         total += 1;
-        let mistake = match ImportLine::parse(&line) {
+        match ImportLine::parse(&line) {
             Ok(document) => {
-                let Some(error) = document.parsed().error() else { continue };
-                corrupt += 1;
-                format!("line {}: {error}", line.number)
+                if let Some(first) = references.add(line.number, &document) {
+                    invalid += 1;
+                    let (collection, id) = (document.collection.as_str(), document.id());
+                    report(&format!("line {}: {collection} {id} is already in line {first}", line.number));
+                } else if let Some(error) = document.parsed().error() {
+                    faults += 1;
+                    report(&format!("line {}: {error}", line.number));
+                }
             }
             Err(error) => {
-                unreadable += 1;
-                error.to_string()
+                invalid += 1;
+                report(&error.to_string());
             }
-        };
-        if unreadable + corrupt <= MISTAKES_SHOWN_MAX {
-            eprintln!("{}: {}", input.name(), printable(&mistake));
         }
     }
-    let mistakes = unreadable + corrupt;
-    if mistakes > MISTAKES_SHOWN_MAX {
-        eprintln!("… and {} more", mistakes - MISTAKES_SHOWN_MAX);
+    for dangling in references.dangling(store).await? {
+        faults += 1;
+        report(&dangling);
     }
-    if unreadable > 0 {
-        bail!("{unreadable} of {total} lines are invalid; nothing was imported");
+    if shown > MISTAKES_SHOWN_MAX {
+        eprintln!("… and {} more", shown - MISTAKES_SHOWN_MAX);
     }
-    if corrupt > 0 && !force {
+    if invalid > 0 {
+        bail!("{invalid} of {} invalid; nothing was imported", count(total, "line"));
+    }
+    if faults > 0 && !force {
         bail!(
-            "the worker could not process {corrupt} of {total} documents; nothing was imported (--force imports them too)"
+            "the worker could not process some documents, because of {}; nothing was imported (--force imports them too)",
+            count(faults, "fault")
         );
     }
     Ok(total)
+}
+
+/// The documents of a file, and which organizations and accounts they refer to. Ids are kept as hashes: a file may have millions.
+#[derive(Default)]
+struct References {
+    /// The line and the organization of each document.
+    documents: HashMap<u64, (usize, u64)>,
+    /// The organizations and accounts that documents refer to, each with the first line that does.
+    targets: BTreeMap<(Collection, String), Referrer>,
+}
+
+/// The first document that refers to another.
+struct Referrer {
+    line: usize,
+    /// `subscriptions sub-1`
+    name: String,
+    /// The organization that an account must belong to.
+    organization: Option<String>,
+}
+
+impl References {
+    /// Adds a document. Returns the line in which it was given before, if it was.
+    fn add(&mut self, line: usize, document: &ImportLine) -> Option<usize> {
+        let field = |name: &str| document.document.get_str(name).ok();
+        let organization = field("organization_id");
+        let key = hash(document.collection, document.id());
+        let organization_key = organization.map(|id| hash(Collection::Organizations, id)).unwrap_or_default();
+        if let Some((first, _)) = self.documents.insert(key, (line, organization_key)) {
+            return Some(first);
+        }
+        let mut refer = |collection: Collection, id: &str, organization: Option<&str>| {
+            self.targets.entry((collection, id.to_owned())).or_insert_with(|| Referrer {
+                line,
+                name: format!("{} {}", document.collection.as_str(), document.id()),
+                organization: organization.map(str::to_owned),
+            });
+        };
+        if let Some(id) = organization {
+            refer(Collection::Organizations, id, None);
+        }
+        if let Some(id) = field("account_id").filter(|_| document.collection == Collection::Subscriptions) {
+            refer(Collection::Accounts, id, organization);
+        }
+        None
+    }
+
+    /// A sentence for each reference to a document that is neither in the file nor in the database, and to an account of another
+    /// organization.
+    async fn dangling(self, store: &Store) -> anyhow::Result<Vec<String>> {
+        let mut sentences = Vec::new();
+        let mut elsewhere: BTreeMap<Collection, Vec<(String, Referrer)>> = BTreeMap::new();
+        for ((collection, id), referrer) in self.targets {
+            match self.documents.get(&hash(collection, &id)) {
+                Some((_, organization)) => {
+                    let wanted = referrer.organization.as_deref().map(|id| hash(Collection::Organizations, id));
+                    if wanted.is_some_and(|wanted| wanted != *organization) {
+                        sentences.push(referrer.of_other_organization(&id));
+                    }
+                }
+                None => elsewhere.entry(collection).or_default().push((id, referrer)),
+            }
+        }
+        for (collection, targets) in elsewhere {
+            for targets in targets.chunks(IMPORT_DOCUMENTS_MAX) {
+                let ids: Vec<&str> = targets.iter().map(|(id, _)| id.as_str()).collect();
+                let found = store.organizations_of(collection, &ids).await?;
+                for (id, referrer) in targets {
+                    match (found.get(id), &referrer.organization) {
+                        (None, _) => sentences.push(referrer.of_nothing(collection, id)),
+                        (Some(actual), Some(wanted)) if actual.as_ref() != Some(wanted) => {
+                            sentences.push(referrer.of_other_organization(id));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(sentences)
+    }
+}
+
+impl Referrer {
+    fn of_nothing(&self, collection: Collection, id: &str) -> String {
+        let Self { line, name, .. } = self;
+        format!(
+            "line {line}: {name} refers to {} {id}, which is neither in the file nor in the database",
+            collection.as_str()
+        )
+    }
+
+    fn of_other_organization(&self, id: &str) -> String {
+        let Self { line, name, .. } = self;
+        format!("line {line}: {name} refers to accounts {id}, which belongs to another organization")
+    }
+}
+
+fn hash(collection: Collection, id: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (collection, id).hash(&mut hasher);
+    hasher.finish()
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::error::WrongConfiguration;
 use super::settings::DatabaseArgs;
-use super::terminal::{Table, age, confirm, count, rfc3339};
+use super::terminal::{Table, age, confirm, count, printable, rfc3339};
 
 /// List emails and events that are not sent; retry or drop rejected ones
 #[derive(Args, Debug)]
@@ -63,14 +63,19 @@ struct List {
 /// Make rejected entries due again, so that a worker retries them within seconds
 #[derive(Args, Debug)]
 #[command(after_help = "\
-An email is sent to its original address. It is safe to run this beside workers, and to interrupt it: an entry is either
-still rejected or due.
+An email is sent to its original address, unless --to-current-address is given: correct the address in the account or the organization
+first. It is safe to run this beside workers, and to interrupt it: an entry is either still rejected or due.
 
 Examples:
   offramp outbox retry 0f6a2c9e
+  offramp outbox retry --to marie@old.example --to-current-address
   offramp outbox retry --to @example.org
   offramp outbox retry --all --dry-run")]
 struct Retry {
+    /// Send emails to the address that the account or the organization has now; its greeting and the rest stay as decided
+    #[arg(long)]
+    to_current_address: bool,
+
     #[command(flatten)]
     chosen: Chosen,
 }
@@ -200,6 +205,9 @@ impl List {
 impl Retry {
     async fn run(self) -> anyhow::Result<()> {
         let store = self.chosen.open().await?;
+        if self.to_current_address {
+            return self.run_to_current_addresses(&store).await;
+        }
         if self.chosen.dry_run {
             return self.chosen.show(&store, "retried").await;
         }
@@ -208,6 +216,54 @@ impl Retry {
         if meant > 0 {
             writeln!(stdout().lock(), "{made_due} due now; a worker retries them within seconds")?;
             others_were_faster(meant - made_due)?;
+        }
+        Ok(())
+    }
+}
+
+impl Retry {
+    /// Retries emails at their recipients' current addresses, and prints each with both.
+    async fn run_to_current_addresses(&self, store: &Store) -> anyhow::Result<()> {
+        let Chosen { dry_run, selection, .. } = &self.chosen;
+        let (mut retried, mut no_longer_rejected, mut without, mut found) = (0, 0, 0, 0);
+        let mut rejected = store.outbox_entries(EntryState::Failed).await?;
+        while let Some(batch) = selection.next_batch(&mut rejected).await? {
+            found += batch.len() as u64;
+            let addresses = store.current_addresses(&batch).await?;
+            let mut readdressed = Vec::new();
+            for (entry, address) in batch.into_iter().zip(addresses) {
+                let id: String = entry.entry_id.chars().take(ID_SHOWN).collect();
+                let old = entry.recipient.as_deref().unwrap_or("nobody");
+                let line = match &address {
+                    Some(new) => format!("{id}  {} {}: {old} → {}", entry.kind, entry.what, new.email),
+                    None => format!("{id}  {} {}: no current address; still rejected", entry.kind, entry.what),
+                };
+                writeln!(stdout().lock(), "{}", printable(&line))?;
+                match address {
+                    Some(address) => readdressed.push((entry, address)),
+                    None => without += 1,
+                }
+            }
+            if *dry_run {
+                retried += readdressed.len();
+            } else {
+                let made_due = store.retry_to(&readdressed, clock::now()).await?;
+                retried += made_due;
+                no_longer_rejected += readdressed.len() - made_due;
+            }
+        }
+        selection.found(found)?;
+        if found > 0 {
+            let them = count(retried as u64, "email");
+            if *dry_run {
+                writeln!(stdout().lock(), "{them} would be retried; nothing was changed")?;
+            } else {
+                writeln!(stdout().lock(), "{them} due now; a worker sends them within seconds")?;
+            }
+            others_were_faster(no_longer_rejected)?;
+        }
+        if without > 0 {
+            bail!("{} without a current address", count(without, "entry"));
         }
         Ok(())
     }

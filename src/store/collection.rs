@@ -26,6 +26,30 @@ impl Collection {
             Self::Subscriptions => "subscriptions",
         }
     }
+
+    /// The fields that only Offramp writes, in the order of the alphabet. (Every writer writes `version`. When a subscription ends,
+    /// Offramp also writes `activities` and `billing.next_on`.)
+    #[must_use]
+    pub fn worker_fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Organizations => &["notifications", "outbox", "reminders"],
+            Self::Accounts => &["applied", "card_notices", "notifications", "outbox"],
+            Self::Subscriptions => &[
+                "applied",
+                "cancellation",
+                "cancellation_request",
+                "ended_on",
+                "ends_at",
+                "ends_on",
+                "final_billing_on",
+                "history",
+                "notifications",
+                "outbox",
+                "payment_failures",
+                "status",
+            ],
+        }
+    }
 }
 
 /// The id of a document that decisions change.

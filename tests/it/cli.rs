@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use bson::{DateTime, doc};
+use bson::{DateTime, Document, doc};
 use serde_json::Value;
 
 use offramp_testkit::eventually;
@@ -260,6 +260,7 @@ async fn import_validates_all_lines_first_and_keeps_other_fields() {
     let ran = import(&documents);
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     assert!(ran.stdout.contains("2 organizations, 2 accounts, 6 subscriptions"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("10 created, 0 changed, 0 unchanged"), "{}", ran.stdout);
     let first = bed.document("subscriptions", "sub-1001").await.unwrap();
     assert_eq!(first.get("version"), None, "as the file has it");
     let scheduled = bed.document("subscriptions", "sub-1004").await.unwrap();
@@ -271,14 +272,16 @@ async fn import_validates_all_lines_first_and_keeps_other_fields() {
 
     let theirs = doc! { "$set": { "crm": { "$literal": "theirs" }, "outbox": [], "plan.name": "changed" } };
     bed.collection("subscriptions").update_one(doc! { "_id": "sub-1001" }, theirs).await.unwrap();
-    assert_eq!(import(&documents).code, Some(0));
+    let ran = import(&documents);
+    assert_eq!(ran.code, Some(0));
+    assert!(ran.stdout.contains("0 created, 1 changed, 9 unchanged"), "{}", ran.stdout);
     let again = bed.document("subscriptions", "sub-1001").await.unwrap();
     assert_eq!(again.get_document("crm").unwrap(), &doc! { "$literal": "theirs" });
     assert!(again.get_array("outbox").unwrap().is_empty());
     assert_eq!(again.get_document("plan").unwrap(), first.get_document("plan").unwrap());
     assert_eq!(again.get_i32("version").unwrap(), 1, "an import increments the version");
     let again = bed.document("subscriptions", "sub-1004").await.unwrap();
-    assert_eq!(again.get_i32("version").unwrap(), 4);
+    assert_eq!(again.get_i32("version").unwrap(), 3, "the file has nothing new for it");
 
     let ran = run(&mut offramp(&bed), &["import", "-", "--force"], &bad.replace("Natation mensuelle", "$name"));
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
@@ -298,6 +301,74 @@ async fn import_validates_all_lines_first_and_keeps_other_fields() {
         .collect();
     assert_eq!(import(&many.join("\n")).code, Some(0));
     assert_eq!(bed.collection("organizations").count_documents(doc! {}).await.unwrap(), 1202);
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn import_keeps_what_offramp_decided() {
+    let bed = TestBed::new("import-state").await;
+    let documents = std::fs::read_to_string(examples().join("documents.jsonl")).unwrap();
+    let import = |flags: &[&str]| {
+        let arguments: Vec<&str> = ["import", "-"].iter().chain(flags).copied().collect();
+        succeeds(&mut offramp(&bed), &arguments, &documents).stdout
+    };
+    let status =
+        async || bed.document("subscriptions", "sub-1004").await.unwrap().get_str("status").unwrap().to_owned();
+
+    let printed = import(&["--dry-run"]);
+    assert!(printed.contains("10 to create, 0 to change, 0 unchanged"), "{printed}");
+    assert_eq!(bed.document("subscriptions", "sub-1004").await, None, "a dry run writes nothing");
+    import(&[]);
+    assert_eq!(status().await, "cancellation_scheduled");
+
+    let ended = doc! { "$set": { "status": "cancelled", "ended_on": "2026-05-31", "activities": [] }, "$unset": { "billing.next_on": "" } };
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub-1004" }, ended).await.unwrap();
+    let printed = import(&[]);
+    assert!(
+        printed.contains("in 1 of them, what Offramp wrote is kept (activities, billing.next_on, status)"),
+        "{printed}"
+    );
+    assert_eq!(status().await, "cancelled");
+    let printed = import(&["--overwrite-state", "--dry-run"]);
+    assert!(printed.contains("0 to create, 1 to change, 9 unchanged"), "{printed}");
+    assert_eq!(status().await, "cancelled");
+    import(&["--overwrite-state"]);
+    assert_eq!(status().await, "cancellation_scheduled");
+
+    let removed = doc! { "_id": "sub-1004", "organization_id": "org-1", "account_id": "acc-1", "status": "removed" };
+    bed.collection("subscriptions").replace_one(doc! { "_id": "sub-1004" }, removed).await.unwrap();
+    let printed = import(&[]);
+    assert!(printed.contains("1 subscription left alone"), "{printed}");
+    assert_eq!(bed.document("subscriptions", "sub-1004").await.unwrap().get("participant"), None);
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn import_checks_references_and_repeats() {
+    let bed = TestBed::new("import-references").await;
+    let line = |collection: &str, document: Document| {
+        serde_json::json!({ "collection": collection, "document": document }).to_string()
+    };
+    let account = |id: &str, organization: &str| line("accounts", account(id, organization));
+    let organizations = ["org-1", "org-2"].map(|id| line("organizations", organization(id)));
+    succeeds(&mut offramp(&bed), &["import", "-"], &organizations.join("\n"));
+
+    let file = [account("acc-1", "org-1"), account("acc-2", "org-9"), account("acc-1", "org-2")].join("\n");
+    let ran = run(&mut offramp(&bed), &["import", "-"], &file);
+    assert_eq!(ran.code, Some(1));
+    for sentence in [
+        "line 3: accounts acc-1 is already in line 1",
+        "line 2: accounts acc-2 refers to organizations org-9, which is neither in the file nor in the database",
+    ] {
+        assert!(ran.stderr.contains(sentence), "{}", ran.stderr);
+    }
+    assert_eq!(bed.document("accounts", "acc-1").await, None);
+
+    succeeds(&mut offramp(&bed), &["import", "-"], &account("acc-1", "org-1"));
+    let subscription = line("subscriptions", subscription("sub-1", "org-2", "acc-1"));
+    let sentence = "subscriptions sub-1 refers to accounts acc-1, which belongs to another organization";
+    fails(&mut offramp(&bed), &["import", "-"], &subscription, 1, sentence);
+    succeeds(&mut offramp(&bed), &["import", "-", "--force"], &subscription);
     bed.remove().await;
 }
 

@@ -7,6 +7,7 @@ use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc}
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use mongodb::Cursor;
+use offramp_domain::contact::Mailbox;
 use serde::Deserialize;
 
 use super::entry::{Kind, OUTBOXES};
@@ -40,6 +41,8 @@ pub struct EntrySummary {
     pub what: String,
     /// The email's address.
     pub recipient: Option<String>,
+    /// The email's recipient: `account_manager` or `organization_contact`.
+    pub role: Option<String>,
     /// The number of failed attempts.
     pub attempts: i64,
     /// Why the newest attempt failed.
@@ -110,7 +113,17 @@ impl Store {
     /// # Errors
     /// When the server does not answer: the same again is then safe.
     pub async fn retry(&self, failed: &[EntrySummary], now: DateTime<Utc>) -> Result<usize, StoreError> {
-        self.update_failed(failed, |entry, record| retry_statement(entry, now.into(), record)).await
+        let entries = failed.iter().map(|entry| (entry, None));
+        self.update_failed(entries, |entry, to, record| retry_statement(entry, to, now.into(), record)).await
+    }
+
+    /// The same, each to an address of its own. The email's record says where it goes now.
+    ///
+    /// # Errors
+    /// When the server does not answer: the same again is then safe.
+    pub async fn retry_to(&self, failed: &[(EntrySummary, Mailbox)], now: DateTime<Utc>) -> Result<usize, StoreError> {
+        let entries = failed.iter().map(|(entry, to)| (entry, Some(to)));
+        self.update_failed(entries, |entry, to, record| retry_statement(entry, to, now.into(), record)).await
     }
 
     /// Drops failed entries: they will never be sent. The same update writes that to the email's record in `notifications`. Entries that
@@ -119,25 +132,25 @@ impl Store {
     /// # Errors
     /// When the server does not answer: the same again is then safe.
     pub async fn drop_failed(&self, failed: &[EntrySummary]) -> Result<usize, StoreError> {
-        self.update_failed(failed, drop_statement).await
+        let entries = failed.iter().map(|entry| (entry, None));
+        self.update_failed(entries, |entry, _, record| drop_statement(entry, record)).await
     }
 
     /// Updates entries that are still failed, together with their records, if any. Returns the number of entries found.
-    async fn update_failed(
+    async fn update_failed<'a>(
         &self,
-        failed: &[EntrySummary],
-        statement: impl Fn(&EntrySummary, Record) -> Result<RawDocumentBuf, StoreError>,
+        failed: impl Iterator<Item = (&'a EntrySummary, Option<&'a Mailbox>)> + Clone,
+        statement: impl Fn(&EntrySummary, Option<&Mailbox>, Record) -> Result<RawDocumentBuf, StoreError>,
     ) -> Result<usize, StoreError> {
         let mut found = 0;
         for collection in OUTBOXES {
-            let of_collection: Vec<&EntrySummary> =
-                failed.iter().filter(|entry| entry.collection == collection).collect();
+            let of_collection: Vec<_> = failed.clone().filter(|(entry, _)| entry.collection == collection).collect();
             if of_collection.is_empty() {
                 continue;
             }
             let statements = |records: &[Record]| {
                 let pairs = of_collection.iter().flat_map(|entry| records.iter().map(move |record| (entry, *record)));
-                pairs.map(|(entry, record)| statement(entry, record)).collect::<Result<Vec<_>, _>>()
+                pairs.map(|((entry, to), record)| statement(entry, *to, record)).collect::<Result<Vec<_>, _>>()
             };
             let recorded = self.update_many(collection, statements(&[Record::Live, Record::Tombstone])?).await?;
             // What could not be recorded, because `notifications` is no array or a validator forbids it, is still failed.
@@ -174,19 +187,33 @@ fn find_failed(entry: &EntrySummary, record: Record) -> Document {
 }
 
 /// The new `version` makes a worker that has read the document read it again.
-fn retry_statement(entry: &EntrySummary, now: Instant, record: Record) -> Result<RawDocumentBuf, StoreError> {
+fn retry_statement(
+    entry: &EntrySummary,
+    to: Option<&Mailbox>,
+    now: Instant,
+    record: Record,
+) -> Result<RawDocumentBuf, StoreError> {
     let mut unset = doc! { "outbox.$[entry].failed_at": "" };
     let mut filters = vec![doc! { "entry.id": &entry.stored_id, "entry.failed_at": { "$exists": true } }];
     if record != Record::None {
         unset.extend(doc! { "notifications.$[record].failed_at": "", "notifications.$[record].error": "" });
         filters.push(doc! { "record.id": &entry.stored_id });
     }
+    // Without a holder, so that a worker that still wants to mark it as failed no longer finds it.
+    let mut set = doc! { "outbox.$[entry].due": now, "outbox.$[entry].holder": "" };
+    if let Some(to) = to {
+        let mut mailbox = doc! { "email": &to.email };
+        mailbox.extend(to.name.as_ref().map(|name| ("name".to_owned(), name.into())));
+        set.insert("outbox.$[entry].mail.to", mailbox);
+        if record == Record::Live {
+            set.insert("notifications.$[record].to", &to.email);
+        }
+    }
     to_raw(&doc! {
         "q": find_failed(entry, record),
         "u": {
             "$unset": unset,
-            // Without a holder, so that a worker that still wants to mark it as failed no longer finds it.
-            "$set": { "outbox.$[entry].due": now, "outbox.$[entry].holder": "" },
+            "$set": set,
             "$inc": { "version": 1_i64 },
         },
         "arrayFilters": filters,
@@ -256,6 +283,7 @@ fn read(collection: Collection, document_id: &str, fields: Fields) -> EntrySumma
         kind,
         what: what.unwrap_or_default(),
         recipient: word(to.and_then(|to| to.get("email"))),
+        role: word(mail.and_then(|mail| mail.get("role"))),
         attempts: match fields.attempts {
             Some(Bson::Int32(number)) => number.into(),
             Some(Bson::Int64(number)) => number,

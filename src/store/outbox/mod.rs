@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod claim;
+mod current_address;
 pub mod delivery;
 pub mod due_queue;
 pub mod entry;

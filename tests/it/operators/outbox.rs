@@ -107,6 +107,52 @@ async fn rejected_emails_are_listed_and_retried() {
     bed.remove().await;
 }
 
+/// "He never got the email": the address is corrected in the account, and the email goes there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_email_reaches_the_corrected_address() {
+    let bed = TestBed::new("readdress").await;
+    let is_wrong = Arc::new(AtomicBool::new(true));
+    let sink = SmtpSink::scripted(Tls::No, {
+        let is_wrong = Arc::clone(&is_wrong);
+        move |step, _| match step {
+            Step::Rcpt if is_wrong.load(Ordering::Relaxed) => Action::Answer("550 5.1.1 no such user"),
+            _ => Action::Ok,
+        }
+    })
+    .await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.command(&cancellation("cancel", "sub")).await;
+    let rejected =
+        eventually("a rejected email", || async { objects(&bed, &["outbox", "list", "--json"]).pop() }).await;
+    let id = rejected["id"].as_str().unwrap();
+
+    let set = doc! { "$set": { "manager.email": "ada@new.example" } };
+    bed.collection("accounts").update_one(doc! { "_id": "acc" }, set).await.unwrap();
+    is_wrong.store(false, Ordering::Relaxed);
+    let arguments = ["outbox", "retry", &id[..8], "--to-current-address"];
+    let dry = output(&bed, &[&arguments[..], &["--dry-run"]].concat());
+    assert!(dry.contains("acc@home.example → ada@new.example"), "{dry}");
+    assert!(dry.ends_with("1 email would be retried; nothing was changed\n"), "{dry}");
+    let printed = output(&bed, &arguments);
+    assert!(printed.ends_with("1 email due now; a worker sends them within seconds\n"), "{printed}");
+    bed.outboxes_empty().await;
+    let emails = sink.emails();
+    assert_eq!(emails.len(), 1);
+    assert_eq!(emails[0].to, ["ada@new.example"]);
+    let record = bed.document("subscriptions", "sub").await.unwrap().get_array("notifications").unwrap()[0].clone();
+    let record = record.as_document().unwrap();
+    assert_eq!(record.get_str("to").unwrap(), "ada@new.example");
+    assert!(record.get_datetime("sent_at").is_ok() && record.get("error").is_none(), "{record}");
+
+    // Without an account there is no current address.
+    let orphan = doc! { "_id": "orphan", "account_id": "none", "outbox": [rejected_entry("orphan-0", "a@x.example")] };
+    bed.collection("subscriptions").insert_one(orphan).await.unwrap();
+    failure(&bed, &["outbox", "retry", "orphan-0", "--to-current-address"], 1);
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
 /// An outbox entry that was permanently rejected.
 fn rejected_entry(id: impl Into<Bson>, to: &str) -> Document {
     doc! {
