@@ -17,6 +17,9 @@ pub const KEPT_ENTRIES: &str = "see `offramp outbox list`";
 /// What an operator can do about missing indexes.
 pub const MISSING_INDEXES: &str = "`offramp init` builds them";
 
+/// What an operator can do about missing rights.
+pub const RIGHTS: &str = "docs/operate/rights.md has the commands that grant what a worker needs";
+
 /// What an operator can do about objects at the broker that are not as they should be.
 #[must_use]
 pub fn topology_error(error: &TopologyError) -> Option<&'static str> {

@@ -6,6 +6,7 @@
 //! - [`worker`]: everything that `offramp run` does. Start reading here.
 //! - [`amqp`] and [`store`]: RabbitMQ and MongoDB.
 //! - [`jsonl`] and [`schemas`]: importing documents, and the JSON Schemas of commands, events and documents.
+//! - [`document_check`]: which documents cannot be processed.
 //! - [`config`], [`tls`], [`http`], [`health`], [`systemd`], [`logging`], [`metrics`], [`traces`], [`build`], [`backoff`]
 //!   and [`clock`]: the parts of any service.
 //! - [`advice`]: which setting to change after which fault.
@@ -16,6 +17,7 @@ pub mod backoff;
 pub mod build;
 pub mod clock;
 pub mod config;
+pub mod document_check;
 #[cfg(test)]
 mod generated_page;
 pub mod health;

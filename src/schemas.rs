@@ -2,6 +2,8 @@
 //!
 //! `schemas/` in the repository contains them; a test fails when it is out of date.
 
+mod validators;
+
 use schemars::generate::{Contract, SchemaSettings};
 use schemars::transform::{Transform, transform_subschemas};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
@@ -17,6 +19,8 @@ use offramp_domain::command::{
 use offramp_domain::command_ref::{CommandKey, CommandType};
 use offramp_domain::event::{self, About, CommandRejected};
 use offramp_domain::trace_context::TraceContext;
+
+pub use validators::{UnknownKeyword, mongodb_commands, mongodb_script};
 
 #[derive(Clone, Debug)]
 pub struct SchemaFile {
@@ -233,7 +237,10 @@ fn document<D: JsonSchema>(collection: Collection, title: &'static str) -> Schem
                     "if": over(&["cancellation_scheduled"]),
                     "then": {
                         "required": ["ends_on", "ends_at"],
-                        "properties": { "ends_on": { "type": "string" }, "ends_at": { "type": "object" } },
+                        "properties": {
+                            "ends_on": { "type": "string" },
+                            "ends_at": { "type": "object", "required": ["$date"] },
+                        },
                     },
                 },
             ]),

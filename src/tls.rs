@@ -151,7 +151,7 @@ impl TlsFault {
             () if has(&["UnknownIssuer", "BadSignature"]) => Some(Self::UntrustedServer),
             () if has(&["not valid for name"]) => Some(Self::WrongServerName),
             () if has(&["certificate expired"]) => Some(Self::ExpiredServer),
-            () if has(&["InvalidContentType"]) => Some(Self::NotTls),
+            () if has(&["InvalidContentType", "tls handshake eof"]) => Some(Self::NotTls),
             () if has(&["received fatal alert"]) || in_handshake && has(&CLOSED) => Some(Self::ClientRejected),
             () => None,
         }

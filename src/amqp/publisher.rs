@@ -3,7 +3,7 @@
 //! The publisher has its own connection: a broker low on memory stops reading from publishers, and acks on the same
 //! connection would stop too.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, code, count_connection, explain};
 use super::message::Outgoing;
-use super::reply_code::NOT_FOUND;
+use super::reply_code::{ACCESS_REFUSED, NOT_FOUND};
 use super::topology::Topology;
 use crate::backoff::Backoff;
 use crate::metrics::labels::ConnectionPurpose;
@@ -52,6 +52,8 @@ struct Inner {
     /// What the log was told of connections, and of objects that are missing.
     outage: Outage,
     undeclared: Outage,
+    /// The exchanges that the user may not publish to, with RabbitMQ's words. Publishing to one again finds out whether that has changed.
+    denied: Mutex<BTreeMap<String, String>>,
 }
 
 /// The connection, and the backoff after an attempt that has not led to a channel.
@@ -103,6 +105,7 @@ impl Publisher {
             problem: Mutex::default(),
             outage: Outage::default(),
             undeclared: Outage::default(),
+            denied: Mutex::default(),
         }))
     }
 
@@ -140,7 +143,8 @@ impl Publisher {
             .current
             .try_lock()
             .is_ok_and(|current| current.link.as_ref().is_some_and(|link| link.is_live() && link.is_blocked()));
-        let problem = if blocked { Some(BLOCKED.to_owned()) } else { self.problem() };
+        let denied = self.denied().values().next().cloned();
+        let problem = if blocked { Some(BLOCKED.to_owned()) } else { self.problem().or(denied) };
         if problem.is_some()
             && self.0.calls.available_permits() == CHANNELS_MAX as usize
             && let Ok(runtime) = Handle::try_current()
@@ -158,6 +162,9 @@ impl Publisher {
             return shutdown.cancelled().await;
         };
         let mut may_bind = true;
+        // Finds out at once whether the user may publish to the default exchange: dead letters, which are rare, need it.
+        let probe = [Outgoing::new("", PROBE_KEY, Vec::new())];
+        shutdown.run_until_cancelled(self.publish_all(&probe)).await;
         let unchecked = Outage::default();
         while shutdown.run_until_cancelled(sleep(every)).await.is_some() {
             let deadline = Instant::now() + Duration::from_secs(PUBLISH_SECONDS_MAX);
@@ -243,6 +250,9 @@ impl Publisher {
                     }
                 }
             }
+            self.permitted(
+                group.iter().filter(|&&index| results.0[index] == Some(Ok(()))).map(|&index| &messages[index]),
+            );
             match sent {
                 // RabbitMQ 3.10 keeps rejecting on a channel that once hit a full queue, even when the queue has room
                 // again: the next attempt must use a new channel.
@@ -253,7 +263,15 @@ impl Publisher {
                     groups
                         .extend(group.into_iter().filter(|&index| results.0[index].is_none()).map(|index| vec![index]));
                 }
-                Sent::ChannelClosed { why, .. } => results.0[group[0]] = Some(Err(PublishError::Nacked(why))),
+                Sent::ChannelClosed { why, code } => {
+                    if code == Some(ACCESS_REFUSED) {
+                        let exchange = messages[group[0]].exchange.clone();
+                        if self.denied().insert(exchange, why.clone()).is_none() {
+                            tracing::error!(error = why, "RabbitMQ denies a right to publish; retrying");
+                        }
+                    }
+                    results.0[group[0]] = Some(Err(PublishError::Nacked(why)));
+                }
                 Sent::Lost(why) => return Err(why),
                 Sent::TimedOut => {
                     // Frames buffered on a blocked connection would be sent once it is unblocked, long after this call
@@ -322,6 +340,23 @@ impl Publisher {
                     }
                     self.set_problem(Some(error.to_string()));
                 }
+            }
+        }
+    }
+
+    fn denied(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
+        self.0.denied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records that messages were confirmed, so that the user may publish to their exchanges.
+    fn permitted<'a>(&self, confirmed: impl Iterator<Item = &'a Outgoing>) {
+        let mut denied = self.denied();
+        if denied.is_empty() {
+            return;
+        }
+        for message in confirmed {
+            if denied.remove(&message.exchange).is_some() {
+                tracing::info!(exchange = message.exchange, "RabbitMQ permits publishing again");
             }
         }
     }

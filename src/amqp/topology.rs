@@ -15,7 +15,9 @@ use strum::IntoStaticStr;
 
 use super::connection::{Broker, BrokerError, Link, ask};
 use super::reply_code::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED};
+use super::rights::{self, DeniedRight};
 use offramp_domain::command_ref::CommandType;
+use offramp_domain::event::CommandRejected;
 
 /// After this many redeliveries, the broker dead-letters a message by itself, without our headers. This catches only what
 /// crashes the process before a lane sees it (see `Delivery::exceeded_redeliveries`): attempts have a header of their own.
@@ -113,14 +115,14 @@ impl Topology {
         declared
     }
 
-    /// Checks all objects over its own connection, and creates none. AMQP has no way to check a binding.
+    /// Checks all objects and the worker's rights over its own connection, and creates nothing. AMQP has no way to check a binding.
     ///
     /// # Errors
     /// As [`Self::declare`].
     pub async fn inspect(&self, broker: &Broker) -> Result<Inspection, TopologyError> {
         let link = broker.connect("inspect").await?;
-        let mut declaring = Declarer { link: &link, channel: None, declared: Declaration::default() };
-        let mut missing = Vec::new();
+        let mut declaring = Declarer::new(&link);
+        let (mut missing, mut denied) = (Vec::new(), Vec::new());
         let mut result = Ok(());
         for object in self.objects().iter().filter(|object| !matches!(object, Object::Binding { .. })) {
             result = match declaring.exists(object).await {
@@ -128,7 +130,13 @@ impl Topology {
                 Ok(true) => declaring.object(object).await,
                 Ok(false) => {
                     missing.push(object.label());
-                    Ok(())
+                    match object.may_be_declared(&link).await {
+                        Ok(may) => {
+                            denied.extend((!may).then(|| object.denied("configure", "to create it")));
+                            Ok(())
+                        }
+                        Err(error) => Err(error.into()),
+                    }
                 }
                 Err(error) => Err(error),
             };
@@ -136,14 +144,41 @@ impl Topology {
                 break;
             }
         }
+        if result.is_ok() {
+            result = self.denied_on(&link).await.map(|found| denied.extend(found)).map_err(TopologyError::from);
+        }
         let Declaration { existing, unchecked, .. } = declaring.declared;
         link.close().await;
         let broker_version = link.broker_version().to_owned();
-        result.map(|()| Inspection { existing, unchecked, missing, broker_version })
+        result.map(|()| Inspection { existing, unchecked, missing, denied, broker_version })
+    }
+
+    /// The rights to consume and to publish that a worker needs and the user lacks.
+    async fn denied_on(&self, link: &Link) -> Result<Vec<DeniedRight>, BrokerError> {
+        let mut denied = Vec::new();
+        for command in CommandType::ALL {
+            let queue = self.work_queue(command);
+            if !rights::may_read(link, &queue).await? {
+                let object = format!("queue '{queue}'");
+                denied.push(DeniedRight { permission: "read", object, purpose: "to receive commands" });
+            }
+        }
+        let retry = RetryDelay::ALL.map(|delay| (self.retry_exchange(delay), "retry", "to retry commands"));
+        let others = [
+            (self.event_exchange(), CommandRejected::KIND, "to publish events"),
+            (String::new(), "offramp.check", "dead letters and replies"),
+        ];
+        for (exchange, key, purpose) in retry.into_iter().chain(others) {
+            if !rights::may_write(link, &exchange, key).await? {
+                let name = if exchange.is_empty() { "amq.default" } else { &exchange };
+                denied.push(DeniedRight { permission: "write", object: format!("exchange '{name}'"), purpose });
+            }
+        }
+        Ok(denied)
     }
 
     pub(super) async fn declare_on(&self, link: &Link) -> Result<Declaration, TopologyError> {
-        let mut declaring = Declarer { link, channel: None, declared: Declaration::default() };
+        let mut declaring = Declarer::new(link);
         // Targets come before the objects that route to them, and the command exchange last: until it exists, publishers
         // get an error and lose no message.
         for object in self.objects() {
@@ -156,7 +191,7 @@ impl Topology {
     /// missing: the broker silently drops messages without a binding. `may_bind` becomes false when the user may not bind,
     /// so that the broker is not asked again. Returns the exchanges that were missing; a binding cannot be checked.
     pub(super) async fn restore_on(&self, link: &Link, may_bind: &mut bool) -> Result<Vec<String>, TopologyError> {
-        let mut declaring = Declarer { link, channel: None, declared: Declaration::default() };
+        let mut declaring = Declarer::new(link);
         for exchange in self.exchanges() {
             // An existing exchange is not declared: without the permission to configure, that would fail each time.
             if !declaring.exists(&exchange).await? {
@@ -297,6 +332,8 @@ pub struct Inspection {
     /// Exist, but could not be checked: the user lacks the permission to configure them.
     pub unchecked: Vec<String>,
     pub missing: Vec<String>,
+    /// The rights that a worker needs and this user lacks.
+    pub denied: Vec<DeniedRight>,
     /// The version that the broker reports; empty if it reports none.
     pub broker_version: String,
 }
@@ -345,6 +382,19 @@ impl Object {
         }
     }
 
+    fn denied(&self, permission: &'static str, purpose: &'static str) -> DeniedRight {
+        DeniedRight { permission, object: self.label(), purpose }
+    }
+
+    /// Whether the user may declare this object, which is missing. (Bindings: not tried.)
+    async fn may_be_declared(&self, link: &Link) -> Result<bool, BrokerError> {
+        match self {
+            Self::Queue(queue) => rights::may_declare_queue(link, &queue.name).await,
+            Self::Exchange { name, .. } => rights::may_declare_exchange(link, name).await,
+            Self::Binding { .. } => Ok(true),
+        }
+    }
+
     /// Declares the object; with `passive`, only checks that it exists, with any arguments.
     async fn declare(&self, channel: &Channel, passive: bool) -> Result<(), TopologyError> {
         match self {
@@ -378,6 +428,14 @@ struct Declarer<'a> {
     /// Replaced after every error: the broker closes the channel then.
     channel: Option<Channel>,
     declared: Declaration,
+    /// The user was refused to declare an existing object. Others are not tried: the broker would log an error for each.
+    may_not_configure: bool,
+}
+
+impl<'a> Declarer<'a> {
+    fn new(link: &'a Link) -> Self {
+        Self { link, channel: None, declared: Declaration::default(), may_not_configure: false }
+    }
 }
 
 impl Declarer<'_> {
@@ -394,13 +452,20 @@ impl Declarer<'_> {
             });
         }
         let exists = self.exists(object).await?;
+        if exists && self.may_not_configure {
+            self.declared.unchecked.push(label);
+            return Ok(());
+        }
         match self.attempt(object, false).await {
             Ok(()) if exists => self.declared.existing.push(label),
             Ok(()) => self.declared.created.push(label),
             Err(TopologyError::Broker(BrokerError::Failed { why, code: Some(PRECONDITION_FAILED), .. })) => {
                 return Err(TopologyError::Different { object: label, difference: difference(&why) });
             }
-            Err(error) if exists && code(&error) == Some(ACCESS_REFUSED) => self.declared.unchecked.push(label),
+            Err(error) if exists && code(&error) == Some(ACCESS_REFUSED) => {
+                self.may_not_configure = true;
+                self.declared.unchecked.push(label);
+            }
             Err(TopologyError::Broker(BrokerError::Failed { why, code: Some(ACCESS_REFUSED), .. })) => {
                 return Err(TopologyError::Forbidden { object: label, why });
             }

@@ -40,6 +40,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let transport = mail
         .url()
         .and_then(|url| Transport::new(&url, mail.name(&sender.mail_from), tls_config, Deadlines::default()))
+        .and_then(|transport| transport.prepare().map(|()| transport))
         .map_err(|error| WrongConfiguration(advice::append(&error, advice::mail_config_error(&error))))?;
     let signer = dkim.signer(&sender.mail_from).map_err(WrongConfiguration)?.map(Arc::new);
     let traces = traces.options(&tls).map(TraceExport::start).transpose().map_err(WrongConfiguration)?;

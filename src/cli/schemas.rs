@@ -1,4 +1,4 @@
-//! `offramp schemas`: prints the JSON Schemas of commands, events and documents.
+//! `offramp schemas`: prints the JSON Schemas of commands, events and documents, and validators for MongoDB.
 
 use std::fs;
 use std::io::{Write, stdout};
@@ -6,25 +6,30 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use offramp::schemas::{SchemaFile, all};
+use offramp::schemas::{SchemaFile, all, mongodb_commands, mongodb_script};
 
 use super::error::WrongConfiguration;
 
-/// List, print or write the JSON Schemas of commands, events and documents
+/// List, print or write JSON Schemas, and validators for MongoDB
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   offramp schemas                             list all schemas
   offramp schemas commands/payment.failure    one schema
-  offramp schemas --write schemas             all of them, as files")]
+  offramp schemas --write schemas             all of them, as files
+  offramp schemas --mongodb > validators.js   validators for MongoDB; run them with mongosh")]
 pub struct Arguments {
     /// Print this schema; without a name, list all
     #[arg(value_name = "NAME", conflicts_with_all = ["write", "check", "json"])]
     name: Option<String>,
 
-    /// List as JSON, one object per line
+    /// List as JSON, one object per line; with --mongodb, one command per line
     #[arg(long)]
     json: bool,
+
+    /// Print validators for MongoDB, as a script for mongosh
+    #[arg(long, conflicts_with_all = ["name", "write", "check"])]
+    mongodb: bool,
 
     /// Write all schemas to this directory
     #[arg(long, value_name = "DIR", conflicts_with_all = ["check", "json"])]
@@ -41,11 +46,25 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         write(&schemas, directory)
     } else if let Some(directory) = &arguments.check {
         check(&schemas, directory)
+    } else if arguments.mongodb {
+        validators(arguments.json)
     } else if let Some(name) = &arguments.name {
         print(&schemas, name)
     } else {
         list(&schemas, arguments.json)
     }
+}
+
+fn validators(json: bool) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    if !json {
+        write!(out, "{}", mongodb_script()?)?;
+        return Ok(());
+    }
+    for command in mongodb_commands()? {
+        writeln!(out, "{command}")?;
+    }
+    Ok(())
 }
 
 fn list(schemas: &[SchemaFile], json: bool) -> anyhow::Result<()> {

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
-use bson::{Bson, Document, doc};
+use bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::error::ErrorKind;
+use mongodb::options::Hint;
 
 use super::client::{Store, milliseconds, within_deadline};
 use super::collection::Collection;
-use super::error::{COMMAND_TIME_MAX, StoreError, classify};
+use super::error::{COMMAND_TIME_MAX, StoreError, UNAUTHORIZED, classify};
 use super::server::is_replicated;
 
 /// An index, as `createIndexes` takes it.
@@ -156,23 +157,30 @@ const SUPERSEDED: [(Collection, &str); 6] = [
 ];
 
 impl Store {
-    /// The indexes that are missing, or that this user may not list.
+    /// The indexes that are missing. A user who may not list indexes still learns which exist, but not whether their keys are right.
     ///
     /// # Errors
     /// When the server does not answer; [`StoreError::Permanent`] when an index of that name has other keys.
     pub async fn missing_indexes(&self) -> Result<Vec<Index>, StoreError> {
-        let existing = self.existing_indexes().await?;
         let mut missing = Vec::new();
-        for index in indexes() {
-            match existing
-                .iter()
-                .find(|(collection, found)| *collection == index.collection && name(found) == index.name())
-            {
-                None => missing.push(index),
-                Some((_, found)) if has_same_keys(found, &index.specification) => {}
-                Some(_) => {
-                    let fault = "an index of that name exists with other keys; it must be dropped first";
-                    return Err(StoreError::Permanent(format!("the index {index}: {fault}")));
+        for collection in Collection::ALL {
+            let wanted = indexes().into_iter().filter(|index| index.collection == collection);
+            let Some(existing) = self.existing_indexes(collection).await? else {
+                for index in wanted {
+                    if !self.has_index(&index).await? {
+                        missing.push(index);
+                    }
+                }
+                continue;
+            };
+            for index in wanted {
+                match existing.iter().find(|found| name(found) == index.name()) {
+                    None => missing.push(index),
+                    Some(found) if has_same_keys(found, &index.specification) => {}
+                    Some(_) => {
+                        let fault = "an index of that name exists with other keys; it must be dropped first";
+                        return Err(StoreError::Permanent(format!("the index {index}: {fault}")));
+                    }
                 }
             }
         }
@@ -184,35 +192,51 @@ impl Store {
     /// # Errors
     /// When the server does not answer.
     pub async fn superseded_indexes(&self) -> Result<Vec<Index>, StoreError> {
-        let is_superseded = |(collection, found): &(Collection, Document)| {
-            SUPERSEDED.iter().any(|(of, superseded)| of == collection && name(found) == *superseded)
-        };
-        let existing = self.existing_indexes().await?.into_iter().filter(is_superseded);
-        Ok(existing.map(|(collection, specification)| Index { collection, specification }).collect())
+        let mut superseded = Vec::new();
+        for collection in Collection::ALL {
+            let is_superseded = |found: &Document| SUPERSEDED.contains(&(collection, name(found)));
+            let existing = self.existing_indexes(collection).await?.unwrap_or_default();
+            let found = existing.into_iter().filter(is_superseded);
+            superseded.extend(found.map(|specification| Index { collection, specification }));
+        }
+        Ok(superseded)
     }
 
-    /// Every index of our collections that is built, if this user may list them.
-    async fn existing_indexes(&self) -> Result<Vec<(Collection, Document)>, StoreError> {
-        let mut indexes = Vec::new();
-        for collection in Collection::ALL {
-            let database = self.database.clone();
-            // With `includeBuildUUIDs`, the server says which indexes are still being built.
-            let command = doc! {
-                "listIndexes": collection.as_str(),
-                "includeBuildUUIDs": true,
-                "maxTimeMS": milliseconds(COMMAND_TIME_MAX),
-            };
-            let reply = within_deadline(async move {
-                match database.run_command(command).await {
-                    Err(error) if is_nothing_to_list(&error) => Ok(Document::new()),
-                    reply => reply,
-                }
-            });
-            indexes.extend(
-                first_batch(&reply.await?).filter(|index| is_built(index)).map(|index| (collection, index.clone())),
-            );
-        }
-        Ok(indexes)
+    /// Every index of a collection that is built; `None` if this user may not list them.
+    async fn existing_indexes(&self, collection: Collection) -> Result<Option<Vec<Document>>, StoreError> {
+        let database = self.database.clone();
+        // With `includeBuildUUIDs`, the server says which indexes are still being built.
+        let command = doc! {
+            "listIndexes": collection.as_str(),
+            "includeBuildUUIDs": true,
+            "maxTimeMS": milliseconds(COMMAND_TIME_MAX),
+        };
+        let reply = within_deadline(async move {
+            match database.run_command(command).await {
+                Err(error) if code(&error) == Some(NAMESPACE_NOT_FOUND) => Ok(Some(Document::new())),
+                Err(error) if code(&error) == Some(UNAUTHORIZED) => Ok(None),
+                reply => reply.map(Some),
+            }
+        });
+        Ok(reply.await?.map(|reply| first_batch(&reply).filter(|index| is_built(index)).cloned().collect()))
+    }
+
+    /// Whether an index is built, found out with the right to read documents alone: MongoDB rejects a hint at a missing one.
+    async fn has_index(&self, index: &Index) -> Result<bool, StoreError> {
+        let collection = self.database.collection::<RawDocumentBuf>(index.collection.as_str());
+        let hint = Hint::Name(index.name().to_owned());
+        within_deadline(async move {
+            let find =
+                collection.find(doc! {}).hint(hint).projection(doc! { "_id": 1 }).limit(1).max_time(COMMAND_TIME_MAX);
+            match find.await {
+                Ok(_) => Ok(true),
+                // A partial index cannot answer this query, which does not matter.
+                Err(error) if code(&error) == Some(NO_QUERY_PLAN) => Ok(true),
+                Err(error) if code(&error) == Some(BAD_VALUE) => Ok(false),
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
 
     /// Builds an index, however long that takes.
@@ -280,12 +304,18 @@ impl Store {
     }
 }
 
-/// Whether the collection does not exist, or this user may not list its indexes. Creating an existing index does nothing, so the right
-/// to create indexes is enough.
-fn is_nothing_to_list(error: &mongodb::error::Error) -> bool {
-    /// Unauthorized, namespace not found.
-    const CODES: [i32; 2] = [13, 26];
-    matches!(error.kind.as_ref(), ErrorKind::Command(command) if CODES.contains(&command.code))
+/// The error code of a hint at a missing index.
+const BAD_VALUE: i32 = 2;
+/// The error code of a collection that does not exist.
+const NAMESPACE_NOT_FOUND: i32 = 26;
+/// The error code of a hint at an index that cannot answer the query.
+const NO_QUERY_PLAN: i32 = 291;
+
+fn code(error: &mongodb::error::Error) -> Option<i32> {
+    match error.kind.as_ref() {
+        ErrorKind::Command(command) => Some(command.code),
+        _ => None,
+    }
 }
 
 fn first_batch(reply: &Document) -> impl Iterator<Item = &Document> {

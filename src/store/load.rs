@@ -111,7 +111,7 @@ impl Store {
     }
 
     /// The documents with these ids.
-    pub(super) async fn find_by_id(
+    pub(crate) async fn find_by_id(
         &self,
         collection: Collection,
         ids: impl Iterator<Item = &str>,

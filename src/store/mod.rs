@@ -21,6 +21,8 @@ pub mod indexes;
 mod load;
 mod majority;
 pub mod outbox;
+pub mod pages;
+pub mod rights;
 pub mod server;
 mod update_many;
 pub mod updates;

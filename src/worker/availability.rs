@@ -39,6 +39,8 @@ pub struct Availability {
     slow: Arc<Outage>,
     /// When the database was last found unavailable.
     unavailable_at: Arc<watch::Sender<Option<Instant>>>,
+    /// The denial that was reported last, until the database accepts work again.
+    denied: Arc<watch::Sender<Option<String>>>,
 }
 
 impl Availability {
@@ -54,6 +56,7 @@ impl Availability {
             outage: Arc::default(),
             slow: Arc::default(),
             unavailable_at: Arc::new(watch::Sender::new(None)),
+            denied: Arc::new(watch::Sender::new(None)),
         }
     }
 
@@ -77,7 +80,10 @@ impl Availability {
             self.check_clock().await
         };
         match checking.await {
-            Ok(_) => self.answered(),
+            Ok(_) => {
+                self.denied.send_replace(None);
+                self.answered();
+            }
             // A missing right or an unavailable shard: the rest of the database may be available.
             Err(error) if !self.is_unavailable().await => self.report(&error),
             Err(_) => {}
@@ -167,6 +173,12 @@ impl Availability {
             if self.slow.failed(&reason) {
                 tracing::warn!(error = reason, "MongoDB is slow; retrying");
             }
+        } else if matches!(error, StoreError::Denied(_)) {
+            // Once: it lasts until an administrator acts.
+            if self.denied.send_if_modified(|denied| denied.replace(reason.clone()).as_ref() != Some(&reason)) {
+                tracing::error!(error = reason, "MongoDB denies access; retrying");
+            }
+            self.ready.not_ready(&reason);
         } else {
             if self.outage.failed(&reason) {
                 tracing::warn!(error = reason, "MongoDB is unavailable; retrying");
@@ -177,7 +189,7 @@ impl Availability {
 
     fn report_unavailable(&self, error: &StoreError) {
         self.report(error);
-        if matches!(error, StoreError::Unavailable(_)) {
+        if matches!(error, StoreError::Unavailable(_) | StoreError::Denied(_)) {
             self.unavailable_at.send_replace(Some(Instant::now()));
         }
     }

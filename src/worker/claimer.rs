@@ -130,9 +130,13 @@ impl Claimer {
                     has_more |= source_has_more;
                 }
                 Err(error @ StoreError::TimedOut) => self.availability.report(&error),
-                Err(StoreError::Unavailable(_)) if self.availability.is_unavailable().await => return false,
+                Err(StoreError::Unavailable(_) | StoreError::Denied(_)) if self.availability.is_unavailable().await => {
+                    return false;
+                }
                 // A shard is unavailable, or a right is missing.
-                Err(StoreError::Unavailable(error)) => claims.sources[index].report(claims.kind, error),
+                Err(StoreError::Unavailable(error) | StoreError::Denied(error)) => {
+                    claims.sources[index].report(claims.kind, error)
+                }
                 Err(StoreError::Permanent(error)) => {
                     self.indexes.check_again();
                     claims.sources[index].report(claims.kind, error);

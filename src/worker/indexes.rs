@@ -83,7 +83,7 @@ impl Indexes {
                 Ok(None) => return,
                 Ok(Some(problem)) => problem,
                 // `/readyz` reports that as `mongodb`.
-                Err(StoreError::Unavailable(_) | StoreError::TimedOut) => {
+                Err(StoreError::Unavailable(_) | StoreError::Denied(_) | StoreError::TimedOut) => {
                     sleep(Backoff::new(RETRY_DELAYS).next_delay()).await;
                     continue;
                 }

@@ -172,7 +172,7 @@ impl Flusher {
         loop {
             match self.store.mark(marks).await {
                 Ok(postponed) => return postponed,
-                Err(error @ (StoreError::Unavailable(_) | StoreError::TimedOut)) => {
+                Err(error @ (StoreError::Unavailable(_) | StoreError::Denied(_) | StoreError::TimedOut)) => {
                     if outage.failed(&error.to_string()) {
                         tracing::warn!(%error, entries = marks.len(), "cannot mark sent entries; retrying");
                     }

@@ -23,6 +23,7 @@ mod mail_server;
 mod marker;
 pub mod pacer;
 mod publication;
+mod rights;
 mod set_aside;
 mod settlement;
 mod startup;
@@ -187,6 +188,7 @@ impl Worker {
         let mut tasks = JoinSet::new();
         let indexes = Indexes::new(missing_indexes);
         tasks.spawn(indexes.clone().keep(store.clone(), readiness.component("indexes"), stop.clone()));
+        tasks.spawn(rights::keep_checking(store.clone(), readiness.component("mongodb-rights"), stop.clone()));
         tasks.spawn(availability.clone().keep_checking(tuning.sweep, stop.clone()));
         tasks.spawn(publisher.clone().keep_declared(tuning.sweep, stop.clone()));
         let measuring = measured(MongodbOperation::Measure);

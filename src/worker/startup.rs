@@ -53,52 +53,68 @@ pub(super) async fn connect(servers: Servers<'_>, readiness: &Readiness) -> Resu
     let Servers { broker, topology, mongodb_url, tls } = servers;
     let broker_ready = readiness.component("rabbitmq");
     let database_ready = readiness.component("mongodb");
-    let mut backoff = Backoff::new(RETRY_DELAYS);
     let (database_outage, broker_outage) = (Outage::default(), Outage::default());
-    let database_unavailable = |error: &str, delay: Duration| {
-        if database_outage.failed(error) {
-            tracing::warn!(error, "MongoDB is unavailable; retrying");
+    let database_unavailable = |error: &StoreError, backoff: &mut Backoff| {
+        let (delay, reason) = (backoff.next_delay(), error.reason());
+        if database_outage.failed(&reason) {
+            if matches!(error, StoreError::Denied(_)) {
+                tracing::error!(error = reason, "MongoDB denies access; retrying");
+            } else {
+                tracing::warn!(error = reason, "MongoDB is unavailable; retrying");
+            }
         }
-        database_ready.not_ready(error);
+        database_ready.not_ready(&reason);
         sleep(delay)
     };
     // First, so that a mistake in the settings is reported before anything is waited for.
+    let mut backoff = Backoff::new(RETRY_DELAYS);
     let store = loop {
         match Store::open(mongodb_url.connection_string(), tls).await {
             Ok(store) => break store,
             Err(error @ StoreError::Permanent(_)) => return Err(error.into()),
-            Err(error) => database_unavailable(&error.reason(), backoff.next_delay()).await,
+            Err(error) => database_unavailable(&error, &mut backoff).await,
         }
     };
-    loop {
-        match topology.declare(broker).await {
-            Ok(_) => break,
-            Err(TopologyError::Broker(error)) => {
-                let delay = backoff.next_delay();
-                let reason = error.to_string();
-                if broker_outage.failed(&reason) {
-                    tracing::warn!(error = reason, "RabbitMQ is unavailable; retrying");
+    // Both at once, so that the problems of both are reported.
+    let declaring = async {
+        let mut backoff = Backoff::new(RETRY_DELAYS);
+        loop {
+            match topology.declare(broker).await {
+                Ok(_) => break,
+                Err(TopologyError::Broker(error)) => {
+                    let reason = error.to_string();
+                    if broker_outage.failed(&reason) {
+                        tracing::warn!(error = reason, "RabbitMQ is unavailable; retrying");
+                    }
+                    broker_ready.not_ready(&reason);
+                    sleep(backoff.next_delay()).await;
                 }
-                broker_ready.not_ready(&reason);
-                sleep(delay).await;
+                Err(error) => return Err(StartupError::Topology(error)),
             }
-            Err(error) => return Err(StartupError::Topology(error)),
         }
-    }
-    if let Some(duration) = broker_outage.ended() {
-        tracing::info!(unavailable_seconds = seconds(duration), "RabbitMQ is available");
-    }
+        if let Some(duration) = broker_outage.ended() {
+            tracing::info!(unavailable_seconds = seconds(duration), "RabbitMQ is available");
+        }
+        broker_ready.ready();
+        Ok(())
+    };
+    let looking = async {
+        loop {
+            match store.missing_indexes().await {
+                Ok(missing) => {
+                    if let Some(duration) = database_outage.ended() {
+                        tracing::info!(unavailable_seconds = seconds(duration), "MongoDB is available");
+                    }
+                    database_ready.ready();
+                    return Ok(missing);
+                }
+                Err(error @ StoreError::Permanent(_)) => return Err(StartupError::Store(error)),
+                Err(error) => database_unavailable(&error, &mut backoff).await,
+            }
+        }
+    };
+    let ((), missing_indexes) = tokio::try_join!(declaring, looking)?;
     // From here on each lane reports on its own connection.
     broker_ready.retire();
-    let missing_indexes = loop {
-        match store.missing_indexes().await {
-            Ok(missing) => break missing,
-            Err(error @ StoreError::Permanent(_)) => return Err(error.into()),
-            Err(error) => database_unavailable(&error.reason(), backoff.next_delay()).await,
-        }
-    };
-    if let Some(duration) = database_outage.ended() {
-        tracing::info!(unavailable_seconds = seconds(duration), "MongoDB is available");
-    }
     Ok(ConnectedServers { store, database_ready, missing_indexes })
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use offramp_testkit::eventually;
 use offramp_testkit::fixtures::{account, cancellation, organization, populate, subscription, with};
 use offramp_testkit::process;
-use offramp_testkit::smtp_sink::SmtpSink;
+use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, bare, offramp};
 
@@ -438,7 +438,34 @@ async fn check_reports_problems_and_changes_nothing() {
     succeeds(&mut offramp(&bed), &["init"], "");
     let findings = succeeds(&mut check(), &["check", "--json"], "").json();
     assert!(findings.iter().all(|finding| finding["ok"] == true), "{findings:?}");
-    assert!(findings[2]["detail"].as_str().unwrap().contains("18 objects as they should be"), "{findings:?}");
+    let rabbitmq = findings.iter().find(|finding| finding["check"] == "RabbitMQ").unwrap();
+    assert!(rabbitmq["detail"].as_str().unwrap().contains("18 objects as they should be"), "{findings:?}");
+    let mail = findings.iter().find(|finding| finding["check"] == "mail").unwrap();
+    assert!(mail["detail"].as_str().unwrap().contains("accepts EHLO"), "{findings:?}");
+    assert!(sink.emails().is_empty() && !sink.commands().iter().any(|line| line.starts_with("RCPT")), "no recipient");
+
+    let ran =
+        fails(check().env("OFFRAMP_AMPQ_URL", "amqp://typo/"), &["check"], "", 2, "not as it should be: settings");
+    assert!(ran.stdout.contains("✗ OFFRAMP_AMPQ_URL is no setting; did you mean OFFRAMP_AMQP_URL?"), "{}", ran.stdout);
+    let ran =
+        fails(offramp(&bed).env("OFFRAMP_MONGO_URL", "x"), &["show", "nobody"], "", 1, "there is no subscription");
+    assert!(
+        ran.stderr.contains("OFFRAMP_MONGO_URL is no setting; did you mean OFFRAMP_MONGODB_URL?"),
+        "{}",
+        ran.stderr
+    );
+    let missing = tempfile::tempdir().unwrap().path().join("emails");
+    let url = format!("file://{}", missing.display());
+    let ran = succeeds(&mut check(), &["check", "--smtp-url", &url], "");
+    assert!(ran.stdout.contains("the directory is missing") && !missing.exists(), "{}", ran.stdout);
+    let rejecting = SmtpSink::scripted(Tls::No, |step, _| match step {
+        Step::Mail => Action::Answer("550 5.7.1 Sender address rejected: not owned by user"),
+        _ => Action::Ok,
+    });
+    let rejecting = rejecting.await;
+    let ran = fails(&mut check(), &["check", "--smtp-url", &rejecting.url()], "", 1, "not as it should be: mail");
+    assert!(ran.stdout.contains("MAIL: 550 5.7.1 Sender address rejected"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("see OFFRAMP_MAIL_FROM") && !ran.stdout.contains("unavailable"), "{}", ran.stdout);
 
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("fr")).unwrap();
@@ -469,6 +496,7 @@ async fn check_reports_problems_and_changes_nothing() {
     assert!(!ran.stdout.contains("DMARC"), "{}", ran.stdout);
     let elsewhere = ["check", "--dkim-selector", "s1", "--dkim-domain", "example.com"];
     let ran = succeeds(&mut signing(), &elsewhere, "");
+    assert!(ran.stdout.contains("! DKIM"), "{}", ran.stdout);
     assert!(ran.stdout.contains("DMARC asks for a signature of offramp.example"), "{}", ran.stdout);
     let ran = fails(&mut signing(), &["check"], "", 2, "not as it should be: DKIM");
     assert!(ran.stdout.contains("OFFRAMP_DKIM_SELECTOR is not"), "{}", ran.stdout);

@@ -5,6 +5,7 @@
 mod answers;
 mod broker;
 mod calendar;
+mod check;
 mod cli;
 mod documents;
 mod email;

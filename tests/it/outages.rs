@@ -172,7 +172,10 @@ async fn a_lane_without_database_rights_waits_alone_uses_no_attempts_and_logs_no
     .await;
     assert_eq!(worker.connections(CommandType::CardExpiry).await, 1);
     let answer = worker.readyz().await.unwrap();
-    assert!(answer.status == 503 && answer.body.contains("lacks a right (Unauthorized"), "{answer}");
+    assert!(
+        answer.status == 503 && answer.body.contains("lacks the right `update` on `accounts` (Unauthorized"),
+        "{answer}"
+    );
 
     // After as many redeliveries as several outages cause, the next lane replaces the message with a fresh copy.
     for _ in 0..REDELIVERIES_MAX / 2 {

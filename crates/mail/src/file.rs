@@ -18,18 +18,23 @@ pub(crate) async fn write(directory: &Path, email: &ComposedEmail) -> Result<Str
     blocking(move || write_synced(&directory, &temporary, &name, &bytes)).await.map(|()| path)
 }
 
-/// Writes a file and removes it again.
-pub(crate) async fn check(directory: &Path) -> Result<(), SendError> {
+/// Writes a file and removes it again; where the directory is missing, in the nearest one that exists. Returns a sentence about the
+/// directory.
+pub(crate) async fn check(directory: &Path) -> Result<String, SendError> {
     let directory = directory.to_owned();
     blocking(move || {
-        let probe = directory.join(format!(".offramp-{}.tmp", uuid::Uuid::new_v4()));
+        let existing = directory.ancestors().find(|path| path.is_dir()).unwrap_or(&directory);
+        let probe = existing.join(format!(".offramp-{}.tmp", uuid::Uuid::new_v4()));
         File::create(&probe)?.write_all(b"offramp")?;
-        fs::remove_file(&probe)
+        fs::remove_file(&probe)?;
+        let is_missing = existing != directory;
+        Ok(if is_missing { "the directory is missing; `offramp run` creates it" } else { "the directory is writable" }
+            .to_owned())
     })
     .await
 }
 
-async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), SendError> {
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, SendError> {
     let result = match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(io::Error::other(error)),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 
+use crate::address::Sender;
 use crate::file;
 use crate::mail_url::{MailConfigError, MailUrl, Target};
 use crate::message::ComposedEmail;
@@ -22,10 +23,10 @@ pub enum Transport {
 }
 
 impl Transport {
-    /// Prepares the transport that `url` names, under the name `name`. Nothing is connected yet.
+    /// The transport that `url` names, under the name `name`. Nothing is connected or created yet.
     ///
     /// # Errors
-    /// When a user has neither a password nor a token, or the directory for emails cannot be created.
+    /// When a user has neither a password nor a token.
     pub fn new(
         url: &MailUrl,
         name: SmtpName,
@@ -33,25 +34,35 @@ impl Transport {
         deadlines: Deadlines,
     ) -> Result<Self, MailConfigError> {
         match &url.0 {
-            Target::Files(path) => {
-                let failed = |cause| MailConfigError::Directory { path: path.clone(), cause };
-                fs::create_dir_all(path).map_err(failed)?;
-                Ok(Self::Files(path.clone()))
-            }
+            Target::Files(path) => Ok(Self::Files(path.clone())),
             Target::Smtp(endpoint) => {
                 Ok(Self::Smtp(Box::new(SmtpServer::new(endpoint.clone(), name, tls, deadlines)?)))
             }
         }
     }
 
-    /// Connects, encrypts and logs in as for an email, then disconnects; or writes a file and removes it.
+    /// Connects, encrypts, logs in and names the sender as for an email, names no recipient, and disconnects. Returns the server's
+    /// greeting. In a directory, writes a file and removes it; a missing directory is not created. Returns the directory.
     ///
     /// # Errors
     /// When an email could not be sent; the text names the step that failed.
-    pub async fn check(&self) -> Result<(), SendError> {
+    pub async fn check(&self, sender: &Sender) -> Result<String, SendError> {
         match self {
-            Self::Smtp(server) => server.check().await,
+            Self::Smtp(server) => server.check(sender).await,
             Self::Files(directory) => file::check(directory).await,
+        }
+    }
+
+    /// Creates the directory for emails, if they go into one and it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be created.
+    pub fn prepare(&self) -> Result<(), MailConfigError> {
+        match self {
+            Self::Smtp(_) => Ok(()),
+            Self::Files(path) => {
+                fs::create_dir_all(path).map_err(|cause| MailConfigError::Directory { path: path.clone(), cause })
+            }
         }
     }
 }

@@ -157,7 +157,7 @@ impl Policy {
         let pattern = format!("^{}$", queue.replace('.', "\\."));
         let definition = json!({ "pattern": pattern, "apply-to": "queues",
             "definition": { "max-length": 0, "overflow": "reject-publish" } });
-        policy.request("PUT", &definition.to_string());
+        manage("PUT", &policy.path, &definition.to_string());
         let connection = Connection::connect(&amqp_url(), ConnectionProperties::default()).await.unwrap();
         eventually("the policy is in force", async || {
             let channel = connection.create_channel().await.unwrap();
@@ -171,27 +171,62 @@ impl Policy {
         drop(connection.close(200, "OK".into()).await);
         policy
     }
+}
 
-    fn request(&self, method: &str, body: &str) {
-        let admin = setting("SERVICES_RABBITMQ_ADMIN", "http://127.0.0.1:15672");
-        let address = admin.strip_prefix("http://").unwrap();
-        let mut stream = TcpStream::connect(address).unwrap();
-        // guest:guest
-        let request = format!(
-            "{method} {} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            self.path,
-            body.len()
-        );
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
-    }
+/// Sends a request to RabbitMQ's management interface.
+fn manage(method: &str, path: &str, body: &str) {
+    let admin = setting("SERVICES_RABBITMQ_ADMIN", "http://127.0.0.1:15672");
+    let address = admin.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    // guest:guest
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
 }
 
 impl Drop for Policy {
     fn drop(&mut self) {
-        self.request("DELETE", "");
+        manage("DELETE", &self.path, "");
+    }
+}
+
+/// A user of the broker, removed when dropped.
+pub struct User {
+    name: String,
+}
+
+impl User {
+    /// A user with permissions on the names that these regular expressions match.
+    pub fn new(name: &str, configure: &str, write: &str, read: &str) -> Self {
+        let user = Self { name: name.to_owned() };
+        manage("PUT", &format!("/api/users/{name}"), &json!({ "password": "secret", "tags": "" }).to_string());
+        user.permit(configure, write, read);
+        user
+    }
+
+    /// Replaces its permissions.
+    pub fn permit(&self, configure: &str, write: &str, read: &str) {
+        let permissions = json!({ "configure": configure, "write": write, "read": read });
+        manage("PUT", &format!("/api/permissions/%2f/{}", self.name), &permissions.to_string());
+    }
+
+    /// The broker's address with this user.
+    pub fn amqp_url(&self) -> String {
+        let url = amqp_url();
+        let host = url.strip_prefix("amqp://").unwrap();
+        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+        format!("amqp://{}:secret@{host}", self.name)
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        manage("DELETE", &format!("/api/users/{}", self.name), "");
     }
 }

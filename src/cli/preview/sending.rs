@@ -21,6 +21,7 @@ impl MailServer {
         let transport = tokio::task::spawn_blocking(move || {
             let tls = tls.client_config().map_err(|error| error.to_string())?;
             Transport::new(&url, name, tls, Deadlines::interactive())
+                .and_then(|transport| transport.prepare().map(|()| transport))
                 .map_err(|error| advice::append(&error, advice::mail_config_error(&error)))
         })
         .await

@@ -15,7 +15,7 @@ mod subscription;
 
 pub use account::{AccountDocument, CardDocument, CardNoticeDocument, ManagerDocument};
 pub(super) use organization::LEAD_DAYS_MAX;
-pub use organization::{BrandDocument, OrganizationDocument, RemindersDocument};
+pub use organization::{BrandDocument, ContactDocument, OrganizationDocument, RemindersDocument};
 pub use projection::decision_projection;
 pub(super) use projection::reference_projection;
 pub use read::read;

@@ -160,7 +160,8 @@ impl Sweeper {
             Ok(()) => reports.succeeded(search, findings),
             Err(SweepError::Stopping) => return Err(SweepError::Stopping),
             Err(SweepError::Store(error)) => {
-                if matches!(error, StoreError::Unavailable(_)) && self.availability.is_unavailable().await {
+                let may_affect_all = matches!(error, StoreError::Unavailable(_) | StoreError::Denied(_));
+                if may_affect_all && self.availability.is_unavailable().await {
                     return Err(SweepError::Store(error));
                 }
                 if matches!(error, StoreError::Permanent(_)) {

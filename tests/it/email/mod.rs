@@ -85,7 +85,10 @@ pub fn connection(url: &str, tls: &ClientTls) -> MailConnection {
 
 fn transport(url: &str, tls: &ClientTls, deadlines: Deadlines) -> Transport {
     let name = SmtpName::parse("worker.example.com").unwrap();
-    Transport::new(&MailUrl::parse(url).unwrap(), name, tls.client_config().unwrap(), deadlines).unwrap()
+    let url = MailUrl::parse(url).unwrap();
+    let transport = Transport::new(&url, name, tls.client_config().unwrap(), deadlines).unwrap();
+    transport.prepare().unwrap();
+    transport
 }
 
 pub fn to(sink: &SmtpSink) -> MailConnection {

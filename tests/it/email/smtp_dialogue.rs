@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use offramp::tls::Tls as ClientTls;
-use offramp_mail::{DkimKey, DkimSigner, MailConnection, SendError};
+use offramp_mail::{DkimKey, DkimSigner, MailConnection, SendError, Sender};
 
 use super::{
     all_deadlines, bytes, composed, connection, deadlines, header_names, is_of_connection, is_unavailable, sample,
@@ -248,11 +248,21 @@ async fn emails_are_not_delayed_by_nagles_algorithm() {
 async fn check_connects_and_reports_the_failing_step() {
     let check = |sink: &SmtpSink| {
         let transport = transport(&sink.url(), &ClientTls::default(), deadlines());
-        async move { transport.check().await }
+        let sender = Sender::parse("no-reply@offramp.example").unwrap();
+        async move { transport.check(&sender).await }
     };
     let sink = SmtpSink::start().await;
-    check(&sink).await.unwrap();
-    assert_eq!(sink.commands(), ["EHLO worker.example.com", "QUIT"]);
+    assert!(!check(&sink).await.unwrap().is_empty(), "the server's greeting");
+    let sender = "MAIL FROM:<no-reply@offramp.example>";
+    assert_eq!(sink.commands(), ["EHLO worker.example.com", sender, "RSET", "QUIT"]);
+    let rejects = |at, _| if at == Step::Mail { Action::Answer("550 5.7.1 Not yours") } else { Action::Ok };
+    let sink = SmtpSink::scripted(Tls::No, rejects).await;
+    let error = check(&sink).await.unwrap_err();
+    assert!(
+        error.to_string().contains("MAIL: 550 5.7.1 Not yours") && !error.to_string().contains("unavailable"),
+        "{error}"
+    );
+    assert_eq!(sink.commands(), ["EHLO worker.example.com", sender, "RSET", "QUIT"]);
     let sink = SmtpSink::scripted(Tls::No, |at, _| if at == Step::Ehlo { Action::Stall } else { Action::Ok }).await;
     let error = check(&sink).await.unwrap_err();
     assert!(error.to_string().contains("EHLO: no reply within"), "{error}");

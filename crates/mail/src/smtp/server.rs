@@ -9,13 +9,16 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::deadlines::Deadlines;
-use super::failure::Failure;
+use super::failure::{Failure, QUOTE_CHARS_MAX};
 use super::login::log_in;
 use super::name::SmtpName;
 use super::session::{Session, Wire, within};
 use super::step::Step;
+use super::transaction;
+use crate::address::Sender;
 use crate::mail_url::{Encryption, Login, MailConfigError, Secret, SmtpEndpoint};
 use crate::send_error::SendError;
+use crate::text::{shorten, single_line};
 
 /// A mail server, and how to connect to it.
 pub struct SmtpServer {
@@ -60,11 +63,18 @@ impl SmtpServer {
         format!("{}:{}", self.host, self.port)
     }
 
-    /// Connects, encrypts and logs in as for an email, then disconnects.
-    pub(crate) async fn check(&self) -> Result<(), SendError> {
-        let session = self.connect().await.map_err(|failure| failure.into_error(&self.address()))?;
-        self.quit(session).await;
-        Ok(())
+    /// Connects, encrypts, logs in and names the sender as for an email, then disconnects. Names no recipient. Returns the server's
+    /// greeting.
+    pub(crate) async fn check(&self, sender: &Sender) -> Result<String, SendError> {
+        let failed = |failure: Failure| failure.into_error(&self.address());
+        let mut session = self.connect().await.map_err(failed)?;
+        let greeting = session.greeting.clone();
+        let accepted = transaction::name_sender(&mut session, sender.address.clone(), self.deadlines).await;
+        if session.is_in_sync() {
+            transaction::reset(&mut session, self.deadlines).await;
+            self.quit(session).await;
+        }
+        accepted.map_err(failed).map(|()| greeting)
     }
 
     /// Opens a connection, up to the point where emails can be sent.
@@ -82,7 +92,8 @@ impl SmtpServer {
         let (wire, greeting) =
             if is_implicit { (self.encrypt(tcp).await?, Step::FirstReplyOverTls) } else { (tcp, Step::Greeting) };
         let mut session = Session::new(wire);
-        session.read(greeting, limit).await?.expect(greeting, 220)?;
+        let first = session.read(greeting, limit).await?.expect(greeting, 220)?;
+        session.greeting = shorten(&single_line(&first.text()), QUOTE_CHARS_MAX);
         self.greet(&mut session, Step::Ehlo).await?;
         if matches!(self.encryption, Encryption::Required | Encryption::WhereOffered) {
             session = self.start_tls(session).await?;
@@ -119,8 +130,10 @@ impl SmtpServer {
         if !session.wire.buffer().is_empty() {
             return Err(unfit("something follows the server's reply, sent before encryption"));
         }
+        let greeting = session.greeting;
         let wire = self.encrypt(session.wire.into_inner()).await?;
         let mut session = Session::new(wire);
+        session.greeting = greeting;
         self.greet(&mut session, Step::FirstReplyOverTls).await?;
         Ok(session)
     }

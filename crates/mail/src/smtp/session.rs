@@ -17,6 +17,8 @@ pub(super) struct Session {
     /// The extensions that the server offers, one per line.
     pub(super) extensions: Vec<String>,
     is_in_sync: bool,
+    /// The server's first words.
+    pub(super) greeting: String,
 }
 
 /// TCP, or TLS over TCP.
@@ -31,7 +33,7 @@ impl fmt::Debug for Session {
 
 impl Session {
     pub(super) fn new(wire: Box<dyn Wire>) -> Self {
-        Self { wire: BufReader::new(wire), extensions: Vec::new(), is_in_sync: true }
+        Self { wire: BufReader::new(wire), extensions: Vec::new(), is_in_sync: true, greeting: String::new() }
     }
 
     /// Whether every reply was read so far. If not, nothing more may be sent.

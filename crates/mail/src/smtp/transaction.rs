@@ -1,5 +1,6 @@
 //! One email on a connection: envelope, content, reply (RFC 5321 §3.3).
 
+use lettre::Address;
 use lettre::transport::smtp::commands::{Mail, Rcpt};
 use lettre::transport::smtp::extension::{MailBodyParameter, MailParameter};
 use memchr::memmem;
@@ -49,6 +50,12 @@ pub(super) async fn announce(
         session.request(Step::Rcpt, limit, &rcpt).await?.expect(Step::Rcpt, Reply::POSITIVE)?;
     }
     Ok(())
+}
+
+/// Names the sender alone, to find out whether the server accepts it.
+pub(super) async fn name_sender(session: &mut Session, sender: Address, limits: Deadlines) -> Result<(), Failure> {
+    let mail = Mail::new(Some(sender), Vec::new()).to_string();
+    session.request(Step::Mail, limits.envelope, &mail).await?.expect(Step::Mail, Reply::POSITIVE).map(drop)
 }
 
 /// Sends the content for an accepted recipient. Returns the server's reply.
