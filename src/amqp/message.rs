@@ -104,12 +104,6 @@ impl Delivery {
         self.properties.correlation_id().as_ref().map(ShortString::as_str)
     }
 
-    /// The message id that the publisher set.
-    #[must_use]
-    pub fn message_id(&self) -> Option<&str> {
-        self.properties.message_id().as_ref().map(ShortString::as_str)
-    }
-
     /// The size of body and headers in memory, in bytes, approximately.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {

@@ -191,7 +191,7 @@ impl EmailSender {
                 // The error stays out of the log: it may contain an address.
                 tracing::error!(
                     entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
-                    source = ids.source, command = ids.command,
+                    source = ids.source, command = ids.command, trace_id = ids.trace_id,
                     "cannot compose an email; it is kept for an operator ({})",
                     advice::KEPT_ENTRIES
                 );
@@ -247,7 +247,7 @@ impl EmailSender {
             SendError::Permanent(_) => {
                 tracing::error!(
                     entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
-                    source = ids.source, command = ids.command, error = error.brief(),
+                    source = ids.source, command = ids.command, trace_id = ids.trace_id, error = error.brief(),
                     "the mail server rejected an email permanently; it is kept for an operator"
                 );
                 (failed(), EmailOutcome::Rejected, false)
@@ -274,7 +274,7 @@ impl EmailSender {
                 } else {
                     tracing::error!(
                         entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
-                        source = ids.source, command = ids.command, error = error.brief(),
+                        source = ids.source, command = ids.command, trace_id = ids.trace_id, error = error.brief(),
                         "the mail server has rejected the sender of an email for a day; the email is kept for an operator"
                     );
                     failed()
@@ -285,14 +285,14 @@ impl EmailSender {
                 let result = if leased.entry.in_doubt < IN_DOUBT_RETRIES_MAX {
                     tracing::warn!(
                         entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
-                        source = ids.source, command = ids.command, error = error.brief(),
+                        source = ids.source, command = ids.command, trace_id = ids.trace_id, error = error.brief(),
                         "an email may have been delivered; it is retried later"
                     );
                     deferred(Backoff::delay_after(0, IN_DOUBT_DELAYS), DeferralCause::InDoubt)
                 } else {
                     tracing::error!(
                         entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
-                        source = ids.source, command = ids.command, error = error.brief(),
+                        source = ids.source, command = ids.command, trace_id = ids.trace_id, error = error.brief(),
                         "an email may have been delivered several times; it is kept for an operator"
                     );
                     failed()
@@ -333,6 +333,7 @@ struct Ids<'a> {
     role: &'static str,
     source: Option<&'a str>,
     command: Option<&'a str>,
+    trace_id: Option<&'a str>,
 }
 
 impl<'a> Ids<'a> {
@@ -345,6 +346,7 @@ impl<'a> Ids<'a> {
             role: email.recipient.as_str(),
             source: command.map(|command| command.source.as_str()),
             command: command.map(|command| command.id.as_str()),
+            trace_id: leased.entry.trace.trace_id(),
         }
     }
 }

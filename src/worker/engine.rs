@@ -225,6 +225,7 @@ fn ended<T>(mut span: Span, result: Result<T, StoreError>) -> Result<T, StoreErr
         Ok(_) => {}
         Err(StoreError::TimedOut) => span.fail("timed_out"),
         Err(StoreError::Unavailable(_)) => span.fail("unavailable"),
+        Err(StoreError::Denied(_)) => span.fail("denied"),
         Err(StoreError::Permanent(_)) => span.fail("permanent"),
     }
     result

@@ -212,6 +212,7 @@ impl Lane {
                     command = command.map(|command| command.reference.key.id.as_str()),
                     document = command.map(|command| tracing::field::display(DocumentId::from(command.target()))),
                     message_id = delivery.message_id(),
+                    trace_id = command.and_then(|command| command.trace.trace_id()),
                     attempt = delivery.attempt,
                     %reason,
                     %error,
@@ -251,6 +252,7 @@ impl Lane {
             source = command.reference.key.source.as_str(),
             command = command.reference.key.id.as_str(),
             document = %DocumentId::from(command.target()),
+            trace_id = command.trace.trace_id(),
             %rejection,
             "command rejected"
         );

@@ -50,6 +50,7 @@ impl Settlement {
             attempt = delivery.attempt,
             ms = milliseconds(duration),
             message_id = delivery.message_id(),
+            trace_id = command.and_then(|command| command.trace.trace_id()),
             "command settled"
         );
     }

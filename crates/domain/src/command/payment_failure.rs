@@ -49,7 +49,7 @@ pub struct PaymentFailure {
     /// `lost_or_stolen`. Any other value, and none, means that the payment was declined. The client reads a sentence for it in their
     /// language; for `lost_or_stolen`, the one for a payment that was declined.
     #[serde(default, deserialize_with = "known_code")]
-    #[schemars(with = "Option<String>", extend("examples" = FailureCode::ALL))]
+    #[schemars(with = "Value", extend("type" = ["string", "number", "null"], "examples" = FailureCode::ALL))]
     pub failure_code: Option<FailureCode>,
     /// The page on which the client pays this invoice: an https URL. The client's email links to it.
     pub payment_url: Option<HttpsUrl>,
