@@ -38,7 +38,9 @@ pub struct Arguments {
     #[arg(long)]
     dry_run: bool,
 
-    /// Also replace the fields that Offramp writes, in documents that exist: decisions are lost, and emails may be sent again
+    /// In existing documents, also replace the fields that Offramp writes
+    ///
+    /// Decisions since the file was made are lost, and emails may be sent again
     #[arg(long)]
     overwrite_state: bool,
 

@@ -72,7 +72,9 @@ Examples:
   offramp outbox retry --to @example.org
   offramp outbox retry --all --dry-run")]
 struct Retry {
-    /// Send emails to the address that the account or the organization has now; its greeting and the rest stay as decided
+    /// Send emails to the recipient's current address
+    ///
+    /// It is the address that the account or the organization has now. What the email says stays as it was decided
     #[arg(long)]
     to_current_address: bool,
 
