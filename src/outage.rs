@@ -16,6 +16,8 @@ pub struct Outage(Mutex<Option<Ongoing>>);
 #[derive(Debug)]
 struct Ongoing {
     since: Instant,
+    /// When it failed last.
+    last: Instant,
     reasons: HashSet<String>,
 }
 
@@ -23,13 +25,23 @@ impl Outage {
     /// Records a failure. Returns whether it should be reported: nobody was told this reason since the outage began.
     pub fn failed(&self, reason: &str) -> bool {
         let mut ongoing = self.lock();
-        let outage = ongoing.get_or_insert_with(|| Ongoing { since: Instant::now(), reasons: HashSet::new() });
+        let now = Instant::now();
+        let outage = ongoing.get_or_insert_with(|| Ongoing { since: now, last: now, reasons: HashSet::new() });
+        outage.last = now;
         outage.reasons.len() < REASONS_MAX && outage.reasons.insert(reason.to_owned())
     }
 
     /// Records that it works. Returns for how long it had failed, if it had.
     pub fn ended(&self) -> Option<Duration> {
         self.lock().take().map(|outage| outage.since.elapsed())
+    }
+
+    /// Records that something works. The outage ends if nothing has failed for `quiet`: where several operations share an outage,
+    /// some may work while others fail. Returns for how long it had failed.
+    pub fn ended_after(&self, quiet: Duration) -> Option<Duration> {
+        let mut ongoing = self.lock();
+        let outage = ongoing.take_if(|outage| outage.last.elapsed() >= quiet)?;
+        Some(outage.last - outage.since)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Ongoing>> {
@@ -58,6 +70,18 @@ mod tests {
         assert!(outage.ended().is_some());
         assert_eq!(outage.ended(), None);
         assert!(outage.failed("refused"), "a new outage");
+    }
+
+    #[test]
+    fn a_shared_outage_ends_when_nothing_has_failed_for_a_while() {
+        const LONG: Duration = Duration::from_secs(3_600);
+        let outage = Outage::default();
+        assert_eq!(outage.ended_after(Duration::ZERO), None);
+        assert!(outage.failed("denied"));
+        assert_eq!(outage.ended_after(LONG), None, "it has just failed");
+        assert!(!outage.failed("denied"), "still the same outage");
+        assert!(outage.ended_after(Duration::ZERO).is_some());
+        assert!(outage.failed("denied"), "a new outage");
     }
 
     #[test]

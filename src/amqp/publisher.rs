@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, code, count_connection, explain};
 use super::message::Outgoing;
 use super::reply_code::{ACCESS_REFUSED, NOT_FOUND};
+use super::rights;
 use super::topology::Topology;
 use crate::backoff::Backoff;
 use crate::metrics::labels::ConnectionPurpose;
@@ -174,12 +175,15 @@ impl Publisher {
                 if link.is_blocked() {
                     return Ok(Vec::new());
                 }
+                self.try_denied_exchanges(&link).await;
                 topology.restore_on(&link, &mut may_bind).await
             };
             let restored = shutdown.run_until_cancelled(timeout_at(deadline, restoring)).await;
             match restored {
                 Some(Ok(Ok(created))) if created.is_empty() => {
-                    unchecked.ended();
+                    if unchecked.ended().is_some() {
+                        tracing::info!("exchanges and bindings can be checked again");
+                    }
                 }
                 Some(Ok(Ok(created))) => {
                     unchecked.ended();
@@ -346,6 +350,18 @@ impl Publisher {
 
     fn denied(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.0.denied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds out whether the user may publish to denied exchanges by now: there may be nothing to publish to them for days.
+    async fn try_denied_exchanges(&self, link: &Link) {
+        let exchanges: Vec<String> = self.denied().keys().filter(|exchange| !exchange.is_empty()).cloned().collect();
+        for exchange in exchanges {
+            if rights::may_write(link, &exchange, PROBE_KEY).await == Ok(true)
+                && self.denied().remove(&exchange).is_some()
+            {
+                tracing::info!(exchange, "RabbitMQ permits publishing again");
+            }
+        }
     }
 
     /// Records that messages were confirmed, so that the user may publish to their exchanges.

@@ -49,13 +49,13 @@ impl QueueCounts {
 
     async fn count(&mut self, queue: &str) -> Result<u32, BrokerError> {
         let channel = self.channel.take().filter(|channel| channel.status().connected());
-        let link = match self.link.take().filter(Link::is_live) {
-            Some(link) => self.link.insert(link),
-            None => {
-                let link = self.broker.connect(ConnectionPurpose::Queues.as_str()).await?;
-                count_connection(ConnectionPurpose::Queues);
-                self.link.insert(link)
-            }
+        let live = self.link.take().filter(Link::is_live);
+        let link = if let Some(link) = live {
+            self.link.insert(link)
+        } else {
+            let link = self.broker.connect(ConnectionPurpose::Queues.as_str()).await?;
+            count_connection(ConnectionPurpose::Queues);
+            self.link.insert(link)
         };
         let channel = match channel {
             Some(channel) => channel,

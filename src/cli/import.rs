@@ -182,8 +182,9 @@ async fn check(input: &Input, store: &Store, force: bool) -> anyhow::Result<u64>
 struct References {
     /// The line and the organization of each document.
     documents: HashMap<u64, (usize, u64)>,
-    /// The organizations and accounts that documents refer to, each with the first line that does.
-    targets: BTreeMap<(Collection, String), Referrer>,
+    /// The organizations and accounts that documents refer to, with the organization that an account must belong to; each with the
+    /// first line that does.
+    targets: BTreeMap<(Collection, String, Option<String>), Referrer>,
 }
 
 /// The first document that refers to another.
@@ -191,8 +192,6 @@ struct Referrer {
     line: usize,
     /// `subscriptions sub-1`
     name: String,
-    /// The organization that an account must belong to.
-    organization: Option<String>,
 }
 
 impl References {
@@ -206,10 +205,10 @@ impl References {
             return Some(first);
         }
         let mut refer = |collection: Collection, id: &str, organization: Option<&str>| {
-            self.targets.entry((collection, id.to_owned())).or_insert_with(|| Referrer {
+            let key = (collection, id.to_owned(), organization.map(str::to_owned));
+            self.targets.entry(key).or_insert_with(|| Referrer {
                 line,
                 name: format!("{} {}", document.collection.as_str(), document.id()),
-                organization: organization.map(str::to_owned),
             });
         };
         if let Some(id) = organization {
@@ -225,24 +224,24 @@ impl References {
     /// organization.
     async fn dangling(self, store: &Store) -> anyhow::Result<Vec<String>> {
         let mut sentences = Vec::new();
-        let mut elsewhere: BTreeMap<Collection, Vec<(String, Referrer)>> = BTreeMap::new();
-        for ((collection, id), referrer) in self.targets {
+        let mut elsewhere: BTreeMap<Collection, Vec<(String, Option<String>, Referrer)>> = BTreeMap::new();
+        for ((collection, id, organization), referrer) in self.targets {
             match self.documents.get(&hash(collection, &id)) {
-                Some((_, organization)) => {
-                    let wanted = referrer.organization.as_deref().map(|id| hash(Collection::Organizations, id));
-                    if wanted.is_some_and(|wanted| wanted != *organization) {
+                Some((_, actual)) => {
+                    let wanted = organization.map(|id| hash(Collection::Organizations, &id));
+                    if wanted.is_some_and(|wanted| wanted != *actual) {
                         sentences.push(referrer.of_other_organization(&id));
                     }
                 }
-                None => elsewhere.entry(collection).or_default().push((id, referrer)),
+                None => elsewhere.entry(collection).or_default().push((id, organization, referrer)),
             }
         }
         for (collection, targets) in elsewhere {
             for targets in targets.chunks(IMPORT_DOCUMENTS_MAX) {
-                let ids: Vec<&str> = targets.iter().map(|(id, _)| id.as_str()).collect();
+                let ids: Vec<&str> = targets.iter().map(|(id, ..)| id.as_str()).collect();
                 let found = store.organizations_of(collection, &ids).await?;
-                for (id, referrer) in targets {
-                    match (found.get(id), &referrer.organization) {
+                for (id, organization, referrer) in targets {
+                    match (found.get(id), organization) {
                         (None, _) => sentences.push(referrer.of_nothing(collection, id)),
                         (Some(actual), Some(wanted)) if actual.as_ref() != Some(wanted) => {
                             sentences.push(referrer.of_other_organization(id));
@@ -258,7 +257,7 @@ impl References {
 
 impl Referrer {
     fn of_nothing(&self, collection: Collection, id: &str) -> String {
-        let Self { line, name, .. } = self;
+        let Self { line, name } = self;
         format!(
             "line {line}: {name} refers to {} {id}, which is neither in the file nor in the database",
             collection.as_str()
@@ -266,7 +265,7 @@ impl Referrer {
     }
 
     fn of_other_organization(&self, id: &str) -> String {
-        let Self { line, name, .. } = self;
+        let Self { line, name } = self;
         format!("line {line}: {name} refers to accounts {id}, which belongs to another organization")
     }
 }

@@ -10,8 +10,8 @@ use super::source::variable_of;
 const SIMILARITY_MIN: f64 = 0.75;
 /// What every setting's variable begins with.
 const PREFIX: &str = "OFFRAMP_";
-/// Variables of this repository's scripts and tests begin with this.
-const OF_SCRIPTS: &str = "OFFRAMP_SERVICES_";
+/// What the variables of this repository's scripts, tests and Compose files begin with.
+const OF_SCRIPTS: [&str; 4] = ["OFFRAMP_SERVICES_", "OFFRAMP_IMAGE", "OFFRAMP_SECRETS", "OFFRAMP_REVISION"];
 
 /// An environment variable that no setting reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,8 @@ pub fn unknown_variables(variables: impl IntoIterator<Item = (OsString, OsString
         .into_iter()
         .filter(|(_, value)| !value.is_empty())
         .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
-        .filter(|(name, _)| name.starts_with(PREFIX) && !name.starts_with(OF_SCRIPTS) && !known.contains(name))
+        .filter(|(name, _)| name.starts_with(PREFIX) && !known.contains(name))
+        .filter(|(name, _)| !OF_SCRIPTS.iter().any(|start| name.starts_with(start)))
         .filter(|(name, value)| !is_of_kubernetes(name, value))
         .map(|(name, _)| UnknownVariable { nearest: nearest(&name, &known), name })
         .collect();
@@ -108,6 +109,7 @@ mod tests {
             "AMQP_URL",
             "OFFRAMP",
             "OFFRAMP_SERVICES_DIR",
+            "OFFRAMP_IMAGE",
         ] {
             check(name, "x", None);
         }

@@ -103,7 +103,7 @@ mod tests {
         let names = FieldNames::new();
         let check = |fields: &[&str], billing: bson::Document, expected: &[&str]| {
             let mut raw = rawdoc! { "billing": bson::RawDocumentBuf::try_from(&billing).unwrap() };
-            raw.append(bson::raw::cstr!("offramp_fields"), bson::RawArrayBuf::from_iter(fields.iter().copied()));
+            raw.append(bson::raw::cstr!("offramp_fields"), fields.iter().copied().collect::<bson::RawArrayBuf>());
             let found: Vec<String> =
                 names.misspelt(Collection::Subscriptions, &raw).into_iter().map(|problem| problem.field).collect();
             assert_eq!(found, expected);

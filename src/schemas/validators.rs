@@ -133,9 +133,10 @@ fn convert(schema: &Value, definitions: &Map<String, Value>) -> Result<Value, Un
                     .collect();
                 converted.insert(keyword.clone(), Value::Object(properties?));
             }
-            "items" | "not" => drop(converted.insert(keyword.clone(), convert(value, definitions)?)),
             "additionalProperties" if value.is_boolean() => drop(converted.insert(keyword.clone(), value.clone())),
-            "additionalProperties" => drop(converted.insert(keyword.clone(), convert(value, definitions)?)),
+            "items" | "not" | "additionalProperties" => {
+                converted.insert(keyword.clone(), convert(value, definitions)?);
+            }
             "allOf" => all_of.extend(converted_list(value, definitions)?),
             "anyOf" | "oneOf" => {
                 converted.insert(keyword.clone(), Value::Array(converted_list(value, definitions)?));

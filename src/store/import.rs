@@ -213,7 +213,7 @@ fn keep_the_end(stored: &Document, wanted: &mut Document, kept: &mut Vec<&'stati
     }
     let next_on = stored.get_document("billing").ok().and_then(|billing| billing.get("next_on"));
     if let Ok(billing) = wanted.get_document_mut("billing")
-        && billing.get("next_on") != next_on
+        && billing.get("next_on").unwrap_or(&Bson::Null) != next_on.unwrap_or(&Bson::Null)
     {
         kept.push("billing.next_on");
         match next_on {

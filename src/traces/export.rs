@@ -72,6 +72,8 @@ impl TraceExport {
             .with_timeout(REQUEST_MAX)
             .build()
             .map_err(|error| error.to_string())?;
+        // A query may have a token.
+        let endpoint = endpoint.split('?').next().unwrap_or_default().to_owned();
         let exporter = ReportingExporter { exporter, endpoint, is_failing: AtomicBool::new(false) };
         let mut config = BatchConfigBuilder::default();
         // The builder has read these.

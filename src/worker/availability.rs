@@ -23,6 +23,11 @@ pub(super) const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(200
 /// The longest time between two checks.
 const CHECK_EVERY: Duration = Duration::from_secs(2);
 
+/// How long no operation may fail before an outage counts as over: with one shard unavailable, some operations fail and others do not.
+const QUIET: Duration = Duration::from_secs(5);
+/// The same for missing rights, which only some searches may need.
+const QUIET_AFTER_DENIAL: Duration = Duration::from_secs(300);
+
 /// What is known about the database. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Availability {
@@ -39,8 +44,8 @@ pub struct Availability {
     slow: Arc<Outage>,
     /// When the database was last found unavailable.
     unavailable_at: Arc<watch::Sender<Option<Instant>>>,
-    /// The denial that was reported last, until the database accepts work again.
-    denied: Arc<watch::Sender<Option<String>>>,
+    /// What the log was told of missing rights.
+    denied: Arc<Outage>,
 }
 
 impl Availability {
@@ -56,7 +61,7 @@ impl Availability {
             outage: Arc::default(),
             slow: Arc::default(),
             unavailable_at: Arc::new(watch::Sender::new(None)),
-            denied: Arc::new(watch::Sender::new(None)),
+            denied: Arc::default(),
         }
     }
 
@@ -80,10 +85,7 @@ impl Availability {
             self.check_clock().await
         };
         match checking.await {
-            Ok(_) => {
-                self.denied.send_replace(None);
-                self.answered();
-            }
+            Ok(_) => self.answered(),
             // A missing right or an unavailable shard: the rest of the database may be available.
             Err(error) if !self.is_unavailable().await => self.report(&error),
             Err(_) => {}
@@ -153,11 +155,14 @@ impl Availability {
 
     /// Records that the database answered: a majority of its servers has a write.
     pub(super) fn answered(&self) {
-        if let Some(duration) = self.outage.ended() {
+        if let Some(duration) = self.outage.ended_after(QUIET) {
             tracing::info!(unavailable_seconds = seconds(duration), "MongoDB is available again");
         }
-        if let Some(duration) = self.slow.ended() {
+        if let Some(duration) = self.slow.ended_after(QUIET) {
             tracing::info!(slow_seconds = seconds(duration), "MongoDB is no longer slow");
+        }
+        if self.denied.ended_after(QUIET_AFTER_DENIAL).is_some() {
+            tracing::info!("MongoDB denies nothing any more");
         }
         match self.clock_offset() {
             None => self.ready.ready(),
@@ -174,8 +179,7 @@ impl Availability {
                 tracing::warn!(error = reason, "MongoDB is slow; retrying");
             }
         } else if matches!(error, StoreError::Denied(_)) {
-            // Once: it lasts until an administrator acts.
-            if self.denied.send_if_modified(|denied| denied.replace(reason.clone()).as_ref() != Some(&reason)) {
+            if self.denied.failed(&reason) {
                 tracing::error!(error = reason, "MongoDB denies access; retrying");
             }
             self.ready.not_ready(&reason);

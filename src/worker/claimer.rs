@@ -135,7 +135,7 @@ impl Claimer {
                 }
                 // A shard is unavailable, or a right is missing.
                 Err(StoreError::Unavailable(error) | StoreError::Denied(error)) => {
-                    claims.sources[index].report(claims.kind, error)
+                    claims.sources[index].report(claims.kind, error);
                 }
                 Err(StoreError::Permanent(error)) => {
                     self.indexes.check_again();

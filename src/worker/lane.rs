@@ -61,7 +61,7 @@ impl Lane {
         );
         let end = CancellationToken::new();
         let working = async {
-            self.work(&set_aside, &shutdown).await;
+            Box::pin(self.work(&set_aside, &shutdown)).await;
             end.cancel();
         };
         tokio::join!(working, set_aside.keep_retrying(&end));
@@ -93,7 +93,7 @@ impl Lane {
                     drop(kept);
                     let waiting = async {
                         tokio::time::sleep(backoff.next_delay()).await;
-                        self.engine.wait_for_documents(&tasks).await;
+                        Box::pin(self.engine.wait_for_documents(&tasks)).await;
                     };
                     if shutdown.run_until_cancelled(waiting).await.is_none() {
                         break;

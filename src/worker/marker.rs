@@ -14,7 +14,7 @@ use super::companions::Companions;
 use super::mail_server::MailServer;
 use super::unmarked::UnmarkedEmails;
 use crate::backoff::Backoff;
-use crate::outage::Outage;
+use crate::outage::{Outage, seconds};
 use crate::store::outbox::delivery::Mark;
 use crate::store::{Store, StoreError};
 
@@ -171,7 +171,12 @@ impl Flusher {
         let outage = Outage::default();
         loop {
             match self.store.mark(marks).await {
-                Ok(postponed) => return postponed,
+                Ok(postponed) => {
+                    if let Some(duration) = outage.ended() {
+                        tracing::info!(unavailable_seconds = seconds(duration), "sent entries can be marked again");
+                    }
+                    return postponed;
+                }
                 Err(error @ (StoreError::Unavailable(_) | StoreError::Denied(_) | StoreError::TimedOut)) => {
                     if outage.failed(&error.to_string()) {
                         tracing::warn!(%error, entries = marks.len(), "cannot mark sent entries; retrying");

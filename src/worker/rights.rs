@@ -20,8 +20,10 @@ pub async fn keep_checking(store: Store, ready: ReadyHandle, stop: CancellationT
         let mut reported = None;
         ready.ready();
         loop {
+            let rights = store.user_rights().await;
             // An error is reported by whatever needs the database.
-            if let Ok(rights) = store.user_rights().await {
+            let is_unknown = rights.is_err();
+            if let Ok(rights) = rights {
                 let missing: Vec<String> = rights.missing().iter().map(ToString::to_string).collect();
                 let problem = (!missing.is_empty()).then(|| {
                     let user = rights.user.as_deref().unwrap_or_default();
@@ -32,14 +34,15 @@ pub async fn keep_checking(store: Store, ready: ReadyHandle, stop: CancellationT
                     None => ready.ready(),
                 }
                 if problem != reported {
-                    match &problem {
-                        Some(problem) => tracing::error!("{problem} ({})", advice::RIGHTS),
-                        None => tracing::info!("the database user has all rights again"),
+                    if let Some(problem) = &problem {
+                        tracing::error!("{problem} ({})", advice::RIGHTS);
+                    } else {
+                        tracing::info!("the database user has all rights again");
                     }
                     reported = problem;
                 }
             }
-            sleep(if reported.is_some() { CHECK_AGAIN_EVERY } else { CHECK_EVERY }).await;
+            sleep(if reported.is_some() || is_unknown { CHECK_AGAIN_EVERY } else { CHECK_EVERY }).await;
         }
     };
     // Never ends by itself.

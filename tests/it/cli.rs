@@ -365,7 +365,8 @@ async fn import_checks_references_and_repeats() {
     assert_eq!(bed.document("accounts", "acc-1").await, None);
 
     succeeds(&mut offramp(&bed), &["import", "-"], &account("acc-1", "org-1"));
-    let subscription = line("subscriptions", subscription("sub-1", "org-2", "acc-1"));
+    let ours = line("subscriptions", subscription("sub-0", "org-1", "acc-1"));
+    let subscription = format!("{ours}\n{}", line("subscriptions", subscription("sub-1", "org-2", "acc-1")));
     let sentence = "subscriptions sub-1 refers to accounts acc-1, which belongs to another organization";
     fails(&mut offramp(&bed), &["import", "-"], &subscription, 1, sentence);
     succeeds(&mut offramp(&bed), &["import", "-", "--force"], &subscription);

@@ -11,6 +11,8 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
 use offramp::config::{DkimSettings, SenderSettings};
 
+use offramp_mail::DkimSigner;
+
 use super::finding::Finding;
 
 /// How long to wait for one answer, and how often to ask.
@@ -47,7 +49,7 @@ pub async fn check(dkim: &DkimSettings, sender: &SenderSettings, server: Option<
     };
     let finding = of_spf(finding, domain, spf);
     let (name, found) = dmarc;
-    Some(of_dmarc(finding, &name, domain, signer.as_ref().map(|signer| signer.domain()), found))
+    Some(of_dmarc(finding, &name, domain, signer.as_ref().map(DkimSigner::domain), found))
 }
 
 /// The TXT records of a name; an error where no DNS answered.
@@ -130,13 +132,14 @@ fn of_spf(finding: Finding, domain: &str, found: Found) -> Finding {
         Ok(records) => records,
         Err(error) => return finding.fact(format!("the SPF record of {domain} could not be looked up: {error}")),
     };
-    let is_spf = |record: &&String| *record == "v=spf1" || record.starts_with("v=spf1 ");
+    let terms = |record: &String| record.to_ascii_lowercase().split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let is_spf = |record: &&String| terms(record).first().is_some_and(|version| version == "v=spf1");
+    // Without a sign, a mechanism has a plus.
+    let is_open = |record: &String| terms(record).iter().any(|term| term == "all" || term == "+all");
     let spf: Vec<&String> = records.iter().filter(is_spf).collect();
     match spf.as_slice() {
         [] => finding.warning(format!("{domain} has no SPF record: it says which servers may send its emails")),
-        [record] if record.contains("+all") => {
-            finding.warning(format!("{domain} lets every server send its emails: {record}"))
-        }
+        [record] if is_open(record) => finding.warning(format!("{domain} lets every server send its emails: {record}")),
         [record] => finding.fact(format!("SPF of {domain}: {record} (the mail server's address must be in it)")),
         _ => finding.warning(format!("{domain} has {} SPF records: receivers accept one only", spf.len())),
     }
@@ -182,6 +185,7 @@ mod tests {
     use super::super::finding::State;
     use super::*;
 
+    #[allow(clippy::unnecessary_wraps, reason = "what a lookup returns")]
     fn found(records: &[&str]) -> Found {
         Ok(records.iter().map(|record| (*record).to_owned()).collect())
     }

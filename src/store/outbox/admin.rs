@@ -122,7 +122,9 @@ impl Store {
     /// # Errors
     /// When the server does not answer: the same again is then safe.
     pub async fn retry_to(&self, failed: &[(EntrySummary, Mailbox)], now: DateTime<Utc>) -> Result<usize, StoreError> {
-        let entries = failed.iter().map(|(entry, to)| (entry, Some(to)));
+        // Without an id of its own, an entry cannot be told from another one.
+        let entries =
+            failed.iter().filter(|(entry, _)| !entry.entry_id.is_empty()).map(|(entry, to)| (entry, Some(to)));
         self.update_failed(entries, |entry, to, record| retry_statement(entry, to, now.into(), record)).await
     }
 
@@ -205,6 +207,7 @@ fn retry_statement(
         let mut mailbox = doc! { "email": &to.email };
         mailbox.extend(to.name.as_ref().map(|name| ("name".to_owned(), name.into())));
         set.insert("outbox.$[entry].mail.to", mailbox);
+        filters[0].insert("entry.mail.role", entry.role.clone());
         if record == Record::Live {
             set.insert("notifications.$[record].to", &to.email);
         }

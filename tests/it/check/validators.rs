@@ -155,7 +155,7 @@ async fn validators_reject_what_the_worker_cannot_read() {
 fn the_script_contains_the_commands() {
     let script = succeeds(&mut bare(), &["schemas", "--mongodb"], "").stdout;
     let begin = script.find("of [").unwrap() + 3;
-    let commands: Value = serde_json::from_str(&script[begin..script.rfind("]) {").unwrap() + 1]).unwrap();
+    let commands: Value = serde_json::from_str(&script[begin..=script.rfind("]) {").unwrap()]).unwrap();
     let lines = succeeds(&mut bare(), &["schemas", "--mongodb", "--json"], "").json();
     assert_eq!(commands, Value::Array(lines));
 }

@@ -72,7 +72,10 @@ pub fn reminder_due(
         // A record in the future is no record.
         let recorded_at = times.recorded_at.filter(|at| *at <= now).unwrap_or(times.requested_at);
         is_due |= lead_days.iter().filter_map(|&lead| due_on(requested_on, lead)).any(|due_on| {
-            let is_told = |last: LastReminder| due_on <= last.on && recorded_at <= last.at - RECORDING_TIME;
+            let is_told = |last: LastReminder| {
+                let told_until = last.at.checked_sub_signed(RECORDING_TIME);
+                due_on <= last.on && told_until.is_some_and(|until| recorded_at <= until)
+            };
             due_on <= today && !last.is_some_and(is_told)
         });
     }
