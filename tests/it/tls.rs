@@ -109,8 +109,11 @@ fn says_what_is_wrong(program: impl Fn() -> Command, setting: &str) {
     let checked = run(&mut program(), &["check"], "");
     assert_eq!(checked.code, Some(1), "{}", checked.stdout);
     for server in ["RabbitMQ", "MongoDB", "mail"] {
-        let line = checked.stdout.lines().find(|line| line.starts_with(&format!("✗ {server}"))).unwrap();
-        assert!(line.contains(setting), "{line}");
+        // The result of one check: its first line, and the indented ones below.
+        let mut lines = checked.stdout.lines().skip_while(|line| !line.starts_with(&format!("✗ {server}")));
+        let first = lines.next().unwrap_or_else(|| panic!("{}", checked.stdout));
+        let finding: Vec<&str> = [first].into_iter().chain(lines.take_while(|line| line.starts_with(' '))).collect();
+        assert!(finding.join("\n").contains(setting), "{finding:?}");
     }
     fails(&mut program(), &["publish", "-"], &lines(&[cancellation("c", "sub")]), 1, setting);
     assert!(begin.elapsed() < SOON, "it took {:?}", begin.elapsed());
