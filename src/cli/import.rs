@@ -44,7 +44,9 @@ pub struct Arguments {
     #[arg(long)]
     overwrite_state: bool,
 
-    /// Also import documents with fields that would prevent a decision, or with references to nothing
+    /// Also import documents that the worker could not process
+    ///
+    /// They have a field that would prevent a decision, or name an organization or account that does not exist
     #[arg(long)]
     force: bool,
 

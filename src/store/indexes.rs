@@ -163,7 +163,8 @@ impl Store {
     /// When the server does not answer; [`StoreError::Permanent`] when an index of that name has other keys.
     pub async fn missing_indexes(&self) -> Result<Vec<Index>, StoreError> {
         let mut missing = Vec::new();
-        for collection in Collection::ALL {
+        // Those of subscriptions are built first: most searches need them.
+        for collection in Collection::ALL.into_iter().rev() {
             let wanted = indexes().into_iter().filter(|index| index.collection == collection);
             let Some(existing) = self.existing_indexes(collection).await? else {
                 for index in wanted {

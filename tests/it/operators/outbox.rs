@@ -58,7 +58,9 @@ async fn rejected_emails_are_listed_and_retried() {
     assert!(!text.contains('\x1b'), "{text}");
     assert!(output(&bed, &["outbox", "list", "--waiting"]).starts_with("nothing waits"));
 
-    // The queries use an index.
+    // The queries use an index, once it is built.
+    let store = Store::open(&bed.mongodb_url, &offramp::tls::Tls::default()).await.unwrap();
+    eventually("all indexes", || async { store.missing_indexes().await.unwrap().is_empty().then_some(()) }).await;
     let any = doc! { "$gte": bson::DateTime::MIN };
     let waiting = doc! { "kind": { "$in": [bson::Bson::Null, bson::Bson::from("email"), bson::Bson::from("event")] }, "due": any.clone() };
     for (collection, filter) in [
