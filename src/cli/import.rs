@@ -168,7 +168,7 @@ async fn check(input: &Input, store: &Store, force: bool) -> anyhow::Result<u64>
         eprintln!("… and {} more", shown - MISTAKES_SHOWN_MAX);
     }
     if invalid > 0 {
-        bail!("{invalid} of {} invalid; nothing was imported", count(total, "line"));
+        bail!("{invalid} of {total} lines are invalid; nothing was imported");
     }
     if faults > 0 && !force {
         bail!(

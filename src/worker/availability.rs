@@ -162,7 +162,7 @@ impl Availability {
             tracing::info!(slow_seconds = seconds(duration), "MongoDB is no longer slow");
         }
         if self.denied.ended_after(QUIET_AFTER_DENIAL).is_some() {
-            tracing::info!("MongoDB denies nothing any more");
+            tracing::info!("MongoDB no longer denies access");
         }
         match self.clock_offset() {
             None => self.ready.ready(),

@@ -37,7 +37,7 @@ pub async fn check(settings: BrokerSettings, tls: &Tls) -> Finding {
     };
     if !found.unchecked.is_empty() {
         let unchecked = found.unchecked.join(", ");
-        finding = finding.fact(format!("exists, but this user may not check the arguments of {unchecked}"));
+        finding = finding.fact(format!("not checked, because this user may not configure: {unchecked}"));
     }
     if !found.denied.is_empty() {
         let denied: Vec<String> = found.denied.iter().map(ToString::to_string).collect();
