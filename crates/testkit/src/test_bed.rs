@@ -1,5 +1,7 @@
 //! A database and a prefix for one test, on the real servers. A successful test removes both.
 
+use std::time::Duration;
+
 use bson::{Document, doc};
 use futures_util::StreamExt;
 use lapin::options::{
@@ -11,7 +13,7 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, Exchange
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::{eventually, rabbit, setting};
+use crate::{PATIENCE, eventually, eventually_within, rabbit, setting};
 
 /// The work queues of a prefix.
 pub const LANES: [&str; 5] =
@@ -144,7 +146,12 @@ impl TestBed {
 
     /// Waits until every outbox is empty.
     pub async fn outboxes_empty(&self) {
-        eventually("empty outboxes", || async {
+        self.outboxes_empty_within(PATIENCE).await;
+    }
+
+    /// [`Self::outboxes_empty`] with a time limit of its own.
+    pub async fn outboxes_empty_within(&self, patience: Duration) {
+        eventually_within(patience, "empty outboxes", || async {
             for collection in ["subscriptions", "accounts", "organizations"] {
                 let filter = doc! { "outbox.0": { "$exists": true } };
                 if self.collection(collection).count_documents(filter).await.unwrap() > 0 {
