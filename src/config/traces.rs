@@ -49,6 +49,10 @@ pub struct TraceSettings {
     #[arg(long, value_name = "NAME")]
     pub otel_service_name: Option<String>,
 
+    /// otlp, or none: no traces [default: otlp]
+    #[arg(long, value_name = "EXPORTER", value_parser = setting(traces_exporter))]
+    pub otel_traces_exporter: Option<TracesExporter>,
+
     /// true: no traces, whatever else is set
     #[arg(
         long,
@@ -76,8 +80,18 @@ impl TraceSettings {
                 None => tls.clone(),
             },
         };
-        (!self.otel_sdk_disabled).then_some(options)
+        let is_off = self.otel_sdk_disabled || self.otel_traces_exporter == Some(TracesExporter::None);
+        (!is_off).then_some(options)
     }
+}
+
+/// How traces are exported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TracesExporter {
+    /// OTLP over HTTP.
+    Otlp,
+    /// Not at all.
+    None,
 }
 
 /// The headers of requests to the collector. Their values are secrets.
@@ -126,6 +140,14 @@ fn collector_url(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
+fn traces_exporter(text: &str) -> Result<TracesExporter, String> {
+    match text {
+        "otlp" => Ok(TracesExporter::Otlp),
+        "none" => Ok(TracesExporter::None),
+        _ => Err("it must be otlp or none; no other exporter is built in".to_owned()),
+    }
+}
+
 fn boolean(text: &str) -> Result<bool, String> {
     text.to_ascii_lowercase().parse().map_err(|_| "it must be true or false".to_owned())
 }
@@ -158,6 +180,8 @@ mod tests {
             Some("http://b/x"),
         );
         check(&["--otel-exporter-otlp-endpoint=http://a", "--otel-sdk-disabled=True"], None);
+        check(&["--otel-exporter-otlp-endpoint=http://a", "--otel-traces-exporter=none"], None);
+        check(&["--otel-exporter-otlp-endpoint=http://a", "--otel-traces-exporter=otlp"], Some("http://a/v1/traces"));
     }
 
     #[test]
@@ -183,6 +207,7 @@ mod tests {
         check("--otel-exporter-otlp-endpoint=http://user:c2VjcmV0@collector", "must not have a user");
         check("--otel-exporter-otlp-headers=c2VjcmV0", "write name=value");
         check("--otel-exporter-otlp-headers=a=c2VjcmV0%0a", "ASCII");
+        check("--otel-traces-exporter=zipkin", "otlp or none");
         check("--otel-sdk-disabled=1", "true or false");
     }
 }
