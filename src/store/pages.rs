@@ -43,7 +43,7 @@ impl Store {
             find.await?.try_collect().await
         })
         .await?;
-        let is_after = |raw: &RawDocumentBuf| after.is_none_or(|after| id(raw).as_ref() != Some(after));
+        let is_after = |raw: &RawDocumentBuf| !after.zip(id(raw)).is_some_and(|(after, id)| is_same(after, &id));
         Ok(page.into_iter().filter(is_after).take(size).collect())
     }
 
@@ -61,4 +61,9 @@ impl Store {
 #[must_use]
 pub fn id(raw: &RawDocumentBuf) -> Option<Bson> {
     raw.get("_id").ok().flatten().and_then(|id| Bson::try_from(id).ok())
+}
+
+/// Whether two ids are the same. Unlike `==`, also for ids that are not a number (NaN): one would otherwise follow itself for ever.
+fn is_same(one: &Bson, other: &Bson) -> bool {
+    one == other || matches!((one, other), (Bson::Double(one), Bson::Double(other)) if one.is_nan() && other.is_nan())
 }

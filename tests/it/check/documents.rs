@@ -6,7 +6,7 @@ use std::time::Instant;
 use bson::{Bson, DateTime, Document, doc};
 use chrono::Utc;
 use offramp::document_check::{DocumentCheck, Position};
-use offramp::store::Store;
+use offramp::store::{Collection, Store};
 use offramp::tls::Tls;
 use serde_json::Value;
 
@@ -163,5 +163,16 @@ async fn all_pages_are_read_once() {
     assert_eq!(report.documents(), u64::try_from(SUBSCRIPTIONS).unwrap() + 3);
     let groups: Vec<_> = report.groups().map(|group| (group.kind, group.count, group.examples.len())).collect();
     assert_eq!(groups, [("unusable_id", 10, 3)]);
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_is_not_a_number_is_read_once() {
+    let bed = TestBed::new("nan").await;
+    let id = Bson::Double(f64::NAN);
+    bed.collection("accounts").insert_one(doc! { "_id": id.clone() }).await.unwrap();
+    let store = Store::open(&bed.mongodb_url, &Tls::default()).await.unwrap();
+    assert_eq!(store.page(Collection::Accounts, None, 10).await.unwrap().len(), 1);
+    assert!(store.page(Collection::Accounts, Some(&id), 10).await.unwrap().is_empty());
     bed.remove().await;
 }
