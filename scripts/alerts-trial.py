@@ -96,6 +96,16 @@ def rabbitmq(path, method="GET", body=None):
         return response.read()
 
 
+def worker_user():
+    """A user with the rights of docs/operate/rights.md and no more. Returns the workers' URL."""
+    page = (REPOSITORY / "docs/operate/rights.md").read_text()
+    command = re.search(r"rabbitmqctl set_permissions offramp (.*?)```", page, re.S)[1]
+    configure, write, read = (pattern.replace("subscriptions", PREFIX) for pattern in re.findall(r"'(.*?)'", command))
+    rabbitmq("users/alerts-trial", "PUT", {"password": "alerts-trial", "tags": ""})
+    rabbitmq("permissions/%2f/alerts-trial", "PUT", {"configure": configure, "write": write, "read": read})
+    return os.environ["OFFRAMP_AMQP_URL"].replace("amqp://", "amqp://alerts-trial:alerts-trial@")
+
+
 def limit(queue):
     rabbitmq(f"policies/%2f/{PREFIX}-limit", "PUT", {
         "pattern": f"^{re.escape(PREFIX)}[.]{queue}$", "apply-to": "queues", "definition": {"max-length": 1, "overflow": "reject-publish"}})
@@ -107,12 +117,12 @@ def unlimit():
 
 class Worker:
     def __init__(self, port):
-        self.port, self.process = port, None
+        self.port, self.process, self.url = port, None, None
 
     def start(self):
         log = open(FOLDER / f"worker-{self.port}.log", "a")
         self.process = subprocess.Popen(
-            [PROGRAM, "run"], env={**environment, "OFFRAMP_HTTP_ADDR": f"127.0.0.1:{self.port}"}, stdout=log, stderr=log)
+            [PROGRAM, "run"], env={**environment, "OFFRAMP_AMQP_URL": self.url, "OFFRAMP_HTTP_ADDR": f"127.0.0.1:{self.port}"}, stdout=log, stderr=log)
 
     def stop(self):
         self.process.send_signal(signal.SIGKILL)
@@ -296,16 +306,10 @@ def retry_queue_stuck():
     connection.close()
 
 
-def permit(configure):
-    rabbitmq("permissions/%2f/guest", "PUT", {"configure": configure, "write": ".*", "read": ".*"})
-
-
 def unroutable():
-    rabbitmq(f"queues/%2f/{PREFIX}.retry.5s", "DELETE")
-    permit("^$")  # workers must not declare it again
+    rabbitmq(f"queues/%2f/{PREFIX}.retry.5s", "DELETE")  # the workers may not declare it again
     publish(*(decision("sub-2") for _ in range(3)))
     yield "OfframpUnroutableCopies"
-    permit(".*")
     offramp("init")
 
 
@@ -446,7 +450,9 @@ def main():
     documents()
     offramp("init")
     start_mail_server()
+    url = worker_user()
     for worker in workers:
+        worker.url = url
         worker.start()
     server = start_prometheus()
     failed = []
