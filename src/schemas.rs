@@ -1,7 +1,8 @@
-//! The JSON Schemas of commands, events and documents, generated from the types that the program itself uses.
+//! The JSON Schemas of commands, events, replies and documents, generated from the types that the program itself uses.
 //!
 //! `schemas/` in the repository contains them; a test fails when it is out of date.
 
+mod titles;
 mod validators;
 
 use schemars::generate::{Contract, SchemaSettings};
@@ -18,6 +19,7 @@ use offramp_domain::command::{
 };
 use offramp_domain::command_ref::{CommandKey, CommandType};
 use offramp_domain::event::{self, About, CommandRejected};
+use offramp_domain::reply::{self, CommandInvalid, CommandSettled};
 use offramp_domain::trace_context::TraceContext;
 
 pub use validators::{UnknownKeyword, mongodb_commands, mongodb_script};
@@ -36,8 +38,12 @@ pub struct SchemaFile {
 impl SchemaFile {
     fn new(folder: &str, name: &str, title: &'static str, mut schema: Schema) -> Self {
         make_portable(&mut schema);
+        // A document is one of its collection.
+        let class = titles::class_name(if folder == "documents" { name.trim_end_matches('s') } else { name });
         let mut ordered = Map::new();
         ordered.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
+        // Relative, because generators would take a whole URL for the name.
+        ordered.insert("$id".to_owned(), json!(class));
         ordered.insert("title".to_owned(), json!(name));
         ordered.insert("description".to_owned(), json!(title));
         if let Value::Object(rest) = schema.to_value() {
@@ -45,6 +51,7 @@ impl SchemaFile {
                 ordered.entry(key).or_insert(value);
             }
         }
+        titles::add_titles(&mut ordered, &class);
         let name = format!("{folder}/{name}");
         Self { path: format!("{name}.schema.json"), name, title, schema: Value::Object(ordered) }
     }
@@ -56,7 +63,7 @@ impl SchemaFile {
     }
 }
 
-/// All schemas: commands, events, documents.
+/// All schemas: commands, events, replies, documents.
 #[must_use]
 pub fn all() -> Vec<SchemaFile> {
     let commands = CommandType::ALL.map(command);
@@ -83,12 +90,20 @@ pub fn all() -> Vec<SchemaFile> {
         ),
         event::<CommandRejected>(CommandRejected::KIND, "A command was refused and has changed nothing."),
     ];
+    let replies = [
+        reply::<CommandSettled>(
+            reply::APPLIED,
+            "The reply to a command that was applied, now or by an earlier delivery.",
+        ),
+        reply::<CommandSettled>(reply::UNCHANGED, "The reply to a command that asked for what was so already."),
+        reply::<CommandInvalid>(reply::INVALID, "The reply to a message that became a dead letter."),
+    ];
     let documents = [
         document::<OrganizationDocument>(Collection::Organizations, "An organization that sells subscriptions."),
         document::<AccountDocument>(Collection::Accounts, "A client's account, which pays for subscriptions."),
         document::<SubscriptionDocument>(Collection::Subscriptions, "A monthly subscription."),
     ];
-    commands.into_iter().chain(events).chain(documents).collect()
+    commands.into_iter().chain(events).chain(replies).chain(documents).collect()
 }
 
 /// Schemas of input state which fields are required; schemas of output state which fields are present.
@@ -176,6 +191,15 @@ fn strict(schema: &mut Value) {
 const MONTH_AND_DAY: &str = "(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])";
 
 fn event<D: JsonSchema>(kind: &'static str, title: &'static str) -> SchemaFile {
+    sent::<D>("events", kind, title)
+}
+
+fn reply<D: JsonSchema>(kind: &'static str, title: &'static str) -> SchemaFile {
+    sent::<D>("replies", kind, title)
+}
+
+/// A message that Offramp sends.
+fn sent<D: JsonSchema>(folder: &str, kind: &'static str, title: &'static str) -> SchemaFile {
     let mut generator = generator(Contract::Serialize);
     let mut envelope = CloudEvent::json_schema(&mut generator).to_value();
     let data = D::json_schema(&mut generator).to_value();
@@ -187,7 +211,7 @@ fn event<D: JsonSchema>(kind: &'static str, title: &'static str) -> SchemaFile {
     properties["data"] = data;
     never_null(&mut envelope);
     envelope["$defs"] = Value::Object(generator.take_definitions(true));
-    SchemaFile::new("events", kind, title, object(envelope))
+    SchemaFile::new(folder, kind, title, object(envelope))
 }
 
 /// Removes `null` from the types of optional fields: in an event, they are absent instead.
@@ -200,6 +224,15 @@ fn never_null(schema: &mut Value) {
             {
                 let one = one.clone();
                 map.insert("type".to_owned(), one);
+            }
+            if let Some(Value::Array(alternatives)) = map.get("anyOf")
+                && let [Value::Object(one), null] = alternatives.as_slice()
+                && *null == json!({ "type": "null" })
+            {
+                let mut one = one.clone();
+                map.remove("anyOf");
+                one.append(map);
+                *map = one;
             }
             map.values_mut().for_each(never_null);
         }

@@ -18,6 +18,8 @@ use offramp_domain::trace_context::TraceContext;
 
 /// The number of times a message has been in a retry queue. Absent means 0.
 pub const ATTEMPT_HEADER: &str = "offramp-attempt";
+/// Whether a command may wait in retry queues for something that may still arrive. Absent means that it may.
+pub const WAIT_HEADER: &str = "offramp-wait";
 /// The [`DeadLetterReason`] of a dead letter.
 pub const REASON_HEADER: &str = "offramp-reason";
 /// The reason of a dead letter, as a sentence.
@@ -121,6 +123,16 @@ impl Delivery {
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         text(self.properties.headers().as_ref()?.inner().get(name)?)
+    }
+
+    /// Whether its sender lets it wait in retry queues: unless the header `offramp-wait` is false, as a boolean or as text.
+    #[must_use]
+    pub fn may_wait(&self) -> bool {
+        let value = self.properties.headers().as_ref().and_then(|headers| headers.inner().get(WAIT_HEADER));
+        !value.is_some_and(|value| match value {
+            AMQPValue::Boolean(may_wait) => !may_wait,
+            value => text(value).is_some_and(|text| text.eq_ignore_ascii_case("false")),
+        })
     }
 
     /// The trace that the message belongs to. Its headers come first, because they name the newest hop; then its envelope, even if the

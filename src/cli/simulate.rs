@@ -315,7 +315,7 @@ impl Answer {
     fn judge(&mut self, command: &Command, verdict: TaskOutcome, now: DateTime<Utc>) {
         match verdict {
             TaskOutcome::Applied => self.outcome = "applied",
-            TaskOutcome::Unchanged => {}
+            TaskOutcome::Unchanged | TaskOutcome::Repeated => {}
             TaskOutcome::Rejected(rejected) => {
                 self.events.push(CloudEvent::of_rejection(command, &rejected, SOURCE, now));
                 let RejectedTask { rejection, .. } = rejected;

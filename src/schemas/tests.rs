@@ -12,6 +12,7 @@ use crate::jsonl::{ImportLine, lines};
 use crate::store::outbox::entry::{Content, Lease, entries};
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::{Command, InvalidCommand};
+use offramp_domain::dead_letter::DeadLetterReason;
 use offramp_domain::rejection::RejectionReason;
 use offramp_domain::unit_of_work::{RejectedTask, Task, TaskOutcome, UnitOfWork};
 
@@ -298,23 +299,50 @@ fn caused_events() -> BTreeMap<String, Value> {
     events
 }
 
+/// Replies to the example commands, as they are on the example documents on 2 June 2026.
+fn caused_replies() -> BTreeMap<String, Value> {
+    let now: DateTime<Utc> = "2026-06-02T14:40:00Z".parse().unwrap();
+    let mut unit_of_work = UnitOfWork::default();
+    for (document, _) in example_documents() {
+        document.add_to(&mut unit_of_work);
+    }
+    let command = parse(&examples("commands")["subscription.cancellation"]).unwrap();
+    assert_eq!(unit_of_work.apply(&Task::Command(command.clone()), now), TaskOutcome::Applied);
+    let standing = unit_of_work.standing(command.target()).unwrap();
+    let misspelt = changed(&examples("commands")["subscription.cancellation"], "/data/mnoth", &json!("2026-06"));
+    let error = parse(&misspelt).unwrap_err();
+    let (id, reason) = (uuid::Uuid::nil(), DeadLetterReason::from(&error));
+    let replies = [
+        CloudEvent::of_standing(reply::APPLIED, &command, standing, "offramp", now),
+        CloudEvent::of_standing(reply::UNCHANGED, &command, standing, "offramp", now),
+        CloudEvent::of_dead_letter(None, id, reason, error.to_string(), "offramp", now),
+    ];
+    replies.into_iter().map(|reply| (reply.kind.clone(), json!(reply))).collect()
+}
+
 #[test]
-fn every_event_has_an_example_that_the_program_would_publish() {
-    let caused = caused_events();
-    if std::env::var_os("UPDATE_EXAMPLES").is_some() {
-        for (kind, event) in &caused {
-            fs::write(folder().join(format!("examples/events/{kind}.json")), format!("{event:#}\n")).unwrap();
+fn every_event_and_reply_has_an_example_that_the_program_would_publish() {
+    for (folder, caused) in [("events", caused_events()), ("replies", caused_replies())] {
+        if std::env::var_os("UPDATE_EXAMPLES").is_some() {
+            for (kind, message) in &caused {
+                let path = self::folder().join(format!("examples/{folder}/{kind}.json"));
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, format!("{message:#}\n")).unwrap();
+            }
         }
-    }
-    let examples = examples("events");
-    for (kind, event) in &caused {
-        assert_valid(&format!("events/{kind}"), event);
-        assert_eq!(examples.get(kind), Some(event), "examples/events/{kind}.json should be\n{event:#}");
-    }
-    for file in all().iter().filter(|file| file.path.starts_with("events/")) {
-        let kind = file.name.strip_prefix("events/").unwrap();
-        assert_valid(&file.name, examples.get(kind).unwrap_or_else(|| panic!("no example of {kind}")));
-        assert!(!file.text().contains("\"null\""), "{kind}: what an event does not have is absent");
+        let examples = examples(folder);
+        for (kind, message) in &caused {
+            assert_valid(&format!("{folder}/{kind}"), message);
+            assert_eq!(examples.get(kind), Some(message), "examples/{folder}/{kind}.json should be\n{message:#}");
+        }
+        for file in all() {
+            let Some(kind) = file.path.starts_with(&format!("{folder}/")).then(|| &file.name[folder.len() + 1..])
+            else {
+                continue;
+            };
+            assert_valid(&file.name, examples.get(kind).unwrap_or_else(|| panic!("no example of {kind}")));
+            assert!(!file.text().contains("\"null\""), "{kind}: what a message does not have is absent");
+        }
     }
 }
 
@@ -323,7 +351,7 @@ fn asyncapi_lists_every_command_and_event_and_its_references_resolve() {
     let text = fs::read_to_string(folder().join("asyncapi.yaml")).unwrap();
     let api: Value = serde_yaml_ng::from_str(&text).unwrap();
     let addresses: Vec<&str> =
-        api["channels"].as_object().unwrap().values().map(|channel| channel["address"].as_str().unwrap()).collect();
+        api["channels"].as_object().unwrap().values().filter_map(|channel| channel["address"].as_str()).collect();
 
     let mut references = Vec::new();
     references_in(&api, &mut references);
@@ -334,15 +362,39 @@ fn asyncapi_lists_every_command_and_event_and_its_references_resolve() {
         }
     }
     for file in all().iter().filter(|file| !file.path.starts_with("documents/")) {
-        let kind = file.name.split_once('/').unwrap().1;
-        assert!(addresses.contains(&kind), "asyncapi.yaml has no channel {kind}");
+        let (folder, kind) = file.name.split_once('/').unwrap();
+        assert!(addresses.contains(&kind) || folder == "replies", "asyncapi.yaml has no channel {kind}");
         assert!(references.contains(&file.path), "asyncapi.yaml does not use {}", file.path);
     }
-    for kind in ["commands", "events"] {
+    for kind in ["commands", "events", "replies"] {
         for name in examples(kind).keys() {
             let path = format!("examples/{kind}/{name}.json");
             assert!(references.contains(&path), "asyncapi.yaml does not show {path}");
         }
+    }
+}
+
+/// Code generated from asyncapi.yaml has one class of each name.
+#[test]
+fn classes_of_the_same_name_are_the_same() {
+    let mut classes = BTreeMap::new();
+    for file in all().iter().filter(|file| !file.path.starts_with("documents/")) {
+        collect_classes(&file.schema, &file.name, &mut classes);
+    }
+    assert!(classes.contains_key("SubscriptionCancellationDataPurchases"), "{:?}", classes.keys());
+}
+
+fn collect_classes(schema: &Value, file: &str, classes: &mut BTreeMap<String, (String, Value)>) {
+    match schema {
+        Value::Object(map) => {
+            if let Some(Value::String(title)) = map.get("title") {
+                let (other, known) = classes.entry(title.clone()).or_insert_with(|| (file.to_owned(), schema.clone()));
+                assert!(known == schema, "{file} and {other} have different classes named {title}");
+            }
+            map.values().for_each(|part| collect_classes(part, file, classes));
+        }
+        Value::Array(items) => items.iter().for_each(|part| collect_classes(part, file, classes)),
+        _ => {}
     }
 }
 

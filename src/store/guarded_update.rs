@@ -179,8 +179,3 @@ fn together_statement(updates: &[GuardedUpdate], group: &[usize], lists: &[(&str
         "multi": true,
     })
 }
-
-/// The version after `version`.
-pub(super) fn next_version(version: Option<i64>) -> i64 {
-    version.unwrap_or(0).saturating_add(1)
-}

@@ -10,6 +10,7 @@ use offramp_domain::subscription::SubscriptionRecord;
 use offramp_domain::subscription::{Details, Request, Status, Subscription};
 use offramp_domain::unit_of_work::{
     ChangedAccount, ChangedDocument, ChangedDocuments, ChangedOrganization, ChangedSubscription, Effects, UnitOfWork,
+    next_version,
 };
 
 use super::bson::{not_bson, to_bson, to_raw, to_raw_array};
@@ -19,7 +20,7 @@ use super::documents::{
     PaymentFailureDocument, RemindersDocument, RequestDocument,
 };
 use super::error::StoreError;
-use super::guarded_update::{GuardedUpdate, next_version};
+use super::guarded_update::GuardedUpdate;
 use super::outbox::entry::{self, Lease, OutboxEntry};
 use super::outbox::record::{self, Identify};
 

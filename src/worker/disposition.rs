@@ -19,6 +19,8 @@ pub(super) enum Disposition {
     Applied,
     /// Acknowledged: there was nothing to do.
     Unchanged,
+    /// Acknowledged: an earlier delivery was applied.
+    Repeated,
     /// Acknowledged once its `command.rejected` is published.
     Reject(RejectedTask),
     /// A copy waits in a retry queue.
@@ -28,19 +30,22 @@ pub(super) enum Disposition {
 }
 
 impl Disposition {
-    /// The disposition of a processed command that was retried `attempt` times before.
-    pub(super) fn of(processed: Processed, attempt: u32) -> Self {
+    /// The disposition of a processed command that was retried `attempt` times before. `may_wait` for something that may still arrive,
+    /// unless its sender does not want that.
+    pub(super) fn of(processed: Processed, attempt: u32, may_wait: bool) -> Self {
         let retry = |max: u32| if attempt < max { RetryDelay::for_attempt(attempt) } else { None };
+        let wait = || retry(WAITS_MAX).filter(|_| may_wait);
         match processed {
             Processed::Decided(TaskOutcome::Applied) => Self::Applied,
             Processed::Decided(TaskOutcome::Unchanged) => Self::Unchanged,
+            Processed::Decided(TaskOutcome::Repeated) => Self::Repeated,
             Processed::Decided(TaskOutcome::Rejected(rejected)) => {
-                match retry(WAITS_MAX).filter(|_| rejected.rejection.reason.is_transient()) {
+                match wait().filter(|_| rejected.rejection.reason.is_transient()) {
                     Some(delay) => Self::Retry(delay),
                     None => Self::Reject(rejected),
                 }
             }
-            Processed::Decided(TaskOutcome::Missing(missing)) => retry(WAITS_MAX).map_or_else(
+            Processed::Decided(TaskOutcome::Missing(missing)) => wait().map_or_else(
                 || Self::DeadLetter { reason: DeadLetterReason::from(&missing), error: missing.to_string() },
                 Self::Retry,
             ),
@@ -57,7 +62,7 @@ impl Disposition {
     pub(super) fn outcome(&self) -> CommandOutcome {
         match self {
             Self::Applied => CommandOutcome::Applied,
-            Self::Unchanged => CommandOutcome::Unchanged,
+            Self::Unchanged | Self::Repeated => CommandOutcome::Unchanged,
             Self::Reject(rejected) => CommandOutcome::Rejected(rejected.rejection.reason),
             Self::Retry(_) => CommandOutcome::Retry,
             Self::DeadLetter { reason, .. } => CommandOutcome::DeadLetter(*reason),
@@ -95,11 +100,12 @@ mod tests {
     #[track_caller]
     fn check(processed: &Processed, delays: &[RetryDelay], last: &Disposition) {
         for (attempt, delay) in (0..).zip(delays) {
-            assert_eq!(Disposition::of(processed.clone(), attempt), Disposition::Retry(*delay), "attempt {attempt}");
+            let disposition = Disposition::of(processed.clone(), attempt, true);
+            assert_eq!(disposition, Disposition::Retry(*delay), "attempt {attempt}");
         }
         let attempts = u32::try_from(delays.len()).unwrap();
         for attempt in [attempts, attempts + 1, u32::MAX] {
-            assert_eq!(&Disposition::of(processed.clone(), attempt), last, "attempt {attempt}");
+            assert_eq!(&Disposition::of(processed.clone(), attempt, true), last, "attempt {attempt}");
         }
     }
 
@@ -135,10 +141,21 @@ mod tests {
             [(organization, DeadLetterReason::MissingOrganization), (account, DeadLetterReason::MissingAccount)]
         {
             let processed = Processed::Decided(TaskOutcome::Missing(missing));
-            let Disposition::DeadLetter { error, .. } = Disposition::of(processed.clone(), 3) else { panic!() };
+            let Disposition::DeadLetter { error, .. } = Disposition::of(processed.clone(), 3, true) else { panic!() };
             let last = Disposition::DeadLetter { reason, error };
             check(&processed, &[RetryDelay::S5, RetryDelay::S30, RetryDelay::M2], &last);
         }
+    }
+
+    #[test]
+    fn a_command_that_does_not_wait_is_rejected_at_once_and_retried_after_failures() {
+        let processed = rejected(RejectionReason::SubscriptionNotFound);
+        assert!(matches!(Disposition::of(processed, 0, false), Disposition::Reject(_)));
+        let missing = MissingReference::Account { account_id: "acc-1".try_into().unwrap(), by: String::new() };
+        let processed = Processed::Decided(TaskOutcome::Missing(missing));
+        assert!(matches!(Disposition::of(processed, 0, false), Disposition::DeadLetter { .. }));
+        let failed = Processed::Failed("Because.".to_owned());
+        assert_eq!(Disposition::of(failed, 0, false), Disposition::Retry(RetryDelay::S5));
     }
 
     #[test]

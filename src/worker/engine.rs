@@ -29,7 +29,7 @@ use crate::traces::Span;
 use offramp_domain::ids::Target;
 use offramp_domain::notification::Notification;
 use offramp_domain::trace_context::TraceContext;
-use offramp_domain::unit_of_work::{Task, TaskOutcome, UnitOfWork};
+use offramp_domain::unit_of_work::{Standing, Task, TaskOutcome, UnitOfWork};
 
 /// How often a task is decided again because others changed its document meanwhile, before it counts as failed.
 const ROUNDS_MAX: usize = 20;
@@ -61,6 +61,20 @@ pub enum Processed {
     Failed(String),
 }
 
+/// The result of a task, and what the reply to its sender says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    pub processed: Processed,
+    /// How the document of a command stands; absent if it was not found or cannot be read.
+    pub standing: Option<Standing>,
+}
+
+impl Decided {
+    pub(super) fn failed(error: String) -> Self {
+        Self { processed: Processed::Failed(error), standing: None }
+    }
+}
+
 /// Why tasks were abandoned. It is unknown whether they were applied; deciding them again is safe.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Interruption {
@@ -83,7 +97,7 @@ impl Engine {
         tasks: &[&Task],
         span: &Span,
         shutdown: &CancellationToken,
-    ) -> Result<Vec<Processed>, Interruption> {
+    ) -> Result<Vec<Decided>, Interruption> {
         if tasks.is_empty() {
             // The database is not asked, so this says nothing about its availability.
             return Ok(Vec::new());
@@ -94,11 +108,11 @@ impl Engine {
             let error = match self.availability.clock_offset() {
                 Some(offset) => offset.to_string(),
                 None => match self.try_run(tasks, span).await {
-                    Ok(processed) => {
+                    Ok(decided) => {
                         self.availability.answered();
-                        return Ok(processed);
+                        return Ok(decided);
                     }
-                    Err(StoreError::Permanent(error)) => return Ok(vec![Processed::Failed(error); tasks.len()]),
+                    Err(StoreError::Permanent(error)) => return Ok(vec![Decided::failed(error); tasks.len()]),
                     Err(error) => {
                         self.availability.report(&error);
                         error.reason()
@@ -137,27 +151,27 @@ impl Engine {
     }
 
     /// Runs rounds until no task has lost its document to another writer.
-    async fn try_run(&self, tasks: &[&Task], span: &Span) -> Result<Vec<Processed>, StoreError> {
-        let mut processed = vec![Processed::Failed(CONFLICT.to_owned()); tasks.len()];
+    async fn try_run(&self, tasks: &[&Task], span: &Span) -> Result<Vec<Decided>, StoreError> {
+        let mut decided = vec![Decided::failed(CONFLICT.to_owned()); tasks.len()];
         let mut pending: Vec<usize> = (0..tasks.len()).collect();
         for _ in 0..ROUNDS_MAX {
             if pending.is_empty() {
                 break;
             }
-            pending = self.round(tasks, pending, &mut processed, span).await?;
+            pending = self.round(tasks, pending, &mut decided, span).await?;
         }
         for index in pending {
-            processed[index] = Processed::Failed(CONFLICT.to_owned());
+            decided[index] = Decided::failed(CONFLICT.to_owned());
         }
         // A majority has every change that was written. A task that needed no write may rest on a change that a majority does
         // not have yet.
         let unwritten = tasks
             .iter()
-            .zip(&processed)
-            .filter(|(_, processed)| !matches!(processed, Processed::Decided(TaskOutcome::Applied)));
+            .zip(&decided)
+            .filter(|(_, decided)| !matches!(decided.processed, Processed::Decided(TaskOutcome::Applied)));
         let unwritten: HashSet<_> = unwritten.map(|(task, _)| document(task)).collect();
         self.store.measured_as(MongodbOperation::Commit).wait_for_majority(&unwritten).await?;
-        Ok(processed)
+        Ok(decided)
     }
 
     /// Loads, decides and commits the pending tasks once, and hands their outbox entries over. Returns the tasks to decide
@@ -166,7 +180,7 @@ impl Engine {
         &self,
         tasks: &[&Task],
         mut pending: Vec<usize>,
-        processed: &mut [Processed],
+        decided: &mut [Decided],
         span: &Span,
     ) -> Result<Vec<usize>, StoreError> {
         let loading = span.mongodb("load", "find", pending.len());
@@ -175,7 +189,9 @@ impl Engine {
         let mut unit_of_work = ended(loading, loaded)?;
         let now = clock::now();
         for &index in &pending {
-            processed[index] = decide(&mut unit_of_work, tasks[index], now);
+            let processed = decide(&mut unit_of_work, tasks[index], now);
+            let standing = unit_of_work.standing(tasks[index].target());
+            decided[index] = Decided { processed, standing };
         }
 
         unit_of_work.trace_scheduled(&span.context(&TraceContext::default()));
@@ -206,7 +222,7 @@ impl Engine {
         self.store.measured_as(MongodbOperation::Mark).release(&no_room).await;
         for &index in &pending {
             if let Some(failed) = failed.get(&document(tasks[index])) {
-                processed[index] = failed.clone();
+                decided[index] = Decided { processed: failed.clone(), standing: None };
             }
         }
         pending.retain(|&index| lost.contains(&document(tasks[index])));

@@ -7,10 +7,11 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::batch_spans::BatchSpans;
 use super::disposition::{Disposition, parse};
-use super::engine::{Engine, Interruption, Processed};
+use super::engine::{Decided, Engine, Interruption};
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies, unconfirmed};
 use super::set_aside::SetAsideMessages;
 use super::settlement::Settlement;
@@ -24,7 +25,8 @@ use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::Command;
 use offramp_domain::command_ref::CommandType;
 use offramp_domain::event::CommandRejected;
-use offramp_domain::unit_of_work::{RejectedTask, Task};
+use offramp_domain::reply;
+use offramp_domain::unit_of_work::{RejectedTask, Standing, Task};
 
 /// The delays, minimum and maximum, before a copy that was not confirmed is published again.
 const REPUBLISH_DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
@@ -115,19 +117,20 @@ impl Lane {
     ) -> Result<Vec<Publication>, Interruption> {
         metrics::current().batch_size.of((self.kind,)).record(batch_size(batch));
         let tasks: Vec<&Task> = parsed.iter().filter_map(|parsed| parsed.as_ref().ok()).collect();
-        let mut processed = self.engine.run(&tasks, spans.batch(), shutdown).await?.into_iter();
+        let mut decided = self.engine.run(&tasks, spans.batch(), shutdown).await?.into_iter();
 
         let mut publications = Vec::with_capacity(parsed.len());
         for (index, (delivery, parsed)) in batch.deliveries.iter().zip(parsed).enumerate() {
             publications.push(match parsed {
                 Ok(task) => {
-                    let disposition = Disposition::of(expect_result(processed.next()), delivery.attempt);
+                    let Decided { processed, standing } = expect_result(decided.next());
+                    let disposition = Disposition::of(processed, delivery.attempt, delivery.may_wait());
                     spans.decided(index, &disposition);
-                    self.publication(delivery, Some(task), disposition)
+                    self.publication(delivery, Some(task), disposition, standing)
                 }
                 Err(disposition) => {
                     spans.decided(index, disposition);
-                    self.publication(delivery, None, disposition.clone())
+                    self.publication(delivery, None, disposition.clone(), None)
                 }
             });
         }
@@ -195,17 +198,29 @@ impl Lane {
         })
     }
 
-    /// What a disposition requires to be published.
-    fn publication(&self, delivery: &Delivery, task: Option<&Task>, disposition: Disposition) -> Publication {
+    /// What a disposition requires to be published. `standing` is that of the command's document.
+    fn publication(
+        &self,
+        delivery: &Delivery,
+        task: Option<&Task>,
+        disposition: Disposition,
+        standing: Option<Standing>,
+    ) -> Publication {
         let queue = self.topology.work_queue(self.kind);
         let outcome = disposition.outcome();
-        let (copies, reply) = match (disposition, task) {
-            (Disposition::Retry(delay), _) => (vec![delivery.retry_copy(&self.topology, &queue, delay)], None),
-            (Disposition::DeadLetter { reason, error }, _) => {
-                let command = match task {
-                    Some(Task::Command(command)) => Some(command),
-                    _ => None,
-                };
+        let command = match task {
+            Some(Task::Command(command)) => Some(command),
+            _ => None,
+        };
+        let standing_reply = |kind| {
+            let (command, standing) = command.zip(standing)?;
+            self.reply(delivery, || CloudEvent::of_standing(kind, command, standing, &self.source, clock::now()))
+        };
+        let (copies, reply) = match disposition {
+            Disposition::Applied | Disposition::Repeated => (vec![], standing_reply(reply::APPLIED)),
+            Disposition::Unchanged => (vec![], standing_reply(reply::UNCHANGED)),
+            Disposition::Retry(delay) => (vec![delivery.retry_copy(&self.topology, &queue, delay)], None),
+            Disposition::DeadLetter { reason, error } => {
                 tracing::warn!(
                     lane = %self.kind,
                     source = command.map(|command| command.reference.key.source.as_str()),
@@ -218,27 +233,35 @@ impl Lane {
                     %error,
                     "message dead-lettered"
                 );
-                (vec![delivery.dead_letter(&self.topology, reason, &error, &queue, clock::now())], None)
+                let died_at = clock::now();
+                let copy = delivery.dead_letter(&self.topology, reason, &error, &queue, died_at);
+                let reply = self.reply(delivery, || {
+                    CloudEvent::of_dead_letter(command, Uuid::new_v4(), reason, error, &self.source, died_at)
+                });
+                (vec![copy], reply)
             }
-            (Disposition::Reject(rejected), Some(Task::Command(command))) => {
-                let event = self.rejection(command, &rejected);
-                let published = Outgoing::event(self.topology.event_exchange(), CommandRejected::KIND, &event);
-                (vec![published], self.reply(delivery, &event))
-            }
-            (Disposition::Applied | Disposition::Unchanged | Disposition::Reject(_), _) => (vec![], None),
+            Disposition::Reject(rejected) => match command {
+                Some(command) => {
+                    let event = self.rejection(command, &rejected);
+                    let published = Outgoing::event(self.topology.event_exchange(), CommandRejected::KIND, &event);
+                    (vec![published], self.reply(delivery, || event))
+                }
+                // Only commands are rejected.
+                None => (vec![], None),
+            },
         };
         Publication::new(outcome, copies, reply.into_iter().collect())
     }
 
     /// The reply to a sender that asked for one.
-    fn reply(&self, delivery: &Delivery, event: &CloudEvent) -> Option<Outgoing> {
+    fn reply(&self, delivery: &Delivery, event: impl FnOnce() -> CloudEvent) -> Option<Outgoing> {
         let queue = delivery.reply_to.as_deref()?;
         if self.topology.owns_queue(queue) {
             tracing::warn!(lane = %self.kind, message_id = delivery.message_id(), queue, "ignoring reply_to: it names one of Offramp's own queues");
             return None;
         }
         // On the default exchange the routing key is the queue.
-        let reply = Outgoing::event("", queue.to_owned(), event);
+        let reply = Outgoing::event("", queue.to_owned(), &event());
         Some(match delivery.correlation_id() {
             Some(id) => reply.correlation_id(id),
             None => reply,
@@ -299,8 +322,8 @@ impl Lane {
 }
 
 /// A result that is missing is a failure: its message must not be acknowledged.
-fn expect_result(processed: Option<Processed>) -> Processed {
-    processed.unwrap_or_else(|| Processed::Failed("internal error: the engine returned no result (bug)".to_owned()))
+fn expect_result(decided: Option<Decided>) -> Decided {
+    decided.unwrap_or_else(|| Decided::failed("internal error: the engine returned no result (bug)".to_owned()))
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a batch has a few hundred messages")]
@@ -315,6 +338,7 @@ mod tests {
 
     #[test]
     fn a_missing_result_is_a_failure() {
-        assert_eq!(Disposition::of(expect_result(None), 0), Disposition::Retry(RetryDelay::S5));
+        let missing = expect_result(None).processed;
+        assert_eq!(Disposition::of(missing, 0, true), Disposition::Retry(RetryDelay::S5));
     }
 }

@@ -176,7 +176,7 @@ impl Plan {
         };
         let contents: Vec<(Uuid, Content)> = match self.unit_of_work.apply(&Task::Command(command.clone()), now) {
             TaskOutcome::Applied => self.newest_entries(&command, now),
-            TaskOutcome::Unchanged => vec![],
+            TaskOutcome::Unchanged | TaskOutcome::Repeated => vec![],
             TaskOutcome::Rejected(rejected) => {
                 let event = CloudEvent::of_rejection(&command, &rejected, SOURCE, now);
                 vec![(event.id.parse().unwrap(), Content::Event(event))]

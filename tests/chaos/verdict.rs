@@ -12,7 +12,7 @@ use offramp::store::documents::{AccountDocument, NotificationDocument, Stored, S
 use offramp::store::outbox::entry::Content;
 use offramp_domain::account::Account;
 use offramp_domain::command::Command;
-use offramp_domain::command_ref::CommandKey;
+use offramp_domain::command_ref::{AppliedCommand, CommandKey};
 use offramp_domain::subscription::SubscriptionRecord;
 use offramp_domain::subscription::{Status, Subscription};
 use offramp_domain::unit_of_work::{LoadedDocument, TrackedAccount, TrackedSubscription};
@@ -312,15 +312,16 @@ impl Judge<'_> {
     }
 
     /// Checks that every command is applied once.
-    fn applied(&mut self, expected: &[CommandKey], found: &[CommandKey]) {
-        for key in expected {
-            match found.iter().filter(|other| *other == key).count() {
+    fn applied(&mut self, expected: &[AppliedCommand], found: &[AppliedCommand]) {
+        let count = |list: &[AppliedCommand], key: &CommandKey| list.iter().filter(|other| other.key == *key).count();
+        for AppliedCommand { key, .. } in expected {
+            match count(found, key) {
                 0 => self.verdict.lose(self.ids[key], format!("{}: {key:?} is not applied", self.what)),
                 1 => {}
                 times => self.verdict.duplicated.push(format!("{}: {key:?} is applied {times} times", self.what)),
             }
         }
-        for key in found.iter().filter(|key| !expected.contains(key)) {
+        for AppliedCommand { key, .. } in found.iter().filter(|other| count(expected, &other.key) == 0) {
             self.unexpected(&format!("{key:?} is applied"));
         }
     }

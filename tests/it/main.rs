@@ -22,6 +22,7 @@ mod outbox;
 mod preview;
 #[cfg(target_os = "linux")]
 mod real_mail_servers;
+mod replies;
 mod shutdown;
 mod sweep;
 #[cfg(target_os = "linux")]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::calendar::YearMonth;
 use crate::card::Card;
-use crate::command_ref::CommandKey;
+use crate::command_ref::AppliedCommand;
 use crate::contact::Mailbox;
 use crate::field::{Field, Malformed, fault};
 use crate::ids::{AccountId, CardId, OrganizationId};
@@ -28,7 +28,7 @@ pub struct Account {
     /// The document's version; absent until Offramp has changed it.
     pub version: Option<i64>,
     /// The newest commands that were applied, oldest first.
-    pub applied: Vec<CommandKey>,
+    pub applied: Vec<AppliedCommand>,
     /// The notices that were given, until they can be forgotten.
     pub card_notices: Field<Vec<CardNotice>>,
 }

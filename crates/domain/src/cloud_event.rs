@@ -8,11 +8,13 @@ use uuid::Uuid;
 use crate::calendar::instant;
 use crate::command::Command;
 use crate::command_ref::CommandRef;
+use crate::dead_letter::DeadLetterReason;
 use crate::effect_id::EffectIds;
-use crate::event::{CommandRejected, Event};
+use crate::event::{self, CommandRejected, Event};
 use crate::ids::Target;
+use crate::reply::{self, CommandInvalid, CommandSettled};
 use crate::trace_context::TraceContext;
-use crate::unit_of_work::RejectedTask;
+use crate::unit_of_work::{RejectedTask, Standing};
 
 /// An event ready to publish: `CloudEvents` 1.0, structured.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -84,6 +86,65 @@ impl CloudEvent {
         };
         let envelope =
             Self::new(id, CommandRejected::KIND, subject, Some(&command.reference), data.to_json(), source, now);
+        Self { trace: command.trace.clone(), ..envelope }
+    }
+
+    /// The `command.applied` or `command.unchanged` of a command, whose document now stands like this. Its id stays the same however
+    /// often the command is repeated.
+    #[must_use]
+    pub fn of_standing(
+        kind: &'static str,
+        command: &Command,
+        standing: Standing,
+        source: &str,
+        now: DateTime<Utc>,
+    ) -> Self {
+        let Standing { status, ends_on, final_billing_on, version } = standing;
+        let (subscription_id, account_id) = match command.target() {
+            Target::Subscription(id) => (Some(id.clone()), None),
+            Target::Account(id) => (None, Some(id.clone())),
+            // No command is about an organization.
+            Target::Organization(_) => (None, None),
+        };
+        let data = CommandSettled {
+            organization_id: command.organization_id().clone(),
+            subscription_id,
+            account_id,
+            command: command.reference.clone(),
+            status,
+            ends_on,
+            final_billing_on,
+            version,
+        };
+        Self::of_reply(kind, command, event::to_json(&data), source, now)
+    }
+
+    /// The `command.invalid` of a message that became a dead letter. `id` is used if it is no command, which has none of its own.
+    #[must_use]
+    pub fn of_dead_letter(
+        command: Option<&Command>,
+        id: Uuid,
+        reason: DeadLetterReason,
+        error: String,
+        source: &str,
+        now: DateTime<Utc>,
+    ) -> Self {
+        let data = CommandInvalid { command: command.map(|command| command.reference.clone()), reason, error };
+        let data = event::to_json(&data);
+        match command {
+            Some(command) => Self::of_reply(reply::INVALID, command, data, source, now),
+            None => Self::new(id, reply::INVALID, None, None, data, source, now),
+        }
+    }
+
+    fn of_reply(kind: &str, command: &Command, data: serde_json::Value, source: &str, now: DateTime<Utc>) -> Self {
+        let target = command.target();
+        let id = EffectIds::of_command(&command.reference, target).id(kind);
+        let subject = match target {
+            Target::Subscription(id) => Some(id.to_string()),
+            Target::Account(_) | Target::Organization(_) => None,
+        };
+        let envelope = Self::new(id, kind, subject, Some(&command.reference), data, source, now);
         Self { trace: command.trace.clone(), ..envelope }
     }
 

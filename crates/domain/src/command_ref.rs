@@ -25,6 +25,14 @@ pub struct CommandKey {
     pub id: Text<1, 128>,
 }
 
+/// A command that a document remembers, so that a repeat changes nothing and is answered as the first was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppliedCommand {
+    pub key: CommandKey,
+    /// Whether it asked for what was so already, and changed nothing.
+    pub unchanged: bool,
+}
+
 /// Declares [`CommandType`], so that each name is spelled once.
 macro_rules! command_types {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {

@@ -1,5 +1,8 @@
 //! The reasons for which a message becomes a dead letter. The headers, metrics and options that name a reason use these words.
 
+use schemars::JsonSchema;
+use serde::Serialize;
+
 use crate::command::InvalidCommand;
 use crate::unit_of_work::MissingReference;
 
@@ -13,11 +16,15 @@ use crate::unit_of_work::MissingReference;
     Hash,
     PartialOrd,
     Ord,
+    Serialize,
+    JsonSchema,
     strum::Display,
     strum::EnumString,
     strum::IntoStaticStr,
     strum::VariantArray,
 )]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
 #[strum(serialize_all = "snake_case")]
 pub enum DeadLetterReason {
     /// The message is not a command.

@@ -66,7 +66,7 @@ impl Event {
     clippy::expect_used,
     reason = "the data of events is structs of texts, dates and booleans: they always serialize"
 )]
-fn to_json(data: &impl Serialize) -> serde_json::Value {
+pub(crate) fn to_json(data: &impl Serialize) -> serde_json::Value {
     serde_json::to_value(data).expect("plain data serializes")
 }
 

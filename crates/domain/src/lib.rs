@@ -39,6 +39,7 @@ pub mod money;
 pub mod notification;
 pub mod organization;
 pub mod rejection;
+pub mod reply;
 pub mod schedule;
 mod strict_json;
 pub mod subscription;

@@ -8,7 +8,7 @@ use crate::actor::Actor;
 use crate::billing::{BillingDay, BillingMode};
 use crate::calendar::YearMonth;
 use crate::card::PaymentCard;
-use crate::command_ref::{CommandKey, CommandRef};
+use crate::command_ref::{AppliedCommand, CommandRef};
 use crate::field::{Field, Malformed, fault};
 use crate::ids::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
 use crate::money::Amount;
@@ -64,7 +64,7 @@ pub struct Subscription {
     /// The number of entries in its audit trail; absent if it has none yet.
     pub history_length: Option<u32>,
     /// The newest commands that were applied, oldest first.
-    pub applied: Vec<CommandKey>,
+    pub applied: Vec<AppliedCommand>,
     /// Everything that a removed subscription no longer has.
     pub details: Option<Details>,
     /// The day on which it ended.

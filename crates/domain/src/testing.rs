@@ -189,7 +189,7 @@ impl Applied {
         match (&self.verdict, &self.subscription, &self.account) {
             (TaskOutcome::Applied, Some(draft), None) => draft.after.status.as_str().into(),
             (TaskOutcome::Applied, None, Some(_)) => "notice given".into(),
-            (TaskOutcome::Unchanged, None, None) => "unchanged".into(),
+            (TaskOutcome::Unchanged | TaskOutcome::Repeated, None, None) => "unchanged".into(),
             (TaskOutcome::Unchanged, Some(draft), None) if is_only_remembered(draft) => "unchanged".into(),
             (TaskOutcome::Unchanged, None, Some(draft))
                 if draft.records.is_empty() && draft.effects.iter().all(|effects| effects.notifications.is_empty()) =>

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 
 use crate::account::{Account, CardNotice};
 use crate::command::{CardExpiry, Command, CommandBody, SubscriptionCommand, card_expiry};
-use crate::command_ref::{CommandKey, CommandRef};
+use crate::command_ref::{AppliedCommand, CommandKey, CommandRef};
 use crate::decision::{Change, Context, Decision, NoticeGiven, Obstacle};
 use crate::effect_id::EffectIds;
 use crate::event::Event;
@@ -68,8 +68,10 @@ impl Task {
 pub enum TaskOutcome {
     /// It changed a document and may have effects.
     Applied,
-    /// It has no effect: it was applied before, asks for the current state (which is remembered), or is not due.
+    /// It has no effect: it asks for the current state (which is remembered), or is not due.
     Unchanged,
+    /// It is a repeat of a command that was applied, and has no effect.
+    Repeated,
     /// A rule rejects it.
     Rejected(RejectedTask),
     /// A document that its document refers to does not exist, so nothing can be decided.
@@ -77,6 +79,19 @@ pub enum TaskOutcome {
     /// A field that the decision needs cannot be read, or contradicts another. The sentence names the document, the field and the
     /// reason.
     Corrupt(String),
+}
+
+/// How a document stands after a command: what the reply to its sender says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The subscription's status. Accounts have none.
+    pub status: Option<Status>,
+    /// The last day of access, if there is one.
+    pub ends_on: Option<NaiveDate>,
+    /// The date of the last invoice, if there is one.
+    pub final_billing_on: Option<NaiveDate>,
+    /// The document's version, once the command is written.
+    pub version: i64,
 }
 
 /// A rejection, with what the command may know about its document.
@@ -186,6 +201,11 @@ impl<T: Clone, R> Tracked<T, R> {
         &mut self.after
     }
 
+    /// The version that the document has once the batch is written. `read` is the version that it was read with.
+    fn version(&self, read: Option<i64>) -> i64 {
+        if self.is_changed() { next_version(read) } else { read.unwrap_or(0) }
+    }
+
     fn into_changed(self) -> Option<ChangedDocument<T, R>> {
         let Self { before, after, records, effects } = self;
         before.map(|before| ChangedDocument { before, after, records, effects })
@@ -226,6 +246,30 @@ impl UnitOfWork {
     #[must_use]
     pub fn tracked_account(&self, id: &AccountId) -> Option<&TrackedAccount> {
         self.accounts.get(id)?.read().ok()
+    }
+
+    /// How a readable document stands after the tasks decided so far.
+    #[must_use]
+    pub fn standing(&self, target: Target<'_>) -> Option<Standing> {
+        match target {
+            Target::Subscription(id) => {
+                let tracked = self.tracked_subscription(id)?;
+                let end = tracked.after.details.as_ref().and_then(|details| details.end.as_ref().ok()?.as_ref());
+                Some(Standing {
+                    status: Some(tracked.after.status),
+                    ends_on: end.map(|end| end.ends_on),
+                    final_billing_on: end.and_then(|end| end.final_billing_on),
+                    version: tracked.version(tracked.after.version),
+                })
+            }
+            Target::Account(id) => {
+                let tracked = self.tracked_account(id)?;
+                let version = tracked.version(tracked.after.version);
+                Some(Standing { status: None, ends_on: None, final_billing_on: None, version })
+            }
+            // No command is about an organization.
+            Target::Organization(_) => None,
+        }
     }
 
     /// What the last task that changed the document caused.
@@ -304,8 +348,8 @@ impl UnitOfWork {
         };
         let organization_id = data.organization_id();
         let tracked = require_owned(loaded, organization_id, |it| &it.after.organization_id, "subscription")?;
-        if was_applied(&tracked.after.applied, &command.reference.key) {
-            return Ok(TaskOutcome::Unchanged);
+        if let Some(repeated) = repeated(&tracked.after.applied, &command.reference.key) {
+            return Ok(repeated);
         }
         let account_id = tracked.after.account_id.clone();
         let by = || format!("subscriptions {id}");
@@ -328,7 +372,7 @@ impl UnitOfWork {
                 Ok(TaskOutcome::Applied)
             }
             Ok(Decision::Unchanged) => {
-                tracked.change().applied.push(command.reference.key.clone());
+                tracked.change().applied.push(remembered(command, true));
                 tracked.effects.push(Effects::none(command));
                 Ok(TaskOutcome::Unchanged)
             }
@@ -348,8 +392,8 @@ impl UnitOfWork {
             return Err(rejected(RejectionReason::AccountNotFound.because(format!("There is no account {id}.")), None));
         };
         let tracked = require_owned(loaded, &data.organization_id, |it| &it.after.organization_id, "account")?;
-        if was_applied(&tracked.after.applied, &command.reference.key) {
-            return Ok(TaskOutcome::Unchanged);
+        if let Some(repeated) = repeated(&tracked.after.applied, &command.reference.key) {
+            return Ok(repeated);
         }
         let by = || format!("accounts {id}");
         let organization = require_organization(&self.organizations, &data.organization_id, by)?;
@@ -361,7 +405,7 @@ impl UnitOfWork {
                 Ok(TaskOutcome::Applied)
             }
             Decision::Unchanged => {
-                tracked.change().applied.push(command.reference.key.clone());
+                tracked.change().applied.push(remembered(command, true));
                 tracked.effects.push(Effects::none(command));
                 Ok(TaskOutcome::Unchanged)
             }
@@ -432,6 +476,12 @@ impl UnitOfWork {
         tracked.effects.push(Effects::of(None, ids, vec![notification], vec![]));
         Ok(TaskOutcome::Applied)
     }
+}
+
+/// The version after a write. Every writer increments it.
+#[must_use]
+pub fn next_version(version: Option<i64>) -> i64 {
+    version.unwrap_or(0).saturating_add(1)
 }
 
 fn into_changed<K, T: Clone, R>(documents: BTreeMap<K, LoadedDocument<Tracked<T, R>>>) -> Vec<ChangedDocument<T, R>> {
@@ -508,16 +558,22 @@ fn rejected(rejection: Rejection, account_id: Option<AccountId>) -> TaskOutcome 
     TaskOutcome::Rejected(RejectedTask { rejection, account_id })
 }
 
-fn was_applied(applied: &[CommandKey], key: &CommandKey) -> bool {
+/// The outcome of a command that the document remembers.
+fn repeated(applied: &[AppliedCommand], key: &CommandKey) -> Option<TaskOutcome> {
     // A redelivered command is usually among the newest.
-    applied.iter().rev().any(|earlier| earlier == key)
+    let earlier = applied.iter().rev().find(|earlier| earlier.key == *key)?;
+    Some(if earlier.unchanged { TaskOutcome::Unchanged } else { TaskOutcome::Repeated })
+}
+
+fn remembered(command: &Command, unchanged: bool) -> AppliedCommand {
+    AppliedCommand { key: command.reference.key.clone(), unchanged }
 }
 
 fn record_change(tracked: &mut TrackedSubscription, change: Change, command: Option<&Command>, ids: EffectIds) {
     let Change { subscription, record, notifications, events } = change;
     let earlier = std::mem::replace(&mut tracked.after, subscription);
     tracked.before.get_or_insert(earlier);
-    tracked.after.applied.extend(command.map(|command| command.reference.key.clone()));
+    tracked.after.applied.extend(command.map(|command| remembered(command, false)));
     tracked.records.push(record);
     tracked.effects.push(Effects::of(command, ids, notifications, events));
 }
@@ -536,7 +592,7 @@ fn record_notice(
         notices.retain(|notice| !notice.is_forgotten(now.date_naive()));
         notices.push(notice.clone());
     }
-    account.applied.extend(command.map(|command| command.reference.key.clone()));
+    account.applied.extend(command.map(|command| remembered(command, false)));
     tracked.records.push(notice);
     tracked.effects.push(Effects::of(command, ids, notifications, vec![]));
 }

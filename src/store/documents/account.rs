@@ -116,7 +116,7 @@ impl TryFrom<AccountDocument> for Account {
             manager_locale: manager_locale.filter(|locale| names_language(locale)),
             cards: document.cards.into_iter().map(|stored| stored.read(&of, "cards").map(card)).collect(),
             version: document.version,
-            applied: document.applied.into_iter().map(|applied| applied.key).collect(),
+            applied: document.applied.into_iter().map(Into::into).collect(),
             card_notices: document.card_notices.and_then(notices).read(&of, "card_notices"),
             id: document.id,
         })

@@ -4,7 +4,7 @@ use bson::DateTime as Instant;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use offramp_domain::command_ref::CommandKey;
+use offramp_domain::command_ref::{AppliedCommand, CommandKey};
 
 use crate::store::bson::ExtendedJsonDate;
 
@@ -24,6 +24,12 @@ pub struct AppliedDocument {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<ExtendedJsonDate>")]
     pub settled_at: Option<Instant>,
+}
+
+impl From<AppliedDocument> for AppliedCommand {
+    fn from(AppliedDocument { key, unchanged, .. }: AppliedDocument) -> Self {
+        Self { key, unchanged }
+    }
 }
 
 /// The record of an email, written with the decision that caused it.

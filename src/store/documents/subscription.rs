@@ -258,7 +258,7 @@ impl TryFrom<SubscriptionDocument> for Subscription {
             version: document.version,
             status,
             history_length: document.history_length,
-            applied: std::mem::take(&mut document.applied).into_iter().map(|applied| applied.key).collect(),
+            applied: std::mem::take(&mut document.applied).into_iter().map(Into::into).collect(),
             // Only messages use it.
             ended_on: std::mem::take(&mut document.ended_on).ok().flatten().map(|OwnDate(day)| day),
             details: (status != Status::Removed).then(|| details(document, status)),

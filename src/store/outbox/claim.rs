@@ -18,7 +18,8 @@ use crate::store::client::Store;
 use crate::store::collection::DocumentId;
 use crate::store::commit::WriteResult;
 use crate::store::error::StoreError;
-use crate::store::guarded_update::{GuardedUpdate, next_version};
+use crate::store::guarded_update::GuardedUpdate;
+use offramp_domain::unit_of_work::next_version;
 
 /// The limits of the number of candidates from which the documents to claim are drawn at random. Workers that all took the oldest
 /// documents would compete for the same ones.

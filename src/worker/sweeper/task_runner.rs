@@ -7,7 +7,7 @@ use crate::metrics;
 use crate::metrics::labels::ScheduledChange;
 use crate::store::StoreError;
 use crate::traces::Span;
-use crate::worker::engine::{Engine, Interruption, Processed};
+use crate::worker::engine::{Decided, Engine, Interruption, Processed};
 use offramp_domain::unit_of_work::{Task, TaskOutcome};
 
 /// How many batches are decided concurrently. The database processes one batch on one processor, and at midnight everything is
@@ -56,8 +56,8 @@ impl TaskRunner {
             let batch: Vec<&Task> = batch.iter().collect();
             self.engine.run(&batch, &Span::sweep(kind.into(), batch.len()), &self.shutdown).await
         });
-        let processed: Result<Vec<Vec<Processed>>, Interruption> = join_all(batches).await.into_iter().collect();
-        let processed = processed?.concat();
+        let decided: Result<Vec<Vec<Decided>>, Interruption> = join_all(batches).await.into_iter().collect();
+        let processed: Vec<Processed> = decided?.into_iter().flatten().map(|decided| decided.processed).collect();
         let applied =
             processed.iter().filter(|processed| **processed == Processed::Decided(TaskOutcome::Applied)).count();
         metrics::current().scheduled_changes.of((kind,)).increment(applied as u64);

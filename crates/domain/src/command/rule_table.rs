@@ -5,6 +5,7 @@
 use serde_json::json;
 
 use crate::command::{Command, CommandBody, SubscriptionCommand};
+use crate::command_ref::AppliedCommand;
 use crate::field::{Field, Malformed};
 use crate::organization::ClientCancellation;
 use crate::subscription::{Details, Status};
@@ -136,7 +137,7 @@ mod order {
         let command = purchases("");
         let known = scene(Status::Active).with(|scene| {
             scene.subscription.organization_id = "org-2".try_into().unwrap();
-            scene.subscription.applied.push(command.reference.key.clone());
+            scene.subscription.applied.push(AppliedCommand { key: command.reference.key.clone(), unchanged: false });
         });
         check(&known, &command, "wrong_organization");
 

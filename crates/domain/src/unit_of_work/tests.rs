@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::*;
 use crate::billing::BillingMode;
 use crate::calendar::YearMonth;
+use crate::command_ref::AppliedCommand;
 use crate::organization::ClientCancellation;
 use crate::subscription::Status;
 use crate::testing::*;
@@ -28,7 +29,7 @@ fn check(scene: &Scene, commands: &[Command], expected: &[&str]) -> UnitOfWork {
     for (at, (command, expected)) in commands.iter().zip(expected).enumerate() {
         let applied = match world.apply(&Task::Command(command.clone()), now()) {
             TaskOutcome::Applied => world.subscription(&sub_1()).unwrap().status.as_str(),
-            TaskOutcome::Unchanged => "unchanged",
+            TaskOutcome::Unchanged | TaskOutcome::Repeated => "unchanged",
             TaskOutcome::Rejected(rejected) => rejected.rejection.reason.as_str(),
             other => panic!("{other:?}"),
         };
@@ -68,11 +69,11 @@ fn the_second_sees_what_the_first_did() {
     let drafts: Vec<_> = world.changed_subscriptions().collect();
     let [draft] = drafts[..] else { panic!("one document, one draft") };
     assert_eq!(*draft.before(), scene(Status::Active).subscription);
-    let applied: Vec<_> = draft.after.applied.iter().map(|key| key.id.as_str()).collect();
+    let applied: Vec<_> = draft.after.applied.iter().map(|applied| applied.key.id.as_str()).collect();
     assert_eq!(applied, ["1", "2", "3", "4", "6", "8", "9"], "what was refused is not remembered");
-    let applied: Vec<_> =
+    let caused: Vec<_> =
         draft.effects.iter().map(|effects| effects.command.as_ref().unwrap().key.id.as_str()).collect();
-    assert_eq!(applied, applied);
+    assert_eq!(caused, applied);
 }
 
 #[test]
@@ -89,8 +90,34 @@ fn the_same_pair_again_changes_nothing() {
     );
     // Even where it would be refused by now, and on what is left of a removed subscription.
     check(&scene(Status::Active), &[invoice("inv-may"), invoice("inv-may")], &["removed", "unchanged"]);
-    let before = scene(Status::Cancelled).with(|scene| scene.subscription.applied.push(purchases("").reference.key));
-    check(&before, &[purchases("")], &["unchanged"]);
+    let remembered = |unchanged| AppliedCommand { key: purchases("").reference.key, unchanged };
+    for (unchanged, outcome) in [(false, TaskOutcome::Repeated), (true, TaskOutcome::Unchanged)] {
+        let before = scene(Status::Cancelled).with(|scene| scene.subscription.applied.push(remembered(unchanged)));
+        assert_eq!(before.world().apply(&Task::Command(purchases("")), now()), outcome, "as the first was answered");
+    }
+}
+
+/// What the reply says: the state after the command, and the version that the write of the batch gives.
+#[test]
+fn a_standing_is_the_state_after_a_command() {
+    let mut world = scene(Status::Active).with(|scene| scene.subscription.version = Some(7)).world();
+    let standing = |world: &UnitOfWork| world.standing(Target::Subscription(&sub_1())).unwrap();
+    let before = Standing { status: Some(Status::Active), ends_on: None, final_billing_on: None, version: 7 };
+    assert_eq!(standing(&world), before);
+    world.apply(&Task::Command(purchases("2026-08")), now());
+    let end = world.subscription(&sub_1()).unwrap().details.as_ref().unwrap().end.clone().unwrap().unwrap();
+    let after = Standing {
+        status: Some(Status::CancellationScheduled),
+        ends_on: Some(end.ends_on),
+        final_billing_on: end.final_billing_on,
+        version: 8,
+    };
+    assert_eq!(standing(&world), after);
+    world.apply(&Task::Command(purchases("2026-08")), now());
+    assert_eq!(standing(&world), after, "a batch writes a document once");
+    world.apply(&Task::Command(invoice("inv-may")), now());
+    assert_eq!(standing(&world).status, Some(Status::Removed));
+    assert_eq!(standing(&world).ends_on, None);
 }
 
 /// Ids of effects never change: the same command on the same document always gives the same ids, and nothing else gives them.
@@ -306,7 +333,7 @@ proptest! {
             // Twice is once.
             scene.subscription = after.clone();
             let again = scene.apply(&task);
-            prop_assert!(again.verdict == TaskOutcome::Unchanged && again.subscription.is_none());
+            prop_assert!(matches!(again.verdict, TaskOutcome::Repeated | TaskOutcome::Unchanged) && again.subscription.is_none());
 
             // What is over stays over; what is scheduled is never undone and never moved later.
             let end = |subscription: &Subscription| subscription.details.as_ref().and_then(|details| details.end.clone().unwrap());
