@@ -18,7 +18,7 @@ use offramp_domain::command::{
     Cancellation, CancellationConfirmation, CancellationRequest, CardExpiry, PaymentFailure,
 };
 use offramp_domain::command_ref::{CommandKey, CommandType};
-use offramp_domain::event::{self, About, CommandRejected};
+use offramp_domain::event::{self, About, CommandRejected, NotificationFailed};
 use offramp_domain::reply::{self, CommandInvalid, CommandSettled};
 use offramp_domain::trace_context::TraceContext;
 
@@ -87,6 +87,18 @@ pub fn all() -> Vec<SchemaFile> {
         event::<About<event::Removed>>(
             "subscription.removed",
             "A subscription bought by mistake was removed: take the participant out of the activities at once.",
+        ),
+        event::<About<event::PaymentFailureRecorded>>(
+            "payment.failure-recorded",
+            "An automatic payment failed, and both sides are told.",
+        ),
+        event::<event::CardExpiring>(
+            "card.expiring",
+            "A saved card is about to expire, or has expired, and both sides are told.",
+        ),
+        event::<NotificationFailed>(
+            NotificationFailed::KIND,
+            "An email cannot be delivered and is kept for an operator.",
         ),
         event::<CommandRejected>(CommandRejected::KIND, "A command was refused and has changed nothing."),
     ];

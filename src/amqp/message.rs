@@ -46,6 +46,8 @@ const STRIPPED_HEADERS: [&str; 7] =
     ["x-death", "x-delivery-count", "x-acquired-count", "x-opt-deaths", "CC", "BCC", "x-delivery-limit"];
 /// Prefixes of more such headers: `x-first-death-queue`, `x-last-death-reason` and so on.
 const STRIPPED_PREFIXES: [&str; 2] = ["x-first-death-", "x-last-death-"];
+/// The header with the version of CloudEvents in binary mode; the AMQP binding allows both.
+const BINARY_MODE_HEADERS: [&str; 2] = ["cloudEvents:specversion", "cloudEvents_specversion"];
 /// Our headers on a dead letter. A replayed copy has none of them.
 const DEATH_HEADERS: [&str; 4] = [REASON_HEADER, ERROR_HEADER, QUEUE_HEADER, DIED_AT_HEADER];
 
@@ -133,6 +135,13 @@ impl Delivery {
             AMQPValue::Boolean(may_wait) => !may_wait,
             value => text(value).is_some_and(|text| text.eq_ignore_ascii_case("false")),
         })
+    }
+
+    /// Whether the publisher used the binary mode of CloudEvents: the attributes are in headers, and the body is the data alone.
+    #[must_use]
+    pub fn is_binary_cloud_event(&self) -> bool {
+        let mut names = self.properties.headers().iter().flat_map(|headers| headers.inner().keys());
+        names.any(|name| BINARY_MODE_HEADERS.contains(&name.as_str()))
     }
 
     /// The trace that the message belongs to. Its headers come first, because they name the newest hop; then its envelope, even if the

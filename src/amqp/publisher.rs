@@ -31,7 +31,7 @@ use crate::outage::{Outage, seconds};
 /// The time from a call to its last confirm, in seconds, including reconnects.
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
 /// The most concurrent calls. Each uses its own channel.
-const CHANNELS_MAX: u32 = 16;
+pub const CHANNELS_MAX: u32 = 16;
 /// The problem of an open connection on which the broker does not read.
 const BLOCKED: &str = "RabbitMQ blocks publishers: it is low on memory or disk";
 /// The routing key of [`Publisher::status`]'s probe. No queue is bound to it, so the broker confirms and drops the probe.

@@ -107,7 +107,7 @@ fn every_setting_is_a_variable_and_a_flag_of_the_same_name() {
         assert!(arg.get_help().is_some() && arg.get_help_heading().is_some(), "{name}");
         names.push(name);
     }
-    assert_eq!(names.len(), 31, "{names:?}");
+    assert_eq!(names.len(), 32, "{names:?}");
 }
 
 #[test]

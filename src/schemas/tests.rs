@@ -10,10 +10,12 @@ use serde_json::{Value, json};
 
 use crate::jsonl::{ImportLine, lines};
 use crate::store::outbox::entry::{Content, Lease, entries};
-use offramp_domain::cloud_event::CloudEvent;
+use offramp_domain::cloud_event::{CloudEvent, FailedEmail};
 use offramp_domain::command::{Command, InvalidCommand};
 use offramp_domain::dead_letter::DeadLetterReason;
+use offramp_domain::ids::Target;
 use offramp_domain::rejection::RejectionReason;
+use offramp_domain::trace_context::TraceContext;
 use offramp_domain::unit_of_work::{RejectedTask, Task, TaskOutcome, UnitOfWork};
 
 use super::*;
@@ -281,15 +283,34 @@ fn caused_events() -> BTreeMap<String, Value> {
 
     let lease = Lease { holder: uuid::Uuid::nil(), until: now };
     let mut events: BTreeMap<String, Value> = BTreeMap::new();
-    for entry in unit_of_work
-        .changed_subscriptions()
-        .flat_map(|changed| changed.effects.clone())
-        .flat_map(|effects| entries(effects, &lease, "offramp", now))
-    {
+    let subscriptions = unit_of_work.changed_subscriptions().flat_map(|changed| changed.effects.clone());
+    let accounts = unit_of_work.changed_accounts().flat_map(|changed| changed.effects.clone());
+    for entry in subscriptions.chain(accounts).flat_map(|effects| entries(effects, &lease, "offramp", now)) {
         if let Content::Event(event) = entry.content {
             events.entry(event.kind.clone()).or_insert(serde_json::to_value(&event).unwrap());
         }
     }
+    // A failed email is announced by its outbox. The store adds what owns the email, as the tests with MongoDB show.
+    let changed = unit_of_work.changed_subscriptions().find(|changed| changed.after.id.as_str() == "sub-1001").unwrap();
+    let effects = changed.effects.iter().find(|effects| !effects.notifications.is_empty()).unwrap();
+    let email = &effects.notifications[0];
+    let failed = FailedEmail {
+        id: effects.ids.of_email(email),
+        email,
+        error: "RCPT: permanent error (550 5.1.1)",
+        target: Target::Subscription(&changed.after.id),
+        command: effects.command.as_ref().map(|command| &command.key),
+        trace: &effects.trace,
+    };
+    let mut event = CloudEvent::of_failed_email(&failed, "offramp", now);
+    for (name, id) in [
+        ("organization_id", changed.after.organization_id.as_str()),
+        ("subscription_id", changed.after.id.as_str()),
+        ("account_id", changed.after.account_id.as_str()),
+    ] {
+        event.data[name] = json!(id);
+    }
+    events.insert(event.kind.clone(), json!(event));
     // A refusal leaves by another way; here, a month whose invoice exists already.
     let command = commands.iter().find(|command| command.reference.key.id.as_str() == "c-0001").unwrap();
     let rejection = RejectionReason::MonthAlreadyInvoiced.because("The invoice of 2026-05 exists already.");
@@ -315,7 +336,7 @@ fn caused_replies() -> BTreeMap<String, Value> {
     let replies = [
         CloudEvent::of_standing(reply::APPLIED, &command, standing, "offramp", now),
         CloudEvent::of_standing(reply::UNCHANGED, &command, standing, "offramp", now),
-        CloudEvent::of_dead_letter(None, id, reason, error.to_string(), "offramp", now),
+        CloudEvent::of_dead_letter(None, id, reason, error.to_string(), TraceContext::default(), "offramp", now),
     ];
     replies.into_iter().map(|reply| (reply.kind.clone(), json!(reply))).collect()
 }

@@ -70,6 +70,16 @@ impl DocumentId {
         }
     }
 
+    /// The same for the domain.
+    #[must_use]
+    pub fn target(&self) -> Target<'_> {
+        match self {
+            Self::Subscription(id) => Target::Subscription(id),
+            Self::Account(id) => Target::Account(id),
+            Self::Organization(id) => Target::Organization(id),
+        }
+    }
+
     #[must_use]
     pub fn collection(&self) -> Collection {
         match self {

@@ -97,6 +97,7 @@ mod tests {
             holder: String::new(),
             attempts: 0,
             result: DeliveryResult::Sent { at: clock::now() },
+            announcement: None,
         }
     }
 

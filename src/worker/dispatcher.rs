@@ -43,6 +43,8 @@ pub struct DispatcherParts {
     pub topology: Topology,
     pub composer: Arc<Composer>,
     pub transport: Arc<Transport>,
+    /// `source` of the events.
+    pub source: Arc<str>,
 }
 
 /// Sends the entries that its [`Handover`] receives.
@@ -63,7 +65,7 @@ impl Dispatcher {
     /// Sends entries until the handover is closed and each entry was tried and marked, or released.
     pub async fn run(self, parts: DispatcherParts) {
         let DispatcherOptions { lease, mail_connections, .. } = self.options;
-        let DispatcherParts { store, publisher, topology, composer, transport } = parts;
+        let DispatcherParts { store, publisher, topology, composer, transport, source } = parts;
         let Queues { emails, events, mail_server, release } = self.queues;
         let (email_marks, tried_emails) = async_channel::bounded(UNMARKED_EMAILS_MAX);
         let (event_marks, tried_events) = async_channel::bounded(UNMARKED_EVENTS_MAX);
@@ -80,6 +82,7 @@ impl Dispatcher {
                 connection: MailConnection::new(Arc::clone(&transport)),
                 store: store.clone(),
                 lease,
+                source: Arc::clone(&source),
             };
             senders.spawn(sender.run());
         }

@@ -12,6 +12,9 @@ const WAITS_MAX: u32 = 3;
 /// How often a failed command is retried.
 const RETRIES_MAX: u32 = 5;
 
+/// The error of a message whose body is not the whole envelope.
+const BINARY_MODE: &str = "a CloudEvent in binary mode, with its attributes in headers; publish it in structured mode: the whole envelope as the body";
+
 /// What becomes of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Disposition {
@@ -81,7 +84,11 @@ pub(super) fn parse(delivery: &Delivery) -> Result<Task, Disposition> {
     }
     let command = Command::parse(&delivery.body);
     command.map(|command| Task::Command(Command { trace: delivery.trace_context(), ..command })).map_err(|invalid| {
-        Disposition::DeadLetter { reason: DeadLetterReason::from(&invalid), error: invalid.to_string() }
+        let reason = DeadLetterReason::from(&invalid);
+        let error = invalid.to_string();
+        // A message may have the headers of binary mode and the whole envelope.
+        let is_binary = error == "missing field `specversion`" && delivery.is_binary_cloud_event();
+        Disposition::DeadLetter { reason, error: if is_binary { BINARY_MODE.to_owned() } else { error } }
     })
 }
 

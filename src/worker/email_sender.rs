@@ -9,6 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::composer::{Composer, about, origin};
 use super::lease;
@@ -26,6 +27,7 @@ use crate::store::outbox::entry::{Content, LeasedEntry};
 use crate::store::{DocumentId, Store};
 use crate::traces::Span;
 use crate::traces::span::SentEmail;
+use offramp_domain::cloud_event::{CloudEvent, FailedEmail};
 use offramp_domain::notification::Notification;
 use offramp_mail::{ComposedEmail, MailConnection, SendError};
 
@@ -59,12 +61,16 @@ pub(super) struct EmailSender {
     pub(super) store: Store,
     /// The duration of a lease.
     pub(super) lease: Duration,
+    /// `source` of the events.
+    pub(super) source: Arc<str>,
 }
 
 /// One attempt to send an email.
 struct Attempt {
     result: DeliveryResult,
     outcome: EmailOutcome,
+    /// Why, without the address.
+    error: Option<String>,
     /// Whether the server seems to be unavailable; `None` if it was not contacted.
     is_unavailable: Option<bool>,
 }
@@ -127,7 +133,7 @@ impl EmailSender {
     ) -> Result<(), MarkerGone> {
         let Content::Mail(email) = &leased.entry.content else { return Ok(()) };
         let mut attempts = 1;
-        let Attempt { result, is_unavailable, .. } = loop {
+        let Attempt { result, is_unavailable, error, .. } = loop {
             let mut span = span(&leased, email);
             let attempt = self.attempt(&leased, email).await;
             count(email, attempt.outcome);
@@ -145,7 +151,9 @@ impl EmailSender {
         if matches!(result, DeliveryResult::Sent { .. }) {
             self.unmarked.insert(&leased.entry.id);
         }
-        let tried = TriedEmail { mark: Mark::new(&leased, result), has_events: leased.has_companions, permit };
+        let announcement = self.announcement(&leased, email, &result, error.as_deref().unwrap_or_default());
+        let mark = Mark { announcement, ..Mark::new(&leased, result) };
+        let tried = TriedEmail { mark, has_events: leased.has_companions, permit };
         self.marks.send(tried).await.map_err(|_| MarkerGone)?;
         let Some(is_unavailable) = is_unavailable else { return Ok(()) };
         self.mail_server.set_unavailable(is_unavailable);
@@ -155,6 +163,27 @@ impl EmailSender {
             *backoff = Backoff::new(RECONNECT_DELAYS);
         }
         Ok(())
+    }
+
+    /// What other systems are told of an email that will not be sent.
+    fn announcement(
+        &self,
+        leased: &LeasedEntry,
+        email: &Notification,
+        result: &DeliveryResult,
+        error: &str,
+    ) -> Option<CloudEvent> {
+        let DeliveryResult::Failed { at, .. } = result else { return None };
+        let failed = FailedEmail {
+            // An entry whose id is not a UUID has no record either.
+            id: Uuid::parse_str(&leased.entry.id).ok()?,
+            email,
+            error,
+            target: leased.document.target(),
+            command: leased.entry.command.as_ref(),
+            trace: &leased.entry.trace,
+        };
+        Some(CloudEvent::of_failed_email(&failed, &self.source, *at))
     }
 
     /// Releases an email, so that any worker can claim it, unless this process has already sent it.
@@ -198,6 +227,7 @@ impl EmailSender {
                 return Attempt {
                     result: DeliveryResult::Failed { at, error },
                     outcome: EmailOutcome::Rejected,
+                    error: Some("the email cannot be composed".to_owned()),
                     is_unavailable: None,
                 };
             }
@@ -213,6 +243,7 @@ impl EmailSender {
                 Attempt {
                     result: DeliveryResult::Sent { at },
                     outcome: EmailOutcome::Sent,
+                    error: None,
                     is_unavailable: Some(false),
                 }
             }
@@ -300,7 +331,7 @@ impl EmailSender {
                 (result, EmailOutcome::InDoubt, true)
             }
         };
-        Attempt { result, outcome, is_unavailable: Some(is_unavailable) }
+        Attempt { result, outcome, error: Some(error.brief().to_owned()), is_unavailable: Some(is_unavailable) }
     }
 }
 

@@ -236,7 +236,8 @@ impl Lane {
                 let died_at = clock::now();
                 let copy = delivery.dead_letter(&self.topology, reason, &error, &queue, died_at);
                 let reply = self.reply(delivery, || {
-                    CloudEvent::of_dead_letter(command, Uuid::new_v4(), reason, error, &self.source, died_at)
+                    let (id, trace) = (Uuid::new_v4(), delivery.trace_context());
+                    CloudEvent::of_dead_letter(command, id, reason, error, trace, &self.source, died_at)
                 });
                 (vec![copy], reply)
             }

@@ -182,6 +182,7 @@ impl Worker {
             topology: topology.clone(),
             composer: Arc::clone(&composer),
             transport: Arc::new(transport),
+            source: tuning.source.as_str().into(),
         }));
 
         let stop = CancellationToken::new();

@@ -4,10 +4,12 @@
 use std::mem;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::settlement::Settlement;
 use crate::amqp::message::REDELIVERIES_MAX;
+use crate::amqp::publisher::CHANNELS_MAX;
 use crate::amqp::{Delivery, Outgoing, PublishError, Publisher};
 use crate::metrics;
 use crate::metrics::labels::CommandOutcome;
@@ -15,7 +17,11 @@ use offramp_domain::command_ref::CommandType;
 use offramp_domain::unit_of_work::Task;
 
 /// How long all replies of a batch together may take to be confirmed.
-const REPLY_PATIENCE: Duration = Duration::from_secs(2);
+const REPLY_TIME_MAX: Duration = Duration::from_secs(2);
+/// How long a lane waits for that.
+const REPLY_PATIENCE: Duration = Duration::from_millis(100);
+/// The batches of all lanes whose replies may be in flight: half of the publisher's channels, so that copies find one.
+static REPLYING: Semaphore = Semaphore::const_new(CHANNELS_MAX as usize / 2);
 /// From this many redeliveries on, a message that cannot be processed now is replaced by a copy, whose count starts at zero:
 /// the broker counts redeliveries, and at [`REDELIVERIES_MAX`] the message would be taken for one that crashes workers.
 const REDELIVERIES_BEFORE_COPY: u64 = REDELIVERIES_MAX / 2;
@@ -126,16 +132,26 @@ pub(super) async fn publish_copies<'a>(
 }
 
 /// Publishes replies, once. Their queues belong to the senders of the commands: one that is full, gone or silent must not
-/// block the lane.
+/// block the lane. So a lane that has waited for a moment goes on, and if too many queues are silent, replies are dropped.
 pub(super) async fn publish_replies(lane: CommandType, publisher: &Publisher, replies: Vec<Outgoing>) {
     if replies.is_empty() {
         return;
     }
-    let Ok(results) = timeout(REPLY_PATIENCE, publisher.publish_all(&replies)).await else {
-        tracing::warn!(%lane, replies = replies.len(), "replies timed out without a confirm; they are not repeated");
+    let Ok(Ok(permit)) = timeout(REPLY_PATIENCE, REPLYING.acquire()).await else {
+        tracing::warn!(%lane, replies = replies.len(), "too many replies are unconfirmed; these are dropped");
         return;
     };
-    for error in results.into_iter().filter_map(Result::err) {
-        tracing::warn!(%lane, %error, "cannot deliver a reply; it is not repeated");
-    }
+    let publisher = publisher.clone();
+    let publishing = tokio::spawn(async move {
+        let _permit = permit;
+        let Ok(results) = timeout(REPLY_TIME_MAX, publisher.publish_all(&replies)).await else {
+            tracing::warn!(%lane, replies = replies.len(), "replies timed out without a confirm; they are not repeated");
+            return;
+        };
+        for error in results.into_iter().filter_map(Result::err) {
+            tracing::warn!(%lane, %error, "cannot deliver a reply; it is not repeated");
+        }
+    });
+    // Without a confirm so far, it goes on in the background.
+    drop(timeout(REPLY_PATIENCE, publishing).await);
 }

@@ -98,8 +98,8 @@ fn simulate_reports_each_outcome_without_any_server() {
             "applied 2+1",
             "applied 2026-07-30 1+1",
             "applied 1+1",
-            "applied 2026-09-14 2+0",
-            "applied 2+0",
+            "applied 2026-09-14 2+1",
+            "applied 2+1",
             "unchanged 2026-09-14 0+0",
             "rejected later_than_scheduled 2026-09-14 0+1",
             "rejected subscription_not_found 0+1",
@@ -226,7 +226,7 @@ fn a_closed_stdout_is_not_an_error() {
 #[test]
 fn schemas_are_listed_printed_and_checked() {
     let list = succeeds(&mut bare(), &["schemas", "--json"], "").json();
-    assert_eq!(list.len(), 14);
+    assert_eq!(list.len(), 20);
     let schema = succeeds(&mut bare(), &["schemas", "events/command.rejected"], "").stdout;
     assert!(serde_json::from_str::<Value>(&schema).unwrap()["properties"]["data"].is_object());
     fails(&mut bare(), &["schemas", "events/none"], "", 2, "there is no schema \"events/none\"");

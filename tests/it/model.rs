@@ -123,7 +123,10 @@ impl Model {
                     return Answer::Rejected("already_ended");
                 }
                 self.failures += 1;
-                Answer::Applied { emails: vec![("payment-failed", true), ("payment-failed", false)], event: None }
+                Answer::Applied {
+                    emails: vec![("payment-failed", true), ("payment-failed", false)],
+                    event: Some("payment.failure-recorded"),
+                }
             }
             ("subscription.cancellation", Some("purchases")) => {
                 if !is_admin {

@@ -132,6 +132,14 @@ async fn dead_letters_are_answered_with_their_reason() {
         assert_eq!(letter.header("offramp-error"), error);
     }
 
+    // Libraries for CloudEvents offer a mode that is not understood.
+    let mut headers = FieldTable::default();
+    headers.insert("cloudEvents:specversion".into(), AMQPValue::LongString("1.0".into()));
+    let data = cancellation("binary", "sub")["data"].to_string();
+    let properties = sender.properties("binary").with_headers(headers);
+    let reply = sender.ask("subscription.cancellation", data.as_bytes(), properties).await;
+    assert!(reply["data"]["error"].as_str().unwrap().contains("structured mode"), "{reply}");
+
     // A command that is stopped by a document is named.
     let change = bson::doc! { "$set": { "billing.next_on": 7 } };
     bed.collection("subscriptions").update_one(bson::doc! { "_id": "sub" }, change).await.unwrap();

@@ -7,11 +7,12 @@ use uuid::Uuid;
 
 use crate::calendar::instant;
 use crate::command::Command;
-use crate::command_ref::CommandRef;
+use crate::command_ref::{CommandKey, CommandRef};
 use crate::dead_letter::DeadLetterReason;
 use crate::effect_id::EffectIds;
-use crate::event::{self, CommandRejected, Event};
+use crate::event::{self, CommandRejected, Event, NotificationFailed};
 use crate::ids::Target;
+use crate::notification::Notification;
 use crate::reply::{self, CommandInvalid, CommandSettled};
 use crate::trace_context::TraceContext;
 use crate::unit_of_work::{RejectedTask, Standing};
@@ -32,7 +33,7 @@ pub struct CloudEvent {
     #[serde(with = "instant")]
     #[schemars(with = "DateTime<Utc>")]
     pub time: DateTime<Utc>,
-    /// The id of the subscription.
+    /// The id of the subscription; of the account for `card.expiring`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// The id of the command that caused it; absent if the calendar did.
@@ -47,6 +48,21 @@ pub struct CloudEvent {
     pub data: serde_json::Value,
 }
 
+/// An email that will not be sent.
+#[derive(Clone, Copy, Debug)]
+pub struct FailedEmail<'a> {
+    /// The id of its outbox entry and of its record.
+    pub id: Uuid,
+    pub email: &'a Notification,
+    /// Why, without the address.
+    pub error: &'a str,
+    /// The document that holds it.
+    pub target: Target<'a>,
+    /// The command that caused it; absent if the calendar did.
+    pub command: Option<&'a CommandKey>,
+    pub trace: &'a TraceContext,
+}
+
 impl CloudEvent {
     /// The envelope of an event: one of the effects that `ids` identify, caused by `command`, or by the calendar if that is absent. It
     /// belongs to `trace`.
@@ -59,7 +75,7 @@ impl CloudEvent {
         source: &str,
         now: DateTime<Utc>,
     ) -> Self {
-        let subject = Some(event.subscription_id().to_string());
+        let subject = Some(event.subject().to_owned());
         let envelope = Self::new(ids.of_event(event), event.kind(), subject, command, event.data(), source, now);
         Self { trace: trace.clone(), ..envelope }
     }
@@ -87,6 +103,25 @@ impl CloudEvent {
         let envelope =
             Self::new(id, CommandRejected::KIND, subject, Some(&command.reference), data.to_json(), source, now);
         Self { trace: command.trace.clone(), ..envelope }
+    }
+
+    /// The `notification.failed` of an email that is kept for an operator since `at`. What owns the email is added by the document that
+    /// holds it. The id differs if the email is retried and fails again.
+    #[must_use]
+    pub fn of_failed_email(failed: &FailedEmail<'_>, source: &str, at: DateTime<Utc>) -> Self {
+        let FailedEmail { id, email, error, target, command, trace } = failed;
+        let subject = match target {
+            Target::Subscription(id) => Some(id.to_string()),
+            Target::Account(id) => Some(id.to_string()),
+            Target::Organization(_) => None,
+        };
+        let data = serde_json::json!({
+            "notification_id": id, "template": email.template, "role": email.recipient, "error": error,
+        });
+        let failure = EffectIds::of(&[NotificationFailed::KIND, &id.to_string(), &at.timestamp_millis().to_string()]);
+        let envelope =
+            Self::new(failure.id(NotificationFailed::KIND), NotificationFailed::KIND, subject, None, data, source, at);
+        Self { causationid: command.map(|command| command.id.to_string()), trace: (*trace).clone(), ..envelope }
     }
 
     /// The `command.applied` or `command.unchanged` of a command, whose document now stands like this. Its id stays the same however
@@ -119,22 +154,25 @@ impl CloudEvent {
         Self::of_reply(kind, command, event::to_json(&data), source, now)
     }
 
-    /// The `command.invalid` of a message that became a dead letter. `id` is used if it is no command, which has none of its own.
+    /// The `command.invalid` of a message that became a dead letter. `id` is used if it is no command, which has none of its own. It
+    /// belongs to `trace`.
     #[must_use]
     pub fn of_dead_letter(
         command: Option<&Command>,
         id: Uuid,
         reason: DeadLetterReason,
         error: String,
+        trace: TraceContext,
         source: &str,
         now: DateTime<Utc>,
     ) -> Self {
         let data = CommandInvalid { command: command.map(|command| command.reference.clone()), reason, error };
         let data = event::to_json(&data);
-        match command {
+        let envelope = match command {
             Some(command) => Self::of_reply(reply::INVALID, command, data, source, now),
             None => Self::new(id, reply::INVALID, None, None, data, source, now),
-        }
+        };
+        Self { trace, ..envelope }
     }
 
     fn of_reply(kind: &str, command: &Command, data: serde_json::Value, source: &str, now: DateTime<Utc>) -> Self {

@@ -166,6 +166,7 @@ pub struct NoticeGiven {
     /// The record that prevents a second notice.
     pub notice: CardNotice,
     pub notifications: Vec<Notification>,
+    pub event: Event,
 }
 
 impl Context<'_> {

@@ -3,14 +3,17 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::calendar::instant;
+use crate::card::Card;
 use crate::command_ref::CommandRef;
 use crate::ids::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
+use crate::notification::{Recipient, Template};
 use crate::rejection::RejectionReason;
 use crate::subscription::{Channel, Initiator, NamedRef, Subscription};
 
-/// Something that happened to a subscription. The names of the variants are the types of the events.
+/// Something that happened to a subscription or an account. The names of the variants are the types of the events.
 #[derive(Clone, Debug, PartialEq, strum::IntoStaticStr)]
 pub enum Event {
     /// A client asked to cancel.
@@ -28,6 +31,12 @@ pub enum Event {
     /// A subscription bought by mistake was removed.
     #[strum(serialize = "subscription.removed")]
     Removed(About<Removed>),
+    /// An automatic payment failed; it is recorded.
+    #[strum(serialize = "payment.failure-recorded")]
+    PaymentFailureRecorded(About<PaymentFailureRecorded>),
+    /// A saved card is about to expire, or has expired, and both sides are told.
+    #[strum(serialize = "card.expiring")]
+    CardExpiring(CardExpiring),
 }
 
 impl Event {
@@ -37,15 +46,17 @@ impl Event {
         self.into()
     }
 
-    /// The subscription that the event is about.
+    /// The id of the subscription that the event is about, or of the account.
     #[must_use]
-    pub fn subscription_id(&self) -> &SubscriptionId {
+    pub fn subject(&self) -> &str {
         match self {
-            Self::CancellationRequested(about) => &about.subscription_id,
-            Self::CancellationScheduled(about) => &about.subscription_id,
-            Self::CancellationDeclined(about) => &about.subscription_id,
-            Self::Ended(about) => &about.subscription_id,
-            Self::Removed(about) => &about.subscription_id,
+            Self::CancellationRequested(about) => about.subscription_id.as_str(),
+            Self::CancellationScheduled(about) => about.subscription_id.as_str(),
+            Self::CancellationDeclined(about) => about.subscription_id.as_str(),
+            Self::Ended(about) => about.subscription_id.as_str(),
+            Self::Removed(about) => about.subscription_id.as_str(),
+            Self::PaymentFailureRecorded(about) => about.subscription_id.as_str(),
+            Self::CardExpiring(event) => event.account_id.as_str(),
         }
     }
 
@@ -58,6 +69,8 @@ impl Event {
             Self::CancellationDeclined(about) => to_json(about),
             Self::Ended(about) => to_json(about),
             Self::Removed(about) => to_json(about),
+            Self::PaymentFailureRecorded(about) => to_json(about),
+            Self::CardExpiring(event) => to_json(event),
         }
     }
 }
@@ -172,6 +185,62 @@ pub struct Removed {
     pub refund: Option<bool>,
     /// The activities to take the participant out of.
     pub activities: Vec<NamedRef>,
+}
+
+/// Data of `payment.failure-recorded`.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct PaymentFailureRecorded {
+    /// The invoice that is not paid.
+    pub invoice_id: InvoiceId,
+    /// The number of the payment attempt.
+    #[schemars(range(min = 1))]
+    pub attempt: u32,
+    /// Whether no further attempt was announced.
+    #[serde(rename = "final")]
+    pub is_final: bool,
+}
+
+/// Data of `card.expiring`.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct CardExpiring {
+    /// The organization that the account belongs to.
+    pub organization_id: OrganizationId,
+    /// The account that holds the card.
+    pub account_id: AccountId,
+    /// The card.
+    pub card: Card,
+    /// Whether it has expired.
+    pub expired: bool,
+    /// The lead time of the notice, of the organization's `card_notice_days`; absent if a command gave it before all of them, or after
+    /// the card expired.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lead_days: Option<u32>,
+}
+
+/// Data of `notification.failed`.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct NotificationFailed {
+    /// The organization in whose name the email was to be sent.
+    pub organization_id: OrganizationId,
+    /// The subscription that the email is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subscription_id: Option<SubscriptionId>,
+    /// The account that the email is about, or that the subscription belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account_id: Option<AccountId>,
+    /// The email's id in `notifications`.
+    pub notification_id: Uuid,
+    /// Which email.
+    pub template: Template,
+    /// Whose address it was written to.
+    pub role: Recipient,
+    /// Why, without the address.
+    pub error: String,
+}
+
+impl NotificationFailed {
+    /// The event's `type`, which is also its routing key.
+    pub const KIND: &'static str = "notification.failed";
 }
 
 /// Data of `command.rejected`.

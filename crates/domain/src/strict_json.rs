@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
-use chrono::{DateTime, Datelike, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, NaiveDate, NaiveDateTime, Utc};
 use serde::de::{self, IntoDeserializer};
 use serde::{Deserialize, Deserializer};
 
@@ -56,7 +56,14 @@ pub(crate) fn rfc3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Date
     let time = DateTime::parse_from_rfc3339(&text)
         .ok()
         .and_then(|time| DateTime::from_timestamp_millis(time.timestamp_millis()))
-        .ok_or_else(|| de::Error::custom("not a time of RFC 3339 such as \"2026-06-15T10:00:00Z\""))?;
+        .ok_or_else(|| {
+            let is_local = text.parse::<NaiveDateTime>().is_ok();
+            de::Error::custom(if is_local {
+                "it lacks a time zone: end it with `Z` or an offset, such as \"2026-06-15T10:00:00Z\""
+            } else {
+                "not a time of RFC 3339 such as \"2026-06-15T10:00:00Z\""
+            })
+        })?;
     within_years(time.year(), time)
 }
 

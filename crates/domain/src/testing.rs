@@ -13,6 +13,7 @@ use crate::billing::{BillingDay, BillingMode};
 use crate::calendar::{YearMonth, end_of_day, parse_date};
 use crate::command::{Command, CommandBody, InvalidCommand, SubscriptionCommand};
 use crate::contact::{Brand, Mailbox};
+use crate::event::Event;
 use crate::link::Links;
 use crate::notification::Notification;
 use crate::organization::{ClientCancellation, Organization};
@@ -224,6 +225,8 @@ impl Applied {
             }
             for effects in &draft.effects {
                 describe_emails(&effects.notifications, &mut lines);
+                let ids = [("organization_id", "org-1"), ("account_id", "acc-1")];
+                describe_events(&effects.events, &ids, &mut lines);
             }
         }
         if lines.is_empty() { self.cell() } else { lines.join("\n") }
@@ -313,16 +316,20 @@ fn describe_subscription(draft: &TrackedSubscription, lines: &mut Vec<String>) {
     }
     for effects in &draft.effects {
         describe_emails(&effects.notifications, lines);
-        for event in &effects.events {
-            let mut data = event.data();
-            for (name, expected) in
-                [("organization_id", "org-1"), ("subscription_id", "sub-1"), ("account_id", "acc-1")]
-            {
-                assert_eq!(data.as_object_mut().unwrap().shift_remove(name), Some(expected.into()));
-            }
-            lines.push(format!("event {}", event.kind()));
-            lines.push(flat(&data));
+        let ids = [("organization_id", "org-1"), ("subscription_id", "sub-1"), ("account_id", "acc-1")];
+        describe_events(&effects.events, &ids, lines);
+    }
+}
+
+/// The events, without the ids that all of them have.
+fn describe_events(events: &[Event], ids: &[(&str, &str)], lines: &mut Vec<String>) {
+    for event in events {
+        let mut data = event.data();
+        for (name, expected) in ids {
+            assert_eq!(data.as_object_mut().unwrap().shift_remove(*name), Some((*expected).into()));
         }
+        lines.push(format!("event {}", event.kind()));
+        lines.push(flat(&data));
     }
 }
 

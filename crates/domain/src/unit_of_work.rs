@@ -585,7 +585,7 @@ fn record_notice(
     ids: EffectIds,
     now: DateTime<Utc>,
 ) {
-    let NoticeGiven { notice, notifications } = given;
+    let NoticeGiven { notice, notifications, event } = given;
     let account = tracked.change();
     // Always `Ok` here: a notice is given only where the earlier ones can be read.
     if let Ok(notices) = &mut account.card_notices {
@@ -594,7 +594,7 @@ fn record_notice(
     }
     account.applied.extend(command.map(|command| remembered(command, false)));
     tracked.records.push(notice);
-    tracked.effects.push(Effects::of(command, ids, notifications, vec![]));
+    tracked.effects.push(Effects::of(command, ids, notifications, vec![event]));
 }
 
 impl Effects {

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::entry::{Kind, LeasedEntry};
 use crate::store::collection::DocumentId;
+use offramp_domain::cloud_event::CloudEvent;
 
 /// What is to be marked of an entry.
 #[derive(Clone, Debug)]
@@ -20,6 +21,8 @@ pub struct Mark {
     pub attempts: i32,
     /// How it went.
     pub result: DeliveryResult,
+    /// What other systems are told, where an email has failed. What owns the email is added in the database.
+    pub announcement: Option<CloudEvent>,
 }
 
 impl Mark {
@@ -33,6 +36,7 @@ impl Mark {
             holder: leased.entry.holder.clone(),
             attempts: leased.entry.attempts,
             result,
+            announcement: None,
         }
     }
 

@@ -71,6 +71,26 @@ fn is_zero(count: &i32) -> bool {
 }
 
 impl OutboxEntry {
+    /// The entry of an event that no worker holds yet: any may claim it.
+    #[must_use]
+    pub(super) fn of_event(event: CloudEvent, at: DateTime<Utc>) -> Self {
+        Self {
+            id: event.id.clone(),
+            stored_kind: Some(Kind::Event),
+            due: Some(at.into()),
+            holder: String::new(),
+            attempts: 0,
+            in_doubt: 0,
+            sender_rejected_at: None,
+            error: None,
+            command: None,
+            trace: event.trace.clone(),
+            committed_at: Some(at.into()),
+            failed_at: None,
+            content: Content::Event(event),
+        }
+    }
+
     /// What it is.
     #[must_use]
     pub fn kind(&self) -> Kind {

@@ -9,7 +9,9 @@ use futures_util::future::try_join_all;
 
 use super::delivery::Mark;
 use super::entry::OUTBOXES;
-use super::mark_statements::{MarkForm, SentEntries, alone, by_document, not_sent, others_statements, together};
+use super::mark_statements::{
+    MarkForm, SentEntries, alone, announcement, by_document, not_sent, others_statements, together,
+};
 use crate::store::bson::to_raw;
 use crate::store::client::Store;
 use crate::store::collection::Collection;
@@ -59,13 +61,20 @@ impl Store {
                 owners.push(group.iter().flat_map(|document| document.indexes.iter().copied()).collect());
             }
         }
+        let mut announcements = 0;
         for &index in &others {
+            // Before the entry is marked: after it, nothing would say that the event is missing.
+            if let Some(statement) = announcement(&marks[index])? {
+                statements.push(to_raw(&statement)?);
+                owners.push(vec![index]);
+                announcements += 1;
+            }
             for statement in others_statements(&marks[index]) {
                 statements.push(to_raw(&statement)?);
                 owners.push(vec![index]);
             }
         }
-        let expected = documents.len() + others.len();
+        let expected = documents.len() + others.len() + announcements;
         let updated = match self.update_each(collection, statements).await {
             Ok(updated) => updated,
             Err(StoreError::Permanent(error)) => {
@@ -104,18 +113,26 @@ impl Store {
         marks: &[Mark],
         indexes: &[usize],
     ) -> Result<Vec<usize>, StoreError> {
-        let statements =
-            indexes.iter().map(|&index| to_raw(&not_sent(&marks[index], false))).collect::<Result<Vec<_>, _>>()?;
+        let (mut statements, mut owners) = (Vec::new(), Vec::new());
+        for &index in indexes {
+            for statement in announcement(&marks[index])?.into_iter().chain([not_sent(&marks[index], false)]) {
+                statements.push(to_raw(&statement)?);
+                owners.push(index);
+            }
+        }
         let updated = self.update_each(collection, statements).await?;
         for refusal in updated.rejected {
-            let document = indexes.get(refusal.position).map(|&index| &marks[index].document);
+            let document = owners.get(refusal.position).map(|&index| &marks[index].document);
             tracing::error!(
                 document = document.map(tracing::field::display),
                 code = refusal.code,
                 "MongoDB rejects the update of outbox entries that could not be sent; they are retried when their lease expires"
             );
         }
-        Ok(updated.transient.iter().filter_map(|trouble| indexes.get(trouble.position)).copied().collect())
+        let mut troubled: Vec<usize> =
+            updated.transient.iter().filter_map(|trouble| owners.get(trouble.position)).copied().collect();
+        troubled.dedup();
+        Ok(troubled)
     }
 
     /// Marks sent entries document by document. Each statement is harmless after the others, because it finds the document only

@@ -7,7 +7,10 @@ use bson::{DateTime as Instant, Document, RawArrayBuf, RawDocumentBuf, doc, rawd
 use chrono::{DateTime, Utc};
 
 use super::delivery::{DeferralCause, DeliveryResult, Mark};
-use super::entry::Kind;
+use super::entry::{Kind, OutboxEntry};
+use crate::store::bson::to_bson;
+use crate::store::collection::Collection;
+use crate::store::error::StoreError;
 
 /// The sent entries of one document.
 pub(super) struct SentEntries<'a> {
@@ -165,6 +168,39 @@ pub(super) fn others_statements(mark: &Mark) -> Vec<Document> {
     }
     statements.push(without_record);
     statements
+}
+
+/// The statement that adds the event of a failed email to the outbox, unless it is there. Only a pipeline can add to a list by its
+/// own fields and those of the document.
+///
+/// # Errors
+/// When the event cannot be written as BSON, which is a bug.
+pub(super) fn announcement(mark: &Mark) -> Result<Option<Document>, StoreError> {
+    let (DeliveryResult::Failed { at, .. }, Some(event)) = (&mark.result, &mark.announcement) else { return Ok(None) };
+    let entry = to_bson(&OutboxEntry::of_event(event.clone(), *at))?;
+    let data = to_bson(&event.data)?;
+    let owner = match mark.document.collection() {
+        Collection::Subscriptions => {
+            doc! { "organization_id": "$organization_id", "subscription_id": "$_id", "account_id": "$account_id" }
+        }
+        Collection::Accounts => doc! { "organization_id": "$organization_id", "account_id": "$_id" },
+        Collection::Organizations => doc! { "organization_id": "$_id" },
+    };
+    let data = doc! { "$mergeObjects": [owner, { "$literal": data }] };
+    let event_with_owner = doc! { "$mergeObjects": [{ "$literal": to_bson(event)? }, { "data": data }] };
+    let entry = doc! { "$mergeObjects": [{ "$literal": entry }, { "event": event_with_owner }] };
+    let ours = doc! { "id": &mark.entry_id, "holder": &mark.holder, "failed_at": { "$exists": false } };
+    Ok(Some(doc! {
+        "q": {
+            "_id": mark.document.as_str(),
+            "outbox": { "$elemMatch": ours },
+            "outbox.id": { "$ne": &event.id },
+        },
+        "u": [{ "$set": {
+            "outbox": { "$concatArrays": ["$outbox", [entry]] },
+            "version": { "$add": [{ "$ifNull": ["$version", 0_i64] }, 1_i64] },
+        } }],
+    }))
 }
 
 /// The statement for an entry that was not sent, without its record. It names the error only `with_error`.

@@ -44,7 +44,7 @@ async fn every_command_of_a_full_batch_is_remembered() {
         })
         .map(|command| Command::parse(command.to_string().as_bytes()).unwrap())
         .collect();
-    for expected in [TaskOutcome::Applied, TaskOutcome::Unchanged] {
+    for expected in [TaskOutcome::Applied, TaskOutcome::Repeated] {
         let mut loaded = store.load(&need).await.unwrap();
         let now = clock::now();
         for command in &commands {

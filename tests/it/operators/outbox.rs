@@ -56,7 +56,11 @@ async fn rejected_emails_are_listed_and_retried() {
     let text = output(&bed, &["outbox", "list", "--type", "cancelled-by-admin", "--limit", "3"]);
     assert!(text.contains("… and 1 more") && text.contains("4 entries rejected permanently"), "{text}");
     assert!(!text.contains('\x1b'), "{text}");
-    assert!(output(&bed, &["outbox", "list", "--waiting"]).starts_with("nothing waits"));
+    // Each rejection is announced by an event.
+    eventually("nothing to wait", || async {
+        output(&bed, &["outbox", "list", "--waiting"]).starts_with("nothing waits")
+    })
+    .await;
 
     // The queries use an index, once it is built.
     let store = Store::open(&bed.mongodb_url, &offramp::tls::Tls::default()).await.unwrap();

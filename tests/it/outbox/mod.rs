@@ -1,6 +1,7 @@
 //! The outbox: emails are recorded with the decision, marked with few writes, and never sent again because a record cannot be
 //! written; no email delays an event.
 
+mod announcements;
 mod claims;
 mod marks;
 mod records;

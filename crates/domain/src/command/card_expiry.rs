@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::account::{Account, CARD_NOTICES_MAX, CardNotice, NoticeKind};
 use crate::card::Card;
 use crate::decision::{Context, Decision, NoticeGiven};
+use crate::event::{CardExpiring, Event};
 use crate::facts::{CardFacts, Facts};
 use crate::field::Field;
 use crate::ids::{AccountId, OrganizationId};
@@ -54,7 +55,17 @@ pub fn decide(account: &Account, card: &Card, context: &Context<'_>) -> Field<De
     }
     .with_card_page(context.organization, account, Some(&card.id));
     let notifications = context.emails_to_both(Template::CardExpiring, &facts)?;
-    Ok(Decision::Applied(NoticeGiven { notice, notifications }))
+    let event = Event::CardExpiring(CardExpiring {
+        organization_id: account.organization_id.clone(),
+        account_id: account.id.clone(),
+        card: card.clone(),
+        expired: notice.kind == NoticeKind::Expired,
+        lead_days: match notice.kind {
+            NoticeKind::Days(days) => Some(days),
+            NoticeKind::Early | NoticeKind::Expired => None,
+        },
+    });
+    Ok(Decision::Applied(NoticeGiven { notice, notifications, event }))
 }
 
 #[cfg(test)]
@@ -86,6 +97,8 @@ mod tests {
             notice: card-1 2026-06 Days(30)
             email card-expiring to organization_contact and account_manager
             card.brand: Visa, card.last4: 4242, card.expires: 2026-06, card.expired: false
+            event card.expiring
+            card.id: card-1, card.brand: Visa, card.last4: 4242, card.expires: 2026-06, expired: false, lead_days: 30
         ",
         );
     }
@@ -98,6 +111,8 @@ mod tests {
             notice: card-1 2026-06 Expired
             email card-expiring to organization_contact and account_manager
             card.brand: Visa, card.last4: 4242, card.expires: 2026-06, card.expired: true
+            event card.expiring
+            card.id: card-1, card.brand: Visa, card.last4: 4242, card.expires: 2026-06, expired: true
         ",
         );
     }

@@ -56,6 +56,11 @@ pub enum SubscriptionCommand {
     PaymentFailure(PaymentFailure),
 }
 
+/// What compressed data begins with.
+const GZIP: &[u8] = &[0x1f, 0x8b];
+/// What some programs begin UTF-8 with.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 impl Command {
     /// Reads a command from the bytes of a message.
     ///
@@ -65,6 +70,12 @@ impl Command {
     pub fn parse(bytes: &[u8]) -> Result<Self, InvalidCommand> {
         if bytes.len() > COMMAND_BYTES_MAX {
             return Err(InvalidCommand::TooLarge { bytes: bytes.len() });
+        }
+        if bytes.starts_with(GZIP) {
+            return Err(InvalidCommand::malformed("the body is compressed (gzip): send plain JSON"));
+        }
+        if bytes.starts_with(BYTE_ORDER_MARK) {
+            return Err(InvalidCommand::malformed("the body begins with a byte order mark: send UTF-8 without one"));
         }
         // Before the JSON: the parser does not look into attributes that are ignored.
         let text = str::from_utf8(bytes).map_err(|error| InvalidCommand::malformed(&format!("not JSON: {error}")))?;

@@ -9,6 +9,7 @@ use crate::account::Account;
 use crate::card::{Card, PaymentCard, payment_card};
 use crate::checks::already_ended;
 use crate::decision::{Change, Context, Decision, Obstacle};
+use crate::event::{About, Event, PaymentFailureRecorded};
 use crate::facts::{CardFacts, Facts};
 use crate::failure_code::FailureCode;
 use crate::field::Malformed;
@@ -135,8 +136,15 @@ pub(super) fn decide(
         failure_message: data.failure_message.clone(),
         next_attempt_on: data.next_attempt_on,
     };
+    let recorded = PaymentFailureRecorded {
+        invoice_id: data.invoice_id.clone(),
+        attempt: data.attempt.get(),
+        is_final: data.next_attempt_on.is_none(),
+    };
     Ok(Decision::Applied(
-        Change::record_failure(failure, subscription).notify(context.emails_to_both(Template::PaymentFailed, &facts)?),
+        Change::record_failure(failure, subscription)
+            .notify(context.emails_to_both(Template::PaymentFailed, &facts)?)
+            .event(Event::PaymentFailureRecorded(About::new(subscription, recorded))),
     ))
 }
 
@@ -176,6 +184,8 @@ mod tests {
             invoice_id: inv-may, amount.value: 1049.9, amount.currency: CAD, card.brand: Visa, card.last4: 0042, card.expired: false, attempt: 2, failure_message: Fonds insuffisants, next_attempt_on: 2026-06-04
             email payment-failed to account_manager
             invoice_id: inv-may, amount.value: 1049.9, amount.currency: CAD, card.brand: Visa, card.last4: 0042, card.expired: false, attempt: 2, next_attempt_on: 2026-06-04
+            event payment.failure-recorded
+            invoice_id: inv-may, attempt: 2, final: false
         "#,
         );
     }
@@ -214,6 +224,8 @@ mod tests {
             email payment-failed to organization_contact and account_manager
               ends_on: 2026-08-14, invoice_id: inv-may, amount.value: 49.99,
               amount.currency: CAD, card.brand: Visa, card.last4: 4242, card.expired: false, attempt: 1
+            event payment.failure-recorded
+              invoice_id: inv-may, attempt: 1, final: true
         ",
         );
     }
@@ -230,6 +242,8 @@ mod tests {
             email payment-failed to organization_contact and account_manager
               ends_on: 2026-04-14, ended: true, invoice_id: inv-may, amount.value: 49.99, amount.currency: CAD,
               card.brand: Visa, card.last4: 4242, card.expired: false, attempt: 1
+            event payment.failure-recorded
+              invoice_id: inv-may, attempt: 1, final: true
         ",
         );
     }

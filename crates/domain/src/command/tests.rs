@@ -148,7 +148,11 @@ mod invalid {
         );
         check_invalid_bytes(format!("{good} x").as_bytes(), "not JSON: trailing characters at line 1 column 233");
         check_invalid_bytes(format!("{good}{good}").as_bytes(), "not JSON: trailing characters at line 1 column 232");
-        check_invalid_bytes(format!("\u{feff}{good}").as_bytes(), "not JSON: expected value at line 1 column 1");
+        check_invalid_bytes(
+            format!("\u{feff}{good}").as_bytes(),
+            "the body begins with a byte order mark: send UTF-8 without one",
+        );
+        check_invalid_bytes(b"\x1f\x8b\x08\x00", "the body is compressed (gzip): send plain JSON");
         check_invalid_bytes(
             good.replace("Visa", "Vi\nsa").as_bytes(),
             "not JSON: control character (\\u0000-\\u001F) found while parsing a string at line 1 column 190",
@@ -219,7 +223,7 @@ mod invalid {
             good(),
             "/time",
             json!("2026-06-15T10:00:00"),
-            r#"time: not a time of RFC 3339 such as "2026-06-15T10:00:00Z""#,
+            r#"time: it lacks a time zone: end it with `Z` or an offset, such as "2026-06-15T10:00:00Z""#,
         );
         check_invalid(
             good(),

@@ -115,7 +115,7 @@ fn a_standing_is_the_state_after_a_command() {
     assert_eq!(standing(&world), after);
     world.apply(&Task::Command(purchases("2026-08")), now());
     assert_eq!(standing(&world), after, "a batch writes a document once");
-    world.apply(&Task::Command(invoice("inv-may")), now());
+    world.apply(&Task::Command(named(invoice("inv-may"), "another")), now());
     assert_eq!(standing(&world).status, Some(Status::Removed));
     assert_eq!(standing(&world).ends_on, None);
 }
