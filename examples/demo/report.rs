@@ -212,8 +212,8 @@ fn color(outcome: &Outcome) -> Color {
 
 fn expected_events(story: &Story) -> BTreeSet<String> {
     let of_steps = story.steps().filter_map(|step| Some(event_of(step.expected.event?, step.id())));
-    let of_time = story.passing.iter().filter_map(|passing| passing.ended.as_ref());
-    of_steps.chain(of_time.map(|(id, _)| event_of("subscription.ended", id))).collect()
+    let of_time = story.passing.iter().map(|passing| passing.event);
+    of_steps.chain(of_time.map(|(kind, about)| event_of(kind, about))).collect()
 }
 
 fn event_of(kind: &str, cause: &str) -> String {

@@ -58,6 +58,8 @@ pub struct Passing {
     pub title: String,
     /// The subscription that ends. `None` for a card notice.
     pub ended: Option<(&'static str, State)>,
+    /// Its event, and the document that it is about.
+    pub event: (&'static str, &'static str),
     pub emails: Vec<Mail>,
 }
 
@@ -209,12 +211,16 @@ fn asking(cast: &Cast, today: NaiveDate) -> Vec<Step> {
         step(
             "The payment for dance fails",
             payment_failure(dance, json!({ "attempt": 1, "next_attempt_on": today + chrono::Days::new(3) })),
-            noted().mail_to_organization("payment-failed", dance).mail_to_client("payment-failed", dance),
+            noted("payment.failure-recorded")
+                .mail_to_organization("payment-failed", dance)
+                .mail_to_client("payment-failed", dance),
         ),
         step(
             "Spinning: last attempt fails",
             payment_failure(spinning, json!({ "attempt": 4, "failure_message": "Insufficient funds" })),
-            noted().mail_to_organization("payment-failed", spinning).mail_to_client("payment-failed", spinning),
+            noted("payment.failure-recorded")
+                .mail_to_organization("payment-failed", spinning)
+                .mail_to_client("payment-failed", spinning),
         ),
         step(
             "A payment for removed hockey",
@@ -272,9 +278,24 @@ fn passing(cast: &Cast) -> Vec<Passing> {
         Some((subscription.id, state))
     };
     vec![
-        Passing { title: "Tennis: the last day is over".to_owned(), ended: ended(tennis, "cancelled"), emails: vec![] },
-        Passing { title: "Fencing has expired".to_owned(), ended: ended(fencing, "expired"), emails: vec![] },
-        Passing { title: "Marc's card expires soon".to_owned(), ended: None, emails: noted_of_card(&GAGNON).emails },
+        Passing {
+            title: "Tennis: the last day is over".to_owned(),
+            ended: ended(tennis, "cancelled"),
+            event: ("subscription.ended", tennis.id),
+            emails: vec![],
+        },
+        Passing {
+            title: "Fencing has expired".to_owned(),
+            ended: ended(fencing, "expired"),
+            event: ("subscription.ended", fencing.id),
+            emails: vec![],
+        },
+        Passing {
+            title: "Marc's card expires soon".to_owned(),
+            ended: None,
+            event: ("card.expiring", GAGNON.id),
+            emails: noted_of_card(&GAGNON).emails,
+        },
     ]
 }
 
@@ -371,17 +392,17 @@ fn dead_letter(reason: &str) -> Expected {
 }
 
 /// Applied without a change of the subscription's status.
-fn noted() -> Expected {
-    expected(Outcome::Applied)
+fn noted(event: &'static str) -> Expected {
+    Expected { event: Some(event), ..expected(Outcome::Applied) }
 }
 
 fn noted_of_card(account: &Account) -> Expected {
-    noted().mail("card-expiring", account.organization.contact).mail("card-expiring", account.email)
+    noted("card.expiring").mail("card-expiring", account.organization.contact).mail("card-expiring", account.email)
 }
 
 fn applied(event: &'static str, status: &str, ends_on: Option<NaiveDate>) -> Expected {
     let change = State { status: status.to_owned(), ends_on };
-    Expected { change: Some(change), event: Some(event), ..noted() }
+    Expected { change: Some(change), ..noted(event) }
 }
 
 fn scheduled(ends_on: NaiveDate) -> Expected {
