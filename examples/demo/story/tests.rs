@@ -71,7 +71,7 @@ fn check(now: DateTime<Utc>) {
         let outcome = match Command::parse(step.command.to_string().as_bytes()) {
             Ok(command) => match unit_of_work.apply(&Task::Command(command), now) {
                 TaskOutcome::Applied => Outcome::Applied,
-                TaskOutcome::Unchanged => Outcome::Unchanged,
+                TaskOutcome::Unchanged | TaskOutcome::Repeated => Outcome::Unchanged,
                 TaskOutcome::Rejected(rejected) => Outcome::Rejected(rejected.rejection.reason.as_str().to_owned()),
                 other => panic!("{told}: {other:?}"),
             },
