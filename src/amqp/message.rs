@@ -186,7 +186,7 @@ impl Delivery {
             &[
                 (ATTEMPT_HEADER, attempt),
                 (REASON_HEADER, long(reason.as_str())),
-                (ERROR_HEADER, long(truncated(error, ERROR_BYTES_MAX))),
+                (ERROR_HEADER, long(dead_letter_error(error))),
                 (QUEUE_HEADER, long(queue)),
                 (DIED_AT_HEADER, long(&died_at.to_rfc3339_opts(SecondsFormat::Millis, true))),
             ],
@@ -467,9 +467,11 @@ fn long(text: &str) -> AMQPValue {
 }
 
 /// The longest prefix of `text` that fits into `bytes`.
-fn truncated(text: &str, bytes: usize) -> &str {
-    let end = (0..=bytes.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
-    &text[..end]
+/// An error as a dead letter carries it: cut to [`ERROR_BYTES_MAX`].
+#[must_use]
+pub fn dead_letter_error(error: &str) -> &str {
+    let end = (0..=ERROR_BYTES_MAX.min(error.len())).rev().find(|&end| error.is_char_boundary(end)).unwrap_or(0);
+    &error[..end]
 }
 
 /// The least size of a table on the wire, in bytes.

@@ -297,7 +297,7 @@ fn caused_events() -> BTreeMap<String, Value> {
     let failed = FailedEmail {
         id: effects.ids.of_email(email),
         email,
-        error: "RCPT: permanent error (550 5.1.1)",
+        error: "smtp.example.org:587: RCPT: 550 5.1.1",
         target: Target::Subscription(&changed.after.id),
         command: effects.command.as_ref().map(|command| &command.key),
         trace: &effects.trace,

@@ -189,9 +189,11 @@ impl Engine {
         let mut unit_of_work = ended(loading, loaded)?;
         let now = clock::now();
         for &index in &pending {
-            let processed = decide(&mut unit_of_work, tasks[index], now);
-            let standing = unit_of_work.standing(tasks[index].target());
-            decided[index] = Decided { processed, standing };
+            decided[index] = Decided { processed: decide(&mut unit_of_work, tasks[index], now), standing: None };
+        }
+        // After all of them: the version of a document is that of one write, with one state.
+        for &index in &pending {
+            decided[index].standing = unit_of_work.standing(tasks[index].target());
         }
 
         unit_of_work.trace_scheduled(&span.context(&TraceContext::default()));

@@ -15,6 +15,7 @@ use super::engine::{Decided, Engine, Interruption};
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies, unconfirmed};
 use super::set_aside::SetAsideMessages;
 use super::settlement::Settlement;
+use crate::amqp::message::dead_letter_error;
 use crate::amqp::{Batch, Consumer, Delivery, DeliverySetAside, Outgoing, PublishError, Publisher, Topology};
 use crate::backoff::Backoff;
 use crate::clock;
@@ -237,6 +238,7 @@ impl Lane {
                 let copy = delivery.dead_letter(&self.topology, reason, &error, &queue, died_at);
                 let reply = self.reply(delivery, || {
                     let (id, trace) = (Uuid::new_v4(), delivery.trace_context());
+                    let error = dead_letter_error(&error).to_owned();
                     CloudEvent::of_dead_letter(command, id, reason, error, trace, &self.source, died_at)
                 });
                 (vec![copy], reply)

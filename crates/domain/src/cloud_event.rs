@@ -11,7 +11,7 @@ use crate::command_ref::{CommandKey, CommandRef};
 use crate::dead_letter::DeadLetterReason;
 use crate::effect_id::EffectIds;
 use crate::event::{self, CommandRejected, Event, NotificationFailed};
-use crate::ids::Target;
+use crate::ids::{AccountId, SubscriptionId, Target};
 use crate::notification::Notification;
 use crate::reply::{self, CommandInvalid, CommandSettled};
 use crate::trace_context::TraceContext;
@@ -29,11 +29,11 @@ pub struct CloudEvent {
     /// The type, which is also the routing key.
     #[serde(rename = "type")]
     pub kind: String,
-    /// When the decision was made.
+    /// When the decision was made, or the email given up.
     #[serde(with = "instant")]
     #[schemars(with = "DateTime<Utc>")]
     pub time: DateTime<Utc>,
-    /// The id of the subscription; of the account for `card.expiring`.
+    /// The id of the subscription, or of the account for `card.expiring` and the emails of an account; absent otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
     /// The id of the command that caused it; absent if the calendar did.
@@ -83,26 +83,16 @@ impl CloudEvent {
     /// The `command.rejected` of a command. Its id stays the same however often the command is rejected.
     #[must_use]
     pub fn of_rejection(command: &Command, rejected: &RejectedTask, source: &str, now: DateTime<Utc>) -> Self {
-        let target = command.target();
-        let (subscription_id, account_id) = match target {
-            Target::Subscription(id) => (Some(id.clone()), rejected.account_id.clone()),
-            Target::Account(id) => (None, Some(id.clone())),
-            // No command is about an organization.
-            Target::Organization(_) => (None, None),
-        };
-        let id = EffectIds::of_command(&command.reference, target).id(CommandRejected::KIND);
-        let subject = subscription_id.as_ref().map(ToString::to_string);
+        let (subscription_id, account_id) = named_ids(command);
         let data = CommandRejected {
             organization_id: command.organization_id().clone(),
             subscription_id,
-            account_id,
+            account_id: account_id.or_else(|| rejected.account_id.clone()),
             command: command.reference.clone(),
             reason: rejected.rejection.reason,
             detail: rejected.rejection.detail.clone(),
         };
-        let envelope =
-            Self::new(id, CommandRejected::KIND, subject, Some(&command.reference), data.to_json(), source, now);
-        Self { trace: command.trace.clone(), ..envelope }
+        Self::about(command, CommandRejected::KIND, event::to_json(&data), source, now)
     }
 
     /// The `notification.failed` of an email that is kept for an operator since `at`. What owns the email is added by the document that
@@ -135,12 +125,7 @@ impl CloudEvent {
         now: DateTime<Utc>,
     ) -> Self {
         let Standing { status, ends_on, final_billing_on, version } = standing;
-        let (subscription_id, account_id) = match command.target() {
-            Target::Subscription(id) => (Some(id.clone()), None),
-            Target::Account(id) => (None, Some(id.clone())),
-            // No command is about an organization.
-            Target::Organization(_) => (None, None),
-        };
+        let (subscription_id, account_id) = named_ids(command);
         let data = CommandSettled {
             organization_id: command.organization_id().clone(),
             subscription_id,
@@ -151,7 +136,7 @@ impl CloudEvent {
             final_billing_on,
             version,
         };
-        Self::of_reply(kind, command, event::to_json(&data), source, now)
+        Self::about(command, kind, event::to_json(&data), source, now)
     }
 
     /// The `command.invalid` of a message that became a dead letter. `id` is used if it is no command, which has none of its own. It
@@ -169,19 +154,16 @@ impl CloudEvent {
         let data = CommandInvalid { command: command.map(|command| command.reference.clone()), reason, error };
         let data = event::to_json(&data);
         let envelope = match command {
-            Some(command) => Self::of_reply(reply::INVALID, command, data, source, now),
+            Some(command) => Self::about(command, reply::INVALID, data, source, now),
             None => Self::new(id, reply::INVALID, None, None, data, source, now),
         };
         Self { trace, ..envelope }
     }
 
-    fn of_reply(kind: &str, command: &Command, data: serde_json::Value, source: &str, now: DateTime<Utc>) -> Self {
-        let target = command.target();
-        let id = EffectIds::of_command(&command.reference, target).id(kind);
-        let subject = match target {
-            Target::Subscription(id) => Some(id.to_string()),
-            Target::Account(_) | Target::Organization(_) => None,
-        };
+    /// What became of a command. Its id is the same for the same command.
+    fn about(command: &Command, kind: &str, data: serde_json::Value, source: &str, now: DateTime<Utc>) -> Self {
+        let id = EffectIds::of_command(&command.reference, command.target()).id(kind);
+        let subject = named_ids(command).0.map(|id| id.to_string());
         let envelope = Self::new(id, kind, subject, Some(&command.reference), data, source, now);
         Self { trace: command.trace.clone(), ..envelope }
     }
@@ -207,5 +189,15 @@ impl CloudEvent {
             datacontenttype: "application/json".to_owned(),
             data,
         }
+    }
+}
+
+/// The subscription or the account that a command names.
+fn named_ids(command: &Command) -> (Option<SubscriptionId>, Option<AccountId>) {
+    match command.target() {
+        Target::Subscription(id) => (Some(id.clone()), None),
+        Target::Account(id) => (None, Some(id.clone())),
+        // No command is about an organization.
+        Target::Organization(_) => (None, None),
     }
 }

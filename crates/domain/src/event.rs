@@ -265,10 +265,4 @@ pub struct CommandRejected {
 impl CommandRejected {
     /// The event's `type`, which is also its routing key.
     pub const KIND: &'static str = "command.rejected";
-
-    /// The data, as the envelope carries it.
-    #[must_use]
-    pub fn to_json(&self) -> serde_json::Value {
-        to_json(self)
-    }
 }

@@ -81,7 +81,7 @@ pub enum TaskOutcome {
     Corrupt(String),
 }
 
-/// How a document stands after a command: what the reply to its sender says.
+/// How a document stands after the tasks of a batch: what the replies to their senders say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The subscription's status. Accounts have none.
@@ -90,7 +90,7 @@ pub struct Standing {
     pub ends_on: Option<NaiveDate>,
     /// The date of the last invoice, if there is one.
     pub final_billing_on: Option<NaiveDate>,
-    /// The document's version, once the command is written.
+    /// The document's version, once the batch is written.
     pub version: i64,
 }
 

@@ -9,9 +9,7 @@ use futures_util::future::try_join_all;
 
 use super::delivery::Mark;
 use super::entry::OUTBOXES;
-use super::mark_statements::{
-    MarkForm, SentEntries, alone, announcement, by_document, not_sent, others_statements, together,
-};
+use super::mark_statements::{Detail, MarkForm, SentEntries, alone, by_document, not_sent, together};
 use crate::store::bson::to_raw;
 use crate::store::client::Store;
 use crate::store::collection::Collection;
@@ -61,20 +59,11 @@ impl Store {
                 owners.push(group.iter().flat_map(|document| document.indexes.iter().copied()).collect());
             }
         }
-        let mut announcements = 0;
         for &index in &others {
-            // Before the entry is marked: after it, nothing would say that the event is missing.
-            if let Some(statement) = announcement(&marks[index])? {
-                statements.push(to_raw(&statement)?);
-                owners.push(vec![index]);
-                announcements += 1;
-            }
-            for statement in others_statements(&marks[index]) {
-                statements.push(to_raw(&statement)?);
-                owners.push(vec![index]);
-            }
+            statements.push(to_raw(&not_sent(&marks[index], Detail::Full)?)?);
+            owners.push(vec![index]);
         }
-        let expected = documents.len() + others.len() + announcements;
+        let expected = documents.len() + others.len();
         let updated = match self.update_each(collection, statements).await {
             Ok(updated) => updated,
             Err(StoreError::Permanent(error)) => {
@@ -82,7 +71,7 @@ impl Store {
                     error,
                     "MongoDB rejected the update that marks many entries; marking them document by document"
                 );
-                let mut troubled = self.mark_without_error(collection, marks, &others).await?;
+                let mut troubled = self.mark_with_less(collection, marks, &others).await?;
                 troubled.extend(self.mark_each(collection, &documents).await?);
                 return Ok(troubled);
             }
@@ -95,7 +84,7 @@ impl Store {
         if updated.matched < expected || !updated.rejected.is_empty() {
             let refused = marks_of(&updated.rejected);
             let others: Vec<usize> = others.into_iter().filter(|index| refused.contains(index)).collect();
-            troubled.extend(self.mark_without_error(collection, marks, &others).await?);
+            troubled.extend(self.mark_with_less(collection, marks, &others).await?);
             let untroubled: Vec<SentEntries<'_>> = documents
                 .into_iter()
                 .filter(|document| !document.indexes.iter().any(|index| troubled.contains(index)))
@@ -105,33 +94,43 @@ impl Store {
         Ok(troubled.into_iter().collect())
     }
 
-    /// Marks entries that were not sent, without their error, which a validator may forbid: a failed entry must not be retried.
-    /// Returns the marks to be retried.
-    async fn mark_without_error(
+    /// Marks entries that were not sent with less and less, because a validator may forbid the error or the event: a failed entry must
+    /// not be retried. Returns the marks to be retried.
+    async fn mark_with_less(
         &self,
         collection: Collection,
         marks: &[Mark],
         indexes: &[usize],
     ) -> Result<Vec<usize>, StoreError> {
-        let (mut statements, mut owners) = (Vec::new(), Vec::new());
-        for &index in indexes {
-            for statement in announcement(&marks[index])?.into_iter().chain([not_sent(&marks[index], false)]) {
-                statements.push(to_raw(&statement)?);
-                owners.push(index);
+        let mut troubled = Vec::new();
+        let mut left = indexes.to_vec();
+        for detail in [Detail::WithoutError, Detail::Bare] {
+            let statements = left.iter().map(|&index| to_raw(&not_sent(&marks[index], detail)?));
+            let updated = self.update_each(collection, statements.collect::<Result<Vec<_>, _>>()?).await?;
+            let indexes_of = |refusals: &[WriteError]| -> Vec<usize> {
+                refusals.iter().filter_map(|refusal| left.get(refusal.position)).copied().collect()
+            };
+            let transient = indexes_of(&updated.transient);
+            let rejected = indexes_of(&updated.rejected);
+            if detail == Detail::Bare {
+                for &index in left.iter().filter(|index| !transient.contains(index)) {
+                    let document = &marks[index].document;
+                    if rejected.contains(&index) {
+                        tracing::error!(
+                            %document,
+                            "MongoDB rejects the update of an outbox entry that could not be sent; it is retried when its lease expires"
+                        );
+                    } else if marks[index].announcement.is_some() {
+                        tracing::error!(
+                            %document,
+                            "MongoDB rejects the event notification.failed in an outbox; it is not published"
+                        );
+                    }
+                }
             }
+            troubled.extend(transient);
+            left = rejected;
         }
-        let updated = self.update_each(collection, statements).await?;
-        for refusal in updated.rejected {
-            let document = owners.get(refusal.position).map(|&index| &marks[index].document);
-            tracing::error!(
-                document = document.map(tracing::field::display),
-                code = refusal.code,
-                "MongoDB rejects the update of outbox entries that could not be sent; they are retried when their lease expires"
-            );
-        }
-        let mut troubled: Vec<usize> =
-            updated.transient.iter().filter_map(|trouble| owners.get(trouble.position)).copied().collect();
-        troubled.dedup();
         Ok(troubled)
     }
 

@@ -11,6 +11,7 @@ use super::entry::{Kind, OutboxEntry};
 use crate::store::bson::to_bson;
 use crate::store::collection::Collection;
 use crate::store::error::StoreError;
+use offramp_domain::cloud_event::CloudEvent;
 
 /// The sent entries of one document.
 pub(super) struct SentEntries<'a> {
@@ -145,110 +146,55 @@ fn list(ids: &[&str]) -> RawArrayBuf {
     ids.iter().copied().collect()
 }
 
-/// The statements for an entry that was not sent: of the first that finds it, the others find nothing.
-pub(super) fn others_statements(mark: &Mark) -> Vec<Document> {
-    let without_record = not_sent(mark, true);
-    let mut statements = Vec::new();
-    if let (DeliveryResult::Failed { at, error }, Kind::Email) = (&mark.result, mark.kind) {
-        // The error may name the address, which the record of a tombstone has lost.
-        for (status, error) in [(doc! { "$ne": "removed" }, Some(error)), (doc! { "$eq": "removed" }, None)] {
-            let mut statement = without_record.clone();
-            if let Ok(find) = statement.get_document_mut("q") {
-                find.extend(doc! { "status": status, "notifications": { "$type": "array" } });
-            }
-            if let Ok(set) = statement.get_document_mut("u").and_then(|update| update.get_document_mut("$set")) {
-                set.insert("notifications.$[record].failed_at", Instant::from(*at));
-                set.extend(error.map(|error| ("notifications.$[record].error".to_owned(), error.into())));
-            }
-            if let Ok(filters) = statement.get_array_mut("arrayFilters") {
-                filters.push(doc! { "record.id": &mark.entry_id }.into());
-            }
-            statements.push(statement);
-        }
-    }
-    statements.push(without_record);
-    statements
+/// How much is written of an entry that was not sent. A validator may forbid a part of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// Everything.
+    Full,
+    /// Everything but the error.
+    WithoutError,
+    /// Neither the error nor the event of a failed email, nor its record.
+    Bare,
 }
 
-/// The statement that adds the event of a failed email to the outbox, unless it is there. Only a pipeline can add to a list by its
-/// own fields and those of the document.
+/// The statement for an entry that was not sent. It finds the entry only while it is ours: another worker may be sending it. A
+/// repeated write, after a lost reply, finds nothing.
 ///
 /// # Errors
-/// When the event cannot be written as BSON, which is a bug.
-pub(super) fn announcement(mark: &Mark) -> Result<Option<Document>, StoreError> {
-    let (DeliveryResult::Failed { at, .. }, Some(event)) = (&mark.result, &mark.announcement) else { return Ok(None) };
-    let entry = to_bson(&OutboxEntry::of_event(event.clone(), *at))?;
-    let data = to_bson(&event.data)?;
-    let owner = match mark.document.collection() {
-        Collection::Subscriptions => {
-            doc! { "organization_id": "$organization_id", "subscription_id": "$_id", "account_id": "$account_id" }
+/// When the event of a failed email cannot be written as BSON, which is a bug.
+pub(super) fn not_sent(mark: &Mark, detail: Detail) -> Result<Document, StoreError> {
+    match &mark.result {
+        // Those that were sent are marked elsewhere.
+        DeliveryResult::Sent { at } | DeliveryResult::Released { at } => Ok(due_again(mark, *at, None, None)),
+        DeliveryResult::Deferred { until, error, cause } => {
+            Ok(due_again(mark, *until, (detail == Detail::Full).then_some(error), Some(*cause)))
         }
-        Collection::Accounts => doc! { "organization_id": "$organization_id", "account_id": "$_id" },
-        Collection::Organizations => doc! { "organization_id": "$_id" },
-    };
-    let data = doc! { "$mergeObjects": [owner, { "$literal": data }] };
-    let event_with_owner = doc! { "$mergeObjects": [{ "$literal": to_bson(event)? }, { "data": data }] };
-    let entry = doc! { "$mergeObjects": [{ "$literal": entry }, { "event": event_with_owner }] };
-    let ours = doc! { "id": &mark.entry_id, "holder": &mark.holder, "failed_at": { "$exists": false } };
-    Ok(Some(doc! {
-        "q": {
-            "_id": mark.document.as_str(),
-            "outbox": { "$elemMatch": ours },
-            "outbox.id": { "$ne": &event.id },
-        },
-        "u": [{ "$set": {
-            "outbox": { "$concatArrays": ["$outbox", [entry]] },
-            "version": { "$add": [{ "$ifNull": ["$version", 0_i64] }, 1_i64] },
-        } }],
-    }))
+        DeliveryResult::Failed { at, error } => failed(mark, *at, error, detail),
+    }
 }
 
-/// The statement for an entry that was not sent, without its record. It names the error only `with_error`.
-pub(super) fn not_sent(mark: &Mark, with_error: bool) -> Document {
+/// The statement for an entry that is due again: released if it has no `cause`, else deferred after an attempt.
+fn due_again(mark: &Mark, at: DateTime<Utc>, error: Option<&String>, cause: Option<DeferralCause>) -> Document {
     let id = mark.entry_id.as_str();
-    // Only while it is ours: another worker may be sending it.
+    let at = Instant::from(at);
     let mut ours = doc! { "id": id, "holder": &mark.holder };
-    let (mut set, mut unset) = (Document::new(), Document::new());
+    let mut set = doc! { "outbox.$[entry].due": at };
     let (mut increments, mut earliest) = (doc! { "version": 1_i64 }, Document::new());
-    // A repeated write, after a lost reply, must not count twice.
-    let error = match &mark.result {
-        // Those that were sent are marked elsewhere.
-        DeliveryResult::Sent { at } | DeliveryResult::Released { at } => {
-            set.insert("outbox.$[entry].due", Instant::from(*at));
-            None
-        }
-        DeliveryResult::Deferred { until, error, cause } => {
-            ours.insert("due", doc! { "$ne": Instant::from(*until) });
-            set.insert("outbox.$[entry].due", Instant::from(*until));
-            match cause {
-                DeferralCause::Ordinary => {}
-                DeferralCause::InDoubt => drop(increments.insert("outbox.$[entry].in_doubt", 1)),
-                DeferralCause::SenderRejected { at } => {
-                    drop(earliest.insert("outbox.$[entry].sender_rejected_at", Instant::from(*at)));
-                }
-            }
-            Some(error)
-        }
-        DeliveryResult::Failed { at, error } => {
-            ours.insert("failed_at", doc! { "$exists": false });
-            // A retry by an operator starts with all attempts again.
-            for field in ["due", "in_doubt", "sender_rejected_at"] {
-                unset.insert(format!("outbox.$[entry].{field}"), "");
-            }
-            set.insert("outbox.$[entry].failed_at", Instant::from(*at));
-            Some(error)
-        }
-    };
-    if let Some(error) = error {
+    if let Some(cause) = cause {
+        ours.insert("due", doc! { "$ne": at });
         increments.insert("outbox.$[entry].attempts", 1);
-        if with_error {
-            set.insert("outbox.$[entry].error", error);
+        match cause {
+            DeferralCause::Ordinary => {}
+            DeferralCause::InDoubt => drop(increments.insert("outbox.$[entry].in_doubt", 1)),
+            DeferralCause::SenderRejected { at } => {
+                drop(earliest.insert("outbox.$[entry].sender_rejected_at", Instant::from(at)));
+            }
         }
+    }
+    if let Some(error) = error {
+        set.insert("outbox.$[entry].error", error);
     }
     let mut update = doc! { "$set": set, "$inc": increments };
-    if !unset.is_empty() {
-        update.insert("$unset", unset);
-    }
     if !earliest.is_empty() {
         update.insert("$min", earliest);
     }
@@ -257,4 +203,62 @@ pub(super) fn not_sent(mark: &Mark, with_error: bool) -> Document {
         "u": update,
         "arrayFilters": [{ "entry.id": id, "entry.holder": &mark.holder }],
     }
+}
+
+/// The statement for an entry that is kept for an operator: marks it and its record, and adds the event that announces it. Only a
+/// pipeline can change elements of a list and extend it in one update.
+fn failed(mark: &Mark, at: DateTime<Utc>, error: &str, detail: Detail) -> Result<Document, StoreError> {
+    let failed_at = Instant::from(at);
+    let is = |element: &str, field: &str, text: &str| {
+        doc! { "$eq": [format!("$${element}.{field}"), { "$literal": text }] }
+    };
+    let mut failure = doc! { "failed_at": failed_at };
+    if detail == Detail::Full {
+        failure.insert("error", doc! { "$literal": error });
+    }
+    let attempts = doc! { "attempts": { "$add": [{ "$ifNull": ["$$entry.attempts", 0] }, 1] } };
+    // A retry by an operator starts with all attempts again.
+    let kept = doc! { "$not": { "$in": ["$$field.k", ["due", "in_doubt", "sender_rejected_at"]] } };
+    let kept = doc! { "$filter": { "input": { "$objectToArray": "$$entry" }, "as": "field", "cond": kept } };
+    let entry = doc! { "$cond": [
+        { "$and": [is("entry", "id", &mark.entry_id), is("entry", "holder", &mark.holder)] },
+        { "$mergeObjects": [{ "$arrayToObject": kept }, attempts, failure.clone()] },
+        "$$entry",
+    ] };
+    let entries = doc! { "$map": { "input": "$outbox", "as": "entry", "in": entry } };
+    let event = mark.announcement.as_ref().filter(|_| detail != Detail::Bare);
+    let event = event.map(|event| announcement(mark, event, at)).transpose()?;
+    let mut set = doc! {
+        "outbox": { "$concatArrays": [entries, Vec::from_iter(event)] },
+        "version": { "$add": [{ "$ifNull": ["$version", 0_i64] }, 1_i64] },
+    };
+    if detail != Detail::Bare && mark.kind == Kind::Email {
+        // The error may name the address, which the record of a tombstone has lost.
+        let of_tombstone = doc! { "failed_at": failed_at };
+        let failure = doc! { "$cond": [{ "$eq": ["$status", "removed"] }, of_tombstone, failure] };
+        let record = doc! { "$cond": [
+            is("record", "id", &mark.entry_id),
+            { "$mergeObjects": ["$$record", failure] },
+            "$$record",
+        ] };
+        let records = doc! { "$map": { "input": "$notifications", "as": "record", "in": record } };
+        set.insert("notifications", doc! { "$cond": [{ "$isArray": "$notifications" }, records, "$notifications"] });
+    }
+    let ours = doc! { "id": &mark.entry_id, "holder": &mark.holder, "failed_at": { "$exists": false } };
+    Ok(doc! { "q": { "_id": mark.document.as_str(), "outbox": { "$elemMatch": ours } }, "u": [{ "$set": set }] })
+}
+
+/// The outbox entry of the event that announces a failed email, as an expression: what owns the email comes from its document.
+fn announcement(mark: &Mark, event: &CloudEvent, at: DateTime<Utc>) -> Result<Document, StoreError> {
+    let owner = match mark.document.collection() {
+        Collection::Subscriptions => {
+            doc! { "organization_id": "$organization_id", "subscription_id": "$_id", "account_id": "$account_id" }
+        }
+        Collection::Accounts => doc! { "organization_id": "$organization_id", "account_id": "$_id" },
+        Collection::Organizations => doc! { "organization_id": "$_id" },
+    };
+    let data = doc! { "$mergeObjects": [owner, { "$literal": to_bson(&event.data)? }] };
+    let event_with_owner = doc! { "$mergeObjects": [{ "$literal": to_bson(event)? }, { "data": data }] };
+    let entry = to_bson(&OutboxEntry::of_event(event.clone(), at))?;
+    Ok(doc! { "$mergeObjects": [{ "$literal": entry }, { "event": event_with_owner }] })
 }

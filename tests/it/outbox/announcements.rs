@@ -1,5 +1,8 @@
 //! An email that is kept for an operator is announced to other systems.
 
+use std::collections::BTreeSet;
+use std::fs::File;
+
 use serde_json::{Value, json};
 
 use super::entries;
@@ -62,11 +65,14 @@ async fn a_failed_email_is_announced_without_its_address() {
         "card": { "id": "card", "brand": "Visa", "last4": "4242", "expires": "2199-06" },
     });
     bed.command(&command("card", "card.expiry", data)).await;
-    for _ in 0..2 {
+    let mut roles = BTreeSet::new();
+    while roles.len() < 2 {
         let of_card = |event: &Value| event["type"] == "notification.failed" && event["causationid"] == "card";
         let event = events.next(&bed, of_card).await;
         assert_eq!(event["subject"], "acc");
         assert_eq!((event["data"].get("subscription_id"), &event["data"]["account_id"]), (None, &json!("acc")));
+        let role = event["data"]["role"].as_str().unwrap().to_owned();
+        assert!(roles.insert(role), "announced twice: {event}");
     }
 
     // Each failure is announced once, and the events have left the outbox.
@@ -78,5 +84,31 @@ async fn a_failed_email_is_announced_without_its_address() {
     let document = bed.document("subscriptions", "sub").await.unwrap();
     assert_eq!(entries(&document).len(), 2, "the emails are kept");
     assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+/// A validator forbids the event.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failed_email_is_kept_even_if_it_cannot_be_announced() {
+    let bed = TestBed::new("unannounced").await;
+    let sink = rejecting_recipients().await;
+    populate(&bed).await;
+    let validator = bson::doc! { "outbox.event.type": { "$ne": "notification.failed" } };
+    bed.database.run_command(bson::doc! { "collMod": "subscriptions", "validator": validator }).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("log");
+    let worker = WorkerProcess::spawn(&bed, &sink.url(), &[], File::create(&log).unwrap().into()).ready().await;
+    bed.command(&cancellation("cancel", "sub")).await;
+    eventually("the failure", || async {
+        let failed = bson::doc! { "failed_at": { "$exists": true }, "due": { "$exists": false } };
+        let filter = bson::doc! { "outbox": { "$elemMatch": failed } };
+        bed.collection("subscriptions").count_documents(filter).await.unwrap() == 1
+    })
+    .await;
+    assert!(worker.stop().await.success());
+    let log = std::fs::read_to_string(log).unwrap();
+    assert_eq!(log.matches("MongoDB rejects the event notification.failed").count(), 1, "{log}");
+    let attempts = sink.commands().iter().filter(|command| command.starts_with("RCPT")).count();
+    assert_eq!(attempts, 1, "the email is not tried again");
     bed.remove().await;
 }

@@ -243,8 +243,10 @@ async fn a_rejected_email_whose_error_cannot_be_written_is_not_sent_again() {
     let validator = doc! { "outbox.error": { "$exists": false }, "notifications.error": { "$exists": false } };
     bed.database.run_command(doc! { "collMod": "subscriptions", "validator": validator }).await.unwrap();
     let subscriptions = bed.collection("subscriptions");
+    let events = bed.watch_events().await;
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
     bed.command(&cancellation("cancel", "sub")).await;
+    events.next(&bed, |event| event["type"] == "notification.failed").await;
     let document = eventually("the failure", || async {
         subscriptions.find_one(doc! { "outbox.failed_at": { "$exists": true } }).await.unwrap()
     })
