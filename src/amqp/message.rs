@@ -467,7 +467,7 @@ fn long(text: &str) -> AMQPValue {
 }
 
 /// The longest prefix of `text` that fits into `bytes`.
-/// An error as a dead letter carries it: cut to [`ERROR_BYTES_MAX`].
+/// An error as a dead letter carries it: cut to 2,000 bytes, because all headers share one frame.
 #[must_use]
 pub fn dead_letter_error(error: &str) -> &str {
     let end = (0..=ERROR_BYTES_MAX.min(error.len())).rev().find(|&end| error.is_char_boundary(end)).unwrap_or(0);
