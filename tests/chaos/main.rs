@@ -40,8 +40,9 @@ use upstream::Upstream;
 const COMMANDS_PER_SECOND: u64 = 65;
 /// Longer than a lease, and shorter than the delay of an email in doubt.
 const IN_DOUBT_PAUSE_MIN_MILLISECONDS: i64 = 5 * 60 * 1_000;
-/// After this time without progress, missing effects count as lost. Longer than any lease.
-const SILENCE_MAX: Duration = Duration::from_secs(90);
+/// After this time without progress, missing effects count as lost. Longer than any lease, and than the 180 s after which RabbitMQ
+/// forwards an expired message again whose forwarding a restart interrupted.
+const SILENCE_MAX: Duration = Duration::from_secs(240);
 /// How long to wait for deferred emails. Longer than any delay.
 const DEFERRED_MAX: Duration = Duration::from_secs(20 * 60);
 /// The sender of emails, as the test support configures workers.
