@@ -20,6 +20,10 @@ pub const MISSING_INDEXES: &str = "`offramp init` builds them";
 /// What an operator can do about missing rights.
 pub const RIGHTS: &str = "docs/operate/rights.md has the commands that grant what a worker needs";
 
+/// What an operator can do where rejected commands cannot be recorded.
+pub const REJECTED_COMMANDS: &str =
+    "docs/operate/rights.md has the right to insert into `rejected_commands`; `offramp init` builds its indexes";
+
 /// What an operator can do about objects at the broker that are not as they should be.
 #[must_use]
 pub fn topology_error(error: &TopologyError) -> Option<&'static str> {

@@ -6,6 +6,7 @@
 //! - [`worker`]: everything that `offramp run` does. Start reading here.
 //! - [`amqp`] and [`store`]: RabbitMQ and MongoDB.
 //! - [`jsonl`] and [`schemas`]: importing documents, and the JSON Schemas of commands, events and documents.
+//! - [`support`]: what happened to a subscription or an account, for support staff.
 //! - [`document_check`]: which documents cannot be processed.
 //! - [`config`], [`tls`], [`http`], [`health`], [`systemd`], [`logging`], [`metrics`], [`traces`], [`build`], [`backoff`]
 //!   and [`clock`]: the parts of any service.
@@ -28,6 +29,7 @@ pub mod metrics;
 mod outage;
 pub mod schemas;
 pub mod store;
+pub mod support;
 pub mod systemd;
 pub mod tls;
 pub mod traces;

@@ -19,7 +19,7 @@ impl Collection {
 
     /// Its name in the database.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Organizations => "organizations",
             Self::Accounts => "accounts",
@@ -51,6 +51,9 @@ impl Collection {
         }
     }
 }
+
+/// The collection of rejected commands. No decision reads it, so it is no [`Collection`].
+pub const REJECTED_COMMANDS: &str = "rejected_commands";
 
 /// The id of a document that decisions change.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

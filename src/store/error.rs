@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mongodb::error::{CommandError, ErrorKind};
 
-use super::collection::Collection;
+use super::collection::{Collection, REJECTED_COMMANDS};
 use crate::tls::TlsFault;
 
 /// Why an operation failed. Each variant leads to one reaction.
@@ -102,16 +102,18 @@ fn denial(rejection: &CommandError) -> String {
     let command = rejection.message.split_once("to execute command { ").map_or("", |(_, command)| command);
     let right = COMMAND_ACTIONS.iter().find_map(|(name, action)| {
         let collection = command.strip_prefix(name)?.strip_prefix(": \"")?.split('"').next()?;
-        let collection = Collection::ALL.into_iter().find(|known| known.as_str() == collection)?;
-        Some(format!("the database user lacks the right `{action}` on `{}` {end}", collection.as_str()))
+        let mut known = Collection::ALL.iter().map(|known| known.as_str()).chain([REJECTED_COMMANDS]);
+        let collection = known.find(|known| *known == collection)?;
+        Some(format!("the database user lacks the right `{action}` on `{collection}` {end}"))
     });
     right.unwrap_or_else(|| format!("the database user lacks a right {end}"))
 }
 
 /// The commands that are sent, and the action that MongoDB requires for each.
-const COMMAND_ACTIONS: [(&str, &str); 7] = [
+const COMMAND_ACTIONS: [(&str, &str); 8] = [
     ("find", "find"),
     ("distinct", "find"),
+    ("insert", "insert"),
     ("update", "update"),
     ("delete", "remove"),
     ("createIndexes", "createIndex"),

@@ -4,19 +4,22 @@ use std::fmt;
 
 use bson::{Bson, Document, RawDocumentBuf, doc};
 use mongodb::error::ErrorKind;
-use mongodb::options::Hint;
+use mongodb::options::{Collation, CollationStrength, Hint};
 
 use super::client::{Store, milliseconds, within_deadline};
-use super::collection::Collection;
+use super::collection::{Collection, REJECTED_COMMANDS};
 use super::error::{COMMAND_TIME_MAX, StoreError, UNAUTHORIZED, classify};
 use super::server::is_replicated;
 
 /// An index, as `createIndexes` takes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Index {
-    pub collection: Collection,
+    /// The name of its collection.
+    pub collection: &'static str,
     /// Its name, keys and options.
     pub specification: Document,
+    /// Whether people alone search with it (`offramp find`, `offramp show`): a worker works without it.
+    pub is_for_support: bool,
 }
 
 impl Index {
@@ -28,7 +31,7 @@ impl Index {
 
 impl fmt::Display for Index {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.collection.as_str(), self.name())
+        write!(f, "{}.{}", self.collection, self.name())
     }
 }
 
@@ -65,6 +68,36 @@ pub const CARD_ORGANIZATIONS: &str = "offramp_card_organizations";
 /// The index of subscriptions with an undecided request, by organization.
 pub const PENDING_REQUESTS: &str = "offramp_pending_requests";
 
+/// The index, in each collection with emails, of the ids of all emails. An email's `Message-ID` is made from its id.
+pub const EMAIL_IDS: &str = "offramp_email_ids";
+
+/// The index, in each collection that commands change, of the commands that were applied.
+pub const APPLIED: &str = "offramp_applied";
+
+/// The index, in accounts and organizations, of email addresses without regard to case.
+pub const ADDRESS: &str = "offramp_address";
+
+/// The index by which MongoDB deletes rejected commands that are old.
+pub const REJECTED_EXPIRY: &str = "offramp_expiry";
+
+/// The index of rejected commands by subscription, newest last.
+pub const REJECTED_OF_SUBSCRIPTION: &str = "offramp_of_subscription";
+
+/// The index of rejected commands by account, newest last.
+pub const REJECTED_OF_ACCOUNT: &str = "offramp_of_account";
+
+/// The index of rejected commands by the command's id.
+pub const REJECTED_BY_COMMAND: &str = "offramp_by_command";
+
+/// For how long a rejected command is kept, in seconds: 30 days.
+const REJECTED_KEPT_SECONDS: i32 = 30 * 24 * 60 * 60;
+
+/// The collation of [`ADDRESS`]: letters compare without regard to case. Queries must name the same.
+#[must_use]
+pub(super) fn without_case() -> Collation {
+    Collation::builder().locale("en").strength(CollationStrength::Secondary).build()
+}
+
 /// The BSON types, as MongoDB names them, other than text and null.
 pub(super) const NO_TEXT: [&str; 13] = [
     "double",
@@ -84,7 +117,11 @@ pub(super) const NO_TEXT: [&str; 13] = [
 
 /// The indexes, in the order in which they are built.
 fn indexes() -> Vec<Index> {
-    let index = |collection, specification| Index { collection, specification };
+    let index = |collection: Collection, specification| Index {
+        collection: collection.as_str(),
+        specification,
+        is_for_support: false,
+    };
     let subscriptions = |specification| index(Collection::Subscriptions, specification);
     let accounts = |specification| index(Collection::Accounts, specification);
     let organizations = |specification| index(Collection::Organizations, specification);
@@ -146,6 +183,34 @@ fn indexes() -> Vec<Index> {
     ]
 }
 
+/// The indexes that people search with. They are built last. Those of addresses cost a worker nothing, because it changes none. Of
+/// the others, each costs an index entry per email or command.
+fn support_indexes() -> Vec<Index> {
+    let index = |collection, specification| Index { collection, specification, is_for_support: true };
+    let [organizations, accounts, subscriptions] = Collection::ALL.map(Collection::as_str);
+    // Sparse: most documents have no email and no command.
+    let email_ids = doc! { "name": EMAIL_IDS, "key": { "notifications.id": 1 }, "sparse": true };
+    let applied = doc! { "name": APPLIED, "key": { "applied.id": 1 }, "sparse": true };
+    let collation = doc! { "locale": "en", "strength": 2 };
+    let address = |field: &str| doc! { "name": ADDRESS, "key": { field: 1 }, "collation": &collation };
+    vec![
+        index(subscriptions, email_ids.clone()),
+        index(subscriptions, applied.clone()),
+        index(accounts, email_ids.clone()),
+        index(accounts, applied),
+        index(accounts, address("manager.email")),
+        index(organizations, email_ids),
+        index(organizations, address("contact.email")),
+        index(
+            REJECTED_COMMANDS,
+            doc! { "name": REJECTED_EXPIRY, "key": { "at": 1 }, "expireAfterSeconds": REJECTED_KEPT_SECONDS },
+        ),
+        index(REJECTED_COMMANDS, doc! { "name": REJECTED_OF_SUBSCRIPTION, "key": { "subscription_id": 1, "at": 1 } }),
+        index(REJECTED_COMMANDS, doc! { "name": REJECTED_OF_ACCOUNT, "key": { "account_id": 1, "at": 1 } }),
+        index(REJECTED_COMMANDS, doc! { "name": REJECTED_BY_COMMAND, "key": { "command.id": 1 } }),
+    ]
+}
+
 /// Indexes of earlier versions that are no longer used.
 const SUPERSEDED: [(Collection, &str); 6] = [
     (Collection::Organizations, "offramp_card_notices"),
@@ -164,12 +229,17 @@ impl Store {
     pub async fn missing_indexes(&self) -> Result<Vec<Index>, StoreError> {
         let mut missing = Vec::new();
         // Those of subscriptions are built first: most searches need them.
-        for collection in Collection::ALL.into_iter().rev() {
-            let wanted = indexes().into_iter().filter(|index| index.collection == collection);
+        let collections = Collection::ALL.into_iter().rev().map(Collection::as_str).chain([REJECTED_COMMANDS]);
+        for collection in collections {
+            let wanted = indexes().into_iter().chain(support_indexes()).filter(|index| index.collection == collection);
             let Some(existing) = self.existing_indexes(collection).await? else {
                 for index in wanted {
-                    if !self.has_index(&index).await? {
-                        missing.push(index);
+                    match self.has_index(&index).await {
+                        Ok(true) => {}
+                        Ok(false) => missing.push(index),
+                        // Nobody needs a right to this collection in order to work, and it is not known what is missing.
+                        Err(StoreError::Denied(_)) if collection == REJECTED_COMMANDS => {}
+                        Err(error) => return Err(error),
                     }
                 }
                 continue;
@@ -185,6 +255,7 @@ impl Store {
                 }
             }
         }
+        missing.sort_by_key(|index| index.is_for_support);
         Ok(missing)
     }
 
@@ -196,19 +267,23 @@ impl Store {
         let mut superseded = Vec::new();
         for collection in Collection::ALL {
             let is_superseded = |found: &Document| SUPERSEDED.contains(&(collection, name(found)));
-            let existing = self.existing_indexes(collection).await?.unwrap_or_default();
+            let existing = self.existing_indexes(collection.as_str()).await?.unwrap_or_default();
             let found = existing.into_iter().filter(is_superseded);
-            superseded.extend(found.map(|specification| Index { collection, specification }));
+            superseded.extend(found.map(|specification| Index {
+                collection: collection.as_str(),
+                specification,
+                is_for_support: false,
+            }));
         }
         Ok(superseded)
     }
 
     /// Every index of a collection that is built; `None` if this user may not list them.
-    async fn existing_indexes(&self, collection: Collection) -> Result<Option<Vec<Document>>, StoreError> {
+    async fn existing_indexes(&self, collection: &str) -> Result<Option<Vec<Document>>, StoreError> {
         let database = self.database.clone();
         // With `includeBuildUUIDs`, the server says which indexes are still being built.
         let command = doc! {
-            "listIndexes": collection.as_str(),
+            "listIndexes": collection,
             "includeBuildUUIDs": true,
             "maxTimeMS": milliseconds(COMMAND_TIME_MAX),
         };
@@ -224,7 +299,7 @@ impl Store {
 
     /// Whether an index is built, found out with the right to read documents alone: MongoDB rejects a hint at a missing one.
     async fn has_index(&self, index: &Index) -> Result<bool, StoreError> {
-        let collection = self.database.collection::<RawDocumentBuf>(index.collection.as_str());
+        let collection = self.database.collection::<RawDocumentBuf>(index.collection);
         let hint = Hint::Name(index.name().to_owned());
         within_deadline(async move {
             let find =
@@ -246,7 +321,7 @@ impl Store {
     /// When the server does not answer, or rejects the command.
     pub async fn create_index(&self, index: &Index) -> Result<(), StoreError> {
         let hello = self.command(doc! { "hello": 1 }).await?;
-        let mut command = doc! { "createIndexes": index.collection.as_str(), "indexes": [&index.specification] };
+        let mut command = doc! { "createIndexes": index.collection, "indexes": [&index.specification] };
         if is_replicated(&hello) {
             // By default the build waits for every voting member, so one member that hangs would block it without limit.
             command.insert("commitQuorum", "majority");
@@ -270,16 +345,16 @@ impl Store {
     /// # Errors
     /// When the server does not answer, or rejects the command.
     pub async fn drop_index(&self, index: &Index) -> Result<(), StoreError> {
-        self.long_command(doc! { "dropIndexes": index.collection.as_str(), "index": index.name() }).await
+        self.long_command(doc! { "dropIndexes": index.collection, "index": index.name() }).await
     }
 
     /// The progress of an index build of a collection, in percent. `None` if there is no build, the server does not report its
     /// progress, or this user may not read it.
-    pub async fn build_progress(&self, collection: Collection) -> Option<u64> {
+    pub async fn build_progress(&self, collection: &str) -> Option<u64> {
         let admin = self.database.client().database("admin");
         let filter = doc! {
             "currentOp": true,
-            "command.createIndexes": collection.as_str(),
+            "command.createIndexes": collection,
             "command.$db": self.database.name(),
             "progress.total": { "$gt": 0 },
         };
@@ -306,13 +381,13 @@ impl Store {
 }
 
 /// The error code of a hint at a missing index.
-const BAD_VALUE: i32 = 2;
+pub(super) const BAD_VALUE: i32 = 2;
 /// The error code of a collection that does not exist.
 const NAMESPACE_NOT_FOUND: i32 = 26;
 /// The error code of a hint at an index that cannot answer the query.
 const NO_QUERY_PLAN: i32 = 291;
 
-fn code(error: &mongodb::error::Error) -> Option<i32> {
+pub(super) fn code(error: &mongodb::error::Error) -> Option<i32> {
     match error.kind.as_ref() {
         ErrorKind::Command(command) => Some(command.code),
         _ => None,

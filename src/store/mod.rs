@@ -22,12 +22,14 @@ mod load;
 mod majority;
 pub mod outbox;
 pub mod pages;
+pub mod rejected_commands;
 pub mod rights;
+pub mod search;
 pub mod server;
 mod update_many;
 pub mod updates;
 
 pub use client::Store;
-pub use collection::{Collection, DocumentId};
+pub use collection::{Collection, DocumentId, REJECTED_COMMANDS};
 pub use error::StoreError;
 pub use load::DocumentKeys;

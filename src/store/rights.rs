@@ -5,7 +5,7 @@ use std::fmt;
 use bson::{Bson, Document, doc};
 
 use super::client::Store;
-use super::collection::Collection;
+use super::collection::{Collection, REJECTED_COMMANDS};
 use super::error::StoreError;
 
 /// A privilege: an action on a collection.
@@ -13,11 +13,12 @@ use super::error::StoreError;
 pub struct Right {
     /// MongoDB's name of the action.
     pub action: &'static str,
-    pub collection: Collection,
+    /// The name of the collection.
+    pub collection: &'static str,
 }
 
 const fn right(action: &'static str, collection: Collection) -> Right {
-    Right { action, collection }
+    Right { action, collection: collection.as_str() }
 }
 
 /// Everything that a worker does: it reads and updates documents, and deletes tombstones.
@@ -31,10 +32,13 @@ pub const OF_WORKER: [Right; 7] = [
     right("remove", Collection::Subscriptions),
 ];
 
+/// With it, a worker also records the commands that it rejects. Without it, it works all the same.
+pub const TO_RECORD_REJECTED_COMMANDS: Right = Right { action: "insert", collection: REJECTED_COMMANDS };
+
 /// `update on accounts`
 impl fmt::Display for Right {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on {}", self.action, self.collection.as_str())
+        write!(f, "{} on {}", self.action, self.collection)
     }
 }
 
@@ -62,15 +66,15 @@ impl UserRights {
 
     /// Whether the user may create an index of a collection.
     #[must_use]
-    pub fn may_create_index(&self, collection: Collection) -> bool {
-        self.include(right("createIndex", collection))
+    pub fn may_create_index(&self, collection: &'static str) -> bool {
+        self.include(Right { action: "createIndex", collection })
     }
 
     fn grants(&self, privilege: &Document, right: Right) -> bool {
         let Ok(resource) = privilege.get_document("resource") else { return false };
         let covers = resource.get_bool("anyResource").unwrap_or(false)
             // Empty text means any.
-            || [("db", self.database.as_str()), ("collection", right.collection.as_str())].iter().all(|(field, wanted)| {
+            || [("db", self.database.as_str()), ("collection", right.collection)].iter().all(|(field, wanted)| {
                 resource.get_str(field).is_ok_and(|name| name.is_empty() || name == *wanted)
             });
         let actions = privilege.get_array("actions").map(Vec::as_slice).unwrap_or_default();
@@ -136,13 +140,16 @@ mod tests {
         for collection in Collection::ALL {
             let actions: Vec<String> = OF_WORKER
                 .iter()
-                .filter(|right| right.collection == collection)
+                .filter(|right| right.collection == collection.as_str())
                 .map(|right| format!("\"{}\"", right.action))
                 .collect();
             let resource = format!("{{ db: \"offramp\", collection: \"{}\" }}", collection.as_str());
             let line = format!("{{ resource: {resource}, actions: [{}] }},", actions.join(", "));
             assert!(page.contains(&line), "{line}");
         }
+        let Right { action, collection } = TO_RECORD_REJECTED_COMMANDS;
+        let line = format!("{{ resource: {{ db: \"offramp\", collection: \"{collection}\" }}, actions: [\"{action}\"] }},");
+        assert!(page.contains(&line), "{line}");
     }
 
     #[test]

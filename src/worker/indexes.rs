@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use crate::advice;
 use crate::backoff::Backoff;
 use crate::health::ReadyHandle;
+use crate::outage::Outage;
 use crate::store::indexes::Index;
-use crate::store::{Collection, Store, StoreError};
+use crate::store::{Collection, REJECTED_COMMANDS, Store, StoreError};
 
 /// The delays, minimum and maximum, before missing indexes are built again.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -30,19 +31,32 @@ pub struct Indexes(Arc<Shared>);
 struct Shared {
     missing: watch::Sender<Vec<Index>>,
     check: Notify,
+    /// Of building the indexes that only people search with: a worker works without them, and is ready.
+    support_outage: Outage,
 }
 
 impl Indexes {
     /// All exist except `missing`.
     #[must_use]
     pub fn new(missing: Vec<Index>) -> Self {
-        Self(Arc::new(Shared { missing: watch::Sender::new(missing), check: Notify::new() }))
+        Self(Arc::new(Shared {
+            missing: watch::Sender::new(missing),
+            check: Notify::new(),
+            support_outage: Outage::default(),
+        }))
     }
 
     /// Whether an index exists, as of the last check.
     #[must_use]
     pub fn has(&self, collection: Collection, name: &str) -> bool {
-        !self.0.missing.borrow().iter().any(|index| index.collection == collection && index.name() == name)
+        !self.0.missing.borrow().iter().any(|index| index.collection == collection.as_str() && index.name() == name)
+    }
+
+    /// Waits until an index of rejected commands exists.
+    pub async fn wait_for_rejected(&self, name: &str) {
+        let is_missing = |index: &Index| index.collection == REJECTED_COMMANDS && index.name() == name;
+        // Fails only if this is dropped.
+        drop(self.changes().wait_for(|missing| !missing.iter().any(is_missing)).await);
     }
 
     /// A receiver that is notified whenever the list of missing indexes changes.
@@ -117,6 +131,12 @@ impl Indexes {
                 Ok(()) => {
                     tracing::info!(%index, "built an index");
                     self.0.missing.send_modify(|missing| missing.retain(|other| *other != index));
+                }
+                Err(error) if index.is_for_support => {
+                    let error = error.reason();
+                    if self.0.support_outage.failed(&error) {
+                        tracing::warn!(%index, error, "cannot build an index that only `offramp find` and `offramp show` need");
+                    }
                 }
                 Err(error) => {
                     problem.get_or_insert_with(|| format!("{index}: {}", error.reason()));

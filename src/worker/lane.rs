@@ -13,6 +13,7 @@ use super::batch_spans::BatchSpans;
 use super::disposition::{Disposition, parse};
 use super::engine::{Decided, Engine, Interruption};
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies, unconfirmed};
+use super::rejection_log::{self, RejectionLog};
 use super::set_aside::SetAsideMessages;
 use super::settlement::Settlement;
 use crate::amqp::message::dead_letter_error;
@@ -47,6 +48,8 @@ pub struct Lane {
     /// Publishes retry copies, dead letters, rejections and replies.
     pub publisher: Publisher,
     pub engine: Engine,
+    /// Records rejected commands.
+    pub rejections: RejectionLog,
     /// `source` of the events.
     pub source: String,
     /// The largest batch, in messages.
@@ -61,6 +64,7 @@ impl Lane {
             self.topology.work_queue(self.kind),
             self.publisher.clone(),
             self.consumer.health().clone(),
+            self.rejections.clone(),
         );
         let end = CancellationToken::new();
         let working = async {
@@ -162,7 +166,7 @@ impl Lane {
         match acknowledged {
             Ok(kept) => {
                 let mut kept = kept.into_iter();
-                let settlement = Settlement::now(self.kind);
+                let settlement = Settlement::now(self.kind, &self.rejections);
                 let tasks = parsed.into_iter().map(Result::ok);
                 for ((delivery, task), publication) in deliveries.into_iter().zip(tasks).zip(publications) {
                     if publication.is_confirmed() {
@@ -217,6 +221,7 @@ impl Lane {
             let (command, standing) = command.zip(standing)?;
             self.reply(delivery, || CloudEvent::of_standing(kind, command, standing, &self.source, clock::now()))
         };
+        let mut record = None;
         let (copies, reply) = match disposition {
             Disposition::Applied | Disposition::Repeated => (vec![], standing_reply(reply::APPLIED)),
             Disposition::Unchanged => (vec![], standing_reply(reply::UNCHANGED)),
@@ -246,6 +251,7 @@ impl Lane {
             Disposition::Reject(rejected) => match command {
                 Some(command) => {
                     let event = self.rejection(command, &rejected);
+                    record = Some(rejection_log::record(&event, command, &rejected));
                     let published = Outgoing::event(self.topology.event_exchange(), CommandRejected::KIND, &event);
                     (vec![published], self.reply(delivery, || event))
                 }
@@ -253,7 +259,7 @@ impl Lane {
                 None => (vec![], None),
             },
         };
-        Publication::new(outcome, copies, reply.into_iter().collect())
+        Publication::new(outcome, copies, reply.into_iter().collect()).rejecting(record)
     }
 
     /// The reply to a sender that asked for one.

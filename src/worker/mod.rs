@@ -23,6 +23,7 @@ mod mail_server;
 mod marker;
 pub mod pacer;
 mod publication;
+pub mod rejection_log;
 mod rights;
 mod set_aside;
 mod settlement;
@@ -57,6 +58,7 @@ use engine::Engine;
 use handover::Handover;
 use indexes::Indexes;
 use lane::Lane;
+use rejection_log::RejectionLog;
 use startup::{ConnectedServers, Servers, StartupError};
 use sweeper::Sweeper;
 
@@ -194,6 +196,8 @@ impl Worker {
         tasks.spawn(publisher.clone().keep_declared(tuning.sweep, stop.clone()));
         let measuring = measured(MongodbOperation::Measure);
         tasks.spawn(gauges::keep_reading(measuring, broker.clone(), topology.clone(), tuning.sweep, stop.clone()));
+        let (rejections, writer) = RejectionLog::new();
+        tasks.spawn(writer.run(store.clone(), indexes.clone(), stop.clone()));
         for kind in CommandType::ALL {
             let queue = topology.work_queue(kind);
             let health = LaneHealth::new(&queue);
@@ -209,6 +213,7 @@ impl Worker {
                 consumer: Consumer::new(broker.clone(), topology.clone(), kind, prefetch, health),
                 publisher: publisher.clone(),
                 engine: engine.clone(),
+                rejections: rejections.clone(),
                 source: tuning.source.clone(),
                 batch_max: tuning.batch_max,
             };

@@ -13,6 +13,7 @@ use crate::amqp::publisher::CHANNELS_MAX;
 use crate::amqp::{Delivery, Outgoing, PublishError, Publisher};
 use crate::metrics;
 use crate::metrics::labels::CommandOutcome;
+use crate::store::rejected_commands::RejectedCommandDocument;
 use offramp_domain::command_ref::CommandType;
 use offramp_domain::unit_of_work::Task;
 
@@ -35,20 +36,27 @@ pub(super) struct Publication {
     copies: Vec<Outgoing>,
     /// Published once, when all copies are confirmed.
     replies: Vec<Outgoing>,
+    /// The record of a rejected command, for support staff.
+    rejected: Option<Box<RejectedCommandDocument>>,
     /// Why the last copy was not confirmed.
     problem: Option<String>,
 }
 
 impl Publication {
     pub(super) fn new(outcome: CommandOutcome, copies: Vec<Outgoing>, replies: Vec<Outgoing>) -> Self {
-        Self { outcome: Some(outcome), copies, replies, problem: None }
+        Self { outcome: Some(outcome), copies, replies, rejected: None, problem: None }
+    }
+
+    /// With the record of a rejected command.
+    pub(super) fn rejecting(self, rejected: Option<RejectedCommandDocument>) -> Self {
+        Self { rejected: rejected.map(Box::new), ..self }
     }
 
     /// The publication that replaces a message by a copy at the end of its work queue. It settles no command, so it must not be
     /// counted.
     pub(super) fn replacement(delivery: &Delivery, work_queue: &str) -> Self {
         let copies = vec![delivery.fresh_copy(work_queue)];
-        Self { outcome: None, copies, replies: Vec::new(), problem: None }
+        Self { outcome: None, copies, replies: Vec::new(), rejected: None, problem: None }
     }
 
     /// Whether the delivery can be acknowledged.
@@ -70,16 +78,20 @@ impl Publication {
     }
 
     /// Records that the message is settled. Called after the acknowledgement, so that no redelivered message counts twice.
-    pub(super) fn settled(&self, settlement: &Settlement, delivery: &Delivery, task: Option<&Task>) {
+    pub(super) fn settled(self, settlement: &Settlement<'_>, delivery: &Delivery, task: Option<&Task>) {
         if let Some(outcome) = self.outcome {
             settlement.record(delivery, task, outcome);
+        }
+        if let Some(rejected) = self.rejected {
+            settlement.rejections.add(*rejected);
         }
     }
 
     /// The approximate memory of its messages.
     pub(super) fn bytes(&self) -> usize {
         let messages = self.copies.iter().chain(&self.replies);
-        messages.map(Outgoing::memory_bytes).sum()
+        let rejected = self.rejected.as_ref().map_or(0, |rejected| size_of_val(&**rejected) + rejected.detail.len());
+        messages.map(Outgoing::memory_bytes).sum::<usize>() + rejected
     }
 }
 

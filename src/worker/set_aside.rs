@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies};
+use super::rejection_log::RejectionLog;
 use super::settlement::Settlement;
 use crate::amqp::{Delivery, DeliverySetAside, LaneHealth, Publisher};
 use crate::backoff::Backoff;
@@ -37,6 +38,7 @@ pub(super) struct SetAsideMessages {
     work_queue: String,
     publisher: Publisher,
     health: LaneHealth,
+    rejections: RejectionLog,
     contents: Mutex<Contents>,
     /// A message was added or removed.
     changed: Notify,
@@ -62,9 +64,15 @@ struct Message {
 }
 
 impl SetAsideMessages {
-    pub(super) fn new(lane: CommandType, work_queue: String, publisher: Publisher, health: LaneHealth) -> Self {
+    pub(super) fn new(
+        lane: CommandType,
+        work_queue: String,
+        publisher: Publisher,
+        health: LaneHealth,
+        rejections: RejectionLog,
+    ) -> Self {
         let (contents, changed) = (Mutex::default(), Notify::new());
-        Self { lane, work_queue, publisher, health, contents, changed }
+        Self { lane, work_queue, publisher, health, rejections, contents, changed }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -139,7 +147,7 @@ impl SetAsideMessages {
         for Message { kept, delivery, task, publication, .. } in confirmed {
             match kept.ack().await {
                 Ok(()) => {
-                    publication.settled(&Settlement::now(self.lane), &delivery, task.as_ref());
+                    publication.settled(&Settlement::now(self.lane, &self.rejections), &delivery, task.as_ref());
                     tracing::info!(lane = %self.lane, message_id = delivery.message_id(), "a message that was set aside is acknowledged");
                 }
                 Err(lost) => {

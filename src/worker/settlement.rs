@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
+use super::rejection_log::RejectionLog;
 use crate::amqp::Delivery;
 use crate::clock;
 use crate::metrics::labels::CommandOutcome;
@@ -12,16 +13,18 @@ use offramp_domain::command_ref::CommandType;
 use offramp_domain::unit_of_work::Task;
 
 /// When messages were acknowledged.
-pub(super) struct Settlement {
+pub(super) struct Settlement<'a> {
     lane: CommandType,
+    /// Where rejected commands are recorded.
+    pub(super) rejections: &'a RejectionLog,
     at: Instant,
     time: DateTime<Utc>,
 }
 
-impl Settlement {
+impl<'a> Settlement<'a> {
     /// Messages that have just been acknowledged.
-    pub(super) fn now(lane: CommandType) -> Self {
-        Self { lane, at: Instant::now(), time: clock::now() }
+    pub(super) fn now(lane: CommandType, rejections: &'a RejectionLog) -> Self {
+        Self { lane, rejections, at: Instant::now(), time: clock::now() }
     }
 
     /// Records one of them. Its task is absent if it is no command.

@@ -9,6 +9,7 @@ use crate::billing::{BillingDay, BillingMode};
 use crate::calendar::YearMonth;
 use crate::card::PaymentCard;
 use crate::command_ref::{AppliedCommand, CommandRef};
+use crate::failure_code::FailureCode;
 use crate::field::{Field, Malformed, fault};
 use crate::ids::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
 use crate::money::Amount;
@@ -255,6 +256,8 @@ pub struct HistoryEntry {
 pub struct PaymentFailureRecord {
     /// When it was recorded.
     pub at: DateTime<Utc>,
+    /// The command that reported it.
+    pub command: CommandRef,
     pub invoice_id: InvoiceId,
     /// The amount due.
     pub amount: Amount,
@@ -264,6 +267,8 @@ pub struct PaymentFailureRecord {
     pub attempt: u32,
     /// The payment system's message.
     pub failure_message: Option<FreeText>,
+    /// Its code, if it is one of the known ones.
+    pub failure_code: Option<FailureCode>,
     /// The day of the next attempt; absent if there is none.
     pub next_attempt_on: Option<NaiveDate>,
 }

@@ -49,7 +49,7 @@ fn of_server(finding: Finding, url: &str, facts: &ServerFacts) -> Finding {
 
 fn of_rights(finding: Finding, rights: &UserRights) -> Finding {
     let missing: Vec<String> =
-        rights.missing().iter().map(|right| format!("`{}` on `{}`", right.action, right.collection.as_str())).collect();
+        rights.missing().iter().map(|right| format!("`{}` on `{}`", right.action, right.collection)).collect();
     match &rights.user {
         None => finding.fact("no user: this server lets anybody do anything"),
         Some(user) if missing.is_empty() => finding.fact(format!("user {user} has the rights that a worker needs")),

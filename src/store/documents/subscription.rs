@@ -10,6 +10,7 @@ use offramp_domain::billing::{BillingDay, BillingMode};
 use offramp_domain::calendar::{YearMonth, iso_date};
 use offramp_domain::card::PaymentCard;
 use offramp_domain::command_ref::CommandRef;
+use offramp_domain::failure_code::FailureCode;
 use offramp_domain::field::{Field, Malformed};
 use offramp_domain::ids::{AccountId, FreeText, InvoiceId, OrganizationId, SubscriptionId};
 use offramp_domain::money::Amount;
@@ -209,6 +210,12 @@ pub struct PaymentFailureDocument {
     /// What the payment system says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure_message: Option<FreeText>,
+    /// Its code, if it is one of the known ones. (Entries of earlier versions have neither this nor `command`.)
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "readable")]
+    pub failure_code: Option<FailureCode>,
+    /// The command that reported it.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "readable")]
+    pub command: Option<CommandRef>,
     /// The day of the next try; absent: there is none.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
     #[schemars(with = "Option<NaiveDate>")]
@@ -400,6 +407,8 @@ impl From<&PaymentFailureRecord> for PaymentFailureDocument {
             card: record.card.clone(),
             attempt: record.attempt,
             failure_message: record.failure_message.clone(),
+            failure_code: record.failure_code,
+            command: Some(record.command.clone()),
             next_attempt_on: record.next_attempt_on,
         }
     }

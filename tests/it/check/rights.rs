@@ -104,7 +104,7 @@ async fn mongodb_rights_are_exactly_those_that_check_requires() {
         doc! { "resource": { "db": bed.database.name(), "collection": collection }, "actions": [action] }
     };
     let exactly: Vec<Document> =
-        OF_WORKER.iter().map(|right| privilege(right.collection.as_str(), right.action)).collect();
+        OF_WORKER.iter().map(|right| privilege(right.collection, right.action)).collect();
     run(doc! { "createRole": "worker", "privileges": exactly, "roles": [] }).await;
     run(doc! { "createUser": "worker", "pwd": "worker", "roles": ["worker"] }).await;
     populate(&bed).await;
@@ -130,7 +130,7 @@ async fn mongodb_rights_are_exactly_those_that_check_requires() {
     let store = Store::open(&limited, &Tls::default()).await.unwrap();
     assert!(store.missing_indexes().await.unwrap().is_empty(), "known without the right to list indexes");
     for right in OF_WORKER {
-        let privileges = [privilege(right.collection.as_str(), right.action)];
+        let privileges = [privilege(right.collection, right.action)];
         run(doc! { "revokePrivilegesFromRole": "worker", "privileges": &privileges[..] }).await;
         assert_eq!(store.user_rights().await.unwrap().missing(), [right]);
         run(doc! { "grantPrivilegesToRole": "worker", "privileges": &privileges[..] }).await;

@@ -23,6 +23,7 @@ pub use envelope::{COMMAND_BYTES_MAX, InvalidCommand};
 pub use payment_failure::PaymentFailure;
 
 use self::envelope::{Envelope, read_json};
+use crate::actor::Actor;
 use crate::command_ref::{CommandKey, CommandRef, CommandType};
 use crate::decision::{Change, Context, Decision, Obstacle};
 use crate::ids::{OrganizationId, SubscriptionId, Target};
@@ -113,6 +114,17 @@ impl Command {
         }
     }
 
+    /// Who acts; absent where a payment system does.
+    #[must_use]
+    pub fn actor(&self) -> Option<&Actor> {
+        match &self.body {
+            CommandBody::Subscription(SubscriptionCommand::Cancellation(data)) => Some(&data.actor),
+            CommandBody::Subscription(SubscriptionCommand::CancellationRequest(data)) => Some(&data.actor),
+            CommandBody::Subscription(SubscriptionCommand::CancellationConfirmation(data)) => Some(&data.actor),
+            CommandBody::Subscription(SubscriptionCommand::PaymentFailure(_)) | CommandBody::CardExpiry(_) => None,
+        }
+    }
+
     /// The document that it is about.
     #[must_use]
     pub fn target(&self) -> Target<'_> {
@@ -143,7 +155,7 @@ impl SubscriptionCommand {
             Self::CancellationConfirmation(data) => {
                 cancellation_confirmation::decide(subscription, command, data, context)
             }
-            Self::PaymentFailure(data) => payment_failure::decide(subscription, data, context),
+            Self::PaymentFailure(data) => payment_failure::decide(subscription, command, data, context),
         }
     }
 

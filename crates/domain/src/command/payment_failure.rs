@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::account::Account;
 use crate::card::{Card, PaymentCard, payment_card};
 use crate::checks::already_ended;
+use crate::command_ref::CommandRef;
 use crate::decision::{Change, Context, Decision, Obstacle};
 use crate::event::{About, Event, PaymentFailureRecorded};
 use crate::facts::{CardFacts, Facts};
@@ -93,6 +94,7 @@ impl<'de> Deserialize<'de> for Attempt {
 /// The rule. It applies in every status but `removed`: what was used until a subscription ended still has to be paid.
 pub(super) fn decide(
     subscription: &Subscription,
+    command: &CommandRef,
     data: &PaymentFailure,
     context: &Context<'_>,
 ) -> Result<Decision<Change>, Obstacle> {
@@ -129,11 +131,13 @@ pub(super) fn decide(
     .with_card_page(context.organization, context.account, saved_card(context.account, &data.card));
     let failure = PaymentFailureRecord {
         at: context.now,
+        command: command.clone(),
         invoice_id: data.invoice_id.clone(),
         amount: data.amount.clone(),
         card: data.card.clone(),
         attempt: data.attempt.get(),
         failure_message: data.failure_message.clone(),
+        failure_code: data.failure_code,
         next_attempt_on: data.next_attempt_on,
     };
     let recorded = PaymentFailureRecorded {
