@@ -3,6 +3,7 @@
 mod check;
 mod dead_letters;
 mod error;
+mod find;
 mod healthcheck;
 mod import;
 mod init;
@@ -54,6 +55,7 @@ enum Command {
     Publish(publish::Arguments),
     Simulate(simulate::Arguments),
     Show(show::Arguments),
+    Find(Box<find::Arguments>),
     DeadLetters(dead_letters::Arguments),
     Outbox(outbox::Arguments),
     Preview(Box<preview::Arguments>),
@@ -79,6 +81,7 @@ impl Cli {
             Command::Publish(arguments) => publish::run(arguments).await,
             Command::Simulate(arguments) => simulate::run(arguments).await,
             Command::Show(arguments) => show::run(arguments).await,
+            Command::Find(arguments) => find::run(*arguments).await,
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Outbox(arguments) => outbox::run(arguments).await,
             Command::Preview(arguments) => preview::run(*arguments).await,

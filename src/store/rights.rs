@@ -148,7 +148,8 @@ mod tests {
             assert!(page.contains(&line), "{line}");
         }
         let Right { action, collection } = TO_RECORD_REJECTED_COMMANDS;
-        let line = format!("{{ resource: {{ db: \"offramp\", collection: \"{collection}\" }}, actions: [\"{action}\"] }},");
+        let line =
+            format!("{{ resource: {{ db: \"offramp\", collection: \"{collection}\" }}, actions: [\"{action}\"] }},");
         assert!(page.contains(&line), "{line}");
     }
 

@@ -245,10 +245,9 @@ impl Searching<'_> {
     /// Rejected commands, by the documents that they name.
     async fn rejected(&mut self, rejected: Vec<RejectedCommandDocument>) -> Result<(), StoreError> {
         let mut documents: HashMap<(FoundKind, String), RawDocumentBuf> = HashMap::new();
-        for (collection, kind) in [
-            (Collection::Subscriptions, FoundKind::Subscription),
-            (Collection::Accounts, FoundKind::Account),
-        ] {
+        for (collection, kind) in
+            [(Collection::Subscriptions, FoundKind::Subscription), (Collection::Accounts, FoundKind::Account)]
+        {
             let ids = rejected.iter().map(named).filter(|(named, _)| *named == kind).map(|(_, id)| id);
             for raw in self.store.listed_documents(collection, ids).await? {
                 if let Ok(id) = raw.get_str("_id").map(str::to_owned) {

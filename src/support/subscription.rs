@@ -153,10 +153,7 @@ pub async fn subscription_view(store: &Store, id: &str) -> Result<Option<Subscri
         activities: fields.list("activities"),
         timeline: timeline::sorted(entries),
         outbox,
-        problem: first_problem(&raw)
-            .or_else(|| fields.problem())
-            .or(organization.problem)
-            .or(account.problem),
+        problem: first_problem(&raw).or_else(|| fields.problem()).or(organization.problem).or(account.problem),
         notes: note.into_iter().collect(),
         timezone: organization.timezone.unwrap_or(Tz::UTC),
         organization: organization.party,

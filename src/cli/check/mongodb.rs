@@ -3,7 +3,7 @@
 use offramp::advice;
 use offramp::config::DatabaseSettings;
 use offramp::store::indexes::Index;
-use offramp::store::rights::UserRights;
+use offramp::store::rights::{Right, TO_RECORD_REJECTED_COMMANDS, UserRights};
 use offramp::store::server::ServerFacts;
 use offramp::store::{Store, StoreError};
 use offramp::tls::Tls;
@@ -50,6 +50,15 @@ fn of_server(finding: Finding, url: &str, facts: &ServerFacts) -> Finding {
 fn of_rights(finding: Finding, rights: &UserRights) -> Finding {
     let missing: Vec<String> =
         rights.missing().iter().map(|right| format!("`{}` on `{}`", right.action, right.collection)).collect();
+    let finding = if rights.include(TO_RECORD_REJECTED_COMMANDS) {
+        finding
+    } else {
+        let Right { action, collection } = TO_RECORD_REJECTED_COMMANDS;
+        finding.fact(format!(
+            "without the right `{action}` on `{collection}`, rejected commands are not recorded for `offramp show` and \
+             `offramp find`"
+        ))
+    };
     match &rights.user {
         None => finding.fact("no user: this server lets anybody do anything"),
         Some(user) if missing.is_empty() => finding.fact(format!("user {user} has the rights that a worker needs")),
@@ -61,6 +70,8 @@ fn of_rights(finding: Finding, rights: &UserRights) -> Finding {
 }
 
 fn of_indexes(finding: Finding, missing: &[Index], rights: &UserRights) -> Finding {
+    let (for_support, missing): (Vec<_>, Vec<_>) = missing.iter().partition(|index| index.is_for_support);
+    let finding = of_support_indexes(finding, &for_support, rights);
     if missing.is_empty() {
         return finding;
     }
@@ -70,6 +81,23 @@ fn of_indexes(finding: Finding, missing: &[Index], rights: &UserRights) -> Findi
     } else {
         finding.problem(format!(
             "indexes missing: {names}; this user may not create them: run `offramp init` as a user who may (`createIndex`)"
+        ))
+    }
+}
+
+/// A worker works without them.
+fn of_support_indexes(finding: Finding, missing: &[&Index], rights: &UserRights) -> Finding {
+    if missing.is_empty() {
+        return finding;
+    }
+    let names = missing.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    if missing.iter().all(|index| rights.may_create_index(index.collection)) {
+        finding
+            .fact(format!("indexes of `offramp find` missing: {names} (`offramp init` or `offramp run` creates them)"))
+    } else {
+        finding.fact(format!(
+            "indexes of `offramp find` missing: {names}; a worker works without them. This user may not create them: run \
+             `offramp init` as a user who may (`createIndex`)"
         ))
     }
 }

@@ -103,8 +103,7 @@ async fn mongodb_rights_are_exactly_those_that_check_requires() {
     let privilege = |collection: &str, action: &str| {
         doc! { "resource": { "db": bed.database.name(), "collection": collection }, "actions": [action] }
     };
-    let exactly: Vec<Document> =
-        OF_WORKER.iter().map(|right| privilege(right.collection, right.action)).collect();
+    let exactly: Vec<Document> = OF_WORKER.iter().map(|right| privilege(right.collection, right.action)).collect();
     run(doc! { "createRole": "worker", "privileges": exactly, "roles": [] }).await;
     run(doc! { "createUser": "worker", "pwd": "worker", "roles": ["worker"] }).await;
     populate(&bed).await;
