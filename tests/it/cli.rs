@@ -559,8 +559,8 @@ async fn show_prints_the_timeline_of_a_subscription() {
         serde_json::from_str(&succeeds(&mut offramp(&bed), &["show", "sub", "--json"], "").stdout).unwrap();
     assert_eq!((&json["status"], &json["ends_on"]), (&"cancellation_scheduled".into(), &"2199-07-14".into()));
     let kinds: Vec<&Value> = json["timeline"].as_array().unwrap().iter().map(|happened| &happened["kind"]).collect();
-    assert_eq!(kinds, ["change", "mail"]);
-    fails(&mut offramp(&bed), &["show", "nobody"], "", 1, "there is no subscription nobody in the database");
+    assert_eq!(kinds, ["change", "email"]);
+    fails(&mut offramp(&bed), &["show", "nobody"], "", 1, "there is no subscription or account nobody in the database");
     bed.remove().await;
 }
 

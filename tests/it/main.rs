@@ -24,6 +24,7 @@ mod preview;
 mod real_mail_servers;
 mod replies;
 mod shutdown;
+mod support;
 mod sweep;
 #[cfg(target_os = "linux")]
 mod tls;
