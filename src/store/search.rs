@@ -2,7 +2,7 @@
 //!
 //! Every search names its index, so none reads a whole collection: without the index it fails and says so.
 
-use bson::{DateTime as Instant, Document, RawDocumentBuf, doc};
+use bson::{Bson, DateTime as Instant, Document, RawDocumentBuf, doc};
 use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
 use futures_util::TryStreamExt;
 use mongodb::options::Hint;
@@ -80,8 +80,9 @@ impl Store {
     /// # Errors
     /// [`SearchError`]
     pub async fn subscriptions_of_account(&self, id: &str, limit: usize) -> Result<Vec<RawDocumentBuf>, SearchError> {
-        let filter = doc! { "account_id": id };
-        // Entries of one key are in the order in which their documents were inserted.
+        // Entries of one key are in the order in which their documents were inserted. MongoDB sorts nothing where there is only one
+        // key, hence a second, which no document has.
+        let filter = doc! { "account_id": { "$in": [Bson::from(id), Bson::MinKey] } };
         let order = Some(doc! { "account_id": -1 });
         let fields = listed(Collection::Subscriptions);
         let search = Search::new(Collection::Subscriptions.as_str(), OF_ACCOUNT, filter, limit);

@@ -3,6 +3,8 @@
 use super::*;
 use bson::DateTime as Instant;
 use chrono::{TimeDelta, Utc};
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable};
 use offramp_testkit::fixtures::{account, cancellation, organization, populate, subscription, with};
 use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::worker_process::WorkerProcess;
@@ -45,6 +47,7 @@ async fn plans(bed: &TestBed) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_is_found_through_an_index() {
     let bed = TestBed::new("find").await;
+    store_of(&bed).await;
     let sink = SmtpSink::start().await;
     populate(&bed).await;
     bed.collection("organizations").insert_one(organization("org-2")).await.unwrap();
@@ -55,13 +58,18 @@ async fn everything_is_found_through_an_index() {
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
     bed.command(&cancellation("c-1", "sub")).await;
     bed.command(&with(cancellation("c-2", "sub-2"), "month", "2199-01".into())).await;
-    bed.command(&with(with(cancellation("c-3", "ghost"), "month", "2199-01".into()), "organization_id", "org".into()))
-        .await;
+    let mut headers = FieldTable::default();
+    headers.insert("offramp-wait".into(), AMQPValue::Boolean(false));
+    let ghost = cancellation("c-3", "ghost");
+    let properties = BasicProperties::default().with_headers(headers);
+    bed.publish_with("subscription.cancellation", ghost.to_string().as_bytes(), properties).await;
     recorded(&bed, "c-2").await;
+    recorded(&bed, "c-3").await;
     bed.outboxes_empty().await;
     let email = eventually("a sent email", || async {
-        let sent = bed.collection("subscriptions").find_one(doc! { "notifications.sent_at": { "$exists": true } });
-        sent.await.unwrap()?.get_array("notifications").unwrap()[0].as_document().cloned()
+        let sent = doc! { "notifications.sent_at": { "$exists": true } };
+        let found = bed.collection("subscriptions").find_one(sent).await.unwrap()?;
+        found.get_array("notifications").unwrap()[0].as_document().cloned()
     })
     .await;
     assert!(worker.stop().await.success());
@@ -91,6 +99,9 @@ async fn everything_is_found_through_an_index() {
     let rejected = found(&bed, &["c-2"]);
     assert_eq!((&rejected[0]["id"], &rejected[0]["name"]), (&"sub-2".into(), &"Zoé Roy".into()));
     assert_eq!(rejected[0]["because"]["reason"], "month_already_invoiced");
+    let unknown = found(&bed, &["c-3"]);
+    assert_eq!((&unknown[0]["id"], &unknown[0]["name"]), (&"ghost".into(), &Value::Null));
+    assert_eq!(unknown[0]["because"]["reason"], "subscription_not_found");
     // By id.
     assert_eq!(ids(&bed, &["--account", "acc-2"]), expected);
     assert_eq!(ids(&bed, &["acc-2"]), ["account acc-2"]);
