@@ -170,6 +170,7 @@ mod tests {
                 let default = arg.get_default_values().first().filter(|_| arg.get_action().takes_values());
                 let default =
                     default.map(|value| format!(" (default: `{}`)", value.to_string_lossy())).unwrap_or_default();
+                let arg = arg.to_string().replace('|', "\\|");
                 writeln!(page, "| `{arg}` | {}{default} |", help.join(". ").replace('|', "\\|")).unwrap();
             }
             let after = subcommand.get_after_help().map(ToString::to_string).unwrap_or_default();

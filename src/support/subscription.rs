@@ -104,6 +104,7 @@ pub struct SubscriptionSummary {
 }
 
 /// `#[serde(serialize_with = "zone_name")]`: the IANA name of a time zone.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 pub(super) fn zone_name<S: Serializer>(zone: &Tz, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(zone.name())
 }

@@ -228,9 +228,8 @@ pub(super) fn email(record: NotificationDocument, unsent: &[Unsent]) -> Email {
     let state = match waiting {
         _ if sent_at.is_some() => EmailState::Sent,
         Some(Unsent { due: None, .. }) => EmailState::Failed,
-        Some(_) => EmailState::Waiting,
         None if failed_at.is_some() => EmailState::Dropped,
-        None => EmailState::Waiting,
+        Some(_) | None => EmailState::Waiting,
     };
     let due = waiting.and_then(|waiting| waiting.due);
     let error = error.or_else(|| waiting?.error.clone());
