@@ -22,8 +22,7 @@ use super::terminal::{Table, printable};
     after_help = "\
 What is found can be shown with `offramp show`. Nothing found: exit code 1.
 
-TEXT with @ is taken for a Message-ID and for an email address, other text for the id of a subscription, account, organization, \
-email or command. Rejected commands are kept for 30 days; of applied commands, a document remembers the newest 200.
+TEXT may be a Message-ID, an email address, or the id of a subscription, account, organization, email or command. Rejected commands are kept for 30 days; of applied commands, a document remembers the newest 200.
 
 Examples:
   offramp find julie@tremblay.example

@@ -24,7 +24,7 @@ use crate::store::{Collection, Store, StoreError};
 /// What to find.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
-    /// Whatever this may be: with `@`, a Message-ID or an email address; otherwise an id of a document, a command or an email.
+    /// Whatever this may be: the id of a document, command or email, a Message-ID, or an email address.
     Text(String),
     /// The account with this id, and its subscriptions.
     Account(String),
@@ -136,14 +136,13 @@ pub enum Because {
 pub async fn find(store: &Store, query: &Query, limit: usize) -> Result<Findings, SearchError> {
     let mut search = Searching { store, one_more: limit.saturating_add(1), findings: Findings::default() };
     match query {
-        Query::Text(text) if text.contains('@') => {
-            search.message_id(text).await?;
-            search.address(text.trim_matches(['<', '>', ' '])).await?;
-        }
         Query::Text(text) => {
             search.id(text).await?;
             search.command(text).await?;
             search.message_id(text).await?;
+            if text.contains('@') {
+                search.address(text.trim_matches(['<', '>', ' '])).await?;
+            }
         }
         Query::Account(id) => search.account(id).await?,
         Query::Address(address) => search.address(address).await?,

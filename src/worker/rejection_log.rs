@@ -130,3 +130,36 @@ pub(super) fn record(event: &CloudEvent, command: &Command, rejected: &RejectedT
         at: event.time.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use offramp_domain::command_ref::{CommandKey, CommandRef, CommandType};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_full_queue_drops_what_comes_and_blocks_nobody() {
+        let key = CommandKey { source: "tests".try_into().unwrap(), id: "c-1".try_into().unwrap() };
+        let rejected = RejectedCommandDocument {
+            id: "event".to_owned(),
+            command: CommandRef { key, kind: CommandType::Cancellation },
+            organization_id: "org".to_owned(),
+            subscription_id: None,
+            account_id: None,
+            reason: "forbidden".to_owned(),
+            detail: String::new(),
+            actor: None,
+            at: chrono::DateTime::UNIX_EPOCH.into(),
+        };
+        let (log, mut writer) = RejectionLog::new();
+        for _ in 0..WAITING_MAX + 500 {
+            log.add(rejected.clone());
+        }
+        drop(log);
+        let mut kept = 0;
+        while writer.queue.recv().await.is_some() {
+            kept += 1;
+        }
+        assert_eq!(kept, WAITING_MAX);
+    }
+}
