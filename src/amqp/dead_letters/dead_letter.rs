@@ -11,12 +11,15 @@ use crate::amqp::field_value::text;
 use crate::amqp::message::{DIED_AT_HEADER, Delivery, ERROR_HEADER, QUEUE_HEADER, REASON_HEADER};
 use crate::amqp::topology::Topology;
 use offramp_domain::command_ref::CommandType;
+use offramp_domain::ids::cut;
 
 /// The largest body that is parsed, in bytes. Larger ones are no commands.
 const PARSED_BYTES_MAX: usize = 1024 * 1024;
 /// The length of a handle, in hexadecimal digits. Among 100,000 dead letters, the chance that any two share a handle is 1
 /// in 200: handles are for people only.
 const HANDLE_DIGITS: usize = 10;
+/// The largest part of an id in `data` that is kept, in characters: no valid id is longer.
+const DATA_ID_CHARS_MAX: usize = 128;
 
 /// A dead letter, as operators see it.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +44,10 @@ pub struct DeadLetter {
     pub source: Option<String>,
     /// Its command's `id`.
     pub command_id: Option<String>,
+    /// The `subscription_id` in its command's `data`, cut to the length of an id. A number is written as text.
+    pub subscription_id: Option<String>,
+    /// The `account_id` in its command's `data`, likewise.
+    pub account_id: Option<String>,
     /// The `message_id` that its publisher set.
     pub message_id: Option<String>,
     /// When it became a dead letter.
@@ -81,6 +88,8 @@ impl DeadLetter {
             kind: names.kind.or_else(|| delivery.properties().kind().as_ref().map(ToString::to_string)),
             source: names.source,
             command_id: names.id,
+            subscription_id: names.subscription_id,
+            account_id: names.account_id,
             message_id,
             died_at,
             body_bytes: delivery.body.len(),
@@ -139,6 +148,8 @@ struct Names {
     kind: Option<String>,
     source: Option<String>,
     id: Option<String>,
+    subscription_id: Option<String>,
+    account_id: Option<String>,
     /// The `…_id` fields of `data`, with their values.
     data_ids: Vec<(String, String)>,
 }
@@ -159,13 +170,23 @@ impl Names {
         let envelope: Envelope = serde_json::from_slice(body).unwrap_or_default();
         let word = |value: Option<Value>| value.as_ref().and_then(Value::as_str).map(str::to_owned);
         let data = envelope.data.as_ref().and_then(Value::as_object);
+        let data_id = |name: &str| {
+            let text = match data?.get(name)? {
+                Value::String(text) => text.clone(),
+                Value::Number(number) => number.to_string(),
+                _ => return None,
+            };
+            Some(cut(text, DATA_ID_CHARS_MAX))
+        };
+        let (subscription_id, account_id) = (data_id("subscription_id"), data_id("account_id"));
         let data_ids = data
             .into_iter()
             .flatten()
             .filter(|(name, _)| name.ends_with("_id"))
             .filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())))
             .collect();
-        Self { kind: word(envelope.kind), source: word(envelope.source), id: word(envelope.id), data_ids }
+        let (kind, source, id) = (word(envelope.kind), word(envelope.source), word(envelope.id));
+        Self { kind, source, id, subscription_id, account_id, data_ids }
     }
 
     /// The sentence with placeholders instead of these ids.
@@ -280,6 +301,21 @@ mod tests {
         assert_eq!((letter.origin, letter.died_at), (Some(CommandType::CardExpiry), Some(at)));
         assert_eq!(letter.handle.len(), HANDLE_DIGITS);
         assert!(letter.is_named("c-1") && letter.is_named(&letter.handle.clone()) && !letter.is_named("s"));
+    }
+
+    #[test]
+    fn ids_in_data_are_read_as_text() {
+        let check = |data: &str, subscription: Option<&str>, account: Option<&str>| {
+            let letter = read(&format!(r#"{{"id": "c-1", "data": {data}}}"#), FieldTable::default());
+            assert_eq!((letter.subscription_id.as_deref(), letter.account_id.as_deref()), (subscription, account));
+        };
+        check(r#"{"subscription_id": "sub-1", "account_id": "acc-1"}"#, Some("sub-1"), Some("acc-1"));
+        check(r#"{"subscription_id": 17, "account_id": null}"#, Some("17"), None);
+        check(r#"{"subscription_id": {"$oid": "65"}, "account_id": ["acc-1"]}"#, None, None);
+        check(r#""sub-1""#, None, None);
+        let long = "é".repeat(DATA_ID_CHARS_MAX + 1);
+        check(&format!(r#"{{"account_id": "{long}"}}"#), None, Some(&"é".repeat(DATA_ID_CHARS_MAX)));
+        assert_eq!(read("no JSON", FieldTable::default()).subscription_id, None);
     }
 
     #[test]

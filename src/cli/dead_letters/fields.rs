@@ -15,6 +15,7 @@ pub fn letter_json(letter: &DeadLetter) -> Value {
     json!({
         "handle": letter.handle, "reason": letter.reason, "error": letter.error, "queue": letter.queue,
         "type": letter.kind, "source": letter.source, "id": letter.command_id, "message_id": letter.message_id,
+        "subscription_id": letter.subscription_id, "account_id": letter.account_id,
         "died_at": letter.died_at.map(rfc3339), "body_bytes": letter.body_bytes,
     })
 }

@@ -76,7 +76,7 @@ async fn list_each(
     json: bool,
 ) -> anyhow::Result<()> {
     let now = clock::now();
-    let mut rows = Table::new(&["Handle", "Reason and error", "Command", "Queue", "Age"]);
+    let mut rows = Table::new(&["Handle", "Reason and error", "Command and its document", "Queue", "Age"]);
     let (mut selected, mut shown) = (0, 0);
     let mut scan = session.letters.scan().await?;
     while let Some(HeldDeadLetter { letter, .. }) = scan.next().await? {
@@ -92,11 +92,12 @@ async fn list_each(
             writeln!(stdout().lock(), "{}", letter_json(&letter))?;
             continue;
         }
-        let command = [letter.kind.as_deref(), letter.command_id.as_deref()].into_iter().flatten();
+        let command = [&letter.kind, &letter.command_id, &letter.subscription_id, &letter.account_id];
+        let command: Vec<&str> = command.into_iter().filter_map(Option::as_deref).collect();
         rows.add_row([
             letter.handle.clone(),
             format!("{}\n{}", letter.reason, letter.error),
-            command.collect::<Vec<_>>().join("\n"),
+            command.join("\n"),
             short_queue(letter.queue.as_deref().unwrap_or("?"), &session.topology).to_owned(),
             letter.died_at.map(|at| age(at, now)).unwrap_or_default(),
         ]);

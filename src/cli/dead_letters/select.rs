@@ -21,7 +21,7 @@ pub struct Selection {
     filter: Filter,
 
     /// Select all dead letters
-    #[arg(long, conflicts_with_all = ["names", "reason", "error", "queue", "kind"])]
+    #[arg(long, conflicts_with_all = ["names", "Filter"])]
     all: bool,
 }
 
@@ -44,6 +44,18 @@ pub struct Filter {
     /// Select by the type of the command
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
+
+    /// Select by the subscription that the command names
+    #[arg(long, value_name = "ID")]
+    subscription: Option<String>,
+
+    /// Select by the account that the command names; only card expiries name one
+    #[arg(long, value_name = "ID")]
+    account: Option<String>,
+
+    /// Select by the source of the command
+    #[arg(long, value_name = "URI")]
+    source: Option<String>,
 }
 
 impl Selection {
@@ -52,7 +64,8 @@ impl Selection {
             return Ok(());
         }
         Err(WrongConfiguration(
-            "select dead letters with a handle, --reason, --error, --queue, --type, or --all; `offramp dead-letters list` shows them"
+            "select dead letters with a handle, --reason, --error, --queue, --type, --subscription, --account, --source, or --all; \
+             `offramp dead-letters list` shows them"
                 .to_owned(),
         ))
     }
@@ -77,17 +90,21 @@ impl Selection {
 
 impl Filter {
     pub fn matches(&self, letter: &DeadLetter, topology: &Topology) -> bool {
-        let Self { reason, error, queue, kind } = self;
+        let Self { reason, error, queue, kind, subscription, account, source } = self;
+        let is = |wanted: &Option<String>, actual: &Option<String>| wanted.is_none() || wanted == actual;
         let from = letter.queue.as_deref().unwrap_or_default();
         reason.as_ref().is_none_or(|reason| *reason == letter.reason)
             && error.as_ref().is_none_or(|text| letter.error.contains(text) || letter.error_pattern.contains(text))
             && queue.as_ref().is_none_or(|queue| queue == from || queue == short_queue(from, topology))
-            && kind.as_ref().is_none_or(|kind| Some(kind) == letter.kind.as_ref())
+            && is(kind, &letter.kind)
+            && is(subscription, &letter.subscription_id)
+            && is(account, &letter.account_id)
+            && is(source, &letter.source)
     }
 
     fn is_empty(&self) -> bool {
-        let Self { reason, error, queue, kind } = self;
-        [reason, error, queue, kind].iter().all(|filter| filter.is_none())
+        let Self { reason, error, queue, kind, subscription, account, source } = self;
+        [reason, error, queue, kind, subscription, account, source].iter().all(|filter| filter.is_none())
     }
 }
 

@@ -102,11 +102,13 @@ fn print(out: &mut impl Write, held: &HeldDeadLetter) -> std::io::Result<()> {
         ("source", letter.source.clone()),
         ("id", letter.command_id.clone()),
         ("message id", letter.message_id.clone()),
+        ("subscription", letter.subscription_id.clone()),
+        ("account", letter.account_id.clone()),
     ];
     writeln!(out, "Dead letter {}", letter.handle)?;
     for (name, value) in facts {
         if let Some(value) = value {
-            writeln!(out, "  {name:<10}  {}", printable(&value))?;
+            writeln!(out, "  {name:<12}  {}", printable(&value))?;
         }
     }
     writeln!(out, "Headers")?;

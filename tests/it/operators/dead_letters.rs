@@ -108,7 +108,7 @@ async fn dead_letters_are_listed_shown_and_replayed_after_a_repair() {
     let no_json = each.iter().find(|letter| letter["id"].is_null()).unwrap();
     let handle = no_json["handle"].as_str().unwrap();
     let shown = output(&bed, &["dead-letters", "show", handle]);
-    assert!(shown.contains("reason      invalid"), "{shown}");
+    assert!(shown.contains("reason        invalid"), "{shown}");
     assert!(shown.contains(&format!("offramp-queue: {}.payment-failure", bed.prefix)), "{shown}");
     assert!(shown.contains("\\u{1b}[31mnot JSON") && !shown.contains('\x1b'), "{shown}");
     assert_eq!(run(&bed, &["dead-letters", "show", handle, "--raw"]).stdout, b"\x1b[31mnot JSON");
@@ -147,6 +147,45 @@ async fn dead_letters_are_listed_shown_and_replayed_after_a_repair() {
     let wrong = failure(&bed, &["dead-letters", "replay"], 2);
     assert!(wrong.contains("--all"), "{wrong}");
     assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_selected_by_subscription_account_and_source() {
+    let bed = TestBed::new("chosen").await;
+    let topology = declare(&bed).await;
+    let mut elsewhere = cancellation("elsewhere", "sub-1");
+    elsewhere["source"] = json!("/shop");
+    let expiry = command("expiry", "card.expiry", json!({ "account_id": "acc-1" }));
+    let commands = [cancellation("one", "sub-1"), elsewhere, cancellation("other", "sub-2"), expiry];
+    bury(&bed, &topology, &commands, "exhausted", "No.", "cancellation").await;
+    let ids = |arguments: &[&str]| {
+        let arguments = [&["dead-letters", "list", "--each", "--json"], arguments].concat();
+        let mut ids: Vec<String> =
+            objects(&bed, &arguments).iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(ids(&["--subscription", "sub-1"]), ["elsewhere", "one"]);
+    assert_eq!(ids(&["--subscription", "sub-1", "--source", "/shop"]), ["elsewhere"]);
+    assert_eq!(ids(&["--account", "acc-1"]), ["expiry"]);
+    assert_eq!(ids(&["--subscription", "sub"]), [""; 0]);
+    let letter = objects(&bed, &["dead-letters", "show", "expiry", "--json"]).pop().unwrap();
+    assert_eq!((&letter["account_id"], &letter["subscription_id"]), (&json!("acc-1"), &Value::Null));
+    let shown = output(&bed, &["dead-letters", "show", "other"]);
+    assert!(shown.contains("subscription  sub-2"), "{shown}");
+    assert!(output(&bed, &["dead-letters", "list", "--each"]).contains("sub-2"));
+
+    let all = failure(&bed, &["dead-letters", "replay", "--all", "--subscription", "sub-1"], 2);
+    assert!(all.contains("cannot be used with"), "{all}");
+    let none = failure(&bed, &["dead-letters", "drop", "--yes"], 2);
+    assert!(none.contains("--subscription, --account, --source"), "{none}");
+
+    let replayed = output(&bed, &["dead-letters", "replay", "--source", "/shop"]);
+    assert_eq!(replayed, format!("sent back 1 dead letter: 1 to {}.cancellation\n", bed.prefix));
+    assert_eq!(output(&bed, &["dead-letters", "drop", "--account", "acc-1", "--yes"]), "dropped 1 dead letter\n");
+    assert_eq!(output(&bed, &["dead-letters", "drop", "--subscription", "sub-1", "--yes"]), "dropped 1 dead letter\n");
+    assert_eq!(ids(&[]), ["other"]);
     bed.remove().await;
 }
 
