@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Command};
+use clap::{Arg, Args, Command};
 
 use crate::amqp::BrokerUrls;
 use crate::tls::{Authorities, Identity, Tls};
@@ -45,9 +45,11 @@ pub use unknown_variables::{UnknownVariable, unknown_variables};
 /// `variable` reads an environment variable: `std::env::var_os`, except in tests.
 #[must_use]
 pub fn from_environment(command: Command, variable: &dyn Fn(&OsStr) -> Option<OsString>) -> Command {
-    let settings = all_settings();
-    let flags: HashSet<String> = settings.get_arguments().filter_map(|arg| arg.get_long()).map(str::to_owned).collect();
-    source::from_environment(command, &|arg| arg.get_long().is_some_and(|flag| flags.contains(flag)), variable)
+    // By id and flag: an argument of a subcommand may have the flag of a setting that the subcommand does not use.
+    let name = |arg: &Arg| (arg.get_id().clone(), arg.get_long().map(str::to_owned));
+    let settings: HashSet<_> =
+        all_settings().get_arguments().filter(|arg| arg.get_long().is_some()).map(name).collect();
+    source::from_environment(command, &|arg| settings.contains(&name(arg)), variable)
 }
 
 /// A command with every setting as an argument.

@@ -23,8 +23,8 @@ having changed anything. Dead letters that arrive meanwhile are not included. De
 (\"Get messages\" on RabbitMQ's management page, a shovel) are not visible.
 
 Examples:
-  offramp dead-letters list                             counts, reasons and ages
-  offramp dead-letters show 3f9a1c2b04                  one dead letter, by handle, command id or message id
+  offramp dead-letters list                                  counts, reasons and ages
+  offramp dead-letters show 3f9a1c2b04                       one dead letter, by handle, command id or message id
   offramp dead-letters list --each --subscription sub-1042   those of one subscription
   offramp dead-letters replay --reason corrupt_document --dry-run
   offramp dead-letters replay --reason corrupt_document after the documents are repaired")]

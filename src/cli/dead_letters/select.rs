@@ -54,7 +54,8 @@ pub struct Filter {
     account: Option<String>,
 
     /// Select by the source of the command
-    #[arg(long, value_name = "URI")]
+    // With an id of its own, because `OFFRAMP_SOURCE` is the source of our events.
+    #[arg(id = "command_source", long = "source", value_name = "URI")]
     source: Option<String>,
 }
 

@@ -181,6 +181,12 @@ async fn dead_letters_are_selected_by_subscription_account_and_source() {
     let none = failure(&bed, &["dead-letters", "drop", "--yes"], 2);
     assert!(none.contains("--subscription, --account, --source"), "{none}");
 
+    // OFFRAMP_SOURCE is the source of our events, and selects nothing.
+    let arguments = ["dead-letters", "list", "--each", "--json"];
+    let listed =
+        offramp(&bed).env("OFFRAMP_SOURCE", "/elsewhere").args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert_eq!(listed.stdout.split_inclusive(|byte| *byte == b'\n').count(), 4);
+
     let replayed = output(&bed, &["dead-letters", "replay", "--source", "/shop"]);
     assert_eq!(replayed, format!("sent back 1 dead letter: 1 to {}.cancellation\n", bed.prefix));
     assert_eq!(output(&bed, &["dead-letters", "drop", "--account", "acc-1", "--yes"]), "dropped 1 dead letter\n");
