@@ -248,6 +248,12 @@ impl UnitOfWork {
         self.accounts.get(id)?.read().ok()
     }
 
+    /// A readable organization.
+    #[must_use]
+    pub fn organization(&self, id: &OrganizationId) -> Option<&Organization> {
+        self.organizations.get(id)?.read().ok().map(|tracked| &tracked.after)
+    }
+
     /// How a readable document stands after the tasks decided so far.
     #[must_use]
     pub fn standing(&self, target: Target<'_>) -> Option<Standing> {

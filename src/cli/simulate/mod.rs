@@ -1,4 +1,6 @@
-//! `offramp simulate`: applies the rules to files, without a broker or a database. Nothing is sent.
+//! `offramp simulate`: applies the rules to documents from a file or from the database. Nothing is written or sent.
+
+mod documents;
 
 use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
@@ -10,7 +12,7 @@ use chrono_tz::Tz;
 use clap::Args;
 use offramp::clock;
 use offramp::config::SenderSettings;
-use offramp::jsonl::{ImportLine, Line, ParsedDocument};
+use offramp::jsonl::Line;
 use offramp::store::DocumentId;
 use offramp::store::outbox::entry::{Content, Lease, LeasedEntry, OutboxEntry, entries};
 use offramp::worker::composer::{about, origin};
@@ -20,7 +22,7 @@ use offramp_domain::command::Command;
 use offramp_domain::dead_letter::DeadLetterReason;
 use offramp_domain::ids::Target;
 use offramp_domain::notification::Notification;
-use offramp_domain::unit_of_work::{LoadedDocument, RejectedTask, Task, TaskOutcome, UnitOfWork};
+use offramp_domain::unit_of_work::{RejectedTask, Task, TaskOutcome, UnitOfWork};
 use offramp_mail::{MailConnection, Sender, Templates, Transport, compose};
 use serde::Serialize;
 use uuid::Uuid;
@@ -28,25 +30,23 @@ use uuid::Uuid;
 use super::error::WrongConfiguration;
 use super::input::Input;
 use super::settings::load_templates;
-use super::terminal::{Table, count, printable};
+use super::terminal::{Table, count};
+use documents::Source;
 
-/// Show what commands would do to documents, without any server
+/// Show what commands would do to documents, without changing them
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Both files have one JSON value per line; either may be `-` for standard input. Documents have the form of `offramp import`. Nothing \
-is sent. Scheduled changes (ends of subscriptions, card notices, reminders of requests) are not included.
+is written to a database or sent. With --documents no server is needed; --from-database only reads. Scheduled changes (ends of \
+subscriptions, card notices, reminders of requests) are not included.
 
 Examples:
+  offramp simulate --from-database sub-1042 --commands commands.jsonl
   offramp simulate --documents documents.jsonl --commands commands.jsonl
-  offramp simulate --documents documents.jsonl --commands commands.jsonl --today 2026-06-02 --mail-dir /tmp/emails
-
-To export documents: mongoexport --collection=subscriptions … | jq -c '{collection: \"subscriptions\", document: .}'")]
+  offramp simulate --documents documents.jsonl --commands commands.jsonl --today 2026-06-02 --mail-dir /tmp/emails")]
 pub struct Arguments {
-    /// File with organizations, accounts and subscriptions
-    ///
-    /// One {"collection": "subscriptions", "document": {…}} per line
-    #[arg(long, value_name = "FILE")]
-    documents: PathBuf,
+    #[command(flatten)]
+    source: Source,
 
     /// File with commands in the order of their decision, one per line
     #[arg(long, value_name = "FILE")]
@@ -124,12 +124,14 @@ struct Mail {
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    if arguments.documents.as_os_str() == "-" && arguments.commands.as_os_str() == "-" {
+    let is_input = |path: &Path| path.as_os_str() == "-";
+    if arguments.source.documents.as_deref().is_some_and(is_input) && is_input(&arguments.commands) {
         return Err(
             WrongConfiguration("only one of --documents and --commands can be standard input".to_owned()).into()
         );
     }
-    let (unit_of_work, timezone) = read_documents(&Input::open(&arguments.documents)?)?;
+    let commands = Input::open(&arguments.commands)?;
+    let (unit_of_work, timezone) = arguments.source.read(&commands).await?;
     let mut simulation = Simulation {
         unit_of_work,
         now: instant(arguments.today, timezone)?,
@@ -141,7 +143,6 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         },
     };
 
-    let commands = Input::open(&arguments.commands)?;
     let mut answers = Vec::new();
     for line in commands.lines()? {
         let answer = simulation.decide(&line?).await?;
@@ -159,24 +160,6 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reads all documents, and the time zone of the first organization.
-fn read_documents(input: &Input) -> anyhow::Result<(UnitOfWork, Option<Tz>)> {
-    let (mut unit_of_work, mut timezone) = (UnitOfWork::default(), None);
-    for line in input.lines()? {
-        let line = line?;
-        let document = ImportLine::parse(&line).with_context(|| input.name().to_owned())?;
-        let found = document.parsed();
-        if let Some(error) = found.error() {
-            eprintln!("offramp: {}: line {}: {}", input.name(), line.number, printable(&error));
-        }
-        if let (None, ParsedDocument::Organization(LoadedDocument::Read(organization))) = (timezone, &found) {
-            timezone = organization.timezone.clone().ok();
-        }
-        document.add_to(&mut unit_of_work);
-    }
-    Ok((unit_of_work, timezone))
 }
 
 fn instant(today: Option<NaiveDate>, timezone: Option<Tz>) -> anyhow::Result<DateTime<Utc>> {

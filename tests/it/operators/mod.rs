@@ -2,6 +2,7 @@
 
 mod dead_letters;
 mod outbox;
+mod simulate;
 
 use std::process::{Output, Stdio};
 
