@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use bson::Document;
 use clap::Args;
+use offramp::document_check::{Doubt, ImportDoubts};
 use offramp::jsonl::ImportLine;
 use offramp::store::import::{IMPORT_DOCUMENTS_MAX, ImportCounts, ImportOptions};
 use offramp::store::{Collection, Store};
@@ -24,6 +25,8 @@ Fields in the file replace those in the database; other fields are kept. In docu
 Offramp writes, such as status; subscriptions that an administrator removed stay removed. \
 The whole file is checked first. Nothing is written if a line is invalid or has a duplicate key, or if a document is given twice, \
 has a field that would prevent a decision, or names an organization or account that is neither in the file nor in the database. \
+What is probably not meant is printed as a warning: a next invoice that is on no billing date, an end that does not fit the organization's \
+time zone, email addresses and locales that cannot be read, misspelt names of fields. \
 `offramp schemas` prints the JSON Schemas of documents.
 
 Examples:
@@ -56,12 +59,16 @@ pub struct Arguments {
 
 /// The largest number of errors printed.
 const MISTAKES_SHOWN_MAX: usize = 20;
+/// The largest number of warnings printed.
+const WARNINGS_SHOWN_MAX: u64 = 20;
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { file, dry_run, overwrite_state, force, database } = arguments;
     let input = Input::open(&file)?;
     let store = database.open().await?;
-    let total = check(&input, &store, force).await?;
+    let mut doubts = ImportDoubts::default();
+    let total = check(&input, &store, &mut doubts, force).await?;
+    warn(&input, &store, doubts).await?;
 
     let options = ImportOptions { overwrite_state, dry_run };
     let bar = progress(total, "documents");
@@ -127,8 +134,36 @@ async fn import(
         .context("some documents were not imported; run the import again, which does no harm")
 }
 
-/// Validates the whole file before anything is written. Returns the number of documents.
-async fn check(input: &Input, store: &Store, force: bool) -> anyhow::Result<u64> {
+/// Prints what of the file is probably not meant.
+async fn warn(input: &Input, store: &Store, mut doubts: ImportDoubts) -> anyhow::Result<()> {
+    let mut warnings = 0;
+    let mut lines = input.lines()?;
+    loop {
+        let batch: Vec<_> = lines.by_ref().take(IMPORT_DOCUMENTS_MAX).collect::<anyhow::Result<_>>()?;
+        if batch.is_empty() {
+            break;
+        }
+        let documents = batch.iter().map(ImportLine::parse).collect::<Result<Vec<_>, _>>()?;
+        let found = doubts.of(store, &documents).await?;
+        for (line, doubt) in
+            batch.iter().zip(found).flat_map(|(line, doubts)| doubts.into_iter().map(move |it| (line, it)))
+        {
+            warnings += 1;
+            if warnings <= WARNINGS_SHOWN_MAX {
+                let Doubt { document, field, sentence } = doubt;
+                let warning = format!("line {}: {document}: {field}: {sentence}", line.number);
+                eprintln!("{}: warning: {}", input.name(), printable(&warning));
+            }
+        }
+    }
+    if warnings > WARNINGS_SHOWN_MAX {
+        eprintln!("… and {} more warnings; `offramp check --documents` groups them", warnings - WARNINGS_SHOWN_MAX);
+    }
+    Ok(())
+}
+
+/// Validates the whole file before anything is written, and notes its organizations in `doubts`. Returns the number of documents.
+async fn check(input: &Input, store: &Store, doubts: &mut ImportDoubts, force: bool) -> anyhow::Result<u64> {
     let (mut total, mut invalid) = (0, 0);
     // The faults that --force accepts.
     let mut faults = 0;
@@ -145,6 +180,9 @@ async fn check(input: &Input, store: &Store, force: bool) -> anyhow::Result<u64>
         total += 1;
         match ImportLine::parse(&line) {
             Ok(document) => {
+                if document.collection == Collection::Organizations {
+                    doubts.add_organization(document.id(), &document.document);
+                }
                 if let Some(first) = references.add(line.number, &document) {
                     invalid += 1;
                     let (collection, id) = (document.collection.as_str(), document.id());

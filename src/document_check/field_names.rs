@@ -41,16 +41,22 @@ impl FieldNames {
         }
     }
 
-    /// Fields of a page's document that are probably misspelt: they have nearly the name of a field that the document lacks.
-    pub(super) fn misspelt(&self, collection: Collection, raw: &RawDocumentBuf) -> Vec<Problem> {
+    /// [`Self::misspelt`] for a page's document, which has the names of its fields in a list.
+    pub(super) fn misspelt_in_page(&self, collection: Collection, raw: &RawDocumentBuf) -> Vec<Problem> {
+        let listed = raw.get_array(FIELD_NAMES).into_iter().flatten().flatten();
+        let present: Vec<&str> = listed.filter_map(RawBsonRef::as_str).collect();
+        self.misspelt(collection, &present, raw)
+    }
+
+    /// Fields that are probably misspelt: they have nearly the name of a field that the document lacks. `present` are the names of all
+    /// its fields.
+    pub(super) fn misspelt(&self, collection: Collection, present: &[&str], raw: &RawDocument) -> Vec<Problem> {
         let known = match collection {
             Collection::Organizations => &self.organization,
             Collection::Accounts => &self.account,
             Collection::Subscriptions => &self.subscription,
         };
-        let listed = raw.get_array(FIELD_NAMES).into_iter().flatten().flatten();
-        let present: Vec<&str> = listed.filter_map(RawBsonRef::as_str).collect();
-        let mut problems = misspelt(&present, known, "");
+        let mut problems = misspelt(present, known, "");
         for (_, field, known) in self.nested.iter().filter(|(of, ..)| *of == collection) {
             let Ok(object) = raw.get_document(field) else { continue };
             problems.extend(misspelt(&keys(object), known, &format!("{field}.")));
@@ -59,7 +65,7 @@ impl FieldNames {
     }
 }
 
-fn keys(object: &RawDocument) -> Vec<&str> {
+pub(super) fn keys(object: &RawDocument) -> Vec<&str> {
     object.iter().filter_map(|element| element.ok().map(|(name, _)| name.as_str())).collect()
 }
 
@@ -104,8 +110,11 @@ mod tests {
         let check = |fields: &[&str], billing: bson::Document, expected: &[&str]| {
             let mut raw = rawdoc! { "billing": bson::RawDocumentBuf::try_from(&billing).unwrap() };
             raw.append(bson::raw::cstr!("offramp_fields"), fields.iter().copied().collect::<bson::RawArrayBuf>());
-            let found: Vec<String> =
-                names.misspelt(Collection::Subscriptions, &raw).into_iter().map(|problem| problem.field).collect();
+            let found: Vec<String> = names
+                .misspelt_in_page(Collection::Subscriptions, &raw)
+                .into_iter()
+                .map(|problem| problem.field)
+                .collect();
             assert_eq!(found, expected);
         };
         check(&["_id", "expire_on"], doc! {}, &["expire_on"]);

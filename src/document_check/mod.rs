@@ -3,6 +3,7 @@
 //! Documents are read by the same code as a worker reads them, a page at a time. What they refer to is read for each page, so memory is
 //! bounded by the size of a page and the number of kinds of problems.
 
+mod doubts;
 mod field_names;
 mod problem;
 mod references;
@@ -12,7 +13,6 @@ use std::collections::{HashMap, HashSet};
 
 use bson::{Bson, RawDocumentBuf, doc};
 use chrono::{DateTime, Utc};
-use chrono_tz::Tz;
 
 use crate::store::documents::{self, AccountDocument, OrganizationDocument, SubscriptionDocument};
 use crate::store::{Collection, Store, StoreError, pages};
@@ -22,9 +22,10 @@ use offramp_domain::subscription::Subscription;
 use offramp_domain::unit_of_work::LoadedDocument;
 
 use field_names::FieldNames;
-use references::References;
+use references::{References, existing_organizations};
 use rules::{of_account, of_id, of_organization, of_subscription};
 
+pub use doubts::{Doubt, ImportDoubts};
 pub use problem::{Example, Problem, ProblemGroup, Report, Severity};
 
 /// Documents in a page.
@@ -121,7 +122,7 @@ impl DocumentCheck {
             LoadedDocument::Corrupt { .. } => None,
         });
         let references =
-            References { organizations: self.existing_organizations(owners).await?, ..References::default() };
+            References { organizations: existing_organizations(&self.store, owners).await?, ..References::default() };
         for (raw, found) in page.iter().zip(&read) {
             let problems =
                 of_id(collection, raw).map_or_else(|| of_account(raw, found, &references), |problem| vec![problem]);
@@ -143,7 +144,7 @@ impl DocumentCheck {
         let owners = readable().map(|subscription| subscription.organization_id.as_str());
         let payers = readable().map(|subscription| subscription.account_id.as_str());
         let references = References {
-            organizations: self.existing_organizations(owners).await?,
+            organizations: existing_organizations(&self.store, owners).await?,
             accounts: self.existing_accounts(payers).await?,
         };
         for (raw, found) in page.iter().zip(&read) {
@@ -160,20 +161,10 @@ impl DocumentCheck {
             Some(other) => other.to_string(),
             None => String::new(),
         };
-        let misspelt = self.names.misspelt(collection, raw);
+        let misspelt = self.names.misspelt_in_page(collection, raw);
         for problem in problems.into_iter().chain(misspelt) {
             self.report.add(collection, &id, problem);
         }
-    }
-
-    async fn existing_organizations(
-        &self,
-        ids: impl Iterator<Item = &str>,
-    ) -> Result<HashMap<String, Option<Tz>>, StoreError> {
-        let ids: HashSet<&str> = ids.collect();
-        let found = self.store.find_by_id(Collection::Organizations, ids.into_iter(), doc! { "timezone": 1 }).await?;
-        let timezone = |raw: &RawDocumentBuf| raw.get_str("timezone").ok().and_then(|name| name.parse().ok());
-        Ok(found.iter().filter_map(|raw| Some((raw.get_str("_id").ok()?.to_owned(), timezone(raw)))).collect())
     }
 
     async fn existing_accounts(&self, ids: impl Iterator<Item = &str>) -> Result<HashMap<String, String>, StoreError> {

@@ -1,6 +1,6 @@
 //! What is wrong or doubtful about one document. What can be read is decided by the worker's own code.
 
-use bson::{RawBsonRef, RawDocumentBuf};
+use bson::{RawBsonRef, RawDocument, RawDocumentBuf};
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
 
@@ -42,7 +42,14 @@ pub(super) fn of_organization(found: &LoadedDocument<Organization>) -> Vec<Probl
     };
     let mut problems: Vec<Problem> =
         organization.faults().into_iter().map(|Malformed(error)| unreadable(error)).collect();
-    problems.extend(of_mailbox(organization.contact.as_ref().ok(), "contact.email"));
+    problems.extend(doubts_of_organization(organization));
+    problems
+}
+
+/// What is doubtful about an organization that can be read.
+pub(super) fn doubts_of_organization(organization: &Organization) -> Vec<Problem> {
+    let mut problems: Vec<Problem> =
+        of_mailbox(organization.contact.as_ref().ok(), "contact.email").into_iter().collect();
     if !names_language(&organization.locale) {
         let sentence = "it is missing or no language tag such as \"fr-CA\": emails are in English";
         problems.push(Problem::warning("unreadable_locale", "locale", sentence));
@@ -60,8 +67,14 @@ pub(super) fn of_account(
         LoadedDocument::Corrupt { error, .. } => return vec![unreadable(error)],
     };
     let mut problems: Vec<Problem> = account.faults().into_iter().map(|Malformed(error)| unreadable(error)).collect();
-    problems.extend(of_mailbox(account.manager.as_ref().ok(), "manager.email"));
     problems.extend(of_owner(account.organization_id.as_str(), references));
+    problems.extend(doubts_of_account(raw, account));
+    problems
+}
+
+/// What is doubtful about an account that can be read.
+pub(super) fn doubts_of_account(raw: &RawDocument, account: &Account) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = of_mailbox(account.manager.as_ref().ok(), "manager.email").into_iter().collect();
     let given = raw.get_document("manager").ok().and_then(|manager| manager.get("locale").ok().flatten());
     let is_given = !matches!(given, None | Some(RawBsonRef::Null));
     if is_given && account.manager_locale.is_none() {
@@ -102,28 +115,37 @@ pub(super) fn of_subscription(
         Some(_) => {}
     }
     let timezone = references.organizations.get(owner).copied().flatten();
-    problems.extend(of_dates(subscription, details, timezone, now));
+    problems.extend(of_past_invoice(subscription, details, timezone, now));
+    problems.extend(doubts_of_subscription(subscription, timezone));
     problems
 }
 
-/// What is doubtful about dates that can be read.
-fn of_dates(subscription: &Subscription, details: &Details, timezone: Option<Tz>, now: DateTime<Utc>) -> Vec<Problem> {
-    let mut problems = Vec::new();
+/// A next invoice that is past: the system that writes invoices lags.
+fn of_past_invoice(
+    subscription: &Subscription,
+    details: &Details,
+    timezone: Option<Tz>,
+    now: DateTime<Utc>,
+) -> Option<Problem> {
     let today = now.with_timezone(&timezone.unwrap_or(Tz::UTC)).date_naive();
+    let next_on = details.next_on.as_ref().ok().copied().flatten()?;
+    (subscription.status.is_live() && next_on < today).then(|| {
+        let sentence = format!("the next invoice is of {next_on}, which is past: cancellations would end in the past");
+        Problem::warning("past_next_on", "billing.next_on", sentence)
+    })
+}
+
+/// What is doubtful about the dates of a subscription, as far as they can be read. `timezone` is the organization's.
+pub(super) fn doubts_of_subscription(subscription: &Subscription, timezone: Option<Tz>) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let Some(details) = &subscription.details else { return problems };
     if subscription.status.is_live()
         && let Ok(Some(next_on)) = details.next_on
+        && let Ok(day) = &details.billing_day
+        && !day.is_billing_date(next_on)
     {
-        if next_on < today {
-            let sentence =
-                format!("the next invoice is of {next_on}, which is past: cancellations would end in the past");
-            problems.push(Problem::warning("past_next_on", "billing.next_on", sentence));
-        }
-        if let Ok(day) = &details.billing_day
-            && !day.is_billing_date(next_on)
-        {
-            let sentence = format!("{next_on} is no billing date: see billing.day");
-            problems.push(Problem::warning("not_a_billing_date", "billing.next_on", sentence));
-        }
+        let sentence = format!("{next_on} is no billing date: see billing.day");
+        problems.push(Problem::warning("not_a_billing_date", "billing.next_on", sentence));
     }
     if let (Ok(Some(end)), Some(timezone), true) = (&details.end, timezone, subscription.status.is_live()) {
         let expected = end_of_day(end.ends_on, timezone);

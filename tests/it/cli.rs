@@ -374,6 +374,72 @@ async fn import_checks_references_and_repeats() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn import_warns_of_what_is_probably_not_meant() {
+    let bed = TestBed::new("import-doubts").await;
+    let line = |collection: &str, document: Document| {
+        serde_json::json!({ "collection": collection, "document": document }).to_string()
+    };
+    // The organization's time zone is known from the database, the other's from a later line of the file.
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
+    let mut nobody = account("acc", "org");
+    nobody.get_document_mut("manager").unwrap().extend(doc! { "email": "nobody", "locale": "english!" });
+    let end = |id: &str, owner: &str, payer: &str, at: &str| {
+        let mut document = subscription(id, owner, payer);
+        let at = DateTime::parse_rfc3339_str(at).unwrap();
+        let actor = doc! { "role": "admin", "id": "admin-1" };
+        document.extend(doc! {
+            "status": "cancellation_scheduled", "ends_on": "2199-06-14", "ends_at": at,
+            "cancellation": { "by": "admin", "via": "purchases", "scheduled_at": at, "actor": actor },
+        });
+        document
+    };
+    let mut odd = subscription("odd", "org", "acc");
+    odd.insert("expire_on", "2199-12-31");
+    odd.get_document_mut("billing").unwrap().insert("next_on", "2199-06-16");
+    let mut paris = organization("paris");
+    paris.insert("timezone", "Europe/Paris");
+    let file = [
+        line("accounts", nobody),
+        line("accounts", account("payer", "paris")),
+        line("subscriptions", end("right", "org", "acc", "2199-06-15T05:00:00Z")),
+        line("subscriptions", end("wrong", "org", "acc", "2200-06-15T05:00:00Z")),
+        line("subscriptions", end("far", "paris", "payer", "2199-06-15T05:00:00Z")),
+        line("subscriptions", odd),
+        line("organizations", paris),
+    ]
+    .join("\n");
+    for flags in [&["--dry-run"][..], &[]] {
+        let ran = succeeds(&mut offramp(&bed), &[&["import", "-"], flags].concat(), &file);
+        for (warning, says) in [
+            ("line 1: accounts acc: manager.email", "it is no email address"),
+            ("line 1: accounts acc: manager.locale", "it is no language tag"),
+            ("line 4: subscriptions wrong: ends_at", "2199-06-14 is over at 2199-06-15"),
+            ("line 5: subscriptions far: ends_at", "Europe/Paris"),
+            ("line 6: subscriptions odd: billing.next_on", "2199-06-16 is no billing date"),
+            ("line 6: subscriptions odd: expire_on", "probably `expires_on` is meant"),
+        ] {
+            let printed = format!("standard input: warning: {warning}: ");
+            let found = ran.stderr.lines().find(|line| line.starts_with(&printed) && line.contains(says));
+            assert!(found.is_some(), "{warning}: {}", ran.stderr);
+        }
+        assert_eq!(ran.stderr.lines().count(), 6, "{}", ran.stderr);
+    }
+    assert!(bed.document("subscriptions", "odd").await.is_some(), "a warning prevents nothing");
+
+    let many: Vec<String> = (0..27)
+        .map(|number| {
+            let mut organization = organization(&format!("org-{number}"));
+            organization.insert("locale", "english!");
+            line("organizations", organization)
+        })
+        .collect();
+    let ran = succeeds(&mut offramp(&bed), &["import", "-", "--dry-run"], &many.join("\n"));
+    assert_eq!(ran.stderr.lines().count(), 21);
+    assert!(ran.stderr.contains("… and 7 more warnings"), "{}", ran.stderr);
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn publish_validates_all_commands_first_and_awaits_confirms() {
     let bed = TestBed::new("publish").await;
     let commands = example_commands();

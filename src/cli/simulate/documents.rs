@@ -24,7 +24,9 @@ pub struct Source {
     #[arg(long, value_name = "FILE", required_unless_present = "from_database", conflicts_with = "from_database")]
     pub documents: Option<PathBuf>,
 
-    /// Read this subscription or account from MongoDB, with the documents that it refers to; may be given several times
+    /// Read this subscription or account from MongoDB, instead of a file
+    ///
+    /// With the documents that it refers to. May be given several times
     #[arg(long, value_name = "ID")]
     from_database: Vec<String>,
 
