@@ -1,12 +1,18 @@
 //! Each message with a `reply_to` gets one reply, once it is settled.
 
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bson::{Bson, doc};
 use lapin::BasicProperties;
 use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 
 use offramp_testkit::eventually;
-use offramp_testkit::fixtures::{cancellation, command, populate, with};
+use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription, with};
+use offramp_testkit::proxy::{LOST, Proxy};
+use offramp_testkit::rabbit::amqp_url;
 use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
@@ -170,4 +176,179 @@ async fn a_command_that_must_not_wait_is_rejected_at_once() {
     assert!(metrics.lines().any(|line| line == waited), "{metrics}");
     assert!(worker.stop().await.success());
     bed.remove().await;
+}
+
+/// Properties of a message that is not worth a (further) wait.
+fn at_attempt(properties: BasicProperties, attempt: u32) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert("offramp-attempt".into(), AMQPValue::LongUInt(attempt));
+    properties.with_headers(headers)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_exhaust_their_retries_are_answered_with_the_dead_letter() {
+    let bed = TestBed::new("exhausted").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let orphans = [subscription("no-account", "org", "gone"), subscription("no-organization", "gone", "acc")];
+    bed.collection("subscriptions").insert_many(orphans).await.unwrap();
+    // The database rejects every change.
+    let refuse = doc! { "collMod": "subscriptions", "validator": { "status": { "$exists": false } } };
+    bed.database.run_command(refuse).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    let sender = Sender::new(&bed).await;
+
+    // The last of three waits for a document, and the last of five retries after a failure.
+    let homeless = with(cancellation("homeless", "no-organization"), "organization_id", json!("gone"));
+    for (command, attempt, reason, words) in [
+        (cancellation("unpaid", "no-account"), 3, "missing_account", "accounts gone: does not exist"),
+        (homeless, 3, "missing_organization", "organizations gone: does not exist"),
+        (cancellation("stubborn", "sub"), 5, "exhausted", "subscriptions sub: "),
+    ] {
+        let id = command["id"].as_str().unwrap().to_owned();
+        let properties = at_attempt(sender.properties(&id), attempt);
+        let reply = sender.ask("subscription.cancellation", command.to_string().as_bytes(), properties).await;
+        assert_eq!(reply["type"], "command.invalid", "{reply}");
+        assert_eq!(reply["data"]["reason"], reason);
+        assert_eq!(reply["data"]["command"], reference(&id, "subscription.cancellation"));
+        let error = reply["data"]["error"].as_str().unwrap();
+        assert!(error.contains(words), "{error}");
+        let letter = bed.dead_letter().await;
+        assert_eq!(
+            (letter.header("offramp-error"), letter.header("offramp-reason").as_str()),
+            (error.to_owned(), reason)
+        );
+    }
+
+    // Earlier attempts are not answered: they wait.
+    let properties = at_attempt(sender.properties("waits"), 2);
+    let waits = cancellation("waits", "no-account").to_string();
+    bed.publish_with("subscription.cancellation", waits.as_bytes(), properties).await;
+    eventually("the retry", || bed.take("retry.2m")).await;
+    assert!(bed.take("test-replies").await.is_none());
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+/// Two commands for one subscription, decided in one batch, are one write.
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_to_commands_of_one_batch_carry_the_version_of_their_write() {
+    const PAIRS: usize = 60;
+    let bed = TestBed::new("pairs").await;
+    let sink = SmtpSink::start().await;
+    bed.collection("organizations").insert_one(organization("org")).await.unwrap();
+    bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
+    let subscriptions = (0..PAIRS).map(|pair| subscription(&format!("sub-{pair}"), "org", "acc"));
+    bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    let sender = Sender::new(&bed).await;
+    for pair in 0..PAIRS {
+        for (name, month) in [("first", "2199-08"), ("second", "2199-07")] {
+            let id = format!("{name}-{pair}");
+            let command = with(cancellation(&id, &format!("sub-{pair}")), "month", json!(month)).to_string();
+            bed.publish_with("subscription.cancellation", command.as_bytes(), sender.properties(&id)).await;
+        }
+    }
+    let mut replies = HashMap::new();
+    while replies.len() < 2 * PAIRS {
+        let (reply, _) = eventually("a reply", || bed.take("test-replies")).await;
+        let reply: Value = serde_json::from_slice(&reply).unwrap();
+        assert_eq!(reply["type"], "command.applied", "{reply}");
+        replies.insert(reply["causationid"].as_str().unwrap().to_owned(), reply);
+    }
+    bed.outboxes_empty().await;
+    let mut together = 0;
+    for pair in 0..PAIRS {
+        let data = |name: &str| &replies[&format!("{name}-{pair}")]["data"];
+        let version = |name: &str| data(name)["version"].as_i64().unwrap();
+        assert_eq!(data("second")["ends_on"], "2199-07-14");
+        if version("first") == version("second") {
+            together += 1;
+            assert_eq!(version("first"), 1, "one write");
+            // The version is that of the document with this last day.
+            assert_eq!(data("first")["ends_on"], "2199-07-14");
+        } else {
+            assert!(version("first") < version("second"), "{} {}", data("first"), data("second"));
+            assert_eq!(data("first")["ends_on"], "2199-08-14");
+        }
+        let document = bed.document("subscriptions", &format!("sub-{pair}")).await.unwrap();
+        let written = document.get("version").and_then(|version| match version {
+            Bson::Int32(version) => Some(i64::from(*version)),
+            Bson::Int64(version) => Some(*version),
+            _ => None,
+        });
+        assert!(written.unwrap() >= version("second"), "{document}");
+        assert_eq!(document.get_str("ends_on").unwrap(), "2199-07-14");
+    }
+    assert!(together > 0, "no pair was decided in one batch");
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+/// How long a command may take although replies before it are not delivered.
+const SETTLED_WITHIN: Duration = Duration::from_secs(2);
+/// The commands whose replies are not delivered.
+const UNANSWERED: u64 = 20;
+
+/// The size of a batch, so that there are several.
+const BATCH_MAX: (&str, &str) = ("OFFRAMP_BATCH_MAX", "4");
+
+/// Publishes commands whose replies go to `queue`, and then one whose reply is delivered.
+async fn settles_beside(bed: &TestBed, worker: &WorkerProcess, sender: &Sender<'_>, queue: &str) {
+    for index in 0..UNANSWERED {
+        let wrong = with(cancellation(&format!("lost-{index}"), "sub"), "organization_id", json!("elsewhere"));
+        let properties = BasicProperties::default().with_reply_to(queue.into());
+        bed.publish_with("subscription.cancellation", wrong.to_string().as_bytes(), properties).await;
+    }
+    let began = Instant::now();
+    bed.command(&cancellation("last", "sub")).await;
+    eventually("all commands to be settled", || async { (worker.settled().await == UNANSWERED + 1).then_some(()) })
+        .await;
+    assert!(began.elapsed() < SETTLED_WITHIN, "{:?}", began.elapsed());
+    let answer = worker.readyz().await.unwrap();
+    assert_eq!(answer.status, 200, "{answer}");
+    // Later replies arrive, once those that were not delivered are given up.
+    let repeat = cancellation("last", "sub").to_string();
+    let reply = eventually("a reply to a repeat", || async {
+        bed.publish_with("subscription.cancellation", repeat.as_bytes(), sender.properties("last")).await;
+        bed.take("test-replies").await
+    });
+    let (reply, _) = reply.await;
+    assert_eq!(serde_json::from_slice::<Value>(&reply).unwrap()["type"], "command.applied");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_queue_that_never_confirms_stops_no_lane() {
+    let bed = TestBed::new("mute").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let (_line, amqp_url) = Proxy::in_front_of(&amqp_url()).await;
+    let settings = [("OFFRAMP_AMQP_URL", amqp_url.as_str()), BATCH_MAX];
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
+    let sender = Sender::new(&bed).await;
+    settles_beside(&bed, &worker, &sender, &format!("{LOST}{}", bed.prefix)).await;
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_queue_that_is_full_or_missing_stops_no_lane() {
+    for name in ["full", "missing"] {
+        let bed = TestBed::new(name).await;
+        let sink = SmtpSink::start().await;
+        populate(&bed).await;
+        let queue = format!("{}.test-{name}", bed.prefix);
+        if name == "full" {
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-max-length".into(), AMQPValue::LongInt(0));
+            arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+            let options = QueueDeclareOptions { exclusive: true, ..Default::default() };
+            bed.channel.queue_declare(queue.as_str().into(), options, arguments).await.unwrap();
+        }
+        let worker = WorkerProcess::start_with(&bed, &sink.url(), &[BATCH_MAX]).await;
+        let sender = Sender::new(&bed).await;
+        settles_beside(&bed, &worker, &sender, &queue).await;
+        assert!(worker.stop().await.success());
+        bed.remove().await;
+    }
 }
