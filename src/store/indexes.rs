@@ -233,10 +233,11 @@ impl Store {
         for collection in collections {
             let wanted = indexes().into_iter().chain(support_indexes()).filter(|index| index.collection == collection);
             let Some(existing) = self.existing_indexes(collection).await? else {
+                let is_there = self.has_collection(collection).await?;
                 for index in wanted {
                     match self.has_index(&index).await {
-                        Ok(true) => {}
-                        Ok(false) => missing.push(index),
+                        Ok(true) if is_there => {}
+                        Ok(_) => missing.push(index),
                         // Nobody needs a right to this collection in order to work, and it is not known what is missing.
                         Err(StoreError::Denied(_)) if collection == REJECTED_COMMANDS => {}
                         Err(error) => return Err(error),
@@ -297,7 +298,22 @@ impl Store {
         Ok(reply.await?.map(|reply| first_batch(&reply).filter(|index| is_built(index)).cloned().collect()))
     }
 
-    /// Whether an index is built, found out with the right to read documents alone: MongoDB rejects a hint at a missing one.
+    /// Whether a collection exists. Whoever has any right to it may learn its name.
+    async fn has_collection(&self, collection: &str) -> Result<bool, StoreError> {
+        let database = self.database.clone();
+        let command = doc! {
+            "listCollections": 1,
+            "filter": { "name": collection },
+            "nameOnly": true,
+            "authorizedCollections": true,
+            "maxTimeMS": milliseconds(COMMAND_TIME_MAX),
+        };
+        let reply = within_deadline(async move { database.run_command(command).await }).await?;
+        Ok(first_batch(&reply).next().is_some())
+    }
+
+    /// Whether an index of an existing collection is built, found out with the right to read documents alone: MongoDB rejects a hint
+    /// at a missing one. (Not in a collection that does not exist: there it rejects none.)
     async fn has_index(&self, index: &Index) -> Result<bool, StoreError> {
         let collection = self.database.collection::<RawDocumentBuf>(index.collection);
         let hint = Hint::Name(index.name().to_owned());

@@ -106,8 +106,13 @@ async fn mongodb_rights_are_exactly_those_that_check_requires() {
     let exactly: Vec<Document> = OF_WORKER.iter().map(|right| privilege(right.collection, right.action)).collect();
     run(doc! { "createRole": "worker", "privileges": exactly, "roles": [] }).await;
     run(doc! { "createUser": "worker", "pwd": "worker", "roles": ["worker"] }).await;
-    populate(&bed).await;
     let limited = bed.mongodb_url.replace("root:root", "worker:worker");
+    let store = Store::open(&limited, &Tls::default()).await.unwrap();
+    let all = Store::open(&bed.mongodb_url, &Tls::default()).await.unwrap().missing_indexes().await.unwrap();
+    assert!(!all.is_empty());
+    assert_eq!(store.missing_indexes().await.unwrap(), all, "a collection that does not exist has no index");
+    populate(&bed).await;
+    assert_eq!(store.missing_indexes().await.unwrap(), all);
     let sink = SmtpSink::start().await;
     let check = |mongodb_url: &str| {
         let mut command = offramp(&bed);
@@ -126,7 +131,6 @@ async fn mongodb_rights_are_exactly_those_that_check_requires() {
     let ran = fails(&mut check(&bed.mongodb_url.replace("root:root@", "")), &["check"], "", 1, "MongoDB");
     assert!(ran.stdout.contains("requires a login"), "{}", ran.stdout);
 
-    let store = Store::open(&limited, &Tls::default()).await.unwrap();
     assert!(store.missing_indexes().await.unwrap().is_empty(), "known without the right to list indexes");
     for right in OF_WORKER {
         let privileges = [privilege(right.collection, right.action)];
