@@ -8,7 +8,7 @@ use std::io;
 
 use strum::IntoEnumIterator;
 
-use crate::amqp::{DeadLettersError, TopologyError};
+use crate::amqp::{DeadLettersError, PublishError, TopologyError};
 use crate::tls::TlsFault;
 use offramp_mail::{LoginProblem, MailConfigError, SendError, SenderProblem};
 
@@ -20,9 +20,9 @@ pub const MISSING_INDEXES: &str = "`offramp init` builds them";
 /// What an operator can do about missing rights.
 pub const RIGHTS: &str = "docs/operate/rights.md has the commands that grant what a worker needs";
 
-/// What an operator can do where rejected commands cannot be recorded.
-pub const REJECTED_COMMANDS: &str =
-    "docs/operate/rights.md has the right to insert into `rejected_commands`; `offramp init` builds its indexes";
+/// What an operator can do where something cannot be recorded for support staff.
+pub const SUPPORT_RECORDS: &str =
+    "docs/operate/rights.md has the right to insert into that collection; `offramp init` builds its index";
 
 /// What an operator can do about objects at the broker that are not as they should be.
 #[must_use]
@@ -50,6 +50,18 @@ pub fn dead_letters_error(error: &DeadLettersError) -> Option<&'static str> {
             Some("the remaining dead letters are unchanged; run the same command again to continue")
         }
         DeadLettersError::Broker(_) => None,
+    }
+}
+
+/// What an operator can do about dead letters that could not be sent back.
+#[must_use]
+pub fn replay_error(error: &PublishError) -> Option<&'static str> {
+    match error {
+        PublishError::Unroutable => Some("its work queue is missing: `offramp init` declares it"),
+        PublishError::Unavailable(_) => {
+            Some("some of them may be in both queues now, which does no harm; replay again to continue")
+        }
+        PublishError::Nacked(_) => None,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The HTTP server of the worker: `/livez`, `/readyz` (see [`crate::health`]) and `/metrics` (see [`crate::metrics`]).
+//! The HTTP server, and what a worker serves: `/livez`, `/readyz` (see [`crate::health`]) and `/metrics` (see [`crate::metrics`]).
 
 use std::io;
 use std::net::SocketAddr;
@@ -28,6 +28,8 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The delay before the next attempt when no connection can be accepted.
 const ACCEPT_DELAY: Duration = Duration::from_millis(500);
+/// The largest number of connections at a time. Further ones wait; idle ones end after [`HEADERS_TIMEOUT`].
+const CONNECTIONS_MAX: usize = 512;
 
 /// Binds the address before the worker starts, so that a port in use is reported at once.
 ///
@@ -37,13 +39,23 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::bind(address).await
 }
 
-/// Serves requests until `stop`, then finishes the responses in flight within `SHUTDOWN_TIMEOUT`.
-pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Exposition, stop: CancellationToken) {
+/// Serves health and metrics of a worker until `stop`.
+pub async fn serve_worker(listener: TcpListener, readiness: Readiness, metrics: Exposition, stop: CancellationToken) {
     let upkeep = tokio::spawn(metrics.clone().keep_up(stop.clone()));
-    let service = TowerToHyperService::new(router(readiness, metrics));
+    let router = health::router(readiness).route("/metrics", get(render).with_state(metrics));
+    serve(listener, router, stop).await;
+    upkeep.abort();
+}
+
+/// Serves requests until `stop`, then finishes the responses in flight within `SHUTDOWN_TIMEOUT`.
+pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+    let service = TowerToHyperService::new(router);
     let mut connections = JoinSet::new();
     let outage = Outage::default();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        while connections.len() >= CONNECTIONS_MAX {
+            connections.join_next().await;
+        }
         match accepted {
             Ok((stream, _)) => {
                 outage.ended();
@@ -52,7 +64,7 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Exposit
             Err(error) => {
                 // Usually too many open files, which is temporary.
                 if outage.failed(&error.to_string()) {
-                    tracing::warn!(%error, "cannot accept a connection for health and metrics; retrying");
+                    tracing::warn!(%error, "cannot accept an HTTP connection; retrying");
                 }
                 stop.run_until_cancelled(sleep(ACCEPT_DELAY)).await;
             }
@@ -61,7 +73,6 @@ pub async fn serve(listener: TcpListener, readiness: Readiness, metrics: Exposit
     }
     // Connections that are still open then are aborted with the set.
     drop(timeout(SHUTDOWN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await);
-    upkeep.abort();
 }
 
 async fn serve_connection(stream: TcpStream, service: TowerToHyperService<Router>, stop: CancellationToken) {
@@ -73,10 +84,6 @@ async fn serve_connection(stream: TcpStream, service: TowerToHyperService<Router
         // A client that disconnects is not an error.
         drop(connection.await);
     }
-}
-
-fn router(readiness: Readiness, metrics: Exposition) -> Router {
-    health::router(readiness).route("/metrics", get(render).with_state(metrics))
 }
 
 async fn render(State(metrics): State<Exposition>) -> Response {
@@ -111,7 +118,7 @@ mod tests {
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (readiness, stop) = (Readiness::default(), CancellationToken::new());
-        let server = tokio::spawn(serve(listener, readiness.clone(), exposition, stop.clone()));
+        let server = tokio::spawn(serve_worker(listener, readiness.clone(), exposition, stop.clone()));
 
         assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200"));
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 503"), "no part has reported");
@@ -142,7 +149,7 @@ mod tests {
         let (_, exposition) = exposition_for_tests();
         let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let mut incomplete = connect(listener.local_addr().unwrap()).await;
-        tokio::spawn(serve(listener, Readiness::default(), exposition, CancellationToken::new()));
+        tokio::spawn(serve_worker(listener, Readiness::default(), exposition, CancellationToken::new()));
         incomplete.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
         let mut answer = Vec::new();
         timeout(3 * HEADERS_TIMEOUT, incomplete.read_to_end(&mut answer)).await.expect("it still waits").unwrap();

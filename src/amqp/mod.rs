@@ -29,13 +29,13 @@ pub mod url;
 pub use batch::{Batch, DeliverySetAside};
 pub use connection::{Broker, BrokerError};
 pub use consumer::Consumer;
-pub use dead_letters::{DeadLetter, DeadLetterScan, DeadLetters, DeadLettersError, HeldDeadLetter};
+pub use dead_letters::{BulkReport, DeadLetter, DeadLetterScan, DeadLetters, DeadLettersError, HeldDeadLetter};
 #[cfg(fuzzing)]
 pub use frame_filter::properties::check as check_frames;
 pub use lane_health::{LaneHealth, LaneState, LaneStatus};
 pub use message::{Delivery, Outgoing};
 pub use publisher::{PublishError, Publisher};
-pub use queue_counts::QueueCounts;
+pub use queue_counts::{QueueCount, QueueCounts};
 pub use rights::DeniedRight;
 pub use session::AckLost;
 pub use topology::{Declaration, Inspection, RetryDelay, Topology, TopologyError};

@@ -11,6 +11,14 @@ use super::connection::{Broker, BrokerError, Link, count_connection};
 use crate::metrics::Label as _;
 use crate::metrics::labels::ConnectionPurpose;
 
+/// What the broker says about a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueCount {
+    /// The number of messages ready for delivery.
+    pub messages: u32,
+    pub consumers: u32,
+}
+
 /// Counts the messages of queues.
 pub struct QueueCounts {
     broker: Broker,
@@ -25,9 +33,9 @@ impl QueueCounts {
         Self { broker, link: None, channel: None }
     }
 
-    /// The number of messages ready for delivery in each queue. `None` where it is unknown: the queue is missing, this user may not
-    /// ask, or the broker is unavailable.
-    pub async fn ready_messages(&mut self, queues: &[String]) -> Vec<Option<u32>> {
+    /// The messages and consumers of each queue. `None` where they are unknown: the queue is missing, this user may not ask, or the
+    /// broker is unavailable.
+    pub async fn read(&mut self, queues: &[String]) -> Vec<Option<QueueCount>> {
         let mut counts = Vec::with_capacity(queues.len());
         for queue in queues {
             match self.count(queue).await {
@@ -47,7 +55,7 @@ impl QueueCounts {
         counts
     }
 
-    async fn count(&mut self, queue: &str) -> Result<u32, BrokerError> {
+    async fn count(&mut self, queue: &str) -> Result<QueueCount, BrokerError> {
         let channel = self.channel.take().filter(|channel| channel.status().connected());
         let live = self.link.take().filter(Link::is_live);
         let link = if let Some(link) = live {
@@ -64,9 +72,9 @@ impl QueueCounts {
         let name = ShortString::try_new(queue).unwrap_or_default();
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let asking = channel.queue_declare(name, passive, FieldTable::default());
-        let count = link.ask("count the messages of a queue", asking).await?.message_count();
+        let queue = link.ask("count the messages of a queue", asking).await?;
         self.channel = Some(channel);
-        Ok(count)
+        Ok(QueueCount { messages: queue.message_count(), consumers: queue.consumer_count() })
     }
 
     /// Closes the connection.

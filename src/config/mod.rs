@@ -7,6 +7,7 @@
 
 #![allow(clippy::doc_markdown, reason = "doc comments here are help texts, read on a terminal")]
 
+mod access_token;
 mod log_format;
 mod mongodb_url;
 mod redact;
@@ -21,6 +22,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use clap::{Arg, Args, Command};
 
 use crate::amqp::BrokerUrls;
@@ -29,10 +31,11 @@ use offramp_mail::dkim::{DkimKey, DkimSigner, parse_domain, parse_selector};
 use offramp_mail::{MailConfigError, MailUrl, Sender, SmtpName};
 use source::{secret_setting, setting};
 use values::{
-    authorities, broker_urls, directory, event_source, identity, log_filter, log_format, mail_url, number, per_second,
-    prefix, seconds, sender, smtp_name, socket_address,
+    access_token, authorities, broker_urls, days, directory, event_source, header_name, host_and_port, host_name,
+    identity, log_filter, log_format, mail_url, number, per_second, prefix, seconds, sender, smtp_name, socket_address,
 };
 
+pub use access_token::AccessToken;
 pub use log_format::LogFormat;
 pub use mongodb_url::MongodbUrl;
 pub use redact::redact;
@@ -54,7 +57,7 @@ pub fn from_environment(command: Command, variable: &dyn Fn(&OsStr) -> Option<Os
 
 /// A command with every setting as an argument.
 fn all_settings() -> Command {
-    LogSettings::augment_args(Settings::augment_args(Command::new("settings")))
+    LogSettings::augment_args(ConsoleSettings::augment_args(Settings::augment_args(Command::new("settings"))))
 }
 
 /// The settings of `run` and `check`.
@@ -294,6 +297,13 @@ pub struct WorkerSettings {
     )]
     pub hold: Duration,
 
+    /// Days to keep sent emails for `offramp console`, 0 to 365
+    ///
+    /// Support staff then see what a client has read. It is a copy of personal data, and costs the database one more write per
+    /// email, so it is off by default (0)
+    #[arg(long = "keep-emails-days", value_name = "DAYS", default_value = "0", value_parser = setting(days::<0, 365>))]
+    pub keep_emails: Duration,
+
     /// Seconds to finish the work in flight when the worker stops, 1 to 600
     #[arg(
         long = "shutdown-seconds",
@@ -310,6 +320,45 @@ pub struct HttpSettings {
     /// Address and port of /livez, /readyz and /metrics; port 0 takes any free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9464", value_parser = setting(socket_address))]
     pub http_addr: SocketAddr,
+}
+
+/// The web page for support and operators.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Console")]
+pub struct ConsoleSettings {
+    /// Address and port of `offramp console`; port 0 takes any free port
+    ///
+    /// Other addresses than this machine's own need OFFRAMP_CONSOLE_TOKEN or OFFRAMP_CONSOLE_IDENTITY_HEADER
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9466", value_parser = setting(socket_address))]
+    pub console_addr: SocketAddr,
+
+    /// Token that visitors log in with, at least 16 characters [default: none]
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true, value_parser = secret_setting(access_token))]
+    pub console_token: Option<AccessToken>,
+
+    /// Header in which a reverse proxy names the visitor, such as X-Forwarded-User
+    ///
+    /// Nobody but the proxy may be able to reach the console: whoever can is whoever they say [default: none]
+    #[arg(long, value_name = "NAME", value_parser = setting(header_name))]
+    pub console_identity_header: Option<HeaderName>,
+
+    /// Host names under which browsers open the console, separated by commas
+    ///
+    /// `localhost` and IP addresses always work. Others are rejected, so that no foreign page can read the console [default: none]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = setting(host_name))]
+    pub console_hosts: Vec<String>,
+
+    /// Workers to show, as HOST:PORT of their OFFRAMP_HTTP_ADDR, separated by commas
+    ///
+    /// A host name with several addresses stands for one worker at each
+    #[arg(
+        long,
+        value_name = "ADDRESSES",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:9464",
+        value_parser = setting(host_and_port)
+    )]
+    pub console_workers: Vec<String>,
 }
 
 /// Logs go to standard error.

@@ -28,6 +28,8 @@ enum Subcommand {
     Run {
         #[command(flatten)]
         settings: Settings,
+        #[command(flatten)]
+        _console: ConsoleSettings,
     },
     Rest,
 }
@@ -52,7 +54,7 @@ fn command(variables: &[(&str, &str)]) -> Command {
 
 fn settings(arguments: &[&str], variables: &[(&str, &str)]) -> Settings {
     match parse(&[&["run"], arguments].concat(), variables).unwrap().command {
-        Subcommand::Run { settings } => settings,
+        Subcommand::Run { settings, .. } => settings,
         Subcommand::Rest => unreachable!(),
     }
 }
@@ -107,7 +109,7 @@ fn every_setting_is_a_variable_and_a_flag_of_the_same_name() {
         assert!(arg.get_help().is_some() && arg.get_help_heading().is_some(), "{name}");
         names.push(name);
     }
-    assert_eq!(names.len(), 32, "{names:?}");
+    assert_eq!(names.len(), 38, "{names:?}");
 }
 
 #[test]

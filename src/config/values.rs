@@ -4,10 +4,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use offramp_mail::{MailUrl, Sender, SmtpName};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use super::access_token::AccessToken;
 use super::log_format::LogFormat;
 use crate::amqp::{BrokerUrls, InvalidBrokerUrl};
 use crate::tls::{Authorities, Identity};
@@ -73,6 +75,35 @@ pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
     })
 }
 
+pub(super) fn access_token(text: &str) -> Result<AccessToken, String> {
+    AccessToken::parse(text)
+}
+
+pub(super) fn header_name(text: &str) -> Result<HeaderName, String> {
+    text.parse().map_err(|_| "it is not the name of an HTTP header, such as X-Forwarded-User".to_owned())
+}
+
+pub(super) fn host_name(text: &str) -> Result<String, String> {
+    let name = text.trim().to_ascii_lowercase();
+    let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-'));
+    if name.is_empty() || !is_name {
+        return Err("it is not a host name such as offramp.example.com (no https://, no port)".to_owned());
+    }
+    Ok(name)
+}
+
+pub(super) fn host_and_port(text: &str) -> Result<String, String> {
+    let address = text.trim();
+    match address.rsplit_once(':') {
+        Some((host, port))
+            if !host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok_and(|port| port > 0) =>
+        {
+            Ok(address.to_owned())
+        }
+        _ => Err("it is not a host with a port, such as worker-1:9464".to_owned()),
+    }
+}
+
 pub(super) fn number<const MIN: usize, const MAX: usize>(text: &str) -> Result<usize, String> {
     text.parse()
         .ok()
@@ -85,6 +116,12 @@ pub(super) fn per_second(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|number| (0.01..=10_000.0).contains(number))
         .ok_or_else(|| "it must be a number from 0.01 to 10000, such as 14 or 0.5".to_owned())
+}
+
+pub(super) fn days<const MIN: u64, const MAX: u64>(text: &str) -> Result<Duration, String> {
+    let days = text.parse().ok().filter(|days| (MIN..=MAX).contains(days));
+    let days = days.ok_or_else(|| format!("it must be a whole number of days from {MIN} to {MAX}"))?;
+    Ok(Duration::from_secs(days * 24 * 60 * 60))
 }
 
 pub(super) fn seconds<const MIN: u64, const MAX: u64>(text: &str) -> Result<Duration, String> {

@@ -55,6 +55,12 @@ impl Collection {
 /// The collection of rejected commands. No decision reads it, so it is no [`Collection`].
 pub const REJECTED_COMMANDS: &str = "rejected_commands";
 
+/// The collection of sent emails, where they are kept.
+pub const SENT_EMAILS: &str = "sent_emails";
+
+/// The collections that are for support staff alone: no decision needs them, and nobody needs a right to them in order to work.
+pub const SUPPORT_COLLECTIONS: [&str; 2] = [REJECTED_COMMANDS, SENT_EMAILS];
+
 /// The id of a document that decisions change.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum DocumentId {

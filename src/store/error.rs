@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mongodb::error::{CommandError, ErrorKind};
 
-use super::collection::{Collection, REJECTED_COMMANDS};
+use super::collection::{Collection, SUPPORT_COLLECTIONS};
 use crate::tls::TlsFault;
 
 /// Why an operation failed. Each variant leads to one reaction.
@@ -102,7 +102,7 @@ fn denial(rejection: &CommandError) -> String {
     let command = rejection.message.split_once("to execute command { ").map_or("", |(_, command)| command);
     let right = COMMAND_ACTIONS.iter().find_map(|(name, action)| {
         let collection = command.strip_prefix(name)?.strip_prefix(": \"")?.split('"').next()?;
-        let mut known = Collection::ALL.iter().map(|known| known.as_str()).chain([REJECTED_COMMANDS]);
+        let mut known = Collection::ALL.iter().map(|known| known.as_str()).chain(SUPPORT_COLLECTIONS);
         let collection = known.find(|known| *known == collection)?;
         Some(format!("the database user lacks the right `{action}` on `{collection}` {end}"))
     });

@@ -7,7 +7,7 @@ use mongodb::error::ErrorKind;
 use mongodb::options::{Collation, CollationStrength, Hint};
 
 use super::client::{Store, milliseconds, within_deadline};
-use super::collection::{Collection, REJECTED_COMMANDS};
+use super::collection::{Collection, REJECTED_COMMANDS, SENT_EMAILS, SUPPORT_COLLECTIONS};
 use super::error::{COMMAND_TIME_MAX, StoreError, UNAUTHORIZED, classify};
 use super::server::is_replicated;
 
@@ -77,8 +77,8 @@ pub const APPLIED: &str = "offramp_applied";
 /// The index, in accounts and organizations, of email addresses without regard to case.
 pub const ADDRESS: &str = "offramp_address";
 
-/// The index by which MongoDB deletes rejected commands that are old.
-pub const REJECTED_EXPIRY: &str = "offramp_expiry";
+/// The index by which MongoDB deletes what is kept for support staff and is old.
+pub const EXPIRY: &str = "offramp_expiry";
 
 /// The index of rejected commands by subscription, newest last.
 pub const REJECTED_OF_SUBSCRIPTION: &str = "offramp_of_subscription";
@@ -203,11 +203,12 @@ fn support_indexes() -> Vec<Index> {
         index(organizations, address("contact.email")),
         index(
             REJECTED_COMMANDS,
-            doc! { "name": REJECTED_EXPIRY, "key": { "at": 1 }, "expireAfterSeconds": REJECTED_KEPT_SECONDS },
+            doc! { "name": EXPIRY, "key": { "at": 1 }, "expireAfterSeconds": REJECTED_KEPT_SECONDS },
         ),
         index(REJECTED_COMMANDS, doc! { "name": REJECTED_OF_SUBSCRIPTION, "key": { "subscription_id": 1, "at": 1 } }),
         index(REJECTED_COMMANDS, doc! { "name": REJECTED_OF_ACCOUNT, "key": { "account_id": 1, "at": 1 } }),
         index(REJECTED_COMMANDS, doc! { "name": REJECTED_BY_COMMAND, "key": { "command.id": 1 } }),
+        index(SENT_EMAILS, doc! { "name": EXPIRY, "key": { "expires_at": 1 }, "expireAfterSeconds": 0 }),
     ]
 }
 
@@ -229,7 +230,7 @@ impl Store {
     pub async fn missing_indexes(&self) -> Result<Vec<Index>, StoreError> {
         let mut missing = Vec::new();
         // Those of subscriptions are built first: most searches need them.
-        let collections = Collection::ALL.into_iter().rev().map(Collection::as_str).chain([REJECTED_COMMANDS]);
+        let collections = Collection::ALL.into_iter().rev().map(Collection::as_str).chain(SUPPORT_COLLECTIONS);
         for collection in collections {
             let wanted = indexes().into_iter().chain(support_indexes()).filter(|index| index.collection == collection);
             let Some(existing) = self.existing_indexes(collection).await? else {
@@ -239,7 +240,7 @@ impl Store {
                         Ok(true) if is_there => {}
                         Ok(_) => missing.push(index),
                         // Nobody needs a right to this collection in order to work, and it is not known what is missing.
-                        Err(StoreError::Denied(_)) if collection == REJECTED_COMMANDS => {}
+                        Err(StoreError::Denied(_)) if SUPPORT_COLLECTIONS.contains(&collection) => {}
                         Err(error) => return Err(error),
                     }
                 }

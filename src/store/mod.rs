@@ -25,11 +25,13 @@ pub mod pages;
 pub mod rejected_commands;
 pub mod rights;
 pub mod search;
+pub mod sent_emails;
 pub mod server;
+pub mod support_records;
 mod update_many;
 pub mod updates;
 
 pub use client::Store;
-pub use collection::{Collection, DocumentId, REJECTED_COMMANDS};
+pub use collection::{Collection, DocumentId, REJECTED_COMMANDS, SENT_EMAILS, SUPPORT_COLLECTIONS};
 pub use error::StoreError;
 pub use load::DocumentKeys;

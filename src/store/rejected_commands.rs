@@ -1,23 +1,20 @@
-//! The commands that were rejected, of the last 30 days: information for support staff, not a record to rely on.
-//!
-//! Nothing is decided on it. A worker writes it in the background, if it may.
+//! The commands that were rejected, of the last 30 days.
 
-use bson::raw::RawArrayBuf;
-use bson::{Bson, DateTime as Instant, Document, RawDocumentBuf, doc, rawdoc};
+use bson::{DateTime as Instant, Document, RawDocumentBuf, doc};
 use serde::{Deserialize, Serialize};
 
 use offramp_domain::actor::Actor;
+use offramp_domain::cloud_event::CloudEvent;
+use offramp_domain::command::Command;
 use offramp_domain::command_ref::CommandRef;
+use offramp_domain::ids::Target;
+use offramp_domain::unit_of_work::RejectedTask;
 
-use super::bson::to_raw;
 use super::client::Store;
 use super::collection::REJECTED_COMMANDS;
-use super::error::StoreError;
-use super::indexes::{REJECTED_BY_COMMAND, REJECTED_OF_ACCOUNT, REJECTED_OF_SUBSCRIPTION};
+use super::indexes::{EXPIRY, REJECTED_BY_COMMAND, REJECTED_OF_ACCOUNT, REJECTED_OF_SUBSCRIPTION};
 use super::search::{Search, SearchError};
-
-/// The error code of a document whose `_id` exists.
-const DUPLICATE_KEY: i32 = 11_000;
+use super::support_records::SupportRecord;
 
 /// A document of `rejected_commands`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +43,36 @@ pub struct RejectedCommandDocument {
     pub at: Instant,
 }
 
+impl SupportRecord for RejectedCommandDocument {
+    const COLLECTION: &'static str = REJECTED_COMMANDS;
+    const EXPIRY: &'static str = EXPIRY;
+    const PLURAL: &'static str = "rejected commands";
+}
+
+impl RejectedCommandDocument {
+    /// The record of a rejected command, whose event `command.rejected` is `event`.
+    #[must_use]
+    pub fn new(event: &CloudEvent, command: &Command, rejected: &RejectedTask) -> Self {
+        let (subscription_id, account_id) = match command.target() {
+            Target::Subscription(id) => (Some(id.to_string()), rejected.account_id.as_ref().map(ToString::to_string)),
+            Target::Account(id) => (None, Some(id.to_string())),
+            // No command is about an organization.
+            Target::Organization(_) => (None, None),
+        };
+        Self {
+            id: event.id.clone(),
+            command: command.reference.clone(),
+            organization_id: command.organization_id().to_string(),
+            subscription_id,
+            account_id,
+            reason: rejected.rejection.reason.to_string(),
+            detail: rejected.rejection.detail.clone(),
+            actor: command.actor().cloned(),
+            at: event.time.into(),
+        }
+    }
+}
+
 /// Whose rejected commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RejectedOf<'a> {
@@ -58,23 +85,6 @@ pub enum RejectedOf<'a> {
 }
 
 impl Store {
-    /// Adds rejected commands, in one request. Those that are there already stay as they are.
-    ///
-    /// # Errors
-    /// When the server does not answer, or rejects the request or one of the documents; the others may have been added.
-    pub async fn add_rejected_commands(&self, rejected: &[RejectedCommandDocument]) -> Result<(), StoreError> {
-        let documents: RawArrayBuf = rejected.iter().map(to_raw).collect::<Result<_, _>>()?;
-        let command = rawdoc! { "insert": REJECTED_COMMANDS, "documents": documents, "ordered": false };
-        let reply = self.raw_command(command).await?;
-        let errors = reply.get_array("writeErrors").into_iter().flatten().filter_map(Bson::as_document);
-        let mut codes = errors.map(|error| error.get_i32("code").unwrap_or_default());
-        match codes.find(|code| *code != DUPLICATE_KEY) {
-            // The message may quote the document.
-            Some(code) => Err(StoreError::Permanent(format!("a rejected command cannot be recorded (code {code})"))),
-            None => Ok(()),
-        }
-    }
-
     /// At most `limit` rejected commands, newest first. Those that cannot be read are left out.
     ///
     /// # Errors

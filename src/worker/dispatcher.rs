@@ -11,11 +11,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::composer::Composer;
-use super::email_sender::EmailSender;
+use super::email_sender::{EmailSender, SentEmailLog};
 use super::event_sender::EventSender;
 use super::handover::{Handover, Queues};
+use super::indexes::Indexes;
 use super::lease;
 use super::marker::{ASIDE_MAX, Flusher, Marker, UNMARKED_EVENTS_MAX};
+use super::support_log::SupportLog;
 use super::unmarked::{UNMARKED_EMAILS_MAX, UnmarkedEmails};
 use crate::amqp::{Publisher, Topology};
 use crate::clock;
@@ -45,6 +47,17 @@ pub struct DispatcherParts {
     pub transport: Arc<Transport>,
     /// `source` of the events.
     pub source: Arc<str>,
+    /// Absent: sent emails are not kept.
+    pub keeping: Option<KeepingEmails>,
+}
+
+/// How sent emails are kept for support staff.
+#[derive(Debug)]
+pub struct KeepingEmails {
+    /// For how long.
+    pub kept: Duration,
+    /// Tells when they may be written: not before MongoDB deletes old ones.
+    pub indexes: Indexes,
 }
 
 /// Sends the entries that its [`Handover`] receives.
@@ -65,7 +78,16 @@ impl Dispatcher {
     /// Sends entries until the handover is closed and each entry was tried and marked, or released.
     pub async fn run(self, parts: DispatcherParts) {
         let DispatcherOptions { lease, mail_connections, .. } = self.options;
-        let DispatcherParts { store, publisher, topology, composer, transport, source } = parts;
+        let DispatcherParts { store, publisher, topology, composer, transport, source, keeping } = parts;
+        let stopping = CancellationToken::new();
+        let (sent_emails, writing) = match keeping {
+            Some(KeepingEmails { kept, indexes }) => {
+                let (log, writer) = SupportLog::new();
+                let writing = tokio::spawn(writer.run(store.clone(), indexes, stopping.clone()));
+                (Some(SentEmailLog { log, kept }), Some(writing))
+            }
+            None => (None, None),
+        };
         let Queues { emails, events, mail_server, release } = self.queues;
         let (email_marks, tried_emails) = async_channel::bounded(UNMARKED_EMAILS_MAX);
         let (event_marks, tried_events) = async_channel::bounded(UNMARKED_EVENTS_MAX);
@@ -83,9 +105,11 @@ impl Dispatcher {
                 store: store.clone(),
                 lease,
                 source: Arc::clone(&source),
+                sent_emails: sent_emails.clone(),
             };
             senders.spawn(sender.run());
         }
+        drop(sent_emails);
         drop(email_marks);
         let event_sender = EventSender {
             events: events.clone(),
@@ -115,6 +139,10 @@ impl Dispatcher {
         // All senders have ended, so these end once everything is marked.
         drop(marking.await);
         drop(marking_aside.await);
+        stopping.cancel();
+        if let Some(writing) = writing {
+            drop(writing.await);
+        }
     }
 }
 

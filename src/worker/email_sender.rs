@@ -16,6 +16,7 @@ use super::lease;
 use super::mail_server::MailServer;
 use super::marker::TriedEmail;
 use super::pacer::{Pacer, Turn};
+use super::support_log::SupportLog;
 use super::unmarked::UnmarkedEmails;
 use crate::advice;
 use crate::backoff::Backoff;
@@ -24,6 +25,7 @@ use crate::metrics;
 use crate::metrics::labels::EmailOutcome;
 use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
 use crate::store::outbox::entry::{Content, LeasedEntry};
+use crate::store::sent_emails::SentEmailDocument;
 use crate::store::{DocumentId, Store};
 use crate::traces::Span;
 use crate::traces::span::SentEmail;
@@ -63,6 +65,16 @@ pub(super) struct EmailSender {
     pub(super) lease: Duration,
     /// `source` of the events.
     pub(super) source: Arc<str>,
+    /// Absent: sent emails are not kept.
+    pub(super) sent_emails: Option<SentEmailLog>,
+}
+
+/// Keeps sent emails for support staff.
+#[derive(Clone)]
+pub(super) struct SentEmailLog {
+    pub(super) log: SupportLog<SentEmailDocument>,
+    /// For how long.
+    pub(super) kept: Duration,
 }
 
 /// One attempt to send an email.
@@ -148,8 +160,13 @@ impl EmailSender {
             }
             attempts += 1;
         };
-        if matches!(result, DeliveryResult::Sent { .. }) {
+        if let DeliveryResult::Sent { at } = result {
             self.unmarked.insert(&leased.entry.id);
+            if let Some(SentEmailLog { log, kept }) = &self.sent_emails
+                && let Some(sent) = SentEmailDocument::new(&leased, at, *kept)
+            {
+                log.add(sent);
+            }
         }
         let announcement = self.announcement(&leased, email, &result, error.as_deref().unwrap_or_default());
         let mark = Mark { announcement, ..Mark::new(&leased, result) };

@@ -65,10 +65,10 @@ impl QueueGauges {
     }
 
     async fn read(&mut self) {
-        let counts = self.counts.ready_messages(&self.names).await;
+        let counts = self.counts.read(&self.names).await;
         let readings = self.readings.iter().chain([&*metrics::current().dead_letters]);
         for (reading, count) in readings.zip(counts) {
-            reading.set(count.map(f64::from));
+            reading.set(count.map(|count| f64::from(count.messages)));
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::backoff::Backoff;
 use crate::health::ReadyHandle;
 use crate::outage::Outage;
 use crate::store::indexes::Index;
-use crate::store::{Collection, REJECTED_COMMANDS, Store, StoreError};
+use crate::store::{Collection, Store, StoreError};
 
 /// The delays, minimum and maximum, before missing indexes are built again.
 const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -52,9 +52,9 @@ impl Indexes {
         !self.0.missing.borrow().iter().any(|index| index.collection == collection.as_str() && index.name() == name)
     }
 
-    /// Waits until an index of rejected commands exists.
-    pub async fn wait_for_rejected(&self, name: &str) {
-        let is_missing = |index: &Index| index.collection == REJECTED_COMMANDS && index.name() == name;
+    /// Waits until an index exists, as of the last check.
+    pub async fn wait_for(&self, collection: &str, name: &str) {
+        let is_missing = |index: &Index| index.collection == collection && index.name() == name;
         // Fails only if this is dropped.
         drop(self.changes().wait_for(|missing| !missing.iter().any(is_missing)).await);
     }

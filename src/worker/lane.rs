@@ -13,9 +13,9 @@ use super::batch_spans::BatchSpans;
 use super::disposition::{Disposition, parse};
 use super::engine::{Decided, Engine, Interruption};
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies, unconfirmed};
-use super::rejection_log::{self, RejectionLog};
 use super::set_aside::SetAsideMessages;
 use super::settlement::Settlement;
+use super::support_log::SupportLog;
 use crate::amqp::message::dead_letter_error;
 use crate::amqp::{Batch, Consumer, Delivery, DeliverySetAside, Outgoing, PublishError, Publisher, Topology};
 use crate::backoff::Backoff;
@@ -23,6 +23,7 @@ use crate::clock;
 use crate::metrics;
 use crate::outage::Outage;
 use crate::store::DocumentId;
+use crate::store::rejected_commands::RejectedCommandDocument;
 use offramp_domain::cloud_event::CloudEvent;
 use offramp_domain::command::Command;
 use offramp_domain::command_ref::CommandType;
@@ -49,7 +50,7 @@ pub struct Lane {
     pub publisher: Publisher,
     pub engine: Engine,
     /// Records rejected commands.
-    pub rejections: RejectionLog,
+    pub rejections: SupportLog<RejectedCommandDocument>,
     /// `source` of the events.
     pub source: String,
     /// The largest batch, in messages.
@@ -251,7 +252,7 @@ impl Lane {
             Disposition::Reject(rejected) => match command {
                 Some(command) => {
                     let event = self.rejection(command, &rejected);
-                    record = Some(rejection_log::record(&event, command, &rejected));
+                    record = Some(RejectedCommandDocument::new(&event, command, &rejected));
                     let published = Outgoing::event(self.topology.event_exchange(), CommandRejected::KIND, &event);
                     (vec![published], self.reply(delivery, || event))
                 }

@@ -23,11 +23,11 @@ mod mail_server;
 mod marker;
 pub mod pacer;
 mod publication;
-pub mod rejection_log;
-mod rights;
+pub mod rights;
 mod set_aside;
 mod settlement;
 mod startup;
+pub mod support_log;
 pub mod sweeper;
 pub mod unmarked;
 
@@ -53,13 +53,13 @@ use offramp_mail::Transport;
 use availability::Availability;
 use claimer::Claimer;
 use composer::Composer;
-use dispatcher::{Dispatcher, DispatcherOptions, DispatcherParts};
+use dispatcher::{Dispatcher, DispatcherOptions, DispatcherParts, KeepingEmails};
 use engine::Engine;
 use handover::Handover;
 use indexes::Indexes;
 use lane::Lane;
-use rejection_log::RejectionLog;
 use startup::{ConnectedServers, Servers, StartupError};
+use support_log::SupportLog;
 use sweeper::Sweeper;
 
 /// The prefetch of a lane, in batches: the next batch waits in memory while one is processed.
@@ -109,7 +109,7 @@ pub async fn run(
 ) -> Result<(), WorkerError> {
     let readiness = Readiness::default();
     let stop_serving = CancellationToken::new();
-    let serving = tokio::spawn(http::serve(http, readiness.clone(), exposition.clone(), stop_serving.clone()));
+    let serving = tokio::spawn(http::serve_worker(http, readiness.clone(), exposition.clone(), stop_serving.clone()));
     let reporting = Systemd::from_environment().report(
         readiness.clone(),
         parts.tuning.shutdown,
@@ -178,25 +178,29 @@ impl Worker {
         };
         // Before a lane decides anything by this machine's clock.
         availability.check().await;
-        let dispatcher = tokio::spawn(dispatcher.run(DispatcherParts {
-            store: measured(MongodbOperation::Mark),
-            publisher: publisher.clone(),
-            topology: topology.clone(),
-            composer: Arc::clone(&composer),
-            transport: Arc::new(transport),
-            source: tuning.source.as_str().into(),
-        }));
+        let indexes = Indexes::new(missing_indexes);
+        let dispatcher = tokio::spawn(
+            dispatcher.run(DispatcherParts {
+                store: measured(MongodbOperation::Mark),
+                publisher: publisher.clone(),
+                topology: topology.clone(),
+                composer: Arc::clone(&composer),
+                transport: Arc::new(transport),
+                source: tuning.source.as_str().into(),
+                keeping: (!tuning.keep_emails.is_zero())
+                    .then(|| KeepingEmails { kept: tuning.keep_emails, indexes: indexes.clone() }),
+            }),
+        );
 
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
-        let indexes = Indexes::new(missing_indexes);
         tasks.spawn(indexes.clone().keep(store.clone(), readiness.component("indexes"), stop.clone()));
         tasks.spawn(rights::keep_checking(store.clone(), readiness.component("mongodb-rights"), stop.clone()));
         tasks.spawn(availability.clone().keep_checking(tuning.sweep, stop.clone()));
         tasks.spawn(publisher.clone().keep_declared(tuning.sweep, stop.clone()));
         let measuring = measured(MongodbOperation::Measure);
         tasks.spawn(gauges::keep_reading(measuring, broker.clone(), topology.clone(), tuning.sweep, stop.clone()));
-        let (rejections, writer) = RejectionLog::new();
+        let (rejections, writer) = SupportLog::new();
         tasks.spawn(writer.run(store.clone(), indexes.clone(), stop.clone()));
         for kind in CommandType::ALL {
             let queue = topology.work_queue(kind);

@@ -13,11 +13,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::publication::{Publication, needs_replacement, publish_copies, publish_replies};
-use super::rejection_log::RejectionLog;
 use super::settlement::Settlement;
+use super::support_log::SupportLog;
 use crate::amqp::{Delivery, DeliverySetAside, LaneHealth, Publisher};
 use crate::backoff::Backoff;
 use crate::metrics;
+use crate::store::rejected_commands::RejectedCommandDocument;
 use offramp_domain::command_ref::CommandType;
 use offramp_domain::unit_of_work::Task;
 
@@ -38,7 +39,7 @@ pub(super) struct SetAsideMessages {
     work_queue: String,
     publisher: Publisher,
     health: LaneHealth,
-    rejections: RejectionLog,
+    rejections: SupportLog<RejectedCommandDocument>,
     contents: Mutex<Contents>,
     /// A message was added or removed.
     changed: Notify,
@@ -69,7 +70,7 @@ impl SetAsideMessages {
         work_queue: String,
         publisher: Publisher,
         health: LaneHealth,
-        rejections: RejectionLog,
+        rejections: SupportLog<RejectedCommandDocument>,
     ) -> Self {
         let (contents, changed) = (Mutex::default(), Notify::new());
         Self { lane, work_queue, publisher, health, rejections, contents, changed }

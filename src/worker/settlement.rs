@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
-use super::rejection_log::RejectionLog;
+use super::support_log::SupportLog;
 use crate::amqp::Delivery;
 use crate::clock;
 use crate::metrics::labels::CommandOutcome;
 use crate::metrics::{self, Label as _};
 use crate::store::DocumentId;
+use crate::store::rejected_commands::RejectedCommandDocument;
 use offramp_domain::command_ref::CommandType;
 use offramp_domain::unit_of_work::Task;
 
@@ -16,14 +17,14 @@ use offramp_domain::unit_of_work::Task;
 pub(super) struct Settlement<'a> {
     lane: CommandType,
     /// Where rejected commands are recorded.
-    pub(super) rejections: &'a RejectionLog,
+    pub(super) rejections: &'a SupportLog<RejectedCommandDocument>,
     at: Instant,
     time: DateTime<Utc>,
 }
 
 impl<'a> Settlement<'a> {
     /// Messages that have just been acknowledged.
-    pub(super) fn now(lane: CommandType, rejections: &'a RejectionLog) -> Self {
+    pub(super) fn now(lane: CommandType, rejections: &'a SupportLog<RejectedCommandDocument>) -> Self {
         Self { lane, rejections, at: Instant::now(), time: clock::now() }
     }
 

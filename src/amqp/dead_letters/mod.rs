@@ -14,9 +14,11 @@
 //! Dead letters held by one command are invisible to another. Each command therefore takes a lock first: a queue that is
 //! *exclusive* to its connection, which the broker deletes with the connection.
 
+mod bulk;
 mod dead_letter;
 mod scan;
 
+pub use bulk::BulkReport;
 pub use dead_letter::DeadLetter;
 pub use scan::{DeadLetterScan, HeldDeadLetter};
 

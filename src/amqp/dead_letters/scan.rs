@@ -62,6 +62,12 @@ impl HeldDeadLetter {
         &self.delivery.body
     }
 
+    /// About how much memory its body and its headers need, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.delivery.memory_bytes()
+    }
+
     /// Its headers, as JSON.
     #[must_use]
     pub fn headers(&self) -> Value {

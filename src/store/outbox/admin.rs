@@ -3,14 +3,14 @@
 //!
 //! Both are found with an index (`offramp_failed`, `offramp_due`) that contains only such documents.
 
-use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocumentBuf, doc};
+use bson::{Bson, DateTime as Instant, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc};
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use mongodb::Cursor;
 use offramp_domain::contact::Mailbox;
 use serde::Deserialize;
 
-use super::entry::{Kind, OUTBOXES};
+use super::entry::{Kind, OUTBOXES, OutboxEntry};
 use crate::store::bson::to_raw;
 use crate::store::client::{Store, within_deadline};
 use crate::store::collection::Collection;
@@ -105,6 +105,33 @@ impl Store {
             left.push((collection, within_deadline(finding).await?));
         }
         Ok(EntrySummaries { state, left })
+    }
+
+    /// The entries of one document, as they are now; empty if there is no such document.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn outbox_of(&self, collection: Collection, id: &str) -> Result<Vec<EntrySummary>, StoreError> {
+        let found = self.find_by_id(collection, std::iter::once(id), doc! { "outbox": 1 }).await?;
+        let of = |state| found.iter().flat_map(move |raw| entries(collection, raw, state));
+        Ok(of(EntryState::Failed).chain(of(EntryState::Pending)).collect())
+    }
+
+    /// What an entry sends; `None` if there is no such entry, or it cannot be read.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn outbox_entry(
+        &self,
+        collection: Collection,
+        document_id: &str,
+        entry_id: &str,
+    ) -> Result<Option<OutboxEntry>, StoreError> {
+        let found = self.find_by_id(collection, std::iter::once(document_id), doc! { "outbox": 1 }).await?;
+        let outbox = found.iter().filter_map(|raw| raw.get_array("outbox").ok()).flatten().flatten();
+        let is_meant = |entry: &&RawDocument| entry.get_str("id").is_ok_and(|id| id == entry_id);
+        let entry = outbox.filter_map(RawBsonRef::as_document).find(is_meant);
+        Ok(entry.and_then(|entry| bson::deserialize_from_slice(entry.as_bytes()).ok()))
     }
 
     /// Makes failed entries due at `now`, so that any worker claims them. Entries that are no longer failed, because somebody else was

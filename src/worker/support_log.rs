@@ -1,7 +1,6 @@
-//! Records rejected commands for support staff: after the acknowledgement, in the background, and without a promise.
+//! Records something for support staff, such as rejected commands: when it is done, in the background, and without a promise.
 //!
-//! A lane never waits for it. What finds no room, or cannot be written, is dropped, and the log says so once. The event
-//! `command.rejected` is what other systems rely on.
+//! Nobody waits for it. What finds no room, or cannot be written, is dropped, and the log says so once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,15 +12,10 @@ use tokio_util::sync::CancellationToken;
 use super::indexes::Indexes;
 use crate::advice;
 use crate::outage::Outage;
-use crate::store::indexes::REJECTED_EXPIRY;
-use crate::store::rejected_commands::RejectedCommandDocument;
+use crate::store::support_records::SupportRecord;
 use crate::store::{Store, StoreError};
-use offramp_domain::cloud_event::CloudEvent;
-use offramp_domain::command::Command;
-use offramp_domain::ids::Target;
-use offramp_domain::unit_of_work::RejectedTask;
 
-/// How many rejected commands wait in memory to be written. Each has some kilobytes at most.
+/// How many records wait in memory to be written. Each has some kilobytes, an email with long texts some 20.
 const WAITING_MAX: usize = 1_000;
 /// How many are written at once.
 const BATCH_MAX: usize = 200;
@@ -32,40 +26,46 @@ const DENIED_PAUSE: Duration = Duration::from_secs(60);
 /// How long a write may take after the worker was asked to stop.
 const FINISH_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// Takes the rejected commands of all lanes. Clones share one queue.
-#[derive(Clone, Debug)]
-pub struct RejectionLog {
-    queue: mpsc::Sender<RejectedCommandDocument>,
+/// Takes records. Clones share one queue.
+#[derive(Debug)]
+pub struct SupportLog<R> {
+    queue: mpsc::Sender<R>,
     overflow: Arc<Outage>,
 }
 
-/// Writes what a [`RejectionLog`] takes.
+impl<R> Clone for SupportLog<R> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone(), overflow: Arc::clone(&self.overflow) }
+    }
+}
+
+/// Writes what a [`SupportLog`] takes.
 #[derive(Debug)]
-pub struct RejectionWriter {
-    queue: mpsc::Receiver<RejectedCommandDocument>,
+pub struct SupportWriter<R> {
+    queue: mpsc::Receiver<R>,
     outage: Outage,
     /// Until then everything is dropped.
     paused_until: Option<Instant>,
 }
 
-impl RejectionLog {
+impl<R: SupportRecord> SupportLog<R> {
     /// A log, and what writes it.
     #[must_use]
-    pub fn new() -> (Self, RejectionWriter) {
+    pub fn new() -> (Self, SupportWriter<R>) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        let writer = RejectionWriter { queue: receiver, outage: Outage::default(), paused_until: None };
+        let writer = SupportWriter { queue: receiver, outage: Outage::default(), paused_until: None };
         (Self { queue: sender, overflow: Arc::default() }, writer)
     }
 
-    /// Records a rejected command, or drops it if too many are waiting.
-    pub(super) fn add(&self, rejected: RejectedCommandDocument) {
-        if self.queue.try_send(rejected).is_err() && self.overflow.failed("") {
-            tracing::warn!("too many rejected commands at once: `offramp show` and `offramp find` do not tell of all");
+    /// Records something, or drops it if too many are waiting.
+    pub(super) fn add(&self, record: R) {
+        if self.queue.try_send(record).is_err() && self.overflow.failed("") {
+            tracing::warn!("too many {} at once: support staff do not see all of them", R::PLURAL);
         }
     }
 }
 
-impl RejectionWriter {
+impl<R: SupportRecord> SupportWriter<R> {
     /// Writes until every log is dropped. After `stop` it hurries.
     pub async fn run(mut self, store: Store, indexes: Indexes, stop: CancellationToken) {
         let mut batch = Vec::with_capacity(BATCH_MAX);
@@ -94,8 +94,9 @@ impl RejectionWriter {
                 if self.outage.failed(&error) {
                     tracing::warn!(
                         error,
-                        "cannot record rejected commands: `offramp show` and `offramp find` do not tell of them ({})",
-                        advice::REJECTED_COMMANDS
+                        "cannot record {}: support staff do not see them ({})",
+                        R::PLURAL,
+                        advice::SUPPORT_RECORDS
                     );
                 }
             }
@@ -103,32 +104,11 @@ impl RejectionWriter {
     }
 }
 
-async fn write(store: &Store, indexes: &Indexes, batch: &[RejectedCommandDocument]) -> Result<(), StoreError> {
-    if timeout(INDEX_PATIENCE, indexes.wait_for_rejected(REJECTED_EXPIRY)).await.is_err() {
-        return Err(StoreError::Denied(format!("the index {REJECTED_EXPIRY} is missing")));
+async fn write<R: SupportRecord>(store: &Store, indexes: &Indexes, batch: &[R]) -> Result<(), StoreError> {
+    if timeout(INDEX_PATIENCE, indexes.wait_for(R::COLLECTION, R::EXPIRY)).await.is_err() {
+        return Err(StoreError::Denied(format!("the index {}.{} is missing", R::COLLECTION, R::EXPIRY)));
     }
-    store.add_rejected_commands(batch).await
-}
-
-/// The record of a rejected command, whose event `command.rejected` is `event`.
-pub(super) fn record(event: &CloudEvent, command: &Command, rejected: &RejectedTask) -> RejectedCommandDocument {
-    let (subscription_id, account_id) = match command.target() {
-        Target::Subscription(id) => (Some(id.to_string()), rejected.account_id.as_ref().map(ToString::to_string)),
-        Target::Account(id) => (None, Some(id.to_string())),
-        // No command is about an organization.
-        Target::Organization(_) => (None, None),
-    };
-    RejectedCommandDocument {
-        id: event.id.clone(),
-        command: command.reference.clone(),
-        organization_id: command.organization_id().to_string(),
-        subscription_id,
-        account_id,
-        reason: rejected.rejection.reason.to_string(),
-        detail: rejected.rejection.detail.clone(),
-        actor: command.actor().cloned(),
-        at: event.time.into(),
-    }
+    store.add_support_records(batch).await
 }
 
 #[cfg(test)]
@@ -136,6 +116,7 @@ mod tests {
     use offramp_domain::command_ref::{CommandKey, CommandRef, CommandType};
 
     use super::*;
+    use crate::store::rejected_commands::RejectedCommandDocument;
 
     #[tokio::test]
     async fn a_full_queue_drops_what_comes_and_blocks_nobody() {
@@ -151,7 +132,7 @@ mod tests {
             actor: None,
             at: chrono::DateTime::UNIX_EPOCH.into(),
         };
-        let (log, mut writer) = RejectionLog::new();
+        let (log, mut writer) = SupportLog::new();
         for _ in 0..WAITING_MAX + 500 {
             log.add(rejected.clone());
         }
