@@ -4,13 +4,13 @@ use std::io::{IsTerminal, Write, stdin, stdout};
 
 use anyhow::bail;
 use clap::Args;
-use offramp::amqp::DeadLetter;
+use offramp::amqp::{BulkReport, DeadLetter};
 
 use super::select::Selection;
-use super::session::Session;
+use super::session::{PROGRESS_UNIT, Session};
 use crate::cli::error::WrongConfiguration;
 use crate::cli::settings::BrokerArgs;
-use crate::cli::terminal::{confirm, count};
+use crate::cli::terminal::{confirm, count, progress};
 
 /// Delete dead letters permanently, after confirmation
 #[derive(Args, Debug)]
@@ -31,8 +31,6 @@ pub struct Arguments {
     #[command(flatten)]
     broker: BrokerArgs,
 }
-
-const BATCH_MAX: usize = 100;
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { yes, selection, broker } = arguments;
@@ -59,34 +57,20 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
             bail!("nothing was dropped");
         }
     }
+    let bar = progress(0, PROGRESS_UNIT);
+    let show_progress = |looked_at, total| {
+        bar.set_length(total);
+        bar.set_position(looked_at);
+    };
+    let mut report = BulkReport::default();
     // Exactly the dead letters that were counted.
-    let mut confirmed = groups.ids;
-    let mut dropped = 0;
-    let mut scan = session.letters.scan().await?;
-    let mut batch = Vec::new();
-    loop {
-        let next = scan.next().await?;
-        let is_last = next.is_none();
-        if let Some(held) = next
-            && let Some(remaining) = confirmed.get_mut(&held.letter.id).filter(|remaining| **remaining > 0)
-        {
-            *remaining -= 1;
-            batch.push(held);
-        }
-        if is_last || batch.len() >= BATCH_MAX {
-            let size = batch.len() as u64;
-            scan.remove(std::mem::take(&mut batch)).await?;
-            dropped += size;
-        }
-        if is_last {
-            break;
-        }
-    }
-    scan.finish().await?;
+    let outcome = session.letters.drop_selected(groups.ids, show_progress, &mut report).await;
+    bar.finish_and_clear();
     session.letters.close().await;
-    writeln!(stdout().lock(), "dropped {}", count(dropped, "dead letter"))?;
-    if dropped < groups.selected {
-        bail!("{} no longer existed", count(groups.selected - dropped, "dead letter"));
+    writeln!(stdout().lock(), "dropped {}", count(report.dropped, "dead letter"))?;
+    outcome?;
+    if report.dropped < groups.selected {
+        bail!("{} no longer existed", count(groups.selected - report.dropped, "dead letter"));
     }
     Ok(())
 }

@@ -11,6 +11,8 @@ mod show;
 
 use clap::{Args, Subcommand};
 
+pub use fields::short_queue;
+
 /// List, show, replay or drop messages that could not be processed
 #[derive(Args, Debug)]
 #[command(after_help = "\

@@ -1,11 +1,11 @@
 //! `offramp dead-letters replay`
 
-use std::collections::BTreeMap;
 use std::io::{Write, stdout};
 
 use anyhow::bail;
 use clap::Args;
-use offramp::amqp::{HeldDeadLetter, PublishError, Publisher};
+use offramp::advice;
+use offramp::amqp::{BulkReport, DeadLetter, Publisher};
 
 use super::select::Selection;
 use super::session::{PROGRESS_UNIT, Session};
@@ -34,10 +34,6 @@ pub struct Arguments {
     broker: BrokerArgs,
 }
 
-/// The largest batch: its number of dead letters, and its size in bytes.
-const BATCH_MAX: usize = 100;
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
-
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { dry_run, selection, broker } = arguments;
     selection.check()?;
@@ -46,13 +42,20 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         return show(session, &selection).await;
     }
     let publisher = Publisher::new(session.broker.clone());
-    let mut report = Report::default();
-    let outcome = replay(&session, &selection, &publisher, &mut report).await;
+    let mut report = BulkReport::default();
+    let bar = progress(0, PROGRESS_UNIT);
+    let show_progress = |looked_at, total| {
+        bar.set_length(total);
+        bar.set_position(looked_at);
+    };
+    let is_selected = |letter: &DeadLetter| selection.matches(letter, &session.topology);
+    let outcome = session.letters.replay(&publisher, is_selected, show_progress, &mut report).await;
+    bar.finish_and_clear();
     publisher.close().await;
     session.letters.close().await;
-    report.print()?;
+    print(&report)?;
     outcome?;
-    selection.require(report.total() + report.unroutable)
+    selection.require(report.done() + report.unroutable)
 }
 
 async fn show(session: Session, selection: &Selection) -> anyhow::Result<()> {
@@ -71,102 +74,20 @@ async fn show(session: Session, selection: &Selection) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn replay(
-    session: &Session,
-    selection: &Selection,
-    publisher: &Publisher,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let mut scan = session.letters.scan().await?;
-    let bar = progress(scan.total(), PROGRESS_UNIT);
-    let mut batch: Vec<HeldDeadLetter> = Vec::new();
-    let mut bytes = 0;
-    loop {
-        let next = scan.next().await?;
-        let is_last = next.is_none();
-        match next {
-            Some(held) if selection.matches(&held.letter, &session.topology) => {
-                bytes += held.letter.body_bytes;
-                batch.push(held);
-            }
-            Some(_) => bar.inc(1),
-            None => {}
-        }
-        if is_last || batch.len() >= BATCH_MAX || bytes >= BATCH_BYTES_MAX {
-            let queues: Vec<Option<String>> = batch.iter().map(|held| held.letter.queue.clone()).collect();
-            let results = scan.replay(publisher, std::mem::take(&mut batch)).await?;
-            bar.inc(results.len() as u64);
-            report.add(queues.into_iter().zip(results))?;
-            bytes = 0;
-        }
-        if is_last {
-            break;
-        }
+fn print(report: &BulkReport) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    if report.done() > 0 {
+        let parts: Vec<String> = report.replayed.iter().map(|(queue, count)| format!("{count} to {queue}")).collect();
+        writeln!(out, "sent back {}: {}", count(report.done(), "dead letter"), parts.join(", "))?;
     }
-    bar.finish_and_clear();
-    Ok(scan.finish().await?)
-}
-
-/// The results of all dead letters so far.
-#[derive(Default)]
-struct Report {
-    /// The number of replayed ones per queue.
-    queues: BTreeMap<String, u64>,
-    /// The number of those that name no work queue of this prefix.
-    unroutable: u64,
-    failed: u64,
-    error: Option<PublishError>,
-}
-
-impl Report {
-    /// Adds the results of a batch. An error when the broker is unavailable, so that the next batches would fail as well.
-    fn add(
-        &mut self,
-        results: impl Iterator<Item = (Option<String>, Option<Result<(), PublishError>>)>,
-    ) -> anyhow::Result<()> {
-        let mut is_unavailable = false;
-        for (queue, result) in results {
-            match result {
-                Some(Ok(())) => *self.queues.entry(queue.unwrap_or_default()).or_default() += 1,
-                None => self.unroutable += 1,
-                Some(Err(error)) => {
-                    is_unavailable |= matches!(error, PublishError::Unavailable(_));
-                    self.failed += 1;
-                    self.error = Some(error);
-                }
-            }
-        }
-        if is_unavailable {
-            bail!("interrupted: RabbitMQ is unavailable");
-        }
-        Ok(())
+    if report.unroutable > 0 {
+        writeln!(out, "{}", unroutable(report.unroutable))?;
     }
-
-    fn total(&self) -> u64 {
-        self.queues.values().sum()
+    if let Some(error) = &report.error {
+        let advice = advice::replay_error(error).map(|advice| format!("; {advice}")).unwrap_or_default();
+        bail!("{} kept: {error}{advice}", count(report.failed, "dead letter"));
     }
-
-    fn print(&self) -> anyhow::Result<()> {
-        let mut out = stdout().lock();
-        if self.total() > 0 {
-            let parts: Vec<String> = self.queues.iter().map(|(queue, count)| format!("{count} to {queue}")).collect();
-            writeln!(out, "sent back {}: {}", count(self.total(), "dead letter"), parts.join(", "))?;
-        }
-        if self.unroutable > 0 {
-            writeln!(out, "{}", unroutable(self.unroutable))?;
-        }
-        if let Some(error) = &self.error {
-            let advice = match error {
-                PublishError::Unroutable => ": its work queue is missing; `offramp init` declares it",
-                PublishError::Nacked(_) => "",
-                PublishError::Unavailable(_) => {
-                    ". Some of them may be in both queues now, which does no harm; run the same command again to continue"
-                }
-            };
-            bail!("{} kept: {error}{advice}", count(self.failed, "dead letter"));
-        }
-        Ok(())
-    }
+    Ok(())
 }
 
 fn unroutable(number: u64) -> String {
