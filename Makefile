@@ -71,6 +71,10 @@ ONLY ?=
 mail-audit: cargo ## check every email with Chromium, axe-core and SpamAssassin (ONLY=fr-CA/payment: only these)
 	@scripts/mail-audit $(addprefix --only ,$(ONLY))
 
+.PHONY: console-audit
+console-audit: cargo services-up ## use `offramp console` in Chromium, with 100,000 subscriptions and 5,000 dead letters
+	@$(with_services) scripts/mail-audit --only console --out target/console-audit
+
 # libFuzzer's instrumentation needs a nightly compiler, or a stable one with RUSTC_BOOTSTRAP=1.
 TARGET ?= command
 

@@ -8,18 +8,14 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Args;
 use offramp::config::HttpSettings;
-use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::error::WrongConfiguration;
 use super::terminal::printable;
+use super::worker_http::{Components, get};
 
 /// The default timeout of health checks in Docker is 30 s, of probes in Kubernetes 1 s.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(4);
-/// A complete page has less than 10 KB.
-const RESPONSE_BYTES_MAX: u64 = 1 << 20;
 
 /// Ask a running worker whether it is alive
 ///
@@ -35,19 +31,6 @@ pub struct Arguments {
 
     #[command(flatten)]
     http: HttpSettings,
-}
-
-/// The body of `/readyz`.
-#[derive(Deserialize)]
-struct Readyz {
-    components: BTreeMap<String, Component>,
-}
-
-#[derive(Deserialize)]
-struct Component {
-    ready: bool,
-    #[serde(default)]
-    reason: String,
 }
 
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
@@ -77,9 +60,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// The components that are not ready, with their reasons, if this is a response of `/readyz` that lists some.
 fn unready(status: u16, body: &str) -> Option<BTreeMap<String, String>> {
-    let page: Readyz = serde_json::from_str(body).ok().filter(|_| status == 503)?;
-    let unready = page.components.into_iter().filter(|(_, component)| !component.ready);
-    Some(unready.map(|(name, component)| (name, component.reason)).collect())
+    Components::parse(body).filter(|_| status == 503).map(Components::not_ready)
 }
 
 /// The address at which a worker that listens on `listens` can be reached from the same machine. `None`: any port.
@@ -90,19 +71,6 @@ fn reachable(listens: SocketAddr) -> Option<SocketAddr> {
         ip => ip,
     };
     (listens.port() != 0).then(|| SocketAddr::new(ip, listens.port()))
-}
-
-/// The status and the body of a page. HTTP/1.0, so the body is not chunked and ends with the connection.
-async fn get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
-    let mut response = Vec::new();
-    stream.take(RESPONSE_BYTES_MAX).read_to_end(&mut response).await?;
-    let response = String::from_utf8_lossy(&response);
-    let (headers, body) = response.split_once("\r\n\r\n").unwrap_or_default();
-    let status = headers.strip_prefix("HTTP/").and_then(|line| line.split(' ').nth(1)?.parse().ok());
-    let status = status.ok_or_else(|| io::Error::other("what listens there does not speak HTTP"))?;
-    Ok((status, body.to_owned()))
 }
 
 #[cfg(test)]

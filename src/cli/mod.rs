@@ -1,6 +1,7 @@
 //! The command line: one file or folder per subcommand. [`Command`] lists them.
 
 mod check;
+mod console;
 mod dead_letters;
 mod error;
 mod find;
@@ -18,6 +19,7 @@ mod show;
 mod signals;
 mod simulate;
 mod terminal;
+mod worker_http;
 
 use clap::{Parser, Subcommand};
 use offramp::config::{LogSettings, unknown_variables};
@@ -59,13 +61,15 @@ enum Command {
     DeadLetters(dead_letters::Arguments),
     Outbox(outbox::Arguments),
     Preview(Box<preview::Arguments>),
+    Console(Box<console::Arguments>),
     Healthcheck(healthcheck::Arguments),
     Schemas(schemas::Arguments),
 }
 
 impl Cli {
     pub async fn run(self) -> anyhow::Result<()> {
-        let default_filter = if matches!(self.command, Command::Run(_)) { "info" } else { "warn" };
+        let default_filter =
+            if matches!(self.command, Command::Run(_) | Command::Console(_)) { "info" } else { "warn" };
         logging::init(&self.log, default_filter).map_err(|error| WrongConfiguration(error.to_string()))?;
         // `check` reports them itself, as errors. A worker starts with them: after a rollback it may be given a later version's.
         if !matches!(self.command, Command::Check(_)) {
@@ -85,6 +89,7 @@ impl Cli {
             Command::DeadLetters(arguments) => dead_letters::run(arguments).await,
             Command::Outbox(arguments) => outbox::run(arguments).await,
             Command::Preview(arguments) => preview::run(*arguments).await,
+            Command::Console(arguments) => console::run(*arguments).await,
             Command::Healthcheck(arguments) => healthcheck::run(arguments).await,
             Command::Schemas(arguments) => schemas::run(&arguments),
         }

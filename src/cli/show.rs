@@ -317,7 +317,7 @@ fn cause(command: &CommandRef) -> String {
     format!("{} {} from {}", command.kind, command.key.id, command.key.source)
 }
 
-fn channel(via: Channel) -> &'static str {
+pub(super) fn channel(via: Channel) -> &'static str {
     match via {
         Channel::Purchases => "from the purchases tab",
         Channel::Invoice => "from the newest invoice",
@@ -326,11 +326,11 @@ fn channel(via: Channel) -> &'static str {
     }
 }
 
-fn named(named: &NamedRef) -> String {
+pub(super) fn named(named: &NamedRef) -> String {
     format!("{} ({})", named.name, named.id)
 }
 
-fn party(party: &Party) -> String {
+pub(super) fn party(party: &Party) -> String {
     let email = party.email.as_ref().map(|email| format!(", {email}")).unwrap_or_default();
     match &party.name {
         Some(name) => format!("{name} ({}){email}", party.id),
@@ -338,7 +338,7 @@ fn party(party: &Party) -> String {
     }
 }
 
-fn who(actor: &Actor) -> String {
+pub(super) fn who(actor: &Actor) -> String {
     match actor {
         Actor::Admin { id, name } => format!("admin {}", name.as_ref().map_or(id.as_str(), |name| name.as_str())),
         Actor::Client { account_id, name } => {

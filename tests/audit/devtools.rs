@@ -239,14 +239,14 @@ impl Page {
         eventually(expression, || async { (self.evaluate(expression).await == true).then_some(()) }).await;
     }
 
-    /// Clicks the middle of an element with the mouse.
+    /// Clicks the middle of an element with the mouse; of one that is broken into lines, of its first line.
     pub async fn click(&self, selector: &str) {
         let middle = self
             .evaluate(&format!(
                 "(() => {{
                     const element = document.querySelector(`{selector}`);
                     element.scrollIntoView({{ block: 'center' }});
-                    const box = element.getBoundingClientRect();
+                    const box = element.getClientRects()[0];
                     return [box.x + box.width / 2, box.y + box.height / 2];
                 }})()"
             ))
@@ -274,8 +274,15 @@ impl Page {
         self.call("Emulation.setEmulatedMedia", json!({ "media": medium, "features": features })).await;
     }
 
+    /// Makes this the tab that a person would see.
+    pub async fn bring_to_front(&self) {
+        self.call("Page.bringToFront", json!({})).await;
+    }
+
     /// A screenshot of the whole page as PNG.
     pub async fn screenshot(&self) -> Vec<u8> {
+        // A tab behind another one may never be drawn.
+        self.bring_to_front().await;
         let shot = self.call("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": true })).await;
         BASE64.decode(shot["data"].as_str().unwrap()).unwrap()
     }

@@ -2,10 +2,11 @@
 //!
 //! Every sample email in every language is scored by SpamAssassin, rendered in Chromium (phone and desktop, light and dark, print), and
 //! checked by axe-core. Every fact must be in both parts, and every link must lead somewhere. The audit then uses the page of
-//! `offramp preview` like a person. It leaves screenshots under `target/mail-audit`.
+//! `offramp preview` like a person. It leaves screenshots under `target/mail-audit`. `make console-audit` uses `offramp console`
+//! instead, which needs the servers and not SpamAssassin.
 //!
 //! Reading order: [`control`] (defects that must be found), [`look`] (one email in Chromium), [`spam`] (one email in SpamAssassin),
-//! `offramp_testkit::emails` (checks without either, which `cargo test` runs too), [`preview`], [`sheets`] (contact sheets of
+//! `offramp_testkit::emails` (checks without either, which `cargo test` runs too), [`preview`], [`console`], [`sheets`] (contact sheets of
 //! screenshots), [`devtools`] (the protocol of Chromium).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
@@ -21,6 +22,7 @@ use clap::Parser;
 use futures_util::{FutureExt, StreamExt};
 use offramp_mail::{EmailKind, Templates};
 
+mod console;
 mod control;
 mod devtools;
 mod look;
@@ -52,7 +54,8 @@ struct Arguments {
     /// The directory for screenshots
     #[arg(long, default_value = "target/mail-audit")]
     out: PathBuf,
-    /// Only emails whose name contains this, such as fr-CA/payment-failed; `preview` for the preview page only
+    /// Only emails whose name contains this, such as fr-CA/payment-failed; `preview` for the preview page only, `console` for the
+    /// console, which is left out otherwise
     #[arg(long)]
     only: Option<String>,
     /// Arguments of `cargo test`, ignored
@@ -77,6 +80,9 @@ async fn main() -> ExitCode {
     };
     let began = Instant::now();
     let axe = fs::read_to_string(axe).unwrap();
+    if arguments.only.as_deref() == Some("console") {
+        return audit_console(&arguments, &axe).await;
+    }
     let templates = Templates::load(None).unwrap_or_else(|problems| panic!("{problems:#?}"));
     let mut emails = every_email(&templates, Utc::now());
     // The words of a region differ little from those of its language: there, the commonest email of each kind is looked at.
@@ -115,6 +121,21 @@ async fn main() -> ExitCode {
     println!("\nScreenshots and emails: {} ({:.0} s)", out.join("index.html").display(), began.elapsed().as_secs_f64());
     println!("mail-audit: {} passed, {failed} failed", audited.len() + usize::from(with_preview) - failed);
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn audit_console(arguments: &Arguments, axe: &str) -> ExitCode {
+    drop(fs::remove_dir_all(&arguments.out));
+    fs::create_dir_all(&arguments.out).unwrap();
+    let out = arguments.out.canonicalize().unwrap();
+    let browser = Browser::start(&arguments.chromium, &out.join("chromium.log")).await;
+    let began = Instant::now();
+    let found = console::drive(&browser, axe, &out).await;
+    let mut findings = Sentences::default();
+    findings.add(&found, "the console");
+    findings.print("Findings");
+    println!("\nScreenshots: {} ({:.0} s)", out.display(), began.elapsed().as_secs_f64());
+    println!("console-audit: {} findings", found.len());
+    if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 async fn audit(filter: &SpamFilter, browser: &Browser, axe: &str, out: &Path, mail: Email) -> Audited {

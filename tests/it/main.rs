@@ -7,6 +7,7 @@ mod broker;
 mod calendar;
 mod check;
 mod cli;
+mod console;
 mod documents;
 mod email;
 mod end_to_end;

@@ -80,6 +80,14 @@ impl AddressError {
 /// The longest part of an invalid address that an error quotes, in characters.
 const ADDRESS_CHARS_MAX: usize = 254;
 
+/// Whether emails can be sent to an address, as far as its form tells.
+///
+/// # Errors
+/// [`AddressError`], with what is wrong.
+pub fn check_recipient(address: &str) -> Result<(), AddressError> {
+    parse_address("recipient", address).map(drop)
+}
+
 /// Parses an address. An internationalised domain becomes its `xn--` form, which every server accepts.
 pub(crate) fn parse_address(which: &'static str, text: &str) -> Result<Address, AddressError> {
     let error = |cause: &dyn fmt::Display| AddressError::new(which, text, cause);

@@ -24,7 +24,7 @@ pub mod template;
 mod text;
 pub mod transport;
 
-pub use address::{AddressError, Sender};
+pub use address::{AddressError, Sender, check_recipient};
 pub use dkim::{DkimKey, DkimSigner};
 pub use kind::EmailKind;
 pub use mail_url::{LoginProblem, MailConfigError, MailUrl};

@@ -1,0 +1,27 @@
+'use strict';
+// Refreshes what changes by itself: an element with data-live is replaced by what that path answers, every data-every seconds, while
+// the page is visible. Without the script, reloading the page does the same.
+for (const element of document.querySelectorAll('[data-live]')) {
+  const every = Number(element.dataset.every) * 1000;
+  let shown = '';
+  const refresh = async () => {
+    if (!document.hidden) {
+      try {
+        const answer = await fetch(element.dataset.live, { headers: { accept: 'text/html' }, redirect: 'error' });
+        if (!answer.ok) throw new Error(answer.statusText);
+        const text = await answer.text();
+        // The server escapes every value, as on the page itself. Whoever is about to follow a link keeps it.
+        if (text !== shown && !element.contains(document.activeElement)) {
+          element.innerHTML = text;
+          shown = text;
+        }
+        element.classList.remove('stale');
+        if (answer.headers.get('x-live') === 'ended') return;
+      } catch {
+        element.classList.add('stale');
+      }
+    }
+    setTimeout(refresh, every);
+  };
+  setTimeout(refresh, every);
+}
