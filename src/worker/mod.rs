@@ -108,6 +108,8 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
     let readiness = Readiness::default();
+    // From the first request on: while lanes are not there yet, the servers alone do not make a worker ready.
+    let worker_ready = readiness.component("worker");
     let stop_serving = CancellationToken::new();
     let serving = tokio::spawn(http::serve_worker(http, readiness.clone(), exposition.clone(), stop_serving.clone()));
     let reporting = Systemd::from_environment().report(
@@ -121,7 +123,7 @@ pub async fn run(
         Servers { broker: &parts.broker, topology: &parts.topology, mongodb_url: &parts.mongodb_url, tls: &parts.tls };
     let result = match shutdown.run_until_cancelled(startup::connect(servers, &readiness)).await {
         Some(Ok(connected)) => {
-            let mut worker = Worker::start(parts, connected, &readiness, &exposition).await;
+            let mut worker = Worker::start(parts, connected, worker_ready, &readiness, &exposition).await;
             let result = shutdown.run_until_cancelled(worker.task_ended()).await.map_or(Ok(()), Err);
             worker.stop().await;
             result
@@ -138,7 +140,7 @@ pub async fn run(
 
 /// A running worker.
 struct Worker {
-    /// The component `worker` of `/readyz`: not ready from the beginning of the shutdown on.
+    /// The component `worker` of `/readyz`: ready from the end of the start to the beginning of the shutdown.
     ready: ReadyHandle,
     stop: CancellationToken,
     /// Everything but the dispatcher: what makes new work (lanes, sweeper, claimer), and the checks of the servers.
@@ -153,6 +155,7 @@ impl Worker {
     async fn start(
         parts: WorkerParts,
         connected: ConnectedServers,
+        ready: ReadyHandle,
         readiness: &Readiness,
         exposition: &Exposition,
     ) -> Self {
@@ -242,7 +245,6 @@ impl Worker {
             indexes,
         };
         tasks.spawn(sweeper.run(stop.clone()));
-        let ready = readiness.component("worker");
         ready.ready();
         tracing::info!("worker started");
         Self { ready, stop, tasks, handover, dispatcher, publisher, shutdown_max: tuning.shutdown }

@@ -18,7 +18,7 @@ use offramp_testkit::process::Signal;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::rabbit::amqp_url;
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
-use offramp_testkit::test_bed::TestBed;
+use offramp_testkit::test_bed::{LANES, TestBed};
 use offramp_testkit::worker_process::{WorkerProcess, offramp};
 
 const SUBSCRIPTIONS: usize = 2_000;
@@ -291,5 +291,27 @@ async fn commands_committed_but_not_acknowledged_are_decided_once() {
     }
     assert_eq!(message_ids(&sink).len(), 2 * COMMANDS);
     assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_starts_is_ready_only_once_every_lane_consumes() {
+    let bed = TestBed::new("first-ready").await;
+    for _ in 0..5 {
+        let worker = WorkerProcess::spawn(&bed, "file:///tmp", &[], Stdio::null());
+        // As often as possible: the first time that it says so counts.
+        let first = loop {
+            if let Some(answer) = worker.readyz().await
+                && answer.status == 200
+            {
+                break answer;
+            }
+        };
+        let components = first.json()["components"].as_object().unwrap().clone();
+        for lane in LANES {
+            assert!(components.contains_key(&format!("{}.{lane}", bed.prefix)), "{first}");
+        }
+        worker.stop().await;
+    }
     bed.remove().await;
 }
