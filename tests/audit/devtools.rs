@@ -226,6 +226,27 @@ impl Page {
         });
     }
 
+    /// Collects from now on what the browser's console shows as an error or a warning. Left out is that a page itself was answered with
+    /// an error status, as a page that is not found should be.
+    pub async fn complaints(&self) -> Arc<Mutex<Vec<String>>> {
+        let mut events = self.events();
+        self.call("Log.enable", json!({})).await;
+        let complaints = Arc::new(Mutex::new(Vec::new()));
+        tokio::spawn({
+            let complaints = Arc::clone(&complaints);
+            async move {
+                loop {
+                    match events.recv().await {
+                        Ok(event) => complaints.lock().unwrap().extend(complaint(&event)),
+                        Err(broadcast::error::RecvError::Lagged(_)) => {}
+                        Err(broadcast::error::RecvError::Closed) => return,
+                    }
+                }
+            }
+        });
+        complaints
+    }
+
     /// Evaluates a JavaScript expression. Promises are awaited.
     pub async fn evaluate(&self, expression: &str) -> Value {
         let params = json!({ "expression": expression, "awaitPromise": true, "returnByValue": true });
@@ -254,6 +275,23 @@ impl Page {
         for kind in ["mousePressed", "mouseReleased"] {
             let click = json!({ "type": kind, "x": middle[0], "y": middle[1], "button": "left", "clickCount": 1 });
             self.call("Input.dispatchMouseEvent", click).await;
+        }
+    }
+
+    /// Presses and releases a key: `Tab`, `Enter`, or a space.
+    pub async fn press(&self, key: &str) {
+        let (code, number, text) = match key {
+            "Tab" => ("Tab", 9, None),
+            "Enter" => ("Enter", 13, Some("\r")),
+            " " => ("Space", 32, Some(" ")),
+            _ => panic!("{key}: an unknown key"),
+        };
+        for kind in ["keyDown", "keyUp"] {
+            let mut press = json!({ "type": kind, "key": key, "code": code, "windowsVirtualKeyCode": number });
+            if let (Some(text), "keyDown") = (text, kind) {
+                press["text"] = text.into();
+            }
+            self.call("Input.dispatchKeyEvent", press).await;
         }
     }
 
@@ -296,6 +334,24 @@ impl Page {
     pub async fn close(self) {
         self.link.call(None, "Target.closeTarget", json!({ "targetId": self.target })).await;
         self.link.events.lock().unwrap().remove(&self.session);
+    }
+}
+
+/// What an event says that the console shows as an error or a warning.
+fn complaint(event: &Value) -> Option<String> {
+    let params = &event["params"];
+    match event["method"].as_str()? {
+        "Log.entryAdded" => {
+            let entry = &params["entry"];
+            let is_status = entry["source"] == "network" && entry["text"].as_str()?.contains("with a status of 4");
+            let is_bad = matches!(entry["level"].as_str()?, "error" | "warning") && !is_status;
+            is_bad.then(|| format!("the browser's console: {}", entry["text"].as_str().unwrap_or_default()))
+        }
+        "Runtime.consoleAPICalled" if matches!(params["type"].as_str()?, "error" | "warning" | "assert") => {
+            Some(format!("the browser's console: {}", params["args"]))
+        }
+        "Runtime.exceptionThrown" => Some(format!("an exception: {}", params["exceptionDetails"])),
+        _ => None,
     }
 }
 

@@ -96,6 +96,11 @@ impl WorkerProcess {
     /// Starts `program` with its settings as a worker, with health and metrics on a free port.
     pub fn of(program: &mut Command, log: Stdio) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self::at_port(program, port, log)
+    }
+
+    /// [`Self::of`] on this port, for instance that of a worker that has ended.
+    pub fn at_port(program: &mut Command, port: u16, log: Stdio) -> Self {
         program
             .arg("run")
             .env("OFFRAMP_HTTP_ADDR", format!("127.0.0.1:{port}"))

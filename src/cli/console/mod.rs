@@ -96,8 +96,15 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let app = Arc::new(App::new(allow_changes, access, store, broker_and_topology, composer));
     announce(listener.local_addr().context("the console's address")?, allow_changes)?;
     let servers = (app.broker.clone(), app.topology.clone());
-    let watching =
-        watch::keep_watching(Arc::clone(&app.watch), app.store.clone(), servers, console.console_workers, stop.clone());
+    let board = Arc::clone(&app.dead_letters);
+    let watching = watch::keep_watching(
+        Arc::clone(&app.watch),
+        app.store.clone(),
+        servers,
+        console.console_workers,
+        move || board.is_held(),
+        stop.clone(),
+    );
     let watching = tokio::spawn(watching);
     http::serve(listener, routes::router(app), stop).await;
     watching.abort();

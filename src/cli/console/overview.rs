@@ -85,15 +85,15 @@ fn tile(
             p.name { @match link { Some(link) => { a href=(link) { (name) } } None => { (name) } } }
             p.value { (value) }
             (plot(&values, SAMPLES_MAX, &label))
-            p.scale { "at most " (most(&values)) }
+            p.scale { @match most(&values) { Some(most) => { "at most " (most) } None => { "not known yet" } } }
         }
     }
 }
 
-/// The largest value.
-fn most(values: &[Option<f64>]) -> String {
-    let most = values.iter().flatten().copied().fold(0.0, f64::max);
-    if most.fract() == 0.0 { whole(Some(most)) } else { rate(Some(most)) }
+/// The largest value, if any is known.
+fn most(values: &[Option<f64>]) -> Option<String> {
+    let most = values.iter().flatten().copied().reduce(f64::max)?;
+    Some(if most.fract() == 0.0 { whole(Some(most)) } else { rate(Some(most)) })
 }
 
 fn worker_table(workers: &[Worker], now: &Sample) -> Markup {
@@ -116,7 +116,7 @@ fn worker_table(workers: &[Worker], now: &Sample) -> Markup {
         }))
         @if let Some(consumers) = consumers {
             p.hint {
-                "RabbitMQ counts " (count(consumers.into(), "worker")) " that consume. OFFRAMP_CONSOLE_WORKERS names those that are asked here."
+                "RabbitMQ has consumers of " (count(consumers.into(), "worker")) ". OFFRAMP_CONSOLE_WORKERS names those that are asked here."
             }
         }
     }

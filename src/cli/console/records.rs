@@ -23,6 +23,7 @@ use super::html::{ago, columns, document_link, encoded, facts, instant, status_b
 use super::page::{Request, Section};
 use super::requests::decision_form;
 use crate::cli::show::{channel, clock, named, party, who};
+use crate::cli::terminal::count;
 
 /// The number of sent emails, the newest, that a timeline links to.
 const KEPT_MAX: usize = 200;
@@ -156,7 +157,7 @@ fn unsent(collection: Collection, document: &str, outbox: &[Unsent]) -> Markup {
                 }
                 ", "
                 @match entry.due { Some(due) => { "due " (ago(due)) } None => { span.badge.bad { "failed" } } }
-                ", " (entry.attempts) " failed attempts"
+                ", " (count(u64::try_from(entry.attempts).unwrap_or_default(), "failed attempt"))
                 @if let Some(error) = &entry.error { p.error { (error) } }
             } } }
         }

@@ -68,12 +68,13 @@ impl Watch {
     }
 }
 
-/// Reads until `stop`.
+/// Reads until `stop`. While the console itself holds dead letters, their number stays what it was.
 pub async fn keep_watching(
     watch: Arc<Watch>,
     store: Store,
     (broker, topology): (Broker, Topology),
     workers: Vec<String>,
+    holds_dead_letters: impl Fn() -> bool,
     stop: CancellationToken,
 ) {
     let mut workers = Workers::new(workers);
@@ -82,8 +83,12 @@ pub async fn keep_watching(
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(ticks.tick()).await.is_some() {
-        let (sample, seen) = sample(&store, &mut queues, &names, &mut workers).await;
+        let held_before = holds_dead_letters();
+        let (mut sample, seen) = sample(&store, &mut queues, &names, &mut workers).await;
         let mut state = watch.lock();
+        if held_before || holds_dead_letters() {
+            sample.dead_letters = state.samples.back().and_then(|last| last.dead_letters);
+        }
         state.samples.push_back(sample);
         while state.samples.len() > SAMPLES_MAX {
             state.samples.pop_front();

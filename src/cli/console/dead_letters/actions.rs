@@ -91,6 +91,7 @@ fn own_page(back: &str) -> &str {
 async fn make(app: Arc<App>, change: Arc<Change>, action: Action, ids: HashMap<Uuid, u64>) -> (Outcome, Vec<String>) {
     let wanted: u64 = ids.values().sum();
     let mut report = BulkReport::default();
+    let _held = app.dead_letters.hold();
     let letters = match DeadLetters::open(&app.broker, &app.topology).await {
         Ok(letters) => letters,
         Err(error) => {

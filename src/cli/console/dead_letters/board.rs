@@ -1,6 +1,7 @@
 //! A copy of the dead letters, to look at.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,17 @@ pub struct Board {
     copy: Mutex<Option<Arc<Copy>>>,
     /// One copy is made at a time.
     copying: AsyncMutex<()>,
+    /// The number of copies and changes that run.
+    holds: AtomicUsize,
+}
+
+/// While it exists, dead letters are held, and their queue has fewer messages than dead letters.
+pub struct Hold<'a>(&'a AtomicUsize);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The dead letters as they were at one time.
@@ -113,7 +125,18 @@ impl Copy {
 
 impl Board {
     pub fn new(broker: Broker, topology: Topology) -> Self {
-        Self { broker, topology, copy: Mutex::new(None), copying: AsyncMutex::new(()) }
+        Self { broker, topology, copy: Mutex::new(None), copying: AsyncMutex::new(()), holds: AtomicUsize::new(0) }
+    }
+
+    /// Says that dead letters are held, until it is dropped.
+    pub fn hold(&self) -> Hold<'_> {
+        self.holds.fetch_add(1, Ordering::Relaxed);
+        Hold(&self.holds)
+    }
+
+    /// Whether this console holds dead letters, so that their queue cannot be counted.
+    pub fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Relaxed) > 0
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Arc<Copy>>> {
@@ -153,6 +176,7 @@ impl Board {
         if let Some(copy) = self.newest().filter(|copy| copy.at > asked_at) {
             return Ok(copy);
         }
+        let _held = self.hold();
         let letters = DeadLetters::open(&self.broker, &self.topology).await?;
         let copied = copy(&letters).await;
         letters.close().await;
