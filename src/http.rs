@@ -28,8 +28,6 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The delay before the next attempt when no connection can be accepted.
 const ACCEPT_DELAY: Duration = Duration::from_millis(500);
-/// The largest number of connections at a time. Further ones wait; idle ones end after [`HEADERS_TIMEOUT`].
-const CONNECTIONS_MAX: usize = 512;
 
 /// Binds the address before the worker starts, so that a port in use is reported at once.
 ///
@@ -43,18 +41,22 @@ pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub async fn serve_worker(listener: TcpListener, readiness: Readiness, metrics: Exposition, stop: CancellationToken) {
     let upkeep = tokio::spawn(metrics.clone().keep_up(stop.clone()));
     let router = health::router(readiness).route("/metrics", get(render).with_state(metrics));
-    serve(listener, router, stop).await;
+    // Probes must be answered, whoever else connects.
+    serve(listener, router, usize::MAX, stop).await;
     upkeep.abort();
 }
 
-/// Serves requests until `stop`, then finishes the responses in flight within `SHUTDOWN_TIMEOUT`.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+/// Serves requests over at most `connections_max` connections at a time until `stop`, then finishes the responses in flight within
+/// `SHUTDOWN_TIMEOUT`.
+pub async fn serve(listener: TcpListener, router: Router, connections_max: usize, stop: CancellationToken) {
     let service = TowerToHyperService::new(router);
     let mut connections = JoinSet::new();
     let outage = Outage::default();
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
-        while connections.len() >= CONNECTIONS_MAX {
-            connections.join_next().await;
+        while connections.len() >= connections_max {
+            if stop.run_until_cancelled(connections.join_next()).await.is_none() {
+                break;
+            }
         }
         match accepted {
             Ok((stream, _)) => {

@@ -466,7 +466,6 @@ fn long(text: &str) -> AMQPValue {
     AMQPValue::LongString(LongString::from(text))
 }
 
-/// The longest prefix of `text` that fits into `bytes`.
 /// An error as a dead letter carries it: cut to 2,000 bytes, because all headers share one frame.
 #[must_use]
 pub fn dead_letter_error(error: &str) -> &str {

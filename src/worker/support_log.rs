@@ -59,7 +59,9 @@ impl<R: SupportRecord> SupportLog<R> {
 
     /// Records something, or drops it if too many are waiting.
     pub(super) fn add(&self, record: R) {
-        if self.queue.try_send(record).is_err() && self.overflow.failed("") {
+        if self.queue.try_send(record).is_ok() {
+            self.overflow.ended();
+        } else if self.overflow.failed("") {
             tracing::warn!("too many {} at once: support staff do not see all of them", R::PLURAL);
         }
     }

@@ -85,7 +85,7 @@ async fn strangers_do_not_come_in() {
     let right = console.submit("/login", &login).await;
     assert_eq!((right.status, header(&right, "location")), (303, "/"));
     let cookie = header(&right, "set-cookie");
-    assert!(cookie.contains("httponly; samesite=strict"), "{cookie}");
+    assert!(cookie.contains("httponly; samesite=lax"), "{cookie}");
     let session = [("Cookie", cookie.split(';').next().unwrap())];
     let page = console.ask("GET /", &session, "").await;
     assert!(page.status == 200 && page.body.contains("Ann &lt;b&gt;") && page.body.contains("read-only"), "{page}");
@@ -257,7 +257,7 @@ async fn failed_emails_are_shown_readdressed_retried_and_dropped() {
     assert!(dropped.contains("Dropped 1 email"), "{dropped}");
     // The same again: it is gone, and nothing claims otherwise.
     let again = change(&console, &console.submit("/emails/change", &drop).await).await;
-    assert!(again.contains(">failed<") && again.contains("no longer failed"), "{again}");
+    assert!(again.contains(">failed<") && again.contains("No longer failed"), "{again}");
     change(&console, &console.submit("/emails/change", &[("action", "retry-all"), ("with", "sub-3")]).await).await;
     bed.outboxes_empty().await;
     let mut sent: Vec<String> = sink.emails().into_iter().flat_map(|email| email.to).collect();
@@ -322,7 +322,14 @@ async fn dead_letters_are_replayed_and_dropped_and_nobody_is_locked_out() {
     let asked =
         console.submit("/dead-letters/change", &[("action", "drop-selected"), ("id", ids[0]), ("id", ids[1])]).await;
     assert!(asked.body.contains("Drop 2 dead letters?"), "{asked}");
-    let drop = [("action", "drop-selected"), ("id", ids[0]), ("id", ids[1]), ("confirmed", "yes")];
+    let digest = asked.body.split("name=\"digest\" value=\"").nth(1).unwrap().split('"').next().unwrap();
+    let chosen = |digest| {
+        [("action", "drop-selected"), ("id", ids[0]), ("id", ids[1]), ("digest", digest), ("confirmed", "yes")]
+    };
+    // What was confirmed, and nothing else.
+    let other = console.submit("/dead-letters/change", &chosen("another")).await;
+    assert!(other.status == 422 && other.body.contains("have changed since"), "{other}");
+    let drop = chosen(digest);
     let dropped = change(&console, &console.submit("/dead-letters/change", &drop).await).await;
     assert!(dropped.contains(">done<") && dropped.contains("Dropped 2 dead letters"), "{dropped}");
     let again = console.submit("/dead-letters/change", &drop).await;

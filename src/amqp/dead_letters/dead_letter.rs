@@ -15,6 +15,8 @@ use offramp_domain::ids::cut;
 
 /// The largest body that is parsed, in bytes. Larger ones are no commands.
 const PARSED_BYTES_MAX: usize = 1024 * 1024;
+/// The longest part of a `source`, `id` or `type` that is kept, in characters: as long as those of a command may be.
+const WORD_CHARS_MAX: usize = 256;
 /// The length of a handle, in hexadecimal digits. Among 100,000 dead letters, the chance that any two share a handle is 1
 /// in 200: handles are for people only.
 const HANDLE_DIGITS: usize = 10;
@@ -168,7 +170,7 @@ impl Names {
             return Self::default();
         }
         let envelope: Envelope = serde_json::from_slice(body).unwrap_or_default();
-        let word = |value: Option<Value>| value.as_ref().and_then(Value::as_str).map(str::to_owned);
+        let word = |value: Option<Value>| Some(cut(value?.as_str()?.to_owned(), WORD_CHARS_MAX));
         let data = envelope.data.as_ref().and_then(Value::as_object);
         let data_id = |name: &str| {
             let text = match data?.get(name)? {

@@ -89,6 +89,11 @@ pub fn number(number: u64) -> String {
     groups.join(",")
 }
 
+/// The first button of a form with several: Enter in a field then presses none of them.
+pub fn no_default() -> Markup {
+    html! { button hidden disabled {} }
+}
+
 /// A table that scrolls sideways where it does not fit; with the keyboard, too.
 pub fn table(label: &str, head: &Markup, rows: &Markup) -> Markup {
     html! {

@@ -9,16 +9,19 @@ use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use maud::{Markup, html};
 use serde::Deserialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::sleep;
 
 use super::access::NAME_CHARS_MAX;
 use super::app::App;
+use super::failure::Failure;
 use super::html::plain;
 
-/// The pause after a wrong token. Wrong ones are answered one after another; they delay no right one.
+/// The pause after a wrong token. Wrong ones are answered one after another; a right one does not wait for them.
 const WRONG_TOKEN_PAUSE: Duration = Duration::from_secs(1);
 static WRONG_TOKEN: Mutex<()> = Mutex::const_new(());
+/// The wrong ones that wait for their answer: further ones would take all connections.
+static WAITING: Semaphore = Semaphore::const_new(20);
 
 #[derive(Deserialize)]
 pub struct Wanted {
@@ -51,9 +54,14 @@ pub async fn submit(State(app): State<Arc<App>>, headers: HeaderMap, Form(login)
     }
     let is_https = headers.get(HeaderName::from_static("x-forwarded-proto")).is_some_and(|scheme| scheme == "https");
     let Some(cookie) = app.access.log_in(name, &login.token, is_https) else {
+        tracing::warn!(visitor = name, "console: login with a wrong token");
+        let Ok(_waiting) = WAITING.try_acquire() else {
+            let why =
+                Failure(StatusCode::TOO_MANY_REQUESTS, "Too many wrong tokens at once: try again later.".to_owned());
+            return why.into_response();
+        };
         let _one_by_one = WRONG_TOKEN.lock().await;
         sleep(WRONG_TOKEN_PAUSE).await;
-        tracing::warn!(visitor = name, "console: login with a wrong token");
         return (StatusCode::FORBIDDEN, form(name, &login.next, Some("The token is wrong."))).into_response();
     };
     tracing::info!(visitor = name, "console: logged in");

@@ -79,6 +79,9 @@ pub struct Arguments {
     tls: TlsSettings,
 }
 
+/// The largest number of browsers' connections at a time. Further ones wait.
+const CONNECTIONS_MAX: usize = 512;
+
 pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { allow_changes, console, broker, database, sender, tls } = arguments;
     let access = Access::new(&console).map_err(WrongConfiguration)?;
@@ -106,7 +109,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         stop.clone(),
     );
     let watching = tokio::spawn(watching);
-    http::serve(listener, routes::router(app), stop).await;
+    http::serve(listener, routes::router(app), CONNECTIONS_MAX, stop).await;
     watching.abort();
     Ok(())
 }

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 use offramp::store::Collection;
 use offramp::support::{
     AccountView, CardNotice, Change, Decision, Email, EmailState, Happening, LookUp, PaymentFailure, RejectedCommand,
-    SubscriptionView, TimelineEntry, Unsent, UnsentKind, look_up,
+    SubscriptionView, TimelineEntry, Unsent, UnsentKind, account_view, look_up, subscription_view,
 };
 use offramp_domain::account::NoticeKind;
 use offramp_domain::command_ref::CommandRef;
@@ -34,31 +34,30 @@ pub struct Wanted {
 }
 
 pub async fn subscription(request: Request, Query(Wanted { id }): Query<Wanted>) -> Answer {
-    show(request, &id).await
+    let Some(view) = subscription_view(&request.app.store, &id).await? else {
+        return Err(unknown(&request, &id).await?);
+    };
+    let kept = kept_emails(&request, &view.timeline).await;
+    Ok(subscription_page(&request, &view, &kept))
 }
 
 pub async fn account(request: Request, Query(Wanted { id }): Query<Wanted>) -> Answer {
-    show(request, &id).await
+    let Some(view) = account_view(&request.app.store, &id).await? else { return Err(unknown(&request, &id).await?) };
+    let kept = kept_emails(&request, &view.timeline).await;
+    Ok(account_page(&request, &view, &kept))
 }
 
-async fn show(request: Request, id: &str) -> Answer {
-    match look_up(&request.app.store, id).await? {
-        LookUp::Subscription(view) => {
-            let kept = kept_emails(&request, &view.timeline).await;
-            Ok(subscription_page(&request, &view, &kept))
-        }
-        LookUp::Account(view) => {
-            let kept = kept_emails(&request, &view.timeline).await;
-            Ok(account_page(&request, &view, &kept))
-        }
-        LookUp::ObjectId(collection) => Err(Failure::not_found(format!(
+/// Why there is no such document.
+async fn unknown(request: &Request, id: &str) -> Result<Failure, Failure> {
+    Ok(Failure::not_found(match look_up(&request.app.store, id).await? {
+        LookUp::ObjectId(collection) => format!(
             "The document {id} of {} has an ObjectId as its _id. Ids must be text, so the worker does not find it.",
             collection.as_str()
-        ))),
-        LookUp::Unknown => Err(Failure::not_found(format!(
-            "There is no subscription or account {id}. The search finds email addresses, Message-IDs and commands, too."
-        ))),
-    }
+        ),
+        _ => format!(
+            "There is no {id} here. The search finds subscriptions, accounts, email addresses, Message-IDs and commands."
+        ),
+    }))
 }
 
 fn subscription_page(request: &Request, view: &SubscriptionView, kept: &HashSet<String>) -> Response {

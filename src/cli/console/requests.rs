@@ -7,7 +7,7 @@ use axum::Form;
 use axum::extract::Query;
 use chrono::{NaiveDate, SecondsFormat, TimeDelta};
 use maud::{Markup, html};
-use offramp::amqp::{Outgoing, Publisher};
+use offramp::amqp::{Outgoing, PublishError, Publisher};
 use offramp::clock;
 use offramp::support::find::{Because, Query as Search, find};
 use offramp_domain::command_ref::CommandType;
@@ -19,13 +19,13 @@ use uuid::Uuid;
 use super::app::App;
 use super::changes::Outcome;
 use super::failure::{Answer, Failure};
-use super::html::{ago, columns, document_link, encoded, table};
+use super::html::{ago, columns, document_link, encoded, no_default, table};
 use super::page::{Request, Section};
 use super::search::search;
 
 /// The ages by which the page filters, in days.
 const AGES: [(i64, &str); 4] = [(0, "All"), (3, "Over 3 days"), (7, "Over 7 days"), (30, "Over 30 days")];
-/// `source` of the commands that visitors send.
+/// `source` of the commands that visitors send, and the id of the administrator who acts: visitors have no ids, and must not borrow one.
 const SOURCE: &str = "offramp-console";
 /// How long to wait for a worker's decision.
 const DECISION_MAX: Duration = Duration::from_secs(20);
@@ -82,6 +82,7 @@ pub async fn list(request: Request, Query(Wanted { days, organization }): Query<
 pub fn decision_form(subscription: &str, organization: &str) -> Markup {
     html! {
         form.decide method="post" action="/requests/decide" {
+            (no_default())
             input type="hidden" name="subscription" value=(subscription);
             input type="hidden" name="organization" value=(organization);
             label { "Note to the client, in their language" textarea name="note" rows="3" maxlength=(NOTE_CHARS_MAX) {} }
@@ -117,7 +118,7 @@ pub async fn decide(request: Request, Form(decided): Form<Decided>) -> Answer {
     let name = request.visitor.name.clone();
     let mut data = json!({
         "organization_id": organization, "subscription_id": subscription, "decision": decision,
-        "actor": { "role": "admin", "id": name, "name": name },
+        "actor": { "role": "admin", "id": SOURCE, "name": name },
     });
     if !note.is_empty() {
         data["note"] = note.into();
@@ -154,13 +155,22 @@ async fn send(app: Arc<App>, data: serde_json::Value) -> (Outcome, Vec<String>) 
     let publisher = Publisher::new(app.broker.clone());
     let sent = publisher.publish_all(&[message]).await.pop();
     publisher.close().await;
-    if let Some(Err(error)) = sent {
+    if let Some(Err(error @ (PublishError::Unroutable | PublishError::Nacked(_)))) = sent {
         return (Outcome::Failed, vec![format!("The decision could not be sent: {error}.")]);
     }
+    // Otherwise RabbitMQ has it, or may have it.
+    let mut doubts = Vec::new();
     let sent_at = Instant::now();
     while sent_at.elapsed() < DECISION_MAX {
         sleep(POLL_EVERY).await;
-        let Ok(findings) = find(&app.store, &Search::Command(id.clone()), 1).await else { continue };
+        let findings = match find(&app.store, &Search::Command(id.clone()), 1).await {
+            Ok(findings) => findings,
+            Err(error) => {
+                doubts = vec![format!("It could not be looked up: {error}.")];
+                continue;
+            }
+        };
+        doubts.clone_from(&findings.notes);
         match findings.found.first().map(|found| (&found.because, found.last_day)) {
             Some((Because::AppliedCommand { .. }, last_day)) => {
                 let day = last_day.map(|day| format!(" The last day of access is {day}.")).unwrap_or_default();
@@ -177,5 +187,6 @@ async fn send(app: Arc<App>, data: serde_json::Value) -> (Outcome, Vec<String>) 
         "It was sent (command {id}), and no worker has decided it within {seconds} s. It is not lost: see the timeline \
          and the dead letters later, and the overview for what is not ready."
     );
-    (Outcome::Incomplete, vec![late])
+    doubts.insert(0, late);
+    (Outcome::Incomplete, doubts)
 }

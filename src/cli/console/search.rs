@@ -35,10 +35,15 @@ pub async fn show(request: Request, Query(Wanted { q }): Query<Wanted>) -> Answe
     };
     let has_dead_letters = !dead_letters.clone().into_string().is_empty();
     // What somebody typed the id of is shown at once.
-    if let ([Found { kind: FoundKind::Subscription | FoundKind::Account, because: Because::Id, .. }], false) =
-        (findings.found.as_slice(), has_dead_letters)
-    {
-        return Ok(Redirect::to(&format!("/subscription?id={}", encoded(text))).into_response());
+    if let ([Found { kind, because: Because::Id, .. }], false) = (findings.found.as_slice(), has_dead_letters) {
+        let page = match kind {
+            FoundKind::Subscription => Some("subscription"),
+            FoundKind::Account => Some("account"),
+            FoundKind::Organization => None,
+        };
+        if let Some(page) = page {
+            return Ok(Redirect::to(&format!("/{page}?id={}", encoded(text))).into_response());
+        }
     }
     let content = html! {
         h1 { "“" (text) "”" }

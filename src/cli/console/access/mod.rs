@@ -107,10 +107,14 @@ impl Access {
         if !self.is_own_host(host) {
             return Some("this host name is not among OFFRAMP_CONSOLE_HOSTS; localhost and IP addresses work, too");
         }
+        let site = value(HeaderName::from_static("sec-fetch-site"));
         if matches!(*method, Method::GET | Method::HEAD) {
-            return None;
+            // Links lead here, but no other page learns whether something is found, or how long that takes.
+            let is_link = value(HeaderName::from_static("sec-fetch-mode")).is_none_or(|mode| mode == "navigate");
+            let is_foreign = site == Some("cross-site") && !is_link;
+            return is_foreign.then_some("only links lead from other pages to the console");
         }
-        let is_own_page = match value(HeaderName::from_static("sec-fetch-site")) {
+        let is_own_page = match site {
             Some(site) => site == "same-origin",
             // Browsers before 2023, and over plain HTTP. A reverse proxy may have ended HTTPS, so the scheme is not compared.
             None => value(header::ORIGIN)

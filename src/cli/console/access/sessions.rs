@@ -38,7 +38,7 @@ impl Sessions {
         }
         sessions.insert(id.clone(), Session { name, since: Instant::now() });
         let secure = if is_https { "; Secure" } else { "" };
-        format!("{COOKIE}={id}; HttpOnly; SameSite=Strict; Path=/; Max-Age={}{secure}", SESSION.as_secs())
+        format!("{COOKIE}={id}; HttpOnly; SameSite=Lax; Path=/; Max-Age={}{secure}", SESSION.as_secs())
     }
 
     /// The name of the visitor whose cookie this is.
@@ -53,7 +53,7 @@ impl Sessions {
         if let Some(id) = session_id(headers) {
             self.lock().remove(id);
         }
-        format!("{COOKIE}=; HttpOnly; SameSite=Strict; Path=/; Max-Age=0")
+        format!("{COOKIE}=; HttpOnly; SameSite=Lax; Path=/; Max-Age=0")
     }
 }
 

@@ -1,6 +1,6 @@
 //! Replaying and dropping dead letters.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use axum::Form;
@@ -47,14 +47,22 @@ pub async fn change(request: Request, Form(fields): Form<Fields>) -> Answer {
         let was_seen = |copied: &&Copied| copied.letter.died_at.is_none_or(|at| at <= seen_at);
         Copy::ids(copy.of_group(found_group(&copy, field("group"))?).filter(was_seen))
     } else {
-        let chosen: Vec<&str> = fields.iter().filter(|(name, _)| name == "id").map(|(_, id)| id.as_str()).collect();
-        let is_chosen = |copied: &&Copied| chosen.iter().any(|id| copied.letter.id.to_string() == *id);
+        let chosen = fields.iter().filter(|(name, _)| name == "id").filter_map(|(_, id)| id.parse().ok());
+        let chosen: HashSet<Uuid> = chosen.collect();
+        let is_chosen = |copied: &&Copied| chosen.contains(&copied.letter.id);
         Copy::ids(copy.letters.iter().filter(is_chosen))
     };
     if ids.is_empty() {
         return Err(Failure::invalid("No dead letter is selected, or those are gone. Nothing was changed."));
     }
     let number = count(ids.values().sum(), "dead letter");
+    // Exactly what was confirmed: a group may have changed since.
+    let digest = digest(&ids);
+    if field("confirmed") == "yes" && field("digest") != digest {
+        return Err(Failure::invalid(
+            "The dead letters have changed since you were asked. Nothing was dropped: look again.",
+        ));
+    }
     if action == Action::Drop && field("confirmed") != "yes" {
         let content = html! {
             h1 { "Drop " (number) "?" }
@@ -67,6 +75,7 @@ pub async fn change(request: Request, Form(fields): Form<Fields>) -> Answer {
             p { "They are deleted permanently: the commands will never be processed. A copy can be downloaded from the page of each." }
             form.actions method="post" action="/dead-letters/change" {
                 @for (name, value) in &fields { input type="hidden" name=(name) value=(value); }
+                input type="hidden" name="digest" value=(digest);
                 input type="hidden" name="confirmed" value="yes";
                 button.danger { "Drop " (number) " permanently" } " "
                 a href=(own_page(field("back"))) { "Keep them" }
@@ -81,6 +90,13 @@ pub async fn change(request: Request, Form(fields): Form<Fields>) -> Answer {
     let app = Arc::clone(&request.app);
     let back = own_page(field("back")).to_owned();
     Ok(request.app.changes.begin(&request.visitor.name, &what, back, |change| make(app, change, action, ids)))
+}
+
+/// Differs if anything in it does.
+fn digest(ids: &HashMap<Uuid, u64>) -> String {
+    let mut sorted: Vec<String> = ids.iter().map(|(id, number)| format!("{id} {number}")).collect();
+    sorted.sort_unstable();
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, sorted.join("\n").as_bytes()).simple().to_string()
 }
 
 /// A page of dead letters.
@@ -136,15 +152,21 @@ async fn make(app: Arc<App>, change: Arc<Change>, action: Action, ids: HashMap<U
         sentences.push(format!("Interrupted: {why}."));
     }
     let rest = wanted.saturating_sub(report.done() + report.unroutable + report.failed);
-    if rest > 0 && made.is_ok() && report.error.is_none() {
-        sentences.push(format!("{} were no longer there: somebody else was faster.", count(rest, "dead letter")));
+    if rest > 0 {
+        let number = count(rest, "dead letter");
+        sentences.push(if made.is_ok() && report.error.is_none() {
+            format!("No longer there: {number}. Somebody else was faster.")
+        } else {
+            // Of the last batch, some may have been done.
+            format!("Not known to be done: {number}. Copy the dead letters again to see which are left.")
+        });
     }
     if let Err(error) = app.dead_letters.copy_now().await {
         sentences.push(format!("The page of dead letters shows an older copy: {error}."));
     }
     let outcome = match report.done() {
-        done if done == wanted => Outcome::Done,
-        0 => Outcome::Failed,
+        done if done >= wanted && made.is_ok() => Outcome::Done,
+        0 if made.is_ok() => Outcome::Failed,
         _ => Outcome::Incomplete,
     };
     (outcome, sentences)

@@ -20,6 +20,8 @@ const LETTERS_MAX: usize = 10_000;
 const CONTENT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The age from which a copy is made anew if their number has changed.
 const FRESH_FOR: Duration = Duration::from_secs(10);
+/// The age from which a copy is made anew although their number is the same: they may be others.
+const STALE_AFTER: Duration = Duration::from_secs(60);
 /// How long a visitor waits for a newer copy.
 const PATIENCE: Duration = Duration::from_millis(250);
 
@@ -78,7 +80,7 @@ pub struct Group {
 }
 
 impl Copy {
-    fn new(letters: Vec<Copied>, others: u64) -> Self {
+    fn new(at: DateTime<Utc>, letters: Vec<Copied>, others: u64) -> Self {
         let mut members: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
         for (place, Copied { letter, .. }) in letters.iter().enumerate() {
             members.entry((&letter.reason, &letter.error_pattern)).or_default().push(place);
@@ -97,7 +99,7 @@ impl Copy {
         };
         let mut groups: Vec<Group> = members.into_iter().map(group).collect();
         groups.sort_by_key(|group| std::cmp::Reverse(group.members.len()));
-        Self { at: clock::now(), letters, others, groups }
+        Self { at, letters, others, groups }
     }
 
     pub fn group(&self, key: &str) -> Option<&Group> {
@@ -147,13 +149,16 @@ impl Board {
         self.lock().clone()
     }
 
-    /// The copy to show. `in_queue` is the number of dead letters now, if it is known: a copy is made anew only if it differs. Then a
-    /// visitor waits for a moment; if it takes longer, they see the older copy, which says how old it is.
+    /// The copy to show. `in_queue` is the number of dead letters now, if it is known: a copy is made anew if it differs, or after a
+    /// minute. Then a visitor waits for a moment; if it takes longer, they see the older copy, which says how old it is.
     pub async fn look(self: &Arc<Self>, in_queue: Option<u32>) -> Result<Arc<Copy>, DeadLettersError> {
         let Some(copy) = self.newest() else { return self.copy_now().await };
-        let is_old = (clock::now() - copy.at).to_std().is_ok_and(|age| age > FRESH_FOR);
+        let is_older_than = |age: Duration| (clock::now() - copy.at).to_std().is_ok_and(|own| own > age);
         let size = copy.letters.len() as u64 + copy.others;
-        if is_old && in_queue.is_some_and(|count| u64::from(count) != size) {
+        let differs = in_queue.is_some_and(|count| u64::from(count) != size);
+        let is_wanted = is_older_than(FRESH_FOR) && differs || is_older_than(STALE_AFTER) && in_queue.is_some();
+        // While one is being made, or waits for another operator, a second attempt would only queue behind it.
+        if is_wanted && !self.is_held() {
             let board = Arc::clone(self);
             let copying = tokio::spawn(async move { board.copy_now().await });
             return match timeout(PATIENCE, copying).await {
@@ -187,6 +192,8 @@ impl Board {
 }
 
 async fn copy(letters: &DeadLetters) -> Result<Copy, DeadLettersError> {
+    // What dies from now on may be missing.
+    let at = clock::now();
     let mut scan = letters.scan().await?;
     let (mut copied, mut others, mut bytes) = (Vec::new(), 0, 0);
     while let Some(held) = scan.next().await? {
@@ -202,5 +209,5 @@ async fn copy(letters: &DeadLetters) -> Result<Copy, DeadLettersError> {
         copied.push(Copied { letter: held.letter, content });
     }
     scan.finish().await?;
-    Ok(Copy::new(copied, others))
+    Ok(Copy::new(at, copied, others))
 }

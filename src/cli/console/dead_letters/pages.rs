@@ -57,6 +57,7 @@ pub async fn group(request: Request, Path(key): Path<String>, Query(Place { from
     let copy = request.app.dead_letters.look(request.app.watch.dead_letters()).await?;
     let group = found_group(&copy, &key)?;
     let total = group.members.len();
+    let from = from.min(total);
     let rows: Vec<&Copied> = copy.of_group(group).skip(from).take(ROWS_MAX).collect();
     let path = format!("/dead-letters/groups/{key}");
     let content = html! {

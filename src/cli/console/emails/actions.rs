@@ -59,6 +59,9 @@ pub async fn change(request: Request, Form(fields): Form<Vec<(String, String)>>)
         "drop" => Action::Drop,
         _ => return Err(Failure::invalid("The form names no action.")),
     };
+    if scope == "all" && matches!(action, Action::Address(_)) {
+        return Err(Failure::invalid("Another address is for one email. Nothing was changed."));
+    }
     let scope = if scope == "all" {
         let asked_at = field("asked_at").parse().ok().and_then(DateTime::from_timestamp_millis);
         Scope::All { with: field("with").to_owned(), failed_by: asked_at.unwrap_or_else(clock::now) }
@@ -75,7 +78,7 @@ pub async fn change(request: Request, Form(fields): Form<Vec<(String, String)>>)
         }
         Scope::Selected(entries) => count(entries.len() as u64, "failed email"),
         Scope::All { with, .. } if with.is_empty() => "all failed emails and events".to_owned(),
-        Scope::All { with, .. } => format!("all failed emails and events with “{with}”"),
+        Scope::All { .. } => "all failed emails and events that match the filter".to_owned(),
     };
     if matches!(action, Action::Drop) && field("confirmed") != "yes" {
         let content = html! {
@@ -94,10 +97,11 @@ pub async fn change(request: Request, Form(fields): Form<Vec<(String, String)>>)
         };
         return Ok(request.page(Section::Emails, "Drop emails", &content));
     }
+    // This is logged: no address, and no text of a filter, which may be one.
     let what = match &action {
         Action::Retry => format!("Retry {whom}"),
         Action::Readdress => format!("Retry {whom} at the current address"),
-        Action::Address(address) => format!("Retry {whom} at {address}"),
+        Action::Address(_) => format!("Retry {whom} at another address"),
         Action::Drop => format!("Drop {whom}"),
     };
     let (app, back) = (Arc::clone(&request.app), own_page(field("back")).to_owned());
@@ -140,7 +144,7 @@ async fn make(app: Arc<App>, change: Arc<Change>, action: Action, scope: Scope) 
     }
     let rest = wanted - (result.done + result.without_address).min(wanted);
     if rest > 0 && made.is_ok() {
-        sentences.push(format!("{rest} were no longer failed: somebody else was faster."));
+        sentences.push(format!("No longer failed: {rest}. Somebody else was faster."));
     }
     let outcome = match result.done {
         done if done == wanted && made.is_ok() => Outcome::Done,
@@ -210,7 +214,8 @@ async fn apply(
         }
         Action::Address(address) => {
             let to = Mailbox { name: None, email: address.clone() };
-            let known: Vec<_> = entries.into_iter().map(|entry| (entry, to.clone())).collect();
+            let emails = entries.into_iter().filter(|entry| entry.kind == "mail");
+            let known: Vec<_> = emails.map(|entry| (entry, to.clone())).collect();
             store.retry_to(&known, now).await?
         }
     };

@@ -2,6 +2,7 @@
 
 use axum::extract::Query;
 use maud::{Markup, html};
+use offramp::clock;
 use offramp::store::backlog::Backlog;
 use offramp::store::outbox::admin::{EntryState, EntrySummary};
 use serde::Deserialize;
@@ -51,11 +52,12 @@ pub async fn show(request: Request, Query(Wanted { state, with }): Query<Wanted>
             button { "Filter" }
             @if !with.is_empty() { " " a href={ "/emails" @if state == EntryState::Pending { "?state=waiting" } } { "All" } }
         }
-        @if entries.is_empty() { p.empty { @if with.is_empty() { "There are none." } @else { "None of them has this text." } } }
+        @if entries.is_empty() { p.empty { @if with.is_empty() { "There are none." } @else { "None of the first " (number(DOCUMENTS_MAX as u64)) " documents with failed or waiting emails has this text." } } }
         @else if state == EntryState::Failed && request.app.allow_changes {
             form method="post" action="/emails/change" {
                 input type="hidden" name="back" value=(path);
                 input type="hidden" name="with" value=(with);
+                input type="hidden" name="asked_at" value=(clock::now().timestamp_millis());
                 p.actions {
                     @if with.is_empty() { "All that failed: " } @else { "All that failed with “" (with) "”: " }
                     button name="action" value="retry-all" { "Retry" } " "
@@ -72,7 +74,7 @@ pub async fn show(request: Request, Query(Wanted { state, with }): Query<Wanted>
             }
         }
         @else { (rows) }
-        @if is_cut { p.hint { "There are more. The filter finds them, or `offramp outbox list`." } }
+        @if is_cut { p.hint { "There are more. `offramp outbox list` lists all." } }
     };
     Ok(request.page(Section::Emails, "Emails", &content))
 }

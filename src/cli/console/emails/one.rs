@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::EntryPath;
 use crate::cli::console::failure::{Answer, Failure};
-use crate::cli::console::html::{ago, document_link, encoded, facts, instant, text};
+use crate::cli::console::html::{ago, document_link, encoded, facts, instant, no_default, text};
 use crate::cli::console::page::{Request, Section};
 use crate::cli::terminal::count;
 
@@ -114,6 +114,7 @@ fn actions(request: &Request, path: &EntryPath) -> Markup {
     html! {
         @if request.app.allow_changes {
             form method="post" action="/emails/change" {
+                (no_default())
                 input type="hidden" name="back" value="/emails";
                 input type="hidden" name="entry" value=(path.to_field());
                 p.actions {
