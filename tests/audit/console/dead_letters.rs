@@ -43,7 +43,7 @@ pub async fn change_all_ways(ann: &mut Visitor<'_>, bob: &Visitor<'_>, stage: &S
     assert_eq!(badges, ["done", "incomplete"], "{one:?} {other:?}");
     let slower = if one.0 == "done" { &other.1 } else { &one.1 };
     assert!(
-        slower.contains("Dropped 2 dead letters") && slower.contains("2 dead letters were No longer there"),
+        slower.contains("Dropped 2 dead letters") && slower.contains("No longer there: 2 dead letters"),
         "{slower}"
     );
     bob.picture("change-of-both").await;
