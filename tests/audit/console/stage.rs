@@ -157,7 +157,7 @@ fn wrong_command(index: usize) -> Value {
     let data = json!({ "organization_id": "org", "subscription_id": format!("sub-{index}") });
     match index % 5 {
         0 | 1 => command(&id, "subscription.cancellation", data),
-        2 => with(command(&id, "subscription.cancellation", data), "mounth", json!("2027-01")),
+        2 => with(command(&id, "subscription.cancellation", data), "period", json!("2027-01")),
         3 => with(command(&id, "payment.failure", data), "amount", json!("49.99")),
         _ => json!({ "hello": HOSTILE, "id": id, "type": HOSTILE_NAME, "data": { "subscription_id": HOSTILE } }),
     }
