@@ -317,10 +317,8 @@ impl Page {
         self.call("Page.bringToFront", json!({})).await;
     }
 
-    /// A screenshot of the whole page as PNG.
+    /// A screenshot of the whole page as PNG. A tab with frames must be in front: behind another one, frames may never be drawn.
     pub async fn screenshot(&self) -> Vec<u8> {
-        // A tab behind another one may never be drawn.
-        self.bring_to_front().await;
         let shot = self.call("Page.captureScreenshot", json!({ "format": "png", "captureBeyondViewport": true })).await;
         BASE64.decode(shot["data"].as_str().unwrap()).unwrap()
     }

@@ -155,6 +155,7 @@ impl<'a> Visitor<'a> {
             setTimeout(drawn, frame ? 500 : 0);
         })";
         self.page.evaluate(draw).await;
+        self.page.bring_to_front().await;
         fs::write(self.out.join(format!("{name}.png")), self.page.screenshot().await).unwrap();
     }
 
