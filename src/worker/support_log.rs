@@ -19,7 +19,7 @@ use crate::store::{Store, StoreError};
 const WAITING_MAX: usize = 1_000;
 /// How many are written at once.
 const BATCH_MAX: usize = 200;
-/// How long to wait for the index by which MongoDB deletes them: without it they would be kept for ever.
+/// How long to wait for the index by which MongoDB deletes them: without it they would never be deleted.
 const INDEX_PATIENCE: Duration = Duration::from_secs(60);
 /// How long to drop them after MongoDB has denied access: it logs each attempt.
 const DENIED_PAUSE: Duration = Duration::from_secs(60);
