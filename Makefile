@@ -52,13 +52,23 @@ chaos: cargo ## break everything for SECONDS=300, then look for lost or duplicat
 	@$(chaos_services) trap 'scripts/services down' EXIT && scripts/services up && $(with_services) \
 	cargo test --locked --profile $(PROFILE) --test chaos -- --seconds $(SECONDS) $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) --logs .services/chaos/log
 
+# `make chaos-cluster` starts its own three MongoDB and three RabbitMQ servers, as processes: links between containers could not be cut
+# without root.
+cluster_programs := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/cluster OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools && \
+	programs=$$(scripts/services programs) && eval "$$programs" &&
+BESIDE ?=
+
+.PHONY: chaos-cluster
+chaos-cluster: cargo ## the same with three MongoDB and three RabbitMQ servers, and what can happen between them (BESIDE=path/to/offramp: half of the workers run that build)
+	@$(cluster_programs) cargo test --locked --profile $(PROFILE) --test chaos -- --cluster .services/cluster --seconds $(SECONDS) \
+	  $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) $(addprefix --beside ,$(BESIDE)) --logs .services/cluster/log
+
 # Private servers for `make bench`, so that nothing else loads them while it measures.
 bench_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/bench OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools \
 	COMPOSE_PROJECT_NAME=offramp-bench RABBITMQ_PORT=5872 RABBITMQ_ADMIN_PORT=15872 MONGODB_PORT=27217 SMTP_PORT=1225 \
 	MAILPIT_PORT=8225 &&
 WHAT ?=
 N ?=
-BESIDE ?=
 
 .PHONY: bench
 bench: cargo ## measure a release build on private servers (WHAT=latency: only that; N=500: nothing larger; BESIDE=path/to/offramp: compare with that build)

@@ -18,9 +18,6 @@ use offramp_testkit::test_bed::{LANES, TestBed};
 use offramp_testkit::worker_process::{WorkerProcess, build, metrics_of, readyz_of};
 
 pub const WORKERS: usize = 3;
-/// The lease of emails and events, in seconds: short, so that entries of killed workers are sent soon, but longer than the longest
-/// outage, so that a live worker can mark what it sent.
-pub const LEASE_SECONDS: u64 = 20;
 /// The largest deviation from one second between two kills.
 const KILL_JITTER_MILLISECONDS: u64 = 400;
 /// How often to poll the workers' progress.
@@ -40,12 +37,24 @@ pub enum MailBehaviour {
     DropAfterData,
 }
 
+/// What the workers run, and with which servers.
+pub struct Staffing {
+    /// The programs, which the workers run in turn.
+    pub programs: Vec<PathBuf>,
+    /// RabbitMQ's URLs. Each worker begins with another one.
+    pub amqp_urls: Vec<String>,
+    pub mongodb_url: String,
+    /// The lease of emails and events: short, so that entries of killed workers are sent soon, but longer than the longest outage, so
+    /// that a live worker can mark what it sent.
+    pub lease: Duration,
+    /// The directory for their logs.
+    pub logs: PathBuf,
+}
+
 /// Three workers, each with its own mail server, so that the sender of each email is known.
 pub struct Fleet {
     bed: Arc<TestBed>,
-    program: PathBuf,
-    settings: Vec<(&'static str, String)>,
-    logs: PathBuf,
+    staffing: Staffing,
     pub sinks: Vec<SmtpSink>,
     /// The proxies in front of the mail servers.
     pub mail_lines: Vec<Proxy>,
@@ -60,14 +69,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Starts the workers with `program`, RabbitMQ and MongoDB at these URLs.
-    pub async fn start(
-        bed: Arc<TestBed>,
-        program: PathBuf,
-        amqp_url: String,
-        mongodb_url: String,
-        logs: PathBuf,
-    ) -> Arc<Self> {
+    pub async fn start(bed: Arc<TestBed>, staffing: Staffing) -> Arc<Self> {
         let mail_behaviour = Arc::new(Mutex::new(MailBehaviour::Normal));
         let (mut sinks, mut mail_lines) = (Vec::new(), Vec::new());
         for _ in 0..WORKERS {
@@ -77,16 +79,9 @@ impl Fleet {
             mail_lines.push(Proxy::to("127.0.0.1", sink.address.port()).await);
             sinks.push(sink);
         }
-        let settings = vec![
-            ("OFFRAMP_AMQP_URL", amqp_url),
-            ("OFFRAMP_MONGODB_URL", mongodb_url),
-            ("OFFRAMP_LEASE_SECONDS", LEASE_SECONDS.to_string()),
-        ];
         let fleet = Self {
             bed,
-            program,
-            settings,
-            logs,
+            staffing,
             sinks,
             mail_lines,
             mail_behaviour,
@@ -102,12 +97,24 @@ impl Fleet {
     }
 
     fn spawn(&self, number: usize) -> WorkerProcess {
-        let path = self.logs.join(format!("worker-{number}.log"));
+        let path = self.staffing.logs.join(format!("worker-{number}.log"));
         let log = File::options().create(true).append(true).open(&path).unwrap();
         let smtp_url = format!("smtp://{}", self.mail_lines[number].address());
-        let mut program = build(&self.program, &self.bed);
-        program.env("OFFRAMP_SMTP_URL", smtp_url).envs(self.settings.iter().cloned());
+        let Staffing { programs, amqp_urls, .. } = &self.staffing;
+        let mut program = build(&programs[number % programs.len()], &self.bed);
+        let (before, from_here) = amqp_urls.split_at(number % amqp_urls.len());
+        program
+            .env("OFFRAMP_SMTP_URL", smtp_url)
+            .env("OFFRAMP_AMQP_URL", [from_here, before].concat().join(","))
+            .env("OFFRAMP_MONGODB_URL", &self.staffing.mongodb_url)
+            .env("OFFRAMP_LEASE_SECONDS", self.staffing.lease.as_secs().to_string());
         WorkerProcess::of(&mut program, Stdio::from(log))
+    }
+
+    /// A duplicate email is excused if its worker was killed within this time after the first delivery. Shorter than a lease, so that a
+    /// live worker that does not mark is detected.
+    pub fn marked_within(&self) -> Duration {
+        self.staffing.lease / 2
     }
 
     pub async fn ready(&self) {
@@ -163,19 +170,24 @@ impl Fleet {
         }
     }
 
-    /// Waits at most `patience` until every lane has processed a message after `moment`. Returns how long that took, and the last lane.
-    /// No worker is killed meanwhile, because lanes must recover without a restart.
-    pub async fn recovery(&self, moment: Instant, patience: Duration) -> (Duration, &'static str) {
+    /// Waits at most `patience` until every lane has processed a message since it could, which `served` knows as soon as it does. Returns
+    /// how long the slowest lane took, and its name. No worker is killed meanwhile, because lanes must recover without a restart.
+    pub async fn recovery(
+        &self,
+        served: impl Fn(&str) -> Option<Instant>,
+        patience: Duration,
+    ) -> (Duration, &'static str) {
         let _no_kills = self.kill_lock.lock().await;
+        let begin = Instant::now();
         loop {
             let progress = self.progress.lock().unwrap().clone();
-            let pause = |lane| progress.get(lane).and_then(|at: &Instant| at.checked_duration_since(moment));
+            let pause = |lane| progress.get(lane)?.checked_duration_since(served(lane)?);
             let pauses = LANES.map(|lane| (pause(lane).unwrap_or(Duration::MAX), lane));
             let last = pauses.into_iter().max().unwrap();
             if last.0 != Duration::MAX {
                 return last;
             }
-            if moment.elapsed() > patience {
+            if begin.elapsed() > patience {
                 return (patience, last.1);
             }
             sleep(LOOK_EVERY).await;
@@ -217,6 +229,6 @@ async fn settled(port: u16) -> Vec<(&'static str, u64)> {
 }
 
 /// The queue of a type of command.
-fn queue_of(kind: &str) -> String {
+pub fn queue_of(kind: &str) -> String {
     kind.trim_start_matches("subscription.").replace('.', "-")
 }

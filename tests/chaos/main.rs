@@ -4,11 +4,13 @@
 //! killed and frozen, connections are cut and stalled, and mail servers reject, stall and hang up. Afterwards every document, email and
 //! event is compared with the result of applying the same commands in a single thread.
 //!
+//! With `--cluster`, which `make chaos-cluster` gives, there are three servers of each kind.
+//!
 //! Reading order: [`plan`] (the commands and their expected effects), [`upstream`] (publishes them), [`fleet`] (the workers),
-//! [`faults`], [`observer`] (receives emails and events), [`verdict`] (the comparison and the table).
+//! [`faults`] with [`single`] and [`cluster`], [`observer`] (receives emails and events), [`verdict`] (the comparison and the table).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,21 +21,25 @@ use fastrand::Rng;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+mod cluster;
 mod faults;
 mod fleet;
 mod observer;
 mod plan;
+mod single;
 mod upstream;
 mod verdict;
 
+use cluster::Cluster;
 use faults::Chaos;
-use fleet::Fleet;
+use fleet::{Fleet, Staffing};
 use observer::Observer;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::program;
-use offramp_testkit::{progress, say, setting};
+use offramp_testkit::{progress, say};
 use plan::Plan;
+use single::SingleServers;
 use upstream::Upstream;
 
 /// The rate of commands, without the probes. The 300 seconds of `make chaos` give more than 20,000.
@@ -60,6 +66,12 @@ struct Arguments {
     /// The program for the workers [default: the one built with this test]
     #[arg(long, value_name = "PATH", default_value_os = program().as_os_str())]
     program: PathBuf,
+    /// Another program, which every other worker runs
+    #[arg(long, value_name = "PATH")]
+    beside: Option<PathBuf>,
+    /// Start three MongoDB and three RabbitMQ servers in this directory; what it holds of an earlier run is deleted
+    #[arg(long, value_name = "DIRECTORY")]
+    cluster: Option<PathBuf>,
     /// The directory for the workers' logs
     #[arg(long, default_value = "target/chaos")]
     logs: PathBuf,
@@ -91,7 +103,11 @@ async fn run() -> ExitCode {
     say!("the workers run {}", arguments.program.display());
     say!("seed {seed}: {} commands in {} scenarios", plan.commands.len(), plan.scenarios.len());
 
-    let bed = TestBed::new("chaos").await;
+    let programs = [Some(arguments.program), arguments.beside].into_iter().flatten().collect();
+    let (bed, servers, staffing) = match &arguments.cluster {
+        None => with_single_servers(programs, arguments.logs).await,
+        Some(directory) => with_cluster(directory, programs, arguments.logs).await,
+    };
     for collection in ["organizations", "accounts", "subscriptions"] {
         let documents = plan.documents.iter().filter(|(name, _)| *name == collection).map(|(_, document)| document);
         bed.collection(collection).insert_many(documents).await.unwrap();
@@ -100,33 +116,34 @@ async fn run() -> ExitCode {
     let events = format!("{}.test-events", bed.prefix);
     drop(bed.watch_events().await);
     let bed = Arc::new(bed);
+    // Through the proxy of a single server; a cluster's nodes are reached like by a load balancer.
+    let upstream_url = match &servers {
+        Servers::Single(_) => staffing.amqp_urls[0].clone(),
+        Servers::Cluster(_) => bed.amqp_url.clone(),
+    };
 
-    let (broker_line, amqp_url) = Proxy::in_front_of(&setting("OFFRAMP_AMQP_URL", "")).await;
-    let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
-
-    let fleet = Fleet::start(Arc::clone(&bed), arguments.program, amqp_url.clone(), mongodb_url, arguments.logs).await;
+    let fleet = Fleet::start(Arc::clone(&bed), staffing).await;
     let observer = Observer::new(Arc::clone(&plan), SENDER);
     let receiving = Arc::clone(&fleet);
     let mut background = vec![
-        tokio::spawn(observer.clone().receive_events(events)),
+        tokio::spawn(observer.clone().receive_events(bed.amqp_url.clone(), events)),
         tokio::spawn(observer.clone().receive_emails(move || receiving.emails())),
         tokio::spawn(Arc::clone(&fleet).watch()),
     ];
     fleet.ready().await;
     say!("three workers are ready; faults begin now");
 
-    let chaos = Arc::new(Chaos::new(Arc::clone(&fleet), observer.clone(), broker_line, database_line));
-    let upstream = Arc::new(Upstream::new(Arc::clone(&plan), observer.clone(), amqp_url, bed.prefix.clone()));
+    let chaos = Arc::new(Chaos::new(Arc::clone(&fleet), observer.clone()));
+    let upstream = Arc::new(Upstream::new(Arc::clone(&plan), observer.clone(), upstream_url, bed.prefix.clone()));
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut rng = Rng::with_seed(seed);
     let publishing = tokio::spawn(Arc::clone(&upstream).run());
     let killing = tokio::spawn(Arc::clone(&fleet).keep_killing(rng.fork()));
-    let failing = tokio::spawn(Arc::clone(&chaos).servers(rng.fork(), until));
+    let failing = servers.attack(&chaos, &upstream, rng.fork(), until);
     let refusing = tokio::spawn(Arc::clone(&chaos).mail_servers(rng.fork(), until));
     background.push(tokio::spawn(report_progress(Arc::clone(&plan), observer.clone())));
-    for faults in [failing, refusing] {
-        faults.await.unwrap();
-    }
+    failing.await;
+    refusing.await.unwrap();
     killing.abort();
     drop(killing.await);
     say!("faults are over; waiting for the remaining work");
@@ -145,6 +162,41 @@ async fn run() -> ExitCode {
         println!("the database and the queues are kept under the name {}", bed.prefix);
         ExitCode::FAILURE
     }
+}
+
+/// What the workers work with.
+enum Servers {
+    Single(SingleServers),
+    Cluster(Cluster),
+}
+
+impl Servers {
+    /// Injects faults until `until`.
+    async fn attack(&self, chaos: &Chaos, upstream: &Upstream, rng: Rng, until: Instant) {
+        match self {
+            Self::Single(servers) => servers.attack(chaos, rng, until).await,
+            Self::Cluster(cluster) => cluster.attack(chaos, upstream, rng, until).await,
+        }
+    }
+}
+
+/// The servers of `scripts/services`.
+async fn with_single_servers(programs: Vec<PathBuf>, logs: PathBuf) -> (TestBed, Servers, Staffing) {
+    let bed = TestBed::new("chaos").await;
+    let (broker_line, amqp_url) = Proxy::in_front_of(&bed.amqp_url).await;
+    let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    let staffing = Staffing { programs, amqp_urls: vec![amqp_url], mongodb_url, lease: Duration::from_secs(20), logs };
+    (bed, Servers::Single(SingleServers { broker_line, database_line }), staffing)
+}
+
+/// Servers of our own.
+async fn with_cluster(directory: &Path, programs: Vec<PathBuf>, logs: PathBuf) -> (TestBed, Servers, Staffing) {
+    let cluster = Cluster::start(directory).await;
+    let bed = TestBed::of_servers("chaos", &cluster.mongodb_url().await, &cluster.front_url()).await;
+    // An election takes 10 s and more.
+    let lease = Duration::from_secs(60);
+    let (amqp_urls, mongodb_url) = (cluster.amqp_urls(), bed.mongodb_url.clone());
+    (bed, Servers::Cluster(cluster), Staffing { programs, amqp_urls, mongodb_url, lease, logs })
 }
 
 async fn report_progress(plan: Arc<Plan>, observer: Observer) {

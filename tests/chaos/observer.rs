@@ -17,7 +17,6 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::plan::Plan;
-use offramp_testkit::setting;
 use offramp_testkit::smtp_sink::ReceivedEmail;
 
 /// How often to take arrived emails.
@@ -87,19 +86,18 @@ impl Observer {
         self.0.arrived.lock().unwrap().newest_mail
     }
 
-    /// Receives events from this queue until aborted. Redeliveries after a lost ack of the observer are not counted.
-    pub async fn receive_events(self, queue: String) {
+    /// Receives events from this queue of RabbitMQ at `url` until aborted. Redeliveries after a lost ack of the observer are not counted.
+    pub async fn receive_events(self, url: String, queue: String) {
         loop {
-            if let Err(error) = self.receive_until_lost(&queue).await {
+            if let Err(error) = self.receive_until_lost(&url, &queue).await {
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 drop(error);
             }
         }
     }
 
-    async fn receive_until_lost(&self, queue: &str) -> lapin::Result<()> {
-        let url = setting("OFFRAMP_AMQP_URL", "amqp://localhost:5672/%2f");
-        let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
+    async fn receive_until_lost(&self, url: &str, queue: &str) -> lapin::Result<()> {
+        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.basic_qos(500, BasicQosOptions::default()).await?;
         let (tag, options) = ("".into(), BasicConsumeOptions::default());

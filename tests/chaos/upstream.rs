@@ -3,6 +3,7 @@
 //! A command without a confirm is in doubt: the broker may have it or not. It is published again, as every careful publisher does,
 //! unless one of its effects arrives soon.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,8 +14,10 @@ use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::fleet::queue_of;
 use crate::observer::Observer;
 use crate::plan::Plan;
+use offramp_testkit::test_bed::LANES;
 
 /// How long to wait for a confirm.
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(15);
@@ -43,7 +46,14 @@ pub struct Upstream {
     url: String,
     exchange: String,
     link: Mutex<Option<Arc<Link>>>,
+    served: std::sync::Mutex<Served>,
     pub tally: Tally,
+}
+
+/// The first confirm of each lane among the commands published since a moment.
+struct Served {
+    since: Instant,
+    confirmed: HashMap<String, std::time::Instant>,
 }
 
 struct Link {
@@ -61,7 +71,8 @@ enum Published {
 impl Upstream {
     /// Publishes to this exchange of the broker at `url`.
     pub fn new(plan: Arc<Plan>, observer: Observer, url: String, exchange: String) -> Self {
-        Self { plan, observer, url, exchange, link: Mutex::default(), tally: Tally::default() }
+        let served = std::sync::Mutex::new(Served { since: Instant::now(), confirmed: HashMap::new() });
+        Self { plan, observer, url, exchange, link: Mutex::default(), served, tally: Tally::default() }
     }
 
     /// Publishes every scenario at its time, and returns when the broker has confirmed everything.
@@ -96,6 +107,21 @@ impl Upstream {
         }
     }
 
+    /// Forgets which lanes have confirmed commands.
+    pub fn forget_served(&self) {
+        *self.served.lock().unwrap() = Served { since: Instant::now(), confirmed: HashMap::new() };
+    }
+
+    /// When RabbitMQ confirmed a command of this lane that was published since [`Self::forget_served`].
+    pub fn served(&self, lane: &str) -> Option<std::time::Instant> {
+        self.served.lock().unwrap().confirmed.get(lane).copied()
+    }
+
+    /// Whether RabbitMQ confirmed such a command of every lane.
+    pub fn serves_all(&self) -> bool {
+        LANES.iter().all(|lane| self.served(lane).is_some())
+    }
+
     async fn command(&self, command: usize) {
         if self.publish(command).await == Published::InDoubt {
             self.tally.in_doubt.fetch_add(1, Ordering::Relaxed);
@@ -118,6 +144,7 @@ impl Upstream {
 
     async fn publish(&self, command: usize) -> Published {
         let link = self.link().await;
+        let begin = Instant::now();
         let planned = &self.plan.commands[command];
         let publishing = async {
             let options = BasicPublishOptions { mandatory: true, ..Default::default() };
@@ -125,10 +152,14 @@ impl Upstream {
             let (exchange, key) = (self.exchange.as_str().into(), planned.routing_key.as_str().into());
             link.channel.basic_publish(exchange, key, options, &planned.body, properties).await?.await
         };
-        match timeout(CONFIRM_PATIENCE, publishing).await {
-            Ok(Ok(Confirmation::Ack(None))) => Published::Confirmed,
-            _ => Published::InDoubt,
+        let Ok(Ok(Confirmation::Ack(None))) = timeout(CONFIRM_PATIENCE, publishing).await else {
+            return Published::InDoubt;
+        };
+        let mut served = self.served.lock().unwrap();
+        if begin >= served.since {
+            served.confirmed.entry(queue_of(&planned.routing_key)).or_insert_with(std::time::Instant::now);
         }
+        Published::Confirmed
     }
 
     /// A connected channel. Reconnects until it succeeds.

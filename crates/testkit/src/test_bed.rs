@@ -24,6 +24,7 @@ const RETRY_DELAYS: [&str; 5] = ["5s", "30s", "2m", "10m", "1h"];
 pub struct TestBed {
     pub prefix: String,
     pub mongodb_url: String,
+    pub amqp_url: String,
     pub database: mongodb::Database,
     pub channel: Channel,
     connection: Connection,
@@ -37,6 +38,11 @@ impl TestBed {
 
     /// An empty test bed in the MongoDB at this URL.
     pub async fn at(test: &str, mongodb_url: &str) -> Self {
+        Self::of_servers(test, mongodb_url, &rabbit::amqp_url()).await
+    }
+
+    /// An empty test bed in the MongoDB and the RabbitMQ at these URLs.
+    pub async fn of_servers(test: &str, mongodb_url: &str, amqp_url: &str) -> Self {
         let id = Uuid::new_v4().simple().to_string();
         let name = format!("t-{test}-{}", &id[..8]);
         let mongodb_url = with_database(mongodb_url, &name);
@@ -44,15 +50,21 @@ impl TestBed {
         let database = client.database(&name);
         database.run_command(doc! { "ping": 1 }).await.expect("MongoDB is unavailable; run `make services-up`");
 
-        let (connection, channel) = connect().await;
-        Self { prefix: name, mongodb_url, database, channel, connection }
+        let (connection, channel) = connect(amqp_url).await;
+        Self { prefix: name, mongodb_url, amqp_url: amqp_url.to_owned(), database, channel, connection }
     }
 
     /// The same test bed with a new connection to the broker, for instance after a restart.
     pub async fn reopened(&self) -> Self {
-        let (connection, channel) = connect().await;
-        let (prefix, mongodb_url, database) = (self.prefix.clone(), self.mongodb_url.clone(), self.database.clone());
-        Self { prefix, mongodb_url, database, channel, connection }
+        let (connection, channel) = connect(&self.amqp_url).await;
+        Self {
+            prefix: self.prefix.clone(),
+            mongodb_url: self.mongodb_url.clone(),
+            amqp_url: self.amqp_url.clone(),
+            database: self.database.clone(),
+            channel,
+            connection,
+        }
     }
 
     pub fn collection(&self, name: &str) -> mongodb::Collection<Document> {
@@ -73,7 +85,9 @@ impl TestBed {
             .await
             .unwrap();
         let options = QueueDeclareOptions { durable: true, ..Default::default() };
-        self.channel.queue_declare(queue.as_str().into(), options, FieldTable::default()).await.unwrap();
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        self.channel.queue_declare(queue.as_str().into(), options, arguments).await.unwrap();
         self.channel
             .queue_bind(
                 queue.as_str().into(),
@@ -182,9 +196,8 @@ impl TestBed {
 }
 
 /// A connection, and a channel with publisher confirms.
-async fn connect() -> (Connection, Channel) {
-    let amqp_url = rabbit::amqp_url();
-    let connection = Connection::connect(&amqp_url, ConnectionProperties::default())
+async fn connect(amqp_url: &str) -> (Connection, Channel) {
+    let connection = Connection::connect(amqp_url, ConnectionProperties::default())
         .await
         .expect("RabbitMQ is unavailable; run `make services-up`");
     let channel = connection.create_channel().await.unwrap();

@@ -50,7 +50,7 @@ pub fn offramp(bed: &TestBed) -> Command {
 pub fn build(program: &Path, bed: &TestBed) -> Command {
     let mut command = bare_build(program);
     command
-        .env("OFFRAMP_AMQP_URL", crate::rabbit::amqp_url())
+        .env("OFFRAMP_AMQP_URL", &bed.amqp_url)
         .env("OFFRAMP_MONGODB_URL", &bed.mongodb_url)
         .env("OFFRAMP_PREFIX", &bed.prefix)
         .env("OFFRAMP_MAIL_FROM", "no-reply@offramp.example")

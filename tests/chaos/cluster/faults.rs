@@ -1,0 +1,380 @@
+//! The faults of the cluster, one after the other. Each is told in one function, in the order in which things happen.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use tokio::time::sleep;
+
+use super::mongodb::ReplicaSet;
+use super::{Cluster, SIZE};
+use crate::faults::{Chaos, FAULT_INTERVAL, Outage};
+use crate::upstream::Upstream;
+use offramp_testkit::{eventually_within, say};
+
+/// The longest recovery of the lanes that is not late, from the moment at which the cluster can serve.
+const RECOVERY_TARGET: Duration = Duration::from_secs(10);
+/// The same after a step-down in order.
+const STEP_DOWN_RECOVERY_TARGET: Duration = Duration::from_secs(5);
+/// How long the servers may take to serve again, on a busy machine.
+const SERVICE_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a server writes what no other gets, before it is killed.
+const ALONE: Duration = Duration::from_secs(2);
+/// How long a majority is lost.
+const MAJORITY_LOST: Duration = Duration::from_secs(8);
+/// How long a fault continues after the rest of the cluster has taken over.
+const LONGER: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy)]
+enum Fault {
+    PrimaryFrozen,
+    PrimaryKilled,
+    PrimaryCutOff,
+    SecondaryCutOff,
+    MembersLost,
+    MembersRestarted,
+    PrimaryUnreachable,
+    ClientsOfMongodbCut,
+    LeaderKilled,
+    LeadersMoved,
+    LeaderCutOff,
+    LeaderFrozen,
+    NodeReplaced,
+    NodesLost,
+    NodesRestarted,
+    ClientsOfRabbitmqCut,
+}
+
+impl Fault {
+    const ALL: [Self; 16] = [
+        Self::PrimaryFrozen,
+        Self::PrimaryKilled,
+        Self::PrimaryCutOff,
+        Self::SecondaryCutOff,
+        Self::MembersLost,
+        Self::MembersRestarted,
+        Self::PrimaryUnreachable,
+        Self::ClientsOfMongodbCut,
+        Self::LeaderKilled,
+        Self::LeadersMoved,
+        Self::LeaderCutOff,
+        Self::LeaderFrozen,
+        Self::NodeReplaced,
+        Self::NodesLost,
+        Self::NodesRestarted,
+        Self::ClientsOfRabbitmqCut,
+    ];
+}
+
+impl Cluster {
+    /// Injects each fault in random order, with a step-down after each, repeatedly, until `until`.
+    pub async fn attack(&self, chaos: &Chaos, upstream: &Upstream, mut rng: Rng, until: Instant) {
+        let attack = Attack { cluster: self, chaos, upstream };
+        loop {
+            let mut faults = Fault::ALL;
+            rng.shuffle(&mut faults);
+            for fault in faults {
+                if Instant::now() > until {
+                    say!("{} members of the replica set undid writes that no majority had", self.rollbacks().await);
+                    return;
+                }
+                attack.inject(fault, &mut rng).await;
+                sleep(FAULT_INTERVAL).await;
+                attack.step_down().await;
+                sleep(FAULT_INTERVAL).await;
+            }
+        }
+    }
+
+    async fn rollbacks(&self) -> usize {
+        self.set.lock().await.rollbacks(&self.logs)
+    }
+}
+
+struct Attack<'a> {
+    cluster: &'a Cluster,
+    chaos: &'a Chaos,
+    upstream: &'a Upstream,
+}
+
+impl Attack<'_> {
+    async fn inject(&self, fault: Fault, rng: &mut Rng) {
+        let server = rng.usize(..SIZE);
+        match fault {
+            Fault::PrimaryFrozen => self.primary_frozen().await,
+            Fault::PrimaryKilled => self.primary_killed().await,
+            Fault::PrimaryCutOff => self.primary_cut_off().await,
+            Fault::SecondaryCutOff => self.secondary_cut_off().await,
+            Fault::MembersLost => self.members_lost().await,
+            Fault::MembersRestarted => self.members_restarted().await,
+            Fault::PrimaryUnreachable => self.primary_unreachable().await,
+            Fault::ClientsOfMongodbCut => self.clients_of_mongodb_cut().await,
+            Fault::LeaderKilled => self.leader_killed().await,
+            Fault::LeadersMoved => self.leaders_moved().await,
+            Fault::LeaderCutOff => self.leader_cut_off().await,
+            Fault::LeaderFrozen => self.leader_frozen().await,
+            Fault::NodeReplaced => self.node_replaced(server).await,
+            Fault::NodesLost => self.nodes_lost(server).await,
+            Fault::NodesRestarted => self.nodes_restarted().await,
+            Fault::ClientsOfRabbitmqCut => self.clients_of_rabbitmq_cut().await,
+        }
+    }
+
+    /// Does something to MongoDB, waits until it serves again, and measures how long the lanes take from then on.
+    async fn mongodb(&self, name: &'static str, target: Duration, action: impl Future<Output = ()>) -> Outage {
+        let fault = async {
+            action.await;
+            self.upstream.forget_served();
+            eventually_within(SERVICE_PATIENCE, "MongoDB", async || self.cluster.set.lock().await.serves().await).await;
+        };
+        let outage = self.chaos.outage(true, fault).await;
+        self.chaos.recover(name, outage, target, |lane| Some(self.upstream.served(lane)?.max(outage.back))).await;
+        outage
+    }
+
+    /// Does something to RabbitMQ, and measures how long each lane takes from the moment at which its queue confirms a message.
+    async fn rabbitmq(&self, name: &'static str, action: impl Future<Output = ()>) -> Outage {
+        let fault = async {
+            action.await;
+            self.upstream.forget_served();
+            eventually_within(SERVICE_PATIENCE, "RabbitMQ", async || self.upstream.serves_all()).await;
+        };
+        let outage = self.chaos.outage(false, fault).await;
+        self.chaos.recover(name, outage, RECOVERY_TARGET, |lane| self.upstream.served(lane)).await;
+        outage
+    }
+
+    async fn step_down(&self) {
+        self.mongodb("MongoDB: step-down", STEP_DOWN_RECOVERY_TARGET, async {
+            self.cluster.set.lock().await.step_down().await;
+        })
+        .await;
+    }
+
+    /// For longer than the others wait for it, so that another primary is elected, and the old one takes itself for the primary when it
+    /// is thawed.
+    async fn primary_frozen(&self) {
+        let mut primary = 0;
+        self.mongodb("MongoDB: primary frozen", RECOVERY_TARGET, async {
+            let mut set = self.cluster.set.lock().await;
+            primary = set.await_primary().await;
+            set.server(primary).freeze();
+        })
+        .await;
+        sleep(LONGER).await;
+        self.mongodb("MongoDB: old primary thawed", RECOVERY_TARGET, async {
+            self.cluster.set.lock().await.server(primary).thaw();
+            self.await_member(primary).await;
+        })
+        .await;
+    }
+
+    /// With writes that no other member has. It undoes them after its restart.
+    async fn primary_killed(&self) {
+        let mut primary = 0;
+        self.mongodb("MongoDB: primary killed with writes only it has", RECOVERY_TARGET, async {
+            primary = self.cluster.set.lock().await.await_primary().await;
+            self.cluster.network.part(primary, ReplicaSet::others(primary));
+            sleep(ALONE).await;
+            self.cluster.kill_member(primary).await;
+        })
+        .await;
+        self.mongodb("MongoDB: it restarted and undid them", RECOVERY_TARGET, async {
+            self.cluster.network.join();
+            self.cluster.set.lock().await.launch(primary);
+            self.await_member(primary).await;
+        })
+        .await;
+    }
+
+    /// From the other members, while clients still reach it.
+    async fn primary_cut_off(&self) {
+        let mut primary = 0;
+        self.mongodb("MongoDB: primary cut off from the others", RECOVERY_TARGET, async {
+            primary = self.cluster.set.lock().await.await_primary().await;
+            self.cluster.network.part(primary, ReplicaSet::others(primary));
+        })
+        .await;
+        sleep(LONGER).await;
+        self.mongodb("MongoDB: all members connected again", RECOVERY_TARGET, async {
+            self.cluster.network.join();
+            self.await_member(primary).await;
+        })
+        .await;
+    }
+
+    async fn secondary_cut_off(&self) {
+        let primary = self.cluster.set.lock().await.await_primary().await;
+        let secondary = (primary + 1) % SIZE;
+        self.mongodb("MongoDB: secondary cut off from the others", RECOVERY_TARGET, async {
+            self.cluster.network.part(secondary, ReplicaSet::others(secondary));
+        })
+        .await;
+        sleep(2 * LONGER).await;
+        self.mongodb("MongoDB: all members connected again", RECOVERY_TARGET, async {
+            self.cluster.network.join();
+            self.await_member(secondary).await;
+        })
+        .await;
+    }
+
+    async fn members_lost(&self) {
+        self.mongodb("MongoDB: majority lost and regained", RECOVERY_TARGET, async {
+            let primary = self.cluster.set.lock().await.await_primary().await;
+            let lost = [primary, (primary + 1) % SIZE];
+            for number in lost {
+                self.cluster.kill_member(number).await;
+            }
+            sleep(MAJORITY_LOST).await;
+            for number in lost {
+                self.cluster.set.lock().await.launch(number);
+            }
+        })
+        .await;
+    }
+
+    async fn members_restarted(&self) {
+        for number in 0..SIZE {
+            self.mongodb("MongoDB: members restarted, one by one", RECOVERY_TARGET, async {
+                let mut set = self.cluster.set.lock().await;
+                set.server(number).stop().await;
+                self.cluster.network.set_process(number, None);
+                set.launch(number);
+                drop(set);
+                self.await_member(number).await;
+            })
+            .await;
+        }
+    }
+
+    /// For workers, while the other members still follow it.
+    async fn primary_unreachable(&self) {
+        self.mongodb("MongoDB: primary unreachable for workers", RECOVERY_TARGET, async {
+            let primary = self.cluster.set.lock().await.await_primary().await;
+            self.cluster.network.part_from_clients(primary);
+            sleep(2 * LONGER).await;
+            self.cluster.network.join();
+        })
+        .await;
+    }
+
+    async fn clients_of_mongodb_cut(&self) {
+        self.mongodb("MongoDB: clients' connections cut", RECOVERY_TARGET, async {
+            (0..SIZE).for_each(|number| self.cluster.network.cut_clients(number));
+        })
+        .await;
+    }
+
+    async fn await_member(&self, number: usize) {
+        eventually_within(SERVICE_PATIENCE, "the member", async || {
+            self.cluster.set.lock().await.is_member(number).await
+        })
+        .await;
+    }
+
+    async fn leader_killed(&self) {
+        let leader = self.cluster.brokers.leader(0).await;
+        self.rabbitmq("RabbitMQ: leader killed", self.cluster.kill_node(leader)).await;
+        self.rabbitmq("RabbitMQ: node restarted after a kill", self.cluster.start_node(leader)).await;
+    }
+
+    async fn leaders_moved(&self) {
+        let leader = self.cluster.brokers.leader(0).await;
+        self.rabbitmq("RabbitMQ: leaders moved", self.cluster.brokers.move_leaders(leader)).await;
+    }
+
+    /// From the other nodes, while clients still reach it.
+    async fn leader_cut_off(&self) {
+        let leader = self.cluster.brokers.leader(0).await;
+        self.rabbitmq("RabbitMQ: leader cut off from the others", async {
+            self.cluster.front.set_in_service(leader, false);
+            self.cluster.brokers.part(leader);
+        })
+        .await;
+        sleep(LONGER).await;
+        self.rabbitmq("RabbitMQ: all nodes connected again", async {
+            self.cluster.network.join();
+            self.cluster.front.set_in_service(leader, true);
+        })
+        .await;
+    }
+
+    async fn leader_frozen(&self) {
+        let leader = self.cluster.brokers.leader(0).await;
+        self.rabbitmq("RabbitMQ: leader frozen", async {
+            self.cluster.front.set_in_service(leader, false);
+            self.cluster.brokers.server(leader).await.freeze();
+        })
+        .await;
+        sleep(LONGER).await;
+        self.rabbitmq("RabbitMQ: old leader thawed", async {
+            self.cluster.brokers.server(leader).await.thaw();
+            self.cluster.front.set_in_service(leader, true);
+        })
+        .await;
+    }
+
+    async fn node_replaced(&self, node: usize) {
+        self.rabbitmq("RabbitMQ: node lost", self.cluster.kill_node(node)).await;
+        self.rabbitmq("RabbitMQ: node replaced", async {
+            self.cluster.brokers.replace(node).await;
+            self.cluster.front.set_in_service(node, true);
+        })
+        .await;
+    }
+
+    async fn nodes_lost(&self, node: usize) {
+        self.rabbitmq("RabbitMQ: majority lost and regained", async {
+            let lost = [node, (node + 1) % SIZE];
+            for node in lost {
+                self.cluster.kill_node(node).await;
+            }
+            sleep(MAJORITY_LOST).await;
+            for node in lost {
+                self.cluster.brokers.launch(node).await;
+            }
+            for node in lost {
+                self.cluster.brokers.await_start(node).await;
+                self.cluster.front.set_in_service(node, true);
+            }
+        })
+        .await;
+    }
+
+    async fn nodes_restarted(&self) {
+        for node in 0..SIZE {
+            self.rabbitmq("RabbitMQ: nodes restarted, one by one", async {
+                self.cluster.front.set_in_service(node, false);
+                self.cluster.brokers.server(node).await.stop().await;
+                self.cluster.start_node(node).await;
+            })
+            .await;
+        }
+    }
+
+    async fn clients_of_rabbitmq_cut(&self) {
+        self.rabbitmq("RabbitMQ: clients' connections cut", async {
+            (SIZE..2 * SIZE).for_each(|number| self.cluster.network.cut_clients(number));
+        })
+        .await;
+    }
+}
+
+impl Cluster {
+    async fn kill_member(&self, number: usize) {
+        self.set.lock().await.server(number).kill();
+        self.network.set_process(number, None);
+    }
+
+    async fn kill_node(&self, node: usize) {
+        self.front.set_in_service(node, false);
+        self.brokers.server(node).await.kill();
+    }
+
+    /// Starts a node that was killed or stopped, and waits until it accepts clients.
+    async fn start_node(&self, node: usize) {
+        self.brokers.launch(node).await;
+        self.brokers.await_start(node).await;
+        self.front.set_in_service(node, true);
+    }
+}
