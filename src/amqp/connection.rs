@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use super::frame_filter::{self, FilteredStream, InFlight};
 use super::reply_code::{ACCESS_REFUSED, NOT_ALLOWED};
-use super::url::{BrokerUrl, BrokerUrls};
+use super::url::BrokerUrls;
 use crate::metrics;
 use crate::metrics::labels::ConnectionPurpose;
 use crate::tls::{Tls, TlsFault};
@@ -51,7 +51,8 @@ struct Settings {
     urls: BrokerUrls,
     name: String,
     tls: Tls,
-    /// The index of the address to try first: the last that worked, or the one after the last that failed.
+    /// The index of the address to try first: the last that worked, or the one after the last that failed. An address fails, too, when a
+    /// node accepts connections but does not serve them, such as one that is cut off from its cluster.
     next: AtomicUsize,
 }
 
@@ -89,7 +90,7 @@ impl Broker {
             // Advanced before the attempt: an address on which the caller's deadline expires must not come first again.
             let index = self.0.next.fetch_add(1, Ordering::Relaxed) % urls.len();
             let url = &urls[index];
-            match Box::pin(self.connect_to(url, purpose)).await {
+            match Box::pin(self.connect_to(index, purpose)).await {
                 Ok(link) => {
                     self.0.next.store(index, Ordering::Relaxed);
                     return Ok(link);
@@ -104,7 +105,8 @@ impl Broker {
         Err(if denied { BrokerError::Denied(why) } else { BrokerError::Unreachable(why) })
     }
 
-    async fn connect_to(&self, url: &BrokerUrl, purpose: &str) -> Result<Link, Failure> {
+    async fn connect_to(&self, index: usize, purpose: &str) -> Result<Link, Failure> {
+        let url = &self.0.urls.as_slice()[index];
         // Made first: reading the system's certificate authorities takes a while, and the broker's handshake timeout is 5 s.
         let tls = url.is_tls().then(|| self.0.tls.client_config()).transpose();
         let connector = tls.map_err(|error| Failure::of(error.to_string()))?.map(RustlsConnector::from);
@@ -150,7 +152,7 @@ impl Broker {
                 denied: code(&error).is_some_and(is_denied),
                 why: explain_tls(explain(&error)),
             })?;
-        Ok(Link { connection, socket, in_flight, version })
+        Ok(Link { connection, socket, in_flight, version, address: Address { settings: self.0.clone(), index } })
     }
 }
 
@@ -193,6 +195,23 @@ pub struct Link {
     socket: Socket,
     in_flight: Arc<InFlight>,
     version: Arc<OnceLock<String>>,
+    address: Address,
+}
+
+/// Which of the broker's addresses a connection leads to.
+struct Address {
+    settings: Arc<Settings>,
+    index: usize,
+}
+
+impl Address {
+    /// Makes the next attempt to connect begin with another address, if there is one and this would be the first.
+    fn failed(&self) {
+        let count = self.settings.urls.as_slice().len();
+        let after = |next: usize| (next % count == self.index).then_some(self.index + 1);
+        // An error means that another address comes first already.
+        let _ = self.settings.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after);
+    }
 }
 
 impl Link {
@@ -211,13 +230,17 @@ impl Link {
         doing: &'static str,
         request: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, BrokerError> {
-        tokio::select! {
+        let reply = tokio::select! {
             biased;
             reply = ask(doing, request) => reply,
             () = self.lost() => {
                 Err(BrokerError::Failed { doing, why: "the connection was lost".to_owned(), code: None })
             }
+        };
+        if matches!(reply, Err(BrokerError::Deadline { .. })) {
+            self.address.failed();
         }
+        reply
     }
 
     /// Returns shortly after the connection is lost, once `lapin` has delivered its last errors.
@@ -249,8 +272,10 @@ impl Link {
         self.connection.status().blocked()
     }
 
-    /// Ends the connection at once, also for other holders of this link. For a connection in doubt.
+    /// Ends the connection at once, also for other holders of this link. For a connection in doubt: the next one tries another address
+    /// first.
     pub(super) fn cut(&self) {
+        self.address.failed();
         self.socket.shut_down();
     }
 
@@ -259,7 +284,7 @@ impl Link {
         let closing = self.connection.close(200, ShortString::from("OK"));
         // Whether the broker replied makes no difference.
         let _ = timeout(Duration::from_secs(CLOSE_SECONDS_MAX), closing).await;
-        self.cut();
+        self.socket.shut_down();
     }
 }
 

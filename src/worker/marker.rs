@@ -22,8 +22,11 @@ use crate::store::{Store, StoreError};
 pub(super) const UNMARKED_EVENTS_MAX: usize = 512;
 /// How many entries one flush marks.
 const FLUSH_MAX: usize = 256;
-/// The shortest time from the end of one flush to the next, so that under load many entries share a statement.
+/// The shortest time from the begin of one flush to the next, so that under load many entries share a statement.
 const FLUSH_PAUSE: Duration = Duration::from_millis(10);
+/// How many flushes may be under way. The next one does not wait until a majority of the servers has the last: an email whose mark has
+/// not reached the database is sent again if this process is killed.
+const FLUSHES_MAX: usize = 8;
 /// No email is sent while a flush takes longer than this: if this process were killed before the database answers, each email
 /// would be sent twice.
 const FLUSH_LATE_AFTER: Duration = Duration::from_millis(50);
@@ -75,7 +78,7 @@ impl Marker {
     pub(super) async fn run(mut self) {
         let mut batch = Batch::default();
         let mut flushes = JoinSet::new();
-        let mut flushed_at: Option<Instant> = None;
+        let mut flush_began_at: Option<Instant> = None;
         loop {
             if self.emails.is_none() && self.events.is_none() {
                 batch.marks.extend(self.companions.take_all());
@@ -84,8 +87,9 @@ impl Marker {
                 }
             }
             let has_room = batch.marks.len() < FLUSH_MAX;
-            let flush_at = (!batch.marks.is_empty() && flushes.is_empty()).then(|| match flushed_at {
-                Some(flushed_at) if has_room => flushed_at + FLUSH_PAUSE,
+            let may_flush = !batch.marks.is_empty() && flushes.len() < FLUSHES_MAX;
+            let flush_at = may_flush.then(|| match flush_began_at {
+                Some(began_at) if has_room => began_at + FLUSH_PAUSE,
                 _ => Instant::now(),
             });
             tokio::select! {
@@ -105,6 +109,7 @@ impl Marker {
                 }
                 () = wait_until(flush_at) => {
                     let batch = std::mem::take(&mut batch);
+                    flush_began_at = Some(Instant::now());
                     flushes.spawn(self.flusher.clone().flush(batch, self.aside.clone()));
                 }
                 Some(ended) = flushes.join_next() => {
@@ -112,7 +117,6 @@ impl Marker {
                     if ended.is_err() {
                         return;
                     }
-                    flushed_at = Some(Instant::now());
                 }
             }
         }

@@ -146,8 +146,11 @@ async fn run() -> ExitCode {
     refusing.await.unwrap();
     killing.abort();
     drop(killing.await);
+    upstream.end_probes();
     say!("faults are over; waiting for the remaining work");
-    wait_until_done(&plan, &observer, &bed, &publishing).await;
+    wait_until_done(&upstream, &observer, &bed, &publishing).await;
+    // A worker that is just starting would not stop in order.
+    fleet.ready().await;
     fleet.stop().await;
     background.iter().for_each(JoinHandle::abort);
 
@@ -207,13 +210,13 @@ async fn report_progress(plan: Arc<Plan>, observer: Observer) {
 }
 
 /// Waits until all commands are published, all effects have arrived and all outboxes are empty, or until there is no more progress.
-async fn wait_until_done(plan: &Plan, observer: &Observer, bed: &TestBed, publishing: &JoinHandle<()>) {
+async fn wait_until_done(upstream: &Upstream, observer: &Observer, bed: &TestBed, publishing: &JoinHandle<()>) {
     let begin = Instant::now();
     let (mut effects, mut newest) = (0, begin);
     loop {
         make_doubtful_emails_due(bed).await;
         let deferred = match waiting(bed).await {
-            Waiting::Nothing if publishing.is_finished() && observer.effects() == plan.effects.len() => return,
+            Waiting::Nothing if publishing.is_finished() && observer.effects() == upstream.effects() => return,
             Waiting::Deferred => begin.elapsed() < DEFERRED_MAX,
             Waiting::Nothing | Waiting::Due => false,
         };

@@ -32,8 +32,8 @@ const SOURCE: &str = "offramp";
 const TWICE_PERCENT: u32 = 10;
 /// How often every lane gets a command to reject, so that recoveries can be measured.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
-/// How long the probes continue after the last scenario has started. The last fault may take that long.
-const PROBE_LONGER: Duration = Duration::from_secs(15);
+/// How long the probes continue after the last scenario has started, unless the faults end before. The last fault may take that long.
+const PROBE_LONGER: Duration = Duration::from_secs(300);
 
 /// All commands and their expected effects.
 pub struct Plan {
@@ -49,6 +49,8 @@ pub struct Plan {
 pub struct Scenario {
     /// When the first round is published.
     pub begins: Duration,
+    /// Whether it is only needed while there are faults.
+    pub is_probe: bool,
     /// Indexes into [`Plan::commands`], by round.
     pub rounds: Vec<Vec<usize>>,
 }
@@ -129,7 +131,8 @@ impl Plan {
             let mut scenario = ScenarioBuilder::new(plan.scenarios.len(), &mut rng);
             probe(&mut scenario);
             plan.add(scenario, now);
-            plan.scenarios.last_mut().unwrap().begins = PROBE_EVERY * index;
+            let scenario = plan.scenarios.last_mut().unwrap();
+            (scenario.begins, scenario.is_probe) = (PROBE_EVERY * index, true);
         }
         plan.scenarios.sort_by_key(|scenario| scenario.begins);
         plan
@@ -145,7 +148,7 @@ impl Plan {
         self.documents.push(("subscriptions", subscription));
         self.documents.push(("accounts", account));
 
-        let mut scenario = Scenario { begins: Duration::ZERO, rounds: vec![] };
+        let mut scenario = Scenario { begins: Duration::ZERO, is_probe: false, rounds: vec![] };
         for round in rounds {
             let mut indexes = Vec::new();
             for body in round {

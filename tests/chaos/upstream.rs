@@ -3,20 +3,20 @@
 //! A command without a confirm is in doubt: the broker may have it or not. It is published again, as every careful publisher does,
 //! unless one of its effects arrives soon.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::fleet::queue_of;
 use crate::observer::Observer;
-use crate::plan::Plan;
+use crate::plan::{Plan, Scenario};
 use offramp_testkit::test_bed::LANES;
 
 /// How long to wait for a confirm.
@@ -47,6 +47,8 @@ pub struct Upstream {
     exchange: String,
     link: Mutex<Option<Arc<Link>>>,
     served: std::sync::Mutex<Served>,
+    faults_are_over: watch::Sender<bool>,
+    skipped: std::sync::Mutex<HashSet<usize>>,
     pub tally: Tally,
 }
 
@@ -72,7 +74,17 @@ impl Upstream {
     /// Publishes to this exchange of the broker at `url`.
     pub fn new(plan: Arc<Plan>, observer: Observer, url: String, exchange: String) -> Self {
         let served = std::sync::Mutex::new(Served { since: Instant::now(), confirmed: HashMap::new() });
-        Self { plan, observer, url, exchange, link: Mutex::default(), served, tally: Tally::default() }
+        Self {
+            plan,
+            observer,
+            url,
+            exchange,
+            link: Mutex::default(),
+            served,
+            faults_are_over: watch::Sender::new(false),
+            skipped: std::sync::Mutex::default(),
+            tally: Tally::default(),
+        }
     }
 
     /// Publishes every scenario at its time, and returns when the broker has confirmed everything.
@@ -80,7 +92,16 @@ impl Upstream {
         let begin = Instant::now();
         let mut scenarios = JoinSet::new();
         for scenario in 0..self.plan.scenarios.len() {
-            sleep_until(begin + self.plan.scenarios[scenario].begins).await;
+            let Scenario { begins, is_probe, rounds } = &self.plan.scenarios[scenario];
+            let mut faults_are_over = self.faults_are_over.subscribe();
+            let is_needless = tokio::select! {
+                () = sleep_until(begin + *begins) => false,
+                _ = faults_are_over.wait_for(|over| *over), if *is_probe => true,
+            };
+            if is_needless {
+                self.skipped.lock().unwrap().extend(rounds.iter().flatten());
+                continue;
+            }
             scenarios.spawn(Arc::clone(&self).publish_scenario(scenario));
         }
         while let Some(scenario) = scenarios.join_next().await {
@@ -105,6 +126,23 @@ impl Upstream {
         while let Some(copy) = second_copies.join_next().await {
             copy.unwrap();
         }
+    }
+
+    /// Publishes no further probes.
+    pub fn end_probes(&self) {
+        self.faults_are_over.send_replace(true);
+    }
+
+    /// The probes that were not published.
+    pub fn skipped(&self) -> HashSet<usize> {
+        self.skipped.lock().unwrap().clone()
+    }
+
+    /// The number of effects of everything that is published.
+    pub fn effects(&self) -> usize {
+        let skipped = self.skipped.lock().unwrap();
+        let missing: usize = skipped.iter().map(|command| self.plan.commands[*command].effects.len()).sum();
+        self.plan.effects.len() - missing
     }
 
     /// Forgets which lanes have confirmed commands.

@@ -93,8 +93,9 @@ impl Run {
         };
         verdict.unexpected.extend(self.fleet.ended.lock().unwrap().iter().cloned());
         let published = verdict.commands;
-        if published < self.plan.commands.len() {
-            let never = self.plan.commands.len() - published;
+        let planned = self.plan.commands.len() - self.upstream.skipped().len();
+        if published < planned {
+            let never = planned - published;
             verdict.unexpected.push(format!(
                 "{never} commands were never published, because the effects that they wait for did not arrive"
             ));
@@ -107,7 +108,8 @@ impl Run {
 
     fn judge_effects(&self, verdict: &mut Verdict) {
         let kills = self.fleet.kills.lock().unwrap();
-        for (id, effect) in &self.plan.effects {
+        let skipped = self.upstream.skipped();
+        for (id, effect) in self.plan.effects.iter().filter(|(_, effect)| !skipped.contains(&effect.command)) {
             let arrivals = self.observer.arrivals(*id);
             if arrivals.is_empty() {
                 verdict.lose(effect.command, format!("{id}: {:?}", effect.content));

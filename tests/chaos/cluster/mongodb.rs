@@ -76,6 +76,8 @@ impl ReplicaSet {
         command.args(["--port", &member.port.to_string(), "--replSet", "rs0", "--nounixsocket"]);
         command.args(["--oplogSize", "256", "--wiredTigerCacheSizeGB", "0.25"]);
         command.args(["--setParameter", "diagnosticDataCollectionEnabled=false"]);
+        // Shorter than the usual 15 s, so that a run has time for more faults.
+        command.args(["--setParameter", "shutdownTimeoutMillisForSignaledShutdown=2000"]);
         let process = member.server.start(command);
         self.network.set_process(number, Some(process));
     }
