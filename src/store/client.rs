@@ -8,7 +8,8 @@ use std::time::Duration;
 use bson::raw::cstr;
 use bson::{Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
-use mongodb::options::{ClientOptions, ReadPreference, SelectionCriteria};
+use mongodb::error::ErrorKind;
+use mongodb::options::{ClientOptions, FindOptions, ReadConcern, ReadPreference, SelectionCriteria};
 use mongodb::{Client, Database};
 use tokio::time::{Instant, timeout};
 
@@ -42,6 +43,7 @@ pub struct Store {
     pub(in crate::store) database: Database,
     /// What its requests are counted as, if they are.
     operation: Option<MongodbOperation>,
+    is_linearizable: bool,
 }
 
 impl Store {
@@ -68,13 +70,21 @@ impl Store {
         // Decisions are made on what is read, so reads go to the primary, whatever the URL says.
         options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
         let client = Client::with_options(options).map_err(|error| StoreError::Permanent(error.kind.to_string()))?;
-        Ok(Self { database: client.database(&name), operation: None })
+        Ok(Self { database: client.database(&name), operation: None, is_linearizable: false })
     }
 
     /// The same database, whose requests are measured as `operation`.
     #[must_use]
     pub fn measured_as(&self, operation: MongodbOperation) -> Self {
-        Self { database: self.database.clone(), operation: Some(operation) }
+        Self { operation: Some(operation), ..self.clone() }
+    }
+
+    /// The same database, whose reads are linearizable: they return what a majority of the servers has, and their server made sure that it
+    /// was still the primary when it read. Costs a round trip between the servers. A standalone server reads as usual: no other can
+    /// have anything newer.
+    #[must_use]
+    pub fn linearizable(&self) -> Self {
+        Self { is_linearizable: true, ..self.clone() }
     }
 
     /// The driver's database, for command-line tools.
@@ -100,13 +110,19 @@ impl Store {
         limit: Option<i64>,
     ) -> Result<Vec<RawDocumentBuf>, StoreError> {
         let collection = self.database.collection::<RawDocumentBuf>(collection.as_str());
+        let mut options = FindOptions::builder().projection(projection).max_time(COMMAND_TIME_MAX).limit(limit).build();
+        // Without a batch size, the first reply has 101 documents, and the others cost another round trip.
+        options.batch_size = limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX));
+        let is_linearizable = self.is_linearizable;
         self.measured(async move {
-            let mut find = collection.find(filter).projection(projection).max_time(COMMAND_TIME_MAX);
-            if let Some(limit) = limit {
-                // Without a batch size, the first reply has 101 documents, and the others cost another round trip.
-                find = find.limit(limit).batch_size(u32::try_from(limit).unwrap_or(u32::MAX));
+            let find = || collection.find(filter.clone()).with_options(options.clone());
+            if is_linearizable {
+                match find().read_concern(ReadConcern::linearizable()).await {
+                    Err(error) if is_standalone(&error) => {}
+                    found => return found?.try_collect().await,
+                }
             }
-            find.await?.try_collect().await
+            find().await?.try_collect().await
         })
         .await
     }
@@ -137,6 +153,12 @@ impl Store {
         }
         result
     }
+}
+
+/// Whether a server rejects a read concern because it does not belong to a replica set.
+fn is_standalone(error: &mongodb::error::Error) -> bool {
+    const NOT_A_REPLICA_SET: i32 = 123;
+    matches!(error.kind.as_ref(), ErrorKind::Command(command) if command.code == NOT_A_REPLICA_SET)
 }
 
 pub(super) fn milliseconds(duration: Duration) -> i64 {

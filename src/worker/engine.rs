@@ -150,42 +150,52 @@ impl Engine {
         }
     }
 
-    /// Runs rounds until no task has lost its document to another writer.
     async fn try_run(&self, tasks: &[&Task], span: &Span) -> Result<Vec<Decided>, StoreError> {
         let mut decided = vec![Decided::failed(CONFLICT.to_owned()); tasks.len()];
-        let mut pending: Vec<usize> = (0..tasks.len()).collect();
+        let store = self.store.measured_as(MongodbOperation::Load);
+        self.decide_all(&store, tasks, (0..tasks.len()).collect(), &mut decided, span).await?;
+        // What was written, a majority has, and the version guarded it. A decision that needed no write, such as a rejection or a repeat,
+        // may rest on what a primary returned that another has replaced, or on a change that will be undone because no majority has
+        // it. It is made once more, on what is certain.
+        let is_applied = |index: &usize| decided[*index].processed == Processed::Decided(TaskOutcome::Applied);
+        let unwritten: Vec<usize> = (0..tasks.len()).filter(|index| !is_applied(index)).collect();
+        self.decide_all(&store.linearizable(), tasks, unwritten, &mut decided, span).await?;
+        Ok(decided)
+    }
+
+    /// Runs rounds until no task has lost its document to another writer.
+    async fn decide_all(
+        &self,
+        reads: &Store,
+        tasks: &[&Task],
+        mut pending: Vec<usize>,
+        decided: &mut [Decided],
+        span: &Span,
+    ) -> Result<(), StoreError> {
         for _ in 0..ROUNDS_MAX {
             if pending.is_empty() {
-                break;
+                return Ok(());
             }
-            pending = self.round(tasks, pending, &mut decided, span).await?;
+            pending = self.round(reads, tasks, pending, decided, span).await?;
         }
         for index in pending {
             decided[index] = Decided::failed(CONFLICT.to_owned());
         }
-        // A majority has every change that was written. A task that needed no write may rest on a change that a majority does
-        // not have yet.
-        let unwritten = tasks
-            .iter()
-            .zip(&decided)
-            .filter(|(_, decided)| !matches!(decided.processed, Processed::Decided(TaskOutcome::Applied)));
-        let unwritten: HashSet<_> = unwritten.map(|(task, _)| document(task)).collect();
-        self.store.measured_as(MongodbOperation::Commit).wait_for_majority(&unwritten).await?;
-        Ok(decided)
+        Ok(())
     }
 
     /// Loads, decides and commits the pending tasks once, and hands their outbox entries over. Returns the tasks to decide
     /// again, because another writer changed their documents meanwhile.
     async fn round(
         &self,
+        reads: &Store,
         tasks: &[&Task],
         mut pending: Vec<usize>,
         decided: &mut [Decided],
         span: &Span,
     ) -> Result<Vec<usize>, StoreError> {
         let loading = span.mongodb("load", "find", pending.len());
-        let store = self.store.measured_as(MongodbOperation::Load);
-        let loaded = store.load(&need(pending.iter().map(|&index| tasks[index]))).await;
+        let loaded = reads.load(&need(pending.iter().map(|&index| tasks[index]))).await;
         let mut unit_of_work = ended(loading, loaded)?;
         let now = clock::now();
         for &index in &pending {

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use serde_json::json;
 use tokio::time::sleep;
 
 use crate::fleet::{Fleet, MailBehaviour};
+use crate::history::History;
 use crate::observer::Observer;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::say;
@@ -68,6 +70,7 @@ pub struct Outage {
 pub struct Chaos {
     pub fleet: Arc<Fleet>,
     pub observer: Observer,
+    history: Arc<History>,
     pub statistics: Mutex<BTreeMap<&'static str, FaultStatistics>>,
     /// When the database was unavailable.
     database_outages: Mutex<Vec<Outage>>,
@@ -76,10 +79,11 @@ pub struct Chaos {
 }
 
 impl Chaos {
-    pub fn new(fleet: Arc<Fleet>, observer: Observer) -> Self {
+    pub fn new(fleet: Arc<Fleet>, history: Arc<History>, observer: Observer) -> Self {
         Self {
             fleet,
             observer,
+            history,
             statistics: Mutex::default(),
             database_outages: Mutex::default(),
             server_fault_lock: tokio::sync::Mutex::default(),
@@ -160,6 +164,8 @@ impl Chaos {
     /// `last` is what recovered last.
     fn note(&self, name: &'static str, lasted: Duration, pause: Duration, last: &str, is_late: bool) {
         let (lasted, seconds) = (lasted.as_secs_f64(), pause.as_secs_f64());
+        let about = json!({ "lasted_s": lasted, "recovery_s": seconds, "last": last });
+        self.history.add("nemesis", "info", name, about);
         let late = if is_late { ", late" } else { "" };
         say!("{name:<38} lasted {lasted:4.1} s, recovery {seconds:4.1} s ({last}{late})");
         let mut statistics = self.statistics.lock().unwrap();

@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use crate::history::History;
 use offramp_testkit::eventually;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::smtp_sink::{Action, ReceivedEmail, SmtpSink, Step, Tls};
@@ -54,6 +56,7 @@ pub struct Staffing {
 /// Three workers, each with its own mail server, so that the sender of each email is known.
 pub struct Fleet {
     bed: Arc<TestBed>,
+    history: Arc<History>,
     staffing: Staffing,
     pub sinks: Vec<SmtpSink>,
     /// The proxies in front of the mail servers.
@@ -69,7 +72,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    pub async fn start(bed: Arc<TestBed>, staffing: Staffing) -> Arc<Self> {
+    pub async fn start(bed: Arc<TestBed>, history: Arc<History>, staffing: Staffing) -> Arc<Self> {
         let mail_behaviour = Arc::new(Mutex::new(MailBehaviour::Normal));
         let (mut sinks, mut mail_lines) = (Vec::new(), Vec::new());
         for _ in 0..WORKERS {
@@ -81,6 +84,7 @@ impl Fleet {
         }
         let fleet = Self {
             bed,
+            history,
             staffing,
             sinks,
             mail_lines,
@@ -138,6 +142,7 @@ impl Fleet {
                 self.ended.lock().unwrap().push(format!("worker {number} exited by itself: {status}"));
             }
             self.kills.lock().unwrap().push((number, Instant::now()));
+            self.history.add("nemesis", "info", "kill", json!({ "worker": number }));
             worker.kill();
             *worker = self.spawn(number);
         }

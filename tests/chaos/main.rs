@@ -18,12 +18,14 @@ use std::time::{Duration, Instant};
 use bson::doc;
 use clap::Parser;
 use fastrand::Rng;
+use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 mod cluster;
 mod faults;
 mod fleet;
+mod history;
 mod observer;
 mod plan;
 mod single;
@@ -33,6 +35,7 @@ mod verdict;
 use cluster::Cluster;
 use faults::Chaos;
 use fleet::{Fleet, Staffing};
+use history::History;
 use observer::Observer;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::test_bed::TestBed;
@@ -103,6 +106,9 @@ async fn run() -> ExitCode {
     say!("the workers run {}", arguments.program.display());
     say!("seed {seed}: {} commands in {} scenarios", plan.commands.len(), plan.scenarios.len());
 
+    let history_path = arguments.logs.join(format!("history-{seed}.jsonl"));
+    let history = Arc::new(History::create(&history_path));
+    record_plan(&history, &plan);
     let programs = [Some(arguments.program), arguments.beside].into_iter().flatten().collect();
     let (bed, servers, staffing) = match &arguments.cluster {
         None => with_single_servers(programs, arguments.logs).await,
@@ -122,8 +128,8 @@ async fn run() -> ExitCode {
         Servers::Cluster(_) => bed.amqp_url.clone(),
     };
 
-    let fleet = Fleet::start(Arc::clone(&bed), staffing).await;
-    let observer = Observer::new(Arc::clone(&plan), SENDER);
+    let fleet = Fleet::start(Arc::clone(&bed), Arc::clone(&history), staffing).await;
+    let observer = Observer::new(Arc::clone(&plan), Arc::clone(&history), SENDER);
     let receiving = Arc::clone(&fleet);
     let mut background = vec![
         tokio::spawn(observer.clone().receive_events(bed.amqp_url.clone(), events)),
@@ -133,8 +139,10 @@ async fn run() -> ExitCode {
     fleet.ready().await;
     say!("three workers are ready; faults begin now");
 
-    let chaos = Arc::new(Chaos::new(Arc::clone(&fleet), observer.clone()));
-    let upstream = Arc::new(Upstream::new(Arc::clone(&plan), observer.clone(), upstream_url, bed.prefix.clone()));
+    let chaos = Arc::new(Chaos::new(Arc::clone(&fleet), Arc::clone(&history), observer.clone()));
+    let upstream =
+        Upstream::new(Arc::clone(&plan), Arc::clone(&history), observer.clone(), upstream_url, bed.prefix.clone());
+    let upstream = Arc::new(upstream);
     let until = Instant::now() + Duration::from_secs(seconds);
     let mut rng = Rng::with_seed(seed);
     let publishing = tokio::spawn(Arc::clone(&upstream).run());
@@ -154,16 +162,31 @@ async fn run() -> ExitCode {
     fleet.stop().await;
     background.iter().for_each(JoinHandle::abort);
 
-    let run = verdict::Run { seed, seconds, plan, observer, upstream, fleet, chaos };
+    let run = verdict::Run { seed, seconds, plan, history: Arc::clone(&history), observer, upstream, fleet, chaos };
     let bed = bed.reopened().await;
     let verdict = run.judge(&bed).await;
     println!("\n{verdict}");
+    history.finish();
+    println!("the history is in {}", history_path.display());
     if verdict.is_good() {
         bed.remove().await;
         ExitCode::SUCCESS
     } else {
         println!("the database and the queues are kept under the name {}", bed.prefix);
         ExitCode::FAILURE
+    }
+}
+
+/// What the history is judged by.
+fn record_plan(history: &History, plan: &Plan) {
+    for command in &plan.commands {
+        let about = json!({
+            "command": command.id,
+            "applied": command.is_applied,
+            "dead_letter": command.dies,
+            "effects": command.effects,
+        });
+        history.add("plan", "info", "expect", about);
     }
 }
 

@@ -12,10 +12,11 @@ use offramp::clock;
 use offramp::store::outbox::entry::Content;
 use offramp::worker::composer::Composer;
 use offramp_mail::{Origin, Sender, Templates};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use crate::history::History;
 use crate::plan::Plan;
 use offramp_testkit::smtp_sink::ReceivedEmail;
 
@@ -36,6 +37,7 @@ pub struct Observer(Arc<Inner>);
 
 struct Inner {
     plan: Arc<Plan>,
+    history: Arc<History>,
     composer: Composer,
     /// For each command: whether one of its effects has arrived.
     seen: Vec<watch::Sender<bool>>,
@@ -51,14 +53,14 @@ struct Arrived {
 }
 
 impl Observer {
-    pub fn new(plan: Arc<Plan>, sender: &str) -> Self {
+    pub fn new(plan: Arc<Plan>, history: Arc<History>, sender: &str) -> Self {
         let composer = Composer {
             templates: Templates::load(None).unwrap(),
             sender: Sender::parse(sender).unwrap(),
             signer: None,
         };
         let seen = plan.commands.iter().map(|_| watch::Sender::new(false)).collect();
-        Self(Arc::new(Inner { plan, composer, seen, arrived: Mutex::default() }))
+        Self(Arc::new(Inner { plan, history, composer, seen, arrived: Mutex::default() }))
     }
 
     /// Waits until an effect of this command has arrived. Returns at once if it has none.
@@ -167,6 +169,15 @@ impl Observer {
     }
 
     fn arrive(&self, effect: Uuid, command: usize, arrival: Arrival) {
+        let about = json!({ "effect": effect, "command": self.0.plan.commands[command].id });
+        match arrival.mail {
+            None => self.0.history.add_at(arrival.at, "events", "ok", "event", about),
+            Some((server, is_answered)) => {
+                let process = format!("mail-server-{server}");
+                let kind = if is_answered { "ok" } else { "info" };
+                self.0.history.add_at(arrival.at, &process, kind, "email", about);
+            }
+        }
         self.0.arrived.lock().unwrap().effects.entry(effect).or_default().push(arrival);
         self.0.seen[command].send_replace(true);
     }

@@ -57,6 +57,8 @@ pub struct Scenario {
 
 /// One command.
 pub struct Planned {
+    /// The `id` of the command.
+    pub id: String,
     pub routing_key: String,
     pub body: Vec<u8>,
     /// Whether it is published a second time.
@@ -65,6 +67,8 @@ pub struct Planned {
     pub effects: Vec<Uuid>,
     /// Whether it becomes a dead letter.
     pub dies: bool,
+    /// Whether it is recorded in its document.
+    pub is_applied: bool,
 }
 
 /// An email or an event that must be sent.
@@ -167,19 +171,27 @@ impl Plan {
     fn decide(&mut self, body: &Value, twice: bool, now: DateTime<Utc>) -> Planned {
         let index = self.commands.len();
         let mut planned = Planned {
+            id: body["id"].as_str().unwrap().to_owned(),
             routing_key: body["type"].as_str().unwrap().to_owned(),
             body: body.to_string().into_bytes(),
             twice,
             effects: vec![],
             dies: false,
+            is_applied: false,
         };
         let Ok(command) = Command::parse(&planned.body) else {
             planned.dies = true;
             return planned;
         };
         let contents: Vec<(Uuid, Content)> = match self.unit_of_work.apply(&Task::Command(command.clone()), now) {
-            TaskOutcome::Applied => self.newest_entries(&command, now),
-            TaskOutcome::Unchanged | TaskOutcome::Repeated => vec![],
+            TaskOutcome::Applied => {
+                planned.is_applied = true;
+                self.newest_entries(&command, now)
+            }
+            TaskOutcome::Unchanged | TaskOutcome::Repeated => {
+                planned.is_applied = true;
+                vec![]
+            }
             TaskOutcome::Rejected(rejected) => {
                 let event = CloudEvent::of_rejection(&command, &rejected, SOURCE, now);
                 vec![(event.id.parse().unwrap(), Content::Event(event))]

@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
+use serde_json::json;
 use tokio::sync::{Mutex, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::fleet::queue_of;
+use crate::history::History;
 use crate::observer::Observer;
 use crate::plan::{Plan, Scenario};
 use offramp_testkit::test_bed::LANES;
@@ -42,6 +44,7 @@ pub struct Tally {
 /// Publishes the whole plan.
 pub struct Upstream {
     plan: Arc<Plan>,
+    history: Arc<History>,
     observer: Observer,
     url: String,
     exchange: String,
@@ -72,10 +75,11 @@ enum Published {
 
 impl Upstream {
     /// Publishes to this exchange of the broker at `url`.
-    pub fn new(plan: Arc<Plan>, observer: Observer, url: String, exchange: String) -> Self {
+    pub fn new(plan: Arc<Plan>, history: Arc<History>, observer: Observer, url: String, exchange: String) -> Self {
         let served = std::sync::Mutex::new(Served { since: Instant::now(), confirmed: HashMap::new() });
         Self {
             plan,
+            history,
             observer,
             url,
             exchange,
@@ -184,6 +188,8 @@ impl Upstream {
         let link = self.link().await;
         let begin = Instant::now();
         let planned = &self.plan.commands[command];
+        let record = |kind| self.history.add("upstream", kind, "publish", json!({ "command": planned.id }));
+        record("invoke");
         let publishing = async {
             let options = BasicPublishOptions { mandatory: true, ..Default::default() };
             let properties = BasicProperties::default().with_delivery_mode(2);
@@ -191,8 +197,10 @@ impl Upstream {
             link.channel.basic_publish(exchange, key, options, &planned.body, properties).await?.await
         };
         let Ok(Ok(Confirmation::Ack(None))) = timeout(CONFIRM_PATIENCE, publishing).await else {
+            record("info");
             return Published::InDoubt;
         };
+        record("ok");
         let mut served = self.served.lock().unwrap();
         if begin >= served.since {
             served.confirmed.entry(queue_of(&planned.routing_key)).or_insert_with(std::time::Instant::now);

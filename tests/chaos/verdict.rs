@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{Bson, Document, RawDocumentBuf, doc};
 use futures_util::TryStreamExt;
 use offramp::store::documents::{AccountDocument, NotificationDocument, Stored, SubscriptionDocument, read};
 use offramp::store::outbox::entry::Content;
@@ -16,9 +16,11 @@ use offramp_domain::command_ref::{AppliedCommand, CommandKey};
 use offramp_domain::subscription::SubscriptionRecord;
 use offramp_domain::subscription::{Status, Subscription};
 use offramp_domain::unit_of_work::{LoadedDocument, TrackedAccount, TrackedSubscription};
+use serde_json::{Value, json};
 
 use crate::faults::{Chaos, FaultStatistics};
 use crate::fleet::Fleet;
+use crate::history::History;
 use crate::observer::Observer;
 use crate::plan::Plan;
 use crate::upstream::Upstream;
@@ -36,6 +38,7 @@ pub struct Run {
     pub seed: u64,
     pub seconds: u64,
     pub plan: Arc<Plan>,
+    pub history: Arc<History>,
     pub observer: Observer,
     pub upstream: Arc<Upstream>,
     pub fleet: Arc<Fleet>,
@@ -171,6 +174,7 @@ impl Run {
                 continue;
             };
             verdict.documents += 1;
+            self.record_document(collection, id, &raw);
             let mut judge = Judge { verdict, ids: &ids, what: format!("{collection} {id}") };
             match *collection {
                 "subscriptions" => match self.plan.unit_of_work.tracked_subscription(&id.try_into().unwrap()) {
@@ -189,6 +193,23 @@ impl Run {
         }
     }
 
+    /// What a document remembers at the end.
+    fn record_document(&self, collection: &str, id: &str, raw: &RawDocumentBuf) {
+        let document = Document::try_from(&**raw).unwrap();
+        let list = |name: &str| document.get_array(name).map(Vec::as_slice).unwrap_or_default().iter();
+        let of = |entry: &Bson, name: &str| Some(entry.as_document()?.get_str(name).ok()?.to_owned());
+        let sent = |entry: &&Bson| entry.as_document().is_some_and(|entry| entry.contains_key("sent_at"));
+        let about = json!({
+            "collection": collection,
+            "document": id,
+            "status": document.get_str("status").ok(),
+            "applied": list("applied").filter_map(|entry| of(entry, "id")).collect::<Vec<_>>(),
+            "sent": list("notifications").filter(sent).filter_map(|entry| of(entry, "id")).collect::<Vec<_>>(),
+            "outbox": list("outbox").count(),
+        });
+        self.history.add("reader", "ok", "document", about);
+    }
+
     /// Dead letters are published at least once: the worker may be killed after the confirm of the copy and before the ack.
     async fn judge_dead_letters(&self, verdict: &mut Verdict, bed: &TestBed) {
         let mut letters: HashMap<Vec<u8>, usize> = HashMap::new();
@@ -197,6 +218,8 @@ impl Run {
                 let body = String::from_utf8_lossy(&body);
                 verdict.unexpected.push(format!("an unexpected dead letter: {body} {:?}", properties.headers()));
             }
+            let command = serde_json::from_slice::<Value>(&body).unwrap_or_default();
+            self.history.add("reader", "ok", "dead-letter", json!({ "command": command["id"] }));
             *letters.entry(body).or_default() += 1;
         }
         for (index, planned) in self.plan.commands.iter().enumerate().filter(|(_, planned)| planned.dies) {

@@ -57,8 +57,15 @@ impl ReplicaSet {
             })
             .collect();
         let configuration = doc! { "replSetInitiate": { "_id": "rs0", "members": hosts } };
-        eventually("the replica set", async || set.ask(0, configuration.clone()).await.is_some()).await;
-        eventually("a primary", async || set.primary().await).await;
+        eventually("three members", async || {
+            for number in 0..SIZE {
+                set.ask(number, doc! { "ping": 1 }).await?;
+            }
+            Some(())
+        })
+        .await;
+        set.members[0].client.database("admin").run_command(configuration).await.unwrap();
+        set.await_primary().await;
         set
     }
 
