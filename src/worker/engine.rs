@@ -154,11 +154,7 @@ impl Engine {
         let mut decided = vec![Decided::failed(CONFLICT.to_owned()); tasks.len()];
         let store = self.store.measured_as(MongodbOperation::Load);
         self.decide_all(&store, tasks, (0..tasks.len()).collect(), &mut decided, span).await?;
-        // What was written, a majority has, and the version guarded it. A decision that needed no write, such as a rejection or a repeat,
-        // may rest on what a primary returned that another has replaced, or on a change that will be undone because no majority has
-        // it. It is made once more, on what is certain.
-        let is_applied = |index: &usize| decided[*index].processed == Processed::Decided(TaskOutcome::Applied);
-        let unwritten: Vec<usize> = (0..tasks.len()).filter(|index| !is_applied(index)).collect();
+        let unwritten = (0..tasks.len()).filter(|&index| needs_certainty(tasks[index], &decided[index])).collect();
         self.decide_all(&store.linearizable(), tasks, unwritten, &mut decided, span).await?;
         Ok(decided)
     }
@@ -245,6 +241,14 @@ impl Engine {
         }
         Ok(pending)
     }
+}
+
+/// Whether a command must be decided once more, on what is certain. A majority has what was written, and the version guarded it. A
+/// decision that needed no write, such as a rejection or a repeat, may rest on what a primary returned that another has replaced, or on
+/// a change that will be undone because no majority has it. (Tasks of the calendar are found again.)
+fn needs_certainty(task: &Task, decided: &Decided) -> bool {
+    let is_written = matches!(decided.processed, Processed::Decided(TaskOutcome::Applied | TaskOutcome::Unchanged));
+    matches!(task, Task::Command(_)) && !is_written
 }
 
 /// Ends the span of a request to the database.

@@ -159,9 +159,9 @@ impl Upstream {
         self.served.lock().unwrap().confirmed.get(lane).copied()
     }
 
-    /// Whether RabbitMQ confirmed such a command of every lane.
-    pub fn serves_all(&self) -> bool {
-        LANES.iter().all(|lane| self.served(lane).is_some())
+    /// The lanes of which RabbitMQ has not confirmed such a command.
+    pub fn unserved(&self) -> Vec<&'static str> {
+        LANES.into_iter().filter(|lane| self.served(lane).is_none()).collect()
     }
 
     async fn command(&self, command: usize) {
@@ -198,6 +198,7 @@ impl Upstream {
         };
         let Ok(Ok(Confirmation::Ack(None))) = timeout(CONFIRM_PATIENCE, publishing).await else {
             record("info");
+            self.discard(&link).await;
             return Published::InDoubt;
         };
         record("ok");
@@ -206,6 +207,11 @@ impl Upstream {
             served.confirmed.entry(queue_of(&planned.routing_key)).or_insert_with(std::time::Instant::now);
         }
         Published::Confirmed
+    }
+
+    /// Has the next message published over another connection. The node behind this one may have lost its cluster.
+    async fn discard(&self, doubtful: &Arc<Link>) {
+        self.link.lock().await.take_if(|link| Arc::ptr_eq(link, doubtful));
     }
 
     /// A connected channel. Reconnects until it succeeds.

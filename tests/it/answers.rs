@@ -453,6 +453,31 @@ async fn a_command_without_effect_is_remembered_as_applied() {
     bed.remove().await;
 }
 
+/// A primary that others have replaced can still answer, and what it returns can be undone. A write would be guarded; a rejection and a
+/// repeat write nothing. (`make chaos-cluster` brings such primaries about.)
+#[tokio::test(flavor = "multi_thread")]
+async fn rejections_and_repeats_are_decided_on_linearizable_reads() {
+    let bed = TestBed::new("certain").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.database.run_command(doc! { "profile": 2 }).await.unwrap();
+    let certain_reads = async || {
+        let reads = doc! { "op": "query", "command.find": "subscriptions", "command.readConcern.level": "linearizable" };
+        bed.collection("system.profile").count_documents(reads).await.unwrap()
+    };
+    let early = with(cancellation("early", "sub"), "month", json!("2199-05"));
+    let story = [(cancellation("first", "sub"), 0), (cancellation("first", "sub"), 1), (early, 2)];
+    for ((command, expected), settled) in story.into_iter().zip(1..) {
+        bed.command(&command).await;
+        eventually("the command to be settled", || async { (worker.settled().await == settled).then_some(()) }).await;
+        assert_eq!(certain_reads().await, expected, "{command}");
+    }
+    bed.database.run_command(doc! { "profile": 0 }).await.unwrap();
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
 /// A `reply_to` that names one of Offramp's own queues would turn replies into commands or dead letters.
 #[tokio::test(flavor = "multi_thread")]
 async fn replies_to_offramps_own_queues_are_not_sent() {

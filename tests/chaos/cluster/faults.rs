@@ -122,6 +122,7 @@ impl Attack<'_> {
 
     /// Does something to MongoDB, waits until it serves again, and measures how long the lanes take from then on.
     async fn mongodb(&self, name: &'static str, target: Duration, action: impl Future<Output = ()>) -> Outage {
+        say!("{name} …");
         let fault = async {
             action.await;
             self.upstream.forget_served();
@@ -134,10 +135,16 @@ impl Attack<'_> {
 
     /// Does something to RabbitMQ, and measures how long each lane takes from the moment at which its queue confirms a message.
     async fn rabbitmq(&self, name: &'static str, action: impl Future<Output = ()>) -> Outage {
+        say!("{name} …");
         let fault = async {
             action.await;
             self.upstream.forget_served();
-            eventually_within(SERVICE_PATIENCE, "RabbitMQ", async || self.upstream.serves_all()).await;
+            let begin = Instant::now();
+            while !self.upstream.unserved().is_empty() {
+                let unserved = self.upstream.unserved();
+                assert!(begin.elapsed() < SERVICE_PATIENCE, "{name}: RabbitMQ confirms nothing for {unserved:?}");
+                sleep(Duration::from_millis(50)).await;
+            }
         };
         let outage = self.chaos.outage(false, fault).await;
         self.chaos.recover(name, outage, RECOVERY_TARGET, |lane| self.upstream.served(lane)).await;
