@@ -463,7 +463,8 @@ async fn rejections_and_repeats_are_decided_on_linearizable_reads() {
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
     bed.database.run_command(doc! { "profile": 2 }).await.unwrap();
     let certain_reads = async || {
-        let reads = doc! { "op": "query", "command.find": "subscriptions", "command.readConcern.level": "linearizable" };
+        let reads =
+            doc! { "op": "query", "command.find": "subscriptions", "command.readConcern.level": "linearizable" };
         bed.collection("system.profile").count_documents(reads).await.unwrap()
     };
     let early = with(cancellation("early", "sub"), "month", json!("2199-05"));

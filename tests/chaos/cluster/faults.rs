@@ -133,7 +133,7 @@ impl Attack<'_> {
         outage
     }
 
-    /// Does something to RabbitMQ, and measures how long each lane takes from the moment at which its queue confirms a message.
+    /// Does something to RabbitMQ, waits until every work queue confirms messages, and measures how long the lanes take from then on.
     async fn rabbitmq(&self, name: &'static str, action: impl Future<Output = ()>) -> Outage {
         say!("{name} …");
         let fault = async {
@@ -147,7 +147,7 @@ impl Attack<'_> {
             }
         };
         let outage = self.chaos.outage(false, fault).await;
-        self.chaos.recover(name, outage, RECOVERY_TARGET, |lane| self.upstream.served(lane)).await;
+        self.chaos.recover(name, outage, RECOVERY_TARGET, |_| Some(outage.back)).await;
         outage
     }
 
