@@ -65,7 +65,9 @@ fn main() -> ExitCode {
 async fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let Some(previous) = arguments.previous else {
-        println!("upgrade: not run, because it needs the previous release; run `make upgrade-trial PREVIOUS=path/to/offramp`");
+        println!(
+            "upgrade: not run, because it needs the previous release; run `make upgrade-trial PREVIOUS=path/to/offramp`"
+        );
         return ExitCode::SUCCESS;
     };
     progress::elapsed();

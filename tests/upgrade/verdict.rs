@@ -150,7 +150,8 @@ impl Verdict {
             }
             for (id, document) in found {
                 let unsent = list(document, "notifications").iter().filter(|it| !it.contains_key("sent_at")).count();
-                self.unexpected.extend((unsent > 0).then(|| format!("{collection} {id}: {unsent} emails not recorded as sent")));
+                self.unexpected
+                    .extend((unsent > 0).then(|| format!("{collection} {id}: {unsent} emails not recorded as sent")));
             }
         }
     }
@@ -168,9 +169,7 @@ impl Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, examples) in
-            [("lost", &self.lost), ("repeated", &self.repeated), ("unexpected", &self.unexpected)]
-        {
+        for (name, examples) in [("lost", &self.lost), ("repeated", &self.repeated), ("unexpected", &self.unexpected)] {
             for example in examples.iter().take(EXAMPLES_MAX) {
                 writeln!(f, "{name}: {example}")?;
             }

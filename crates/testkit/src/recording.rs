@@ -184,7 +184,9 @@ impl Recording {
 
     /// All documents, each with its collection.
     pub fn every_document(&self) -> impl Iterator<Item = (&'static str, &Document)> {
-        self.documents.iter().flat_map(|(collection, documents)| documents.iter().map(|document| (*collection, document)))
+        self.documents
+            .iter()
+            .flat_map(|(collection, documents)| documents.iter().map(|document| (*collection, document)))
     }
 
     /// The entries of all outboxes.
@@ -360,8 +362,22 @@ fn documents() -> [(&'static str, Vec<Document>); 3] {
         },
     });
     let names = [
-        "s-accepted", "s-admin", "s-by-client", "s-declined", "s-deferred", "s-early", "s-failed", "s-in-doubt", "s-late",
-        "s-leased", "s-payment", "s-rejected", "s-removed", "s-requested", "s-sender", "s-superseded",
+        "s-accepted",
+        "s-admin",
+        "s-by-client",
+        "s-declined",
+        "s-deferred",
+        "s-early",
+        "s-failed",
+        "s-in-doubt",
+        "s-late",
+        "s-leased",
+        "s-payment",
+        "s-rejected",
+        "s-removed",
+        "s-requested",
+        "s-sender",
+        "s-superseded",
     ];
     let mut subscriptions: Vec<Document> = names.into_iter().map(active).collect();
     subscriptions.extend([
@@ -538,9 +554,12 @@ async fn everything_that_works(bed: &TestBed) {
     for command in &second {
         bed.command(command).await;
     }
-    for (id, command) in
-        [("s-accepted", "c-accept"), ("s-declined", "c-decline"), ("s-superseded", "c-supersede"), ("s-admin", "c-unchanged")]
-    {
+    for (id, command) in [
+        ("s-accepted", "c-accept"),
+        ("s-declined", "c-decline"),
+        ("s-superseded", "c-supersede"),
+        ("s-admin", "c-unchanged"),
+    ] {
         becomes(bed, id, doc! { "applied.id": command }).await;
     }
     for (id, status) in [
