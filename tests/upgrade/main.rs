@@ -123,6 +123,7 @@ async fn trial(previous: PathBuf, seconds: u64, rate: u32, logs: PathBuf) -> Ver
     verdict::quiet(&bed).await;
     fleet.stop().await;
     let verdict = Verdict::of(&bed, &events, &fleet, &sent).await;
+    drop(fleet);
     if verdict.is_good()
         && let Ok(bed) = Arc::try_unwrap(bed).map_err(drop)
     {
