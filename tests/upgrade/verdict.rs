@@ -142,7 +142,7 @@ impl Verdict {
                     continue;
                 };
                 let applied = list(found, "applied");
-                match applied.iter().filter(|it| it.get_str("id") == Ok(&sent.id)).count() {
+                match applied.iter().filter(|it| it.get_str("id").is_ok_and(|id| id == sent.id)).count() {
                     0 => self.lost.push(format!("{document}: {} is not applied", sent.id)),
                     1 => {}
                     times => self.repeated.push(format!("{document}: {} is applied {times} times", sent.id)),
