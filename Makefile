@@ -63,6 +63,21 @@ chaos-cluster: cargo ## the same with three MongoDB and three RabbitMQ servers, 
 	@$(cluster_programs) cargo test --locked --profile $(PROFILE) --test chaos -- --cluster .services/cluster --seconds $(SECONDS) \
 	  $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) $(addprefix --beside ,$(BESIDE)) --logs .services/cluster/log
 
+PREVIOUS ?=
+
+.PHONY: upgrade-trial
+upgrade-trial: cargo services-up ## replace workers of the previous release under load, and back (PREVIOUS=path/to/offramp; SECONDS=30: how long each phase runs)
+	@[ -x "$(PREVIOUS)" ] || { echo "Which program is the previous release? Build it from its tag, then: make upgrade-trial PREVIOUS=path/to/offramp" >&2; exit 1; }
+	@cargo build --locked --profile $(PROFILE) --bin offramp
+	@$(with_services) cargo test --locked --profile $(PROFILE) --test upgrade -- --previous $(PREVIOUS) \
+	$(if $(filter file,$(origin SECONDS)),,--seconds $(SECONDS)) --logs .services/upgrade/log
+
+.PHONY: upgrade-fixtures
+upgrade-fixtures: cargo services-up ## record tests/fixtures/previous-release anew (PREVIOUS=path/to/offramp)
+	@[ -x "$(PREVIOUS)" ] || { echo "Which program is the previous release? Build it from its tag, then: make upgrade-fixtures PREVIOUS=path/to/offramp" >&2; exit 1; }
+	@$(with_services) cargo test --locked --test upgrade -- --previous $(PREVIOUS) --record tests/fixtures/previous-release
+	@rm -rf tests/fixtures/previous-release/schemas && $(PREVIOUS) schemas --write tests/fixtures/previous-release/schemas
+
 # Private servers for `make bench`, so that nothing else loads them while it measures.
 bench_services := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/bench OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools \
 	COMPOSE_PROJECT_NAME=offramp-bench RABBITMQ_PORT=5872 RABBITMQ_ADMIN_PORT=15872 MONGODB_PORT=27217 SMTP_PORT=1225 \

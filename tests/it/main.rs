@@ -30,3 +30,4 @@ mod sweep;
 #[cfg(target_os = "linux")]
 mod tls;
 mod traces;
+mod versions;

@@ -3,7 +3,7 @@
 //!
 //! Servers: [`test_bed`] (a database and a broker prefix for one test), [`rabbit`] (the broker alone), [`private_servers`] and [`tls`]
 //! (servers for one test), [`smtp_sink`] (a scripted SMTP server), [`proxy`] (network faults).
-//! Processes: [`process`], [`worker_process`], [`web_process`], [`preview_process`], [`http`], [`progress`]. Data: [`fixtures`]. Emails: [`emails`], [`email_facts`],
+//! Processes: [`process`], [`worker_process`], [`web_process`], [`preview_process`], [`http`], [`progress`]. Data: [`fixtures`], [`recording`]. Emails: [`emails`], [`email_facts`],
 //! [`html`], [`dkim`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
 #![allow(
@@ -27,6 +27,7 @@ pub mod process;
 pub mod progress;
 pub mod proxy;
 pub mod rabbit;
+pub mod recording;
 pub mod smtp_sink;
 pub mod test_bed;
 pub mod tls;
