@@ -13,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_rs::Tokio;
+use futures_util::future::join_all;
 use lapin::tcp::RustlsConnector;
 use lapin::types::{LongString, ShortString};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
@@ -215,6 +216,14 @@ impl Address {
 }
 
 impl Link {
+    /// Connections to the broker's other addresses that answer.
+    pub(super) async fn to_other_addresses(&self, purpose: &str) -> Vec<Self> {
+        let Address { settings, index } = &self.address;
+        let broker = Broker(settings.clone());
+        let others = (0..settings.urls.as_slice().len()).filter(|other| other != index);
+        join_all(others.map(|other| broker.connect_to(other, purpose))).await.into_iter().filter_map(Result::ok).collect()
+    }
+
     /// Opens a channel.
     ///
     /// # Errors
@@ -328,6 +337,12 @@ pub enum BrokerError {
         why: String,
         /// The AMQP reply code, if the broker sent one.
         code: Option<u16>,
+    },
+    /// The node lacks what another address has: it has lost its data, or has not joined its cluster yet.
+    #[error("this RabbitMQ node has no {object}, but another address has: it does not belong to the cluster, or not yet")]
+    Stranger {
+        /// What it lacks.
+        object: String,
     },
     /// No reply arrived in time, on an open connection.
     #[error("RabbitMQ did not {doing} within {REPLY_SECONDS_MAX} s")]

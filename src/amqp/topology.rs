@@ -430,11 +430,19 @@ struct Declarer<'a> {
     declared: Declaration,
     /// The user was refused to declare an existing object. Others are not tried: the broker would log an error for each.
     may_not_configure: bool,
+    /// No other address has what this node lacks.
+    is_missing_everywhere: bool,
 }
 
 impl<'a> Declarer<'a> {
     fn new(link: &'a Link) -> Self {
-        Self { link, channel: None, declared: Declaration::default(), may_not_configure: false }
+        Self {
+            link,
+            channel: None,
+            declared: Declaration::default(),
+            may_not_configure: false,
+            is_missing_everywhere: false,
+        }
     }
 }
 
@@ -456,6 +464,9 @@ impl Declarer<'_> {
             self.declared.unchecked.push(label);
             return Ok(());
         }
+        if !exists && !self.is_missing_everywhere {
+            self.expect_missing_everywhere(object).await?;
+        }
         match self.attempt(object, false).await {
             Ok(()) if exists => self.declared.existing.push(label),
             Ok(()) => self.declared.created.push(label),
@@ -471,6 +482,21 @@ impl Declarer<'_> {
             }
             Err(error) => return Err(error),
         }
+        Ok(())
+    }
+
+    /// Fails if another address has this object, which this node lacks. A node that has lost its data, or is new, accepts clients before it
+    /// joins its cluster. What it confirms is lost when it does.
+    async fn expect_missing_everywhere(&mut self, object: &Object) -> Result<(), TopologyError> {
+        for other in self.link.to_other_addresses("compare").await {
+            let exists = Declarer::new(&other).attempt(object, true).await.is_ok();
+            other.close().await;
+            if exists {
+                self.link.cut();
+                return Err(BrokerError::Stranger { object: object.label() }.into());
+            }
+        }
+        self.is_missing_everywhere = true;
         Ok(())
     }
 

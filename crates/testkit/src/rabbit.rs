@@ -230,3 +230,33 @@ impl Drop for User {
         manage("DELETE", &format!("/api/users/{}", self.name), "");
     }
 }
+
+/// A virtual host without anything in it, removed when dropped. To clients it is a broker of its own.
+pub struct VirtualHost {
+    name: String,
+}
+
+impl VirtualHost {
+    pub fn new(name: &str) -> Self {
+        manage("PUT", &format!("/api/vhosts/{name}"), "{}");
+        manage(
+            "PUT",
+            &format!("/api/permissions/{name}/guest"),
+            &json!({ "configure": ".*", "write": ".*", "read": ".*" }).to_string(),
+        );
+        Self { name: name.to_owned() }
+    }
+
+    /// Its address.
+    pub fn amqp_url(&self) -> String {
+        let mut url = url::Url::parse(&amqp_url()).unwrap();
+        url.set_path(&self.name);
+        url.into()
+    }
+}
+
+impl Drop for VirtualHost {
+    fn drop(&mut self) {
+        manage("DELETE", &format!("/api/vhosts/{}", self.name), "");
+    }
+}

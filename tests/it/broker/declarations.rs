@@ -3,9 +3,9 @@
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use offramp::amqp::{RetryDelay, TopologyError};
+use offramp::amqp::{Broker, BrokerError, RetryDelay, TopologyError};
 
-use offramp_testkit::rabbit::Rabbit;
+use offramp_testkit::rabbit::{Rabbit, VirtualHost, amqp_url};
 
 #[tokio::test]
 async fn declaring_twice_changes_nothing() {
@@ -77,6 +77,25 @@ async fn an_exchange_of_another_type_is_reported() {
         let sentence = rabbit.topology.declare(&rabbit.broker()).await.unwrap_err().to_string();
         assert!(sentence.contains(&format!("exchange '{name}'")), "{sentence}");
         assert!(sentence.contains("'type', received 'topic' but current is 'direct'"), "{sentence}");
+    })
+    .await;
+}
+
+/// A node that has lost its data accepts clients before it joins its cluster again. What it confirms is lost when it does.
+#[tokio::test]
+async fn a_node_that_lacks_what_another_address_has_is_left_alone() {
+    Rabbit::declared(async |rabbit| {
+        let blank = VirtualHost::new(&format!("{}-blank", rabbit.prefix));
+        let both = format!("{},{}", blank.amqp_url(), amqp_url());
+        let broker = Broker::new(both.parse().unwrap(), "tests");
+        let error = rabbit.topology.declare(&broker).await.unwrap_err();
+        assert!(matches!(error, TopologyError::Broker(BrokerError::Stranger { .. })), "{error:?}");
+        let declared = rabbit.topology.declare(&broker).await.unwrap();
+        assert_eq!((declared.created.len(), declared.existing.len()), (0, 18), "the other address: {declared:?}");
+
+        let alone = Broker::new(blank.amqp_url().parse().unwrap(), "tests");
+        let declared = rabbit.topology.declare(&alone).await.unwrap();
+        assert_eq!(declared.created.len(), 18, "nothing was declared there before: {declared:?}");
     })
     .await;
 }
