@@ -4,6 +4,7 @@
 //! close waits for the peer without a deadline (a stalled network, a blocked connection), and keeps a thread and its
 //! unsent frames until then.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
@@ -20,7 +21,7 @@ use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind
 use tokio::time::{sleep, timeout};
 
 use super::frame_filter::{self, FilteredStream, InFlight};
-use super::reply_code::{ACCESS_REFUSED, NOT_ALLOWED};
+use super::reply_code::{ACCESS_REFUSED, NOT_ALLOWED, PRECONDITION_FAILED};
 use super::url::BrokerUrls;
 use crate::metrics;
 use crate::metrics::labels::ConnectionPurpose;
@@ -81,11 +82,11 @@ impl Broker {
     /// name at the broker.
     ///
     /// # Errors
-    /// [`BrokerError::Denied`] when an address rejects the user or the virtual host, otherwise
-    /// [`BrokerError::Unreachable`].
+    /// [`BrokerError::Denied`] when an address rejects the user or the virtual host, [`BrokerError::Silent`] when one does not
+    /// answer, otherwise [`BrokerError::Unreachable`].
     pub async fn connect(&self, purpose: &str) -> Result<Link, BrokerError> {
         let urls = self.0.urls.as_slice();
-        let mut denied = false;
+        let (mut denied, mut silent) = (false, false);
         let mut problems = Vec::new();
         for _ in urls {
             // Advanced before the attempt: an address on which the caller's deadline expires must not come first again.
@@ -98,12 +99,17 @@ impl Broker {
                 }
                 Err(failure) => {
                     denied |= failure.denied;
+                    silent |= failure.silent;
                     problems.push(format!("{url}: {}", failure.why));
                 }
             }
         }
         let why = problems.join("; ");
-        Err(if denied { BrokerError::Denied(why) } else { BrokerError::Unreachable(why) })
+        Err(match (denied, silent) {
+            (true, _) => BrokerError::Denied(why),
+            (_, true) => BrokerError::Silent(why),
+            _ => BrokerError::Unreachable(why),
+        })
     }
 
     async fn connect_to(&self, index: usize, purpose: &str) -> Result<Link, Failure> {
@@ -127,8 +133,11 @@ impl Broker {
         };
         let (stream, socket) = timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling)
             .await
-            .map_err(|_| Failure::of(format!("no connection within {DIAL_SECONDS_MAX} s")))?
-            .map_err(|error| Failure::of(explain_tls(error.to_string())))?;
+            .map_err(|_| Failure::silent(format!("no connection within {DIAL_SECONDS_MAX} s")))?
+            .map_err(|error| Failure {
+                silent: error.kind() == io::ErrorKind::TimedOut,
+                ..Failure::of(explain_tls(error.to_string()))
+            })?;
         let properties = ConnectionProperties::default()
             .with_connection_name(LongString::from(format!("{} {purpose}", self.0.name)))
             .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
@@ -148,9 +157,10 @@ impl Broker {
         );
         let connection = timeout(Duration::from_secs(HANDSHAKE_SECONDS_MAX), connecting)
             .await
-            .map_err(|_| Failure::of(format!("no AMQP handshake within {HANDSHAKE_SECONDS_MAX} s")))?
+            .map_err(|_| Failure::silent(format!("no AMQP handshake within {HANDSHAKE_SECONDS_MAX} s")))?
             .map_err(|error| Failure {
                 denied: code(&error).is_some_and(is_denied),
+                silent: false,
                 why: explain_tls(explain(&error)),
             })?;
         Ok(Link { connection, socket, in_flight, version, address: Address { settings: self.0.clone(), index } })
@@ -181,12 +191,18 @@ impl fmt::Debug for Broker {
 /// Why one address did not work.
 struct Failure {
     denied: bool,
+    /// Whether it accepted a connection, or took no notice of it, and did not answer in time.
+    silent: bool,
     why: String,
 }
 
 impl Failure {
     fn of(why: String) -> Self {
-        Self { denied: false, why }
+        Self { denied: false, silent: false, why }
+    }
+
+    fn silent(why: String) -> Self {
+        Self { silent: true, ..Self::of(why) }
     }
 }
 
@@ -236,12 +252,13 @@ impl Link {
     /// was sent at that moment.
     pub(super) async fn ask<T>(
         &self,
-        doing: &'static str,
+        doing: impl Into<Cow<'static, str>>,
         request: impl Future<Output = lapin::Result<T>>,
     ) -> Result<T, BrokerError> {
+        let doing = doing.into();
         let reply = tokio::select! {
             biased;
-            reply = ask(doing, request) => reply,
+            reply = ask(doing.clone(), request) => reply,
             () = self.lost() => {
                 Err(BrokerError::Failed { doing, why: "the connection was lost".to_owned(), code: None })
             }
@@ -326,6 +343,9 @@ pub enum BrokerError {
     /// No address works. Lists the reason for each.
     #[error("RabbitMQ is unavailable: {0}")]
     Unreachable(String),
+    /// No address works, and at least one did not answer in time, so that a server may be frozen. Lists the reason for each.
+    #[error("RabbitMQ is unavailable: {0}")]
+    Silent(String),
     /// An address rejected the user or the virtual host: a configuration error.
     #[error("RabbitMQ rejects the connection: {0}")]
     Denied(String),
@@ -333,7 +353,7 @@ pub enum BrokerError {
     #[error("RabbitMQ failed to {doing}: {why}")]
     Failed {
         /// The request, as a verb phrase.
-        doing: &'static str,
+        doing: Cow<'static, str>,
         why: String,
         /// The AMQP reply code, if the broker sent one.
         code: Option<u16>,
@@ -348,7 +368,7 @@ pub enum BrokerError {
     #[error("RabbitMQ did not {doing} within {REPLY_SECONDS_MAX} s")]
     Deadline {
         /// The request, as a verb phrase.
-        doing: &'static str,
+        doing: Cow<'static, str>,
     },
 }
 
@@ -361,16 +381,26 @@ impl BrokerError {
         }
     }
 
-    pub(super) fn of(doing: &'static str, error: &lapin::Error) -> Self {
-        Self::Failed { doing, why: explain(error), code: code(error) }
+    /// Whether it may be over soon, without an operator: a server is frozen or restarts, or a queue has no leader.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Denied(_) => false,
+            Self::Silent(_) | Self::Deadline { .. } => true,
+            Self::Failed { code, .. } => !code.is_some_and(|code| is_denied(code) || code == PRECONDITION_FAILED),
+        }
+    }
+
+    pub(super) fn of(doing: impl Into<Cow<'static, str>>, error: &lapin::Error) -> Self {
+        Self::Failed { doing: doing.into(), why: explain(error), code: code(error) }
     }
 }
 
 /// Sends a request to the broker, under the common deadline.
 pub(super) async fn ask<T>(
-    doing: &'static str,
+    doing: impl Into<Cow<'static, str>>,
     request: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, BrokerError> {
+    let doing = doing.into();
     match timeout(Duration::from_secs(REPLY_SECONDS_MAX), request).await {
         Ok(reply) => reply.map_err(|error| BrokerError::of(doing, &error)),
         Err(_) => Err(BrokerError::Deadline { doing }),

@@ -12,10 +12,12 @@ use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptio
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, ExchangeKind};
 use strum::IntoStaticStr;
+use tokio::time::{Instant, sleep};
 
 use super::connection::{Broker, BrokerError, Link, ask};
 use super::reply_code::{ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED};
 use super::rights::{self, DeniedRight};
+use crate::backoff::Backoff;
 use offramp_domain::command_ref::CommandType;
 use offramp_domain::event::CommandRejected;
 
@@ -26,6 +28,8 @@ const WORK_DELIVERY_LIMIT: i32 = 100;
 /// The delivery limit of dead letters. It must never be reached, and every listing requeues them. Without a limit, RabbitMQ
 /// 4.x applies 20; with -1, 3.10 drops a message at its first requeue. Hence the largest number.
 const DEAD_LETTER_DELIVERY_LIMIT: i32 = i32::MAX;
+/// The delays, minimum and maximum, between the attempts of [`Topology::declare_patiently`].
+const PATIENT_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(5));
 /// AMQP's limit for names, in bytes.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -115,6 +119,58 @@ impl Topology {
         declared
     }
 
+    /// [`Self::declare`] for somebody who waits: tries again for `patience` while RabbitMQ does not answer, loses the connection or
+    /// has no leader for a queue. Each failed attempt but the last is passed to `report`. A broker that refuses the first connection is
+    /// not waited for.
+    ///
+    /// # Errors
+    /// As [`Self::declare`]; the error of the last attempt.
+    pub async fn declare_patiently(
+        &self,
+        broker: &Broker,
+        patience: Duration,
+        mut report: impl FnMut(&TopologyError),
+    ) -> Result<Declaration, TopologyError> {
+        let give_up_at = Instant::now() + patience;
+        let mut backoff = Backoff::new(PATIENT_DELAYS);
+        let mut created: Vec<String> = Vec::new();
+        let mut is_first = true;
+        loop {
+            let mut declared = Declaration::default();
+            let attempt = match broker.connect("declare").await {
+                Ok(link) => {
+                    let mut declaring = Declarer::new(&link);
+                    let attempt = self.declare_with(&mut declaring).await;
+                    declared = declaring.declared;
+                    match &attempt {
+                        Ok(()) => link.close().await,
+                        // The next attempt begins with another node, if there is one.
+                        Err(_) => link.cut(),
+                    }
+                    attempt
+                }
+                Err(error) => Err(error.into()),
+            };
+            declared.existing.retain(|object| !created.contains(object));
+            created.append(&mut declared.created);
+            let error = match attempt {
+                Ok(()) => return Ok(Declaration { created, ..declared }),
+                Err(error) => error,
+            };
+            let may_pass = match &error {
+                TopologyError::Broker(BrokerError::Unreachable(_)) => !is_first,
+                TopologyError::Broker(error) => error.may_pass(),
+                _ => false,
+            };
+            if !may_pass || Instant::now() >= give_up_at {
+                return Err(error);
+            }
+            report(&error);
+            is_first = false;
+            sleep(backoff.next_delay()).await;
+        }
+    }
+
     /// Checks all objects and the worker's rights over its own connection, and creates nothing. AMQP has no way to check a binding.
     ///
     /// # Errors
@@ -179,12 +235,17 @@ impl Topology {
 
     pub(super) async fn declare_on(&self, link: &Link) -> Result<Declaration, TopologyError> {
         let mut declaring = Declarer::new(link);
+        self.declare_with(&mut declaring).await?;
+        Ok(declaring.declared)
+    }
+
+    async fn declare_with(&self, declaring: &mut Declarer<'_>) -> Result<(), TopologyError> {
         // Targets come before the objects that route to them, and the command exchange last: until it exists, publishers
         // get an error and lose no message.
         for object in self.objects() {
             declaring.object(&object).await?;
         }
-        Ok(declaring.declared)
+        Ok(())
     }
 
     /// Declares both exchanges, if missing, and the bindings of the work queues. The worker would not notice that they are
@@ -397,6 +458,7 @@ impl Object {
 
     /// Declares the object; with `passive`, only checks that it exists, with any arguments.
     async fn declare(&self, channel: &Channel, passive: bool) -> Result<(), TopologyError> {
+        let doing = format!("{} {}", if passive { "find" } else { "declare" }, self.label());
         match self {
             Self::Queue(queue) => {
                 let mut arguments = FieldTable::default();
@@ -405,18 +467,17 @@ impl Object {
                     arguments.insert(ShortString::from(*name), value.clone());
                 }
                 let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-                ask("declare a queue", channel.queue_declare(short(&queue.name)?, options, arguments)).await?;
+                ask(doing, channel.queue_declare(short(&queue.name)?, options, arguments)).await?;
             }
             Self::Exchange { name, kind } => {
                 let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
                 let none = FieldTable::default();
-                ask("declare an exchange", channel.exchange_declare(short(name)?, kind.clone(), options, none)).await?;
+                ask(doing, channel.exchange_declare(short(name)?, kind.clone(), options, none)).await?;
             }
             Self::Binding { exchange, key, queue } => {
                 let (queue, exchange, key) = (short(queue)?, short(exchange)?, short(key)?);
                 let none = FieldTable::default();
-                ask("bind a queue", channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), none))
-                    .await?;
+                ask(doing, channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), none)).await?;
             }
         }
         Ok(())

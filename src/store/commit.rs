@@ -18,7 +18,7 @@ pub enum WriteResult {
     Written,
     /// Another writer changed the document first.
     Conflict,
-    /// A field of the document has the wrong type (not a list), so the document cannot be updated.
+    /// The document cannot be updated: a field has the wrong type (not a list), or the document would become too large.
     Corrupt(String),
     /// The server rejects this update; the others are not affected.
     Permanent(String),
@@ -27,9 +27,13 @@ pub enum WriteResult {
 impl From<&WriteError> for WriteResult {
     fn from(refusal: &WriteError) -> Self {
         let error = refusal.message.clone();
-        if MALFORMED.contains(&refusal.code) { Self::Corrupt(error) } else { Self::Permanent(error) }
+        let is_corrupt = MALFORMED.contains(&refusal.code) || TOO_LARGE.contains(&refusal.code);
+        if is_corrupt { Self::Corrupt(error) } else { Self::Permanent(error) }
     }
 }
+
+/// The name under which the size of a document is asked for.
+const WHOLE: &str = "offramp_document_bytes";
 
 /// The lists that Offramp writes.
 const LISTS: [&str; 6] = ["applied", "card_notices", "history", "notifications", "outbox", "payment_failures"];
@@ -37,6 +41,11 @@ const LISTS: [&str; 6] = ["applied", "card_notices", "history", "notifications",
 /// Codes of a field whose type does not fit the update: bad value (`$push` to a non-list), type mismatch, path not viable (a
 /// field within a non-object), and `$concatArrays` of a non-list.
 const MALFORMED: [i32; 4] = [2, 14, 28, 28664];
+
+/// Codes of a document that would exceed MongoDB's limit: by up to 16 KiB, and by more.
+const TOO_LARGE: [i32; 2] = [17419, 10334];
+/// That limit, in bytes.
+const DOCUMENT_BYTES_MAX: i32 = 16 * 1024 * 1024;
 
 impl Store {
     /// Writes guarded updates; the results are in their order.
@@ -107,13 +116,16 @@ impl Store {
         (alone, refusals, modified): (&[usize], Vec<WriteError>, usize),
         results: &mut [WriteResult],
     ) -> Result<(), StoreError> {
-        let mut refused = Vec::new();
+        let (mut refused, mut too_large) = (Vec::new(), Vec::new());
         for refusal in &refusals {
             let Some(&index) = alone.get(refusal.position) else { continue };
             results[index] = WriteResult::from(refusal);
             refused.push(index);
+            too_large.extend(TOO_LARGE.contains(&refusal.code).then_some(index));
         }
         let is_unsure = self.retry_rejected(collection, updates, &refused, results).await?;
+        self.name_sizes(collection, updates, &too_large, results).await?;
+        refused.retain(|index| !too_large.contains(index));
         self.name_faults(collection, updates, &refused, results).await?;
         if is_unsure || modified + refusals.len() < indexes.len() {
             self.find_conflicts(collection, updates, indexes, results).await?;
@@ -180,6 +192,41 @@ impl Store {
             }
         }
         Ok(reply.matched + reply.rejected.len() < unrecorded.len())
+    }
+
+    /// Names the size of each document that would become too large, and what of it is ours.
+    async fn name_sizes(
+        &self,
+        collection: Collection,
+        updates: &[GuardedUpdate],
+        indexes: &[usize],
+        results: &mut [WriteResult],
+    ) -> Result<(), StoreError> {
+        let is_corrupt = |index: &&usize| matches!(results[**index], WriteResult::Corrupt(_));
+        let too_large: Vec<usize> = indexes.iter().filter(is_corrupt).copied().collect();
+        if too_large.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<&str> = too_large.iter().map(|&index| updates[index].document.as_str()).collect();
+        let of_list = |list: &str| doc! { "$bsonSize": { "list": format!("${list}") } };
+        let mut sizes: Document = LISTS.iter().map(|list| ((*list).to_owned(), of_list(list).into())).collect();
+        sizes.insert(WHOLE, doc! { "$bsonSize": "$$ROOT" });
+        let found = self.find(collection, doc! { "_id": { "$in": ids } }, sizes, None).await?;
+        for raw in &found {
+            let size = |field: &str| raw.get_i32(field).unwrap_or(0);
+            let largest = LISTS.iter().max_by_key(|list| size(list)).copied().unwrap_or_default();
+            let error = format!(
+                "with this change the document would exceed {DOCUMENT_BYTES_MAX} bytes, MongoDB's limit; it has {} bytes, {} of them in \
+                 `{largest}`, the largest list of Offramp",
+                size(WHOLE),
+                size(largest)
+            );
+            let is_of_it = |index: &&usize| raw.get_str("_id").is_ok_and(|id| id == updates[**index].document.as_str());
+            if let Some(&index) = too_large.iter().find(is_of_it) {
+                results[index] = WriteResult::Corrupt(error);
+            }
+        }
+        Ok(())
     }
 
     /// Names the malformed list of each corrupt document. The server's message may quote the document, so it is not used.

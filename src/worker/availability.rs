@@ -10,14 +10,12 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::database_clock::{ClockFault, DatabaseClock};
 use crate::backoff::Backoff;
 use crate::health::ReadyHandle;
 use crate::outage::{Outage, seconds};
-use crate::store::server::ClockOffset;
 use crate::store::{Store, StoreError};
 
-/// The part of a lease by which clocks may differ: a quarter, because half of it must remain when sending begins.
-const CLOCK_TOLERANCE_LEASE_PART: u32 = 4;
 /// The delays, minimum and maximum, before a database that was unavailable is tried again.
 pub(super) const RETRY_DELAYS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 /// The longest time between two checks.
@@ -27,18 +25,19 @@ const CHECK_EVERY: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(5);
 /// The same for missing rights, which only some searches may need.
 const QUIET_AFTER_DENIAL: Duration = Duration::from_secs(300);
+/// Why a server that answers is unavailable: a write that changes nothing takes no time where writes are accepted at all.
+const NO_WRITES: &str = "it answers, but accepts no writes: one that changes nothing was not done within 9 s. Is it locked \
+                         (fsyncLock), or short of resources?";
 
 /// What is known about the database. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Availability {
     store: Store,
     ready: Arc<ReadyHandle>,
-    /// By how much the clocks may differ.
-    clock_tolerance: Duration,
     /// Held by the one that asks whether the database is back.
     asking: Arc<Mutex<()>>,
-    /// By how much this machine's clock is wrong, while it is: leases and ends decided by it would be wrong, too.
-    clock_offset: Arc<watch::Sender<Option<ClockOffset>>>,
+    /// Compared with each check: leases and ends decided by a wrong clock would be wrong, too.
+    clock: DatabaseClock,
     /// What the log was told of an outage, and of slow operations.
     outage: Arc<Outage>,
     slow: Arc<Outage>,
@@ -49,15 +48,14 @@ pub struct Availability {
 }
 
 impl Availability {
-    /// Outbox entries belong to a process for `lease`; `ready` is the component of `/readyz`.
+    /// `ready` is the component of `/readyz`.
     #[must_use]
-    pub fn new(store: Store, lease: Duration, ready: ReadyHandle) -> Self {
+    pub fn new(store: Store, clock: DatabaseClock, ready: ReadyHandle) -> Self {
         Self {
             store,
             ready: Arc::new(ready),
-            clock_tolerance: lease / CLOCK_TOLERANCE_LEASE_PART,
             asking: Arc::default(),
-            clock_offset: Arc::new(watch::Sender::new(None)),
+            clock,
             outage: Arc::default(),
             slow: Arc::default(),
             unavailable_at: Arc::new(watch::Sender::new(None)),
@@ -80,12 +78,11 @@ impl Availability {
 
     /// Checks whether the database accepts writes wherever decisions are written, and whether its clock agrees with ours.
     pub async fn check(&self) {
-        let checking = async {
-            self.store.check_writable().await?;
-            self.check_clock().await
-        };
-        match checking.await {
-            Ok(_) => self.answered(),
+        let writable = accepts_writes(self.store.check_writable().await);
+        // Also where a right to write is missing: nobody needs one to ask for the time.
+        let compared = self.compare_clocks().await;
+        match writable.and(compared) {
+            Ok(()) => self.answered(),
             // A missing right or an unavailable shard: the rest of the database may be available.
             Err(error) if !self.is_unavailable().await => self.report(&error),
             Err(_) => {}
@@ -100,12 +97,12 @@ impl Availability {
         // released and redelivered again and again, which the broker counts.
         loop {
             let checking = async {
-                self.store.check_majority().await?;
-                self.check_clock().await
+                accepts_writes(self.store.check_majority().await)?;
+                self.compare_clocks().await
             };
             match checking.await {
-                Ok(None) => break,
-                Ok(Some(_)) => self.answered(),
+                Ok(()) if self.clock.fault().is_none() => break,
+                Ok(()) => self.answered(),
                 Err(error) => self.report_unavailable(&error),
             }
             sleep(backoff.next_delay()).await;
@@ -114,7 +111,7 @@ impl Availability {
 
     /// Checks, after an operation failed, whether the database rejects all writes.
     pub async fn is_unavailable(&self) -> bool {
-        match self.store.check_majority().await {
+        match accepts_writes(self.store.check_majority().await) {
             Ok(()) => false,
             Err(error) => {
                 self.report_unavailable(&error);
@@ -129,28 +126,29 @@ impl Availability {
         self.unavailable_at.borrow().is_some_and(|at| at.elapsed() < period)
     }
 
-    /// By how much this machine's clock is wrong, while it is. Nothing is decided or claimed meanwhile.
+    /// MongoDB's clock. While it is at fault, nothing is decided, claimed or sent.
     #[must_use]
-    pub fn clock_offset(&self) -> Option<ClockOffset> {
-        *self.clock_offset.borrow()
+    pub fn clock(&self) -> &DatabaseClock {
+        &self.clock
     }
 
-    /// Waits until this machine's clock is right.
-    pub async fn wait_for_clock(&self) {
-        // An error would mean that the sender is gone, and the sender is our own field.
-        drop(self.clock_offset.subscribe().wait_for(Option::is_none).await);
-    }
-
-    /// Compares our clock with the database's. Two workers whose clocks differ by a part of a lease could hold the same outbox
-    /// entry at the same time.
-    async fn check_clock(&self) -> Result<Option<ClockOffset>, StoreError> {
-        let offset = self.store.clock_offset(self.clock_tolerance).await?;
-        match (self.clock_offset.send_replace(offset), offset) {
-            (None, Some(offset)) => tracing::error!("processing is paused: {offset}"),
-            (Some(_), None) => tracing::info!("this machine's clock agrees with MongoDB's again; processing continues"),
+    /// Compares our clock with the database's.
+    async fn compare_clocks(&self) -> Result<(), StoreError> {
+        let compared = self.clock.compare(self.store.server_time().await?);
+        if let Some(step) = compared.stepped {
+            let seconds = step.num_seconds();
+            tracing::warn!(seconds, "this machine's clock has jumped: it was set, or the machine was suspended");
+        }
+        match (compared.before, compared.now) {
+            (Some(ClockFault::Wrong(_)), None) => {
+                tracing::info!("this machine's clock agrees with MongoDB's again; processing continues");
+            }
+            (None | Some(ClockFault::Unknown | ClockFault::Stepped(_)), Some(fault)) => {
+                tracing::error!("processing is paused: {fault}");
+            }
             _ => {}
         }
-        Ok(offset)
+        Ok(())
     }
 
     /// Records that the database answered: a majority of its servers has a write.
@@ -164,9 +162,9 @@ impl Availability {
         if self.denied.ended_after(QUIET_AFTER_DENIAL).is_some() {
             tracing::info!("MongoDB no longer denies access");
         }
-        match self.clock_offset() {
+        match self.clock.fault() {
             None => self.ready.ready(),
-            Some(offset) => self.ready.not_ready(&offset.to_string()),
+            Some(fault) => self.ready.not_ready(&fault.to_string()),
         }
     }
 
@@ -197,4 +195,12 @@ impl Availability {
             self.unavailable_at.send_replace(Some(Instant::now()));
         }
     }
+}
+
+/// A server that ends an empty write because of its duration does not accept writes.
+fn accepts_writes(checked: Result<(), StoreError>) -> Result<(), StoreError> {
+    checked.map_err(|error| match error {
+        StoreError::TimedOut => StoreError::Unavailable(NO_WRITES.to_owned()),
+        error => error,
+    })
 }

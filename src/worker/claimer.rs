@@ -16,7 +16,6 @@ use super::composer::Composer;
 use super::handover::Handover;
 use super::indexes::Indexes;
 use crate::advice;
-use crate::clock;
 use crate::metrics;
 use crate::store::indexes::DUE;
 use crate::store::outbox::entry::{Kind, Lease};
@@ -148,7 +147,7 @@ impl Claimer {
 
     /// Claims from one queue and hands the entries over. Returns whether there is more.
     async fn claim(&self, claims: &mut Claims, index: usize, room: usize) -> Result<bool, StoreError> {
-        let now = clock::now();
+        let now = self.availability.clock().now();
         let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
         let queue = &mut claims.sources[index].queue;
         let identify = |id, email: &Notification| self.composer.identify(id, email);
@@ -159,11 +158,11 @@ impl Claimer {
         Ok(claimed.goes_on)
     }
 
-    /// Whether there is an index for the search and the clock is right; and no email that was sent before an outage of the
+    /// Whether there is an index for the search and the clock may be used; and no email that was sent before an outage of the
     /// database may still wait for its mark. Events need not wait for that: a repeat has the same id.
     fn can_claim(&self, kind: Kind, collection: Collection) -> bool {
         self.indexes.has(collection, DUE)
-            && self.availability.clock_offset().is_none()
+            && self.availability.clock().fault().is_none()
             && !(kind == Kind::Email && self.availability.was_unavailable_within(EMAILS_WAIT_FOR_MARKS))
     }
 

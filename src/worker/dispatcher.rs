@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::composer::Composer;
+use super::database_clock::DatabaseClock;
 use super::email_sender::{EmailSender, SentEmailLog};
 use super::event_sender::EventSender;
 use super::handover::{Handover, Queues};
@@ -20,7 +21,6 @@ use super::marker::{ASIDE_MAX, Flusher, Marker, UNMARKED_EVENTS_MAX};
 use super::support_log::SupportLog;
 use super::unmarked::{UNMARKED_EMAILS_MAX, UnmarkedEmails};
 use crate::amqp::{Publisher, Topology};
-use crate::clock;
 use crate::store::Store;
 use crate::store::outbox::delivery::{DeliveryResult, Mark};
 use crate::store::outbox::entry::LeasedEntry;
@@ -64,20 +64,22 @@ pub struct KeepingEmails {
 #[derive(Debug)]
 pub struct Dispatcher {
     options: DispatcherOptions,
+    clock: DatabaseClock,
     queues: Queues,
 }
 
 impl Dispatcher {
     /// A dispatcher, and the handover that feeds it.
     #[must_use]
-    pub fn new(options: DispatcherOptions) -> (Handover, Self) {
-        let (handover, queues) = Handover::new(options.lease, options.emails_per_second);
-        (handover, Self { options, queues })
+    pub fn new(options: DispatcherOptions, clock: DatabaseClock) -> (Handover, Self) {
+        let (handover, queues) = Handover::new(options.lease, options.emails_per_second, clock.clone());
+        (handover, Self { options, clock, queues })
     }
 
     /// Sends entries until the handover is closed and each entry was tried and marked, or released.
     pub async fn run(self, parts: DispatcherParts) {
         let DispatcherOptions { lease, mail_connections, .. } = self.options;
+        let clock = self.clock;
         let DispatcherParts { store, publisher, topology, composer, transport, source, keeping } = parts;
         let stopping = CancellationToken::new();
         let (sent_emails, writing) = match keeping {
@@ -103,6 +105,7 @@ impl Dispatcher {
                 composer: Arc::clone(&composer),
                 connection: MailConnection::new(Arc::clone(&transport)),
                 store: store.clone(),
+                clock: clock.clone(),
                 lease,
                 source: Arc::clone(&source),
                 sent_emails: sent_emails.clone(),
@@ -117,12 +120,13 @@ impl Dispatcher {
             release: release.all.clone(),
             publisher,
             topology,
+            clock: clock.clone(),
             reserve: lease::reserve(lease),
         };
         senders.spawn(event_sender.run());
         let releasing = tokio::spawn(join(
-            release_rest(emails, release.emails, store.clone(), Arc::clone(&unmarked)),
-            release_rest(events, release.all.clone(), store.clone(), Arc::clone(&unmarked)),
+            release_rest(emails, release.emails, store.clone(), Arc::clone(&unmarked), clock.clone()),
+            release_rest(events, release.all.clone(), store.clone(), Arc::clone(&unmarked), clock),
         ));
         let (to_aside, aside) = async_channel::bounded(ASIDE_MAX);
         let flusher = Flusher { store, unmarked, lease };
@@ -152,9 +156,10 @@ async fn release_rest(
     release: CancellationToken,
     store: Store,
     unmarked: Arc<UnmarkedEmails>,
+    clock: DatabaseClock,
 ) {
     release.cancelled().await;
-    let at = clock::now();
+    let at = clock.now();
     let rest = std::iter::from_fn(|| queue.try_recv().ok());
     let rest = rest.filter(|leased| !unmarked.contains(&leased.entry.id));
     let marks: Vec<_> = rest.map(|leased| Mark::new(&leased, DeliveryResult::Released { at })).collect();

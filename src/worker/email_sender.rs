@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::composer::{Composer, about, origin};
-use super::lease;
+use super::database_clock::DatabaseClock;
+use super::lease::{self, HeldLease};
 use super::mail_server::MailServer;
 use super::marker::TriedEmail;
 use super::pacer::{Pacer, Turn};
@@ -20,7 +21,6 @@ use super::support_log::SupportLog;
 use super::unmarked::UnmarkedEmails;
 use crate::advice;
 use crate::backoff::Backoff;
-use crate::clock;
 use crate::metrics;
 use crate::metrics::labels::EmailOutcome;
 use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
@@ -61,6 +61,7 @@ pub(super) struct EmailSender {
     pub(super) composer: Arc<Composer>,
     pub(super) connection: MailConnection,
     pub(super) store: Store,
+    pub(super) clock: DatabaseClock,
     /// The duration of a lease.
     pub(super) lease: Duration,
     /// `source` of the events.
@@ -106,8 +107,10 @@ impl EmailSender {
                     continue;
                 }
             };
-            self.unmarked.no_late_flush().await;
-            let is_in_turn = if turn.is_valid() {
+            let is_in_turn = if !can_send(&self.unmarked, &self.clock, &release).await {
+                drop(turn);
+                false
+            } else if turn.is_valid() {
                 let may_send = self.may_send(&leased);
                 if may_send {
                     turn.take();
@@ -133,7 +136,7 @@ impl EmailSender {
     }
 
     fn may_send(&self, leased: &LeasedEntry) -> bool {
-        lease::suffices(leased, lease::reserve(self.lease)) && !self.unmarked.contains(&leased.entry.id)
+        lease::suffices(leased, lease::reserve(self.lease), &self.clock) && !self.unmarked.contains(&leased.entry.id)
     }
 
     /// Sends or defers one email; backs off if the server is unavailable.
@@ -208,7 +211,7 @@ impl EmailSender {
         if self.unmarked.contains(&leased.entry.id) {
             return Ok(());
         }
-        let mark = Mark::new(leased, DeliveryResult::Released { at: clock::now() });
+        let mark = Mark::new(leased, DeliveryResult::Released { at: self.clock.now() });
         self.marks.send(TriedEmail { mark, has_events: false, permit }).await.map_err(|_| MarkerGone)
     }
 
@@ -217,19 +220,18 @@ impl EmailSender {
         if self.emails.is_closed() {
             return false;
         }
-        let patience = lease::remaining(leased).saturating_sub(lease::reserve(self.lease));
+        let patience = lease::remaining(leased, &self.clock).saturating_sub(lease::reserve(self.lease));
         let turn = timeout(patience, self.mail_server.pacer.turn_aside());
         let Some(Ok(turn)) = self.release.run_until_cancelled(turn).await else { return false };
-        self.unmarked.no_late_flush().await;
-        if !self.may_send(leased) {
-            return false;
+        let may_send = can_send(&self.unmarked, &self.clock, &self.release).await && self.may_send(leased);
+        if may_send {
+            turn.take();
         }
-        turn.take();
-        true
+        may_send
     }
 
     async fn attempt(&mut self, leased: &LeasedEntry, email: &Notification) -> Attempt {
-        let at = clock::now();
+        let at = self.clock.now();
         let ids = Ids::of(leased, email);
         let composed = match origin(leased).and_then(|origin| self.composer.compose(origin, email, at)) {
             Ok(composed) => composed.about(about(leased)),
@@ -255,7 +257,7 @@ impl EmailSender {
         let attempt = match sent {
             Ok(_) => {
                 self.mail_server.accepted();
-                let at = clock::now();
+                let at = self.clock.now();
                 record_delivery(leased, at);
                 Attempt {
                     result: DeliveryResult::Sent { at },
@@ -272,10 +274,12 @@ impl EmailSender {
 
     /// Sends one email. While that takes long, extends the lease, so that no other worker sends the email, too.
     async fn send(&mut self, leased: &LeasedEntry, composed: &ComposedEmail) -> Result<String, SendError> {
+        let held = HeldLease::new(&self.store, &self.clock, leased, self.lease);
+        let allows_content = || held.allows_content();
         let lost = tokio::select! {
             biased;
-            sent = self.connection.send(composed) => return sent,
-            lost = lease::keep_until_lost(&self.store, leased, self.lease) => lost,
+            sent = self.connection.send_while(composed, &allows_content) => return sent,
+            lost = held.keep_until_lost() => lost,
         };
         Err(self.connection.interrupted(lost))
     }
@@ -283,7 +287,7 @@ impl EmailSender {
     /// What an error means for its email: deferred or failed.
     fn failed_attempt(&self, leased: &LeasedEntry, ids: &Ids<'_>, error: &SendError) -> Attempt {
         let attempts = leased.entry.attempts;
-        let at = clock::now();
+        let at = self.clock.now();
         let deferred = |delay: Duration, cause: DeferralCause| DeliveryResult::Deferred {
             until: at + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX),
             error: advice::append(error, advice::send_error(error)),
@@ -336,7 +340,7 @@ impl EmailSender {
                         source = ids.source, command = ids.command, trace_id = ids.trace_id, error = error.brief(),
                         "an email may have been delivered; it is retried later"
                     );
-                    deferred(Backoff::delay_after(0, IN_DOUBT_DELAYS), DeferralCause::InDoubt)
+                    deferred(Backoff::delay_after(0, IN_DOUBT_DELAYS), DeferralCause::InDoubt { at })
                 } else {
                     tracing::error!(
                         entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
@@ -350,6 +354,12 @@ impl EmailSender {
         };
         Attempt { result, outcome, error: Some(error.brief().to_owned()), is_unavailable: Some(is_unavailable) }
     }
+}
+
+/// Waits until no mark is late, and the clock may be used. Returns false when emails are to be released instead.
+async fn can_send(unmarked: &UnmarkedEmails, clock: &DatabaseClock, release: &CancellationToken) -> bool {
+    unmarked.no_late_flush().await;
+    release.run_until_cancelled(clock.wait_until_usable()).await.is_some()
 }
 
 /// Waits for a turn, then for an email. `None`: the queue is closed and empty.

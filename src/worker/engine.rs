@@ -18,7 +18,6 @@ use super::availability::{Availability, RETRY_DELAYS};
 use super::composer::Composer;
 use super::handover::Handover;
 use crate::backoff::Backoff;
-use crate::clock;
 use crate::metrics;
 use crate::metrics::labels::MongodbOperation;
 use crate::store::commit::WriteResult;
@@ -105,8 +104,8 @@ impl Engine {
         let hold_until = Instant::now() + self.hold;
         let mut backoff = Backoff::new(RETRY_DELAYS);
         loop {
-            let error = match self.availability.clock_offset() {
-                Some(offset) => offset.to_string(),
+            let error = match self.availability.clock().fault() {
+                Some(fault) => fault.to_string(),
                 None => match self.try_run(tasks, span).await {
                     Ok(decided) => {
                         self.availability.answered();
@@ -193,7 +192,7 @@ impl Engine {
         let loading = span.mongodb("load", "find", pending.len());
         let loaded = reads.load(&need(pending.iter().map(|&index| tasks[index]))).await;
         let mut unit_of_work = ended(loading, loaded)?;
-        let now = clock::now();
+        let now = self.availability.clock().now();
         for &index in &pending {
             decided[index] = Decided { processed: decide(&mut unit_of_work, tasks[index], now), standing: None };
         }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use tokio_util::sync::CancellationToken;
 
+use super::database_clock::DatabaseClock;
 use super::lease;
 use super::marker::TriedEvent;
 use crate::amqp::{Outgoing, Publisher, Topology};
 use crate::backoff::Backoff;
-use crate::clock;
 use crate::metrics;
 use crate::metrics::labels::EventOutcome;
 use crate::store::outbox::delivery::{DeferralCause, DeliveryResult, Mark};
@@ -31,6 +31,7 @@ pub(super) struct EventSender {
     pub(super) release: CancellationToken,
     pub(super) publisher: Publisher,
     pub(super) topology: Topology,
+    pub(super) clock: DatabaseClock,
     /// How much of its lease must remain when an event is published.
     pub(super) reserve: Duration,
 }
@@ -40,8 +41,12 @@ impl EventSender {
     pub(super) async fn run(self) {
         let exchange = self.topology.event_exchange();
         while let Some(Some(bulk)) = self.release.run_until_cancelled(take_bulk(&self.events)).await {
-            let bulk: Vec<LeasedEntry> =
-                bulk.into_iter().filter(|leased| lease::suffices(leased, self.reserve)).collect();
+            // What could not be sent because the worker stops is released below.
+            let usable = self.release.run_until_cancelled(self.clock.wait_until_usable()).await.is_some();
+            let bulk: Vec<LeasedEntry> = bulk
+                .into_iter()
+                .filter(|leased| !usable || lease::suffices(leased, self.reserve, &self.clock))
+                .collect();
             let (messages, spans): (Vec<_>, Vec<_>) =
                 bulk.iter().filter_map(|leased| message(&exchange, leased)).unzip();
             let results = self.release.run_until_cancelled(self.publisher.publish_all(&messages)).await;
@@ -50,17 +55,17 @@ impl EventSender {
                 let result = match results.next() {
                     Some(Ok(())) => {
                         count(EventOutcome::Published);
-                        DeliveryResult::Sent { at: clock::now() }
+                        DeliveryResult::Sent { at: self.clock.now() }
                     }
                     Some(Err(error)) => {
                         count(EventOutcome::Deferred);
                         span.fail("deferred");
                         let delay = Backoff::delay_after(leased.entry.attempts, DEFERRAL_DELAYS);
-                        let until = clock::now() + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX);
+                        let until = self.clock.now() + TimeDelta::from_std(delay).unwrap_or(TimeDelta::MAX);
                         DeliveryResult::Deferred { until, error: error.to_string(), cause: DeferralCause::Ordinary }
                     }
                     // The worker stops.
-                    None => DeliveryResult::Released { at: clock::now() },
+                    None => DeliveryResult::Released { at: self.clock.now() },
                 };
                 drop(span);
                 let has_emails = leased.has_companions && matches!(result, DeliveryResult::Sent { .. });

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::database_clock::DatabaseClock;
 use super::mail_server::MailServer;
-use crate::clock;
 use crate::store::outbox::delivery::{DeliveryResult, Mark};
 use crate::store::outbox::entry::{Kind, LeasedEntry};
 
@@ -29,6 +29,7 @@ pub struct Handover {
     mail_server: Arc<MailServer>,
     /// How much of their lease emails may spend in the queue.
     patience: Duration,
+    clock: DatabaseClock,
     release: Release,
 }
 
@@ -59,7 +60,7 @@ impl Default for Release {
 
 impl Handover {
     /// Both halves. Entries belong to this process for `lease`.
-    pub(super) fn new(lease: Duration, emails_per_second: Option<f64>) -> (Self, Queues) {
+    pub(super) fn new(lease: Duration, emails_per_second: Option<f64>, clock: DatabaseClock) -> (Self, Queues) {
         let (emails_in, emails) = async_channel::bounded(QUEUE_MAX);
         let (events_in, events) = async_channel::bounded(QUEUE_MAX);
         let mail_server = Arc::new(MailServer::new(emails_per_second));
@@ -69,6 +70,7 @@ impl Handover {
             events: events_in,
             mail_server: Arc::clone(&mail_server),
             patience: lease / 4,
+            clock,
             release: release.clone(),
         };
         (handover, Queues { emails, events, mail_server, release })
@@ -99,7 +101,7 @@ impl Handover {
             if kind == Kind::Email && self.mail_server.is_unavailable() {
                 continue;
             }
-            let mark = Mark::new(&leased, DeliveryResult::Released { at: clock::now() });
+            let mark = Mark::new(&leased, DeliveryResult::Released { at: self.clock.now() });
             if !matches!(timeout_at(patience, queue.send(leased)).await, Ok(Ok(()))) {
                 no_room.push(mark);
             }

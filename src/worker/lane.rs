@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -19,7 +20,6 @@ use super::support_log::SupportLog;
 use crate::amqp::message::dead_letter_error;
 use crate::amqp::{Batch, Consumer, Delivery, DeliverySetAside, Outgoing, PublishError, Publisher, Topology};
 use crate::backoff::Backoff;
-use crate::clock;
 use crate::metrics;
 use crate::outage::Outage;
 use crate::store::DocumentId;
@@ -220,7 +220,7 @@ impl Lane {
         };
         let standing_reply = |kind| {
             let (command, standing) = command.zip(standing)?;
-            self.reply(delivery, || CloudEvent::of_standing(kind, command, standing, &self.source, clock::now()))
+            self.reply(delivery, || CloudEvent::of_standing(kind, command, standing, &self.source, self.now()))
         };
         let mut record = None;
         let (copies, reply) = match disposition {
@@ -240,7 +240,7 @@ impl Lane {
                     %error,
                     "message dead-lettered"
                 );
-                let died_at = clock::now();
+                let died_at = self.now();
                 let copy = delivery.dead_letter(&self.topology, reason, &error, &queue, died_at);
                 let reply = self.reply(delivery, || {
                     let (id, trace) = (Uuid::new_v4(), delivery.trace_context());
@@ -278,6 +278,11 @@ impl Lane {
         })
     }
 
+    /// MongoDB's time, as in the events of decisions.
+    fn now(&self) -> DateTime<Utc> {
+        self.engine.availability.clock().now()
+    }
+
     fn rejection(&self, command: &Command, rejected: &RejectedTask) -> CloudEvent {
         let rejection = &rejected.rejection;
         tracing::info!(
@@ -289,7 +294,7 @@ impl Lane {
             %rejection,
             "command rejected"
         );
-        CloudEvent::of_rejection(command, rejected, &self.source, clock::now())
+        CloudEvent::of_rejection(command, rejected, &self.source, self.now())
     }
 
     /// Publishes until the broker has confirmed all copies, or has rejected some of them `rejections_max` times.

@@ -9,6 +9,7 @@ mod batch_spans;
 pub mod claimer;
 mod companions;
 pub mod composer;
+pub mod database_clock;
 pub mod dispatcher;
 mod disposition;
 mod email_sender;
@@ -53,6 +54,7 @@ use offramp_mail::Transport;
 use availability::Availability;
 use claimer::Claimer;
 use composer::Composer;
+use database_clock::DatabaseClock;
 use dispatcher::{Dispatcher, DispatcherOptions, DispatcherParts, KeepingEmails};
 use engine::Engine;
 use handover::Handover;
@@ -166,10 +168,11 @@ impl Worker {
         let watched = publisher.clone();
         readiness.watch("publisher", move || watched.status());
         let options = DispatcherOptions { lease: tuning.lease, mail_connections, emails_per_second: mail_per_second };
-        let (handover, dispatcher) = Dispatcher::new(options);
+        let clock = DatabaseClock::new(tuning.lease);
+        let (handover, dispatcher) = Dispatcher::new(options, clock.clone());
         let composer = Arc::new(composer);
         let measured = |operation| store.measured_as(operation);
-        let availability = Availability::new(measured(MongodbOperation::Ping), tuning.lease, database_ready);
+        let availability = Availability::new(measured(MongodbOperation::Ping), clock, database_ready);
         let engine = Engine {
             store: store.clone(),
             availability: availability.clone(),
@@ -179,7 +182,7 @@ impl Worker {
             lease: tuning.lease,
             hold: tuning.hold,
         };
-        // Before a lane decides anything by this machine's clock.
+        // Nothing is decided before the clocks were compared.
         availability.check().await;
         let indexes = Indexes::new(missing_indexes);
         let dispatcher = tokio::spawn(

@@ -7,6 +7,8 @@ mod broker;
 mod calendar;
 mod check;
 mod cli;
+#[cfg(target_os = "linux")]
+mod clocks;
 mod console;
 mod documents;
 mod email;
@@ -14,6 +16,8 @@ mod end_to_end;
 mod every_email;
 mod examples;
 mod hostile;
+#[cfg(target_os = "linux")]
+mod limits;
 mod mail_server_replies;
 mod metrics;
 mod model;

@@ -89,8 +89,21 @@ impl MailConnection {
     /// # Errors
     /// See [`SendError`].
     pub async fn send(&mut self, email: &ComposedEmail) -> Result<String, SendError> {
+        self.send_while(email, &|| true).await
+    }
+
+    /// As [`Self::send`], but asks `allows_content` right before the content is sent to a mail server. If it returns false,
+    /// the email is not sent: the dialogue may have taken longer than its sender may wait.
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub async fn send_while(
+        &mut self,
+        email: &ComposedEmail,
+        allows_content: &(dyn Fn() -> bool + Sync),
+    ) -> Result<String, SendError> {
         match &*self.transport {
-            Transport::Smtp(server) => self.smtp.send(server, email).await,
+            Transport::Smtp(server) => self.smtp.send(server, email, allows_content).await,
             Transport::Files(directory) => file::write(directory, email).await,
         }
     }

@@ -2,7 +2,7 @@
 //! benchmarks and the demo. Nothing here is part of the program.
 //!
 //! Servers: [`test_bed`] (a database and a broker prefix for one test), [`rabbit`] (the broker alone), [`private_servers`] and [`tls`]
-//! (servers for one test), [`smtp_sink`] (a scripted SMTP server), [`proxy`] (network faults).
+//! (servers for one test), [`smtp_sink`] (a scripted SMTP server), [`proxy`] (network faults), [`machine_clock`] (a wrong clock).
 //! Processes: [`process`], [`worker_process`], [`web_process`], [`preview_process`], [`http`], [`progress`]. Data: [`fixtures`], [`recording`]. Emails: [`emails`], [`email_facts`],
 //! [`html`], [`dkim`].
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on has failed")]
@@ -21,6 +21,7 @@ pub mod emails;
 pub mod fixtures;
 pub mod html;
 pub mod http;
+pub mod machine_clock;
 pub mod preview_process;
 pub mod private_servers;
 pub mod process;

@@ -32,6 +32,17 @@ impl PrivateServers {
         self.directory.path()
     }
 
+    /// Runs a verb of `scripts/services`, such as `["pause", "mongodb"]`.
+    pub fn control(&self, arguments: &[&str]) {
+        assert!(self.services(arguments), "scripts/services {arguments:?} failed");
+    }
+
+    /// The process of a server.
+    pub fn process(&self, name: &str) -> u32 {
+        let file = self.directory.path().join(format!("run/{name}.pid"));
+        std::fs::read_to_string(file).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    }
+
     fn services(&self, arguments: &[&str]) -> bool {
         let repository = crate::repository();
         // Reuses the tools that the shared servers have downloaded.

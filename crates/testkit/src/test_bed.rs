@@ -41,6 +41,11 @@ impl TestBed {
         Self::of_servers(test, mongodb_url, &rabbit::amqp_url()).await
     }
 
+    /// An empty test bed in the RabbitMQ at this URL.
+    pub async fn at_broker(test: &str, amqp_url: &str) -> Self {
+        Self::of_servers(test, &setting("OFFRAMP_MONGODB_URL", "mongodb://localhost:27017/offramp"), amqp_url).await
+    }
+
     /// An empty test bed in the MongoDB and the RabbitMQ at these URLs.
     pub async fn of_servers(test: &str, mongodb_url: &str, amqp_url: &str) -> Self {
         let id = Uuid::new_v4().simple().to_string();

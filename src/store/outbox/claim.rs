@@ -8,8 +8,6 @@ use serde::Deserialize;
 use serde::de::Error;
 use uuid::Uuid;
 
-use crate::clock;
-
 use super::due_queue::{Candidate, DueQueue, key};
 use super::entry::{Content, Kind, Lease, LeasedEntry, OutboxEntry};
 use super::record::{Identify, record};
@@ -227,7 +225,7 @@ fn plan(
             (Err(_), _) => {
                 failed += 1;
                 find.insert(field("due"), due);
-                failing.insert(field("failed_at"), Instant::from(clock::now()));
+                failing.insert(field("failed_at"), Instant::from(now));
                 failing.insert(field("error"), unreadable(entry));
                 not_due.insert(field("due"), "");
             }

@@ -40,6 +40,10 @@ impl Mark {
         }
     }
 
+    pub(super) fn is_in_doubt(&self) -> bool {
+        matches!(self.result, DeliveryResult::Deferred { cause: DeferralCause::InDoubt { .. }, .. })
+    }
+
     pub(super) fn is_sent(&self) -> bool {
         matches!(self.result, DeliveryResult::Sent { .. })
     }
@@ -82,7 +86,10 @@ pub enum DeferralCause {
     /// None of those below: it is retried without limit.
     Ordinary,
     /// It may have been delivered.
-    InDoubt,
+    InDoubt {
+        /// When that was found out.
+        at: DateTime<Utc>,
+    },
     /// The mail server rejected it because of the sender.
     SenderRejected {
         /// When.

@@ -120,6 +120,11 @@ impl Store {
                             %document,
                             "MongoDB rejects the update of an outbox entry that could not be sent; it is retried when its lease expires"
                         );
+                    } else if marks[index].is_in_doubt() {
+                        tracing::error!(
+                            %document,
+                            "MongoDB rejects the update that counts an email as in doubt; it may have been delivered, and is kept for an operator"
+                        );
                     } else if marks[index].announcement.is_some() {
                         tracing::error!(
                             %document,

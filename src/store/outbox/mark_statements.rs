@@ -153,7 +153,8 @@ pub(super) enum Detail {
     Full,
     /// Everything but the error.
     WithoutError,
-    /// Neither the error nor the event of a failed email, nor its record.
+    /// Nothing that makes the document larger: it may be as large as MongoDB allows. Neither the error nor the event of a failed
+    /// email, nor its record. An email in doubt that cannot be counted fails, or it would be sent again without end.
     Bare,
 }
 
@@ -166,8 +167,12 @@ pub(super) fn not_sent(mark: &Mark, detail: Detail) -> Result<Document, StoreErr
     match &mark.result {
         // Those that were sent are marked elsewhere.
         DeliveryResult::Sent { at } | DeliveryResult::Released { at } => Ok(due_again(mark, *at, None, None)),
+        DeliveryResult::Deferred { error, cause: DeferralCause::InDoubt { at }, .. } if detail == Detail::Bare => {
+            failed(mark, *at, error, detail)
+        }
         DeliveryResult::Deferred { until, error, cause } => {
-            Ok(due_again(mark, *until, (detail == Detail::Full).then_some(error), Some(*cause)))
+            let cause = if detail == Detail::Bare { DeferralCause::Ordinary } else { *cause };
+            Ok(due_again(mark, *until, (detail == Detail::Full).then_some(error), Some(cause)))
         }
         DeliveryResult::Failed { at, error } => failed(mark, *at, error, detail),
     }
@@ -185,7 +190,7 @@ fn due_again(mark: &Mark, at: DateTime<Utc>, error: Option<&String>, cause: Opti
         increments.insert("outbox.$[entry].attempts", 1);
         match cause {
             DeferralCause::Ordinary => {}
-            DeferralCause::InDoubt => drop(increments.insert("outbox.$[entry].in_doubt", 1)),
+            DeferralCause::InDoubt { .. } => drop(increments.insert("outbox.$[entry].in_doubt", 1)),
             DeferralCause::SenderRejected { at } => {
                 drop(earliest.insert("outbox.$[entry].sender_rejected_at", Instant::from(at)));
             }
@@ -218,7 +223,12 @@ fn failed(mark: &Mark, at: DateTime<Utc>, error: &str, detail: Detail) -> Result
     }
     let attempts = doc! { "attempts": { "$add": [{ "$ifNull": ["$$entry.attempts", 0] }, 1] } };
     // A retry by an operator starts with all attempts again.
-    let kept = doc! { "$not": { "$in": ["$$field.k", ["due", "in_doubt", "sender_rejected_at"]] } };
+    let mut dropped = vec!["due", "in_doubt", "sender_rejected_at"];
+    if detail == Detail::Bare {
+        // Makes room for the rest.
+        dropped.push("holder");
+    }
+    let kept = doc! { "$not": { "$in": ["$$field.k", dropped] } };
     let kept = doc! { "$filter": { "input": { "$objectToArray": "$$entry" }, "as": "field", "cond": kept } };
     let entry = doc! { "$cond": [
         { "$and": [is("entry", "id", &mark.entry_id), is("entry", "holder", &mark.holder)] },

@@ -5,7 +5,6 @@ use futures_util::stream::FuturesUnordered;
 
 use super::findings::Findings;
 use super::task_runner::{SweepError, TaskRunner};
-use crate::clock;
 use crate::metrics::labels::ScheduledChange;
 use crate::store::due::{CardOrganization, CardOrganizationsPage, UnprocessableDocument};
 use crate::store::{Collection, Store, StoreError};
@@ -91,7 +90,7 @@ impl CardNotices<'_> {
         findings: &mut Findings,
     ) -> Result<(), SweepError> {
         let page_max = self.runner.concurrent_tasks();
-        for (expires, kind) in organization.notices_due(clock::now()) {
+        for (expires, kind) in organization.notices_due(self.runner.now()) {
             let mut after: Option<String> = None;
             loop {
                 let page = self

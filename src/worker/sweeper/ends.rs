@@ -6,7 +6,6 @@
 use super::findings::Findings;
 use super::search::EndKind;
 use super::task_runner::{SweepError, TaskRunner};
-use crate::clock;
 use crate::metrics::labels::ScheduledChange;
 use crate::store::due::{DueWindow, TimeZones, TriedSubscriptions};
 use crate::store::{Collection, Store};
@@ -32,7 +31,7 @@ pub(super) async fn end_due(
     // Where this worker goes on: after this id. `None`: at a random place, because another worker was faster here.
     let mut place: Option<SubscriptionId> = None;
     loop {
-        let now = clock::now();
+        let now = runner.now();
         let DueWindow { mut due, unworkable } = match kind {
             EndKind::Scheduled => store.scheduled_ends(now, &mut passed).await?,
             EndKind::Natural => store.natural_ends(now, &mut passed, &mut zones).await?,

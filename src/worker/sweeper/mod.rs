@@ -132,7 +132,7 @@ impl Sweeper {
         search.indexes().into_iter().all(|(collection, name)| self.indexes.has(collection, name))
     }
 
-    /// Waits for `pause` or until the missing indexes change, then until the clock is right. Returns false on `shutdown`.
+    /// Waits for `pause` or until the missing indexes change, then until the clock may be used. Returns false on `shutdown`.
     async fn wait(
         &self,
         pause: Duration,
@@ -145,7 +145,7 @@ impl Sweeper {
                 // It fails only without a sender, and the sender is in `self.indexes`.
                 Ok(()) = indexes.changed() => {}
             }
-            self.availability.wait_for_clock().await;
+            self.availability.clock().wait_until_usable().await;
         };
         shutdown.run_until_cancelled(waiting).await.is_some()
     }
@@ -178,7 +178,7 @@ impl Sweeper {
             Search::Ends(kind) => end_due(&self.store, runner, kind, findings).await?,
             Search::Faults(fault) => findings.add_unworkable(self.store.faulty_subscriptions(fault).await?),
             Search::Tombstones => {
-                let deleted = self.store.delete_tombstones(clock::now()).await?;
+                let deleted = self.store.delete_tombstones(runner.now()).await?;
                 if deleted > 0 {
                     tracing::info!(deleted, "deleted tombstones of removed subscriptions");
                 }

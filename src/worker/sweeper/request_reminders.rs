@@ -1,8 +1,9 @@
 //! Reminds organizations of requests that no administrator has decided.
 
+use chrono::{DateTime, Utc};
+
 use super::findings::Findings;
 use super::task_runner::{SweepError, TaskRunner};
-use crate::clock;
 use crate::metrics::labels::ScheduledChange;
 use crate::store::due::{PendingOrganization, PendingOrganizationsPage, UnprocessableDocument};
 use crate::store::{Collection, Store};
@@ -21,8 +22,9 @@ pub(super) async fn remind_due(store: &Store, runner: &TaskRunner, findings: &mu
         let PendingOrganizationsPage { organizations, last } =
             store.organizations_with_pending_requests(after.as_deref()).await?;
         let mut due: Vec<OrganizationId> = Vec::new();
+        let now = runner.now();
         for organization in organizations {
-            match is_due(&organization) {
+            match is_due(&organization, now) {
                 Ok(true) => due.push(organization.id),
                 Ok(false) => {}
                 Err(Malformed(reason)) => findings.add_unworkable([UnprocessableDocument {
@@ -47,9 +49,9 @@ pub(super) async fn remind_due(store: &Store, runner: &TaskRunner, findings: &mu
 }
 
 /// Whether a reminder may be due. The rules decide it on all requests.
-fn is_due(organization: &PendingOrganization) -> Field<bool> {
+fn is_due(organization: &PendingOrganization, now: DateTime<Utc>) -> Field<bool> {
     match &organization.document {
-        Some(LoadedDocument::Read(document)) => may_be_due(document, organization.oldest, clock::now()),
+        Some(LoadedDocument::Read(document)) => may_be_due(document, organization.oldest, now),
         Some(LoadedDocument::Corrupt { error, .. }) => Err(Malformed(error.clone())),
         None => Err(Malformed(format!("does not exist, but subscriptions {} refers to it", organization.subscription))),
     }

@@ -1,5 +1,6 @@
 //! Runs the tasks of a sweep through the engine, in batches.
 
+use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +46,11 @@ pub(super) struct TaskRunner {
 }
 
 impl TaskRunner {
+    /// MongoDB's time, by which tasks are decided.
+    pub(super) fn now(&self) -> DateTime<Utc> {
+        self.engine.availability.clock().now()
+    }
+
     /// How many tasks one call of [`Self::run`] decides concurrently.
     pub(super) fn concurrent_tasks(&self) -> usize {
         self.batch_max * CONCURRENT_BATCHES

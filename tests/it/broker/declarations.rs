@@ -1,10 +1,13 @@
 //! Exchanges and queues: declared by the first process, never redeclared with other arguments.
 
+use std::time::Duration;
+
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use offramp::amqp::{Broker, BrokerError, RetryDelay, TopologyError};
+use offramp::amqp::{Broker, BrokerError, RetryDelay, Topology, TopologyError};
 
+use offramp_testkit::proxy::Proxy;
 use offramp_testkit::rabbit::{Rabbit, VirtualHost, amqp_url};
 
 #[tokio::test]
@@ -19,6 +22,37 @@ async fn declaring_twice_changes_nothing() {
         assert_eq!(rabbit.await_message(&rabbit.queue()).await.data, b"one");
     })
     .await;
+}
+
+/// As with a queue whose leader is on a frozen node.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_that_does_not_answer_is_named_and_waited_for() {
+    Rabbit::run(async |rabbit| {
+        let line = Proxy::start().await;
+        let broker = line.broker("patient");
+        let sentence =
+            format!("RabbitMQ did not find queue '{}' within 5 s", rabbit.topology.retry_queue(RetryDelay::M2));
+        line.hold_requests(".retry.2m");
+        let error = rabbit.topology.declare_patiently(&broker, Duration::ZERO, |_| {}).await.unwrap_err();
+        assert_eq!(error.to_string(), sentence);
+
+        let mut reports = Vec::new();
+        let report = |error: &TopologyError| {
+            reports.push(error.to_string());
+            line.hold_requests("");
+        };
+        let declared = rabbit.topology.declare_patiently(&broker, Duration::from_secs(60), report).await.unwrap();
+        assert_eq!(reports, [sentence]);
+        assert_eq!(declared.created.len() + declared.existing.len(), 18, "each object once: {declared:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_broker_that_refuses_connections_is_not_waited_for() {
+    let broker = Broker::new("amqp://127.0.0.1:1".parse().unwrap(), "t");
+    let declared = Topology::new("p").declare_patiently(&broker, Duration::from_secs(3_600), |_| {}).await;
+    assert!(matches!(declared, Err(TopologyError::Broker(BrokerError::Unreachable(_)))), "{declared:?}");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use mail_parser::MessageParser;
 use offramp::clock;
 use offramp::store::outbox::due_queue::DueQueue;
 use offramp::store::outbox::entry::{Kind, Lease};
+use offramp::worker::database_clock::DatabaseClock;
 use offramp::worker::dispatcher::{Dispatcher, DispatcherOptions};
 use serde_json::Value;
 use uuid::Uuid;
@@ -200,7 +201,7 @@ async fn entries_beyond_the_memory_limit_are_released_at_once() {
     let leased = cancel_and_leave(&store, "sub", clock::now() + TimeDelta::hours(1)).await;
     let email = leased.iter().find(|leased| leased.entry.kind() == Kind::Email).unwrap();
     let options = DispatcherOptions { lease: Duration::from_secs(3_600), mail_connections: 1, emails_per_second: None };
-    let (handover, _dispatcher) = Dispatcher::new(options);
+    let (handover, _dispatcher) = Dispatcher::new(options, DatabaseClock::new(options.lease));
     let room = handover.room(Kind::Email);
     assert!(handover.offer(vec![email.clone(); room]).await.is_empty());
     assert_eq!(handover.room(Kind::Email), 0);

@@ -201,9 +201,9 @@ async fn attempts_in_doubt_and_sender_rejections_are_counted_once() {
     };
     let at = |minutes| now + TimeDelta::minutes(minutes);
     for mark in [
-        deferred(1, DeferralCause::InDoubt),
+        deferred(1, DeferralCause::InDoubt { at: at(1) }),
         deferred(2, DeferralCause::SenderRejected { at: at(2) }),
-        deferred(3, DeferralCause::InDoubt),
+        deferred(3, DeferralCause::InDoubt { at: at(3) }),
         deferred(4, DeferralCause::SenderRejected { at: at(4) }),
         deferred(5, DeferralCause::Ordinary),
     ] {

@@ -16,8 +16,14 @@ pub(crate) struct SmtpConnection {
 }
 
 impl SmtpConnection {
-    /// Sends one email. Returns the server's reply.
-    pub(crate) async fn send(&mut self, server: &SmtpServer, email: &ComposedEmail) -> Result<String, SendError> {
+    /// Sends one email, if `allows_content` still returns true when the server is ready for its content. Returns the server's
+    /// reply.
+    pub(crate) async fn send(
+        &mut self,
+        server: &SmtpServer,
+        email: &ComposedEmail,
+        allows_content: &(dyn Fn() -> bool + Sync),
+    ) -> Result<String, SendError> {
         self.is_content_sent = false;
         let idle = self.idle.take();
         let is_fresh = idle.is_none();
@@ -42,7 +48,10 @@ impl SmtpConnection {
             announced = transaction::announce(&mut session, email, &content, limits).await;
         }
         let sent = match announced {
-            Ok(()) => transaction::transfer(&mut session, content, limits, &mut self.is_content_sent).await,
+            Ok(()) => {
+                let is_content_sent = &mut self.is_content_sent;
+                transaction::transfer(&mut session, content, limits, allows_content, is_content_sent).await
+            }
             Err(failure) => Err(failure),
         };
         self.is_content_sent = false;

@@ -58,14 +58,22 @@ pub(super) async fn name_sender(session: &mut Session, sender: Address, limits: 
     session.request(Step::Mail, limits.envelope, &mail).await?.expect(Step::Mail, Reply::POSITIVE).map(drop)
 }
 
-/// Sends the content for an accepted recipient. Returns the server's reply.
+/// Sends the content for an accepted recipient, unless the sender has stopped wanting that. Returns the server's reply.
 pub(super) async fn transfer(
     session: &mut Session,
     content: Vec<u8>,
     limits: Deadlines,
+    allows_content: &(dyn Fn() -> bool + Sync),
     is_content_sent: &mut bool,
 ) -> Result<String, Failure> {
     session.request(Step::Data, limits.data, "DATA\r\n").await?.expect(Step::Data, 354)?;
+    if !allows_content() {
+        // The server drops an email whose content does not come.
+        return Err(Failure::unfit(
+            Step::Content,
+            "not sent, because the dialogue took longer than the sender may wait",
+        ));
+    }
     for block in terminated(content).chunks(BLOCK_BYTES) {
         session.write(Step::Content, limits.block, block).await?;
     }
