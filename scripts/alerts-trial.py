@@ -3,14 +3,23 @@
     scripts/services up && eval "$(scripts/services env)"
     PYTHONPATH=.services/tools/python python3 scripts/alerts-trial.py target/debug/offramp [ALERT...]
 
+Workers, `offramp init` and the operator are the users of docs/operate/rights.md, made from its commands. MongoDB enforces their rights if
+its servers were started with OFFRAMP_SERVICES_USERS=FILE.
+
+With SYSTEMD_ROOT=FOLDER, the workers run under the units of deploy/systemd, installed by the commands of docs/operate/systemd.md in that
+folder, which systemd-nspawn boots. As root, on Debian: `apt-get install systemd-container debootstrap prometheus`, and
+`debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus bookworm FOLDER`.
+
 Needs `prometheus` on the PATH, or PROMETHEUS=path. It stops, freezes and fills the servers of scripts/services, so nothing else may use
 them. It takes about a quarter of an hour and is no part of the tests: rules_test.yml checks the times, which are shortened here.
 """
 
 import asyncio
+import atexit
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -50,13 +59,36 @@ def now():
 
 # --- servers -------------------------------------------------------------------------------------------------------------------
 
-url = pymongo.uri_parser.parse_uri(os.environ["OFFRAMP_MONGODB_URL"])
-database_url = os.environ["OFFRAMP_MONGODB_URL"].replace("/" + url["database"], "/" + PREFIX)
-environment = {
-    **os.environ, "OFFRAMP_PREFIX": PREFIX, "OFFRAMP_MONGODB_URL": database_url, "OFFRAMP_SMTP_URL": f"smtp://127.0.0.1:{SMTP_PORT}",
-    "OFFRAMP_MAIL_FROM": "no-reply@clubs.example", "OFFRAMP_SWEEP_SECONDS": "5", "OFFRAMP_HOLD_SECONDS": "5",
+PASSWORD = "alerts-trial"
+server_url = os.environ["OFFRAMP_MONGODB_URL"]
+settings = {
+    "OFFRAMP_PREFIX": PREFIX, "OFFRAMP_MAIL_FROM": "no-reply@clubs.example", "OFFRAMP_SWEEP_SECONDS": "5", "OFFRAMP_HOLD_SECONDS": "5",
 }
-database = pymongo.MongoClient(database_url, serverSelectionTimeoutMS=60_000).get_default_database()
+
+
+def mongodb_url(user):
+    name = pymongo.uri_parser.parse_uri(server_url)["database"]
+    return server_url.replace(f"/{name}?", f"/{PREFIX}?").replace("//", f"//{user}:{PASSWORD}@") + "&authSource=admin"
+
+
+def urls(user):
+    """The settings of one of the users of docs/operate/rights.md."""
+    return {
+        "OFFRAMP_AMQP_URL": os.environ["OFFRAMP_AMQP_URL"].replace("//", f"//{user}:{PASSWORD}@"), "OFFRAMP_MONGODB_URL": mongodb_url(user),
+        "OFFRAMP_SMTP_URL": f"smtp://127.0.0.1:{SMTP_PORT}",
+    }
+
+
+def administrator():
+    """A user of MongoDB with every right: the first one, if the server enforces rights."""
+    try:
+        pymongo.MongoClient(server_url).admin.command("createUser", "root", pwd=PASSWORD, roles=["root"])
+    except pymongo.errors.OperationFailure:
+        pass  # it exists
+    return pymongo.MongoClient(mongodb_url("root"), serverSelectionTimeoutMS=60_000)
+
+
+database = administrator()[PREFIX]
 
 
 class MailServer:
@@ -96,14 +128,25 @@ def rabbitmq(path, method="GET", body=None):
         return response.read()
 
 
-def worker_user():
-    """A user with the rights of docs/operate/rights.md and no more. Returns the workers' URL."""
+def users():
+    """Executes the commands of docs/operate/rights.md, for this prefix and database."""
     page = (REPOSITORY / "docs/operate/rights.md").read_text()
-    command = re.search(r"rabbitmqctl set_permissions offramp (.*?)```", page, re.S)[1]
-    configure, write, read = (pattern.replace("subscriptions", PREFIX) for pattern in re.findall(r"'(.*?)'", command))
-    rabbitmq("users/alerts-trial", "PUT", {"password": "alerts-trial", "tags": ""})
-    rabbitmq("permissions/%2f/alerts-trial", "PUT", {"configure": configure, "write": write, "read": read})
-    return os.environ["OFFRAMP_AMQP_URL"].replace("amqp://", "amqp://alerts-trial:alerts-trial@")
+    blocks = "".join(re.findall(r"^```(?:sh|js)\n(.*?)^```", page, re.S | re.M))
+    for user, patterns in re.findall(r"set_permissions (offramp\S*)((?:[\s\\]+'\S*')+)", blocks):
+        configure, write, read = (pattern.replace("subscriptions", PREFIX) for pattern in re.findall(r"'(.*?)'", patterns))
+        rabbitmq(f"users/{user}", "PUT", {"password": PASSWORD, "tags": ""})
+        rabbitmq(f"permissions/%2f/{user}", "PUT", {"configure": configure, "write": write, "read": read})
+    admin = database.client.admin
+    roles = re.findall(r'role: "(\w+)",\s+privileges: \[(.*?)\n  \],', blocks, re.S)
+    for role, privileges in roles:
+        privileges = [{"resource": {"db": PREFIX, "collection": collection}, "actions": json.loads(actions)}
+                      for collection, actions in re.findall(r'collection: "(\w+)" }, actions: (\[.*?\])', privileges)]
+        exists = admin.command("rolesInfo", role)["roles"]
+        admin.command("updateRole" if exists else "createRole", role, privileges=privileges, roles=[])
+    for user, role in re.findall(r'createUser\({ user: "(.+?)", pwd: passwordPrompt\(\), roles: \["(\w+)"\] }\)', blocks):
+        exists = admin.command("usersInfo", user)["users"]
+        admin.command("updateUser" if exists else "createUser", user, pwd=PASSWORD, roles=[role])
+    print(f"roles of MongoDB: {', '.join(role for role, _ in roles)}", flush=True)
 
 
 def limit(queue):
@@ -116,20 +159,96 @@ def unlimit():
 
 
 class Worker:
+    """A worker as a process of this one."""
+
     def __init__(self, port):
-        self.port, self.process, self.url = port, None, None
+        self.port, self.process = port, None
 
     def start(self):
         log = open(FOLDER / f"worker-{self.port}.log", "a")
-        self.process = subprocess.Popen(
-            [PROGRAM, "run"], env={**environment, "OFFRAMP_AMQP_URL": self.url, "OFFRAMP_HTTP_ADDR": f"127.0.0.1:{self.port}"}, stdout=log, stderr=log)
+        self.process = subprocess.Popen([PROGRAM, "run"], stdout=log, stderr=log, env={
+            **os.environ, **settings, **urls("offramp"), "OFFRAMP_HTTP_ADDR": f"127.0.0.1:{self.port}"})
 
     def stop(self):
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
+    def crash(self):
+        self.stop()
+        self.start()
 
-workers = [Worker(port) for port in WORKER_PORTS]
+    def finish(self):
+        self.process.terminate()
+        self.process.wait()
+
+
+def init():
+    offramp("init", user="offramp-init")
+
+
+class Unit:
+    """A worker under deploy/systemd/offramp@.service."""
+
+    def __init__(self, port):
+        self.port, self.name = port, f"offramp@{port}"
+
+    def start(self):
+        inside(f"systemctl start {self.name}")
+
+    def stop(self):
+        inside(f"systemctl stop {self.name}")
+
+    def crash(self):
+        inside(f"systemctl kill --signal=KILL --kill-whom=main {self.name}")  # systemd starts it again
+
+    def finish(self):
+        inside(f"systemctl stop {self.name}; systemctl show -p Result -p NRestarts {self.name}; journalctl -u {self.name} >/root/{self.name}.log")
+
+
+ROOT = os.environ.get("SYSTEMD_ROOT")
+container = None
+workers = [(Unit if ROOT else Worker)(port) for port in WORKER_PORTS]
+
+
+def inside(script):
+    """Runs a script in the container."""
+    leader = Path(f"/proc/{container.pid}/task/{container.pid}/children").read_text().split()[0]
+    subprocess.run(["nsenter", f"--target={leader}", "--mount", "--uts", "--ipc", "--pid", "env", "-i", "HOME=/root", f"PATH={os.defpath}:/usr/local/bin:/sbin:/usr/sbin",
+                    "bash", "-euc", script], check=True)
+
+
+def boot():
+    """Boots the folder, and installs the units as docs/operate/systemd.md says."""
+    global container
+    release = Path(ROOT) / "root/release"
+    shutil.rmtree(release, ignore_errors=True)
+    shutil.copytree(REPOSITORY / "deploy", release / "deploy")
+    shutil.copy(PROGRAM, release / "offramp")
+    log = open(FOLDER / "container.log", "w")
+    atexit.register(lambda: (container.terminate(), container.wait()))
+    # No bus of the host is needed; the container has the host's network.
+    container = subprocess.Popen(["systemd-nspawn", "--register=no", "--keep-unit", "--boot", f"--directory={ROOT}"],
+                                 stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    wait(lambda: "Multi-User System" in (FOLDER / "container.log").read_text(), 60, "the container has booted")
+    page = (REPOSITORY / "docs/operate/systemd.md").read_text()
+    install = re.search(r"^```sh\n(install .*?)^```", page, re.S | re.M)[1]
+    script = ["cd /root/release"]
+    for line in install.splitlines():
+        if written := re.fullmatch(r"echo '.*' >((?:init-)?(amqp|mongodb|smtp)-url)", line):
+            user = "offramp-init" if written[1].startswith("init-") else "offramp"
+            line = f"echo '{urls(user)[f'OFFRAMP_{written[2].upper()}_URL']}' >{written[1]}"
+        script.append(line)
+    script += [f"echo '{name}={value}' >>/etc/offramp/offramp.env" for name, value in settings.items()]
+    inside("\n".join(script))
+    inside("systemctl daemon-reload && systemctl start offramp-init && systemctl --no-pager --version | head -1")
+
+
+def init_unit():
+    inside("systemctl start offramp-init && journalctl --no-pager -u offramp-init -n 5 -o cat")
+
+
+if ROOT:
+    init = init_unit
 
 
 def ready():
@@ -148,15 +267,15 @@ def wait(condition, seconds, what):
         if condition():
             return True
         time.sleep(0.5)
-    print(f"    not within {seconds} s: {what}", flush=True)
+    print(f"    not within {seconds} s: {what() if callable(what) else what}", flush=True)
     return False
 
 
 # --- what is published, and what operators call ------------------------------------------------------------------------------------
 
 
-def offramp(*arguments):
-    result = subprocess.run([PROGRAM, *arguments], env=environment, capture_output=True, text=True, timeout=60)
+def offramp(*arguments, user="offramp-operator"):
+    result = subprocess.run([PROGRAM, *arguments], env={**os.environ, **settings, **urls(user)}, capture_output=True, text=True, timeout=60)
     print(f"    $ offramp {' '.join(arguments)}: {result.returncode}\n      " + (result.stdout + result.stderr).strip().replace("\n", "\n      ")[:700], flush=True)
     return result
 
@@ -254,8 +373,8 @@ def no_worker():
 
 def restarting():
     for _ in range(3):
-        workers[1].stop()
-        workers[1].start()
+        workers[1].crash()
+        time.sleep(1)
         wait(ready, 60, "the worker is ready")
         time.sleep(4)  # until Prometheus has seen this start
     yield "OfframpWorkerRestarting"
@@ -310,13 +429,18 @@ def unroutable():
     rabbitmq(f"queues/%2f/{PREFIX}.retry.5s", "DELETE")  # the workers may not declare it again
     publish(*(decision("sub-2") for _ in range(3)))
     yield "OfframpUnroutableCopies"
-    offramp("init")
+    init()
 
 
 def copies_rejected():
     limit("dead-letters")
-    publish(*[("card.expiry", b"not json")] * 5)
+    # RabbitMQ takes a while to apply the limit.
+    stop = threading.Event()
+    feeding = threading.Thread(target=lambda: [publish(("card.expiry", b"not json")) or time.sleep(2) for _ in iter(stop.is_set, True)])
+    feeding.start()
     yield "OfframpCopiesRejected"
+    stop.set()
+    feeding.join()
     unlimit()
     wait(lambda: ready(), 60, "the lane is ready")
     offramp("dead-letters", "drop", "--reason", "invalid", "--yes")
@@ -448,11 +572,14 @@ FAULTS = [
 
 def main():
     documents()
-    offramp("init")
+    users()
     start_mail_server()
-    url = worker_user()
+    if ROOT:
+        boot()
+    else:
+        init()
+    offramp("check", user="offramp")
     for worker in workers:
-        worker.url = url
         worker.start()
     server = start_prometheus()
     failed = []
@@ -471,7 +598,7 @@ def main():
             expected = next(steps)
             expected = (expected,) if isinstance(expected, str) else expected
             for alert in expected:
-                fired = wait(lambda: alert in firing(), 150, f"{alert} fires; firing: {sorted(firing())}")
+                fired = wait(lambda: alert in firing(), 150, lambda: f"{alert} fires; firing: {sorted(firing())}")
                 seen[alert] = [round(time.monotonic() - began) if fired else None, None]
                 if fired:
                     print(f"    {alert} fires after {seen[alert][0]} s: {firing().get(alert)}", flush=True)
@@ -479,16 +606,14 @@ def main():
                     failed.append(alert)
             began = time.monotonic()
             next(steps, None)
-            if not wait(lambda: not firing(), 240, f"all resolve; firing: {firing()}"):
+            if not wait(lambda: not firing(), 240, lambda: f"all resolve; firing: {firing()}"):
                 failed.extend(firing())
             for alert in expected:
                 seen[alert][1] = round(time.monotonic() - began)
             print(f"    resolved after {round(time.monotonic() - began)} s", flush=True)
     finally:
         for worker in workers:
-            if worker.process.poll() is None:
-                worker.process.terminate()
-                worker.process.wait()
+            worker.finish()
         server.terminate()
         server.wait()
         mail_controller.stop()

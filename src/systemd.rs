@@ -7,7 +7,11 @@
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::net::UnixDatagram;
+#[cfg(target_os = "linux")]
+use std::os::linux::net::SocketAddrExt;
+#[cfg(target_os = "linux")]
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use tokio::time::interval;
@@ -96,8 +100,17 @@ impl Systemd {
 fn connect(path: &OsStr) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
-    socket.connect(path)?;
+    socket.connect_addr(&address(path)?)?;
     Ok(socket)
+}
+
+/// A path, or, as `sd_notify(3)` writes it, a name of the abstract namespace after `@`.
+fn address(path: &OsStr) -> io::Result<SocketAddr> {
+    #[cfg(target_os = "linux")]
+    if let Some(name) = path.as_bytes().strip_prefix(b"@") {
+        return SocketAddr::from_abstract_name(name);
+    }
+    SocketAddr::from_pathname(path)
 }
 
 /// One line: "ready", or what is not ready and why.
@@ -156,6 +169,19 @@ mod tests {
         next(&socket, "WATCHDOG=1").await;
         ended.cancel();
         reporting.await.unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn a_socket_may_be_abstract() {
+        let name = format!("offramp-notify-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let socket = UnixDatagram::bind_addr(&address).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let socket = Socket::from_std(socket).unwrap();
+
+        Systemd::new(Some(format!("@{name}").into()), None).send("READY=1");
+        assert_eq!(next(&socket, "READY").await, "READY=1");
     }
 
     #[tokio::test]

@@ -12,22 +12,28 @@ use super::error::StoreError;
 use super::indexes::{DUE, FAILED, PENDING_REQUESTS};
 use super::outbox::entry::{Kind, OUTBOXES};
 
-/// The number of documents of one collection whose outbox entries are counted.
+/// The number of documents of one collection that are counted, or whose outbox entries are.
 const DOCUMENTS_MAX: i64 = 10_000;
-/// The number of requests that are counted, from an index alone.
-const REQUESTS_MAX: i64 = 10_000;
 
 /// Things that wait.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
     pub count: i64,
+    /// Whether there may be more than were counted.
+    pub has_more: bool,
     /// Since when the oldest has waited.
     pub oldest: Option<DateTime<Utc>>,
 }
 
 impl Backlog {
-    fn plus(self, other: Self) -> Self {
-        Self { count: self.count + other.count, oldest: [self.oldest, other.oldest].into_iter().flatten().min() }
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            has_more: self.has_more || other.has_more,
+            oldest: [self.oldest, other.oldest].into_iter().flatten().min(),
+        }
     }
 }
 
@@ -80,6 +86,7 @@ impl Store {
             doc! { "$project": { "entries": counted } },
             doc! { "$group": {
                 "_id": Bson::Null,
+                "documents": { "$sum": 1 },
                 "count": { "$sum": { "$size": "$entries" } },
                 "oldest": { "$min": { "$min": { "$map": { "input": "$entries", "as": "entry", "in": since } } } },
             } },
@@ -100,8 +107,13 @@ impl Store {
         let since = doc! { "$cond": [{ "$eq": [{ "$type": requested_at }, "date"] }, requested_at, Bson::Null] };
         let stages = vec![
             doc! { "$match": { "status": Status::CancellationRequested.as_str() } },
-            doc! { "$limit": REQUESTS_MAX },
-            doc! { "$group": { "_id": Bson::Null, "count": { "$sum": 1 }, "oldest": { "$min": since } } },
+            doc! { "$limit": DOCUMENTS_MAX },
+            doc! { "$group": {
+                "_id": Bson::Null,
+                "documents": { "$sum": 1 },
+                "count": { "$sum": 1 },
+                "oldest": { "$min": since },
+            } },
         ];
         self.backlog(Collection::Subscriptions, PENDING_REQUESTS, &stages).await
     }
@@ -117,8 +129,10 @@ impl Store {
             .await?;
         let batch = reply.get_document("cursor").and_then(|cursor| cursor.get_array("firstBatch"));
         let found = batch.ok().and_then(|batch| batch.first()).and_then(Bson::as_document);
+        let number = |found: &Document, field| found.get_i32(field).map(i64::from).or_else(|_| found.get_i64(field));
         Ok(found.map_or_else(Backlog::default, |found| Backlog {
-            count: found.get_i32("count").map(i64::from).or_else(|_| found.get_i64("count")).unwrap_or(0),
+            count: number(found, "count").unwrap_or(0),
+            has_more: number(found, "documents").is_ok_and(|documents| documents >= DOCUMENTS_MAX),
             oldest: found.get_datetime("oldest").ok().map(|oldest| oldest.to_chrono()),
         }))
     }

@@ -15,6 +15,7 @@ use super::fields::{Fields, utc};
 use super::subscription::summary;
 use super::timeline::{self, Email, Happening, RejectedCommand};
 use super::unsent::Unsent;
+use crate::advice;
 use crate::store::documents::{AppliedDocument, NotificationDocument, RequestDocument};
 use crate::store::outbox::entry::OutboxEntry;
 use crate::store::rejected_commands::{RejectedCommandDocument, RejectedOf};
@@ -233,6 +234,12 @@ impl Searching<'_> {
         let rejected = match self.store.rejected_commands(RejectedOf::CommandId(id), self.one_more).await {
             Err(SearchError::Store(StoreError::Denied(reason))) => {
                 self.findings.notes.push(format!("rejected commands cannot be searched: {reason}"));
+                return Ok(());
+            }
+            // What the documents say is an answer, too.
+            Err(error @ SearchError::MissingIndex(_)) => {
+                let sentence = format!("rejected commands cannot be searched: {error} ({})", advice::MISSING_INDEXES);
+                self.findings.notes.push(sentence);
                 return Ok(());
             }
             rejected => rejected?,

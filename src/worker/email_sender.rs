@@ -104,6 +104,7 @@ impl EmailSender {
                 Some(Ok(None)) | None => break,
                 Some(Err(_idle)) => {
                     self.connection.quit().await;
+                    mail_server.report_end();
                     continue;
                 }
             };

@@ -1,6 +1,7 @@
 //! Reads the gauges that are on the servers: what waits in the outbox, in queues, and for a decision. Every worker reads them, so
 //! that they are known while any worker runs.
 
+use std::iter::{once, repeat};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -14,6 +15,7 @@ use crate::metrics::{self, Reading};
 use crate::store::backlog::Backlog;
 use crate::store::outbox::entry::Kind;
 use crate::store::{Store, StoreError};
+use crate::worker::sweeper::random_below;
 use offramp_domain::command_ref::CommandType;
 
 /// The longest time between two readings.
@@ -30,20 +32,25 @@ pub(super) async fn keep_reading(
     let every = every.min(READ_EVERY);
     let mut queues = QueueGauges::new(broker, &topology);
     let reading_queues = async {
-        loop {
+        for pause in pauses(every) {
             queues.read().await;
-            sleep(every).await;
+            sleep(pause).await;
         }
     };
     let reading_database = async {
-        loop {
+        for pause in pauses(every) {
             read_database(&store).await;
-            sleep(every).await;
+            sleep(pause).await;
         }
     };
     // Neither ends by itself.
     shutdown.run_until_cancelled(futures_util::future::join(reading_queues, reading_database)).await;
     queues.counts.close().await;
+}
+
+/// The pauses after each reading, without end. The first is random: workers that started together do not ask the servers at the same moment.
+fn pauses(every: Duration) -> impl Iterator<Item = Duration> {
+    once(random_below(every)).chain(repeat(every))
 }
 
 /// The counts of messages.
@@ -101,4 +108,19 @@ fn count(backlog: Backlog) -> f64 {
 /// The time since an instant; 0 without one, or if it is still to come.
 fn age_seconds(since: Option<DateTime<Utc>>) -> f64 {
     since.and_then(|since| (clock::now() - since).to_std().ok()).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_that_start_together_read_at_different_moments() {
+        let workers: Vec<Vec<Duration>> = (0..20).map(|_| pauses(READ_EVERY).take(3).collect()).collect();
+        let mut first: Vec<Duration> = workers.iter().map(|pauses| pauses[0]).collect();
+        first.sort();
+        first.dedup();
+        assert!(first.len() > 10 && first.iter().all(|pause| *pause < READ_EVERY), "{first:?}");
+        assert!(workers.iter().all(|pauses| pauses[1..] == [READ_EVERY; 2]));
+    }
 }

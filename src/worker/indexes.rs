@@ -23,6 +23,9 @@ const RETRY_DELAYS: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 /// whole collection.
 const CHECK_EVERY: Duration = Duration::from_secs(3_600);
 
+/// How soon to build an index again that only people search with.
+const SUPPORT_RETRY: Duration = Duration::from_secs(60);
+
 /// Which indexes are missing. Clones share one list.
 #[derive(Clone, Debug)]
 pub struct Indexes(Arc<Shared>);
@@ -33,6 +36,15 @@ struct Shared {
     check: Notify,
     /// Of building the indexes that only people search with: a worker works without them, and is ready.
     support_outage: Outage,
+}
+
+/// What could not be built.
+#[derive(Debug, Default)]
+struct Built {
+    /// Why the first index that searches of the worker need could not be built.
+    problem: Option<String>,
+    /// Whether one that only people search with could not be built, for another reason than a missing right.
+    support_failed: bool,
 }
 
 impl Indexes {
@@ -76,11 +88,11 @@ impl Indexes {
         let keeping = async {
             ready.ready();
             loop {
-                self.build(&store, &ready).await;
+                let pause = self.build(&store, &ready).await;
                 ready.ready();
                 tokio::select! {
                     () = self.0.check.notified() => {}
-                    () = sleep(CHECK_EVERY) => {}
+                    () = sleep(pause) => {}
                 }
             }
         };
@@ -88,14 +100,15 @@ impl Indexes {
         stop.run_until_cancelled(keeping).await;
     }
 
-    /// Builds indexes until none is missing.
-    async fn build(&self, store: &Store, ready: &ReadyHandle) {
+    /// Builds indexes until none is missing but, at most, some that only people search with. Returns when to check again.
+    async fn build(&self, store: &Store, ready: &ReadyHandle) -> Duration {
         let mut backoff = Backoff::new(RETRY_DELAYS);
         let mut reported = None;
         loop {
             let problem = match self.try_build(store).await {
-                Ok(None) => return,
-                Ok(Some(problem)) => problem,
+                Ok(Built { problem: None, support_failed: true }) => return SUPPORT_RETRY,
+                Ok(Built { problem: None, support_failed: false }) => return CHECK_EVERY,
+                Ok(Built { problem: Some(problem), .. }) => problem,
                 // `/readyz` reports that as `mongodb`.
                 Err(StoreError::Unavailable(_) | StoreError::Denied(_) | StoreError::TimedOut) => {
                     sleep(Backoff::new(RETRY_DELAYS).next_delay()).await;
@@ -113,18 +126,19 @@ impl Indexes {
         }
     }
 
-    /// Tries to build each missing index. Returns why the first failure happened, if any did.
+    /// Tries to build each missing index.
     ///
     /// # Errors
     /// When the missing indexes cannot be determined.
-    async fn try_build(&self, store: &Store) -> Result<Option<String>, StoreError> {
+    async fn try_build(&self, store: &Store) -> Result<Built, StoreError> {
         let missing = store.missing_indexes().await?;
         self.0.missing.send_if_modified(|known| {
             let is_changed = *known != missing;
             known.clone_from(&missing);
             is_changed
         });
-        let mut problem = None;
+        let mut built = Built::default();
+        let mut support_outage = false;
         for index in missing {
             tracing::info!(%index, "building an index");
             match store.create_index(&index).await {
@@ -133,16 +147,22 @@ impl Indexes {
                     self.0.missing.send_modify(|missing| missing.retain(|other| *other != index));
                 }
                 Err(error) if index.is_for_support => {
+                    support_outage = true;
+                    // A right does not come by itself, and each attempt is in MongoDB's log.
+                    built.support_failed |= !matches!(error, StoreError::Denied(_));
                     let error = error.reason();
                     if self.0.support_outage.failed(&error) {
                         tracing::warn!(%index, error, "cannot build an index that only `offramp find` and `offramp show` need");
                     }
                 }
                 Err(error) => {
-                    problem.get_or_insert_with(|| format!("{index}: {}", error.reason()));
+                    built.problem.get_or_insert_with(|| format!("{index}: {}", error.reason()));
                 }
             }
         }
-        Ok(problem)
+        if !support_outage {
+            self.0.support_outage.ended();
+        }
+        Ok(built)
     }
 }

@@ -15,6 +15,8 @@ use offramp_mail::{SendError, SenderProblem};
 
 /// How often the same problem of this worker as a sender is logged.
 const REPORT_EVERY: Duration = Duration::from_secs(60 * 60);
+/// The log says that an outage has ended when no connection has failed for this time: a server may accept one and refuse another.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// The state of the mail server, shared by all connections to it.
 #[derive(Debug)]
@@ -47,9 +49,18 @@ impl MailServer {
 
     pub(super) fn set_unavailable(&self, is_unavailable: bool) {
         self.is_unavailable.store(is_unavailable, Ordering::Relaxed);
-        if !is_unavailable && let Some(duration) = self.outage.ended() {
+        self.report_end();
+    }
+
+    /// Logs the end of an outage. Also called now and then while there is nothing to send.
+    pub(super) fn report_end(&self) {
+        if let Some(duration) = self.ended_outage() {
             tracing::info!(unavailable_seconds = seconds(duration), "the mail server is available again");
         }
+    }
+
+    fn ended_outage(&self) -> Option<Duration> {
+        if self.is_unavailable() { None } else { self.outage.ended_after(QUIET) }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -97,5 +108,32 @@ impl MailServer {
                 "the mail server rejects this worker: {advice}; its emails are retried for a day, then kept for an operator"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_ends_when_no_connection_is_refused() {
+        let server = MailServer::new(None);
+        let refused = || {
+            server.set_unavailable(true);
+            server.outage.failed("refused")
+        };
+        assert!(refused());
+        server.is_unavailable.store(false, Ordering::Relaxed);
+        assert_eq!(server.ended_outage(), None, "one connection works, and another has just failed");
+        advance(QUIET / 2).await;
+        assert!(!refused(), "still the same outage");
+        advance(QUIET * 2).await;
+        assert_eq!(server.ended_outage(), None, "nobody has tried again");
+        server.is_unavailable.store(false, Ordering::Relaxed);
+        assert_eq!(server.ended_outage(), Some(QUIET / 2), "until it failed last");
+        assert_eq!(server.ended_outage(), None);
+        assert!(refused(), "a new outage");
     }
 }

@@ -135,6 +135,7 @@ fn units_differ_only_where_they_must() {
         "Restart",
         "RestartPreventExitStatus",
         "RestartSec",
+        "StartLimitIntervalSec",
         "TimeoutStartSec",
         "TimeoutStopSec",
         "Type",
@@ -155,6 +156,31 @@ fn units_differ_only_where_they_must() {
         let used: BTreeSet<&str> = unit["Environment"].iter().map(|it| it.split_once("=%d/").unwrap().1).collect();
         assert_eq!(loaded, used, "{name}");
     }
+}
+
+/// docs/operate/rights.md creates the users in the database `admin`. Without `authSource`, their login fails.
+#[test]
+fn documented_urls_name_users_that_the_documentation_creates() {
+    let rights = read("docs/operate/rights.md");
+    let mut urls = 0;
+    for page in ["rights", "systemd", "docker", "kubernetes"] {
+        let page = read(&format!("docs/operate/{page}.md"));
+        let words = page.split(|c: char| c.is_whitespace() || ['\'', '`'].contains(&c));
+        for url in words.filter(|word| word.contains(":PASSWORD@")) {
+            let (scheme, rest) = url.split_once("://").unwrap();
+            let user = rest.split(':').next().unwrap();
+            match scheme {
+                "mongodb" => {
+                    assert!(rights.contains(&format!("createUser({{ user: \"{user}\"")), "{url}");
+                    assert!(url.contains("authSource=admin"), "{url}");
+                }
+                "amqps" => assert!(rights.contains(&format!("rabbitmqctl add_user {user}\n")), "{url}"),
+                _ => continue,
+            }
+            urls += 1;
+        }
+    }
+    assert!(urls >= 8, "{urls}");
 }
 
 /// `OFFRAMP_…` names in what operators copy.

@@ -13,6 +13,7 @@ use offramp::tls::Tls;
 use tokio::time::sleep;
 
 use crate::cli::error::WrongConfiguration;
+use crate::cli::signals::stop_signal;
 use crate::cli::terminal::{Table, count, printable, progress};
 
 /// How often a page is tried when the server does not answer, and how long to wait in between.
@@ -34,10 +35,17 @@ pub async fn run(database: &DatabaseSettings, tls: &Tls, options: Options) -> an
     for collection in Collection::ALL.into_iter().filter(|collection| *collection >= start.collection) {
         total += store.estimated_count(collection).await?;
     }
+    let stop = stop_signal()?;
     let bar = progress(total, "documents");
     let mut check = DocumentCheck::new(store, start, options.examples, Utc::now());
     let mut attempts = 0;
     loop {
+        // Between two pages, so that no document is reported twice by the run that continues.
+        if stop.is_cancelled() {
+            bar.finish_and_clear();
+            print(check.report(), options.json)?;
+            bail!("interrupted: {}", unread(&check));
+        }
         match check.next_page().await {
             Ok(None) => break,
             Ok(Some(documents)) => {
@@ -46,14 +54,12 @@ pub async fn run(database: &DatabaseSettings, tls: &Tls, options: Options) -> an
             }
             Err(StoreError::Unavailable(_) | StoreError::TimedOut) if attempts < ATTEMPTS_MAX => {
                 attempts += 1;
-                sleep(RETRY_DELAY).await;
+                stop.run_until_cancelled(sleep(RETRY_DELAY)).await;
             }
             Err(error) => {
                 bar.finish_and_clear();
                 print(check.report(), options.json)?;
-                let place = check.position().and_then(shown_position);
-                let place = place.map_or_else(String::new, |place| format!("; continue with --after {place}"));
-                return Err(error).with_context(|| format!("not all documents were read{place}"));
+                return Err(error).with_context(|| unread(&check));
             }
         }
     }
@@ -102,6 +108,13 @@ fn print(report: &Report, json: bool) -> anyhow::Result<()> {
         count(report.total(Severity::Warning), "warning")
     )?;
     Ok(())
+}
+
+/// That documents are left, and where to continue.
+fn unread(check: &DocumentCheck) -> String {
+    let place = check.position().and_then(shown_position);
+    let place = place.map_or_else(String::new, |place| format!("; continue with --after {place}"));
+    format!("not all documents were read{place}")
 }
 
 fn parse_position(text: &str) -> Result<Position, WrongConfiguration> {

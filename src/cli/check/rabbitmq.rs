@@ -27,13 +27,22 @@ pub async fn check(settings: BrokerSettings, tls: &Tls) -> Finding {
         }
     };
     let server = format!("{url}, version {}", found.broker_version);
+    // A user who may not configure is told of objects that are missing, and nothing of those that exist.
+    let creates = if found.denied.is_empty() {
+        "`offramp init` or `offramp run` creates them"
+    } else {
+        "`offramp init` creates them, as a user who may"
+    };
     let mut finding = if found.missing.is_empty() {
-        finding.fact(format!("{server}, {} objects as they should be", found.existing.len()))
+        match found.existing.len() {
+            0 => finding.fact(server),
+            compared => finding.fact(format!("{server}, {compared} objects as they should be")),
+        }
     } else if found.existing.is_empty() && found.unchecked.is_empty() {
-        finding.fact(format!("{server}, with no objects yet: `offramp init` or `offramp run` creates them"))
+        finding.fact(format!("{server}, with no objects yet: {creates}"))
     } else {
         let missing = found.missing.join(", ");
-        finding.fact(server).fact(format!("missing: {missing} (`offramp init` or `offramp run` creates them)"))
+        finding.fact(server).fact(format!("missing: {missing} ({creates})"))
     };
     if !found.unchecked.is_empty() {
         let unchecked = found.unchecked.join(", ");

@@ -54,6 +54,8 @@ pub enum Outcome {
     /// Something that was asked for was not done.
     Incomplete,
     Failed,
+    /// The console was stopped.
+    Interrupted,
 }
 
 impl Outcome {
@@ -62,6 +64,7 @@ impl Outcome {
             Self::Done => "done",
             Self::Incomplete => "incomplete",
             Self::Failed => "failed",
+            Self::Interrupted => "interrupted",
         }
     }
 }
@@ -74,6 +77,22 @@ impl Change {
 
     pub fn end(&self) -> Option<End> {
         self.end.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Records and logs the end, unless it has ended already.
+    fn finish(&self, outcome: Outcome, sentences: Vec<String>) {
+        let mut end = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        if end.is_some() {
+            return;
+        }
+        let (visitor, change, outcome_name) = (self.visitor.as_str(), self.id, outcome.as_str());
+        let result = sentences.join(" ");
+        if outcome == Outcome::Done {
+            tracing::info!(visitor, change, outcome = outcome_name, "console: {}: {result}", self.what);
+        } else {
+            tracing::warn!(visitor, change, outcome = outcome_name, "console: {}: {result}", self.what);
+        }
+        *end = Some(End { outcome, sentences, at: clock::now() });
     }
 
     /// The state as a badge.
@@ -135,20 +154,22 @@ impl Changes {
             let (outcome, sentences) = tokio::spawn(making).await.unwrap_or_else(|_| {
                 (Outcome::Failed, vec!["Internal error (bug): the change ended unexpectedly.".to_owned()])
             });
-            let (visitor, id, result) = (running.visitor.as_str(), running.id, sentences.join(" "));
-            if outcome == Outcome::Done {
-                tracing::info!(visitor, change = id, outcome = outcome.as_str(), "console: {}: {result}", running.what);
-            } else {
-                tracing::warn!(visitor, change = id, outcome = outcome.as_str(), "console: {}: {result}", running.what);
-            }
-            let end = End { outcome, sentences, at: clock::now() };
-            *running.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+            running.finish(outcome, sentences);
         });
         let id = change.id;
         let mut all = self.lock();
         all.push_front(change);
         all.truncate(CHANGES_MAX);
         Redirect::to(&format!("/changes/{id}")).into_response()
+    }
+
+    /// Ends the changes that still run in the log: the console is being stopped, and they stop with it.
+    pub fn interrupt(&self) {
+        for change in self.lock().iter() {
+            let looked_at = number(change.looked_at.load(Ordering::Relaxed));
+            let sentence = format!("The console was stopped; looked at so far: {looked_at}. The rest is as it was.");
+            change.finish(Outcome::Interrupted, vec![sentence]);
+        }
     }
 
     pub fn find(&self, id: u64) -> Option<Arc<Change>> {

@@ -3,6 +3,7 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{DOCTYPE, Markup, html};
 use offramp::clock;
+use offramp::store::backlog::Backlog;
 use offramp_domain::subscription::Status;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -87,6 +88,12 @@ pub fn number(number: u64) -> String {
     let groups: Vec<&str> =
         digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or_default()).collect();
     groups.join(",")
+}
+
+/// How many wait; `10,000+` if there may be more than were counted.
+pub fn waiting(backlog: Backlog) -> String {
+    let more = if backlog.has_more { "+" } else { "" };
+    format!("{}{more}", number(u64::try_from(backlog.count).unwrap_or(0)))
 }
 
 /// The first button of a form with several: Enter in a field then presses none of them.

@@ -1,7 +1,7 @@
 //! `offramp console`: a web page for support and operators.
 //!
 //! HTML is rendered here, on the server; the script only refreshes numbers that change. [`routes`] has every path, and every request passes
-//! the [`gate`], which asks [`access`] who may come in. [`page`] is what all pages share, [`html`] how values are written, [`changes`] runs
+//! the [`gate`], which asks [`access`] who may come in. [`page`] is what all pages share, [`html`] how values are written, [`form`] what forms share, [`changes`] runs
 //! each change and records who made it, and [`watch`] reads what changes by itself. Every other module is a page or a group of pages:
 //! [`overview`], [`requests`], [`emails`], [`dead_letters`], [`records`] (subscriptions and accounts), [`search`] and [`login`].
 
@@ -12,6 +12,7 @@ mod changes;
 mod dead_letters;
 mod emails;
 mod failure;
+mod form;
 mod gate;
 mod html;
 mod login;
@@ -109,7 +110,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         stop.clone(),
     );
     let watching = tokio::spawn(watching);
-    http::serve(listener, routes::router(app), CONNECTIONS_MAX, stop).await;
+    http::serve(listener, routes::router(Arc::clone(&app)), CONNECTIONS_MAX, stop).await;
+    app.changes.interrupt();
     watching.abort();
     Ok(())
 }

@@ -11,7 +11,7 @@ use offramp::store::backlog::Backlog;
 use offramp_domain::command_ref::CommandType;
 
 use super::failure::Answer;
-use super::html::{ago, columns, number, table};
+use super::html::{ago, columns, number, table, waiting};
 use super::page::{Request, Section};
 use super::plot::plot;
 use super::watch::{SAMPLES_MAX, Sample, Seen};
@@ -63,9 +63,9 @@ fn tiles(samples: &VecDeque<Sample>, now: &Sample) -> Markup {
         div.tiles {
             (tile("Commands/s", &rate(now.commands_per_second), None, samples, |sample| sample.commands_per_second))
             (tile("Emails/s", &rate(now.emails_per_second), None, samples, |sample| sample.emails_per_second))
-            (tile("Undecided requests", &whole(now.requests.map(entries)), Some("/requests"), samples, |sample| sample.requests.map(entries)))
-            (tile("Emails that wait", &whole(now.pending_emails.map(entries)), Some("/emails?state=waiting"), samples, |sample| sample.pending_emails.map(entries)))
-            (tile("Failed emails", &whole(now.failed_emails.map(entries)), Some("/emails"), samples, |sample| sample.failed_emails.map(entries)))
+            (tile("Undecided requests", &known(now.requests), Some("/requests"), samples, |sample| sample.requests.map(entries)))
+            (tile("Emails that wait", &known(now.pending_emails), Some("/emails?state=waiting"), samples, |sample| sample.pending_emails.map(entries)))
+            (tile("Failed emails", &known(now.failed_emails), Some("/emails"), samples, |sample| sample.failed_emails.map(entries)))
             (tile("Dead letters", &whole(now.dead_letters.map(messages)), Some("/dead-letters"), samples, |sample| sample.dead_letters.map(messages)))
         }
     }
@@ -153,7 +153,7 @@ fn queue_table(request: &Request, samples: &VecDeque<Sample>, now: &Sample) -> M
         }))
         p.hint {
             "Their names begin with " (topology.command_exchange()) ". Messages are those that no worker holds. Events that wait to be published: "
-            (whole(now.pending_events.map(entries))) "; failed: " (whole(now.failed_events.map(entries))) "."
+            (known(now.pending_events)) "; failed: " (known(now.failed_events)) "."
         }
     }
 }
@@ -174,6 +174,10 @@ fn entries(backlog: Backlog) -> f64 {
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
 fn whole(value: Option<f64>) -> String {
     value.map_or_else(|| "?".to_owned(), |value| number(value as u64))
+}
+
+fn known(backlog: Option<Backlog>) -> String {
+    backlog.map_or_else(|| "?".to_owned(), waiting)
 }
 
 fn rate(value: Option<f64>) -> String {

@@ -95,7 +95,10 @@ fn subscription_page(request: &Request, view: &SubscriptionView, kept: &HashSet<
             h2 { "Undecided request" }
             p { "Sent " (ago(pending.requested_at)) @if let Some(actor) = &pending.actor { " by " (who(actor)) } "." }
             (quote(None, pending.reason.as_deref()))
-            @if request.app.allow_changes && view.problem.is_none() { (decision_form(&view.id, &view.organization.id)) }
+            @if request.app.allow_changes {
+                @if view.problem.is_none() { (decision_form(&view.id, &view.organization.id)) }
+                @else { p { "It can be decided when the document is corrected." } }
+            }
         }
         (unsent(Collection::Subscriptions, &view.id, &view.outbox))
         (timeline(&view.timeline, &Context { zone: view.timezone, collection: Collection::Subscriptions, document: &view.id, kept }))

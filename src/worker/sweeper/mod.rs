@@ -194,7 +194,7 @@ impl Sweeper {
 }
 
 /// A random duration below `max`.
-fn random_below(max: Duration) -> Duration {
+pub(super) fn random_below(max: Duration) -> Duration {
     max.mul_f64(fastrand::f64())
 }
 

@@ -11,11 +11,12 @@ use offramp::advice;
 use offramp::amqp::{BulkReport, DeadLetters, Publisher};
 use uuid::Uuid;
 
-use super::board::{Copied, Copy};
+use super::board::{Copied, Snapshot};
 use super::pages::found_group;
 use crate::cli::console::app::App;
 use crate::cli::console::changes::{Change, Outcome};
 use crate::cli::console::failure::{Answer, Failure};
+use crate::cli::console::form::Fields;
 use crate::cli::console::page::{Request, Section};
 use crate::cli::terminal::count;
 
@@ -29,12 +30,10 @@ enum Action {
 /// The number of dead letters that a question names.
 const NAMED_MAX: usize = 20;
 
-/// A form of these pages. Fields that occur more than once are why it is a list.
-type Fields = Vec<(String, String)>;
+const SECTION: &str = "/dead-letters";
 
 pub async fn change(request: Request, Form(fields): Form<Fields>) -> Answer {
-    let field = |name: &str| fields.iter().find(|(own, _)| own == name).map_or("", |(_, value)| value.as_str());
-    let (action, scope) = field("action").split_once('-').unwrap_or_default();
+    let (action, scope) = fields.action();
     let action = match action {
         "replay" => Action::Replay,
         "drop" => Action::Drop,
@@ -43,14 +42,13 @@ pub async fn change(request: Request, Form(fields): Form<Fields>) -> Answer {
     let copy = request.app.dead_letters.look(None).await?;
     let ids = if scope == "group" {
         // Those that died since the visitor saw the group were not part of it.
-        let seen_at = field("seen_at").parse().ok().and_then(DateTime::from_timestamp_millis).unwrap_or(copy.at);
+        let seen_at = fields.get("seen_at").parse().ok().and_then(DateTime::from_timestamp_millis).unwrap_or(copy.at);
         let was_seen = |copied: &&Copied| copied.letter.died_at.is_none_or(|at| at <= seen_at);
-        Copy::ids(copy.of_group(found_group(&copy, field("group"))?).filter(was_seen))
+        Snapshot::ids(copy.of_group(found_group(&copy, fields.get("group"))?).filter(was_seen))
     } else {
-        let chosen = fields.iter().filter(|(name, _)| name == "id").filter_map(|(_, id)| id.parse().ok());
-        let chosen: HashSet<Uuid> = chosen.collect();
+        let chosen: HashSet<Uuid> = fields.all("id").filter_map(|id| id.parse().ok()).collect();
         let is_chosen = |copied: &&Copied| chosen.contains(&copied.letter.id);
-        Copy::ids(copy.letters.iter().filter(is_chosen))
+        Snapshot::ids(copy.letters.iter().filter(is_chosen))
     };
     if ids.is_empty() {
         return Err(Failure::invalid("No dead letter is selected, or those are gone. Nothing was changed."));
@@ -58,12 +56,12 @@ pub async fn change(request: Request, Form(fields): Form<Fields>) -> Answer {
     let number = count(ids.values().sum(), "dead letter");
     // Exactly what was confirmed: a group may have changed since.
     let digest = digest(&ids);
-    if field("confirmed") == "yes" && field("digest") != digest {
+    if fields.is_confirmed() && fields.get("digest") != digest {
         return Err(Failure::invalid(
             "The dead letters have changed since you were asked. Nothing was dropped: look again.",
         ));
     }
-    if action == Action::Drop && field("confirmed") != "yes" {
+    if action == Action::Drop && !fields.is_confirmed() {
         let content = html! {
             h1 { "Drop " (number) "?" }
             ul {
@@ -73,13 +71,7 @@ pub async fn change(request: Request, Form(fields): Form<Fields>) -> Answer {
                 @if ids.len() > NAMED_MAX { li { "… and " (ids.len() - NAMED_MAX) " more" } }
             }
             p { "They are deleted permanently: the commands will never be processed. A copy can be downloaded from the page of each." }
-            form.actions method="post" action="/dead-letters/change" {
-                @for (name, value) in &fields { input type="hidden" name=(name) value=(value); }
-                input type="hidden" name="digest" value=(digest);
-                input type="hidden" name="confirmed" value="yes";
-                button.danger { "Drop " (number) " permanently" } " "
-                a href=(own_page(field("back"))) { "Keep them" }
-            }
+            (fields.confirmation(SECTION, &[("digest", digest)], &format!("Drop {number} permanently")))
         };
         return Ok(request.page(Section::DeadLetters, "Drop dead letters", &content).into_response());
     }
@@ -88,7 +80,7 @@ pub async fn change(request: Request, Form(fields): Form<Fields>) -> Answer {
         Action::Drop => format!("Drop {number}"),
     };
     let app = Arc::clone(&request.app);
-    let back = own_page(field("back")).to_owned();
+    let back = fields.back(SECTION).to_owned();
     Ok(request.app.changes.begin(&request.visitor.name, &what, back, |change| make(app, change, action, ids)))
 }
 
@@ -97,11 +89,6 @@ fn digest(ids: &HashMap<Uuid, u64>) -> String {
     let mut sorted: Vec<String> = ids.iter().map(|(id, number)| format!("{id} {number}")).collect();
     sorted.sort_unstable();
     Uuid::new_v5(&Uuid::NAMESPACE_OID, sorted.join("\n").as_bytes()).simple().to_string()
-}
-
-/// A page of dead letters.
-fn own_page(back: &str) -> &str {
-    if back.starts_with("/dead-letters") { back } else { "/dead-letters" }
 }
 
 async fn make(app: Arc<App>, change: Arc<Change>, action: Action, ids: HashMap<Uuid, u64>) -> (Outcome, Vec<String>) {

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_millis(250);
 pub struct Board {
     broker: Broker,
     topology: Topology,
-    copy: Mutex<Option<Arc<Copy>>>,
+    copy: Mutex<Option<Arc<Snapshot>>>,
     /// One copy is made at a time.
     copying: AsyncMutex<()>,
     /// The number of copies and changes that run.
@@ -46,7 +46,7 @@ impl Drop for Hold<'_> {
 }
 
 /// The dead letters as they were at one time.
-pub struct Copy {
+pub struct Snapshot {
     pub at: DateTime<Utc>,
     /// Oldest first.
     pub letters: Vec<Copied>,
@@ -73,13 +73,13 @@ pub struct Group {
     pub key: String,
     pub reason: String,
     pub error: String,
-    /// Their places in [`Copy::letters`].
+    /// Their places in [`Snapshot::letters`].
     pub members: Vec<usize>,
     pub oldest: Option<DateTime<Utc>>,
     pub newest: Option<DateTime<Utc>>,
 }
 
-impl Copy {
+impl Snapshot {
     fn new(at: DateTime<Utc>, letters: Vec<Copied>, others: u64) -> Self {
         let mut members: BTreeMap<(&str, &str), Vec<usize>> = BTreeMap::new();
         for (place, Copied { letter, .. }) in letters.iter().enumerate() {
@@ -141,17 +141,17 @@ impl Board {
         self.holds.load(Ordering::Relaxed) > 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<Copy>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Snapshot>>> {
         self.copy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn newest(&self) -> Option<Arc<Copy>> {
+    fn newest(&self) -> Option<Arc<Snapshot>> {
         self.lock().clone()
     }
 
     /// The copy to show. `in_queue` is the number of dead letters now, if it is known: a copy is made anew if it differs, or after a
     /// minute. Then a visitor waits for a moment; if it takes longer, they see the older copy, which says how old it is.
-    pub async fn look(self: &Arc<Self>, in_queue: Option<u32>) -> Result<Arc<Copy>, DeadLettersError> {
+    pub async fn look(self: &Arc<Self>, in_queue: Option<u32>) -> Result<Arc<Snapshot>, DeadLettersError> {
         let Some(copy) = self.newest() else { return self.copy_now().await };
         let is_older_than = |age: Duration| (clock::now() - copy.at).to_std().is_ok_and(|own| own > age);
         let size = copy.letters.len() as u64 + copy.others;
@@ -175,7 +175,7 @@ impl Board {
     }
 
     /// Makes a copy, or waits for the one that is being made.
-    pub async fn copy_now(&self) -> Result<Arc<Copy>, DeadLettersError> {
+    pub async fn copy_now(&self) -> Result<Arc<Snapshot>, DeadLettersError> {
         let asked_at = clock::now();
         let _one_at_a_time = self.copying.lock().await;
         if let Some(copy) = self.newest().filter(|copy| copy.at > asked_at) {
@@ -191,7 +191,7 @@ impl Board {
     }
 }
 
-async fn copy(letters: &DeadLetters) -> Result<Copy, DeadLettersError> {
+async fn copy(letters: &DeadLetters) -> Result<Snapshot, DeadLettersError> {
     // What dies from now on may be missing.
     let at = clock::now();
     let mut scan = letters.scan().await?;
@@ -209,5 +209,5 @@ async fn copy(letters: &DeadLetters) -> Result<Copy, DeadLettersError> {
         copied.push(Copied { letter: held.letter, content });
     }
     scan.finish().await?;
-    Ok(Copy::new(at, copied, others))
+    Ok(Snapshot::new(at, copied, others))
 }

@@ -6,7 +6,7 @@ use maud::{Markup, html};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::board::{Content, Copied, Copy, Group};
+use super::board::{Content, Copied, Group, Snapshot};
 use crate::cli::console::failure::{Answer, Failure};
 use crate::cli::console::html::{ROWS_MAX, ago, columns, document_link, encoded, facts, instant, number, table, text};
 use crate::cli::console::page::{Request, Section};
@@ -183,7 +183,7 @@ pub async fn refresh(request: Request) -> Answer {
     Ok(Redirect::to("/dead-letters").into_response())
 }
 
-fn age_of(request: &Request, copy: &Copy) -> Markup {
+fn age_of(request: &Request, copy: &Snapshot) -> Markup {
     let now = request.app.watch.dead_letters();
     let size = copy.letters.len() as u64 + copy.others;
     html! {
@@ -207,14 +207,14 @@ fn buttons(request: &Request, whom: &str, scope: &str) -> Markup {
     }
 }
 
-pub fn found_group<'a>(copy: &'a Copy, key: &str) -> Result<&'a Group, Failure> {
+pub fn found_group<'a>(copy: &'a Snapshot, key: &str) -> Result<&'a Group, Failure> {
     copy.group(key).ok_or_else(|| {
         Failure::not_found("There is no such group any more: its dead letters were replayed or dropped.")
     })
 }
 
 /// A list of dead letters for the search.
-pub fn matching(copy: &Copy, wanted: &str) -> Markup {
+pub fn matching(copy: &Snapshot, wanted: &str) -> Markup {
     let is_about = |copied: &&Copied| {
         let letter = &copied.letter;
         letter.is_named(wanted)

@@ -16,9 +16,12 @@ use super::{EntryPath, matches};
 use crate::cli::console::app::App;
 use crate::cli::console::changes::{Change, Outcome};
 use crate::cli::console::failure::{Answer, Failure};
+use crate::cli::console::form::Fields;
 use crate::cli::console::html::{ROWS_MAX, document_link};
 use crate::cli::console::page::{Request, Section};
 use crate::cli::terminal::count;
+
+const SECTION: &str = "/emails";
 
 /// The largest number of entries changed at once.
 const BATCH_MAX: usize = 500;
@@ -45,14 +48,13 @@ enum Scope {
     },
 }
 
-pub async fn change(request: Request, Form(fields): Form<Vec<(String, String)>>) -> Answer {
-    let field = |name: &str| fields.iter().find(|(own, _)| own == name).map_or("", |(_, value)| value.as_str());
-    let (action, scope) = field("action").split_once('-').unwrap_or_default();
+pub async fn change(request: Request, Form(fields): Form<Fields>) -> Answer {
+    let (action, scope) = fields.action();
     let action = match action {
         "retry" => Action::Retry,
         "readdress" => Action::Readdress,
         "address" => {
-            let address = field("address").trim();
+            let address = fields.get("address").trim();
             check_recipient(address).map_err(|error| Failure::invalid(format!("Nothing was changed: {error}.")))?;
             Action::Address(address.to_owned())
         }
@@ -63,10 +65,10 @@ pub async fn change(request: Request, Form(fields): Form<Vec<(String, String)>>)
         return Err(Failure::invalid("Another address is for one email. Nothing was changed."));
     }
     let scope = if scope == "all" {
-        let asked_at = field("asked_at").parse().ok().and_then(DateTime::from_timestamp_millis);
-        Scope::All { with: field("with").to_owned(), failed_by: asked_at.unwrap_or_else(clock::now) }
+        let asked_at = fields.get("asked_at").parse().ok().and_then(DateTime::from_timestamp_millis);
+        Scope::All { with: fields.get("with").to_owned(), failed_by: asked_at.unwrap_or_else(clock::now) }
     } else {
-        let entries = fields.iter().filter(|(name, _)| name == "entry").map(|(_, value)| EntryPath::parse(value));
+        let entries = fields.all("entry").map(EntryPath::parse);
         let mut entries: Vec<EntryPath> =
             entries.collect::<Option<_>>().ok_or_else(|| Failure::invalid("The form names no entry."))?;
         entries.truncate(ROWS_MAX);
@@ -80,20 +82,15 @@ pub async fn change(request: Request, Form(fields): Form<Vec<(String, String)>>)
         Scope::All { with, .. } if with.is_empty() => "all failed emails and events".to_owned(),
         Scope::All { .. } => "all failed emails and events that match the filter".to_owned(),
     };
-    if matches!(action, Action::Drop) && field("confirmed") != "yes" {
+    if matches!(action, Action::Drop) && !fields.is_confirmed() {
+        let asked_at = clock::now().timestamp_millis().to_string();
         let content = html! {
             h1 { "Drop " (whom) "?" }
             @if let Scope::Selected(entries) = &scope {
                 ul { @for entry in entries { li { a href=(entry.page()) { "An email" } " about " (document_link(entry.collection.as_str(), &entry.document)) } } }
             }
             p { "They will never be sent. The timeline says that they were dropped." }
-            form.actions method="post" action="/emails/change" {
-                @for (name, value) in &fields { input type="hidden" name=(name) value=(value); }
-                input type="hidden" name="asked_at" value=(clock::now().timestamp_millis());
-                input type="hidden" name="confirmed" value="yes";
-                button.danger { "Drop " (whom) " permanently" } " "
-                a href=(own_page(field("back"))) { "Keep them" }
-            }
+            (fields.confirmation(SECTION, &[("asked_at", asked_at)], &format!("Drop {whom} permanently")))
         };
         return Ok(request.page(Section::Emails, "Drop emails", &content));
     }
@@ -104,13 +101,8 @@ pub async fn change(request: Request, Form(fields): Form<Vec<(String, String)>>)
         Action::Address(_) => format!("Retry {whom} at another address"),
         Action::Drop => format!("Drop {whom}"),
     };
-    let (app, back) = (Arc::clone(&request.app), own_page(field("back")).to_owned());
+    let (app, back) = (Arc::clone(&request.app), fields.back(SECTION).to_owned());
     Ok(request.app.changes.begin(&request.visitor.name, &what, back, |change| make(app, change, action, scope)))
-}
-
-/// A page of emails.
-fn own_page(back: &str) -> &str {
-    if back.starts_with("/emails") { back } else { "/emails" }
 }
 
 /// What was done so far.

@@ -3,14 +3,13 @@
 use axum::extract::Query;
 use maud::{Markup, html};
 use offramp::clock;
-use offramp::store::backlog::Backlog;
 use offramp::store::outbox::admin::{EntryState, EntrySummary};
 use serde::Deserialize;
 
 use super::{EntryPath, matches};
 use crate::cli::console::app::App;
 use crate::cli::console::failure::{Answer, Failure};
-use crate::cli::console::html::{ROWS_MAX, ago, columns, document_link, encoded, number, table};
+use crate::cli::console::html::{ROWS_MAX, ago, columns, document_link, encoded, number, table, waiting};
 use crate::cli::console::page::{Request, Section};
 
 /// The number of documents that a page reads at most.
@@ -87,14 +86,11 @@ fn path(state: EntryState, with: &str) -> String {
 /// How many there were a moment ago, in parentheses.
 fn total(app: &App, state: EntryState) -> Markup {
     let seen = app.watch.seen();
-    let total = seen.samples.back().and_then(|sample| {
-        let count = |backlog: Option<Backlog>| backlog.and_then(|backlog| u64::try_from(backlog.count).ok());
-        match state {
-            EntryState::Failed => Some(count(sample.failed_emails)? + count(sample.failed_events)?),
-            EntryState::Pending => Some(count(sample.pending_emails)? + count(sample.pending_events)?),
-        }
+    let total = seen.samples.back().and_then(|sample| match state {
+        EntryState::Failed => Some(sample.failed_emails?.plus(sample.failed_events?)),
+        EntryState::Pending => Some(sample.pending_emails?.plus(sample.pending_events?)),
     });
-    html! { @if let Some(total) = total { " (" (number(total)) ")" } }
+    html! { @if let Some(total) = total { " (" (waiting(total)) ")" } }
 }
 
 async fn listed(app: &App, state: EntryState, with: &str) -> Result<Listed, Failure> {
