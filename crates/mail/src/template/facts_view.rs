@@ -65,6 +65,11 @@ pub(super) fn is_phone(path: &str) -> bool {
     PHONES.contains(&path)
 }
 
+/// Whether a name is the address of an email account or of a page, which is written from left to right.
+pub(super) fn is_address(path: &str) -> bool {
+    EMAIL_ADDRESSES.contains(&path) || LINKS.contains(&path)
+}
+
 /// Whether a name is a date.
 pub(super) fn is_date(path: &str) -> bool {
     let name = last_name(path);
