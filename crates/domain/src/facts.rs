@@ -51,6 +51,9 @@ pub struct Facts {
     #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
     #[schemars(with = "Option<NaiveDate>")]
     pub next_billing_on: Option<NaiveDate>,
+    /// Whether it is unknown if invoices are still to come. Only emails that an earlier version stored do not know it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub invoices_unknown: bool,
     /// The day on which the subscription was removed.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "iso_date::option")]
     #[schemars(with = "Option<NaiveDate>")]
@@ -171,6 +174,9 @@ pub struct CardFacts {
 /// What a list of undecided requests says about each. What cannot be read is absent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PendingRequest {
+    /// The subscription; absent in emails of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subscription_id: Option<String>,
     /// The name of the participant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub participant: Option<String>,
@@ -209,6 +215,7 @@ impl Facts {
             ended: false,
             final_billing_on: None,
             next_billing_on: None,
+            invoices_unknown: false,
             removed_on: None,
             requested_on: None,
             superseded: false,

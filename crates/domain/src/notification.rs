@@ -1,6 +1,6 @@
 //! The emails: which templates exist, who receives them, in which language. What they say is in [`facts`](crate::facts).
 
-use chrono::{Months, NaiveDate};
+use chrono::NaiveDate;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -184,31 +184,24 @@ impl Notification {
         self
     }
 
-    /// An email that a version stored which did not record everything that today's templates read. `today` is the day on which it
-    /// is sent.
+    /// An email that an earlier version stored, which did not record everything that today's templates read. `today` is the day on
+    /// which it is sent.
     ///
-    /// Such a version had no `ended` and, in emails about a cancellation, no `next_billing_on`: without them, the email would
-    /// deny invoices that are still to come. It stored an absent `refund` as `false`.
+    /// Such a version had no `ended` and, in emails about a cancellation, no `next_billing_on`, so the email must not say that no
+    /// invoice is to come. It stored an absent `refund` as `false`, so the email must not say that no refund is planned.
     #[must_use]
     pub fn completed(mut self, today: NaiveDate) -> Self {
         let facts = &mut self.facts;
         match self.template {
             Template::CancelledByAdmin | Template::CancelledByClient | Template::RequestAccepted => {
                 facts.ended |= facts.ends_on.is_some_and(|ends_on| ends_on < today);
-                facts.next_billing_on =
-                    facts.next_billing_on.or_else(|| first_invoice_after(today, facts.final_billing_on?));
+                facts.invoices_unknown = facts.next_billing_on.is_none();
             }
             Template::RemovedByAdmin => facts.refund = facts.refund.filter(|is_refunded| *is_refunded),
             _ => {}
         }
         self
     }
-}
-
-/// The first of the monthly invoices up to `last` that comes after `today`, if there is one.
-fn first_invoice_after(today: NaiveDate, last: NaiveDate) -> Option<NaiveDate> {
-    let invoices = (0..).map_while(|months| last.checked_sub_months(Months::new(months)));
-    invoices.take_while(|date| *date > today).last()
 }
 
 /// An email to the organization's contact that is about no single account.
@@ -307,24 +300,27 @@ mod tests {
     }
 
     #[test]
-    fn emails_of_earlier_versions_deny_no_invoice_to_come() {
+    fn emails_of_earlier_versions_do_not_know_what_is_still_invoiced() {
         #[track_caller]
-        fn check(ends_on: &str, final_billing_on: &str, today: &str, ended: bool, next_billing_on: Option<&str>) {
-            for template in [Template::CancelledByAdmin, Template::CancelledByClient, Template::RequestAccepted] {
-                let mut email = emails(&scene(Status::Active))[0].clone();
-                email.template = template;
-                email.facts.ends_on = Some(date(ends_on));
-                email.facts.final_billing_on = Some(date(final_billing_on));
-                (email.facts.ended, email.facts.next_billing_on) = (false, None);
-                let facts = email.completed(date(today)).facts;
-                assert_eq!((facts.ended, facts.next_billing_on), (ended, next_billing_on.map(date)), "{template}");
-            }
+        fn check(template: Template, today: &str, next_billing_on: Option<&str>, expected: (bool, bool)) {
+            let mut email = emails(&scene(Status::Active))[0].clone();
+            email.template = template;
+            email.facts.ends_on = Some(date("2026-09-14"));
+            email.facts.final_billing_on = Some(date("2026-08-15"));
+            email.facts.next_billing_on = next_billing_on.map(date);
+            let facts = email.completed(date(today)).facts;
+            assert_eq!((facts.ended, facts.invoices_unknown), expected, "{template}");
+            assert_eq!(facts.next_billing_on, next_billing_on.map(date), "{template}");
         }
-        check("2026-06-14", "2026-05-15", "2026-06-01", false, None);
-        check("2026-06-14", "2026-05-15", "2026-06-15", true, None);
-        check("2026-09-14", "2026-08-15", "2026-06-01", false, Some("2026-06-15"));
-        check("2026-09-14", "2026-08-15", "2026-07-15", false, Some("2026-08-15"));
-        check("2026-09-14", "2026-08-15", "2026-08-15", false, None);
+        for template in [Template::CancelledByAdmin, Template::CancelledByClient, Template::RequestAccepted] {
+            check(template, "2026-06-01", None, (false, true));
+            check(template, "2026-09-14", None, (false, true));
+            check(template, "2026-09-15", None, (true, true));
+            check(template, "2026-06-01", Some("2026-06-15"), (false, false));
+        }
+        // These always had it, or do not speak of it.
+        check(Template::RequestDeclined, "2026-06-01", None, (false, false));
+        check(Template::PaymentFailed, "2026-09-15", None, (false, false));
     }
 
     #[test]

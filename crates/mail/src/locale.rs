@@ -43,10 +43,7 @@ impl Reader {
 
     /// The writing direction as HTML names it.
     pub(crate) fn direction(&self) -> &'static str {
-        match self.direction {
-            Direction::LeftToRight => "ltr",
-            Direction::RightToLeft => "rtl",
-        }
+        self.direction.as_str()
     }
 }
 
@@ -60,6 +57,14 @@ pub(crate) enum Direction {
 impl Direction {
     pub(crate) fn of(tag: &LanguageIdentifier) -> Self {
         if LocaleDirectionality::new_extended().is_right_to_left(tag) { Self::RightToLeft } else { Self::LeftToRight }
+    }
+
+    /// As HTML writes it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::LeftToRight => "ltr",
+            Self::RightToLeft => "rtl",
+        }
     }
 }
 

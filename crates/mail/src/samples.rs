@@ -288,6 +288,7 @@ fn requests_pending(words: &Words) -> Variants {
         ..few_facts()
     };
     let other = PendingRequest {
+        subscription_id: text("sub-0107"),
         participant: text("Noah Gagnon"),
         plan: text(words.climbing),
         actor: text("Julie Gagnon"),
@@ -306,6 +307,7 @@ fn requests_pending(words: &Words) -> Variants {
 /// A request that has been undecided for this many days.
 fn pending_request(days: u32, words: &Words) -> PendingRequest {
     PendingRequest {
+        subscription_id: text("sub-0042"),
         participant: text("Léa O'Brien-Tremblay"),
         plan: text(words.swimming),
         requested_on: day(2026, 5, 20) - chrono::Days::new(days.into()),
@@ -405,6 +407,7 @@ pub(crate) fn every_fact() -> Facts {
         ended: true,
         final_billing_on: date(2026, 6, 14),
         next_billing_on: date(2026, 6, 14),
+        invoices_unknown: true,
         removed_on: date(2026, 6, 14),
         requested_on: date(2026, 6, 14),
         superseded: true,

@@ -37,6 +37,7 @@ pub enum Fact {
     NextAttemptOn,
     PastAttemptOn,
     RequestsCount,
+    /// Or else another name or id by which the organization finds it.
     OldestParticipant,
     OldestPlan,
     OldestRequestedOn,
@@ -125,7 +126,10 @@ impl Fact {
             Self::FailureMessage => facts.failure_message.clone(),
             Self::NextAttemptOn => day(facts.next_attempt_on),
             Self::PastAttemptOn => day(facts.past_attempt_on),
-            Self::OldestParticipant => facts.requests.first()?.participant.clone(),
+            Self::OldestParticipant => {
+                let oldest = facts.requests.first()?;
+                oldest.participant.clone().or_else(|| oldest.actor.clone()).or_else(|| oldest.subscription_id.clone())
+            }
             Self::OldestPlan => facts.requests.first()?.plan.clone(),
             Self::OldestRequestedOn => day(facts.requests.first().map(|request| request.requested_on)),
             Self::RequestsCount => facts.requests_count.map(|count| count.to_string()),

@@ -11,6 +11,7 @@ use offramp_domain::contact::Mailbox;
 use serde::Deserialize;
 
 use super::entry::{Kind, OUTBOXES, OutboxEntry};
+use crate::clock;
 use crate::store::bson::to_raw;
 use crate::store::client::{Store, within_deadline};
 use crate::store::collection::Collection;
@@ -131,7 +132,8 @@ impl Store {
         let outbox = found.iter().filter_map(|raw| raw.get_array("outbox").ok()).flatten().flatten();
         let is_meant = |entry: &&RawDocument| entry.get_str("id").is_ok_and(|id| id == entry_id);
         let entry = outbox.filter_map(RawBsonRef::as_document).find(is_meant);
-        Ok(entry.and_then(|entry| bson::deserialize_from_slice(entry.as_bytes()).ok()))
+        let entry = entry.and_then(|entry| bson::deserialize_from_slice::<OutboxEntry>(entry.as_bytes()).ok());
+        Ok(entry.map(|entry| entry.up_to_date(clock::now().date_naive())))
     }
 
     /// Makes failed entries due at `now`, so that any worker claims them. Entries that are no longer failed, because somebody else was

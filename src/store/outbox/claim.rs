@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use bson::{Bson, DateTime as Instant, Document, RawArrayBuf, RawBsonRef, RawDocument, RawDocumentBuf, doc};
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde::de::Error;
 use uuid::Uuid;
@@ -211,9 +211,7 @@ fn plan(
                 entry.holder = lease.holder.to_string();
                 set.insert(field("due"), Instant::from(lease.until));
                 set.insert(field("holder"), &entry.holder);
-                // This version names the command in every email about a subscription, so without one it is an earlier version's.
-                let completed_on = entry.command.is_none().then_some(now.date_naive());
-                leased.push(OutboxEntry { content: up_to_date(entry.content, completed_on), ..entry });
+                leased.push(entry.up_to_date(now.date_naive()));
             }
             (Ok(entry), None) => {
                 set.insert(field("kind"), entry.kind().as_str());
@@ -252,16 +250,6 @@ fn plan(
         update: bson::serialize_to_raw_document_buf(&update)?.into(),
         entries: leased,
     }))
-}
-
-/// What an earlier version stored, as today's templates expect it: without facts that its recipient may no longer read and, if
-/// `completed_on` is a day, with facts that were not recorded then.
-fn up_to_date(content: Content, completed_on: Option<NaiveDate>) -> Content {
-    match (content, completed_on) {
-        (Content::Mail(email), Some(today)) => Content::Mail(email.completed(today).for_its_reader()),
-        (Content::Mail(email), None) => Content::Mail(email.for_its_reader()),
-        (Content::Event(event), _) => Content::Event(event),
-    }
 }
 
 fn is_of_later_version(entry: &RawDocument) -> bool {

@@ -1,7 +1,7 @@
 //! The entries of the outbox: emails and events that are still to be sent, kept in the document whose change caused them.
 
 use bson::DateTime as Instant;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, Utc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -98,6 +98,16 @@ impl OutboxEntry {
             Content::Mail(_) => Kind::Email,
             Content::Event(_) => Kind::Event,
         }
+    }
+
+    /// What an earlier version stored, as today's templates expect it: without facts that its recipient may no longer read, and with
+    /// what is known today of facts that were not recorded then.
+    #[must_use]
+    pub(super) fn up_to_date(self, today: NaiveDate) -> Self {
+        let Content::Mail(email) = self.content else { return self };
+        // This version names the command in every email about a subscription.
+        let email = if self.command.is_none() { email.completed(today) } else { email };
+        Self { content: Content::Mail(email.for_its_reader()), ..self }
     }
 }
 

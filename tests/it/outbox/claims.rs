@@ -140,6 +140,55 @@ async fn entries_of_earlier_versions_are_sent() {
     bed.remove().await;
 }
 
+/// Earlier versions recorded neither `command` nor whether invoices are still to come, and an absent `refund` as `false`.
+#[tokio::test(flavor = "multi_thread")]
+async fn emails_of_earlier_versions_deny_no_invoice_and_no_refund() {
+    let bed = TestBed::new("deny").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let entry = |template: &str, more: Document| {
+        let mut facts = doc! {
+            "organization": { "name": "Club", "email": "club@sports.example" }, "manager": { "email": "ada@home.example" },
+            "participant": "Zoé", "plan": "Yoga", "reason": "do not enrol again",
+        };
+        facts.extend(more);
+        let mail = doc! {
+            "template": template, "role": "account_manager", "to": { "email": "ada@home.example" }, "locale": "en-CA", "facts": facts,
+        };
+        doc! { "id": Uuid::new_v4().to_string(), "due": DateTime::now(), "holder": "", "attempts": 0, "mail": mail }
+    };
+    let outbox = [
+        entry("cancelled-by-admin", doc! { "ends_on": "2126-09-14", "final_billing_on": "2126-08-15" }),
+        entry("request-accepted", doc! { "ends_on": "2026-05-14", "final_billing_on": "2026-04-15" }),
+        entry("removed-by-admin", doc! { "removed_on": "2026-05-14", "invoice_id": "inv-05", "refund": false }),
+        entry("removed-by-admin", doc! { "removed_on": "2026-05-14", "invoice_id": "inv-06", "refund": true }),
+    ];
+    let add = doc! { "$push": { "outbox": { "$each": outbox.to_vec() } } };
+    bed.collection("subscriptions").update_one(doc! { "_id": "sub" }, add).await.unwrap();
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    bed.outboxes_empty().await;
+    assert!(worker.stop().await.success());
+
+    let emails = sink.emails();
+    assert_eq!(emails.len(), 4);
+    let texts: Vec<String> = emails
+        .iter()
+        .map(|email| MessageParser::default().parse(&email.bytes).unwrap().body_text(0).unwrap().replace("\r\n", "\n"))
+        .collect();
+    let with =
+        |words: &str| texts.iter().find(|text| text.contains(words)).unwrap_or_else(|| panic!("{words}: {texts:#?}"));
+    let [to_come, ended] = ["Last invoice: August 15, 2126", "Last invoice: April 15, 2026"].map(with);
+    assert!(to_come.contains("Access continues through September 14, 2126."), "{to_come}");
+    assert!(!ended.contains("Access continues"), "{ended}");
+    for text in [to_come, ended] {
+        assert!(text.contains("\nAny unpaid invoice is still due.\n") && !text.contains("o more invoices"), "{text}");
+    }
+    assert!(with("We’ve cancelled invoice inv-05.\n\nParticipant: Zoé\n").contains("no more invoices"), "{texts:#?}");
+    with("We’ve cancelled invoice inv-06. You’ll get a refund for what you paid.");
+    assert!(texts.iter().all(|text| !text.contains("do not enrol") && !text.contains("No refund")), "{texts:#?}");
+    bed.remove().await;
+}
+
 /// However many documents reject writes, later documents are claimed, and the failing ones are not retried constantly.
 #[tokio::test(flavor = "multi_thread")]
 async fn unwritable_documents_do_not_block_claims() {

@@ -127,6 +127,7 @@ fn list(organization: &Organization, oldest: &[Subscription], today: NaiveDate) 
         let name = |name: &str| shortened(name, NAME_CHARS_MAX);
         let requested_on = organization.date_at(request.requested_at)?;
         let entry = PendingRequest {
+            subscription_id: Some(subscription.id.to_string()),
             participant: details.participant.as_deref().ok().map(name),
             plan: details.plan.as_deref().ok().map(name),
             requested_on,
@@ -135,9 +136,9 @@ fn list(organization: &Organization, oldest: &[Subscription], today: NaiveDate) 
             reason: request.reason.as_ref().map(|reason| shortened(reason.as_str(), REASON_CHARS_MAX)),
             admin_url: organization.links.admin_url(&subscription.id),
         };
-        let PendingRequest { participant, plan, actor, reason, admin_url, .. } = &entry;
-        bytes +=
-            [participant, plan, actor, reason, admin_url].into_iter().flatten().map(|text| weight(text)).sum::<usize>();
+        let PendingRequest { subscription_id, participant, plan, actor, reason, admin_url, .. } = &entry;
+        let texts = [subscription_id, participant, plan, actor, reason, admin_url];
+        bytes += texts.into_iter().flatten().map(|text| weight(text)).sum::<usize>();
         if bytes > LIST_BYTES_MAX {
             break;
         }

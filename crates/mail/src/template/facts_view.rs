@@ -29,7 +29,7 @@ pub(super) const PHONES: [&str; 1] = ["organization.phone"];
 /// What people wrote, in any number of lines. The plain part quotes it.
 const PROSE: [&str; 4] = ["reason", "note", "message", "failure_message"];
 /// Names of people and things, and amounts, whose writing direction is their own: those that lists have, too, and others.
-const NAMES: [&str; 5] = ["participant", "plan", "actor", "amount", "invoice_id"];
+const NAMES: [&str; 6] = ["participant", "plan", "actor", "amount", "invoice_id", "subscription_id"];
 const LONG_NAMES: [&str; 2] = ["manager.name", "organization.name"];
 
 /// Stands for a name that is empty.
@@ -65,6 +65,11 @@ pub(super) fn is_phone(path: &str) -> bool {
     PHONES.contains(&path)
 }
 
+/// Whether a name is the address of an email account or of a page, which is written from left to right.
+pub(super) fn is_address(path: &str) -> bool {
+    EMAIL_ADDRESSES.contains(&path) || LINKS.contains(&path)
+}
+
 /// Whether a name is a date.
 pub(super) fn is_date(path: &str) -> bool {
     let name = last_name(path);
@@ -92,6 +97,7 @@ pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
         ended,
         final_billing_on,
         next_billing_on,
+        invoices_unknown,
         removed_on,
         requested_on,
         superseded,
@@ -131,6 +137,7 @@ pub(super) fn view(facts: &Facts, reader: &Reader) -> Map<String, Json> {
     view.flag("ended", *ended);
     view.date("final_billing_on", *final_billing_on);
     view.date("next_billing_on", *next_billing_on);
+    view.flag("invoices_unknown", *invoices_unknown);
     view.date("removed_on", *removed_on);
     view.date("requested_on", *requested_on);
     view.flag("superseded", *superseded);
@@ -240,8 +247,9 @@ fn organization_names(organization: &OrganizationFacts) -> Json {
 }
 
 fn pending_request(request: &PendingRequest, reader: &Reader) -> Json {
-    let PendingRequest { participant, plan, requested_on, days, actor, reason, admin_url } = request;
+    let PendingRequest { subscription_id, participant, plan, requested_on, days, actor, reason, admin_url } = request;
     let mut names = object([
+        ("subscription_id", subscription_id.as_deref().map(name)),
         ("participant", participant.as_deref().map(name)),
         ("plan", plan.as_deref().map(name)),
         ("requested_on", Some(reader.formats.date(*requested_on))),

@@ -7,7 +7,7 @@ use mrml::prelude::render::RenderOptions;
 use super::block::{Block, BlockKind, Inline, Link};
 use super::design::{Design, Places};
 use super::escape::escape_html;
-use super::facts_view::{is_date, is_name, is_phone};
+use super::facts_view::{is_address, is_date, is_name, is_phone};
 use super::tags::{Tag, TagKind, Tags};
 use crate::locale::Direction;
 
@@ -98,13 +98,21 @@ impl MjmlWriter<'_> {
     /// Text in which dates and phone numbers are not broken over two lines, and names keep their own writing direction.
     fn text(&self, text: &str) -> String {
         let mut html = String::with_capacity(text.len());
-        for char in escape_html(text).chars() {
-            match self.tags.get(char) {
-                Some(tag) if tag.kind == TagKind::Expression => match element(tag) {
-                    Some((begin, end)) => html.extend([begin, char.encode_utf8(&mut [0; 4]), end]),
-                    None => html.push(char),
-                },
-                _ => html.push(char),
+        let escaped = escape_html(text);
+        let mut rest = escaped.chars();
+        while let Some(char) = rest.next() {
+            let tag = self.tags.get(char).filter(|tag| tag.kind == TagKind::Expression);
+            let Some((tag, (begin, end))) = tag.and_then(|tag| Some((tag, element(tag)?))) else {
+                html.push(char);
+                continue;
+            };
+            // The tag would remove white space inside the element only.
+            if tag.removes_space_before() {
+                html.truncate(html.trim_end().len());
+            }
+            html.extend([begin, char.encode_utf8(&mut [0; 4]), end]);
+            if tag.removes_space_after() {
+                rest = rest.as_str().trim_start().chars();
             }
         }
         html
@@ -114,10 +122,13 @@ impl MjmlWriter<'_> {
 /// The element around a fact.
 fn element(tag: &Tag) -> Option<(&'static str, &'static str)> {
     let path = tag.inner().rsplit([' ', '(', ')']).find(|word| !word.is_empty())?;
-    if is_date(path) || is_phone(path) {
+    if is_date(path) {
         return Some(("<span style=\"white-space:nowrap\">", "</span>"));
     }
-    is_name(path).then_some(("<bdi>", "</bdi>"))
+    if is_phone(path) {
+        return Some(("<bdi style=\"white-space:nowrap\">", "</bdi>"));
+    }
+    (is_name(path) || is_address(path)).then_some(("<bdi>", "</bdi>"))
 }
 
 /// A tag between MJML elements.
@@ -127,16 +138,15 @@ fn raw(tag: &str) -> String {
 
 /// Compiles MJML to HTML, in lines that every mail server accepts unchanged: short, and none begins with a dot.
 pub(super) fn compile_mjml(mjml: &str, direction: Direction) -> Result<String, String> {
-    let parsed = mrml::parse(mjml).map_err(|error| format!("invalid MJML: {error}"))?;
+    let mut parsed = mrml::parse(mjml).map_err(|error| format!("invalid MJML: {error}"))?;
     if let Some(warning) = parsed.warnings.first() {
         return Err(format!("invalid MJML: {warning}"));
     }
+    parsed.element.attributes.dir = Some(direction.as_str().to_owned());
     // No web fonts: loading them would reveal that an email was opened.
     let options = RenderOptions { fonts: HashMap::new(), ..RenderOptions::default() };
     let html = parsed.element.render(&options).map_err(|error| format!("invalid MJML: {error}"))?;
     let html = unescaped(&html);
-    // Screen readers announce where the email begins, and a mail client has a main part of its own.
-    let html = html.replacen("role=\"article\"", "role=\"article\" aria-roledescription=\"email\"", 1);
     let html = match direction {
         Direction::LeftToRight => html,
         Direction::RightToLeft => mirrored(&html),
@@ -173,10 +183,7 @@ fn unescaped(html: &str) -> String {
 
 /// The page for a language that is written from right to left. MJML lays out all pages from left to right.
 fn mirrored(html: &str) -> String {
-    let mut mirrored = html
-        .replace("direction:ltr", "direction:rtl")
-        .replace("dir=\"ltr\"", "dir=\"rtl\"")
-        .replace("dir=\"auto\"", "dir=\"rtl\"");
+    let mut mirrored = html.replace("direction:ltr", "direction:rtl");
     for (left, right) in [
         ("text-align:left", "text-align:right"),
         ("align=\"left\"", "align=\"right\""),

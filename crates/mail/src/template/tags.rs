@@ -58,6 +58,16 @@ impl Tag {
         inner(&self.text).trim_start_matches(['#', '/', '>', '*', '^']).trim()
     }
 
+    /// Whether it begins with `~`.
+    pub(super) fn removes_space_before(&self) -> bool {
+        self.text.starts_with("{{~")
+    }
+
+    /// Whether it ends with `~`.
+    pub(super) fn removes_space_after(&self) -> bool {
+        self.text.ends_with("~}}")
+    }
+
     /// The helper of a block: `if` of `{{#if name}}` and of `{{/if}}`.
     fn helper(&self) -> &str {
         self.inner().split_whitespace().next().unwrap_or_default()

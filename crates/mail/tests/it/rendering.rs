@@ -89,6 +89,9 @@ fn html_parts_contain_all_text_of_the_plain_parts() {
             assert!(html.starts_with("<!doctype html>"), "{what}");
             assert!(html.contains(&format!("<html lang=\"{language}\" ")), "{what}");
             assert!(!html.contains("&#"), "{what}: {html}");
+            for attribute in ["role=\"article\"", "aria-roledescription=\"email\""] {
+                assert_eq!(html.matches(attribute).count(), 1, "{what}: {attribute}");
+            }
             assert!(html.len() < 100_000, "{what}");
             assert!(html.lines().all(|line| line.len() < 998), "{what}: lines too long for mail servers");
             assert!(!html.contains("\n."), "{what}: a dot that SMTP must double");

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use offramp_domain::notification::{Notification, Template};
+use offramp_domain::notification::{Notification, Recipient, Template};
+use offramp_mail::samples::samples;
 use offramp_mail::{EmailKind, Templates};
 
 use super::sample;
@@ -195,6 +196,12 @@ fn templates_may_use_the_whole_language() {
          {{#each card as |part name|}}\n\
          - **{{name}}:** {{#if @first}}first{{/if}}{{../card.last4}}\n\
          {{/each}}\n\n\
+         {{#each card as |part name|}}\n\
+         {{#if (and @first @root.payment_method_url)}}\n\
+         > Up to {{~ @root.amount ~}} ; until {{~ @root.amount ~}} !\n\n\
+         [Pay with {{part}}]({{@root.payment_method_url}})\n\
+         {{/if}}\n\
+         {{/each}}\n\n\
          {{#with organization}}\n\
          By {{name}}\n\
          {{/with}}\n\n\
@@ -222,6 +229,8 @@ fn templates_may_use_the_whole_language() {
     assert!(text.starts_with(expected), "{text}");
     for line in [
         "brand: first4242",
+        "Up to$49.99; until$49.99!",
+        "Pay with Visa\nhttps://my.boreal.example/acc-0042/cards",
         "By Club Boréal",
         "Visa\n\nInside $49.99",
         "The end of $49.99",
@@ -234,10 +243,35 @@ fn templates_may_use_the_whole_language() {
         "A <strong>b</strong> {{braces}}",
         ">Card, *the*</th>",
         "By ",
+        "Up to<bdi>$49.99</bdi>; until<bdi>$49.99</bdi>!",
+        "Pay with Visa",
         "Inside <bdi>$49.99</bdi>",
         "href=\"https://pay.example/L%C3%A9a%20O%27Brien-Tremblay?plan=Natation%20%3C%2012%20ans\"",
     ] {
         assert!(html.contains(part), "{part}: {html}");
+    }
+}
+
+/// The page is mirrored, but not what keeps its own direction: phone numbers, addresses, what people wrote.
+#[test]
+fn a_language_written_from_right_to_left_is_added_by_copying_a_folder() {
+    let directory = tempfile::tempdir().unwrap();
+    copy(&templates_directory().join("en"), &directory.path().join("ar"));
+    let templates = Templates::load(Some(directory.path())).unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let samples = samples(Template::RequestDeclined, Recipient::AccountManager, "ar");
+    let html = templates.render(&samples[0].notification).unwrap().html;
+    for part in [
+        "<html lang=\"ar\" dir=\"rtl\" ",
+        "text-align:right;",
+        "border-right:3px solid",
+        "<blockquote dir=\"auto\" ",
+        "<bdi style=\"white-space:nowrap\">514 555-0199</bdi>",
+        "<bdi>https://boreal.example/</bdi>",
+    ] {
+        assert!(html.contains(part), "{part}: {html}");
+    }
+    for part in ["dir=\"ltr\"", "direction:ltr", "text-align:left"] {
+        assert!(!html.contains(part), "{part}: {html}");
     }
 }
 

@@ -112,6 +112,7 @@ fn what_the_reminder_says() {
     let facts = notification.facts;
     assert_eq!((&facts.manager, &facts.participant, facts.requests_count), (&None, &None, Some(2)));
     let first = PendingRequest {
+        subscription_id: Some("sub-0".into()),
         participant: Some("Zoé Roy".into()),
         plan: Some("Natation".into()),
         requested_on: date("2026-05-19"), // in Montréal
