@@ -100,7 +100,9 @@ impl Message {
             ("app_id", properties.app_id()),
         ];
         let texts = texts.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        // Those of the broker are not published again.
         let headers = properties.headers().iter().flat_map(FieldTable::inner);
+        let headers = headers.filter(|(name, _)| !name.as_str().starts_with("x-"));
         Self {
             queue: queue.to_owned(),
             routing_key: delivery.routing_key.to_string(),
