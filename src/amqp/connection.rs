@@ -237,7 +237,11 @@ impl Link {
         let Address { settings, index } = &self.address;
         let broker = Broker(settings.clone());
         let others = (0..settings.urls.as_slice().len()).filter(|other| other != index);
-        join_all(others.map(|other| broker.connect_to(other, purpose))).await.into_iter().filter_map(Result::ok).collect()
+        join_all(others.map(|other| broker.connect_to(other, purpose)))
+            .await
+            .into_iter()
+            .filter_map(Result::ok)
+            .collect()
     }
 
     /// Opens a channel.
@@ -359,7 +363,9 @@ pub enum BrokerError {
         code: Option<u16>,
     },
     /// The node lacks what another address has: it has lost its data, or has not joined its cluster yet.
-    #[error("this RabbitMQ node has no {object}, but another address has: it does not belong to the cluster, or not yet")]
+    #[error(
+        "this RabbitMQ node has no {object}, but another address has: it does not belong to the cluster, or not yet"
+    )]
     Stranger {
         /// What it lacks.
         object: String,
@@ -385,7 +391,7 @@ impl BrokerError {
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Denied(_) => false,
-            Self::Silent(_) | Self::Deadline { .. } => true,
+            Self::Silent(_) | Self::Stranger { .. } | Self::Deadline { .. } => true,
             Self::Failed { code, .. } => !code.is_some_and(|code| is_denied(code) || code == PRECONDITION_FAILED),
         }
     }
