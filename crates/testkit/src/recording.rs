@@ -201,8 +201,8 @@ impl Recording {
         self.every_document().flat_map(|(_, document)| list(document, "notifications")).collect()
     }
 
-    /// Stores the documents, and publishes the dead letters and retry copies. The queues exist already. Recent instants are moved, as if
-    /// the recording were an hour old.
+    /// Stores the documents, and publishes the dead letters. The queues exist already. Recent instants are moved, as if the recording
+    /// were an hour old. Retry copies are not published, because they would not wait for the test: see [`publish`].
     pub async fn load(&self, bed: &TestBed) {
         let now = DateTime::now().timestamp_millis();
         let offset = now - i64::try_from(AGE_WHEN_LOADED.as_millis()).unwrap() - self.recorded_at.timestamp_millis();
@@ -215,12 +215,8 @@ impl Recording {
             });
             bed.collection(collection).insert_many(moved).await.unwrap();
         }
-        for message in self.dead_letters.iter().chain(&self.retry_copies) {
-            let (exchange, routing_key) = match message.queue.as_str() {
-                "dead-letters" => (String::new(), format!("{}.dead-letters", bed.prefix)),
-                queue => (format!("{}.{queue}", bed.prefix), message.routing_key.replace(PREFIX, &bed.prefix)),
-            };
-            publish(bed, &exchange, &routing_key, message).await;
+        for message in &self.dead_letters {
+            publish(bed, "", &format!("{}.dead-letters", bed.prefix), message).await;
         }
     }
 
@@ -287,8 +283,9 @@ pub fn list(document: &Document, name: &str) -> Vec<Document> {
     values.into_iter().map(|value| value.as_document().unwrap().clone()).collect()
 }
 
-/// Publishes a recorded message.
+/// Publishes a recorded message to an exchange. `{prefix}` in the routing key is replaced.
 pub async fn publish(bed: &TestBed, exchange: &str, routing_key: &str, message: &Message) {
+    let routing_key = routing_key.replace(PREFIX, &bed.prefix);
     let mut message = message.clone();
     for value in message.headers.values_mut() {
         *value = serde_json::from_str(&value.to_string().replace(PREFIX, &bed.prefix)).unwrap();
@@ -297,7 +294,7 @@ pub async fn publish(bed: &TestBed, exchange: &str, routing_key: &str, message: 
     let properties = message.to_properties();
     let confirm = bed
         .channel
-        .basic_publish(exchange.into(), routing_key.into(), options, message.body.as_bytes(), properties)
+        .basic_publish(exchange.into(), routing_key.as_str().into(), options, message.body.as_bytes(), properties)
         .await
         .unwrap()
         .await
