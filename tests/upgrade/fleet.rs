@@ -15,8 +15,9 @@ use offramp_testkit::smtp_sink::{Action, ReceivedEmail, SmtpSink, Step, Tls};
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, build, program};
 
-/// Every email with this number is deferred once, so that entries wait for whichever worker comes.
-const DEFER_EVERY: usize = 150;
+/// Every email with this number is deferred once, so that entries wait for whichever worker comes. Seldom, because each deferral makes
+/// its worker send fewer emails per second.
+const DEFER_EVERY: usize = 1_000;
 /// How often to take the accepted emails.
 const DRAIN_EVERY: Duration = Duration::from_millis(200);
 
