@@ -122,7 +122,8 @@ impl Store {
             return Ok(Vec::new());
         }
         let documents_max = i64::try_from(ids.len()).ok();
-        self.find(collection, doc! { "_id": { "$in": ids } }, projection, documents_max).await
+        // On the heap: with all its options the future is large, and a batch waits for several of them at once.
+        Box::pin(self.find(collection, doc! { "_id": { "$in": ids } }, projection, documents_max)).await
     }
 }
 

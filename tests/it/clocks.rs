@@ -127,7 +127,7 @@ async fn workers_whose_clocks_differ_by_a_minute_send_each_email_once() {
     let emails = by_id(&sink);
     assert_eq!(emails.len(), COUNT);
     for (id, emails) in emails.iter().filter(|(_, emails)| emails.len() > 1) {
-        let (first, killed) = (emails[0].at, killed_at - KILLED_WITHIN);
+        let (first, killed) = (emails[0].at, killed_at.checked_sub(KILLED_WITHIN).unwrap());
         assert!(
             emails.len() == 2 && first > killed && first < killed_at + KILLED_WITHIN,
             "{id} was sent more than once"

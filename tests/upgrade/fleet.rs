@@ -100,7 +100,7 @@ impl Fleet {
         let stopped = begin.elapsed();
         let successor = self.spawn(number, release).ready().await;
         self.workers.insert(number, (release, successor));
-        self.replacements.push((stopped, begin.elapsed() - stopped));
+        self.replacements.push((stopped, begin.elapsed().saturating_sub(stopped)));
     }
 
     async fn stopped(&mut self, release: Release, worker: WorkerProcess) {

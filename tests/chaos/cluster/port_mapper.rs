@@ -68,8 +68,11 @@ impl PortMapper {
             }
             Some((&NAMES, _)) => {
                 let nodes = self.nodes.lock().unwrap().clone();
-                let lines: String = nodes.iter().map(|(name, port)| format!("name {name} at port {port}\n")).collect();
-                peer.write_all(&[&u32::from(self.port).to_be_bytes()[..], lines.as_bytes()].concat()).await
+                let mut answer = u32::from(self.port).to_be_bytes().to_vec();
+                for (name, port) in nodes {
+                    answer.extend(format!("name {name} at port {port}\n").into_bytes());
+                }
+                peer.write_all(&answer).await
             }
             _ => Ok(()),
         }
