@@ -1,5 +1,6 @@
 //! Servers for one test, next to the shared ones. They run without Docker, so on Linux only.
 
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,6 +16,12 @@ impl PrivateServers {
     /// Starts servers by their names in `scripts/services`, with additional environment variables.
     pub fn start(names: &[&str], environment: Vec<(&'static str, PathBuf)>) -> Self {
         let servers = Self { directory: tempfile::tempdir().unwrap(), environment };
+        // Tests run side by side: two sets of servers that start at the same moment would both find the usual ports free.
+        let run = servers.directory.path().join("run");
+        std::fs::create_dir(&run).unwrap();
+        for name in ["rabbitmq", "rabbitmq_admin", "rabbitmq_peers", "epmd", "mongodb", "smtp"] {
+            std::fs::write(run.join(format!("{name}.port")), free_port().to_string()).unwrap();
+        }
         for name in names {
             assert!(servers.services(&["start", name]), "cannot start {name}");
         }
@@ -59,5 +66,15 @@ impl PrivateServers {
 impl Drop for PrivateServers {
     fn drop(&mut self) {
         self.services(&["down"]);
+    }
+}
+
+/// A port that is free now, below the range of outgoing connections, so that it is free again when its server restarts.
+pub fn free_port() -> u16 {
+    loop {
+        let port = fastrand::u16(20_000..30_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }

@@ -11,7 +11,6 @@ mod port_mapper;
 mod rabbitmq;
 mod server;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use self::mongodb::ReplicaSet;
@@ -61,16 +60,6 @@ impl Cluster {
     /// RabbitMQ's URL for the test's own clients.
     pub fn front_url(&self) -> String {
         self.front.url()
-    }
-}
-
-/// A port that is free now, below the range of outgoing connections, so that it is free again when its server restarts.
-fn free_port() -> u16 {
-    loop {
-        let port = fastrand::u16(20_000..30_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
 

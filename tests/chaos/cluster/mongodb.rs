@@ -11,8 +11,9 @@ use tokio::time::timeout;
 
 use super::network::Network;
 use super::server::Server;
-use super::{SIZE, free_port, words};
+use super::{SIZE, words};
 use offramp_testkit::eventually;
+use offramp_testkit::private_servers::free_port;
 
 /// How long to wait for a server's reply when its state is asked for.
 const REPLY_PATIENCE: Duration = Duration::from_secs(1);

@@ -14,8 +14,9 @@ use tokio::time::timeout;
 use super::network::Network;
 use super::port_mapper::PortMapper;
 use super::server::Server;
-use super::{SIZE, free_port, words};
+use super::{SIZE, words};
 use offramp_testkit::eventually_within;
+use offramp_testkit::private_servers::free_port;
 use offramp_testkit::process;
 
 /// The number of the first node; those before it are MongoDB's.
