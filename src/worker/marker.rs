@@ -22,10 +22,12 @@ use crate::store::{Store, StoreError};
 pub(super) const UNMARKED_EVENTS_MAX: usize = 512;
 /// How many entries one flush marks.
 const FLUSH_MAX: usize = 256;
-/// The shortest time from the begin of one flush to the next, so that under load many entries share a statement.
+/// The shortest time from the end of one flush to the next, so that under load many entries share a statement.
 const FLUSH_PAUSE: Duration = Duration::from_millis(10);
-/// How many flushes may be under way. The next one does not wait until a majority of the servers has the last: an email whose mark has
-/// not reached the database is sent again if this process is killed.
+/// The longest time from the beginning of one flush to the next. A flush lasts until a majority of the servers has its marks, which can
+/// take long; an email whose mark has not reached the database is sent again if this process is killed.
+const FLUSH_OVERLAP_AFTER: Duration = Duration::from_millis(40);
+/// How many flushes may be under way.
 const FLUSHES_MAX: usize = 8;
 /// No email is sent while a flush takes longer than this: if this process were killed before the database answers, each email
 /// would be sent twice.
@@ -78,7 +80,7 @@ impl Marker {
     pub(super) async fn run(mut self) {
         let mut batch = Batch::default();
         let mut flushes = JoinSet::new();
-        let mut flush_began_at: Option<Instant> = None;
+        let (mut flush_began_at, mut flush_ended_at) = (Instant::now(), None);
         loop {
             if self.emails.is_none() && self.events.is_none() {
                 batch.marks.extend(self.companions.take_all());
@@ -88,8 +90,9 @@ impl Marker {
             }
             let has_room = batch.marks.len() < FLUSH_MAX;
             let may_flush = !batch.marks.is_empty() && flushes.len() < FLUSHES_MAX;
-            let flush_at = may_flush.then(|| match flush_began_at {
-                Some(began_at) if has_room => began_at + FLUSH_PAUSE,
+            let flush_at = may_flush.then(|| match flush_ended_at {
+                _ if !flushes.is_empty() => flush_began_at + FLUSH_OVERLAP_AFTER,
+                Some(ended_at) if has_room => ended_at + FLUSH_PAUSE,
                 _ => Instant::now(),
             });
             tokio::select! {
@@ -109,7 +112,7 @@ impl Marker {
                 }
                 () = wait_until(flush_at) => {
                     let batch = std::mem::take(&mut batch);
-                    flush_began_at = Some(Instant::now());
+                    flush_began_at = Instant::now();
                     flushes.spawn(self.flusher.clone().flush(batch, self.aside.clone()));
                 }
                 Some(ended) = flushes.join_next() => {
@@ -117,6 +120,7 @@ impl Marker {
                     if ended.is_err() {
                         return;
                     }
+                    flush_ended_at = Some(Instant::now());
                 }
             }
         }
