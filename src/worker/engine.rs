@@ -153,8 +153,8 @@ impl Engine {
         let mut decided = vec![Decided::failed(CONFLICT.to_owned()); tasks.len()];
         let store = self.store.measured_as(MongodbOperation::Load);
         self.decide_all(&store, tasks, (0..tasks.len()).collect(), &mut decided, span).await?;
-        let unwritten = (0..tasks.len()).filter(|&index| needs_certainty(tasks[index], &decided[index])).collect();
-        self.decide_all(&store.linearizable(), tasks, unwritten, &mut decided, span).await?;
+        let uncertain = uncertain(tasks, &decided);
+        self.decide_all(&store.linearizable(), tasks, uncertain, &mut decided, span).await?;
         Ok(decided)
     }
 
@@ -242,12 +242,17 @@ impl Engine {
     }
 }
 
-/// Whether a command must be decided once more, on what is certain. A majority has what was written, and the version guarded it. A
-/// decision that needed no write, such as a rejection or a repeat, may rest on what a primary returned that another has replaced, or on
-/// a change that will be undone because no majority has it. (Tasks of the calendar are found again.)
-fn needs_certainty(task: &Task, decided: &Decided) -> bool {
-    let is_written = matches!(decided.processed, Processed::Decided(TaskOutcome::Applied | TaskOutcome::Unchanged));
-    matches!(task, Task::Command(_)) && !is_written
+/// The commands that must be decided once more, on what is certain: those whose document was not written. A write is guarded by the version
+/// that all decisions about its document rest on, and a majority has it. A decision that needed no write, such as a rejection or a
+/// repeat, may rest on what a primary returned that another has replaced, or on a change that will be undone because no majority has
+/// it. (Tasks of the calendar are found again.)
+fn uncertain(tasks: &[&Task], decided: &[Decided]) -> Vec<usize> {
+    let is_written = |index: &usize| {
+        matches!(decided[*index].processed, Processed::Decided(TaskOutcome::Applied | TaskOutcome::Unchanged))
+    };
+    let commands = || (0..tasks.len()).filter(|&index| matches!(tasks[index], Task::Command(_)));
+    let written: HashSet<_> = commands().filter(is_written).map(|index| document(tasks[index])).collect();
+    commands().filter(|&index| !written.contains(&document(tasks[index]))).collect()
 }
 
 /// Ends the span of a request to the database.

@@ -479,6 +479,33 @@ async fn rejections_and_repeats_are_decided_on_linearizable_reads() {
     bed.remove().await;
 }
 
+/// A rejection that stands in a batch before a change of the same document must not be decided again after that change.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejection_rests_on_the_state_before_later_commands_of_its_batch() {
+    let bed = TestBed::new("order").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
+    // The first worker declares the topology; all messages then wait together for the second.
+    assert!(WorkerProcess::start(&bed, &sink.url()).await.stop().await.success());
+    let from_invoice = |id: &str, invoice: &str| {
+        let fields = [("via", json!("invoice")), ("invoice_id", json!(invoice))];
+        fields.into_iter().fold(cancellation(id, "sub"), |command, (field, value)| with(command, field, value))
+    };
+    // A lane begins with a batch of one.
+    bed.command(&with(cancellation("first", "sub"), "organization_id", json!("elsewhere"))).await;
+    for command in [from_invoice("older", "inv-4"), from_invoice("newest", "inv-5"), from_invoice("again", "inv-5")] {
+        bed.command(&command).await;
+    }
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    for (id, reason) in [("older", "not_last_invoice"), ("again", "already_ended")] {
+        let event = events.next(&bed, is_rejection_of(id)).await;
+        assert_eq!(event["data"]["reason"], reason, "{id}");
+    }
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
 /// A `reply_to` that names one of Offramp's own queues would turn replies into commands or dead letters.
 #[tokio::test(flavor = "multi_thread")]
 async fn replies_to_offramps_own_queues_are_not_sent() {

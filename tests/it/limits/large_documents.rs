@@ -98,7 +98,7 @@ async fn a_sent_email_of_a_full_document_is_marked() {
     bed.remove().await;
 }
 
-/// The holder of the lease leaves the document, which makes just enough room to count that the email is in doubt.
+/// An email that may have been delivered is not sent again soon, however full its document is.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_in_doubt_of_a_full_document_is_counted() {
     let bed = TestBed::new("full-doubt").await;
@@ -121,7 +121,6 @@ async fn an_email_in_doubt_of_a_full_document_is_counted() {
     is_full.store(true, Ordering::Relaxed);
     let entry: Document = email(&bed, "an email in doubt", |entry| entry.contains_key("in_doubt")).await;
     assert_eq!(entry.get_i32("in_doubt").unwrap(), 1, "{entry}");
-    assert!(!entry.contains_key("holder") && !entry.contains_key("error"), "there was no room for more: {entry}");
     let due = entry.get_datetime("due").unwrap().to_chrono();
     assert!(due > chrono::Utc::now() + chrono::TimeDelta::minutes(10), "it is not sent again soon: {entry}");
     assert!(worker.stop().await.success());
