@@ -43,6 +43,7 @@ pub struct Store {
     pub(in crate::store) database: Database,
     /// What its requests are counted as, if they are.
     operation: Option<MongodbOperation>,
+    /// See [`Self::linearizable`].
     is_linearizable: bool,
 }
 
@@ -115,14 +116,14 @@ impl Store {
         options.batch_size = limit.map(|limit| u32::try_from(limit).unwrap_or(u32::MAX));
         let is_linearizable = self.is_linearizable;
         self.measured(async move {
-            let find = || collection.find(filter.clone()).with_options(options.clone());
             if is_linearizable {
-                match find().read_concern(ReadConcern::linearizable()).await {
+                let find = collection.find(filter.clone()).with_options(options.clone());
+                match find.read_concern(ReadConcern::linearizable()).await {
                     Err(error) if is_standalone(&error) => {}
                     found => return found?.try_collect().await,
                 }
             }
-            find().await?.try_collect().await
+            collection.find(filter).with_options(options).await?.try_collect().await
         })
         .await
     }

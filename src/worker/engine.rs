@@ -149,6 +149,7 @@ impl Engine {
         }
     }
 
+    /// Decides and commits all tasks, and once more those that are not certain yet.
     async fn try_run(&self, tasks: &[&Task], span: &Span) -> Result<Vec<Decided>, StoreError> {
         let mut decided = vec![Decided::failed(CONFLICT.to_owned()); tasks.len()];
         let store = self.store.measured_as(MongodbOperation::Load);

@@ -75,7 +75,10 @@ impl Cluster {
             rng.shuffle(&mut faults);
             for fault in faults {
                 if Instant::now() > until {
-                    say!("{} members of the replica set undid writes that no majority had", self.rollbacks().await);
+                    say!(
+                        "{} rollbacks: a member of the replica set undid writes that no majority had",
+                        self.rollbacks().await
+                    );
                     return;
                 }
                 attack.inject(fault, &mut rng).await;
