@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::Channel;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::batch::Batch;
@@ -35,6 +35,10 @@ const SUSPICIOUS_REDELIVERIES: u64 = 5;
 const HELD_REDELIVERIES: u64 = 2 * SUSPICIOUS_REDELIVERIES;
 /// How long to wait for a full prefetch window while the window is narrow. See [`Subscription::widen`].
 const WINDOW_TIMEOUT: Duration = Duration::from_millis(100);
+/// After how many seconds without a delivery a consumer asks whether its queue works. See [`Subscription::try_queue`].
+const QUIET_SECONDS_MAX: u64 = 5;
+/// The problem of a consumer whose queue has messages that it does not receive.
+const PASSED_OVER: &str = "its queue has messages, but none is delivered";
 /// The longest time for which a suspect is held, in milliseconds. See [`Consumer::begin`].
 const HOLD_MILLISECONDS_MAX: u64 = 500;
 
@@ -65,6 +69,10 @@ struct Subscription {
     window: u16,
     /// The last settled delivery tag when this consumer began. Deliveries set aside up to there take no room in its window.
     began_after: u64,
+    /// For [`Self::try_queue`]; none before the first time.
+    trial_channel: Option<Channel>,
+    /// The last trial got a message, and nothing was delivered since.
+    is_passed_over: bool,
 }
 
 /// Forwards deliveries at once, so that the end of a consumer is noticed while its lane is busy. It reads one consumer after another:
@@ -306,7 +314,7 @@ impl Consumer {
         // The receiver lives for as long as `deliveries` does.
         let _ = consumers.send(consumer);
         let session = Session::new(channel, link.clone(), ends);
-        Ok(Subscription { session: Arc::new(session), tag, consumers, deliveries, window: 1, began_after: 0 })
+        Ok(Subscription { session: Arc::new(session), tag, consumers, deliveries, window: 1, began_after: 0, trial_channel: None, is_passed_over: false })
     }
 }
 
@@ -329,7 +337,39 @@ impl Subscription {
         {
             return Some(Err(error.to_string()));
         }
-        self.deliveries.recv().await.map(|delivered| delivered.map_err(|error| explain(&error)))
+        loop {
+            if let Ok(delivered) = timeout(Duration::from_secs(QUIET_SECONDS_MAX), self.deliveries.recv()).await {
+                self.is_passed_over = false;
+                return delivered.map(|delivered| delivered.map_err(|error| explain(&error)));
+            }
+            // A reply would not be read.
+            if self.session.link.in_flight().is_full() {
+                continue;
+            }
+            match self.try_queue(queue).await {
+                Ok(is_empty) if is_empty || !self.is_passed_over => self.is_passed_over = !is_empty,
+                Ok(_) => return Some(Err(PASSED_OVER.to_owned())),
+                Err(error) => return Some(Err(error.to_string())),
+            }
+        }
+    }
+
+    /// Finds out whether the queue works at this node, by trying to take a message: no node grants that without a majority of the queue's
+    /// members, not even to say that there is none. A node that is cut off from its cluster goes on sending heartbeats, so nothing else
+    /// tells a consumer there that it will receive nothing. A message that is taken goes back at once. Returns whether the queue is empty.
+    async fn try_queue(&mut self, queue: &str) -> Result<bool, BrokerError> {
+        let link = &self.session.link;
+        let channel = match &self.trial_channel {
+            Some(channel) => channel,
+            None => self.trial_channel.insert(link.channel().await?),
+        };
+        let queue = ShortString::try_new(queue).unwrap_or_default();
+        let Some(message) = link.ask("look into the queue", channel.basic_get(queue, BasicGetOptions::default())).await? else {
+            return Ok(true);
+        };
+        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        link.ask("take a message back", message.nack(options)).await?;
+        Ok(false)
     }
 
     /// Raises the prefetch. It is fixed per consumer, so the consumer is cancelled and another started on the same channel, where earlier

@@ -1,4 +1,4 @@
-//! A RabbitMQ that blocks publishers for longer than any time limit of a worker, or does not answer.
+//! A RabbitMQ that blocks publishers for longer than any time limit of a worker, does not answer, or has a queue that does not.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -127,5 +127,44 @@ async fn init_waits_for_a_frozen_broker_and_says_so() {
     let output = tokio::task::spawn_blocking(move || initialising.wait_with_output().unwrap()).await.unwrap();
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && printed.contains("RabbitMQ: 18 objects created, 0 were there"), "{printed}");
+    bed.database.drop().await.unwrap();
+}
+
+/// As on a node that is cut off from its cluster: heartbeats arrive, deliveries do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_leaves_a_node_where_its_queue_does_not_answer() {
+    let lane = CommandType::Cancellation;
+    let (servers, bed) = broker("deaf").await;
+    populate(&bed).await;
+    assert!(init(&bed).output().unwrap().status.success());
+    let sink = SmtpSink::start().await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    assert_eq!(worker.connections(lane).await, 1);
+
+    let queue = |action: &str| {
+        format!(
+            "[sys:{action}(amqqueue:get_pid(Queue)) || Queue <- rabbit_amqqueue:list(), \
+             element(4, amqqueue:get_name(Queue)) =:= <<\"{}.cancellation\">>].",
+            bed.prefix
+        )
+    };
+    servers.control(&["rabbitmqctl", "eval", &queue("suspend")]);
+    eventually_within(Duration::from_secs(30), "a worker that names the cause", || async {
+        let answer = worker.readyz().await?;
+        (answer.status == 503 && answer.body.contains("RabbitMQ did not")).then_some(())
+    })
+    .await;
+    eventually("another connection", || async { worker.connections(lane).await > 1 }).await;
+    let others = CommandType::ALL.into_iter().filter(|other| *other != lane);
+    for other in others {
+        assert_eq!(worker.connections(other).await, 1, "{other}");
+    }
+
+    servers.control(&["rabbitmqctl", "eval", &queue("resume")]);
+    let worker = worker.ready().await;
+    bed.command(&cancellation("c", "sub")).await;
+    eventually("an email", || async { sink.emails().len() == 1 }).await;
+    bed.outboxes_empty().await;
+    assert!(worker.stop().await.success());
     bed.database.drop().await.unwrap();
 }
