@@ -30,7 +30,7 @@ pub(super) const PHONES: [&str; 1] = ["organization.phone"];
 const PROSE: [&str; 4] = ["reason", "note", "message", "failure_message"];
 /// Names of people and things, and amounts, whose writing direction is their own: those that lists have, too, and others.
 const NAMES: [&str; 6] = ["participant", "plan", "actor", "amount", "invoice_id", "subscription_id"];
-const LONG_NAMES: [&str; 2] = ["manager.name", "organization.name"];
+const LONG_NAMES: [&str; 3] = ["manager.name", "organization.name", "organization.address"];
 
 /// Stands for a name that is empty.
 const EMPTY_NAME: &str = "—";
@@ -55,7 +55,7 @@ pub(super) fn is_prose(path: &str) -> bool {
     PROSE.contains(&last_name(path))
 }
 
-/// Whether a name is that of a person or thing, or an amount.
+/// Whether a name is that of a person, thing or place, or an amount.
 pub(super) fn is_name(path: &str) -> bool {
     LONG_NAMES.contains(&path) || NAMES.contains(&last_name(path))
 }

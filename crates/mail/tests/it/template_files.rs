@@ -267,6 +267,7 @@ fn a_language_written_from_right_to_left_is_added_by_copying_a_folder() {
         "<blockquote dir=\"auto\" ",
         "<bdi style=\"white-space:nowrap\">514 555-0199</bdi>",
         "<bdi>https://boreal.example/</bdi>",
+        "<bdi>1200, rue du Lac, Magog (Québec) J1X 2B4</bdi>",
     ] {
         assert!(html.contains(part), "{part}: {html}");
     }
