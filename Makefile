@@ -57,11 +57,12 @@ chaos: cargo ## break everything for SECONDS=300, then look for lost or duplicat
 cluster_programs := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/cluster OFFRAMP_SERVICES_TOOLS=$(CURDIR)/.services/tools && \
 	programs=$$(scripts/services programs) && eval "$$programs" &&
 BESIDE ?=
+CLOCKS ?=
 
 .PHONY: chaos-cluster
-chaos-cluster: cargo ## the same with three MongoDB and three RabbitMQ servers, and what can happen between them (BESIDE=path/to/offramp: half of the workers run that build)
+chaos-cluster: cargo ## the same with three MongoDB and three RabbitMQ servers, and what can happen between them (BESIDE=path/to/offramp: every other worker runs that build; CLOCKS=30: two workers have clocks that are wrong by 30 s)
 	@$(cluster_programs) cargo test --locked --profile $(PROFILE) --test chaos -- --cluster .services/cluster --seconds $(SECONDS) \
-	  $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) $(addprefix --beside ,$(BESIDE)) --logs .services/cluster/log
+	  $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) $(addprefix --beside ,$(BESIDE)) $(addprefix --clocks ,$(CLOCKS)) --logs .services/cluster/log
 
 PREVIOUS ?=
 

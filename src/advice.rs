@@ -101,6 +101,7 @@ pub fn send_error(error: &SendError) -> Option<&'static str> {
         | SendError::Transient(_)
         | SendError::Throttled(_)
         | SendError::Unavailable(_)
+        | SendError::HeldBack(_)
         | SendError::InDoubt(_) => None,
     }
 }

@@ -314,7 +314,16 @@ impl Consumer {
         // The receiver lives for as long as `deliveries` does.
         let _ = consumers.send(consumer);
         let session = Session::new(channel, link.clone(), ends);
-        Ok(Subscription { session: Arc::new(session), tag, consumers, deliveries, window: 1, began_after: 0, trial_channel: None, is_passed_over: false })
+        Ok(Subscription {
+            session: Arc::new(session),
+            tag,
+            consumers,
+            deliveries,
+            window: 1,
+            began_after: 0,
+            trial_channel: None,
+            is_passed_over: false,
+        })
     }
 }
 
@@ -364,7 +373,9 @@ impl Subscription {
             None => self.trial_channel.insert(link.channel().await?),
         };
         let queue = ShortString::try_new(queue).unwrap_or_default();
-        let Some(message) = link.ask("look into the queue", channel.basic_get(queue, BasicGetOptions::default())).await? else {
+        let Some(message) =
+            link.ask("look into the queue", channel.basic_get(queue, BasicGetOptions::default())).await?
+        else {
             return Ok(true);
         };
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };

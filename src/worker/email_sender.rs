@@ -317,6 +317,14 @@ impl EmailSender {
                 self.mail_server.unavailable(error);
                 (deferred_as_usual(), EmailOutcome::Deferred, true)
             }
+            SendError::HeldBack(_) => {
+                tracing::warn!(
+                    entry = ids.entry, document = %ids.document, template = ids.template, role = ids.role,
+                    source = ids.source, command = ids.command, trace_id = ids.trace_id, error = error.brief(),
+                    "an email was not sent, because its lease ran out; it is retried later"
+                );
+                (deferred_as_usual(), EmailOutcome::Deferred, self.mail_server.is_unavailable())
+            }
             SendError::Sender { problem, rejects_connection, .. } => {
                 self.mail_server.throttled(error);
                 self.mail_server.report(error, *problem);

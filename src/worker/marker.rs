@@ -26,12 +26,12 @@ const FLUSH_MAX: usize = 256;
 const FLUSH_PAUSE: Duration = Duration::from_millis(10);
 /// The longest time from the beginning of one flush to the next. A flush lasts until a majority of the servers has its marks, which can
 /// take long; an email whose mark has not reached the database is sent again if this process is killed.
-const FLUSH_OVERLAP_AFTER: Duration = Duration::from_millis(40);
+const FLUSH_OVERLAP_AFTER: Duration = Duration::from_millis(15);
 /// How many flushes may be under way.
 const FLUSHES_MAX: usize = 8;
 /// No email is sent while a flush takes longer than this: if this process were killed before the database answers, each email
 /// would be sent twice.
-const FLUSH_LATE_AFTER: Duration = Duration::from_millis(50);
+const FLUSH_LATE_AFTER: Duration = Duration::from_millis(40);
 /// How many marks may wait because a part of the database (a shard) is unavailable.
 pub(super) const ASIDE_MAX: usize = 1_024;
 /// The delays, minimum and maximum, before marks are written again.

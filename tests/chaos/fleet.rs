@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::history::History;
 use offramp_testkit::eventually;
+use offramp_testkit::machine_clock::MachineClock;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::smtp_sink::{Action, ReceivedEmail, SmtpSink, Step, Tls};
 use offramp_testkit::test_bed::{LANES, TestBed};
@@ -51,6 +52,8 @@ pub struct Staffing {
     pub lease: Duration,
     /// The directory for their logs.
     pub logs: PathBuf,
+    /// The clocks of the workers' machines; none: this machine's.
+    pub clocks: Vec<MachineClock>,
 }
 
 /// Three workers, each with its own mail server, so that the sender of each email is known.
@@ -112,6 +115,9 @@ impl Fleet {
             .env("OFFRAMP_AMQP_URL", [from_here, before].concat().join(","))
             .env("OFFRAMP_MONGODB_URL", &self.staffing.mongodb_url)
             .env("OFFRAMP_LEASE_SECONDS", self.staffing.lease.as_secs().to_string());
+        if let Some(clock) = self.staffing.clocks.get(number) {
+            clock.show(&mut program);
+        }
         WorkerProcess::of(&mut program, Stdio::from(log))
     }
 

@@ -37,6 +37,7 @@ use faults::Chaos;
 use fleet::{Fleet, Staffing};
 use history::History;
 use observer::Observer;
+use offramp_testkit::machine_clock::MachineClock;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::program;
@@ -72,6 +73,9 @@ struct Arguments {
     /// Another program, which every other worker runs
     #[arg(long, value_name = "PATH")]
     beside: Option<PathBuf>,
+    /// By how many seconds the clocks of two workers are wrong: one is behind, one ahead
+    #[arg(long, value_name = "SECONDS")]
+    clocks: Option<i64>,
     /// Start three MongoDB and three RabbitMQ servers in this directory; what it holds of an earlier run is deleted
     #[arg(long, value_name = "DIRECTORY")]
     cluster: Option<PathBuf>,
@@ -110,10 +114,14 @@ async fn run() -> ExitCode {
     let history = Arc::new(History::create(&history_path));
     record_plan(&history, &plan);
     let programs = [Some(arguments.program), arguments.beside].into_iter().flatten().collect();
-    let (bed, servers, staffing) = match &arguments.cluster {
+    let (bed, servers, mut staffing) = match &arguments.cluster {
         None => with_single_servers(programs, arguments.logs).await,
         Some(directory) => with_cluster(directory, programs, arguments.logs).await,
     };
+    if let Some(seconds) = arguments.clocks {
+        staffing.clocks = [-seconds, 0, seconds].map(MachineClock::ahead_by).into();
+        say!("the clocks of two workers are wrong by {seconds} s, one in each direction");
+    }
     for collection in ["organizations", "accounts", "subscriptions"] {
         let documents = plan.documents.iter().filter(|(name, _)| *name == collection).map(|(_, document)| document);
         bed.collection(collection).insert_many(documents).await.unwrap();
@@ -211,7 +219,14 @@ async fn with_single_servers(programs: Vec<PathBuf>, logs: PathBuf) -> (TestBed,
     let bed = TestBed::new("chaos").await;
     let (broker_line, amqp_url) = Proxy::in_front_of(&bed.amqp_url).await;
     let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
-    let staffing = Staffing { programs, amqp_urls: vec![amqp_url], mongodb_url, lease: Duration::from_secs(20), logs };
+    let staffing = Staffing {
+        programs,
+        amqp_urls: vec![amqp_url],
+        mongodb_url,
+        lease: Duration::from_secs(20),
+        logs,
+        clocks: Vec::new(),
+    };
     (bed, Servers::Single(SingleServers { broker_line, database_line }), staffing)
 }
 
@@ -222,7 +237,7 @@ async fn with_cluster(directory: &Path, programs: Vec<PathBuf>, logs: PathBuf) -
     // An election takes 10 s and more.
     let lease = Duration::from_secs(60);
     let (amqp_urls, mongodb_url) = (cluster.amqp_urls(), bed.mongodb_url.clone());
-    (bed, Servers::Cluster(cluster), Staffing { programs, amqp_urls, mongodb_url, lease, logs })
+    (bed, Servers::Cluster(cluster), Staffing { programs, amqp_urls, mongodb_url, lease, logs, clocks: Vec::new() })
 }
 
 async fn report_progress(plan: Arc<Plan>, observer: Observer) {

@@ -242,7 +242,12 @@ async fn a_worker_that_stood_still_does_not_send_an_email_that_was_claimed_meanw
     let sink = SmtpSink::scripted(Tls::No, script).await;
     insert_subscriptions(&bed, 1).await;
     let settings = [("OFFRAMP_LEASE_SECONDS", "20")];
-    let first = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
+    let mut first = WorkerProcess::spawn(&bed, &sink.url(), &settings, Stdio::piped()).ready().await;
+    let mut log = first.take_log();
+    let log = tokio::task::spawn_blocking(move || {
+        let mut text = String::new();
+        log.read_to_string(&mut text).map(|_| text)
+    });
     cancel(&bed, 0..1).await;
     eventually("a dialogue", || async { sink.commands().iter().any(|command| command == "DATA") }).await;
     first.signal(Signal::STOP);
@@ -256,5 +261,7 @@ async fn a_worker_that_stood_still_does_not_send_an_email_that_was_claimed_meanw
         assert!(worker.stop().await.success());
     }
     assert_eq!(sink.emails().len(), 1);
+    let log = log.await.unwrap().unwrap();
+    assert!(log.contains("its lease ran out") && !log.contains("the mail server is unavailable"), "{log}");
     bed.remove().await;
 }

@@ -27,6 +27,9 @@ pub enum SendError {
     /// The server cannot be reached, does not reply, or disconnected before it had the whole content.
     #[error("mail server unavailable: {0}")]
     Unavailable(Cause),
+    /// The sender stopped wanting it sent before the server had the whole content. Says nothing about the server.
+    #[error("held back: {0}")]
+    HeldBack(Cause),
     /// The whole content was sent, and no reply to it was read.
     #[error("in doubt, the email may have been delivered: {0}")]
     InDoubt(Cause),
@@ -42,6 +45,7 @@ impl SendError {
             | Self::Throttled(cause)
             | Self::Sender { cause, .. }
             | Self::Unavailable(cause)
+            | Self::HeldBack(cause)
             | Self::InDoubt(cause) => cause.brief(),
         }
     }

@@ -112,7 +112,7 @@ impl MailConnection {
     #[must_use]
     pub fn interrupted(&self, why: &str) -> SendError {
         let cause = Cause::new(why);
-        if self.smtp.is_content_sent() { SendError::InDoubt(cause) } else { SendError::Unavailable(cause) }
+        if self.smtp.is_content_sent() { SendError::InDoubt(cause) } else { SendError::HeldBack(cause) }
     }
 
     /// Disconnects with QUIT. The next email opens a new connection.

@@ -30,6 +30,8 @@ pub(super) enum Fault {
     Io(io::Error),
     /// The connection does not meet the settings.
     Unfit(String),
+    /// The sender no longer wants the email sent.
+    HeldBack,
 }
 
 impl Failure {
@@ -47,7 +49,7 @@ impl Failure {
         match &self.fault {
             Fault::Rejected(reply) => reply.code == 421,
             Fault::Io(error) => error.kind() != io::ErrorKind::InvalidData,
-            Fault::Unexpected(_) | Fault::NoReply(_) | Fault::Unfit(_) => false,
+            Fault::Unexpected(_) | Fault::NoReply(_) | Fault::Unfit(_) | Fault::HeldBack => false,
         }
     }
 
@@ -74,6 +76,9 @@ impl Failure {
                 no_reply(step, Cause::new(format!("{at}: {error}")).with_tls_handshake(in_tls_handshake))
             }
             Fault::Unfit(why) => SendError::Unavailable(Cause::new(format!("{at}: {why}"))),
+            Fault::HeldBack => {
+                SendError::HeldBack(Cause::new(format!("{at}: the dialogue took longer than the sender may wait")))
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use lettre::transport::smtp::extension::{MailBodyParameter, MailParameter};
 use memchr::memmem;
 
 use super::deadlines::Deadlines;
-use super::failure::{Failure, QUOTE_CHARS_MAX};
+use super::failure::{Failure, Fault, QUOTE_CHARS_MAX};
 use super::reply::Reply;
 use super::session::Session;
 use super::step::Step;
@@ -69,10 +69,7 @@ pub(super) async fn transfer(
     session.request(Step::Data, limits.data, "DATA\r\n").await?.expect(Step::Data, 354)?;
     if !allows_content() {
         // The server drops an email whose content does not come.
-        return Err(Failure::unfit(
-            Step::Content,
-            "not sent, because the dialogue took longer than the sender may wait",
-        ));
+        return Err(Failure { step: Step::Content, fault: Fault::HeldBack });
     }
     for block in terminated(content).chunks(BLOCK_BYTES) {
         session.write(Step::Content, limits.block, block).await?;
