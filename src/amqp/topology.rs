@@ -108,15 +108,30 @@ impl Topology {
     /// Declares missing objects and checks existing ones, over its own connection. Never changes an existing object. Any
     /// number of processes may declare at once.
     ///
+    /// For a worker that starts: if all queues and exchanges exist, bindings that the broker does not confirm in time are taken to
+    /// exist, too. [`Publisher`](super::Publisher) goes on checking them.
+    ///
     /// # Errors
     /// [`TopologyError::Different`] when an object exists with other arguments, [`TopologyError::Forbidden`] when one is
     /// missing and the user may not create it: both need an operator. [`TopologyError::Broker`] when the broker is
     /// unavailable: retry.
     pub async fn declare(&self, broker: &Broker) -> Result<Declaration, TopologyError> {
         let link = broker.connect("declare").await?;
-        let declared = self.declare_on(&link).await;
-        link.close().await;
-        declared
+        let mut declaring = Declarer { bindings: Bindings::Assumable, ..Declarer::new(&link) };
+        let attempt = self.declare_with(&mut declaring).await;
+        let bindings = declaring.bindings;
+        if attempt.is_ok() && bindings == Bindings::Assumed {
+            tracing::warn!(
+                "RabbitMQ does not confirm bindings; starting anyway, because all queues and exchanges exist"
+            );
+        }
+        if attempt.is_ok() && bindings == Bindings::Assumable {
+            link.close().await;
+        } else {
+            // The next connection leads to another node, if there is one.
+            link.cut();
+        }
+        attempt.map(|()| declaring.declared)
     }
 
     /// [`Self::declare`] for somebody who waits: tries again for `patience` while RabbitMQ does not answer, loses the connection or
@@ -484,8 +499,21 @@ impl Object {
     }
 }
 
+/// What is done about bindings.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bindings {
+    /// Each must be confirmed.
+    Required,
+    /// One that gets no reply is taken to exist, unless an object was missing. In a cluster of RabbitMQ 3, no binding can be declared for
+    /// a minute after a node was cut off, although all queues work.
+    Assumable,
+    /// One got no reply, so the broker is not asked again.
+    Assumed,
+}
+
 struct Declarer<'a> {
     link: &'a Link,
+    bindings: Bindings,
     /// Replaced after every error: the broker closes the channel then.
     channel: Option<Channel>,
     declared: Declaration,
@@ -499,6 +527,7 @@ impl<'a> Declarer<'a> {
     fn new(link: &'a Link) -> Self {
         Self {
             link,
+            bindings: Bindings::Required,
             channel: None,
             declared: Declaration::default(),
             may_not_configure: false,
@@ -511,14 +540,7 @@ impl Declarer<'_> {
     async fn object(&mut self, object: &Object) -> Result<(), TopologyError> {
         let label = object.label();
         if let Object::Binding { .. } = object {
-            return self.attempt(object, false).await.or_else(|error| match code(&error) {
-                // A user who may not bind may still consume. Checking the binding is up to whoever declared it.
-                Some(ACCESS_REFUSED) => {
-                    self.declared.unchecked.push(label);
-                    Ok(())
-                }
-                _ => Err(error),
-            });
+            return self.binding(object).await;
         }
         let exists = self.exists(object).await?;
         if exists && self.may_not_configure {
@@ -543,6 +565,26 @@ impl Declarer<'_> {
             }
             Err(error) => return Err(error),
         }
+        Ok(())
+    }
+
+    async fn binding(&mut self, binding: &Object) -> Result<(), TopologyError> {
+        let nothing_was_missing = self.declared.created.is_empty();
+        if self.bindings == Bindings::Assumed && nothing_was_missing {
+            self.declared.unchecked.push(binding.label());
+            return Ok(());
+        }
+        match self.attempt(binding, false).await {
+            // A user who may not bind may still consume. Checking the binding is up to whoever declared it.
+            Err(error) if code(&error) == Some(ACCESS_REFUSED) => {}
+            Err(TopologyError::Broker(BrokerError::Deadline { .. }))
+                if self.bindings == Bindings::Assumable && nothing_was_missing =>
+            {
+                self.bindings = Bindings::Assumed;
+            }
+            result => return result,
+        }
+        self.declared.unchecked.push(binding.label());
         Ok(())
     }
 

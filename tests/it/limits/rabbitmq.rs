@@ -168,3 +168,32 @@ async fn a_lane_leaves_a_node_where_its_queue_does_not_answer() {
     assert!(worker.stop().await.success());
     bed.database.drop().await.unwrap();
 }
+
+/// As in a cluster of RabbitMQ 3 for a minute after a node was cut off.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_starts_while_no_binding_can_be_declared() {
+    let (servers, bed) = broker("unbound").await;
+    populate(&bed).await;
+    assert!(init(&bed).output().unwrap().status.success());
+    bed.command(&cancellation("c", "sub")).await;
+    // What decides on changes of metadata, in RabbitMQ 3 and 4.
+    let metadata = |action: &str| {
+        format!("[sys:{action}(Name) || Name <- [mnesia_tm, rabbitmq_metadata], whereis(Name) =/= undefined].")
+    };
+    servers.control(&["rabbitmqctl", "eval", &metadata("suspend")]);
+    let sink = SmtpSink::start().await;
+    let mut worker = WorkerProcess::spawn(&bed, &sink.url(), &[], Stdio::piped());
+    let mut stderr = worker.take_log();
+    let log = tokio::task::spawn_blocking(move || {
+        let mut log = String::new();
+        stderr.read_to_string(&mut log).map(|_| log)
+    });
+    eventually_within(Duration::from_secs(60), "an email", || async { sink.emails().len() == 1 }).await;
+    servers.control(&["rabbitmqctl", "eval", &metadata("resume")]);
+    let worker = worker.ready().await;
+    bed.outboxes_empty().await;
+    assert!(worker.stop().await.success());
+    let log = log.await.unwrap().unwrap();
+    assert!(log.contains("RabbitMQ does not confirm bindings; starting anyway"), "{log}");
+    bed.database.drop().await.unwrap();
+}
