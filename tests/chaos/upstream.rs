@@ -149,6 +149,11 @@ impl Upstream {
         self.plan.effects.len() - missing
     }
 
+    /// The names of the work queues.
+    pub fn work_queues(&self) -> [String; LANES.len()] {
+        LANES.map(|lane| format!("{}.{lane}", self.exchange))
+    }
+
     /// Forgets which lanes have confirmed commands.
     pub fn forget_served(&self) {
         *self.served.lock().unwrap() = Served { since: Instant::now(), confirmed: HashMap::new() };

@@ -4,7 +4,10 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use tokio::time::sleep;
+use lapin::options::{BasicConsumeOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Connection, ConnectionProperties};
+use tokio::time::{sleep, timeout};
 
 use super::mongodb::ReplicaSet;
 use super::{Cluster, SIZE};
@@ -18,6 +21,8 @@ const RECOVERY_TARGET: Duration = Duration::from_secs(10);
 const STEP_DOWN_RECOVERY_TARGET: Duration = Duration::from_secs(5);
 /// How long the servers may take to serve again, on a busy machine.
 const SERVICE_PATIENCE: Duration = Duration::from_secs(120);
+/// How long the servers may take to start a consumer on each work queue, before that is tried again.
+const CONSUMER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a server writes what no other gets, before it is killed.
 const ALONE: Duration = Duration::from_secs(2);
 /// How long a majority is lost.
@@ -148,10 +153,31 @@ impl Attack<'_> {
                 assert!(begin.elapsed() < SERVICE_PATIENCE, "{name}: RabbitMQ confirms nothing for {unserved:?}");
                 sleep(Duration::from_millis(50)).await;
             }
+            eventually_within(SERVICE_PATIENCE, "consumers", || self.accepts_consumers()).await;
         };
         let outage = self.chaos.outage(false, fault).await;
         self.chaos.recover(name, outage, RECOVERY_TARGET, |_| Some(outage.back)).await;
         outage
+    }
+
+    /// Whether a consumer can be started on each work queue. RabbitMQ 3 asks the node that led a queue, even if that is cut off, until it
+    /// gives the node up, although the others confirm messages.
+    async fn accepts_consumers(&self) -> bool {
+        let starting = async {
+            let connection = Connection::connect(&self.cluster.front_url(), ConnectionProperties::default()).await?;
+            for queue in self.upstream.work_queues() {
+                let channel = connection.create_channel().await?;
+                channel.basic_qos(1, BasicQosOptions::default()).await?;
+                // Messages go to the workers' consumers first.
+                let mut arguments = FieldTable::default();
+                arguments.insert("x-priority".into(), AMQPValue::LongInt(-1));
+                let options = BasicConsumeOptions::default();
+                drop(channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?);
+                channel.close(200, "OK".into()).await?;
+            }
+            connection.close(200, "OK".into()).await
+        };
+        matches!(timeout(CONSUMER_PATIENCE, starting).await, Ok(Ok(())))
     }
 
     async fn step_down(&self) {
