@@ -293,6 +293,13 @@ impl Link {
         self.version.get().map_or("", String::as_str)
     }
 
+    /// Whether the cluster's metadata can be read and changed wherever a majority of its nodes is: from RabbitMQ 4.2 on, which keeps it in
+    /// Khepri. Earlier ones ask the node that led a queue, even if that is cut off, until it is given up.
+    pub(super) fn has_majority_metadata(&self) -> bool {
+        let mut numbers = self.broker_version().split('.').map_while(|number| number.parse::<u32>().ok());
+        (numbers.next(), numbers.next()) >= (Some(4), Some(2))
+    }
+
     pub(super) fn in_flight(&self) -> &InFlight {
         &self.in_flight
     }

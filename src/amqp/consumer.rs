@@ -351,8 +351,9 @@ impl Subscription {
                 self.is_passed_over = false;
                 return delivered.map(|delivered| delivered.map_err(|error| explain(&error)));
             }
-            // A reply would not be read.
-            if self.session.link.in_flight().is_full() {
+            let link = &self.session.link;
+            // Without such metadata, a question fails at nodes whose consumers are served. With a full budget, a reply would not be read.
+            if !link.has_majority_metadata() || link.in_flight().is_full() {
                 continue;
             }
             match self.try_queue(queue).await {

@@ -1,6 +1,7 @@
 //! A RabbitMQ that blocks publishers for longer than any time limit of a worker, does not answer, or has a queue that does not.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,11 @@ use offramp_testkit::worker_process::{WorkerProcess, offramp};
 use offramp_testkit::{eventually, eventually_within};
 
 async fn broker(name: &str) -> (PrivateServers, TestBed) {
-    let servers = PrivateServers::start(&["rabbitmq"], vec![]);
+    broker_with(name, vec![]).await
+}
+
+async fn broker_with(name: &str, environment: Vec<(&'static str, PathBuf)>) -> (PrivateServers, TestBed) {
+    let servers = PrivateServers::start(&["rabbitmq"], environment);
     let bed = TestBed::at_broker(name, &format!("amqp://127.0.0.1:{}/%2f", servers.port("rabbitmq"))).await;
     (servers, bed)
 }
@@ -130,11 +135,11 @@ async fn init_waits_for_a_frozen_broker_and_says_so() {
     bed.database.drop().await.unwrap();
 }
 
-/// As on a node that is cut off from its cluster: heartbeats arrive, deliveries do not.
+/// As on a node that is cut off from its cluster: heartbeats arrive, deliveries do not. RabbitMQ 3 is not asked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_leaves_a_node_where_its_queue_does_not_answer() {
     let lane = CommandType::Cancellation;
-    let (servers, bed) = broker("deaf").await;
+    let (servers, bed) = broker_with("deaf", vec![("OFFRAMP_SERVICES_RABBITMQ", "4".into())]).await;
     populate(&bed).await;
     assert!(init(&bed).output().unwrap().status.success());
     let sink = SmtpSink::start().await;
