@@ -296,8 +296,7 @@ impl Link {
     /// Whether the cluster's metadata can be read and changed wherever a majority of its nodes is: from RabbitMQ 4.2 on, which keeps it in
     /// Khepri. Earlier ones ask the node that led a queue, even if that is cut off, until it is given up.
     pub(super) fn has_majority_metadata(&self) -> bool {
-        let mut numbers = self.broker_version().split('.').map_while(|number| number.parse::<u32>().ok());
-        (numbers.next(), numbers.next()) >= (Some(4), Some(2))
+        keeps_metadata_in_khepri(self.broker_version())
     }
 
     pub(super) fn in_flight(&self) -> &InFlight {
@@ -441,6 +440,11 @@ pub(super) fn explain(error: &lapin::Error) -> String {
     }
 }
 
+fn keeps_metadata_in_khepri(version: &str) -> bool {
+    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(4), Some(2))
+}
+
 /// Counts a connection. More than one for a purpose means that one was lost.
 pub(super) fn count_connection(purpose: ConnectionPurpose) {
     metrics::current().broker_connections.of((purpose,)).increment(1);
@@ -451,6 +455,21 @@ mod tests {
     use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
     use super::*;
+
+    #[test]
+    fn metadata_is_kept_by_a_majority_from_4_2_on() {
+        for (version, expected) in [
+            ("", false),
+            ("3.10.8", false),
+            ("4.1.9", false),
+            ("4.2.0", true),
+            ("4.3.6", true),
+            ("5.0.0-rc.1", true),
+            ("?", false),
+        ] {
+            assert_eq!(keeps_metadata_in_khepri(version), expected, "{version}");
+        }
+    }
 
     #[cfg(target_os = "linux")]
     #[tokio::test]
