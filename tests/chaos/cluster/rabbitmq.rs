@@ -214,7 +214,18 @@ impl BrokerCluster {
         std::fs::remove_dir_all(&self.nodes[index].directory).unwrap();
         self.launch(index).await;
         self.await_start(index).await;
-        self.join(index, helper).await;
+        self.must("rabbitmqctl", index, &["stop_app"]).await;
+        // RabbitMQ 3's nodes may know the old node for a while after they were told to forget it.
+        eventually_within(START_PATIENCE, "a node that has joined its cluster", async || {
+            let joined = self.tool("rabbitmqctl", index, &["join_cluster", &self.nodes[helper].name]).await;
+            if joined.is_err() {
+                self.must("rabbitmqctl", index, &["force_reset"]).await;
+                drop(self.tool("rabbitmqctl", helper, &["forget_cluster_node", name]).await);
+            }
+            joined.is_ok()
+        })
+        .await;
+        self.must("rabbitmqctl", index, &["start_app"]).await;
         self.must("rabbitmq-queues", helper, &["grow", name, "all"]).await;
     }
 }
