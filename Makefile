@@ -60,7 +60,7 @@ BESIDE ?=
 CLOCKS ?=
 
 .PHONY: chaos-cluster
-chaos-cluster: cargo ## the same with three MongoDB and three RabbitMQ servers, and what can happen between them (BESIDE=path/to/offramp: every other worker runs that build; CLOCKS=30: two workers have clocks that are wrong by 30 s)
+chaos-cluster: cargo ## the same with three MongoDB and three RabbitMQ servers, and what can happen between them (BESIDE=path/to/offramp: every other worker runs that build; CLOCKS=10: two workers have clocks that are wrong by 10 s)
 	@$(cluster_programs) cargo test --locked --profile $(PROFILE) --test chaos -- --cluster .services/cluster --seconds $(SECONDS) \
 	  $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) $(addprefix --beside ,$(BESIDE)) $(addprefix --clocks ,$(CLOCKS)) --logs .services/cluster/log
 
