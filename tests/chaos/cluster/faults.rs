@@ -163,8 +163,10 @@ impl Attack<'_> {
     /// Whether a consumer can be started on each work queue. RabbitMQ 3 asks the node that led a queue, even if that is cut off, until it
     /// gives the node up, although the others confirm messages.
     async fn accepts_consumers(&self) -> bool {
+        let url = self.cluster.front_url();
+        let connecting = Connection::connect(&url, ConnectionProperties::default());
+        let Ok(Ok(connection)) = timeout(CONSUMER_PATIENCE, connecting).await else { return false };
         let starting = async {
-            let connection = Connection::connect(&self.cluster.front_url(), ConnectionProperties::default()).await?;
             for queue in self.upstream.work_queues() {
                 let channel = connection.create_channel().await?;
                 channel.basic_qos(1, BasicQosOptions::default()).await?;
@@ -175,9 +177,12 @@ impl Attack<'_> {
                 drop(channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?);
                 channel.close(200, "OK".into()).await?;
             }
-            connection.close(200, "OK".into()).await
+            lapin::Result::Ok(())
         };
-        matches!(timeout(CONSUMER_PATIENCE, starting).await, Ok(Ok(())))
+        let started = matches!(timeout(CONSUMER_PATIENCE, starting).await, Ok(Ok(())));
+        // A consumer that starts later must not keep a message.
+        drop(timeout(CONSUMER_PATIENCE, connection.close(200, "OK".into())).await);
+        started
     }
 
     async fn step_down(&self) {
