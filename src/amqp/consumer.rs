@@ -375,12 +375,12 @@ impl Subscription {
         };
         let queue = ShortString::try_new(queue).unwrap_or_default();
         let Some(message) =
-            link.ask("look into the queue", channel.basic_get(queue, BasicGetOptions::default())).await?
+            link.ask("get a message from the queue", channel.basic_get(queue, BasicGetOptions::default())).await?
         else {
             return Ok(true);
         };
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        link.ask("take a message back", message.nack(options)).await?;
+        link.ask("requeue a message", message.nack(options)).await?;
         Ok(false)
     }
 

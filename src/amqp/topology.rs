@@ -109,7 +109,8 @@ impl Topology {
     /// number of processes may declare at once.
     ///
     /// For a worker that starts: if all queues and exchanges exist, bindings that the broker does not confirm in time are taken to
-    /// exist, too. [`Publisher`](super::Publisher) goes on checking them.
+    /// exist, too. [`Publisher`](super::Publisher) goes on declaring those of the work queues, and reports copies for which the binding of
+    /// a retry queue is missing.
     ///
     /// # Errors
     /// [`TopologyError::Different`] when an object exists with other arguments, [`TopologyError::Forbidden`] when one is
