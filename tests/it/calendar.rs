@@ -242,7 +242,7 @@ async fn a_failing_organization_does_not_delay_notices_of_others() {
     bed.collection("accounts").insert_many(accounts).await.unwrap();
     bed.collection("subscriptions").insert_many(subscriptions).await.unwrap();
     let forbidden = doc! { "$nor": [{ "organization_id": "refused", "card_notices": { "$exists": true } }] };
-    bed.database.run_command(doc! { "collMod": "accounts", "validator": forbidden }).await.unwrap();
+    bed.set_validator("accounts", forbidden).await;
 
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
@@ -260,7 +260,7 @@ async fn a_failing_organization_does_not_delay_notices_of_others() {
     assert!(metrics.contains(&unworkable("accounts", 1)), "only the full one: {metrics}");
     assert!(metrics.contains(&unworkable("organizations", 1)), "{metrics}");
     // Rejected writes are retried.
-    bed.database.run_command(doc! { "collMod": "accounts", "validator": {} }).await.unwrap();
+    bed.set_validator("accounts", doc! {}).await;
     eventually("the notices whose writes were rejected", || async { (sink.emails().len() >= 12).then_some(()) }).await;
     bed.outboxes_empty().await;
     assert!(worker.stop().await.success());

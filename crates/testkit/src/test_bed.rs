@@ -10,6 +10,7 @@ use lapin::options::{
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties, ExchangeKind};
+use mongodb::error::ErrorKind;
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -18,6 +19,8 @@ use crate::{PATIENCE, eventually, eventually_within, rabbit, setting};
 /// The work queues of a prefix.
 pub const LANES: [&str; 5] =
     ["cancellation", "cancellation-request", "cancellation-confirmation", "payment-failure", "card-expiry"];
+/// MongoDB's `BackgroundOperationInProgressForNamespace`.
+const INDEX_BUILD_IN_PROGRESS: i32 = 12587;
 const RETRY_DELAYS: [&str; 5] = ["5s", "30s", "2m", "10m", "1h"];
 
 /// The servers, with a database and a prefix that no other test uses.
@@ -74,6 +77,19 @@ impl TestBed {
 
     pub fn collection(&self, name: &str) -> mongodb::Collection<Document> {
         self.database.collection(name)
+    }
+
+    /// Sets the validator of an existing collection, once no index of it is being built: MongoDB rejects the change until then.
+    pub async fn set_validator(&self, collection: &str, validator: Document) {
+        let command = doc! { "collMod": collection, "validator": validator };
+        eventually("a validator that is set", || async {
+            match self.database.run_command(command.clone()).await.map_err(|error| *error.kind) {
+                Ok(_) => true,
+                Err(ErrorKind::Command(error)) if error.code == INDEX_BUILD_IN_PROGRESS => false,
+                Err(error) => panic!("{error}"),
+            }
+        })
+        .await;
     }
 
     pub async fn document(&self, collection: &str, id: &str) -> Option<Document> {

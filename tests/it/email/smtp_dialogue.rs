@@ -237,11 +237,11 @@ async fn emails_are_not_delayed_by_nagles_algorithm() {
     let mut connection = to(&sink);
     let mail = composed(&sample());
     let started = Instant::now();
-    for _ in 0..100 {
+    for _ in 0..200 {
         connection.send(&mail).await.unwrap();
     }
     // Nagle's algorithm would delay each email by 40 ms.
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(6), "{:?}", started.elapsed());
 }
 
 #[tokio::test]

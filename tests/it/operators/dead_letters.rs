@@ -201,8 +201,7 @@ async fn a_replay_of_exhausted_retries_starts_at_the_first_attempt() {
     let sink = SmtpSink::start().await;
     populate(&bed).await;
     // The database rejects every change.
-    let refuse = doc! { "collMod": "subscriptions", "validator": { "status": { "$exists": false } } };
-    bed.database.run_command(refuse).await.unwrap();
+    bed.set_validator("subscriptions", doc! { "status": { "$exists": false } }).await;
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
     bed.command_at_attempt(&cancellation("stubborn", "sub"), 5).await;
     becomes(&bed, "dead-letters", 1).await;
@@ -213,7 +212,7 @@ async fn a_replay_of_exhausted_retries_starts_at_the_first_attempt() {
     // It still fails, but now starts with the first retry.
     becomes(&bed, "retry.5s", 1).await;
     becomes(&bed, "dead-letters", 0).await;
-    bed.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
+    bed.set_validator("subscriptions", doc! {}).await;
     eventually("the cancellation", || async {
         let document = bed.document("subscriptions", "sub").await.unwrap();
         (document.get_str("status").ok() == Some("cancellation_scheduled")).then_some(())

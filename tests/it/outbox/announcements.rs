@@ -94,7 +94,7 @@ async fn a_failed_email_is_kept_even_if_it_cannot_be_announced() {
     let sink = rejecting_recipients().await;
     populate(&bed).await;
     let validator = bson::doc! { "outbox.event.type": { "$ne": "notification.failed" } };
-    bed.database.run_command(bson::doc! { "collMod": "subscriptions", "validator": validator }).await.unwrap();
+    bed.set_validator("subscriptions", validator).await;
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let worker = WorkerProcess::spawn(&bed, &sink.url(), &[], File::create(&log).unwrap().into()).ready().await;

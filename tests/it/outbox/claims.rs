@@ -213,8 +213,7 @@ async fn unwritable_documents_do_not_block_claims() {
     subscriptions.insert_many(blocked).await.unwrap();
     let later = doc! { "$set": { "outbox.$[].due": DateTime::from(clock::now() - TimeDelta::minutes(1)) } };
     subscriptions.update_one(doc! { "_id": "sub" }, later).await.unwrap();
-    let validator = doc! { "collMod": "subscriptions", "validator": { "blocked": { "$exists": false } } };
-    bed.database.run_command(validator).await.unwrap();
+    bed.set_validator("subscriptions", doc! { "blocked": { "$exists": false } }).await;
 
     let mut queues = DueQueue::of(Kind::Event);
     let queue = &mut queues[0];
@@ -237,7 +236,7 @@ async fn unwritable_documents_do_not_block_claims() {
     let (claimed, unclaimable) = claim_all(queue).await;
     assert_eq!((claimed.len(), unclaimable), (0, 0), "not tried again at once");
     // Once the documents are writable, the next pass from the start claims them.
-    bed.database.run_command(doc! { "collMod": "subscriptions", "validator": {} }).await.unwrap();
+    bed.set_validator("subscriptions", doc! {}).await;
     queue.rewind();
     assert_eq!(claim_all(queue).await.0.len(), BLOCKED);
     bed.remove().await;

@@ -41,8 +41,7 @@ async fn an_email_whose_record_cannot_be_written_is_sent_once() {
     }
     subscriptions.insert_many(later.iter().map(|(id, _)| subscription(id, "org", "acc"))).await.unwrap();
     // A validator that rejects `notifications`.
-    let validator = doc! { "collMod": "accounts", "validator": { "notifications": { "$exists": false } } };
-    bed.database.run_command(validator).await.unwrap();
+    bed.set_validator("accounts", doc! { "notifications": { "$exists": false } }).await;
 
     let worker = WorkerProcess::start_with(&bed, &sink.url(), &SHORT_LEASE).await;
     let ids: Vec<&str> = at_commit.iter().chain(&later).map(|(id, _)| *id).collect();
@@ -241,7 +240,7 @@ async fn a_rejected_email_whose_error_cannot_be_written_is_not_sent_again() {
     .await;
     populate(&bed).await;
     let validator = doc! { "outbox.error": { "$exists": false }, "notifications.error": { "$exists": false } };
-    bed.database.run_command(doc! { "collMod": "subscriptions", "validator": validator }).await.unwrap();
+    bed.set_validator("subscriptions", validator).await;
     let subscriptions = bed.collection("subscriptions");
     let events = bed.watch_events().await;
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
