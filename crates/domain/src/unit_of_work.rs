@@ -4,25 +4,30 @@
 //! nothing about databases: the store loads what it holds and writes what comes out.
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, Utc};
 
-use crate::account::{Account, CardNotice};
+mod documents;
+mod task;
+
+pub use documents::{
+    ChangedAccount, ChangedDocument, ChangedDocuments, ChangedOrganization, ChangedSubscription, Effects,
+    LoadedDocument, Tracked, TrackedAccount, TrackedOrganization, TrackedSubscription, next_version,
+};
+pub use task::{MissingReference, RejectedTask, Standing, Task, TaskOutcome};
+
+use crate::account::Account;
 use crate::command::{CardExpiry, Command, CommandBody, SubscriptionCommand, card_expiry};
-use crate::command_ref::{AppliedCommand, CommandKey, CommandRef};
+use crate::command_ref::{AppliedCommand, CommandKey};
 use crate::decision::{Change, Context, Decision, NoticeGiven, Obstacle};
 use crate::effect_id::EffectIds;
-use crate::event::Event;
-use crate::field::Malformed;
 use crate::ids::{AccountId, CardId, OrganizationId, SubscriptionId, Target};
-use crate::notification::Notification;
 use crate::organization::Organization;
 use crate::rejection::{Rejection, RejectionReason};
 use crate::schedule::card_notice::notice_due;
 use crate::schedule::lapse::{end, expire};
 use crate::schedule::pending_requests::{PendingRequests, ReminderGiven, reminder_due};
-use crate::subscription::{Status, Subscription, SubscriptionRecord};
+use crate::subscription::{Status, Subscription};
 use crate::trace_context::TraceContext;
 
 /// The documents of a batch, and what its tasks have changed so far. A document that is not in it does not exist.
@@ -35,181 +40,6 @@ pub struct UnitOfWork {
     organizations: BTreeMap<OrganizationId, LoadedDocument<TrackedOrganization>>,
     /// The undecided requests of organizations that may need a reminder.
     pending_requests: BTreeMap<OrganizationId, PendingRequests>,
-}
-
-/// Something to decide.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "almost every task is a command")]
-pub enum Task {
-    Command(Command),
-    /// The last day of this subscription may be over.
-    Lapse(SubscriptionId),
-    /// A notice about this saved card may be due.
-    CardNotice(AccountId, CardId),
-    /// A reminder of this organization's undecided requests may be due.
-    RequestReminder(OrganizationId),
-}
-
-impl Task {
-    /// The document that it may change.
-    #[must_use]
-    pub fn target(&self) -> Target<'_> {
-        match self {
-            Self::Command(command) => command.target(),
-            Self::Lapse(id) => Target::Subscription(id),
-            Self::CardNotice(id, _) => Target::Account(id),
-            Self::RequestReminder(id) => Target::Organization(id),
-        }
-    }
-}
-
-/// The result of a task.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum TaskOutcome {
-    /// It changed a document and may have effects.
-    Applied,
-    /// It has no effect: it asks for the current state (which is remembered), or is not due.
-    Unchanged,
-    /// It is a repeat of a command that was applied, and has no effect.
-    Repeated,
-    /// A rule rejects it.
-    Rejected(RejectedTask),
-    /// A document that its document refers to does not exist, so nothing can be decided.
-    Missing(MissingReference),
-    /// A field that the decision needs cannot be read, or contradicts another. The sentence names the document, the field and the
-    /// reason.
-    Corrupt(String),
-}
-
-/// How a document stands after the tasks of a batch: what the replies to their senders say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// The subscription's status. Accounts have none.
-    pub status: Option<Status>,
-    /// The last day of access, if there is one.
-    pub ends_on: Option<NaiveDate>,
-    /// The date of the last invoice, if there is one.
-    pub final_billing_on: Option<NaiveDate>,
-    /// The document's version, once the batch is written.
-    pub version: i64,
-}
-
-/// A rejection, with what the command may know about its document.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RejectedTask {
-    pub rejection: Rejection,
-    /// The account of the subscription; absent unless the subscription belongs to the organization of the command.
-    pub account_id: Option<AccountId>,
-}
-
-/// A reference to a document that does not exist. `by` is the document that refers to it, such as `subscriptions sub-1`.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MissingReference {
-    #[error("organizations {organization_id}: does not exist, but {by} refers to it")]
-    Organization { organization_id: OrganizationId, by: String },
-    #[error("accounts {account_id}: does not exist, but {by} refers to it")]
-    Account { account_id: AccountId, by: String },
-}
-
-/// A document as the database holds it.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "almost every document can be read")]
-pub enum LoadedDocument<T> {
-    Read(T),
-    /// It cannot be read as a whole. Nothing is written to it.
-    Corrupt {
-        /// The organization that owns it, if that field can be read.
-        organization_id: Option<OrganizationId>,
-        /// The field and the reason.
-        error: String,
-    },
-}
-
-/// A document, and what the tasks of the batch have done to it so far.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Tracked<T, R> {
-    /// As it was loaded, once a task has changed it.
-    before: Option<T>,
-    /// As it is now.
-    pub after: T,
-    /// New entries of its lists, oldest first.
-    pub records: Vec<R>,
-    /// What the tasks cause outside the document, oldest first.
-    pub effects: Vec<Effects>,
-}
-
-/// A document that the batch has changed and that has to be written.
-#[derive(Debug)]
-pub struct ChangedDocument<T, R> {
-    /// As it was loaded.
-    pub before: T,
-    /// As it will be.
-    pub after: T,
-    /// New entries of its lists, oldest first.
-    pub records: Vec<R>,
-    /// What the tasks cause outside the document, oldest first.
-    pub effects: Vec<Effects>,
-}
-
-/// The documents that a batch has changed.
-#[derive(Debug)]
-pub struct ChangedDocuments {
-    pub subscriptions: Vec<ChangedSubscription>,
-    pub accounts: Vec<ChangedAccount>,
-    pub organizations: Vec<ChangedOrganization>,
-}
-
-/// What one task causes outside its document.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Effects {
-    /// The command; absent where the calendar caused them.
-    pub command: Option<CommandRef>,
-    /// The ids of the emails and events. A repeat of the task gives the same ids.
-    pub ids: EffectIds,
-    /// The trace that they belong to.
-    pub trace: TraceContext,
-    pub notifications: Vec<Notification>,
-    pub events: Vec<Event>,
-}
-
-pub type TrackedSubscription = Tracked<Subscription, SubscriptionRecord>;
-pub type TrackedAccount = Tracked<Account, CardNotice>;
-pub type TrackedOrganization = Tracked<Organization, Infallible>;
-pub type ChangedSubscription = ChangedDocument<Subscription, SubscriptionRecord>;
-pub type ChangedAccount = ChangedDocument<Account, CardNotice>;
-pub type ChangedOrganization = ChangedDocument<Organization, Infallible>;
-
-impl<T: Clone, R> Tracked<T, R> {
-    fn new(document: T) -> Self {
-        Self { before: None, after: document, records: Vec::new(), effects: Vec::new() }
-    }
-
-    /// As it was loaded.
-    #[must_use]
-    pub fn before(&self) -> &T {
-        self.before.as_ref().unwrap_or(&self.after)
-    }
-
-    #[must_use]
-    pub fn is_changed(&self) -> bool {
-        self.before.is_some()
-    }
-
-    /// The current document, to be changed.
-    fn change(&mut self) -> &mut T {
-        self.before.get_or_insert_with(|| self.after.clone());
-        &mut self.after
-    }
-
-    /// The version that the document has once the batch is written. `read` is the version that it was read with.
-    fn version(&self, read: Option<i64>) -> i64 {
-        if self.is_changed() { next_version(read) } else { read.unwrap_or(0) }
-    }
-
-    fn into_changed(self) -> Option<ChangedDocument<T, R>> {
-        let Self { before, after, records, effects } = self;
-        before.map(|before| ChangedDocument { before, after, records, effects })
-    }
 }
 
 impl UnitOfWork {
@@ -484,47 +314,12 @@ impl UnitOfWork {
     }
 }
 
-/// The version after a write. Every writer increments it.
-#[must_use]
-pub fn next_version(version: Option<i64>) -> i64 {
-    version.unwrap_or(0).saturating_add(1)
-}
-
 fn into_changed<K, T: Clone, R>(documents: BTreeMap<K, LoadedDocument<Tracked<T, R>>>) -> Vec<ChangedDocument<T, R>> {
     let changed = documents.into_values().filter_map(|loaded| match loaded {
         LoadedDocument::Read(tracked) => tracked.into_changed(),
         LoadedDocument::Corrupt { .. } => None,
     });
     changed.collect()
-}
-
-impl<T> LoadedDocument<T> {
-    fn map<U>(self, read: impl FnOnce(T) -> U) -> LoadedDocument<U> {
-        match self {
-            Self::Read(document) => LoadedDocument::Read(read(document)),
-            Self::Corrupt { organization_id, error } => LoadedDocument::Corrupt { organization_id, error },
-        }
-    }
-
-    fn read(&self) -> Result<&T, TaskOutcome> {
-        match self {
-            Self::Read(document) => Ok(document),
-            Self::Corrupt { error, .. } => Err(TaskOutcome::Corrupt(error.clone())),
-        }
-    }
-
-    fn read_mut(&mut self) -> Result<&mut T, TaskOutcome> {
-        match self {
-            Self::Read(document) => Ok(document),
-            Self::Corrupt { error, .. } => Err(TaskOutcome::Corrupt(error.clone())),
-        }
-    }
-}
-
-impl From<Malformed> for TaskOutcome {
-    fn from(Malformed(sentence): Malformed) -> Self {
-        Self::Corrupt(sentence)
-    }
 }
 
 /// Requires that the document belongs to the organization, and only then that it can be read: another organization learns nothing
@@ -601,24 +396,6 @@ fn record_notice(
     account.applied.extend(command.map(|command| remembered(command, false)));
     tracked.records.push(notice);
     tracked.effects.push(Effects::of(command, ids, notifications, vec![event]));
-}
-
-impl Effects {
-    fn of(command: Option<&Command>, ids: EffectIds, notifications: Vec<Notification>, events: Vec<Event>) -> Self {
-        Self {
-            command: command.map(|command| command.reference.clone()),
-            ids,
-            trace: command.map(|command| command.trace.clone()).unwrap_or_default(),
-            notifications,
-            events,
-        }
-    }
-
-    /// The effects of a command that changes nothing. It is remembered, so that it also changes nothing if it is redelivered when
-    /// it would.
-    fn none(command: &Command) -> Self {
-        Self::of(Some(command), EffectIds::of_command(&command.reference, command.target()), vec![], vec![])
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::billing::BillingMode;
 use crate::calendar::YearMonth;
 use crate::command_ref::AppliedCommand;
 use crate::organization::ClientCancellation;
-use crate::subscription::Status;
+use crate::subscription::{Status, SubscriptionRecord};
 use crate::testing::*;
 
 /// The command with another id.
