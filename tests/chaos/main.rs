@@ -41,7 +41,7 @@ use offramp_testkit::machine_clock::MachineClock;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::program;
-use offramp_testkit::{progress, say};
+use offramp_testkit::{progress, run_program, say};
 use plan::Plan;
 use single::SingleServers;
 use upstream::Upstream;
@@ -88,11 +88,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let code = runtime.block_on(run());
-    // Some tasks of the driver panic when the runtime shuts down.
-    std::mem::forget(runtime);
-    code
+    run_program(run())
 }
 
 async fn run() -> ExitCode {
@@ -114,14 +110,17 @@ async fn run() -> ExitCode {
     let history = Arc::new(History::create(&history_path));
     record_plan(&history, &plan);
     let programs = [Some(arguments.program), arguments.beside].into_iter().flatten().collect();
-    let (bed, servers, mut staffing) = match &arguments.cluster {
-        None => with_single_servers(programs, arguments.logs).await,
-        Some(directory) => with_cluster(directory, programs, arguments.logs).await,
+    let clocks = match arguments.clocks {
+        None => Vec::new(),
+        Some(seconds) => {
+            say!("the clocks of two workers are wrong by {seconds} s, one in each direction");
+            [-seconds, 0, seconds].map(MachineClock::ahead_by).into()
+        }
     };
-    if let Some(seconds) = arguments.clocks {
-        staffing.clocks = [-seconds, 0, seconds].map(MachineClock::ahead_by).into();
-        say!("the clocks of two workers are wrong by {seconds} s, one in each direction");
-    }
+    let (bed, servers, staffing) = match &arguments.cluster {
+        None => with_single_servers(programs, clocks, arguments.logs).await,
+        Some(directory) => with_cluster(directory, programs, clocks, arguments.logs).await,
+    };
     for collection in ["organizations", "accounts", "subscriptions"] {
         let documents = plan.documents.iter().filter(|(name, _)| *name == collection).map(|(_, document)| document);
         bed.collection(collection).insert_many(documents).await.unwrap();
@@ -215,29 +214,32 @@ impl Servers {
 }
 
 /// The servers of `scripts/services`.
-async fn with_single_servers(programs: Vec<PathBuf>, logs: PathBuf) -> (TestBed, Servers, Staffing) {
+async fn with_single_servers(
+    programs: Vec<PathBuf>,
+    clocks: Vec<MachineClock>,
+    logs: PathBuf,
+) -> (TestBed, Servers, Staffing) {
     let bed = TestBed::new("chaos").await;
     let (broker_line, amqp_url) = Proxy::in_front_of(&bed.amqp_url).await;
     let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
-    let staffing = Staffing {
-        programs,
-        amqp_urls: vec![amqp_url],
-        mongodb_url,
-        lease: Duration::from_secs(20),
-        logs,
-        clocks: Vec::new(),
-    };
+    let (amqp_urls, lease) = (vec![amqp_url], Duration::from_secs(20));
+    let staffing = Staffing { programs, amqp_urls, mongodb_url, lease, logs, clocks };
     (bed, Servers::Single(SingleServers { broker_line, database_line }), staffing)
 }
 
 /// Servers of our own.
-async fn with_cluster(directory: &Path, programs: Vec<PathBuf>, logs: PathBuf) -> (TestBed, Servers, Staffing) {
+async fn with_cluster(
+    directory: &Path,
+    programs: Vec<PathBuf>,
+    clocks: Vec<MachineClock>,
+    logs: PathBuf,
+) -> (TestBed, Servers, Staffing) {
     let cluster = Cluster::start(directory).await;
     let bed = TestBed::of_servers("chaos", &cluster.mongodb_url().await, &cluster.front_url()).await;
     // An election takes 10 s and more.
     let lease = Duration::from_secs(60);
     let (amqp_urls, mongodb_url) = (cluster.amqp_urls(), bed.mongodb_url.clone());
-    (bed, Servers::Cluster(cluster), Staffing { programs, amqp_urls, mongodb_url, lease, logs, clocks: Vec::new() })
+    (bed, Servers::Cluster(cluster), Staffing { programs, amqp_urls, mongodb_url, lease, logs, clocks })
 }
 
 async fn report_progress(plan: Arc<Plan>, observer: Observer) {

@@ -25,7 +25,7 @@ use load::Load;
 use offramp_testkit::recording::Recording;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{build, program};
-use offramp_testkit::{progress, say};
+use offramp_testkit::{progress, run_program, say};
 use verdict::Verdict;
 
 /// The number of workers.
@@ -55,11 +55,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let code = runtime.block_on(run());
-    // Some tasks of the driver panic when the runtime shuts down.
-    std::mem::forget(runtime);
-    code
+    run_program(run())
 }
 
 async fn run() -> ExitCode {

@@ -52,6 +52,15 @@ pub fn setting(name: &str, default: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| default.to_owned())
 }
 
+/// Runs the `main` of a test that is a program of its own.
+pub fn run_program<T>(main: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let result = runtime.block_on(main);
+    // Some tasks of MongoDB's driver panic when the runtime shuts down.
+    std::mem::forget(runtime);
+    result
+}
+
 /// What a poll returns: whether the condition is true, or what was found.
 pub trait Poll {
     type Found;
