@@ -58,11 +58,12 @@ cluster_programs := export OFFRAMP_SERVICES_DIR=$(CURDIR)/.services/cluster OFFR
 	programs=$$(scripts/services programs) && eval "$$programs" &&
 BESIDE ?=
 CLOCKS ?=
+FAULTS ?=
 
 .PHONY: chaos-cluster
-chaos-cluster: cargo ## the same with three MongoDB and three RabbitMQ servers, and what can happen between them (BESIDE=path/to/offramp: every other worker runs that build; CLOCKS=10: two workers have clocks that are wrong by 10 s)
+chaos-cluster: cargo ## the same with three MongoDB and three RabbitMQ servers, and what can happen between them (BESIDE=path/to/offramp: every other worker runs that build; CLOCKS=10: two workers have clocks that are wrong by 10 s; FAULTS="leader-cut-off": nothing else happens)
 	@$(cluster_programs) cargo test --locked --profile $(PROFILE) --test chaos -- --cluster .services/cluster --seconds $(SECONDS) \
-	  $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) $(addprefix --beside ,$(BESIDE)) $(addprefix --clocks ,$(CLOCKS)) --logs .services/cluster/log
+	  $(addprefix --seed ,$(SEED)) $(addprefix --program ,$(PROGRAM)) $(addprefix --beside ,$(BESIDE)) $(addprefix --clocks ,$(CLOCKS)) $(addprefix --fault ,$(FAULTS)) --logs .services/cluster/log
 
 PREVIOUS ?=
 

@@ -44,16 +44,21 @@ pub enum MailBehaviour {
 pub struct Staffing {
     /// The programs, which the workers run in turn.
     pub programs: Vec<PathBuf>,
+    /// The clocks of the workers' machines; none: this machine's.
+    pub clocks: Vec<MachineClock>,
+    /// The directory for their logs.
+    pub logs: PathBuf,
+    pub settings: Settings,
+}
+
+/// What the workers' settings say about the servers.
+pub struct Settings {
     /// RabbitMQ's URLs. Each worker begins with another one.
     pub amqp_urls: Vec<String>,
     pub mongodb_url: String,
     /// The lease of emails and events: short, so that entries of killed workers are sent soon, but longer than the longest outage, so
     /// that a live worker can mark what it sent.
     pub lease: Duration,
-    /// The directory for their logs.
-    pub logs: PathBuf,
-    /// The clocks of the workers' machines; none: this machine's.
-    pub clocks: Vec<MachineClock>,
 }
 
 /// Three workers, each with its own mail server, so that the sender of each email is known.
@@ -107,14 +112,14 @@ impl Fleet {
         let path = self.staffing.logs.join(format!("worker-{number}.log"));
         let log = File::options().create(true).append(true).open(&path).unwrap();
         let smtp_url = format!("smtp://{}", self.mail_lines[number].address());
-        let Staffing { programs, amqp_urls, .. } = &self.staffing;
+        let Staffing { programs, settings: Settings { amqp_urls, mongodb_url, lease }, .. } = &self.staffing;
         let mut program = build(&programs[number % programs.len()], &self.bed);
         let (before, from_here) = amqp_urls.split_at(number % amqp_urls.len());
         program
             .env("OFFRAMP_SMTP_URL", smtp_url)
             .env("OFFRAMP_AMQP_URL", [from_here, before].concat().join(","))
-            .env("OFFRAMP_MONGODB_URL", &self.staffing.mongodb_url)
-            .env("OFFRAMP_LEASE_SECONDS", self.staffing.lease.as_secs().to_string());
+            .env("OFFRAMP_MONGODB_URL", mongodb_url)
+            .env("OFFRAMP_LEASE_SECONDS", lease.as_secs().to_string());
         if let Some(clock) = self.staffing.clocks.get(number) {
             clock.show(&mut program);
         }
@@ -124,7 +129,7 @@ impl Fleet {
     /// A duplicate email is excused if its worker was killed within this time after the first delivery. Shorter than a lease, so that a
     /// live worker that does not mark is detected.
     pub fn marked_within(&self) -> Duration {
-        self.staffing.lease / 2
+        self.staffing.settings.lease / 2
     }
 
     pub async fn ready(&self) {

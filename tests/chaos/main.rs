@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bson::doc;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use fastrand::Rng;
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -32,9 +32,9 @@ mod single;
 mod upstream;
 mod verdict;
 
-use cluster::Cluster;
+use cluster::{Cluster, Fault};
 use faults::Chaos;
-use fleet::{Fleet, Staffing};
+use fleet::{Fleet, Settings, Staffing};
 use history::History;
 use observer::Observer;
 use offramp_testkit::machine_clock::MachineClock;
@@ -79,6 +79,9 @@ struct Arguments {
     /// Start three MongoDB and three RabbitMQ servers in this directory; what it holds of an earlier run is deleted
     #[arg(long, value_name = "DIRECTORY")]
     cluster: Option<PathBuf>,
+    /// What may happen to the cluster [default: all of these]
+    #[arg(long, value_enum, requires = "cluster", hide_default_value = true, default_values_t = Fault::value_variants().iter().copied())]
+    fault: Vec<Fault>,
     /// The directory for the workers' logs
     #[arg(long, default_value = "target/chaos")]
     logs: PathBuf,
@@ -109,18 +112,17 @@ async fn run() -> ExitCode {
     let history_path = arguments.logs.join(format!("history-{seed}.jsonl"));
     let history = Arc::new(History::create(&history_path));
     record_plan(&history, &plan);
+    let (bed, servers, settings) = match &arguments.cluster {
+        None => single_servers().await,
+        Some(directory) => cluster(directory, arguments.fault).await,
+    };
     let programs = [Some(arguments.program), arguments.beside].into_iter().flatten().collect();
-    let clocks = match arguments.clocks {
-        None => Vec::new(),
-        Some(seconds) => {
-            say!("the clocks of two workers are wrong by {seconds} s, one in each direction");
-            [-seconds, 0, seconds].map(MachineClock::ahead_by).into()
-        }
-    };
-    let (bed, servers, staffing) = match &arguments.cluster {
-        None => with_single_servers(programs, clocks, arguments.logs).await,
-        Some(directory) => with_cluster(directory, programs, clocks, arguments.logs).await,
-    };
+    let mut clocks = Vec::new();
+    if let Some(seconds) = arguments.clocks {
+        clocks.extend([-seconds, 0, seconds].map(MachineClock::ahead_by));
+        say!("the clocks of two workers are wrong by {seconds} s, one in each direction");
+    }
+    let staffing = Staffing { programs, clocks, logs: arguments.logs, settings };
     for collection in ["organizations", "accounts", "subscriptions"] {
         let documents = plan.documents.iter().filter(|(name, _)| *name == collection).map(|(_, document)| document);
         bed.collection(collection).insert_many(documents).await.unwrap();
@@ -131,7 +133,7 @@ async fn run() -> ExitCode {
     let bed = Arc::new(bed);
     // Through the proxy of a single server; a cluster's nodes are reached like by a load balancer.
     let upstream_url = match &servers {
-        Servers::Single(_) => staffing.amqp_urls[0].clone(),
+        Servers::Single(_) => staffing.settings.amqp_urls[0].clone(),
         Servers::Cluster(_) => bed.amqp_url.clone(),
     };
 
@@ -214,32 +216,22 @@ impl Servers {
 }
 
 /// The servers of `scripts/services`.
-async fn with_single_servers(
-    programs: Vec<PathBuf>,
-    clocks: Vec<MachineClock>,
-    logs: PathBuf,
-) -> (TestBed, Servers, Staffing) {
+async fn single_servers() -> (TestBed, Servers, Settings) {
     let bed = TestBed::new("chaos").await;
     let (broker_line, amqp_url) = Proxy::in_front_of(&bed.amqp_url).await;
     let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
-    let (amqp_urls, lease) = (vec![amqp_url], Duration::from_secs(20));
-    let staffing = Staffing { programs, amqp_urls, mongodb_url, lease, logs, clocks };
-    (bed, Servers::Single(SingleServers { broker_line, database_line }), staffing)
+    let settings = Settings { amqp_urls: vec![amqp_url], mongodb_url, lease: Duration::from_secs(20) };
+    (bed, Servers::Single(SingleServers { broker_line, database_line }), settings)
 }
 
 /// Servers of our own.
-async fn with_cluster(
-    directory: &Path,
-    programs: Vec<PathBuf>,
-    clocks: Vec<MachineClock>,
-    logs: PathBuf,
-) -> (TestBed, Servers, Staffing) {
-    let cluster = Cluster::start(directory).await;
+async fn cluster(directory: &Path, faults: Vec<Fault>) -> (TestBed, Servers, Settings) {
+    let cluster = Cluster::start(directory, faults).await;
     let bed = TestBed::of_servers("chaos", &cluster.mongodb_url().await, &cluster.front_url()).await;
     // An election takes 10 s and more.
     let lease = Duration::from_secs(60);
-    let (amqp_urls, mongodb_url) = (cluster.amqp_urls(), bed.mongodb_url.clone());
-    (bed, Servers::Cluster(cluster), Staffing { programs, amqp_urls, mongodb_url, lease, logs, clocks })
+    let settings = Settings { amqp_urls: cluster.amqp_urls(), mongodb_url: bed.mongodb_url.clone(), lease };
+    (bed, Servers::Cluster(cluster), settings)
 }
 
 async fn report_progress(plan: Arc<Plan>, observer: Observer) {

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use fastrand::Rng;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
@@ -30,8 +31,9 @@ const MAJORITY_LOST: Duration = Duration::from_secs(8);
 /// How long a fault continues after the rest of the cluster has taken over.
 const LONGER: Duration = Duration::from_secs(5);
 
-#[derive(Clone, Copy)]
-enum Fault {
+/// What can happen to the servers.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Fault {
     PrimaryFrozen,
     PrimaryKilled,
     PrimaryCutOff,
@@ -50,33 +52,12 @@ enum Fault {
     ClientsOfRabbitmqCut,
 }
 
-impl Fault {
-    const ALL: [Self; 16] = [
-        Self::PrimaryFrozen,
-        Self::PrimaryKilled,
-        Self::PrimaryCutOff,
-        Self::SecondaryCutOff,
-        Self::MembersLost,
-        Self::MembersRestarted,
-        Self::PrimaryUnreachable,
-        Self::ClientsOfMongodbCut,
-        Self::LeaderKilled,
-        Self::LeadersMoved,
-        Self::LeaderCutOff,
-        Self::LeaderFrozen,
-        Self::NodeReplaced,
-        Self::NodesLost,
-        Self::NodesRestarted,
-        Self::ClientsOfRabbitmqCut,
-    ];
-}
-
 impl Cluster {
-    /// Injects each fault in random order, with a step-down after each, repeatedly, until `until`.
+    /// Injects each of its faults in random order, with a step-down after each, repeatedly, until `until`.
     pub async fn attack(&self, chaos: &Chaos, upstream: &Upstream, mut rng: Rng, until: Instant) {
         let attack = Attack { cluster: self, chaos, upstream };
         loop {
-            let mut faults = Fault::ALL;
+            let mut faults = self.faults.clone();
             rng.shuffle(&mut faults);
             for fault in faults {
                 if Instant::now() > until {

@@ -14,6 +14,7 @@ mod server;
 use std::path::{Path, PathBuf};
 
 use self::mongodb::ReplicaSet;
+pub use faults::Fault;
 use front::Front;
 use network::Network;
 use offramp_testkit::say;
@@ -29,11 +30,12 @@ pub struct Cluster {
     front: Front,
     network: Network,
     logs: PathBuf,
+    faults: Vec<Fault>,
 }
 
 impl Cluster {
-    /// Starts the servers with empty data in a directory.
-    pub async fn start(directory: &Path) -> Self {
+    /// Starts the servers with empty data in a directory. `faults` is what may happen to them.
+    pub async fn start(directory: &Path, faults: Vec<Fault>) -> Self {
         let (data, logs) = (directory.join("data"), directory.join("log"));
         if data.exists() {
             std::fs::remove_dir_all(&data).unwrap();
@@ -44,7 +46,7 @@ impl Cluster {
         let (set, brokers) =
             tokio::join!(ReplicaSet::start(&data, &logs, &network), BrokerCluster::start(&data, &logs, &network));
         let front = Front::start(brokers.ports()).await;
-        Self { set: tokio::sync::Mutex::new(set), brokers, front, network, logs }
+        Self { set: tokio::sync::Mutex::new(set), brokers, front, network, logs, faults }
     }
 
     /// MongoDB's URL, through the network.

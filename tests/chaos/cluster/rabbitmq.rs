@@ -17,7 +17,7 @@ use super::server::Server;
 use super::{SIZE, words};
 use offramp_testkit::eventually_within;
 use offramp_testkit::private_servers::free_port;
-use offramp_testkit::process;
+use offramp_testkit::{process, say};
 
 /// The number of the first node; those before it are MongoDB's.
 const FIRST: usize = SIZE;
@@ -218,7 +218,8 @@ impl BrokerCluster {
         // RabbitMQ 3's nodes may know the old node for a while after they were told to forget it.
         eventually_within(START_PATIENCE, "a node that has joined its cluster", async || {
             let joined = self.tool("rabbitmqctl", index, &["join_cluster", &self.nodes[helper].name]).await;
-            if joined.is_err() {
+            if let Err(error) = &joined {
+                say!("the node could not join: {error}");
                 self.must("rabbitmqctl", index, &["force_reset"]).await;
                 drop(self.tool("rabbitmqctl", helper, &["forget_cluster_node", name]).await);
             }
