@@ -51,11 +51,14 @@ impl MailFault {
     }
 }
 
-/// Statistics of a kind of fault: how often it happened, how often the recovery was late, and the longest recovery.
+/// Statistics of a kind of fault.
 #[derive(Clone, Copy, Default)]
 pub struct FaultStatistics {
     pub times: u32,
+    /// How often the lanes recovered late.
     pub late: u32,
+    /// How often the servers did not work until the end of the fault, so that no recovery was measured.
+    pub not_served: u32,
     pub longest_recovery: Duration,
 }
 
@@ -119,6 +122,18 @@ impl Chaos {
     ) {
         let (pause, last) = self.fleet.recovery(served, RECOVERY_MAX).await;
         self.note(name, outage.back - outage.began, pause, last, pause > target);
+    }
+
+    /// Notes a fault during which the servers did not work.
+    pub fn not_served(&self, name: &'static str, outage: Outage, problem: &str) {
+        let lasted = (outage.back - outage.began).as_secs_f64();
+        let about = json!({ "lasted_s": lasted, "recovery_s": null, "last": problem });
+        self.history.add("nemesis", "info", name, about);
+        say!("{name:<38} lasted {lasted:4.1} s, and is ended now: {problem}");
+        let mut statistics = self.statistics.lock().unwrap();
+        let entry = statistics.entry(name).or_default();
+        entry.times += 1;
+        entry.not_served += 1;
     }
 
     /// Injects each fault of the mail servers in random order, repeatedly, until `until`, with normal operation between them.

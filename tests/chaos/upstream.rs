@@ -25,8 +25,8 @@ use offramp_testkit::test_bed::LANES;
 const CONFIRM_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a command in doubt may take to show an effect before it is published again.
 const DOUBT_PATIENCE: Duration = Duration::from_secs(5);
-/// The delay between attempts to connect, or to publish a message again.
-const RETRY_EVERY: Duration = Duration::from_millis(200);
+/// The delay between attempts to connect.
+const RECONNECT_EVERY: Duration = Duration::from_millis(200);
 
 /// Counts of published commands.
 #[derive(Default)]
@@ -203,7 +203,7 @@ impl Upstream {
         };
         let Ok(Ok(Confirmation::Ack(None))) = timeout(CONFIRM_PATIENCE, publishing).await else {
             record("info");
-            sleep(RETRY_EVERY).await;
+            self.discard(&link).await;
             return Published::InDoubt;
         };
         record("ok");
@@ -214,8 +214,12 @@ impl Upstream {
         Published::Confirmed
     }
 
-    /// A connected channel. Reconnects until it succeeds. A channel stays in use although a confirm is late: the first message of a channel
-    /// to a queue whose leader is unreachable takes RabbitMQ 3 many seconds, and a new channel would begin with that again.
+    /// Has the next message published over another connection. The node behind this one may have lost its cluster.
+    async fn discard(&self, doubtful: &Arc<Link>) {
+        self.link.lock().await.take_if(|link| Arc::ptr_eq(link, doubtful));
+    }
+
+    /// A connected channel. Reconnects until it succeeds.
     async fn link(&self) -> Arc<Link> {
         let mut link = self.link.lock().await;
         loop {
@@ -224,7 +228,7 @@ impl Upstream {
             }
             match timeout(CONFIRM_PATIENCE, self.connect()).await {
                 Ok(Ok(new)) => *link = Some(Arc::new(new)),
-                _ => sleep(RETRY_EVERY).await,
+                _ => sleep(RECONNECT_EVERY).await,
             }
         }
     }

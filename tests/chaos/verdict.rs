@@ -459,8 +459,14 @@ impl fmt::Display for Verdict {
         writeln!(f, "{:<30}{each:>8}  duplicate emails per killed worker", "")?;
         writeln!(f, "{:<38}{:>6}  longest recovery", "fault", "times")?;
         for (name, account) in &self.faults {
-            let late = if account.late > 0 { format!("  late {} times", account.late) } else { String::new() };
-            writeln!(f, "{name:<38}{:>6}  {:>5.1} s{late}", account.times, account.longest_recovery.as_secs_f64())?;
+            write!(f, "{name:<38}{:>6}  {:>5.1} s", account.times, account.longest_recovery.as_secs_f64())?;
+            if account.late > 0 {
+                write!(f, "  late {} times", account.late)?;
+            }
+            if account.not_served > 0 {
+                write!(f, "  {} times not served before its end", account.not_served)?;
+            }
+            writeln!(f)?;
         }
         if self.late() > 0 {
             let counts = if PUNCTUALITY_COUNTS { "" } else { " (not a failure in a debug build)" };

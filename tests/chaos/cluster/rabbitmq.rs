@@ -17,7 +17,7 @@ use super::server::Server;
 use super::{SIZE, words};
 use offramp_testkit::eventually_within;
 use offramp_testkit::private_servers::free_port;
-use offramp_testkit::{process, say};
+use offramp_testkit::process;
 
 /// The number of the first node; those before it are MongoDB's.
 const FIRST: usize = SIZE;
@@ -165,6 +165,18 @@ impl BrokerCluster {
         .await;
     }
 
+    /// Waits until each node says that all of them run. A node that was frozen or cut off may take a while until it is back in its cluster,
+    /// and RabbitMQ 3 lets no node join meanwhile.
+    pub async fn await_all(&self) {
+        for index in 0..SIZE {
+            let count = SIZE.to_string();
+            eventually_within(START_PATIENCE, "all RabbitMQ nodes in their cluster", async || {
+                self.tool("rabbitmqctl", index, &["await_online_nodes", &count]).await.is_ok()
+            })
+            .await;
+        }
+    }
+
     async fn accepts(&self, index: usize) -> bool {
         let url = format!("amqp://127.0.0.1:{}/%2f", self.nodes[index].port);
         let connecting = async {
@@ -215,17 +227,7 @@ impl BrokerCluster {
         self.launch(index).await;
         self.await_start(index).await;
         self.must("rabbitmqctl", index, &["stop_app"]).await;
-        // RabbitMQ 3's nodes may know the old node for a while after they were told to forget it.
-        eventually_within(START_PATIENCE, "a node that has joined its cluster", async || {
-            let joined = self.tool("rabbitmqctl", index, &["join_cluster", &self.nodes[helper].name]).await;
-            if let Err(error) = &joined {
-                say!("the node could not join: {error}");
-                self.must("rabbitmqctl", index, &["force_reset"]).await;
-                drop(self.tool("rabbitmqctl", helper, &["forget_cluster_node", name]).await);
-            }
-            joined.is_ok()
-        })
-        .await;
+        self.must("rabbitmqctl", index, &["join_cluster", &self.nodes[helper].name]).await;
         self.must("rabbitmqctl", index, &["start_app"]).await;
         self.must("rabbitmq-queues", helper, &["grow", name, "all"]).await;
     }
