@@ -113,8 +113,8 @@ async fn run() -> ExitCode {
     let history = Arc::new(History::create(&history_path));
     record_plan(&history, &plan);
     let (bed, servers, settings) = match &arguments.cluster {
-        None => single_servers().await,
-        Some(directory) => cluster(directory, arguments.fault).await,
+        None => behind_proxies().await,
+        Some(directory) => with_cluster(directory, arguments.fault).await,
     };
     let programs = [Some(arguments.program), arguments.beside].into_iter().flatten().collect();
     let mut clocks = Vec::new();
@@ -215,8 +215,8 @@ impl Servers {
     }
 }
 
-/// The servers of `scripts/services`.
-async fn single_servers() -> (TestBed, Servers, Settings) {
+/// The servers of `scripts/services`, behind proxies.
+async fn behind_proxies() -> (TestBed, Servers, Settings) {
     let bed = TestBed::new("chaos").await;
     let (broker_line, amqp_url) = Proxy::in_front_of(&bed.amqp_url).await;
     let (database_line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
@@ -225,7 +225,7 @@ async fn single_servers() -> (TestBed, Servers, Settings) {
 }
 
 /// Servers of our own.
-async fn cluster(directory: &Path, faults: Vec<Fault>) -> (TestBed, Servers, Settings) {
+async fn with_cluster(directory: &Path, faults: Vec<Fault>) -> (TestBed, Servers, Settings) {
     let cluster = Cluster::start(directory, faults).await;
     let bed = TestBed::of_servers("chaos", &cluster.mongodb_url().await, &cluster.front_url()).await;
     // An election takes 10 s and more.

@@ -165,16 +165,24 @@ impl BrokerCluster {
         .await;
     }
 
-    /// Waits until each node says that all of them run. A node that was frozen or cut off may take a while until it is back in its cluster,
-    /// and RabbitMQ 3 lets no node join meanwhile.
-    pub async fn await_all(&self) {
+    /// Waits until the cluster is whole. A node that was cut off may take a while until it is back.
+    pub async fn await_whole(&self) {
+        eventually_within(START_PATIENCE, "a whole RabbitMQ cluster", || self.is_whole()).await;
+    }
+
+    /// Whether each node says that all of them run and that no two have lost each other.
+    pub async fn is_whole(&self) -> bool {
         for index in 0..SIZE {
-            let count = SIZE.to_string();
-            eventually_within(START_PATIENCE, "all RabbitMQ nodes in their cluster", async || {
-                self.tool("rabbitmqctl", index, &["await_online_nodes", &count]).await.is_ok()
-            })
-            .await;
+            let Ok(told) = self.tool("rabbitmqctl", index, &["cluster_status", "--formatter", "json"]).await else {
+                return false;
+            };
+            let status: Value = serde_json::from_str(&told).unwrap();
+            let all_run = status["running_nodes"].as_array().is_some_and(|nodes| nodes.len() == SIZE);
+            if !all_run || status["partitions"].as_object().is_none_or(|partitions| !partitions.is_empty()) {
+                return false;
+            }
         }
+        true
     }
 
     async fn accepts(&self, index: usize) -> bool {
