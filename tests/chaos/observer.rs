@@ -14,6 +14,7 @@ use offramp::worker::composer::Composer;
 use offramp_mail::{Origin, Sender, Templates};
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::history::History;
@@ -22,6 +23,9 @@ use offramp_testkit::smtp_sink::ReceivedEmail;
 
 /// How often to take arrived emails.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// How long events may be absent, or RabbitMQ silent, before they are received over another connection.
+const QUIET_MAX: Duration = Duration::from_secs(5);
 
 /// One arrival of an effect.
 #[derive(Clone, Copy, Debug)]
@@ -91,24 +95,32 @@ impl Observer {
     /// Receives events from this queue of RabbitMQ at `url` until aborted. Redeliveries after a lost ack of the observer are not counted.
     pub async fn receive_events(self, url: String, queue: String) {
         loop {
-            if let Err(error) = self.receive_until_lost(&url, &queue).await {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                drop(error);
+            if self.receive_until_quiet(&url, &queue).await.is_err() {
+                sleep(Duration::from_millis(200)).await;
             }
         }
     }
 
-    async fn receive_until_lost(&self, url: &str, queue: &str) -> lapin::Result<()> {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-        let channel = connection.create_channel().await?;
-        channel.basic_qos(500, BasicQosOptions::default()).await?;
-        let (tag, options) = ("".into(), BasicConsumeOptions::default());
-        let mut consumer = channel.basic_consume(queue.into(), tag, options, FieldTable::default()).await?;
-        while let Some(delivery) = consumer.next().await {
-            let delivery = delivery?;
-            self.event(&delivery.data, delivery.redelivered);
-            delivery.ack(BasicAckOptions::default()).await?;
+    /// Ends when nothing comes for a while. RabbitMQ 3 may never answer on a channel, or lose a consumer without a word, after a node was out
+    /// of reach.
+    async fn receive_until_quiet(&self, url: &str, queue: &str) -> lapin::Result<()> {
+        let connecting = Connection::connect(url, ConnectionProperties::default());
+        let Ok(connection) = timeout(QUIET_MAX, connecting).await else { return Ok(()) };
+        let connection = connection?;
+        let consuming = async {
+            let channel = connection.create_channel().await?;
+            channel.basic_qos(500, BasicQosOptions::default()).await?;
+            channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default()).await
+        };
+        if let Ok(consumer) = timeout(QUIET_MAX, consuming).await {
+            let mut consumer = consumer?;
+            while let Ok(Some(delivery)) = timeout(QUIET_MAX, consumer.next()).await {
+                let delivery = delivery?;
+                self.event(&delivery.data, delivery.redelivered);
+                delivery.ack(BasicAckOptions::default()).await?;
+            }
         }
+        drop(timeout(QUIET_MAX, connection.close(200, "OK".into())).await);
         Ok(())
     }
 
@@ -141,7 +153,7 @@ impl Observer {
             for (server, taken) in take() {
                 self.mail(server, &taken);
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            sleep(LOOK_EVERY).await;
         }
     }
 
