@@ -101,8 +101,7 @@ impl Observer {
         }
     }
 
-    /// Ends when nothing comes for a while. RabbitMQ 3 may never answer on a channel, or lose a consumer without a word, after a node was out
-    /// of reach.
+    /// Ends when nothing comes for a while, or RabbitMQ does not answer.
     async fn receive_until_quiet(&self, url: &str, queue: &str) -> lapin::Result<()> {
         let connecting = Connection::connect(url, ConnectionProperties::default());
         let Ok(connection) = timeout(QUIET_MAX, connecting).await else { return Ok(()) };
@@ -114,14 +113,18 @@ impl Observer {
         };
         if let Ok(consumer) = timeout(QUIET_MAX, consuming).await {
             let mut consumer = consumer?;
-            while let Ok(Some(delivery)) = timeout(QUIET_MAX, consumer.next()).await {
-                let delivery = delivery?;
-                self.event(&delivery.data, delivery.redelivered);
-                delivery.ack(BasicAckOptions::default()).await?;
-            }
+            while let Ok(Ok(true)) = timeout(QUIET_MAX, self.receive_one(&mut consumer)).await {}
         }
         drop(timeout(QUIET_MAX, connection.close(200, "OK".into())).await);
         Ok(())
+    }
+
+    /// Whether the consumer and its channel go on. May never end if the connection is lost while an event is acknowledged.
+    async fn receive_one(&self, consumer: &mut lapin::Consumer) -> lapin::Result<bool> {
+        let Some(delivery) = consumer.next().await else { return Ok(false) };
+        let delivery = delivery?;
+        self.event(&delivery.data, delivery.redelivered);
+        delivery.ack(BasicAckOptions::default()).await
     }
 
     fn event(&self, body: &[u8], redelivered: bool) {
