@@ -351,6 +351,10 @@ impl Subscription {
                 self.is_passed_over = false;
                 return delivered.map(|delivered| delivered.map_err(|error| explain(&error)));
             }
+            // The deliveries should have ended with the channel. A lane whose deliveries did not would wait forever.
+            if let Some(problem) = self.session.problem() {
+                return Some(Err(problem.to_owned()));
+            }
             let link = &self.session.link;
             // Without such metadata, a question fails at nodes whose consumers are served. With a full budget, a reply would not be read.
             if !link.has_majority_metadata() || link.in_flight().is_full() {
