@@ -400,10 +400,11 @@ impl Judge<'_> {
 }
 
 impl Verdict {
-    /// Nothing is lost, duplicated or unexpected, and all recoveries were in time.
+    /// Nothing is lost, duplicated or unexpected, every recovery could be measured, and all were in time.
     pub fn is_good(&self) -> bool {
         let nothing_is_wrong = self.lost.is_empty() && self.duplicated.is_empty() && self.unexpected.is_empty();
-        nothing_is_wrong && (self.late() == 0 || !PUNCTUALITY_COUNTS)
+        let all_measured = self.faults.iter().all(|(_, account)| account.not_served == 0);
+        nothing_is_wrong && all_measured && (self.late() == 0 || !PUNCTUALITY_COUNTS)
     }
 
     /// The number of faults with a late recovery.

@@ -56,7 +56,7 @@ pub fn setting(name: &str, default: &str) -> String {
 pub fn run_program<T>(main: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     let result = runtime.block_on(main);
-    // Some tasks of MongoDB's driver panic when the runtime shuts down.
+    // Threads of lapin panic when the runtime shuts down.
     std::mem::forget(runtime);
     result
 }

@@ -55,8 +55,8 @@ pub enum Fault {
 }
 
 impl Cluster {
-    /// Injects each of its faults in random order, with a step-down after each, repeatedly, until `until`. Each begins when the servers have
-    /// recovered from the one before: RabbitMQ 3 lets no node join an incomplete cluster, and nobody would try.
+    /// Injects each of its faults in random order, with a step-down after each, repeatedly, until `until`. A fault that may leave RabbitMQ
+    /// in two parts ends when it is whole again: RabbitMQ 3 lets no node join before.
     pub async fn attack(&self, chaos: &Chaos, upstream: &Upstream, mut rng: Rng, until: Instant) {
         let attack = Attack { cluster: self, chaos, upstream };
         loop {
@@ -137,8 +137,8 @@ impl Attack<'_> {
         self.chaos.recover(name, outage, RECOVERY_TARGET, |_| Some(outage.back)).await;
     }
 
-    /// The same with an action that puts a node out of reach. RabbitMQ 3 may serve a queue that the node led only once it is back: there is
-    /// nothing to measure then.
+    /// The same with an action that puts a node out of reach. RabbitMQ 3 may serve a queue that the node led only once it is back: then there
+    /// is no recovery to measure, so the run is not good, but goes on.
     async fn without_a_node(&self, name: &'static str, action: impl Future<Output = ()>) {
         say!("{name} …");
         let mut served = Ok(());
@@ -367,8 +367,8 @@ impl Attack<'_> {
         })
         .await;
         sleep(LONGER).await;
-        // RabbitMQ 3 stays in two parts after this until somebody restarts a node. Its setting for partitions heals only those in which a
-        // node noticed that it was alone.
+        // RabbitMQ 3 may stay in two parts after this until somebody restarts a node: `pause_minority` restarts only one that noticed that it
+        // was alone.
         if !self.cluster.brokers.is_whole().await {
             self.rabbitmq("RabbitMQ: old leader restarted", async {
                 self.cluster.kill_node(leader).await;
