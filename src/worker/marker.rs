@@ -1,6 +1,6 @@
 //! The marker: writes into the documents what became of their outbox entries, many in one statement.
 //!
-//! An email is marked at once, unless others were marked just before: then it shares the next statement. While the database is
+//! An email is marked at once, unless many were marked just before: then it shares the next statement. While the database is
 //! unavailable, marks wait here, and the senders wait with them.
 
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::companions::Companions;
+use super::flush_pace::FlushPace;
 use super::mail_server::MailServer;
 use super::unmarked::UnmarkedEmails;
 use crate::backoff::Backoff;
@@ -22,11 +23,6 @@ use crate::store::{Store, StoreError};
 pub(super) const UNMARKED_EVENTS_MAX: usize = 512;
 /// How many entries one flush marks.
 const FLUSH_MAX: usize = 256;
-/// The shortest time from the end of one flush to the next, so that under load many entries share a statement.
-const FLUSH_PAUSE: Duration = Duration::from_millis(10);
-/// The longest time from the beginning of one flush to the next. A flush lasts until a majority of the servers has its marks, which can
-/// take long; an email whose mark has not reached the database is sent again if this process is killed.
-const FLUSH_OVERLAP_AFTER: Duration = Duration::from_millis(15);
 /// How many flushes may be under way.
 const FLUSHES_MAX: usize = 8;
 /// No email is sent while a flush takes longer than this: if this process were killed before the database answers, each email
@@ -80,7 +76,7 @@ impl Marker {
     pub(super) async fn run(mut self) {
         let mut batch = Batch::default();
         let mut flushes = JoinSet::new();
-        let (mut flush_began_at, mut flush_ended_at) = (Instant::now(), None);
+        let mut pace = FlushPace::new(Instant::now());
         loop {
             if self.emails.is_none() && self.events.is_none() {
                 batch.marks.extend(self.companions.take_all());
@@ -90,11 +86,8 @@ impl Marker {
             }
             let has_room = batch.marks.len() < FLUSH_MAX;
             let may_flush = !batch.marks.is_empty() && flushes.len() < FLUSHES_MAX;
-            let flush_at = may_flush.then(|| match flush_ended_at {
-                _ if !flushes.is_empty() => flush_began_at + FLUSH_OVERLAP_AFTER,
-                Some(ended_at) if has_room => ended_at + FLUSH_PAUSE,
-                _ => Instant::now(),
-            });
+            let flush_at =
+                may_flush.then(|| if has_room { pace.next(!batch.permits.is_empty()) } else { Instant::now() });
             tokio::select! {
                 received = receive(&mut self.emails), if has_room => if let Some(tried) = received {
                     if tried.has_events {
@@ -112,7 +105,7 @@ impl Marker {
                 }
                 () = wait_until(flush_at) => {
                     let batch = std::mem::take(&mut batch);
-                    flush_began_at = Instant::now();
+                    pace.begin(Instant::now());
                     flushes.spawn(self.flusher.clone().flush(batch, self.aside.clone()));
                 }
                 Some(ended) = flushes.join_next() => {
@@ -120,7 +113,6 @@ impl Marker {
                     if ended.is_err() {
                         return;
                     }
-                    flush_ended_at = Some(Instant::now());
                 }
             }
         }

@@ -15,6 +15,7 @@ mod disposition;
 mod email_sender;
 pub mod engine;
 pub mod event_sender;
+mod flush_pace;
 mod gauges;
 pub mod handover;
 pub mod indexes;
