@@ -3,25 +3,24 @@
 //! The publisher has its own connection: a broker low on memory stops reading from publishers, and acks on the same
 //! connection would stop too.
 
+mod attempt;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
-use lapin::message::BasicReturnMessage;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::ShortString;
-use lapin::{Channel, Confirmation};
+use lapin::Channel;
+use lapin::options::ConfirmSelectOptions;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, code, count_connection, explain};
+use self::attempt::{Results, Sent, is_any_nacked, is_object_missing, send};
+use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, count_connection};
 use super::message::Outgoing;
-use super::reply_code::{ACCESS_REFUSED, NOT_FOUND};
+use super::reply_code::ACCESS_REFUSED;
 use super::rights;
 use super::topology::Topology;
 use crate::backoff::Backoff;
@@ -399,152 +398,6 @@ async fn open(link: &Link) -> Result<Channel, BrokerError> {
     let channel = link.channel().await?;
     link.ask("enable confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
     Ok(channel)
-}
-
-/// One result for each message; `None` while it is unknown.
-struct Results(Vec<Option<Result<(), PublishError>>>);
-
-/// How publishing one group ended. Known results are filled in.
-enum Sent {
-    /// Every message has a result.
-    Answered,
-    /// The broker closed the channel, possibly because of one message.
-    ChannelClosed { why: String, code: Option<u16> },
-    /// The connection was lost.
-    Lost(String),
-    /// The deadline has passed.
-    TimedOut,
-}
-
-async fn send(
-    Slot { channel, link }: &Slot,
-    deadline: Instant,
-    messages: &[Outgoing],
-    group: &[usize],
-    results: &mut Results,
-) -> Sent {
-    // The first poll of each future sends its message, and first polls happen in this order.
-    let mut confirms: FuturesUnordered<_> =
-        group.iter().map(|&index| async move { (index, publish(channel, &messages[index]).await) }).collect();
-    let mut returned = Vec::new();
-    let mut failure = None;
-    let mut late = false;
-    loop {
-        let next = if late {
-            // lapin attaches a returned message to whichever confirm arrives first, so read every confirm that has arrived.
-            confirms.next().now_or_never().flatten()
-        } else {
-            tokio::select! {
-                biased;
-                next = confirms.next() => next,
-                () = sleep_until(deadline) => {
-                    late = true;
-                    None
-                }
-                () = link.lost() => {
-                    late = true;
-                    failure.get_or_insert(Sent::Lost("the connection was lost".to_owned()));
-                    None
-                }
-            }
-        };
-        match next {
-            Some((index, Ok(Confirmation::Ack(message)))) => {
-                results.0[index] = Some(Ok(()));
-                returned.extend(message);
-            }
-            Some((index, Ok(Confirmation::Nack(message)))) => {
-                results.0[index] =
-                    Some(Err(PublishError::Nacked("a queue it is routed to is full or unavailable".to_owned())));
-                returned.extend(message);
-            }
-            Some((index, Err(Unsent::NameTooLong))) => {
-                let why = "its exchange or routing key exceeds AMQP's 255 bytes".to_owned();
-                results.0[index] = Some(Err(PublishError::Nacked(why)));
-            }
-            Some((_, Ok(Confirmation::NotRequested))) => {
-                failure = Some(Sent::Lost("the channel is not in confirm mode".to_owned()));
-            }
-            Some((_, Err(Unsent::Broker(error)))) => {
-                let why = explain(&error);
-                failure.get_or_insert(if error.is_amqp_soft_error() {
-                    Sent::ChannelClosed { why, code: code(&error) }
-                } else {
-                    Sent::Lost(why)
-                });
-            }
-            None if late || confirms.is_empty() => break,
-            None => {}
-        }
-    }
-    for message in &returned {
-        mark_unroutable(message, messages, group, results);
-    }
-    match failure {
-        Some(failure) => failure,
-        None if group.iter().all(|&index| results.0[index].is_some()) => Sent::Answered,
-        None => Sent::TimedOut,
-    }
-}
-
-fn is_any_nacked(group: &[usize], results: &Results) -> bool {
-    group.iter().any(|&index| matches!(results.0[index], Some(Err(PublishError::Nacked(_)))))
-}
-
-/// Whether an object of the topology is missing: an exchange, or a queue or binding that should have routed a message.
-fn is_object_missing(
-    topology: &Topology,
-    sent: &Sent,
-    messages: &[Outgoing],
-    group: &[usize],
-    results: &Results,
-) -> bool {
-    let is_ours = |message: &Outgoing| {
-        // The default exchange takes a queue's name as routing key.
-        topology.owns(if message.exchange.is_empty() { &message.routing_key } else { &message.exchange })
-    };
-    match sent {
-        Sent::ChannelClosed { code, .. } => {
-            *code == Some(NOT_FOUND) && group.iter().any(|&index| is_ours(&messages[index]))
-        }
-        Sent::Answered => group
-            .iter()
-            .any(|&index| matches!(results.0[index], Some(Err(PublishError::Unroutable))) && is_ours(&messages[index])),
-        Sent::Lost(_) | Sent::TimedOut => false,
-    }
-}
-
-/// Why a message got no confirm.
-enum Unsent {
-    NameTooLong,
-    Broker(lapin::Error),
-}
-
-async fn publish(channel: &Channel, message: &Outgoing) -> Result<Confirmation, Unsent> {
-    let exchange = ShortString::try_new(message.exchange.as_str()).map_err(|_| Unsent::NameTooLong)?;
-    let routing_key = ShortString::try_new(message.routing_key.as_str()).map_err(|_| Unsent::NameTooLong)?;
-    let options = BasicPublishOptions { mandatory: message.mandatory, immediate: false };
-    let properties = message.properties().clone();
-    let confirm = channel.basic_publish(exchange, routing_key, options, &message.body, properties).await;
-    confirm.map_err(Unsent::Broker)?.await.map_err(Unsent::Broker)
-}
-
-/// Finds a returned message by its contents, not by the confirm it is attached to: with several in flight, `lapin` may
-/// attach it to another.
-fn mark_unroutable(returned: &BasicReturnMessage, messages: &[Outgoing], group: &[usize], results: &mut Results) {
-    let is_returned = |message: &Outgoing| {
-        message.mandatory
-            && message.exchange == returned.exchange.as_str()
-            && message.routing_key == returned.routing_key.as_str()
-            && message.properties().message_id() == returned.properties.message_id()
-            && message.body == returned.data
-    };
-    let unroutable = |result: &Option<_>| matches!(result, Some(Err(PublishError::Unroutable)));
-    match group.iter().find(|&&index| is_returned(&messages[index]) && !unroutable(&results.0[index])) {
-        Some(&index) => results.0[index] = Some(Err(PublishError::Unroutable)),
-        // It can only be from this call. Publishing all again is better than reporting a lost message as confirmed.
-        None => group.iter().for_each(|&index| results.0[index] = Some(Err(PublishError::Unroutable))),
-    }
 }
 
 impl fmt::Debug for Publisher {
