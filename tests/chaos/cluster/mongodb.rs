@@ -131,7 +131,15 @@ impl ReplicaSet {
     }
 
     /// Whether some member accepts a write and a majority gets it.
-    pub async fn serves(&self) -> bool {
+    ///
+    /// # Panics
+    /// When a member has ended by itself.
+    pub async fn serves(&mut self) -> bool {
+        for member in &mut self.members {
+            if let Some(ended) = member.server.ended() {
+                panic!("{ended}");
+            }
+        }
         for member in self.members.iter().filter(|member| member.server.is_running()) {
             let options = mongodb::options::CollectionOptions::builder()
                 .write_concern(WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority).build())
