@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use fastrand::Rng;
+use futures_util::future::join_all;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Connection, ConnectionProperties};
@@ -23,7 +24,7 @@ const STEP_DOWN_RECOVERY_TARGET: Duration = Duration::from_secs(5);
 /// How long the servers may take to serve again, on a busy machine.
 const SERVICE_PATIENCE: Duration = Duration::from_secs(120);
 /// How long RabbitMQ may take to serve without a node that is out of reach. RabbitMQ 3 gives it up after 60 to 80 s.
-const WITHOUT_A_NODE_PATIENCE: Duration = Duration::from_secs(100);
+const WITHOUT_A_NODE_PATIENCE: Duration = Duration::from_secs(120);
 /// How long the servers may take to start a consumer on each work queue, before that is tried again.
 const CONSUMER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a server writes what no other gets, before it is killed.
@@ -153,7 +154,7 @@ impl Attack<'_> {
         }
     }
 
-    /// Waits until every work queue confirms messages and accepts a consumer.
+    /// Waits until every work queue confirms messages, and each node in service accepts consumers of it.
     async fn await_rabbitmq(&self, patience: Duration) -> Result<(), String> {
         self.upstream.forget_served();
         let begin = Instant::now();
@@ -163,7 +164,7 @@ impl Attack<'_> {
             }
             sleep(Duration::from_millis(50)).await;
         }
-        while !self.accepts_consumers().await {
+        while !self.all_accept_consumers().await {
             if begin.elapsed() > patience {
                 return Err("RabbitMQ starts no consumers".to_owned());
             }
@@ -172,11 +173,15 @@ impl Attack<'_> {
         Ok(())
     }
 
-    /// Whether a consumer can be started on each work queue. RabbitMQ 3 asks the node that led a queue, even if that is cut off, until it
-    /// gives the node up, although the others confirm messages.
-    async fn accepts_consumers(&self) -> bool {
-        let url = self.cluster.front_url();
-        let connecting = Connection::connect(&url, ConnectionProperties::default());
+    /// Whether each node in service starts a consumer on each work queue. A node of RabbitMQ 3 asks the node that led a queue for 5 s each
+    /// time, even if that is out of reach and the others confirm messages, until it has heard of the new leader.
+    async fn all_accept_consumers(&self) -> bool {
+        let nodes = self.cluster.front.nodes_in_service();
+        join_all(nodes.iter().map(|url| self.accepts_consumers(url))).await.into_iter().all(|accepts| accepts)
+    }
+
+    async fn accepts_consumers(&self, node: &str) -> bool {
+        let connecting = Connection::connect(node, ConnectionProperties::default());
         let Ok(Ok(connection)) = timeout(CONSUMER_PATIENCE, connecting).await else { return false };
         let starting = async {
             for queue in self.upstream.work_queues() {

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 pub struct Front {
     port: u16,
+    nodes: Vec<u16>,
     in_service: watch::Sender<Vec<bool>>,
 }
 
@@ -16,6 +17,7 @@ impl Front {
     pub async fn start(ports: Vec<u16>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
+        let nodes = ports.clone();
         let in_service = watch::Sender::new(vec![true; ports.len()]);
         let seen = in_service.subscribe();
         let next = Arc::new(AtomicUsize::new(0));
@@ -37,15 +39,24 @@ impl Front {
                 });
             }
         });
-        Self { port, in_service }
+        Self { port, nodes, in_service }
     }
 
     pub fn url(&self) -> String {
-        format!("amqp://127.0.0.1:{}/%2f?heartbeat=5", self.port)
+        url(self.port)
+    }
+
+    /// The URLs of the nodes that are in service.
+    pub fn nodes_in_service(&self) -> Vec<String> {
+        self.nodes.iter().zip(&*self.in_service.borrow()).filter(|(_, is)| **is).map(|(port, _)| url(*port)).collect()
     }
 
     /// Takes a node out of service, which cuts its connections, or back into service.
     pub fn set_in_service(&self, node: usize, is: bool) {
         self.in_service.send_modify(|in_service| in_service[node] = is);
     }
+}
+
+fn url(port: u16) -> String {
+    format!("amqp://127.0.0.1:{port}/%2f?heartbeat=5")
 }
