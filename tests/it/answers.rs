@@ -3,34 +3,19 @@
 use bson::{Document, doc};
 use lapin::BasicProperties;
 use lapin::types::FieldTable;
-use offramp::store::commit::WriteResult;
-use offramp::store::outbox::entry::Lease;
-use offramp::store::updates;
-use offramp::store::{DocumentKeys, Store};
-use offramp::tls::Tls;
-use offramp_domain::command::Command;
-use offramp_domain::unit_of_work::{Task, TaskOutcome};
 use serde_json::{Value, json};
 
 use offramp_testkit::eventually;
 use offramp_testkit::fixtures::{
-    TOMBSTONE_FIELDS, account, cancellation, command, identify, organization, populate, subscription, with,
+    TOMBSTONE_FIELDS, account, cancellation, command, organization, populate, subscription, with,
 };
-use offramp_testkit::proxy::{LOST, Proxy};
-use offramp_testkit::rabbit::amqp_url;
 use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::WorkerProcess;
 
-fn is_rejection_of(id: &str) -> impl Fn(&Value) -> bool {
+/// Whether an event is the rejection of this command.
+pub fn is_rejection_of(id: &str) -> impl Fn(&Value) -> bool {
     move |event| event["type"] == "command.rejected" && event["causationid"] == id
-}
-
-async fn status_becomes(bed: &TestBed, id: &str, status: &str) -> Document {
-    eventually(&format!("{id} to be {status}"), || async {
-        bed.document("subscriptions", id).await.filter(|document| document.get_str("status").ok() == Some(status))
-    })
-    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,7 +39,7 @@ async fn invalid_messages_become_dead_letters_and_the_rest_of_their_batch_is_pro
     bed.command(&cancellation("good", "sub")).await;
 
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
-    let document = status_becomes(&bed, "sub", "cancellation_scheduled").await;
+    let document = bed.status_becomes("sub", "cancellation_scheduled").await;
     assert_eq!(document.get_str("ends_on").unwrap(), "2199-06-14");
     let mut letters = Vec::new();
     for _ in 0..5 {
@@ -155,7 +140,7 @@ async fn a_command_is_retried_until_its_subscription_exists() {
     .await;
     bed.collection("accounts").insert_one(account("acc", "org")).await.unwrap();
     bed.collection("subscriptions").insert_one(subscription("sub", "org", "acc")).await.unwrap();
-    let document = status_becomes(&bed, "sub", "cancellation_scheduled").await;
+    let document = bed.status_becomes("sub", "cancellation_scheduled").await;
     assert_eq!(document.get_array("applied").unwrap().len(), 1);
     assert!(worker.stop().await.success());
     bed.remove().await;
@@ -208,7 +193,7 @@ async fn commands_for_corrupt_or_incomplete_documents_become_dead_letters() {
         assert_eq!(bed.document("subscriptions", id).await.as_ref(), Some(document), "unchanged");
     }
     // The valid command of the same batch was applied.
-    status_becomes(&bed, "sub", "cancellation_scheduled").await;
+    bed.status_becomes("sub", "cancellation_scheduled").await;
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
@@ -303,121 +288,6 @@ async fn history_entries_are_appended_in_order() {
     bed.remove().await;
 }
 
-/// Another writer may append to `history` between Offramp's read and write without changing `version`.
-#[tokio::test(flavor = "multi_thread")]
-async fn history_entries_of_other_writers_are_kept() {
-    let bed = TestBed::new("trail").await;
-    populate(&bed).await;
-    let subscriptions = bed.collection("subscriptions");
-    let push = |number: i32| doc! { "$push": { "history": { "number": number } } };
-    // Long enough for new entries to be written by index.
-    let long: Vec<Document> = (0..60).map(|number| doc! { "number": number }).collect();
-    subscriptions.update_one(doc! { "_id": "sub" }, doc! { "$set": { "history": long } }).await.unwrap();
-
-    let store = Store::open(&bed.mongodb_url, &Tls::default()).await.unwrap();
-    let command = Command::parse(cancellation("ours", "sub").to_string().as_bytes()).unwrap();
-    let need = DocumentKeys {
-        subscriptions: ["sub".try_into().unwrap()].into(),
-        organizations: ["org".try_into().unwrap()].into(),
-        ..DocumentKeys::default()
-    };
-    let now = chrono::Utc::now();
-    let lease = Lease { holder: uuid::Uuid::new_v4(), until: now };
-    let decide = async || {
-        let mut read = store.load(&need).await.unwrap();
-        assert_eq!(read.apply(&Task::Command(command.clone()), now), TaskOutcome::Applied);
-        updates::build(read, &lease, "tests", &identify, now).unwrap()
-    };
-    let too_late = decide().await;
-    subscriptions.update_one(doc! { "_id": "sub" }, push(60)).await.unwrap();
-    assert_eq!(store.commit(&too_late).await.unwrap(), [WriteResult::Conflict]);
-    assert_eq!(store.commit(&decide().await).await.unwrap(), [WriteResult::Written]);
-
-    let document = bed.document("subscriptions", "sub").await.unwrap();
-    let history: Vec<_> =
-        document.get_array("history").unwrap().iter().map(|entry| entry.as_document().unwrap()).collect();
-    let numbers: Vec<_> = history.iter().map(|entry| entry.get_i32("number").ok()).collect();
-    assert_eq!(numbers, (0..=60).map(Some).chain([None]).collect::<Vec<_>>());
-    assert_eq!(history[61].get_document("command").unwrap().get_str("id").unwrap(), "ours");
-    bed.remove().await;
-}
-
-/// Other systems write these documents too, with the number types of their drivers.
-#[tokio::test(flavor = "multi_thread")]
-async fn numbers_and_nulls_of_other_systems_are_accepted() {
-    let bed = TestBed::new("forms").await;
-    let sink = SmtpSink::start().await;
-    populate(&bed).await;
-    let subscriptions = bed.collection("subscriptions");
-    let versions = [
-        ("missing", None),
-        ("null", Some(bson::Bson::Null)),
-        ("double", Some(7.0.into())),
-        ("long", Some(7_i64.into())),
-    ];
-    for (id, version) in &versions {
-        let mut document = subscription(id, "org", "acc");
-        document.get_document_mut("billing").unwrap().insert("day", 15.0);
-        if let Some(version) = version {
-            document.insert("version", version.clone());
-        }
-        subscriptions.insert_one(document).await.unwrap();
-    }
-    // Text in place of a list, and a date beyond any calendar.
-    let spoilt: [(&str, bson::Bson); 3] = [
-        ("history", "x".into()),
-        ("outbox", "x".into()),
-        (
-            "cancellation_request",
-            doc! {
-                "requested_at": bson::DateTime::MIN, "actor": { "role": "client", "account_id": "acc" },
-            }
-            .into(),
-        ),
-    ];
-    for (field, value) in &spoilt {
-        let mut document = subscription(field, "org", "acc");
-        document.insert(*field, value.clone());
-        document.insert("status", "cancellation_requested");
-        subscriptions.insert_one(document).await.unwrap();
-    }
-
-    let worker = WorkerProcess::start(&bed, &sink.url()).await;
-    for (id, _) in &versions {
-        bed.command(&cancellation(id, id)).await;
-    }
-    for (field, _) in &spoilt {
-        bed.command(&cancellation(field, field)).await;
-    }
-    for (id, version) in &versions {
-        status_becomes(&bed, id, "cancellation_scheduled").await;
-        let document = bed.document("subscriptions", id).await.unwrap();
-        let before = if matches!(version, None | Some(bson::Bson::Null)) { 0 } else { 7 };
-        assert!(document.get_i64("version").unwrap() > before, "{document}");
-    }
-    let mut fields = Vec::new();
-    for _ in &spoilt {
-        let letter = bed.dead_letter().await;
-        assert_eq!(letter.header("offramp-reason"), "corrupt_document", "{}", letter.header("offramp-error"));
-        let field = serde_json::from_slice::<Value>(&letter.body).unwrap()["id"].as_str().unwrap().to_owned();
-        assert!(letter.header("offramp-error").contains(&field), "{}", letter.header("offramp-error"));
-        fields.push(field);
-    }
-    fields.sort();
-    assert_eq!(fields, ["cancellation_request", "history", "outbox"]);
-    // A removal appends with a pipeline, which the server rejects with another code.
-    let removal = with(cancellation("removal", "history"), "via", json!("invoice"));
-    bed.command(&with(removal, "invoice_id", json!("inv-5"))).await;
-    let letter = bed.dead_letter().await;
-    assert_eq!(letter.header("offramp-reason"), "corrupt_document");
-    assert_eq!(letter.header("offramp-error"), "subscriptions history: history: expected a list, found text");
-    subscriptions.delete_one(doc! { "_id": "outbox" }).await.unwrap();
-    bed.outboxes_empty().await;
-    assert_eq!(sink.emails().len(), versions.len());
-    assert!(worker.stop().await.success());
-    bed.remove().await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_without_effect_is_remembered_as_applied() {
     let bed = TestBed::new("usedup").await;
@@ -503,51 +373,5 @@ async fn a_rejection_rests_on_the_state_before_later_commands_of_its_batch() {
         assert_eq!(event["data"]["reason"], reason, "{id}");
     }
     assert!(worker.stop().await.success());
-    bed.remove().await;
-}
-
-/// A `reply_to` that names one of Offramp's own queues would turn replies into commands or dead letters.
-#[tokio::test(flavor = "multi_thread")]
-async fn replies_to_offramps_own_queues_are_not_sent() {
-    let bed = TestBed::new("replies").await;
-    let sink = SmtpSink::start().await;
-    populate(&bed).await;
-    let events = bed.watch_events().await;
-    let worker = WorkerProcess::start(&bed, &sink.url()).await;
-    for queue in ["retry.5s", "cancellation", "dead-letters"] {
-        let early = with(cancellation(queue, "sub"), "month", json!("2199-05"));
-        let reply_to = format!("{}.{queue}", bed.prefix);
-        let properties = BasicProperties::default().with_reply_to(reply_to.as_str().into());
-        bed.publish_with("subscription.cancellation", early.to_string().as_bytes(), properties).await;
-        events.next(&bed, is_rejection_of(queue)).await;
-    }
-    eventually("all to be settled", || async { (worker.settled().await == 3).then_some(()) }).await;
-    for queue in ["retry.5s", "cancellation", "dead-letters"] {
-        assert!(bed.take(queue).await.is_none(), "{queue}");
-    }
-    assert!(worker.stop().await.success());
-    bed.remove().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unconfirmed_reply_does_not_block_its_lane() {
-    let bed = TestBed::new("silent").await;
-    let sink = SmtpSink::start().await;
-    populate(&bed).await;
-    let events = bed.watch_events().await;
-    let (_line, amqp_url) = Proxy::in_front_of(&amqp_url()).await;
-    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_AMQP_URL", &amqp_url)]).await;
-
-    let refused = with(cancellation("c-1", "sub"), "organization_id", json!("elsewhere")).to_string();
-    let properties = BasicProperties::default().with_reply_to(format!("{LOST}{}", bed.prefix).into());
-    bed.publish_with("subscription.cancellation", refused.as_bytes(), properties).await;
-    bed.command(&cancellation("c-2", "sub")).await;
-
-    events.next(&bed, is_rejection_of("c-1")).await;
-    status_becomes(&bed, "sub", "cancellation_scheduled").await;
-    let answer = worker.readyz().await.unwrap();
-    assert!(answer.status == 200, "an unconfirmed reply does not make the worker unready: {answer}");
-    assert!(worker.stop().await.success());
-    assert!(bed.take("cancellation").await.is_none(), "both are acknowledged");
     bed.remove().await;
 }

@@ -9,6 +9,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::{Value, json};
 
+use crate::answers::is_rejection_of;
 use offramp_testkit::eventually;
 use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription, with};
 use offramp_testkit::proxy::{LOST, Proxy};
@@ -350,4 +351,50 @@ async fn a_reply_queue_that_is_full_or_missing_stops_no_lane() {
         assert!(worker.stop().await.success());
         bed.remove().await;
     }
+}
+
+/// A `reply_to` that names one of Offramp's own queues would turn replies into commands or dead letters.
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_to_offramps_own_queues_are_not_sent() {
+    let bed = TestBed::new("replies").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    for queue in ["retry.5s", "cancellation", "dead-letters"] {
+        let early = with(cancellation(queue, "sub"), "month", json!("2199-05"));
+        let reply_to = format!("{}.{queue}", bed.prefix);
+        let properties = BasicProperties::default().with_reply_to(reply_to.as_str().into());
+        bed.publish_with("subscription.cancellation", early.to_string().as_bytes(), properties).await;
+        events.next(&bed, is_rejection_of(queue)).await;
+    }
+    eventually("all to be settled", || async { (worker.settled().await == 3).then_some(()) }).await;
+    for queue in ["retry.5s", "cancellation", "dead-letters"] {
+        assert!(bed.take(queue).await.is_none(), "{queue}");
+    }
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unconfirmed_reply_does_not_block_its_lane() {
+    let bed = TestBed::new("silent").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let events = bed.watch_events().await;
+    let (_line, amqp_url) = Proxy::in_front_of(&amqp_url()).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_AMQP_URL", &amqp_url)]).await;
+
+    let refused = with(cancellation("c-1", "sub"), "organization_id", json!("elsewhere")).to_string();
+    let properties = BasicProperties::default().with_reply_to(format!("{LOST}{}", bed.prefix).into());
+    bed.publish_with("subscription.cancellation", refused.as_bytes(), properties).await;
+    bed.command(&cancellation("c-2", "sub")).await;
+
+    events.next(&bed, is_rejection_of("c-1")).await;
+    bed.status_becomes("sub", "cancellation_scheduled").await;
+    let answer = worker.readyz().await.unwrap();
+    assert!(answer.status == 200, "an unconfirmed reply does not make the worker unready: {answer}");
+    assert!(worker.stop().await.success());
+    assert!(bed.take("cancellation").await.is_none(), "both are acknowledged");
+    bed.remove().await;
 }

@@ -96,6 +96,14 @@ impl TestBed {
         self.collection(collection).find_one(doc! { "_id": id }).await.unwrap()
     }
 
+    /// Waits until a subscription has this status.
+    pub async fn status_becomes(&self, id: &str, status: &str) -> Document {
+        eventually(&format!("{id} to be {status}"), || async {
+            self.document("subscriptions", id).await.filter(|document| document.get_str("status").ok() == Some(status))
+        })
+        .await
+    }
+
     /// Collects every event from now on in a queue of the test.
     pub async fn watch_events(&self) -> Events {
         let queue = format!("{}.test-events", self.prefix);

@@ -2,11 +2,18 @@
 
 use bson::oid::ObjectId;
 use bson::{Bson, DateTime, Document, doc};
-use serde_json::json;
+use offramp::store::commit::WriteResult;
+use offramp::store::outbox::entry::Lease;
+use offramp::store::updates;
+use offramp::store::{DocumentKeys, Store};
+use offramp::tls::Tls;
+use offramp_domain::command::Command;
+use offramp_domain::unit_of_work::{Task, TaskOutcome};
+use serde_json::{Value, json};
 
 use super::id;
 use offramp_testkit::eventually;
-use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription, with};
+use offramp_testkit::fixtures::{account, cancellation, command, identify, organization, populate, subscription, with};
 use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{WorkerProcess, metrics_of};
@@ -219,6 +226,117 @@ async fn unprocessable_documents_are_reported() {
         bed.document("subscriptions", "bad-day").await.unwrap().get_array("payment_failures").is_ok().then_some(())
     })
     .await;
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
+/// Another writer may append to `history` between Offramp's read and write without changing `version`.
+#[tokio::test(flavor = "multi_thread")]
+async fn history_entries_of_other_writers_are_kept() {
+    let bed = TestBed::new("trail").await;
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
+    let push = |number: i32| doc! { "$push": { "history": { "number": number } } };
+    // Long enough for new entries to be written by index.
+    let long: Vec<Document> = (0..60).map(|number| doc! { "number": number }).collect();
+    subscriptions.update_one(doc! { "_id": "sub" }, doc! { "$set": { "history": long } }).await.unwrap();
+
+    let store = Store::open(&bed.mongodb_url, &Tls::default()).await.unwrap();
+    let command = Command::parse(cancellation("ours", "sub").to_string().as_bytes()).unwrap();
+    let need = DocumentKeys {
+        subscriptions: ["sub".try_into().unwrap()].into(),
+        organizations: ["org".try_into().unwrap()].into(),
+        ..DocumentKeys::default()
+    };
+    let now = chrono::Utc::now();
+    let lease = Lease { holder: uuid::Uuid::new_v4(), until: now };
+    let decide = async || {
+        let mut read = store.load(&need).await.unwrap();
+        assert_eq!(read.apply(&Task::Command(command.clone()), now), TaskOutcome::Applied);
+        updates::build(read, &lease, "tests", &identify, now).unwrap()
+    };
+    let too_late = decide().await;
+    subscriptions.update_one(doc! { "_id": "sub" }, push(60)).await.unwrap();
+    assert_eq!(store.commit(&too_late).await.unwrap(), [WriteResult::Conflict]);
+    assert_eq!(store.commit(&decide().await).await.unwrap(), [WriteResult::Written]);
+
+    let document = bed.document("subscriptions", "sub").await.unwrap();
+    let history: Vec<_> =
+        document.get_array("history").unwrap().iter().map(|entry| entry.as_document().unwrap()).collect();
+    let numbers: Vec<_> = history.iter().map(|entry| entry.get_i32("number").ok()).collect();
+    assert_eq!(numbers, (0..=60).map(Some).chain([None]).collect::<Vec<_>>());
+    assert_eq!(history[61].get_document("command").unwrap().get_str("id").unwrap(), "ours");
+    bed.remove().await;
+}
+
+/// Other systems write these documents too, with the number types of their drivers.
+#[tokio::test(flavor = "multi_thread")]
+async fn numbers_and_nulls_of_other_systems_are_accepted() {
+    let bed = TestBed::new("forms").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let subscriptions = bed.collection("subscriptions");
+    let versions =
+        [("missing", None), ("null", Some(Bson::Null)), ("double", Some(7.0.into())), ("long", Some(7_i64.into()))];
+    for (id, version) in &versions {
+        let mut document = subscription(id, "org", "acc");
+        document.get_document_mut("billing").unwrap().insert("day", 15.0);
+        if let Some(version) = version {
+            document.insert("version", version.clone());
+        }
+        subscriptions.insert_one(document).await.unwrap();
+    }
+    // Text in place of a list, and a date beyond any calendar.
+    let spoilt: [(&str, Bson); 3] = [
+        ("history", "x".into()),
+        ("outbox", "x".into()),
+        (
+            "cancellation_request",
+            doc! {
+                "requested_at": DateTime::MIN, "actor": { "role": "client", "account_id": "acc" },
+            }
+            .into(),
+        ),
+    ];
+    for (field, value) in &spoilt {
+        let mut document = subscription(field, "org", "acc");
+        document.insert(*field, value.clone());
+        document.insert("status", "cancellation_requested");
+        subscriptions.insert_one(document).await.unwrap();
+    }
+
+    let worker = WorkerProcess::start(&bed, &sink.url()).await;
+    for (id, _) in &versions {
+        bed.command(&cancellation(id, id)).await;
+    }
+    for (field, _) in &spoilt {
+        bed.command(&cancellation(field, field)).await;
+    }
+    for (id, version) in &versions {
+        bed.status_becomes(id, "cancellation_scheduled").await;
+        let document = bed.document("subscriptions", id).await.unwrap();
+        let before = if matches!(version, None | Some(Bson::Null)) { 0 } else { 7 };
+        assert!(document.get_i64("version").unwrap() > before, "{document}");
+    }
+    let mut fields = Vec::new();
+    for _ in &spoilt {
+        let letter = bed.dead_letter().await;
+        assert_eq!(letter.header("offramp-reason"), "corrupt_document", "{}", letter.header("offramp-error"));
+        let field = serde_json::from_slice::<Value>(&letter.body).unwrap()["id"].as_str().unwrap().to_owned();
+        assert!(letter.header("offramp-error").contains(&field), "{}", letter.header("offramp-error"));
+        fields.push(field);
+    }
+    fields.sort();
+    assert_eq!(fields, ["cancellation_request", "history", "outbox"]);
+    // A removal appends with a pipeline, which the server rejects with another code.
+    let removal = with(cancellation("removal", "history"), "via", json!("invoice"));
+    bed.command(&with(removal, "invoice_id", json!("inv-5"))).await;
+    let letter = bed.dead_letter().await;
+    assert_eq!(letter.header("offramp-reason"), "corrupt_document");
+    assert_eq!(letter.header("offramp-error"), "subscriptions history: history: expected a list, found text");
+    subscriptions.delete_one(doc! { "_id": "outbox" }).await.unwrap();
+    bed.outboxes_empty().await;
+    assert_eq!(sink.emails().len(), versions.len());
     assert!(worker.stop().await.success());
     bed.remove().await;
 }

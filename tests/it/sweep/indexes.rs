@@ -28,7 +28,7 @@ async fn a_worker_builds_only_missing_indexes() {
     bed.collection("subscriptions").insert_one(scheduled("over", Utc::now() - TimeDelta::hours(1))).await.unwrap();
     start_noting(&bed).await;
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
-    status_becomes(&bed, "over", "cancelled").await;
+    bed.status_becomes("over", "cancelled").await;
     all_indexes_appear(&bed).await;
     assert!(worker.stop().await.success());
     // A hanging replica must not block a build. A standalone server rejects the option.
@@ -52,14 +52,6 @@ async fn a_worker_builds_only_missing_indexes() {
 fn builds(notes: &[Document]) -> Vec<Document> {
     let commands = notes.iter().filter_map(|note| note.get_document("command").ok());
     commands.filter(|command| command.contains_key("createIndexes")).cloned().collect()
-}
-
-async fn status_becomes(bed: &TestBed, id: &str, status: &str) {
-    eventually(&format!("{id} to be {status}"), || async {
-        let document = bed.document("subscriptions", id).await.unwrap();
-        document.get_str("status").is_ok_and(|now| now == status).then_some(())
-    })
-    .await;
 }
 
 async fn all_indexes_appear(bed: &TestBed) {
@@ -87,7 +79,7 @@ async fn messages_are_consumed_while_an_index_is_built() {
 
     let worker = WorkerProcess::start(&bed, &sink.url()).await;
     bed.command(&cancellation("c-1", "sub")).await;
-    status_becomes(&bed, "sub", "cancellation_scheduled").await;
+    bed.status_becomes("sub", "cancellation_scheduled").await;
     bed.outboxes_empty().await;
     assert_eq!(sink.emails().len(), 1);
     let ready = worker.readyz().await.unwrap();
@@ -97,7 +89,7 @@ async fn messages_are_consumed_while_an_index_is_built() {
     assert_eq!(over.get_str("status").unwrap(), "cancellation_scheduled", "scheduled ends need the index");
 
     proxy.hold_requests("");
-    status_becomes(&bed, "over", "cancelled").await;
+    bed.status_becomes("over", "cancelled").await;
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
@@ -121,9 +113,9 @@ async fn an_index_that_cannot_be_built_stops_only_the_queries_that_need_it() {
         worker.readyz().await.filter(|answer| answer.body.contains("offramp_scheduled_ends: CannotIndexParallelArrays"))
     })
     .await;
-    status_becomes(&bed, "natural", "expired").await;
+    bed.status_becomes("natural", "expired").await;
     bed.command(&cancellation("c-1", "sub")).await;
-    status_becomes(&bed, "sub", "cancellation_scheduled").await;
+    bed.status_becomes("sub", "cancellation_scheduled").await;
     let tries = doc! { "command.createIndexes": "subscriptions", "command.indexes.0.name": "offramp_scheduled_ends" };
     eventually("three attempts", || async {
         let answer = worker.readyz().await.unwrap();
@@ -136,7 +128,7 @@ async fn an_index_that_cannot_be_built_stops_only_the_queries_that_need_it() {
     assert_eq!(waiting.get_str("status").unwrap(), "cancellation_scheduled");
 
     bed.collection("subscriptions").delete_one(doc! { "_id": "lists" }).await.unwrap();
-    status_becomes(&bed, "scheduled", "cancelled").await;
+    bed.status_becomes("scheduled", "cancelled").await;
     let worker = worker.ready().await;
     assert!(worker.stop().await.success());
     bed.remove().await;
@@ -164,8 +156,8 @@ async fn a_dropped_index_is_built_again() {
     let past = Utc::now() - TimeDelta::hours(1);
     let documents = [scheduled("scheduled", past), expiring("natural", 15, "2020-01-01")];
     bed.collection("subscriptions").insert_many(documents).await.unwrap();
-    status_becomes(&bed, "scheduled", "cancelled").await;
-    status_becomes(&bed, "natural", "expired").await;
+    bed.status_becomes("scheduled", "cancelled").await;
+    bed.status_becomes("natural", "expired").await;
     let worker = worker.ready().await;
     assert!(worker.stop().await.success());
     bed.remove().await;
