@@ -12,30 +12,30 @@ use tokio::time::Instant;
 const INTERVAL: Duration = Duration::from_millis(20);
 /// The same in a burst.
 const BURST_INTERVAL: Duration = Duration::from_millis(3);
-/// How far flushes may be ahead of one per [`INTERVAL`] when another one of a burst begins at once.
-const CREDIT: Duration = Duration::from_millis(40);
+/// How far ahead of one flush per [`INTERVAL`] a burst may get before it has to wait.
+const AHEAD_MAX: Duration = Duration::from_millis(40);
 
 /// When flushes began, as far as the next one depends on it.
 pub(super) struct FlushPace {
     last_began_at: Instant,
-    /// How far flushes were ahead of one per [`INTERVAL`] once the last one had begun.
-    debt: Duration,
+    /// How far ahead of one flush per [`INTERVAL`] the marker was once the last one had begun.
+    ahead: Duration,
 }
 
 impl FlushPace {
     pub(super) fn new(now: Instant) -> Self {
-        Self { last_began_at: now, debt: Duration::ZERO }
+        Self { last_began_at: now, ahead: Duration::ZERO }
     }
 
     /// When the next flush may begin. One of events alone is never part of a burst: an event may be repeated, as it has the same id.
     pub(super) fn next(&self, has_emails: bool) -> Instant {
-        let interval = if has_emails { BURST_INTERVAL.max(self.debt.saturating_sub(CREDIT)) } else { INTERVAL };
+        let interval = if has_emails { BURST_INTERVAL.max(self.ahead.saturating_sub(AHEAD_MAX)) } else { INTERVAL };
         self.last_began_at + interval
     }
 
     /// Records that a flush begins.
     pub(super) fn begin(&mut self, now: Instant) {
-        self.debt = self.debt.saturating_sub(now - self.last_began_at) + INTERVAL;
+        self.ahead = self.ahead.saturating_sub(now - self.last_began_at) + INTERVAL;
         self.last_began_at = now;
     }
 }
