@@ -86,8 +86,7 @@ impl Marker {
             }
             let has_room = batch.marks.len() < FLUSH_MAX;
             let may_flush = !batch.marks.is_empty() && flushes.len() < FLUSHES_MAX;
-            let flush_at =
-                may_flush.then(|| if has_room { pace.next(!batch.permits.is_empty()) } else { Instant::now() });
+            let flush_at = may_flush.then(|| pace.next(batch.has_emails()));
             tokio::select! {
                 received = receive(&mut self.emails), if has_room => if let Some(tried) = received {
                     if tried.has_events {
@@ -104,8 +103,8 @@ impl Marker {
                     batch.marks.extend(self.companions.take_overdue(Instant::now()));
                 }
                 () = wait_until(flush_at) => {
+                    pace.begin(Instant::now(), batch.has_emails());
                     let batch = std::mem::take(&mut batch);
-                    pace.begin(Instant::now());
                     flushes.spawn(self.flusher.clone().flush(batch, self.aside.clone()));
                 }
                 Some(ended) = flushes.join_next() => {
@@ -124,6 +123,12 @@ impl Marker {
 struct Batch {
     marks: Vec<Mark>,
     permits: Vec<OwnedSemaphorePermit>,
+}
+
+impl Batch {
+    fn has_emails(&self) -> bool {
+        !self.permits.is_empty()
+    }
 }
 
 /// Writes marks, retrying while the database is unavailable.
