@@ -154,7 +154,7 @@ impl Attack<'_> {
         }
     }
 
-    /// Waits until every work queue confirms messages, and each node in service accepts consumers of it.
+    /// Waits until every work queue confirms messages, and every node in service starts consumers on every work queue.
     async fn await_rabbitmq(&self, patience: Duration) -> Result<(), String> {
         self.upstream.forget_served();
         let begin = Instant::now();
@@ -366,15 +366,14 @@ impl Attack<'_> {
         })
         .await;
         sleep(LONGER).await;
-        self.rabbitmq("RabbitMQ: old leader thawed", async {
-            self.cluster.brokers.server(leader).await.thaw();
-            self.cluster.front.set_in_service(leader, true);
-        })
-        .await;
+        let thawed = async { self.cluster.brokers.server(leader).await.thaw() };
+        self.rabbitmq("RabbitMQ: old leader thawed", thawed).await;
         sleep(LONGER).await;
         // RabbitMQ 3 may stay in two parts after this until somebody restarts a node: `pause_minority` restarts only one that noticed that it
         // was alone.
-        if !self.cluster.brokers.is_whole().await {
+        if self.cluster.brokers.is_whole().await {
+            self.cluster.front.set_in_service(leader, true);
+        } else {
             self.rabbitmq("RabbitMQ: old leader restarted", async {
                 self.cluster.kill_node(leader).await;
                 self.cluster.start_node(leader).await;

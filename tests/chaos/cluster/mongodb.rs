@@ -125,21 +125,24 @@ impl ReplicaSet {
     }
 
     /// Whether a member is the primary or a secondary.
-    pub async fn is_member(&self, number: usize) -> bool {
+    pub async fn is_member(&mut self, number: usize) -> bool {
+        self.must_run();
         let hello = self.ask(number, doc! { "hello": 1 }).await;
         hello.is_some_and(|hello| is(&hello, "isWritablePrimary") || is(&hello, "secondary"))
     }
 
-    /// Whether some member accepts a write and a majority gets it.
-    ///
-    /// # Panics
-    /// When a member has ended by itself.
-    pub async fn serves(&mut self) -> bool {
+    /// Panics if a member has ended by itself.
+    fn must_run(&mut self) {
         for member in &mut self.members {
             if let Some(ended) = member.server.ended() {
                 panic!("{ended}");
             }
         }
+    }
+
+    /// Whether some member accepts a write and a majority gets it.
+    pub async fn serves(&mut self) -> bool {
+        self.must_run();
         for member in self.members.iter().filter(|member| member.server.is_running()) {
             let options = mongodb::options::CollectionOptions::builder()
                 .write_concern(WriteConcern::builder().w(mongodb::options::Acknowledgment::Majority).build())

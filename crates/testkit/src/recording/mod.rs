@@ -18,7 +18,7 @@ use serde_json::Value;
 
 pub use self::message::Message;
 use self::scenario::play;
-pub use self::scenario::{becomes, cancels, requests};
+pub use self::scenario::{becomes, requests};
 use crate::test_bed::TestBed;
 
 /// The collections, and the names of their files.

@@ -104,7 +104,7 @@ fn of_client(id: &str, kind: &str, subscription: &str) -> Value {
 }
 
 /// An admin cancels from the purchases tab.
-pub fn cancels(id: &str, subscription: &str) -> Value {
+fn cancels(id: &str, subscription: &str) -> Value {
     let cancellation = with(of_admin(id, "subscription.cancellation", subscription), "via", json!("purchases"));
     with(with(cancellation, "reason", json!("moved away")), "message", json!("Au revoir !"))
 }
