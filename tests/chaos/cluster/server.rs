@@ -21,8 +21,12 @@ pub struct Server {
 }
 
 impl Server {
+    /// A server that is not started yet. Forgets what one of the same name has logged in an earlier run.
     pub fn new(name: String, logs: &std::path::Path) -> Self {
-        Self { log: logs.join(format!("{name}.log")), name, child: None }
+        let log = logs.join(format!("{name}.log"));
+        // An error means that there is none.
+        let _ = std::fs::remove_file(&log);
+        Self { log, name, child: None }
     }
 
     /// Starts the command as a process group of its own. Returns the number of the process.
