@@ -1,12 +1,9 @@
 //! Servers for one test, next to the shared ones. They run without Docker, so on Linux only.
 
-use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 
-use crate::process;
+use crate::process::{self, free_port};
 
 /// Running servers. Stopped when dropped.
 pub struct PrivateServers {
@@ -68,17 +65,5 @@ impl PrivateServers {
 impl Drop for PrivateServers {
     fn drop(&mut self) {
         self.services(&["down"]);
-    }
-}
-
-/// A port that is free now, below the range of outgoing connections, so that it is free again when its server restarts. No two calls of
-/// a process return the same one: its server may listen later.
-pub fn free_port() -> u16 {
-    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    loop {
-        let port = fastrand::u16(20_000..30_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() && GIVEN.lock().is_ok_and(|mut given| given.insert(port)) {
-            return port;
-        }
     }
 }

@@ -1,6 +1,5 @@
 //! Worker processes: the program as operators run it.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::LazyLock;
@@ -9,7 +8,7 @@ use offramp_domain::command_ref::CommandType;
 
 use crate::eventually;
 use crate::http::{self, Response};
-use crate::process::{self, Signal};
+use crate::process::{self, Signal, free_port};
 use crate::test_bed::TestBed;
 
 /// The program under test. Cargo builds it one folder above the tests and examples.
@@ -95,8 +94,7 @@ impl WorkerProcess {
 
     /// Starts `program` with its settings as a worker, with health and metrics on a free port.
     pub fn of(program: &mut Command, log: Stdio) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self::at_port(program, port, log)
+        Self::at_port(program, free_port(), log)
     }
 
     /// [`Self::of`] on this port, for instance that of a worker that has ended.

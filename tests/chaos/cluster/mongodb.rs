@@ -13,7 +13,7 @@ use super::network::Network;
 use super::server::Server;
 use super::{SIZE, words};
 use offramp_testkit::eventually;
-use offramp_testkit::private_servers::free_port;
+use offramp_testkit::process::free_port;
 
 /// How long to wait for a server's reply when its state is asked for.
 const REPLY_PATIENCE: Duration = Duration::from_secs(1);

@@ -16,8 +16,8 @@ use super::port_mapper::PortMapper;
 use super::server::Server;
 use super::{SIZE, words};
 use offramp_testkit::eventually_within;
-use offramp_testkit::private_servers::free_port;
 use offramp_testkit::process;
+use offramp_testkit::process::free_port;
 
 /// The number of the first node; those before it are MongoDB's.
 const FIRST: usize = SIZE;
