@@ -1,18 +1,32 @@
 //! One attempt to publish messages on a channel: which are confirmed, rejected or returned, and how it ended.
 
+use std::sync::Arc;
+
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::BasicReturnMessage;
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use tokio::time::{Instant, sleep_until};
 
-use super::{PublishError, Slot};
-use crate::amqp::connection::{code, explain};
+use crate::amqp::connection::{BrokerError, Link, code, explain};
 use crate::amqp::message::Outgoing;
 use crate::amqp::reply_code::NOT_FOUND;
 use crate::amqp::topology::Topology;
+
+/// A channel in confirm mode. One call at a time uses it, so every confirm and every return on it belongs to that call.
+pub(super) struct Slot {
+    pub(super) channel: Channel,
+    pub(super) link: Arc<Link>,
+}
+
+/// Opens a channel in confirm mode.
+pub(super) async fn open(link: &Link) -> Result<Channel, BrokerError> {
+    let channel = link.channel().await?;
+    link.ask("enable confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    Ok(channel)
+}
 
 /// One result for each message; `None` while it is unknown.
 pub(super) struct Results(pub(super) Vec<Option<Result<(), PublishError>>>);
@@ -159,4 +173,18 @@ fn mark_unroutable(returned: &BasicReturnMessage, messages: &[Outgoing], group: 
         // It can only be from this call. Publishing all again is better than reporting a lost message as confirmed.
         None => group.iter().for_each(|&index| results.0[index] = Some(Err(PublishError::Unroutable))),
     }
+}
+
+/// Why a message is not confirmed. Keep whatever it was made from.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PublishError {
+    /// It is mandatory and routed to no queue.
+    #[error("unroutable: no queue takes this message")]
+    Unroutable,
+    /// The broker rejected it: a queue is full or unavailable, or the message itself is invalid.
+    #[error("RabbitMQ rejected this message: {0}")]
+    Nacked(String),
+    /// The broker was unavailable or did not confirm in time. It may have the message or not.
+    #[error("RabbitMQ did not confirm this message: {0}")]
+    Unavailable(String),
 }

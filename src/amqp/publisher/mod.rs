@@ -10,14 +10,13 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lapin::Channel;
-use lapin::options::ConfirmSelectOptions;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex as AsyncMutex, Semaphore};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use self::attempt::{Results, Sent, is_any_nacked, is_object_missing, send};
+pub use self::attempt::PublishError;
+use self::attempt::{Results, Sent, Slot, is_any_nacked, is_object_missing, open, send};
 use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, count_connection};
 use super::message::Outgoing;
 use super::reply_code::ACCESS_REFUSED;
@@ -61,12 +60,6 @@ struct Inner {
 struct Current {
     link: Option<Arc<Link>>,
     backoff: Option<Backoff>,
-}
-
-/// A channel in confirm mode. One call at a time uses it, so every confirm and every return on it belongs to that call.
-struct Slot {
-    channel: Channel,
-    link: Arc<Link>,
 }
 
 impl Publisher {
@@ -394,28 +387,8 @@ impl Publisher {
     }
 }
 
-async fn open(link: &Link) -> Result<Channel, BrokerError> {
-    let channel = link.channel().await?;
-    link.ask("enable confirms", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-    Ok(channel)
-}
-
 impl fmt::Debug for Publisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Publisher").field("broker", &self.0.broker).finish_non_exhaustive()
     }
-}
-
-/// Why a message is not confirmed. Keep whatever it was made from.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PublishError {
-    /// It is mandatory and routed to no queue.
-    #[error("unroutable: no queue takes this message")]
-    Unroutable,
-    /// The broker rejected it: a queue is full or unavailable, or the message itself is invalid.
-    #[error("RabbitMQ rejected this message: {0}")]
-    Nacked(String),
-    /// The broker was unavailable or did not confirm in time. It may have the message or not.
-    #[error("RabbitMQ did not confirm this message: {0}")]
-    Unavailable(String),
 }
