@@ -288,6 +288,16 @@ impl Link {
         self.connection.status().connected()
     }
 
+    /// The address it leads to, without a password.
+    pub(super) fn url(&self) -> String {
+        self.address.settings.urls.as_slice()[self.address.index].to_string()
+    }
+
+    /// Whether the broker has no other address.
+    pub(super) fn is_only_address(&self) -> bool {
+        self.address.settings.urls.as_slice().len() == 1
+    }
+
     /// The version that the broker reports; empty if it reports none.
     pub(super) fn broker_version(&self) -> &str {
         self.version.get().map_or("", String::as_str)

@@ -1,6 +1,7 @@
 //! A TCP proxy that cuts, stalls and delays connections, or closes them in the broker's name.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub fn nested_arrays(depth: u32) -> Vec<u8> {
 pub struct Proxy {
     address: SocketAddr,
     conditions: watch::Sender<Conditions>,
+    has_dropped: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -74,9 +76,11 @@ impl Proxy {
         let normal =
             Conditions { mute: false, deaf: false, cuts: 0, closes: 0, late: Duration::ZERO, clock_shift: 0, held: "" };
         let (conditions, seen) = watch::channel(normal);
+        let has_dropped = Arc::new(AtomicBool::new(false));
+        let dropped = has_dropped.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (target, seen) = (target.clone(), seen.clone());
+                let (target, seen, dropped) = (target.clone(), seen.clone(), dropped.clone());
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(target).await else { return };
                     // No delay by Nagle's algorithm.
@@ -92,13 +96,13 @@ impl Proxy {
                         // A cut takes precedence: bytes held by then are lost even if the proxy resumes at once.
                         biased;
                         _ = until.wait_for(|conditions| conditions.cuts != cuts) => {}
-                        () = pass(client_in, server_out, seen.clone(), false, &asked) => {}
-                        () = pass(server_in, client_out, seen, true, &asked) => {}
+                        () = pass(client_in, server_out, seen.clone(), false, &asked, &dropped) => {}
+                        () = pass(server_in, client_out, seen, true, &asked, &dropped) => {}
                     }
                 });
             }
         });
-        Self { address, conditions }
+        Self { address, conditions, has_dropped }
     }
 
     /// A proxy in front of the server of a URL, and the URL of the proxy.
@@ -122,10 +126,19 @@ impl Proxy {
 
     /// The broker behind this proxy.
     pub fn broker(&self, name: &str) -> Broker {
-        let mut url = url::Url::parse(&amqp_url()).unwrap();
-        url.set_host(Some("127.0.0.1")).unwrap();
-        url.set_port(Some(self.address.port())).unwrap();
-        Broker::new(url.as_str().parse().unwrap(), name)
+        Self::broker_behind([self], name)
+    }
+
+    /// The broker behind these proxies: as many addresses, in this order.
+    pub fn broker_behind<'a>(proxies: impl IntoIterator<Item = &'a Self>, name: &str) -> Broker {
+        let url = |proxy: &Self| {
+            let mut url = url::Url::parse(&amqp_url()).unwrap();
+            url.set_host(Some("127.0.0.1")).unwrap();
+            url.set_port(Some(proxy.address.port())).unwrap();
+            url.to_string()
+        };
+        let urls: Vec<String> = proxies.into_iter().map(url).collect();
+        Broker::new(urls.join(",").parse().unwrap(), name)
     }
 
     /// Shifts MongoDB's clock, as clients see it, by this many seconds.
@@ -135,6 +148,11 @@ impl Proxy {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether a request was dropped because of [`LOST`].
+    pub fn has_dropped(&self) -> bool {
+        self.has_dropped.load(Ordering::Relaxed)
     }
 
     /// Closes every open connection.
@@ -183,13 +201,14 @@ impl Proxy {
 }
 
 /// Forwards bytes until either side ends, or sends `connection.close` to the client. `asked` is whether the client has sent
-/// something since the server's last response.
+/// something since the server's last response, `dropped` whether something of the client was dropped.
 async fn pass(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
     mut seen: watch::Receiver<Conditions>,
     to_client: bool,
     asked: &AtomicBool,
+    dropped: &AtomicBool,
 ) {
     let mut buffer = [0; 16 * 1024];
     let closes = seen.borrow().closes;
@@ -213,6 +232,7 @@ async fn pass(
             buffer[at..at + NOT_UTF8.len()].fill(0xff);
         }
         if !to_client && buffer[..count].windows(LOST.len()).any(|bytes| bytes == LOST.as_bytes()) {
+            dropped.store(true, Ordering::Relaxed);
             continue;
         }
         let marked = buffer[..count].windows(NESTED.len()).position(|bytes| bytes == NESTED.as_bytes());

@@ -1,6 +1,7 @@
 //! One attempt to publish messages on a channel: which are confirmed, rejected or returned, and how it ended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -10,10 +11,14 @@ use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use tokio::time::{Instant, sleep_until};
 
-use crate::amqp::connection::{BrokerError, Link, code, explain};
+use super::last_confirms::LastConfirms;
+use crate::amqp::connection::{BrokerError, Link, REPLY_SECONDS_MAX, code, explain};
 use crate::amqp::message::Outgoing;
 use crate::amqp::reply_code::NOT_FOUND;
 use crate::amqp::topology::Topology;
+
+/// After how many seconds without a confirm a connection is given up for one to another address, like a request without a reply.
+pub(super) const SILENT_SECONDS_MAX: u64 = REPLY_SECONDS_MAX;
 
 /// A channel in confirm mode. One call at a time uses it, so every confirm and every return on it belongs to that call.
 pub(super) struct Slot {
@@ -39,14 +44,20 @@ pub(super) enum Sent {
     ChannelClosed { why: String, code: Option<u16> },
     /// The connection was lost.
     Lost(String),
-    /// The deadline has passed.
+    /// The deadline has passed. Other messages were confirmed meanwhile.
     TimedOut,
+    /// Nothing was confirmed for [`SILENT_SECONDS_MAX`]: the connection may lead to a node that is cut off from its cluster, which opens
+    /// channels and confirms what no queue takes.
+    Silent,
 }
 
 /// Publishes the messages of a group and waits for their confirms. Fills in the results it obtains.
+///
+/// With a single address, there is no better one to try: it waits until the deadline.
 pub(super) async fn send(
     Slot { channel, link }: &Slot,
     deadline: Instant,
+    last_confirms: &LastConfirms,
     messages: &[Outgoing],
     group: &[usize],
     results: &mut Results,
@@ -57,6 +68,9 @@ pub(super) async fn send(
     let mut returned = Vec::new();
     let mut failure = None;
     let mut late = false;
+    let sent = Instant::now();
+    let silence_max = Duration::from_secs(SILENT_SECONDS_MAX);
+    let mut check_at = if link.is_only_address() { deadline } else { deadline.min(sent + silence_max) };
     loop {
         let next = if late {
             // lapin attaches a returned message to whichever confirm arrives first, so read every confirm that has arrived.
@@ -65,8 +79,15 @@ pub(super) async fn send(
             tokio::select! {
                 biased;
                 next = confirms.next() => next,
-                () = sleep_until(deadline) => {
-                    late = true;
+                () = sleep_until(check_at) => {
+                    let waiting = group.iter().filter(|&&index| results.0[index].is_none()).map(|&index| &messages[index]);
+                    let silent_at = last_confirms.since(sent, waiting) + silence_max;
+                    let now = Instant::now();
+                    if now >= silent_at {
+                        failure.get_or_insert(Sent::Silent);
+                    }
+                    check_at = silent_at.min(deadline);
+                    late = now >= check_at;
                     None
                 }
                 () = link.lost() => {
@@ -79,6 +100,7 @@ pub(super) async fn send(
         match next {
             Some((index, Ok(Confirmation::Ack(message)))) => {
                 results.0[index] = Some(Ok(()));
+                last_confirms.confirmed(&messages[index], Instant::now());
                 returned.extend(message);
             }
             Some((index, Ok(Confirmation::Nack(message)))) => {
@@ -108,9 +130,10 @@ pub(super) async fn send(
     for message in &returned {
         mark_unroutable(message, messages, group, results);
     }
+    let is_answered = || group.iter().all(|&index| results.0[index].is_some());
     match failure {
+        None | Some(Sent::Silent) if is_answered() => Sent::Answered,
         Some(failure) => failure,
-        None if group.iter().all(|&index| results.0[index].is_some()) => Sent::Answered,
         None => Sent::TimedOut,
     }
 }
@@ -138,7 +161,7 @@ pub(super) fn is_object_missing(
         Sent::Answered => group
             .iter()
             .any(|&index| matches!(results.0[index], Some(Err(PublishError::Unroutable))) && is_ours(&messages[index])),
-        Sent::Lost(_) | Sent::TimedOut => false,
+        Sent::Lost(_) | Sent::TimedOut | Sent::Silent => false,
     }
 }
 

@@ -4,6 +4,7 @@
 //! connection would stop too.
 
 mod attempt;
+mod last_confirms;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -16,7 +17,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 pub use self::attempt::PublishError;
-use self::attempt::{Results, Sent, Slot, is_any_nacked, is_object_missing, open, send};
+use self::attempt::{Results, SILENT_SECONDS_MAX, Sent, Slot, is_any_nacked, is_object_missing, open, send};
+use self::last_confirms::LastConfirms;
 use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, count_connection};
 use super::message::Outgoing;
 use super::reply_code::ACCESS_REFUSED;
@@ -48,6 +50,7 @@ struct Inner {
     idle: Mutex<Vec<Slot>>,
     current: AsyncMutex<Current>,
     problem: Mutex<Option<String>>,
+    last_confirms: LastConfirms,
     /// What the log was told of connections, and of objects that are missing.
     outage: Outage,
     undeclared: Outage,
@@ -96,6 +99,7 @@ impl Publisher {
             idle: Mutex::default(),
             current: AsyncMutex::default(),
             problem: Mutex::default(),
+            last_confirms: LastConfirms::default(),
             outage: Outage::default(),
             undeclared: Outage::default(),
             denied: Mutex::default(),
@@ -104,6 +108,9 @@ impl Publisher {
 
     /// Publishes all messages, then waits for all confirms, for at most 10 seconds in total. Returns one result for each
     /// message, in order.
+    ///
+    /// A connection over which nothing is confirmed for 5 seconds is given up: the next call uses the next address. With a single address,
+    /// that happens when the time is up.
     ///
     /// `Ok` means that the broker has stored the message in every queue it is routed to (possibly none, unless it is
     /// mandatory). After [`PublishError::Unavailable`], the broker may have the message or not.
@@ -221,7 +228,7 @@ impl Publisher {
             };
             let (_permit, slot) =
                 timeout_at(deadline, acquiring).await.map_err(|_| self.problem().unwrap_or_else(late))??;
-            let sent = send(&slot, deadline, messages, &group, results).await;
+            let sent = send(&slot, deadline, &self.0.last_confirms, messages, &group, results).await;
             if let Some(missing) =
                 topology.take_if(|topology| is_object_missing(topology, &sent, messages, &group, results))
             {
@@ -269,14 +276,20 @@ impl Publisher {
                     results.0[group[0]] = Some(Err(PublishError::Nacked(why)));
                 }
                 Sent::Lost(why) => return Err(why),
-                Sent::TimedOut => {
-                    // Frames buffered on a blocked connection would be sent once it is unblocked, long after this call
-                    // has reported a failure.
-                    if slot.link.is_blocked() {
-                        slot.link.cut();
-                        return Err(BLOCKED.to_owned());
+                // Frames buffered on a blocked connection would be sent once it is unblocked, long after this call has
+                // reported a failure.
+                Sent::TimedOut | Sent::Silent if slot.link.is_blocked() => {
+                    slot.link.cut();
+                    return Err(BLOCKED.to_owned());
+                }
+                Sent::TimedOut => return Err(late()),
+                Sent::Silent => {
+                    let why = format!("no confirm for {SILENT_SECONDS_MAX} s");
+                    if self.0.outage.failed(&why) {
+                        tracing::warn!(address = slot.link.url(), error = why, "publisher reconnects");
                     }
-                    return Err(late());
+                    slot.link.cut();
+                    return Err(why);
                 }
             }
         }

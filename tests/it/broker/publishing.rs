@@ -4,7 +4,7 @@ use offramp::amqp::{Outgoing, PublishError, Publisher, RetryDelay};
 
 use super::text;
 use offramp_testkit::eventually;
-use offramp_testkit::proxy::Proxy;
+use offramp_testkit::proxy::{LOST, Proxy};
 use offramp_testkit::rabbit::{Policy, Rabbit};
 
 #[tokio::test]
@@ -176,6 +176,43 @@ async fn a_publisher_recovers_once_its_messages_are_no_longer_rejected() {
         assert!(matches!(rejected[..], [Err(PublishError::Nacked(_))]), "{rejected:?}");
         drop(policy);
         eventually("it is taken", async || publisher.publish_all(&message).await == [Ok(())]).await;
+        publisher.close().await;
+    })
+    .await;
+}
+
+/// A node that is cut off from its cluster opens connections and channels, and confirms no message that a queue takes.
+#[tokio::test]
+async fn a_publisher_leaves_an_address_that_confirms_nothing() {
+    Rabbit::declared(async |rabbit| {
+        let (cut_off, serving) = (Proxy::start().await, Proxy::start().await);
+        let publisher = Publisher::new(Proxy::broker_behind([&cut_off, &serving], &rabbit.prefix));
+        let message = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
+        assert_eq!(publisher.publish_all(&message("before")).await, [Ok(())]);
+        cut_off.hold_requests("during");
+        let silent = Err(PublishError::Unavailable("no confirm for 5 s".to_owned()));
+        assert_eq!(publisher.publish_all(&message("during")).await, [silent]);
+        assert_eq!(publisher.publish_all(&message("during")).await, [Ok(())]);
+        publisher.close().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_publisher_keeps_a_connection_over_which_other_messages_are_confirmed() {
+    Rabbit::declared(async |rabbit| {
+        let (first, second) = (Proxy::start().await, Proxy::start().await);
+        let publisher = Publisher::new(Proxy::broker_behind([&first, &second], &rabbit.prefix));
+        let message = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
+        let stuck = publisher.clone();
+        let never_confirmed = message(LOST);
+        let stuck = tokio::spawn(async move { stuck.publish_all(&never_confirmed).await });
+        eventually("the message is on its way", async || first.has_dropped()).await;
+        while !stuck.is_finished() {
+            assert_eq!(publisher.publish_all(&message("another")).await, [Ok(())]);
+        }
+        let late = Err(PublishError::Unavailable("no confirm within 10 s".to_owned()));
+        assert_eq!(stuck.await.unwrap(), [late]);
         publisher.close().await;
     })
     .await;
