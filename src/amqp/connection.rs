@@ -78,8 +78,8 @@ impl Broker {
         &self.0.urls
     }
 
-    /// Connects. Tries each address once, starting with the last that worked. `purpose` becomes part of the connection's
-    /// name at the broker.
+    /// Connects. Tries each address once, starting with the last that worked, so that concurrent calls lead to the same node as long as
+    /// it serves. `purpose` becomes part of the connection's name at the broker.
     ///
     /// # Errors
     /// [`BrokerError::Denied`] when an address rejects the user or the virtual host, [`BrokerError::Silent`] when one does not
@@ -88,19 +88,18 @@ impl Broker {
         let urls = self.0.urls.as_slice();
         let (mut denied, mut silent) = (false, false);
         let mut problems = Vec::new();
-        for _ in urls {
-            // Advanced before the attempt: an address on which the caller's deadline expires must not come first again.
-            let index = self.0.next.fetch_add(1, Ordering::Relaxed) % urls.len();
-            let url = &urls[index];
+        let first = self.0.next.load(Ordering::Relaxed) % urls.len();
+        for index in (first..urls.len()).chain(0..first) {
+            let attempt = Attempt(Some(Address { settings: self.0.clone(), index }));
             match Box::pin(self.connect_to(index, purpose)).await {
                 Ok(link) => {
-                    self.0.next.store(index, Ordering::Relaxed);
+                    attempt.succeeded();
                     return Ok(link);
                 }
                 Err(failure) => {
                     denied |= failure.denied;
                     silent |= failure.silent;
-                    problems.push(format!("{url}: {}", failure.why));
+                    problems.push(format!("{}: {}", urls[index], failure.why));
                 }
             }
         }
@@ -228,6 +227,25 @@ impl Address {
         let after = |next: usize| (next % count == self.index).then_some(self.index + 1);
         // An error means that another address comes first already.
         let _ = self.settings.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, after);
+    }
+}
+
+/// An attempt to connect to an address. It has failed if it is dropped before [`Self::succeeded`], also because its caller no longer waits.
+struct Attempt(Option<Address>);
+
+impl Attempt {
+    fn succeeded(mut self) {
+        if let Some(Address { settings, index }) = self.0.take() {
+            settings.next.store(index, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(address) = &self.0 {
+            address.failed();
+        }
     }
 }
 

@@ -1,10 +1,16 @@
 //! Connecting: several addresses, TLS, rejected credentials.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use offramp::amqp::{Broker, BrokerError, Consumer, Outgoing, Publisher, Topology};
 use offramp::tls::{Authorities, Identity, Tls};
 use offramp_domain::command_ref::CommandType;
+use tokio::time::timeout;
 
 use super::{lane, next};
+use offramp_testkit::eventually;
+use offramp_testkit::proxy::Proxy;
 use offramp_testkit::rabbit::{Rabbit, amqp_url};
 use offramp_testkit::tls::{ThrowAwayCa, TlsServers};
 
@@ -18,6 +24,37 @@ async fn the_second_address_is_used_when_the_first_is_unreachable() {
         let message = Outgoing::new("", rabbit.queue(), b"x".to_vec()).mandatory();
         assert_eq!(publisher.publish_all(&[message]).await, [Ok(())]);
         publisher.close().await;
+    })
+    .await;
+}
+
+/// A worker opens all its connections at once. If they went to different nodes, some would go to one that is cut off from its cluster.
+#[tokio::test]
+async fn concurrent_connections_lead_to_the_same_address_and_leave_it_together() {
+    Rabbit::run(async |rabbit| {
+        let addresses = [Proxy::start().await, Proxy::start().await];
+        let broker = Proxy::broker_behind(&addresses, &rabbit.prefix);
+        for address in addresses {
+            let links = join_all((0..8).map(|_| broker.connect("test"))).await;
+            let links: Vec<_> = links.into_iter().map(Result::unwrap).collect();
+            drop(address);
+            eventually("all connections are lost", async || links.iter().all(|link| !link.is_live())).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_address_that_the_caller_gave_up_does_not_come_first_again() {
+    Rabbit::run(async |rabbit| {
+        let (slow, other) = (Proxy::start().await, Proxy::start().await);
+        let broker = Proxy::broker_behind([&slow, &other], &rabbit.prefix);
+        slow.stall();
+        timeout(Duration::from_millis(50), broker.connect("test")).await.unwrap_err();
+        slow.resume();
+        let link = broker.connect("test").await.unwrap();
+        drop(other);
+        eventually("the connection is lost", async || !link.is_live()).await;
     })
     .await;
 }
