@@ -60,12 +60,16 @@ pub struct FaultStatistics {
     /// How often the servers did not work until the end of the fault, so that no recovery was measured.
     pub not_served: u32,
     pub longest_recovery: Duration,
+    /// The longest recovery, counted from when the first server worked again.
+    pub longest_since_first: Duration,
 }
 
 /// When a fault began, and when the servers worked again.
 #[derive(Clone, Copy)]
 pub struct Outage {
     pub began: Instant,
+    /// When the first of several servers worked.
+    pub first_back: Instant,
     pub back: Instant,
 }
 
@@ -99,13 +103,13 @@ impl Chaos {
         outages.iter().any(|outage| outage.began <= moment + period && outage.back + JUST_BACK >= moment)
     }
 
-    /// Injects a fault of the servers. `fault` ends when they work again.
-    pub async fn outage(&self, is_of_database: bool, fault: impl Future<Output = ()>) -> Outage {
+    /// Injects a fault of the servers. `fault` ends when they work again, and returns since when the first of them did.
+    pub async fn outage(&self, is_of_database: bool, fault: impl Future<Output = Instant>) -> Outage {
         let began = Instant::now();
         let under_way = self.server_fault_lock.lock().await;
-        fault.await;
+        let first_back = fault.await;
         drop(under_way);
-        let outage = Outage { began, back: Instant::now() };
+        let outage = Outage { began, first_back, back: Instant::now() };
         if is_of_database {
             self.database_outages.lock().unwrap().push(outage);
         }
@@ -121,7 +125,8 @@ impl Chaos {
         served: impl Fn(&str) -> Option<Instant>,
     ) {
         let (pause, last) = self.fleet.recovery(served, RECOVERY_MAX).await;
-        self.note(name, outage.back - outage.began, pause, last, pause > target);
+        let recovery = Recovery { pause, since_first: pause + (outage.back - outage.first_back), last };
+        self.note(name, outage.back - outage.began, recovery, pause > target);
     }
 
     /// Notes a fault during which the servers did not work.
@@ -156,7 +161,8 @@ impl Chaos {
                     sleep(Duration::from_millis(50)).await;
                 }
                 // Deferred emails wait longer by design, so this recovery is never late.
-                self.note(fault.name(), lasted, back.elapsed(), "emails", false);
+                let recovery = Recovery { pause: back.elapsed(), since_first: back.elapsed(), last: "emails" };
+                self.note(fault.name(), lasted, recovery, false);
             }
         }
     }
@@ -176,17 +182,30 @@ impl Chaos {
         }
     }
 
-    /// `last` is what recovered last.
-    fn note(&self, name: &'static str, lasted: Duration, pause: Duration, last: &str, is_late: bool) {
-        let (lasted, seconds) = (lasted.as_secs_f64(), pause.as_secs_f64());
-        let about = json!({ "lasted_s": lasted, "recovery_s": seconds, "last": last });
+    fn note(&self, name: &'static str, lasted: Duration, recovery: Recovery, is_late: bool) {
+        let Recovery { pause, since_first, last } = recovery;
+        let (lasted, seconds, first) = (lasted.as_secs_f64(), pause.as_secs_f64(), since_first.as_secs_f64());
+        let about = json!({ "lasted_s": lasted, "recovery_s": seconds, "since_first_s": first, "last": last });
         self.history.add("nemesis", "info", name, about);
         let late = if is_late { ", late" } else { "" };
-        say!("{name:<38} lasted {lasted:4.1} s, recovery {seconds:4.1} s ({last}{late})");
+        say!(
+            "{name:<38} lasted {lasted:4.1} s, recovery {seconds:4.1} s ({last}{late}), {first:4.1} s from the first server on"
+        );
         let mut statistics = self.statistics.lock().unwrap();
         let entry = statistics.entry(name).or_default();
         entry.times += 1;
         entry.late += u32::from(is_late);
         entry.longest_recovery = entry.longest_recovery.max(pause);
+        entry.longest_since_first = entry.longest_since_first.max(since_first);
     }
+}
+
+/// How long it took until everything worked again.
+struct Recovery {
+    /// From when the servers worked.
+    pause: Duration,
+    /// From when the first of several servers worked.
+    since_first: Duration,
+    /// What recovered last.
+    last: &'static str,
 }

@@ -80,7 +80,11 @@ impl SingleServers {
                 if Instant::now() > until {
                     return;
                 }
-                let outage = chaos.outage(fault.is_of_database(), self.inject(fault, &mut rng)).await;
+                let injecting = async {
+                    self.inject(fault, &mut rng).await;
+                    Instant::now()
+                };
+                let outage = chaos.outage(fault.is_of_database(), injecting).await;
                 chaos.recover(fault.name(), outage, RECOVERY_TARGET, |_| Some(outage.back)).await;
                 sleep(FAULT_INTERVAL).await;
             }

@@ -458,9 +458,15 @@ impl fmt::Display for Verdict {
         let hundredths = self.emails_after_kill.len() * 100 / self.kills.max(1);
         let each = format!("{}.{:02}", hundredths / 100, hundredths % 100);
         writeln!(f, "{:<30}{each:>8}  duplicate emails per killed worker", "")?;
-        writeln!(f, "{:<38}{:>6}  longest recovery", "fault", "times")?;
+        writeln!(
+            f,
+            "{:<49}{:>6}  longest recovery, and from when the first server of several worked",
+            "fault", "times"
+        )?;
         for (name, account) in &self.faults {
-            write!(f, "{name:<38}{:>6}  {:>5.1} s", account.times, account.longest_recovery.as_secs_f64())?;
+            let (longest, since_first) =
+                (account.longest_recovery.as_secs_f64(), account.longest_since_first.as_secs_f64());
+            write!(f, "{name:<49}{:>6}  {longest:>5.1} s  {since_first:>5.1} s", account.times)?;
             if account.late > 0 {
                 write!(f, "  late {} times", account.late)?;
             }

@@ -120,6 +120,7 @@ impl Attack<'_> {
             action.await;
             self.upstream.forget_served();
             eventually_within(SERVICE_PATIENCE, "MongoDB", async || self.cluster.set.lock().await.serves().await).await;
+            Instant::now()
         };
         let outage = self.chaos.outage(true, fault).await;
         self.chaos.recover(name, outage, target, |lane| Some(self.upstream.served(lane)?.max(outage.back))).await;
@@ -132,7 +133,7 @@ impl Attack<'_> {
         let fault = async {
             action.await;
             let served = self.await_rabbitmq(SERVICE_PATIENCE).await;
-            served.unwrap_or_else(|problem| panic!("{name}: {problem}"));
+            served.unwrap_or_else(|problem| panic!("{name}: {problem}"))
         };
         let outage = self.chaos.outage(false, fault).await;
         self.chaos.recover(name, outage, RECOVERY_TARGET, |_| Some(outage.back)).await;
@@ -142,20 +143,24 @@ impl Attack<'_> {
     /// is no recovery to measure, so the run is not good, but goes on.
     async fn without_a_node(&self, name: &'static str, action: impl Future<Output = ()>) {
         say!("{name} …");
-        let mut served = Ok(());
+        let mut problem = None;
         let fault = async {
             action.await;
-            served = self.await_rabbitmq(WITHOUT_A_NODE_PATIENCE).await;
+            self.await_rabbitmq(WITHOUT_A_NODE_PATIENCE).await.unwrap_or_else(|why| {
+                problem = Some(why);
+                Instant::now()
+            })
         };
         let outage = self.chaos.outage(false, fault).await;
-        match served {
-            Ok(()) => self.chaos.recover(name, outage, RECOVERY_TARGET, |_| Some(outage.back)).await,
-            Err(problem) => self.chaos.not_served(name, outage, &problem),
+        match problem {
+            None => self.chaos.recover(name, outage, RECOVERY_TARGET, |_| Some(outage.back)).await,
+            Some(problem) => self.chaos.not_served(name, outage, &problem),
         }
     }
 
-    /// Waits until every work queue confirms messages, and every node in service starts consumers on every work queue.
-    async fn await_rabbitmq(&self, patience: Duration) -> Result<(), String> {
+    /// Waits until every work queue confirms messages, and every node in service starts consumers on every work queue. Returns since when
+    /// one node did.
+    async fn await_rabbitmq(&self, patience: Duration) -> Result<Instant, String> {
         self.upstream.forget_served();
         let begin = Instant::now();
         while !self.upstream.unserved().is_empty() {
@@ -164,22 +169,25 @@ impl Attack<'_> {
             }
             sleep(Duration::from_millis(50)).await;
         }
-        while !self.all_accept_consumers().await {
+        let mut first = None;
+        loop {
+            let nodes = self.cluster.front.nodes_in_service();
+            let accept = join_all(nodes.iter().map(|url| self.accepts_consumers(url))).await;
+            if accept.contains(&true) {
+                first.get_or_insert_with(Instant::now);
+            }
+            if let Some(first) = first.filter(|_| !accept.contains(&false)) {
+                return Ok(first);
+            }
             if begin.elapsed() > patience {
-                return Err("RabbitMQ starts no consumers".to_owned());
+                return Err("not every node starts consumers".to_owned());
             }
             sleep(Duration::from_millis(50)).await;
         }
-        Ok(())
     }
 
-    /// Whether each node in service starts a consumer on each work queue. A node of RabbitMQ 3 asks the node that led a queue for 5 s each
-    /// time, even if that is out of reach and the others confirm messages, until it has heard of the new leader.
-    async fn all_accept_consumers(&self) -> bool {
-        let nodes = self.cluster.front.nodes_in_service();
-        join_all(nodes.iter().map(|url| self.accepts_consumers(url))).await.into_iter().all(|accepts| accepts)
-    }
-
+    /// Whether a node starts a consumer on each work queue. One of RabbitMQ 3 asks the node that led a queue for 5 s each time, even if that
+    /// is out of reach and the others confirm messages, until it has heard of the new leader.
     async fn accepts_consumers(&self, node: &str) -> bool {
         let connecting = Connection::connect(node, ConnectionProperties::default());
         let Ok(Ok(connection)) = timeout(CONSUMER_PATIENCE, connecting).await else { return false };
