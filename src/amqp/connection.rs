@@ -53,8 +53,8 @@ struct Settings {
     urls: BrokerUrls,
     name: String,
     tls: Tls,
-    /// The index of the address to try first: the last that worked, or the one after the last that failed. An address fails, too, when a
-    /// node accepts connections but does not serve them, such as one that is cut off from its cluster.
+    /// The index of the address to try first: the one after the last that failed. An address fails, too, when a node accepts connections
+    /// but does not serve them, such as one that is cut off from its cluster.
     next: AtomicUsize,
 }
 
@@ -78,8 +78,8 @@ impl Broker {
         &self.0.urls
     }
 
-    /// Connects. Tries each address once, starting with the last that worked, so that concurrent calls lead to the same node as long as
-    /// it serves. `purpose` becomes part of the connection's name at the broker.
+    /// Connects. Tries each address once, starting with the one after the last that failed, so that concurrent calls lead to
+    /// the same node as long as it serves. `purpose` becomes part of the connection's name at the broker.
     ///
     /// # Errors
     /// [`BrokerError::Denied`] when an address rejects the user or the virtual host, [`BrokerError::Silent`] when one does not
@@ -90,10 +90,10 @@ impl Broker {
         let mut problems = Vec::new();
         let first = self.0.next.load(Ordering::Relaxed) % urls.len();
         for index in (first..urls.len()).chain(0..first) {
-            let attempt = Attempt(Some(Address { settings: self.0.clone(), index }));
+            let mut attempt = Attempt { address: Address { settings: self.0.clone(), index }, succeeded: false };
             match Box::pin(self.connect_to(index, purpose)).await {
                 Ok(link) => {
-                    attempt.succeeded();
+                    attempt.succeeded = true;
                     return Ok(link);
                 }
                 Err(failure) => {
@@ -230,21 +230,16 @@ impl Address {
     }
 }
 
-/// An attempt to connect to an address. It has failed if it is dropped before [`Self::succeeded`], also because its caller no longer waits.
-struct Attempt(Option<Address>);
-
-impl Attempt {
-    fn succeeded(mut self) {
-        if let Some(Address { settings, index }) = self.0.take() {
-            settings.next.store(index, Ordering::Relaxed);
-        }
-    }
+/// An attempt to connect. Unless it succeeds, its address has failed, also if its caller no longer waits.
+struct Attempt {
+    address: Address,
+    succeeded: bool,
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if let Some(address) = &self.0 {
-            address.failed();
+        if !self.succeeded {
+            self.address.failed();
         }
     }
 }
@@ -311,9 +306,14 @@ impl Link {
         self.address.settings.urls.as_slice()[self.address.index].to_string()
     }
 
-    /// Whether the broker has no other address.
-    pub(super) fn is_only_address(&self) -> bool {
-        self.address.settings.urls.as_slice().len() == 1
+    /// The index of that address.
+    pub(super) fn address_index(&self) -> usize {
+        self.address.index
+    }
+
+    /// How many addresses the broker has.
+    pub(super) fn address_count(&self) -> usize {
+        self.address.settings.urls.as_slice().len()
     }
 
     /// The version that the broker reports; empty if it reports none.

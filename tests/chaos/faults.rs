@@ -204,7 +204,7 @@ impl Chaos {
 struct Recovery {
     /// From when the servers worked.
     pause: Duration,
-    /// From when the first of several servers worked.
+    /// From when the first of several servers worked. At most: a lane that settled a message before all of them did counts from its next.
     since_first: Duration,
     /// What recovered last.
     last: &'static str,

@@ -11,13 +11,13 @@ use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use tokio::time::{Instant, sleep_until};
 
-use super::last_confirms::LastConfirms;
+use super::confirms::Confirms;
 use crate::amqp::connection::{BrokerError, Link, REPLY_SECONDS_MAX, code, explain};
 use crate::amqp::message::Outgoing;
 use crate::amqp::reply_code::NOT_FOUND;
 use crate::amqp::topology::Topology;
 
-/// After how many seconds without a confirm a connection is given up for one to another address, like a request without a reply.
+/// After how many seconds without a confirm a connection may be given up for one to another address, like a request without a reply.
 pub(super) const SILENT_SECONDS_MAX: u64 = REPLY_SECONDS_MAX;
 
 /// A channel in confirm mode. One call at a time uses it, so every confirm and every return on it belongs to that call.
@@ -44,20 +44,19 @@ pub(super) enum Sent {
     ChannelClosed { why: String, code: Option<u16> },
     /// The connection was lost.
     Lost(String),
-    /// The deadline has passed. Other messages were confirmed meanwhile.
+    /// The deadline has passed, and it says nothing about the node.
     TimedOut,
-    /// Nothing was confirmed for [`SILENT_SECONDS_MAX`]: the connection may lead to a node that is cut off from its cluster, which opens
-    /// channels and confirms what no queue takes.
+    /// Nothing was confirmed for [`SILENT_SECONDS_MAX`] that shows that the node serves: it may be cut off from its cluster.
     Silent,
 }
 
 /// Publishes the messages of a group and waits for their confirms. Fills in the results it obtains.
 ///
-/// With a single address, there is no better one to try: it waits until the deadline.
+/// It waits until the deadline if no address is left to try: there is only one, or nothing was confirmed over any of them.
 pub(super) async fn send(
     Slot { channel, link }: &Slot,
     deadline: Instant,
-    last_confirms: &LastConfirms,
+    known: &Confirms,
     messages: &[Outgoing],
     group: &[usize],
     results: &mut Results,
@@ -70,7 +69,8 @@ pub(super) async fn send(
     let mut late = false;
     let sent = Instant::now();
     let silence_max = Duration::from_secs(SILENT_SECONDS_MAX);
-    let mut check_at = if link.is_only_address() { deadline } else { deadline.min(sent + silence_max) };
+    let is_any_left = known.silent_addresses_with(link.address_index()) < link.address_count();
+    let mut check_at = if is_any_left { deadline.min(sent + silence_max) } else { deadline };
     loop {
         let next = if late {
             // lapin attaches a returned message to whichever confirm arrives first, so read every confirm that has arrived.
@@ -81,7 +81,7 @@ pub(super) async fn send(
                 next = confirms.next() => next,
                 () = sleep_until(check_at) => {
                     let waiting = group.iter().filter(|&&index| results.0[index].is_none()).map(|&index| &messages[index]);
-                    let silent_at = last_confirms.since(sent, waiting) + silence_max;
+                    let silent_at = known.missing_since(sent, waiting) + silence_max;
                     let now = Instant::now();
                     if now >= silent_at {
                         failure.get_or_insert(Sent::Silent);
@@ -100,8 +100,11 @@ pub(super) async fn send(
         match next {
             Some((index, Ok(Confirmation::Ack(message)))) => {
                 results.0[index] = Some(Ok(()));
-                last_confirms.confirmed(&messages[index], Instant::now());
                 returned.extend(message);
+                // A node that is cut off returns messages, and the confirm may be that of any of them.
+                if returned.is_empty() {
+                    known.record(&messages[index], Instant::now());
+                }
             }
             Some((index, Ok(Confirmation::Nack(message)))) => {
                 results.0[index] =

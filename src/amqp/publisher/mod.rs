@@ -4,7 +4,7 @@
 //! connection would stop too.
 
 mod attempt;
-mod last_confirms;
+mod confirms;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::attempt::PublishError;
 use self::attempt::{Results, SILENT_SECONDS_MAX, Sent, Slot, is_any_nacked, is_object_missing, open, send};
-use self::last_confirms::LastConfirms;
+use self::confirms::Confirms;
 use super::connection::{Broker, BrokerError, Link, RECONNECT_DELAYS, count_connection};
 use super::message::Outgoing;
 use super::reply_code::ACCESS_REFUSED;
@@ -32,6 +32,8 @@ use crate::outage::{Outage, seconds};
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
 /// The most concurrent calls. Each uses its own channel.
 pub const CHANNELS_MAX: u32 = 16;
+/// How long nothing may be missing before the log says that messages are confirmed again: others are confirmed while one queue is silent.
+const SILENCE_ENDS_AFTER: Duration = Duration::from_secs(30);
 /// The problem of an open connection on which the broker does not read.
 const BLOCKED: &str = "RabbitMQ blocks publishers: it is low on memory or disk";
 /// The routing key of [`Publisher::status`]'s probe. No queue is bound to it, so the broker confirms and drops the probe.
@@ -50,9 +52,10 @@ struct Inner {
     idle: Mutex<Vec<Slot>>,
     current: AsyncMutex<Current>,
     problem: Mutex<Option<String>>,
-    last_confirms: LastConfirms,
-    /// What the log was told of connections, and of objects that are missing.
+    confirms: Confirms,
+    /// What the log was told of connections, of missing confirms, and of objects that are missing.
     outage: Outage,
+    silence: Outage,
     undeclared: Outage,
     /// The exchanges that the user may not publish to, with RabbitMQ's words. Publishing to one again finds out whether that has changed.
     denied: Mutex<BTreeMap<String, String>>,
@@ -99,8 +102,9 @@ impl Publisher {
             idle: Mutex::default(),
             current: AsyncMutex::default(),
             problem: Mutex::default(),
-            last_confirms: LastConfirms::default(),
+            confirms: Confirms::default(),
             outage: Outage::default(),
+            silence: Outage::default(),
             undeclared: Outage::default(),
             denied: Mutex::default(),
         }))
@@ -109,8 +113,8 @@ impl Publisher {
     /// Publishes all messages, then waits for all confirms, for at most 10 seconds in total. Returns one result for each
     /// message, in order.
     ///
-    /// A connection over which nothing is confirmed for 5 seconds is given up: the next call uses the next address. With a single address,
-    /// that happens when the time is up.
+    /// A connection over which nothing is confirmed for 5 seconds is given up: the next call uses the next address. If all were tried, or
+    /// there is only one, that happens when the time is up.
     ///
     /// `Ok` means that the broker has stored the message in every queue it is routed to (possibly none, unless it is
     /// mandatory). After [`PublishError::Unavailable`], the broker may have the message or not.
@@ -228,7 +232,7 @@ impl Publisher {
             };
             let (_permit, slot) =
                 timeout_at(deadline, acquiring).await.map_err(|_| self.problem().unwrap_or_else(late))??;
-            let sent = send(&slot, deadline, &self.0.last_confirms, messages, &group, results).await;
+            let sent = send(&slot, deadline, &self.0.confirms, messages, &group, results).await;
             if let Some(missing) =
                 topology.take_if(|topology| is_object_missing(topology, &sent, messages, &group, results))
             {
@@ -253,9 +257,8 @@ impl Publisher {
                     }
                 }
             }
-            self.permitted(
-                group.iter().filter(|&&index| results.0[index] == Some(Ok(()))).map(|&index| &messages[index]),
-            );
+            let is_confirmed = |index: &&usize| results.0[**index] == Some(Ok(()));
+            self.confirmed(group.iter().filter(is_confirmed).map(|&index| &messages[index]));
             match sent {
                 // RabbitMQ 3.10 keeps rejecting on a channel that once hit a full queue, even when the queue has room
                 // again: the next attempt must use a new channel.
@@ -279,17 +282,23 @@ impl Publisher {
                 // Frames buffered on a blocked connection would be sent once it is unblocked, long after this call has
                 // reported a failure.
                 Sent::TimedOut | Sent::Silent if slot.link.is_blocked() => {
-                    slot.link.cut();
+                    self.leave(&slot.link);
                     return Err(BLOCKED.to_owned());
                 }
                 Sent::TimedOut => return Err(late()),
                 Sent::Silent => {
-                    let why = format!("no confirm for {SILENT_SECONDS_MAX} s");
-                    if self.0.outage.failed(&why) {
-                        tracing::warn!(address = slot.link.url(), error = why, "publisher reconnects");
+                    self.0.confirms.record_silence(slot.link.address_index());
+                    if self.0.silence.failed(&slot.link.url()) {
+                        let address = slot.link.url();
+                        tracing::warn!(
+                            address,
+                            seconds = SILENT_SECONDS_MAX,
+                            "RabbitMQ confirms nothing; reconnecting"
+                        );
                     }
-                    slot.link.cut();
-                    return Err(why);
+                    self.leave(&slot.link);
+                    let is_late = Instant::now() >= deadline;
+                    return Err(if is_late { late() } else { format!("no confirm for {SILENT_SECONDS_MAX} s") });
                 }
             }
         }
@@ -369,13 +378,24 @@ impl Publisher {
         }
     }
 
-    /// Records that messages were confirmed, so that the user may publish to their exchanges.
-    fn permitted<'a>(&self, confirmed: impl Iterator<Item = &'a Outgoing>) {
+    /// Ends a connection whose node does not serve, or not now. The next call begins with another address.
+    fn leave(&self, link: &Link) {
+        link.cut();
+        self.idle().clear();
+    }
+
+    /// Records that messages were confirmed, so that the node serves, and the user may publish to their exchanges.
+    fn confirmed<'a>(&self, messages: impl Iterator<Item = &'a Outgoing> + Clone) {
+        if messages.clone().any(Confirms::prove)
+            && let Some(duration) = self.0.silence.ended_after(SILENCE_ENDS_AFTER)
+        {
+            tracing::info!(unavailable_seconds = seconds(duration), "RabbitMQ confirms messages again");
+        }
         let mut denied = self.denied();
         if denied.is_empty() {
             return;
         }
-        for message in confirmed {
+        for message in messages {
             if denied.remove(&message.exchange).is_some() {
                 tracing::info!(exchange = message.exchange, "RabbitMQ permits publishing again");
             }

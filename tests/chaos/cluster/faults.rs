@@ -169,14 +169,12 @@ impl Attack<'_> {
             }
             sleep(Duration::from_millis(50)).await;
         }
-        let mut first = None;
+        let mut first: Option<Instant> = None;
         loop {
             let nodes = self.cluster.front.nodes_in_service();
-            let accept = join_all(nodes.iter().map(|url| self.accepts_consumers(url))).await;
-            if accept.contains(&true) {
-                first.get_or_insert_with(Instant::now);
-            }
-            if let Some(first) = first.filter(|_| !accept.contains(&false)) {
+            let accepted = join_all(nodes.iter().map(|url| self.accepts_consumers(url))).await;
+            first = first.or(accepted.iter().flatten().min().copied());
+            if let Some(first) = first.filter(|_| !accepted.contains(&None)) {
                 return Ok(first);
             }
             if begin.elapsed() > patience {
@@ -186,11 +184,11 @@ impl Attack<'_> {
         }
     }
 
-    /// Whether a node starts a consumer on each work queue. One of RabbitMQ 3 asks the node that led a queue for 5 s each time, even if that
-    /// is out of reach and the others confirm messages, until it has heard of the new leader.
-    async fn accepts_consumers(&self, node: &str) -> bool {
+    /// When a node has started a consumer on each work queue, if it does. One of RabbitMQ 3 asks the node that led a queue for 5 s each
+    /// time, even if that is out of reach and the others confirm messages, until it has heard of the new leader.
+    async fn accepts_consumers(&self, node: &str) -> Option<Instant> {
         let connecting = Connection::connect(node, ConnectionProperties::default());
-        let Ok(Ok(connection)) = timeout(CONSUMER_PATIENCE, connecting).await else { return false };
+        let Ok(Ok(connection)) = timeout(CONSUMER_PATIENCE, connecting).await else { return None };
         let starting = async {
             for queue in self.upstream.work_queues() {
                 let channel = connection.create_channel().await?;
@@ -202,9 +200,9 @@ impl Attack<'_> {
                 drop(channel.basic_consume(queue.as_str().into(), "".into(), options, arguments).await?);
                 channel.close(200, "OK".into()).await?;
             }
-            lapin::Result::Ok(())
+            lapin::Result::Ok(Instant::now())
         };
-        let started = matches!(timeout(CONSUMER_PATIENCE, starting).await, Ok(Ok(())));
+        let started = timeout(CONSUMER_PATIENCE, starting).await.ok().and_then(Result::ok);
         // A consumer that starts later must not keep a message.
         drop(timeout(CONSUMER_PATIENCE, connection.close(200, "OK".into())).await);
         started

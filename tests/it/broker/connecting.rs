@@ -32,9 +32,9 @@ async fn the_second_address_is_used_when_the_first_is_unreachable() {
 #[tokio::test]
 async fn concurrent_connections_lead_to_the_same_address_and_leave_it_together() {
     Rabbit::run(async |rabbit| {
-        let addresses = [Proxy::start().await, Proxy::start().await];
-        let broker = Proxy::broker_behind(&addresses, &rabbit.prefix);
-        for address in addresses {
+        let [first, second, third] = [Proxy::start().await, Proxy::start().await, Proxy::start().await];
+        let broker = Proxy::broker_behind([&first, &second, &third], &rabbit.prefix);
+        for address in [first, second] {
             let links = join_all((0..8).map(|_| broker.connect("test"))).await;
             let links: Vec<_> = links.into_iter().map(Result::unwrap).collect();
             drop(address);

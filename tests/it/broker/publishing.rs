@@ -1,6 +1,11 @@
 //! Publishing: a message is confirmed, or an error says why not.
 
+use std::slice;
+use std::time::Duration;
+
 use offramp::amqp::{Outgoing, PublishError, Publisher, RetryDelay};
+use tokio::join;
+use tokio::time::interval;
 
 use super::text;
 use offramp_testkit::eventually;
@@ -188,32 +193,61 @@ async fn a_publisher_leaves_an_address_that_confirms_nothing() {
         let (cut_off, serving) = (Proxy::start().await, Proxy::start().await);
         let publisher = Publisher::new(Proxy::broker_behind([&cut_off, &serving], &rabbit.prefix));
         let message = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
-        assert_eq!(publisher.publish_all(&message("before")).await, [Ok(())]);
+        // Two channels, of which one stays idle.
+        let (one, two) = (message("one"), message("two"));
+        assert_eq!(join!(publisher.publish_all(&one), publisher.publish_all(&two)), (vec![Ok(())], vec![Ok(())]));
         cut_off.hold_requests("during");
-        let silent = Err(PublishError::Unavailable("no confirm for 5 s".to_owned()));
-        assert_eq!(publisher.publish_all(&message("during")).await, [silent]);
+        assert_eq!(publisher.publish_all(&message("during")).await, [unconfirmed("no confirm for 5 s")]);
         assert_eq!(publisher.publish_all(&message("during")).await, [Ok(())]);
         publisher.close().await;
     })
     .await;
 }
 
+/// It may be that of a load balancer, which then leads to another node.
 #[tokio::test]
-async fn a_publisher_keeps_a_connection_over_which_other_messages_are_confirmed() {
+async fn a_publisher_reconnects_to_its_only_address_when_the_time_is_up() {
     Rabbit::declared(async |rabbit| {
-        let (first, second) = (Proxy::start().await, Proxy::start().await);
-        let publisher = Publisher::new(Proxy::broker_behind([&first, &second], &rabbit.prefix));
+        let proxy = Proxy::start().await;
+        let publisher = Publisher::new(proxy.broker(&rabbit.prefix));
         let message = |body: &str| [Outgoing::new("", rabbit.queue(), body.into()).mandatory()];
-        let stuck = publisher.clone();
-        let never_confirmed = message(LOST);
-        let stuck = tokio::spawn(async move { stuck.publish_all(&never_confirmed).await });
-        eventually("the message is on its way", async || first.has_dropped()).await;
-        while !stuck.is_finished() {
-            assert_eq!(publisher.publish_all(&message("another")).await, [Ok(())]);
-        }
-        let late = Err(PublishError::Unavailable("no confirm within 10 s".to_owned()));
-        assert_eq!(stuck.await.unwrap(), [late]);
+        assert_eq!(publisher.publish_all(&message("before")).await, [Ok(())]);
+        proxy.hold_requests("during");
+        assert_eq!(publisher.publish_all(&message("during")).await, [unconfirmed("no confirm within 10 s")]);
+        assert_eq!(publisher.publish_all(&message("after")).await, [Ok(())]);
         publisher.close().await;
     })
     .await;
+}
+
+/// A queue that takes nothing costs no connection; but a node that is cut off confirms events that no queue takes.
+#[tokio::test]
+async fn a_publisher_keeps_a_connection_only_while_confirms_show_that_it_serves() {
+    Rabbit::declared(async |rabbit| {
+        let copy = Outgoing::new("", rabbit.queue(), b"another".to_vec()).mandatory();
+        let event = Outgoing::new(rabbit.topology.event_exchange(), "nobody.wants.this", b"another".to_vec());
+        for (other, expected) in [(copy, "no confirm within 10 s"), (event, "no confirm for 5 s")] {
+            let (first, second) = (Proxy::start().await, Proxy::start().await);
+            let publisher = Publisher::new(Proxy::broker_behind([&first, &second], &rabbit.prefix));
+            let stuck = [Outgoing::new(rabbit.topology.event_exchange(), "subscription.ended", LOST.into())];
+            let stuck = tokio::spawn({
+                let publisher = publisher.clone();
+                async move { publisher.publish_all(&stuck).await }
+            });
+            eventually("the message is on its way", async || first.has_dropped()).await;
+            let mut pace = interval(Duration::from_millis(50));
+            while !stuck.is_finished() {
+                pace.tick().await;
+                // It fails if the connection is given up just then.
+                drop(publisher.publish_all(slice::from_ref(&other)).await);
+            }
+            assert_eq!(stuck.await.unwrap(), [unconfirmed(expected)]);
+            publisher.close().await;
+        }
+    })
+    .await;
+}
+
+fn unconfirmed(why: &str) -> Result<(), PublishError> {
+    Err(PublishError::Unavailable(why.to_owned()))
 }
