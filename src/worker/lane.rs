@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -35,6 +36,8 @@ use offramp_domain::unit_of_work::{RejectedTask, Standing, Task};
 const REPUBLISH_DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
 /// How often the broker may reject the copies of a batch before their messages are set aside.
 const REJECTIONS_MAX: u32 = 3;
+/// From when on a single rejection is enough. RabbitMQ 3 looks for the leader of a queue for 5 s before it rejects a message.
+const SLOW_REJECTION: Duration = Duration::from_secs(3);
 /// The delays, minimum and maximum, before a lane that released its messages takes some again.
 const RESUME_DELAYS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
@@ -297,7 +300,8 @@ impl Lane {
         CloudEvent::of_rejection(command, rejected, &self.source, self.now())
     }
 
-    /// Publishes until the broker has confirmed all copies, or has rejected some of them `rejections_max` times.
+    /// Publishes until the broker has confirmed all copies, or has rejected some of them `rejections_max` times, or once, but
+    /// slowly.
     async fn publish(
         &self,
         publications: &mut [Publication],
@@ -309,6 +313,7 @@ impl Lane {
         let mut rejections = 0;
         let outage = Outage::default();
         loop {
+            let began = Instant::now();
             let errors = publish_copies(self.kind, &self.publisher, publications.iter_mut()).await;
             let Some(error) = errors.last() else { return Ok(()) };
             if outage.failed(&error.to_string()) {
@@ -318,14 +323,13 @@ impl Lane {
                 );
             }
             // Without a confirm or a rejection nothing is known about a copy: that is an outage, and everything waits.
-            if !errors.iter().any(|error| matches!(error, PublishError::Unavailable(_))) {
-                rejections += 1;
-            }
+            let are_rejections = !errors.iter().any(|error| matches!(error, PublishError::Unavailable(_)));
+            rejections += u32::from(are_rejections);
             if !batch.is_live() {
                 // Without its channel the batch is redelivered anyway.
                 return Err(Interruption::Stopping);
             }
-            if rejections >= rejections_max {
+            if are_rejections && are_enough(rejections, rejections_max, began.elapsed()) {
                 return Ok(());
             }
             tokio::select! {
@@ -334,6 +338,11 @@ impl Lane {
             }
         }
     }
+}
+
+/// Whether messages are set aside after so many rejections, the last of which took `time`.
+fn are_enough(rejections: u32, max: u32, time: Duration) -> bool {
+    rejections >= max || time >= SLOW_REJECTION
 }
 
 /// A result that is missing is a failure: its message must not be acknowledged.
@@ -350,6 +359,21 @@ fn batch_size(batch: &Batch) -> f64 {
 mod tests {
     use super::*;
     use crate::amqp::RetryDelay;
+
+    #[test]
+    fn a_message_is_set_aside_after_three_rejections_or_a_slow_one() {
+        let fast = Duration::from_millis(50);
+        let slow = Duration::from_secs(5);
+        for (rejections, max, time, expected) in [
+            (2, REJECTIONS_MAX, fast, false),
+            (1, REJECTIONS_MAX, fast, false),
+            (1, REJECTIONS_MAX, slow, true),
+            (3, REJECTIONS_MAX, fast, true),
+            (1, 1, fast, true),
+        ] {
+            assert_eq!(are_enough(rejections, max, time), expected, "{rejections} of {max}, {time:?}");
+        }
+    }
 
     #[test]
     fn a_missing_result_is_a_failure() {
