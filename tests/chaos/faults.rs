@@ -126,7 +126,7 @@ impl Chaos {
     ) {
         let (pause, last) = self.fleet.recovery(served, RECOVERY_MAX).await;
         let recovery = Recovery { pause, since_first: pause + (outage.back - outage.first_back), last };
-        self.note(name, outage.back - outage.began, recovery, pause > target);
+        self.note(name, outage.back - outage.began, &recovery, pause > target);
     }
 
     /// Notes a fault during which the servers did not work.
@@ -162,7 +162,7 @@ impl Chaos {
                 }
                 // Deferred emails wait longer by design, so this recovery is never late.
                 let recovery = Recovery { pause: back.elapsed(), since_first: back.elapsed(), last: "emails" };
-                self.note(fault.name(), lasted, recovery, false);
+                self.note(fault.name(), lasted, &recovery, false);
             }
         }
     }
@@ -182,8 +182,8 @@ impl Chaos {
         }
     }
 
-    fn note(&self, name: &'static str, lasted: Duration, recovery: Recovery, is_late: bool) {
-        let Recovery { pause, since_first, last } = recovery;
+    fn note(&self, name: &'static str, lasted: Duration, recovery: &Recovery, is_late: bool) {
+        let Recovery { pause, since_first, last } = *recovery;
         let (lasted, seconds, first) = (lasted.as_secs_f64(), pause.as_secs_f64(), since_first.as_secs_f64());
         let about = json!({ "lasted_s": lasted, "recovery_s": seconds, "since_first_s": first, "last": last });
         self.history.add("nemesis", "info", name, about);
