@@ -29,6 +29,8 @@ const WITHOUT_A_NODE_PATIENCE: Duration = Duration::from_secs(120);
 const CONSUMER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a server writes what no other gets, before it is killed.
 const ALONE: Duration = Duration::from_secs(2);
+/// How long RabbitMQ may take to become whole by itself.
+const WHOLE_PATIENCE: Duration = Duration::from_secs(20);
 /// How long a majority is lost.
 const MAJORITY_LOST: Duration = Duration::from_secs(8);
 /// How long a fault continues after the rest of the cluster has taken over.
@@ -361,7 +363,7 @@ impl Attack<'_> {
             self.cluster.front.set_in_service(leader, true);
         })
         .await;
-        self.cluster.brokers.await_whole().await;
+        self.make_whole(leader).await;
     }
 
     async fn leader_frozen(&self) {
@@ -374,15 +376,18 @@ impl Attack<'_> {
         sleep(LONGER).await;
         let thawed = async { self.cluster.brokers.server(leader).await.thaw() };
         self.rabbitmq("RabbitMQ: old leader thawed", thawed).await;
-        sleep(LONGER).await;
-        // RabbitMQ 3 may stay in two parts after this until somebody restarts a node: `pause_minority` restarts only one that noticed that it
-        // was alone.
-        if self.cluster.brokers.is_whole().await {
-            self.cluster.front.set_in_service(leader, true);
+        self.make_whole(leader).await;
+    }
+
+    /// Puts a node into service again that was out of reach. RabbitMQ 3 may stay in two parts until somebody restarts a node:
+    /// `pause_minority` restarts only one that noticed that it was alone.
+    async fn make_whole(&self, node: usize) {
+        if self.cluster.brokers.becomes_whole(WHOLE_PATIENCE).await {
+            self.cluster.front.set_in_service(node, true);
         } else {
             self.rabbitmq("RabbitMQ: old leader restarted", async {
-                self.cluster.kill_node(leader).await;
-                self.cluster.start_node(leader).await;
+                self.cluster.kill_node(node).await;
+                self.cluster.start_node(node).await;
             })
             .await;
         }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lapin::{Connection, ConnectionProperties};
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::network::Network;
 use super::port_mapper::PortMapper;
@@ -165,13 +165,20 @@ impl BrokerCluster {
         .await;
     }
 
-    /// Waits until the cluster is whole. A node that was cut off may take a while until it is back.
-    pub async fn await_whole(&self) {
-        eventually_within(START_PATIENCE, "a whole RabbitMQ cluster", || self.is_whole()).await;
+    /// Whether the cluster becomes whole within `patience`. A node that was cut off may take a while until it is back.
+    pub async fn becomes_whole(&self, patience: Duration) -> bool {
+        let begin = Instant::now();
+        while !self.is_whole().await {
+            if begin.elapsed() > patience {
+                return false;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+        true
     }
 
     /// Whether each node says that all of them run and that no two have lost each other.
-    pub async fn is_whole(&self) -> bool {
+    async fn is_whole(&self) -> bool {
         for index in 0..SIZE {
             let Ok(told) = self.tool("rabbitmqctl", index, &["cluster_status", "--formatter", "json"]).await else {
                 return false;
