@@ -26,7 +26,8 @@ struct Last {
 }
 
 impl Confirms {
-    /// Whether its confirm shows that the node serves. A probe goes to no queue, and a reply perhaps to one of the node alone.
+    /// Whether a confirm of this message can show that the node serves. A probe reaches no queue, and the queue of a reply may exist on one
+    /// node alone.
     pub(super) fn prove(message: &Outgoing) -> bool {
         message.mandatory || !message.exchange.is_empty()
     }

@@ -32,7 +32,7 @@ use crate::outage::{Outage, seconds};
 pub const PUBLISH_SECONDS_MAX: u64 = 10;
 /// The most concurrent calls. Each uses its own channel.
 pub const CHANNELS_MAX: u32 = 16;
-/// How long nothing may be missing before the log says that messages are confirmed again: others are confirmed while one queue is silent.
+/// How long after the last silence the log says that messages are confirmed again. While one queue is silent, others are not.
 const SILENCE_ENDS_AFTER: Duration = Duration::from_secs(30);
 /// The problem of an open connection on which the broker does not read.
 const BLOCKED: &str = "RabbitMQ blocks publishers: it is low on memory or disk";
