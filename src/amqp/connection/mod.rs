@@ -4,46 +4,36 @@
 //! close waits for the peer without a deadline (a stalled network, a blocked connection), and keeps a thread and its
 //! unsent frames until then.
 
+mod error;
+mod opening;
+
 use std::borrow::Cow;
 use std::fmt;
-use std::io;
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use async_rs::Tokio;
 use futures_util::future::join_all;
-use lapin::tcp::RustlsConnector;
-use lapin::types::{LongString, ShortString};
-use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind};
+use lapin::Channel;
+use lapin::types::ShortString;
 use tokio::time::{sleep, timeout};
 
-use super::frame_filter::{self, FilteredStream, InFlight};
-use super::reply_code::{ACCESS_REFUSED, NOT_ALLOWED, PRECONDITION_FAILED};
+use super::frame_filter::InFlight;
 use super::url::BrokerUrls;
 use crate::metrics;
 use crate::metrics::labels::ConnectionPurpose;
-use crate::tls::{Tls, TlsFault};
+use crate::tls::Tls;
 
-/// The deadline for name resolution, TCP and TLS to one address, in seconds.
-const DIAL_SECONDS_MAX: u64 = 5;
-/// The deadline for the AMQP handshake, in seconds.
-const HANDSHAKE_SECONDS_MAX: u64 = 5;
-/// The deadline for any request on an open connection (open a channel, declare, consume), in seconds.
-pub(super) const REPLY_SECONDS_MAX: u64 = 5;
+pub use error::BrokerError;
+pub(super) use error::{REPLY_SECONDS_MAX, ask, code, explain};
+use opening::{Failure, Opened};
+
 /// The deadline for an orderly close, in seconds. The socket is shut down afterwards.
 const CLOSE_SECONDS_MAX: u64 = 2;
 /// How often to check that a connection is still open, and how long to wait for errors after its end, in milliseconds.
 const POLL_MILLISECONDS: u64 = 100;
-/// The heartbeat to negotiate, in seconds. A peer that is silent for twice as long counts as dead.
-const HEARTBEAT_SECONDS: u16 = 10;
 /// The shortest and the longest backoff between attempts to connect. See [`crate::backoff`].
 pub(super) const RECONNECT_DELAYS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_millis(1_500));
-
-/// The reply codes for an invalid user or virtual host.
-const DENIED_CODES: [u16; 2] = [ACCESS_REFUSED, NOT_ALLOWED];
 
 /// The settings for connections to the broker. Cheap to clone. Opens nothing by itself.
 #[derive(Clone)]
@@ -112,73 +102,10 @@ impl Broker {
     }
 
     async fn connect_to(&self, index: usize, purpose: &str) -> Result<Link, Failure> {
-        let url = &self.0.urls.as_slice()[index];
-        // Made first: reading the system's certificate authorities takes a while, and the broker's handshake timeout is 5 s.
-        let tls = url.is_tls().then(|| self.0.tls.client_config()).transpose();
-        let connector = tls.map_err(|error| Failure::of(error.to_string()))?.map(RustlsConnector::from);
-        let explain_tls = |why: String| TlsFault::explain(why, url.is_tls());
-        let dialling = async {
-            let stream = dial(tokio::net::lookup_host((url.host(), url.port())).await?.collect()).await?;
-            let AsyncTcpStream::Plain(tcp) = &stream else {
-                return Err(io::Error::other("a new TCP stream is not plain"));
-            };
-            // Acks are small frames. With Nagle's algorithm, each would wait for the TCP ack of the one before.
-            tcp.get_ref().set_nodelay(true)?;
-            let socket = Socket(tcp.get_ref().as_fd().try_clone_to_owned()?.into());
-            match &connector {
-                Some(connector) => Ok((stream.into_rustls(connector, url.host()).await?, socket)),
-                None => Ok((stream, socket)),
-            }
-        };
-        let (stream, socket) = timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling)
-            .await
-            .map_err(|_| Failure::silent(format!("no connection within {DIAL_SECONDS_MAX} s")))?
-            .map_err(|error| Failure {
-                silent: error.kind() == io::ErrorKind::TimedOut,
-                ..Failure::of(explain_tls(error.to_string()))
-            })?;
-        let properties = ConnectionProperties::default()
-            .with_connection_name(LongString::from(format!("{} {purpose}", self.0.name)))
-            .with_client_property(ShortString::from("product"), LongString::from(env!("CARGO_PKG_NAME")))
-            .with_client_property(ShortString::from("version"), LongString::from(env!("CARGO_PKG_VERSION")));
-        // lapin would connect without a deadline: it gets the stream that is already open.
-        let (in_flight, version) = (Arc::new(InFlight::default()), Arc::new(OnceLock::new()));
-        let filtered = FilteredStream::new(stream, in_flight.clone(), version.clone());
-        let stream = std::sync::Mutex::new(Some(AsyncTcpStream::Plain(filtered)));
-        let connecting = Connection::connector(
-            url.for_handshake(HEARTBEAT_SECONDS),
-            frame_filter::runtime(),
-            async move |_, _| {
-                let stream = stream.lock().ok().and_then(|mut stream| stream.take());
-                stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected).into())
-            },
-            properties,
-        );
-        let connection = timeout(Duration::from_secs(HANDSHAKE_SECONDS_MAX), connecting)
-            .await
-            .map_err(|_| Failure::silent(format!("no AMQP handshake within {HANDSHAKE_SECONDS_MAX} s")))?
-            .map_err(|error| Failure {
-                denied: code(&error).is_some_and(is_denied),
-                silent: false,
-                why: explain_tls(explain(&error)),
-            })?;
-        Ok(Link { connection, socket, in_flight, version, address: Address { settings: self.0.clone(), index } })
+        let Settings { urls, name, tls, .. } = &*self.0;
+        let opened = opening::open(&urls.as_slice()[index], tls, format!("{name} {purpose}")).await?;
+        Ok(Link { opened, address: Address { settings: self.0.clone(), index } })
     }
-}
-
-/// Opens TCP to the first address that answers. Each address gets an equal share of the time, so a silent one does not
-/// use it up.
-async fn dial(addresses: Vec<SocketAddr>) -> io::Result<frame_filter::Connection> {
-    let share = Duration::from_secs(DIAL_SECONDS_MAX) / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX);
-    let mut last_error = io::Error::new(io::ErrorKind::NotFound, "the host has no address");
-    for address in addresses {
-        match timeout(share, AsyncTcpStream::connect(&Tokio::current(), vec![address])).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => last_error = error,
-            Err(_) => last_error = io::Error::new(io::ErrorKind::TimedOut, format!("{address} does not answer")),
-        }
-    }
-    Err(last_error)
 }
 
 impl fmt::Debug for Broker {
@@ -187,30 +114,9 @@ impl fmt::Debug for Broker {
     }
 }
 
-/// Why one address did not work.
-struct Failure {
-    denied: bool,
-    /// Whether it accepted a connection, or took no notice of it, and did not answer in time.
-    silent: bool,
-    why: String,
-}
-
-impl Failure {
-    fn of(why: String) -> Self {
-        Self { denied: false, silent: false, why }
-    }
-
-    fn silent(why: String) -> Self {
-        Self { silent: true, ..Self::of(why) }
-    }
-}
-
 /// An open connection. Dropping it shuts the socket down: the broker requeues every unacknowledged delivery.
 pub struct Link {
-    connection: Connection,
-    socket: Socket,
-    in_flight: Arc<InFlight>,
-    version: Arc<OnceLock<String>>,
+    opened: Opened,
     address: Address,
 }
 
@@ -262,7 +168,7 @@ impl Link {
     /// # Errors
     /// [`BrokerError::Failed`] or [`BrokerError::Deadline`]. Discard the connection after either.
     pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
-        self.ask("open a channel", self.connection.create_channel()).await
+        self.ask("open a channel", self.opened.connection.create_channel()).await
     }
 
     /// Sends a request over this connection. Fails once the connection is lost: `lapin` may never complete a request that
@@ -298,7 +204,7 @@ impl Link {
     /// Whether the connection is open, as far as is known before the next heartbeat.
     #[must_use]
     pub fn is_live(&self) -> bool {
-        self.connection.status().connected()
+        self.opened.connection.status().connected()
     }
 
     /// The address it leads to, without a password.
@@ -318,7 +224,7 @@ impl Link {
 
     /// The version that the broker reports; empty if it reports none.
     pub(super) fn broker_version(&self) -> &str {
-        self.version.get().map_or("", String::as_str)
+        self.opened.version.get().map_or("", String::as_str)
     }
 
     /// Whether the cluster's metadata can be read and changed wherever a majority of its nodes is: from RabbitMQ 4.2 on, which keeps it in
@@ -328,143 +234,33 @@ impl Link {
     }
 
     pub(super) fn in_flight(&self) -> &InFlight {
-        &self.in_flight
+        &self.opened.in_flight
     }
 
     /// Whether the broker blocks publishers, because it is low on memory or disk.
     pub(super) fn is_blocked(&self) -> bool {
-        self.connection.status().blocked()
+        self.opened.connection.status().blocked()
     }
 
     /// Ends the connection at once, also for other holders of this link. For a connection in doubt: the next one tries another address
     /// first.
     pub(super) fn cut(&self) {
         self.address.failed();
-        self.socket.shut_down();
+        self.opened.socket.shut_down();
     }
 
     /// Closes the connection in order if the broker replies within 2 seconds, otherwise at the socket.
     pub async fn close(&self) {
-        let closing = self.connection.close(200, ShortString::from("OK"));
+        let closing = self.opened.connection.close(200, ShortString::from("OK"));
         // Whether the broker replied makes no difference.
         let _ = timeout(Duration::from_secs(CLOSE_SECONDS_MAX), closing).await;
-        self.socket.shut_down();
+        self.opened.socket.shut_down();
     }
 }
 
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").field("live", &self.is_live()).finish_non_exhaustive()
-    }
-}
-
-/// A second handle on a connection's socket. Dropping it shuts the socket down, which is the only way to stop `lapin`'s
-/// thread when the peer neither answers nor closes.
-struct Socket(std::net::TcpStream);
-
-impl Socket {
-    fn shut_down(&self) {
-        // An error means that the socket is already closed.
-        let _ = self.0.shutdown(Shutdown::Both);
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        self.shut_down();
-    }
-}
-
-/// Why a connection or a request failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BrokerError {
-    /// No address works. Lists the reason for each.
-    #[error("RabbitMQ is unavailable: {0}")]
-    Unreachable(String),
-    /// No address works, and at least one did not answer in time, so that a server may be frozen. Lists the reason for each.
-    #[error("RabbitMQ is unavailable: {0}")]
-    Silent(String),
-    /// An address rejected the user or the virtual host: a configuration error.
-    #[error("RabbitMQ rejects the connection: {0}")]
-    Denied(String),
-    /// The broker rejected the request, or the connection was lost.
-    #[error("RabbitMQ failed to {doing}: {why}")]
-    Failed {
-        /// The request, as a verb phrase.
-        doing: Cow<'static, str>,
-        why: String,
-        /// The AMQP reply code, if the broker sent one.
-        code: Option<u16>,
-    },
-    /// The node lacks what another address has: it has lost its data, or has not joined its cluster yet.
-    #[error(
-        "this RabbitMQ node has no {object}, but another address has: it does not belong to the cluster, or not yet"
-    )]
-    Stranger {
-        /// What it lacks.
-        object: String,
-    },
-    /// No reply arrived in time, on an open connection.
-    #[error("RabbitMQ did not {doing} within {REPLY_SECONDS_MAX} s")]
-    Deadline {
-        /// The request, as a verb phrase.
-        doing: Cow<'static, str>,
-    },
-}
-
-impl BrokerError {
-    /// The AMQP reply code, if the broker sent one. See [`super::reply_code`].
-    pub(super) fn code(&self) -> Option<u16> {
-        match self {
-            Self::Failed { code, .. } => *code,
-            _ => None,
-        }
-    }
-
-    /// Whether it may be over soon, without an operator: a server is frozen or restarts, or a queue has no leader.
-    pub(super) fn may_pass(&self) -> bool {
-        match self {
-            Self::Unreachable(_) | Self::Denied(_) => false,
-            Self::Silent(_) | Self::Stranger { .. } | Self::Deadline { .. } => true,
-            Self::Failed { code, .. } => !code.is_some_and(|code| is_denied(code) || code == PRECONDITION_FAILED),
-        }
-    }
-
-    pub(super) fn of(doing: impl Into<Cow<'static, str>>, error: &lapin::Error) -> Self {
-        Self::Failed { doing: doing.into(), why: explain(error), code: code(error) }
-    }
-}
-
-/// Sends a request to the broker, under the common deadline.
-pub(super) async fn ask<T>(
-    doing: impl Into<Cow<'static, str>>,
-    request: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, BrokerError> {
-    let doing = doing.into();
-    match timeout(Duration::from_secs(REPLY_SECONDS_MAX), request).await {
-        Ok(reply) => reply.map_err(|error| BrokerError::of(doing, &error)),
-        Err(_) => Err(BrokerError::Deadline { doing }),
-    }
-}
-
-/// The AMQP reply code in an error, if the broker sent one.
-pub(super) fn code(error: &lapin::Error) -> Option<u16> {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => Some(error.get_id()),
-        _ => None,
-    }
-}
-
-fn is_denied(code: u16) -> bool {
-    DENIED_CODES.contains(&code)
-}
-
-/// The message of the broker or the network, without lapin's prefix.
-pub(super) fn explain(error: &lapin::Error) -> String {
-    match error.kind() {
-        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
-        ErrorKind::IOError(error) => error.to_string(),
-        _ => error.to_string(),
     }
 }
 
@@ -480,8 +276,6 @@ pub(super) fn count_connection(purpose: ConnectionPurpose) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::net::{TcpListener, TcpSocket, TcpStream};
-
     use super::*;
 
     #[test]
@@ -497,22 +291,5 @@ mod tests {
         ] {
             assert_eq!(keeps_metadata_in_khepri(version), expected, "{version}");
         }
-    }
-
-    #[cfg(target_os = "linux")]
-    #[tokio::test]
-    async fn dialling_skips_an_address_that_does_not_answer() {
-        // The backlog has room for one connection; later ones get no answer.
-        let silent = TcpSocket::new_v4().unwrap();
-        silent.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let silent = silent.listen(0).unwrap();
-        let address = silent.local_addr().unwrap();
-        let _waiting = TcpStream::connect(address).await.unwrap();
-        let alone = timeout(2 * Duration::from_secs(DIAL_SECONDS_MAX), dial(vec![address])).await.unwrap();
-        assert!(alone.err().unwrap().to_string().contains("does not answer"));
-
-        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let dialling = dial(vec![address, other.local_addr().unwrap()]);
-        timeout(Duration::from_secs(DIAL_SECONDS_MAX), dialling).await.unwrap().unwrap();
     }
 }
