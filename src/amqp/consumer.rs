@@ -290,17 +290,23 @@ impl Consumer {
         let link = Arc::new(self.broker.connect(&self.queue).await?);
         link.in_flight().limit();
         count_connection(ConnectionPurpose::Lane(self.kind));
-        let subscribed = match self.consume(&link).await {
+        let subscribed = self.consume_or_declare(&link).await;
+        match &subscribed {
+            Ok(_) => self.link = Some(link),
+            // The next attempt begins with another node, if there is one.
+            Err(_) => link.cut(),
+        }
+        subscribed
+    }
+
+    async fn consume_or_declare(&self, link: &Arc<Link>) -> Result<Subscription, TopologyError> {
+        match self.consume(link).await {
             Err(error) if error.code() == Some(reply_code::NOT_FOUND) => {
-                self.topology.declare_on(&link).await?;
-                self.consume(&link).await
+                self.topology.declare_on(link).await?;
+                Ok(self.consume(link).await?)
             }
-            subscribed => subscribed,
-        };
-        let subscription = subscribed?;
-        // Stored only now: a connection on which anything failed is dropped, and thereby cut.
-        self.link = Some(link);
-        Ok(subscription)
+            subscribed => Ok(subscribed?),
+        }
     }
 
     async fn consume(&self, link: &Arc<Link>) -> Result<Subscription, BrokerError> {

@@ -238,11 +238,20 @@ pub struct VirtualHost {
 
 impl VirtualHost {
     pub fn new(name: &str) -> Self {
+        Self::readable(name, ".*")
+    }
+
+    /// One in which nobody may read a queue.
+    pub fn without_reading(name: &str) -> Self {
+        Self::readable(name, "")
+    }
+
+    fn readable(name: &str, read: &str) -> Self {
         manage("PUT", &format!("/api/vhosts/{name}"), "{}");
         manage(
             "PUT",
             &format!("/api/permissions/{name}/guest"),
-            &json!({ "configure": ".*", "write": ".*", "read": ".*" }).to_string(),
+            &json!({ "configure": ".*", "write": ".*", "read": read }).to_string(),
         );
         Self { name: name.to_owned() }
     }

@@ -43,6 +43,18 @@ pub enum BrokerError {
         /// What it lacks.
         object: String,
     },
+    /// The node lacks something, and too few other addresses can be asked whether they have it: it may not belong to the cluster.
+    #[error(
+        "this RabbitMQ node has no {object}; only {lacking} of {all} addresses say so, but half must before it is declared"
+    )]
+    Unattested {
+        /// What it lacks.
+        object: String,
+        /// How many addresses, this one included, lack it.
+        lacking: usize,
+        /// How many addresses there are.
+        all: usize,
+    },
     /// No reply arrived in time, on an open connection.
     #[error("RabbitMQ did not {doing} within {REPLY_SECONDS_MAX} s")]
     Deadline {
@@ -64,7 +76,7 @@ impl BrokerError {
     pub(in crate::amqp) fn may_pass(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Denied(_) => false,
-            Self::Silent(_) | Self::Stranger { .. } | Self::Deadline { .. } => true,
+            Self::Silent(_) | Self::Stranger { .. } | Self::Unattested { .. } | Self::Deadline { .. } => true,
             Self::Failed { code, .. } => !code.is_some_and(|code| is_denied(code) || code == PRECONDITION_FAILED),
         }
     }

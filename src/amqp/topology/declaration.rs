@@ -171,7 +171,7 @@ pub(super) struct Declarer<'a> {
     pub(super) declared: Declaration,
     /// The user was refused to declare an existing object. Others are not tried: the broker would log an error for each.
     may_not_configure: bool,
-    /// No other address has what this node lacks.
+    /// Other addresses lack what this node lacks.
     is_missing_everywhere: bool,
 }
 
@@ -240,16 +240,24 @@ impl Declarer<'_> {
         Ok(())
     }
 
-    /// Fails if another address has this object, which this node lacks. A node that has lost its data, or is new, accepts clients before it
-    /// joins its cluster. What it confirms is lost when it does.
+    /// Fails if another address has this object, which this node lacks, or if fewer than half of all addresses say that they lack it. A node
+    /// that has lost its data, or is new, accepts clients before it joins its cluster. What it confirms is lost when it does.
     async fn expect_missing_everywhere(&mut self, object: &Object) -> Result<(), TopologyError> {
+        let (mut lacking, all) = (1, self.link.address_count());
         for other in self.link.to_other_addresses("compare").await {
-            let exists = Declarer::new(&other).attempt(object, true).await.is_ok();
+            let found = Declarer::new(&other).attempt(object, true).await;
             other.close().await;
-            if exists {
-                self.link.cut();
-                return Err(BrokerError::Stranger { object: object.label() }.into());
+            match found {
+                Ok(()) => {
+                    self.link.cut();
+                    return Err(BrokerError::Stranger { object: object.label() }.into());
+                }
+                Err(error) => lacking += usize::from(error.code() == Some(NOT_FOUND)),
             }
+        }
+        if 2 * lacking < all {
+            self.link.cut();
+            return Err(BrokerError::Unattested { object: object.label(), lacking, all }.into());
         }
         self.is_missing_everywhere = true;
         Ok(())
@@ -273,7 +281,7 @@ impl Declarer<'_> {
             Some(channel) => channel,
             None => self.link.channel().await?,
         };
-        object.declare(&channel, passive).await?;
+        object.declare(self.link, &channel, passive).await?;
         self.channel = Some(channel);
         Ok(())
     }

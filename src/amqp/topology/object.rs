@@ -5,7 +5,7 @@ use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, ExchangeKind};
 
 use super::error::TopologyError;
-use crate::amqp::connection::{BrokerError, Link, ask};
+use crate::amqp::connection::{BrokerError, Link};
 use crate::amqp::rights::{self, DeniedRight};
 
 /// An object of the broker.
@@ -46,7 +46,7 @@ impl Object {
     }
 
     /// Declares the object; with `passive`, only checks that it exists, with any arguments.
-    pub(super) async fn declare(&self, channel: &Channel, passive: bool) -> Result<(), TopologyError> {
+    pub(super) async fn declare(&self, link: &Link, channel: &Channel, passive: bool) -> Result<(), TopologyError> {
         let doing = format!("{} {}", if passive { "find" } else { "declare" }, self.label());
         match self {
             Self::Queue(queue) => {
@@ -56,17 +56,17 @@ impl Object {
                     arguments.insert(ShortString::from(*name), value.clone());
                 }
                 let options = QueueDeclareOptions { passive, durable: true, ..QueueDeclareOptions::default() };
-                ask(doing, channel.queue_declare(short(&queue.name)?, options, arguments)).await?;
+                link.ask(doing, channel.queue_declare(short(&queue.name)?, options, arguments)).await?;
             }
             Self::Exchange { name, kind } => {
                 let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
                 let none = FieldTable::default();
-                ask(doing, channel.exchange_declare(short(name)?, kind.clone(), options, none)).await?;
+                link.ask(doing, channel.exchange_declare(short(name)?, kind.clone(), options, none)).await?;
             }
             Self::Binding { exchange, key, queue } => {
                 let (queue, exchange, key) = (short(queue)?, short(exchange)?, short(key)?);
                 let none = FieldTable::default();
-                ask(doing, channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), none)).await?;
+                link.ask(doing, channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), none)).await?;
             }
         }
         Ok(())

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{lane, next};
 use offramp_testkit::eventually;
 use offramp_testkit::proxy::Proxy;
-use offramp_testkit::rabbit::{Rabbit, amqp_url};
+use offramp_testkit::rabbit::{Rabbit, VirtualHost, amqp_url};
 use offramp_testkit::tls::{ThrowAwayCa, TlsServers};
 
 #[tokio::test]
@@ -55,6 +55,20 @@ async fn an_address_that_the_caller_gave_up_does_not_come_first_again() {
         let link = broker.connect("test").await.unwrap();
         drop(other);
         eventually("the connection is lost", async || !link.is_live()).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_one_node_refuses_consumes_at_another() {
+    Rabbit::declared(async |rabbit| {
+        let refusing = VirtualHost::without_reading(&format!("{}-refusing", rabbit.prefix));
+        let urls = format!("{},{}", refusing.amqp_url(), amqp_url());
+        let broker = Broker::new(urls.parse().unwrap(), rabbit.prefix.clone());
+        rabbit.commands(["one"]).await;
+        let mut consumer = Consumer::new(broker, rabbit.topology.clone(), CommandType::Cancellation, 100, lane());
+        next(&mut consumer).await.ack().await.unwrap();
+        consumer.close().await;
     })
     .await;
 }

@@ -127,6 +127,12 @@ async fn a_node_that_lacks_what_another_address_has_is_left_alone() {
         let declared = rabbit.topology.declare(&broker).await.unwrap();
         assert_eq!((declared.created.len(), declared.existing.len()), (0, 18), "the other address: {declared:?}");
 
+        let unreachable = "amqp://127.0.0.1:1";
+        let cut_off = format!("{},{unreachable},{unreachable}", blank.amqp_url());
+        let error = rabbit.topology.declare(&Broker::new(cut_off.parse().unwrap(), "tests")).await.unwrap_err();
+        let expected = "only 1 of 3 addresses say so, but half must before it is declared";
+        assert!(error.to_string().ends_with(expected), "{error}");
+
         let alone = Broker::new(blank.amqp_url().parse().unwrap(), "tests");
         let declared = rabbit.topology.declare(&alone).await.unwrap();
         assert_eq!(declared.created.len(), 18, "nothing was declared there before: {declared:?}");
