@@ -15,8 +15,8 @@ const EMPTY_WRITES_MAX: usize = 256;
 const NOBODY: &str = "offramp:nobody";
 
 impl Store {
-    /// Waits until the state in which these documents were read is on a majority of the servers. A command that was found applied, or
-    /// was rejected because of that state, must not be acknowledged before: a failover could undo it.
+    /// Waits until these documents can be written: an empty write to each is on a majority of the servers. It does not prove what was read
+    /// before (`docs/decisions/0016-decisions-without-a-write.md`).
     ///
     /// # Errors
     /// When the server does not answer.

@@ -21,6 +21,8 @@ use crate::backoff::Backoff;
 use crate::metrics;
 use crate::metrics::labels::MongodbOperation;
 use crate::store::commit::WriteResult;
+use crate::store::guarded_update::GuardedUpdate;
+use crate::store::outbox::delivery::{DeliveryResult, Mark};
 use crate::store::outbox::entry::Lease;
 use crate::store::updates;
 use crate::store::{DocumentId, DocumentKeys, Store, StoreError};
@@ -103,17 +105,21 @@ impl Engine {
         }
         let hold_until = Instant::now() + self.hold;
         let mut backoff = Backoff::new(RETRY_DELAYS);
+        let mut stranded = Vec::new();
         loop {
+            let mut attempt = Attempt::new(self, tasks, span);
             let error = match self.availability.clock().fault() {
                 Some(fault) => fault.to_string(),
-                None => match self.try_run(tasks, span).await {
-                    Ok(decided) => {
+                None => match attempt.run().await {
+                    Ok(()) => {
                         self.availability.answered();
-                        return Ok(decided);
+                        self.store.measured_as(MongodbOperation::Mark).release(&stranded).await;
+                        return Ok(attempt.decided);
                     }
                     Err(StoreError::Permanent(error)) => return Ok(vec![Decided::failed(error); tasks.len()]),
                     Err(error) => {
                         self.availability.report(&error);
+                        stranded.append(&mut attempt.stranded);
                         error.reason()
                     }
                 },
@@ -148,52 +154,66 @@ impl Engine {
             sleep(backoff.next_delay()).await;
         }
     }
+}
+
+/// One attempt to decide and commit all tasks of a batch.
+struct Attempt<'a> {
+    engine: &'a Engine,
+    tasks: &'a [&'a Task],
+    span: &'a Span,
+    /// The results so far.
+    decided: Vec<Decided>,
+    /// The documents that were written.
+    written: HashSet<DocumentId>,
+    /// The outbox entries of a commit without a reply, which may be in the documents, under a lease of this process.
+    stranded: Vec<Mark>,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(engine: &'a Engine, tasks: &'a [&'a Task], span: &'a Span) -> Self {
+        let decided = vec![Decided::failed(CONFLICT.to_owned()); tasks.len()];
+        Self { engine, tasks, span, decided, written: HashSet::new(), stranded: Vec::new() }
+    }
 
     /// Decides and commits all tasks, and once more those that are not certain yet.
-    async fn try_run(&self, tasks: &[&Task], span: &Span) -> Result<Vec<Decided>, StoreError> {
-        let mut decided = vec![Decided::failed(CONFLICT.to_owned()); tasks.len()];
-        let store = self.store.measured_as(MongodbOperation::Load);
-        self.decide_all(&store, tasks, (0..tasks.len()).collect(), &mut decided, span).await?;
-        let uncertain = uncertain(tasks, &decided);
-        self.decide_all(&store.linearizable(), tasks, uncertain, &mut decided, span).await?;
-        Ok(decided)
+    async fn run(&mut self) -> Result<(), StoreError> {
+        let store = self.engine.store.measured_as(MongodbOperation::Load);
+        self.decide(&store, (0..self.tasks.len()).collect()).await?;
+        let uncertain = self.uncertain();
+        self.decide(&store.linearizable(), uncertain).await
+    }
+
+    /// The commands that must be decided once more, on what is certain: those whose document was not written. A write is guarded by the
+    /// version that all decisions about its document rest on, and a majority has it. A decision that needed no write, such as a rejection or
+    /// a repeat, may rest on what a primary returned that another has replaced, or on a change that will be undone because no majority has
+    /// it. (Tasks of the calendar are found again.)
+    fn uncertain(&self) -> Vec<usize> {
+        let is_uncertain = |task| matches!(task, &Task::Command(_)) && !self.written.contains(&document(task));
+        (0..self.tasks.len()).filter(|&index| is_uncertain(self.tasks[index])).collect()
     }
 
     /// Runs rounds until no task has lost its document to another writer.
-    async fn decide_all(
-        &self,
-        reads: &Store,
-        tasks: &[&Task],
-        mut pending: Vec<usize>,
-        decided: &mut [Decided],
-        span: &Span,
-    ) -> Result<(), StoreError> {
+    async fn decide(&mut self, reads: &Store, mut pending: Vec<usize>) -> Result<(), StoreError> {
         for _ in 0..ROUNDS_MAX {
             if pending.is_empty() {
                 return Ok(());
             }
-            pending = self.round(reads, tasks, pending, decided, span).await?;
+            pending = self.round(reads, pending).await?;
         }
         for index in pending {
-            decided[index] = Decided::failed(CONFLICT.to_owned());
+            self.decided[index] = Decided::failed(CONFLICT.to_owned());
         }
         Ok(())
     }
 
     /// Loads, decides and commits the pending tasks once, and hands their outbox entries over. Returns the tasks to decide
     /// again, because another writer changed their documents meanwhile.
-    async fn round(
-        &self,
-        reads: &Store,
-        tasks: &[&Task],
-        mut pending: Vec<usize>,
-        decided: &mut [Decided],
-        span: &Span,
-    ) -> Result<Vec<usize>, StoreError> {
+    async fn round(&mut self, reads: &Store, mut pending: Vec<usize>) -> Result<Vec<usize>, StoreError> {
+        let Self { engine, tasks, span, decided, .. } = self;
         let loading = span.mongodb("load", "find", pending.len());
         let loaded = reads.load(&need(pending.iter().map(|&index| tasks[index]))).await;
         let mut unit_of_work = ended(loading, loaded)?;
-        let now = self.availability.clock().now();
+        let now = engine.availability.clock().now();
         for &index in &pending {
             decided[index] = Decided { processed: decide(&mut unit_of_work, tasks[index], now), standing: None };
         }
@@ -204,12 +224,20 @@ impl Engine {
 
         unit_of_work.trace_scheduled(&span.context(&TraceContext::default()));
 
-        let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
-        let identify = |id, email: &Notification| self.composer.identify(id, email);
-        let updates = updates::build(unit_of_work, &lease, &self.source, &identify, now)?;
+        let lease = Lease { holder: Uuid::new_v4(), until: now + engine.lease };
+        let identify = |id, email: &Notification| engine.composer.identify(id, email);
+        let updates = updates::build(unit_of_work, &lease, &engine.source, &identify, now)?;
         let committing = span.mongodb("commit", "update", updates.len());
-        let committed = self.store.measured_as(MongodbOperation::Commit).commit(&updates).await;
-        let committed = ended(committing, committed)?;
+        let committed = engine.store.measured_as(MongodbOperation::Commit).commit(&updates).await;
+        let committed = match ended(committing, committed) {
+            Ok(committed) => committed,
+            Err(error) => {
+                let entries = updates.into_iter().flat_map(GuardedUpdate::into_leased);
+                self.stranded =
+                    entries.map(|leased| Mark::new(&leased, DeliveryResult::Released { at: now })).collect();
+                return Err(error);
+            }
+        };
 
         let mut lost = HashSet::new();
         let mut failed = HashMap::new();
@@ -218,7 +246,10 @@ impl Engine {
             let document = update.document.clone();
             let explain = |error| format!("{}: {error}", update.document);
             match committed {
-                WriteResult::Written => leased.extend(update.into_leased()),
+                WriteResult::Written => {
+                    leased.extend(update.into_leased());
+                    self.written.insert(document);
+                }
                 WriteResult::Conflict => drop(lost.insert(document)),
                 WriteResult::Corrupt(error) => {
                     failed.insert(document, Processed::Decided(TaskOutcome::Corrupt(explain(error))));
@@ -226,8 +257,8 @@ impl Engine {
                 WriteResult::Permanent(error) => drop(failed.insert(document, Processed::Failed(explain(error)))),
             }
         }
-        let no_room = self.handover.offer(leased).await;
-        self.store.measured_as(MongodbOperation::Mark).release(&no_room).await;
+        let no_room = engine.handover.offer(leased).await;
+        engine.store.measured_as(MongodbOperation::Mark).release(&no_room).await;
         for &index in &pending {
             if let Some(failed) = failed.get(&document(tasks[index])) {
                 decided[index] = Decided { processed: failed.clone(), standing: None };
@@ -241,19 +272,6 @@ impl Engine {
         }
         Ok(pending)
     }
-}
-
-/// The commands that must be decided once more, on what is certain: those whose document was not written. A write is guarded by the version
-/// that all decisions about its document rest on, and a majority has it. A decision that needed no write, such as a rejection or a
-/// repeat, may rest on what a primary returned that another has replaced, or on a change that will be undone because no majority has
-/// it. (Tasks of the calendar are found again.)
-fn uncertain(tasks: &[&Task], decided: &[Decided]) -> Vec<usize> {
-    let is_written = |index: &usize| {
-        matches!(decided[*index].processed, Processed::Decided(TaskOutcome::Applied | TaskOutcome::Unchanged))
-    };
-    let commands = || (0..tasks.len()).filter(|&index| matches!(tasks[index], Task::Command(_)));
-    let written: HashSet<_> = commands().filter(is_written).map(|index| document(tasks[index])).collect();
-    commands().filter(|&index| !written.contains(&document(tasks[index]))).collect()
 }
 
 /// Ends the span of a request to the database.

@@ -337,8 +337,21 @@ async fn rejections_and_repeats_are_decided_on_linearizable_reads() {
             doc! { "op": "query", "command.find": "subscriptions", "command.readConcern.level": "linearizable" };
         bed.collection("system.profile").count_documents(reads).await.unwrap()
     };
+    bed.collection("subscriptions").insert_one(subscription("again", "org", "acc")).await.unwrap();
+    let request = |id: &str| {
+        let data = json!({ "organization_id": "org", "subscription_id": "again", "actor": { "role": "client", "account_id": "acc" } });
+        command(id, "subscription.cancellation-request", data)
+    };
     let early = with(cancellation("early", "sub"), "month", json!("2199-05"));
-    let story = [(cancellation("first", "sub"), 0), (cancellation("first", "sub"), 1), (early, 2)];
+    let story = [
+        (cancellation("first", "sub"), 0),
+        (cancellation("first", "sub"), 1),
+        (early, 2),
+        (request("asked"), 2),
+        // Without effect, but remembered: that is a write. Its repeat is none.
+        (request("asked again"), 2),
+        (request("asked again"), 3),
+    ];
     for ((command, expected), settled) in story.into_iter().zip(1..) {
         bed.command(&command).await;
         eventually("the command to be settled", || async { (worker.settled().await == settled).then_some(()) }).await;

@@ -34,7 +34,7 @@ pub fn nested_arrays(depth: u32) -> Vec<u8> {
 pub struct Proxy {
     address: SocketAddr,
     conditions: watch::Sender<Conditions>,
-    has_dropped: Arc<AtomicBool>,
+    has_caught: Arc<AtomicBool>,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -76,11 +76,11 @@ impl Proxy {
         let normal =
             Conditions { mute: false, deaf: false, cuts: 0, closes: 0, late: Duration::ZERO, clock_shift: 0, held: "" };
         let (conditions, seen) = watch::channel(normal);
-        let has_dropped = Arc::new(AtomicBool::new(false));
-        let dropped = has_dropped.clone();
+        let has_caught = Arc::new(AtomicBool::new(false));
+        let caught = has_caught.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let (target, seen, dropped) = (target.clone(), seen.clone(), dropped.clone());
+                let (target, seen, caught) = (target.clone(), seen.clone(), caught.clone());
                 tokio::spawn(async move {
                     let Ok(server) = TcpStream::connect(target).await else { return };
                     // No delay by Nagle's algorithm.
@@ -96,13 +96,13 @@ impl Proxy {
                         // A cut takes precedence: bytes held by then are lost even if the proxy resumes at once.
                         biased;
                         _ = until.wait_for(|conditions| conditions.cuts != cuts) => {}
-                        () = pass(client_in, server_out, seen.clone(), false, &asked, &dropped) => {}
-                        () = pass(server_in, client_out, seen, true, &asked, &dropped) => {}
+                        () = pass(client_in, server_out, seen.clone(), false, &asked, &caught) => {}
+                        () = pass(server_in, client_out, seen, true, &asked, &caught) => {}
                     }
                 });
             }
         });
-        Self { address, conditions, has_dropped }
+        Self { address, conditions, has_caught }
     }
 
     /// A proxy in front of the server of a URL, and the URL of the proxy.
@@ -150,9 +150,9 @@ impl Proxy {
         self.address
     }
 
-    /// Whether a request was dropped because of [`LOST`].
-    pub fn has_dropped(&self) -> bool {
-        self.has_dropped.load(Ordering::Relaxed)
+    /// Whether a request was dropped because of [`LOST`], or is held by [`Self::hold_requests`].
+    pub fn has_caught(&self) -> bool {
+        self.has_caught.load(Ordering::Relaxed)
     }
 
     /// Closes every open connection.
@@ -201,14 +201,14 @@ impl Proxy {
 }
 
 /// Forwards bytes until either side ends, or sends `connection.close` to the client. `asked` is whether the client has sent
-/// something since the server's last response, `dropped` whether something of the client was dropped.
+/// something since the server's last response, `caught` whether something of the client was dropped, or held because of its text.
 async fn pass(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
     mut seen: watch::Receiver<Conditions>,
     to_client: bool,
     asked: &AtomicBool,
-    dropped: &AtomicBool,
+    caught: &AtomicBool,
 ) {
     let mut buffer = [0; 16 * 1024];
     let closes = seen.borrow().closes;
@@ -232,7 +232,7 @@ async fn pass(
             buffer[at..at + NOT_UTF8.len()].fill(0xff);
         }
         if !to_client && buffer[..count].windows(LOST.len()).any(|bytes| bytes == LOST.as_bytes()) {
-            dropped.store(true, Ordering::Relaxed);
+            caught.store(true, Ordering::Relaxed);
             continue;
         }
         let marked = buffer[..count].windows(NESTED.len()).position(|bytes| bytes == NESTED.as_bytes());
@@ -252,6 +252,9 @@ async fn pass(
             }
         }
         let bytes = &buffer[..count];
+        if !to_client && seen.borrow().holds(bytes) {
+            caught.store(true, Ordering::Relaxed);
+        }
         let passes = |conditions: &Conditions| {
             !if to_client { conditions.mute } else { conditions.deaf || conditions.holds(bytes) }
         };

@@ -234,7 +234,7 @@ async fn a_publisher_keeps_a_connection_only_while_confirms_show_that_it_serves(
                 let publisher = publisher.clone();
                 async move { publisher.publish_all(&stuck).await }
             });
-            eventually("the message is on its way", async || first.has_dropped()).await;
+            eventually("the message is on its way", async || first.has_caught()).await;
             let mut pace = interval(Duration::from_millis(50));
             while !stuck.is_finished() {
                 pace.tick().await;

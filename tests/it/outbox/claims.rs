@@ -16,7 +16,8 @@ use uuid::Uuid;
 
 use super::{cancel_and_leave, entries, records, store};
 use offramp_testkit::eventually;
-use offramp_testkit::fixtures::{identify, populate, subscription};
+use offramp_testkit::fixtures::{cancellation, identify, populate, subscription};
+use offramp_testkit::proxy::Proxy;
 use offramp_testkit::smtp_sink::SmtpSink;
 use offramp_testkit::test_bed::TestBed;
 use offramp_testkit::worker_process::{self, WorkerProcess};
@@ -298,5 +299,29 @@ async fn claims_read_only_due_entries_of_their_kind() {
         assert_eq!(find.get_str("planSummary").unwrap(), "IXSCAN { outbox.kind: 1, outbox.due: 1 }", "{find}");
         assert!(find.get_i32("keysExamined").unwrap() <= 64, "{find}");
     }
+    bed.remove().await;
+}
+
+/// The document has the email under a lease of the worker, which does not know it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_of_a_commit_without_a_reply_does_not_wait_for_its_lease() {
+    let bed = TestBed::new("stranded").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    let settings = [("OFFRAMP_MONGODB_URL", mongodb_url.as_str()), ("OFFRAMP_LEASE_SECONDS", "600")];
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
+    // Only the commit names the command.
+    line.hold_requests("commit without reply");
+    bed.command(&cancellation("commit without reply", "sub")).await;
+    eventually("the commit", async || line.has_caught()).await;
+    line.mute();
+    line.hold_requests("");
+    bed.status_becomes("sub", "cancellation_scheduled").await;
+    line.cut();
+    line.resume();
+    bed.outboxes_empty().await;
+    assert_eq!(sink.emails().len(), 1);
+    assert!(worker.stop().await.success());
     bed.remove().await;
 }
