@@ -21,6 +21,8 @@ struct Recorded {
     state: LaneState,
     since: Instant,
     problem: Option<String>,
+    /// Why the batch in hand cannot be settled, although the lane consumes.
+    held_up: Option<String>,
     /// Why some messages are set aside while the lane processes the others.
     set_aside: Option<String>,
     session: Weak<Session>,
@@ -55,7 +57,7 @@ pub struct LaneStatus {
     pub state: LaneState,
     /// How long it has been in this state.
     pub since: Duration,
-    /// Why it is not consuming, if known; or why it sets messages aside while it consumes. Never contains a password.
+    /// Why it is not consuming, if known; or why it settles nothing or sets messages aside while it consumes. Never contains a password.
     pub problem: Option<String>,
 }
 
@@ -67,6 +69,7 @@ impl LaneHealth {
             state: LaneState::Connecting,
             since: Instant::now(),
             problem: None,
+            held_up: None,
             set_aside: None,
             session: Weak::new(),
         };
@@ -87,11 +90,11 @@ impl LaneHealth {
             lane: self.0.lane.clone(),
             state: if lost.is_some() { LaneState::Connecting } else { recorded.state },
             since: recorded.since.elapsed(),
-            problem: problem.or_else(|| recorded.set_aside.clone()),
+            problem: problem.or_else(|| recorded.held_up.clone()).or_else(|| recorded.set_aside.clone()),
         }
     }
 
-    /// `Ok` while the lane consumes and sets nothing aside.
+    /// `Ok` while the lane consumes, is not held up and sets nothing aside.
     ///
     /// # Errors
     /// Why it is not ready, without passwords.
@@ -107,6 +110,11 @@ impl LaneHealth {
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.readiness().is_ok()
+    }
+
+    /// Records that the batch in hand cannot be settled now (`why`), or can be.
+    pub fn held_up(&self, why: Option<String>) {
+        self.lock().held_up = why;
     }
 
     /// Records that some messages are set aside (`why`), or no more.

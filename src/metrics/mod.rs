@@ -102,7 +102,7 @@ metrics! {
     commit_conflicts: Counters<(CommandType,)>, "offramp_commit_conflicts_total", Count, &[],
         "Commands decided again, because another writer changed their document between reading and writing.";
     lane_ready: Gauges<(CommandType,)>, "offramp_lane_ready", Count, &[],
-        "1 while the lane consumes its queue and sets no message aside; otherwise 0, and `/readyz` says why.";
+        "1 while the lane consumes its queue and RabbitMQ confirms its copies; otherwise 0, and `/readyz` says why.";
 
     emails: Counters<(Template, EmailOutcome)>, "offramp_emails_total", Count, &[],
         "Attempts to send an email: `sent`, `deferred` (retried later), `throttled` (the mail server wants fewer emails), `rejected` (permanently), `sender_rejected` (because of this worker's name, rights, reputation or quota), `in_doubt` (no reply to the whole content).";

@@ -301,8 +301,20 @@ impl Lane {
     }
 
     /// Publishes until the broker has confirmed all copies, or has rejected some of them `rejections_max` times, or once, but
-    /// slowly.
+    /// slowly. While they are not confirmed, the lane is not ready.
     async fn publish(
+        &self,
+        publications: &mut [Publication],
+        rejections_max: u32,
+        batch: &Batch,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Interruption> {
+        let published = self.keep_publishing(publications, rejections_max, batch, shutdown).await;
+        self.consumer.health().held_up(None);
+        published
+    }
+
+    async fn keep_publishing(
         &self,
         publications: &mut [Publication],
         rejections_max: u32,
@@ -316,6 +328,7 @@ impl Lane {
             let began = Instant::now();
             let errors = publish_copies(self.kind, &self.publisher, publications.iter_mut()).await;
             let Some(error) = errors.last() else { return Ok(()) };
+            self.consumer.health().held_up(Some(error.to_string()));
             if outage.failed(&error.to_string()) {
                 tracing::warn!(
                     lane = %self.kind, unconfirmed = errors.len(), %error,

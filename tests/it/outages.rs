@@ -21,7 +21,7 @@ use offramp_domain::command_ref::CommandType;
 use offramp_testkit::eventually;
 use offramp_testkit::fixtures::{account, cancellation, command, organization, populate, subscription};
 use offramp_testkit::private_servers::PrivateServers;
-use offramp_testkit::proxy::Proxy;
+use offramp_testkit::proxy::{LOST, Proxy};
 use offramp_testkit::rabbit::Policy;
 use offramp_testkit::smtp_sink::{Action, SmtpSink, Step, Tls};
 use offramp_testkit::test_bed::{LANES, TestBed};
@@ -347,6 +347,29 @@ async fn a_message_whose_copy_is_rejected_does_not_block_others() {
     assert!(worker.stop().await.success());
     assert_eq!(waiting(&bed, "cancellation").await, (0, 0));
     assert!(bed.take("dead-letters").await.is_none());
+    bed.remove().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lane_whose_copy_is_not_confirmed_is_not_ready() {
+    let bed = TestBed::new("silent").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let (_line, url) = Proxy::in_front_of(&bed.amqp_url).await;
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[("OFFRAMP_AMQP_URL", &url)]).await;
+    bed.publish("card.expiry", LOST.as_bytes()).await;
+    let component = format!("{}.card-expiry", bed.prefix);
+    let held_up = async || {
+        let components: Value = worker.readyz().await?.json();
+        let reason = components["components"][&component]["reason"].as_str()?.to_owned();
+        reason.contains("did not confirm this message").then_some(reason)
+    };
+    eventually("a lane that says why it is not ready", held_up).await;
+    // Other lanes publish over the same connection, which does not make this one ready.
+    bed.publish("subscription.cancellation", b"nonsense").await;
+    bed.dead_letter().await;
+    assert!(held_up().await.is_some());
+    worker.stop().await;
     bed.remove().await;
 }
 
