@@ -11,6 +11,9 @@ use crate::clock;
 use super::client::Store;
 use super::error::StoreError;
 
+/// By how much a reading of the server's clock may be wrong. A reply can take longer than its deadline if the process stood still meanwhile.
+const UNCERTAINTY_MAX: Duration = Duration::from_secs(5);
+
 /// What `hello` and `buildInfo` report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerFacts {
@@ -29,7 +32,7 @@ pub struct ServerTime {
     pub own: DateTime<Utc>,
     /// The same time, on the monotonic clock.
     pub at: Instant,
-    /// By how much it may be wrong: half of the time that the reply took.
+    /// By how much it may be wrong: half of the time that the reply took, 5 s at most.
     pub uncertainty: Duration,
 }
 
@@ -49,12 +52,15 @@ impl Store {
     /// Reads the server's clock.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// When the server does not answer in time.
     pub async fn server_time(&self) -> Result<ServerTime, StoreError> {
         let asked_at = Instant::now();
         let hello = self.command(doc! { "hello": 1 }).await?;
         // This machine's clock may have been set since the request.
         let (own, uncertainty) = (clock::now(), asked_at.elapsed() / 2);
+        if uncertainty > UNCERTAINTY_MAX {
+            return Err(StoreError::TimedOut);
+        }
         // The server read its clock at some moment in between.
         let own = own - TimeDelta::from_std(uncertainty).unwrap_or_default();
         let time = hello.get_datetime("localTime").map_or(own, |time| time.to_chrono());

@@ -5,7 +5,7 @@
 //! here: see [`Availability`](super::availability::Availability).
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
@@ -29,6 +29,8 @@ const PRECISION: TimeDelta = TimeDelta::milliseconds(1);
 pub struct DatabaseClock {
     tolerance: TimeDelta,
     compared: Arc<watch::Sender<Option<Comparison>>>,
+    /// Held while two readings are compared.
+    comparing: Arc<Mutex<()>>,
 }
 
 /// The newest comparison.
@@ -71,6 +73,7 @@ impl DatabaseClock {
         Self {
             tolerance: TimeDelta::from_std(lease / TOLERANCE_LEASE_PART).unwrap_or(TimeDelta::MAX),
             compared: Arc::new(watch::Sender::new(None)),
+            comparing: Arc::default(),
         }
     }
 
@@ -97,7 +100,13 @@ impl DatabaseClock {
 
     /// Records what the server's clock showed.
     pub(super) fn compare(&self, reading: ServerTime) -> Compared {
+        let _one_at_a_time = self.comparing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = *self.compared.borrow();
+        // Comparisons may overlap.
+        if let Some(newer) = before.filter(|before| reading.at < before.at) {
+            let fault = self.fault_of(before, newer.own, newer.at);
+            return Compared { before: fault, now: fault, stepped: None };
+        }
         let mut new = Comparison {
             time: reading.time,
             own: reading.own,
@@ -272,5 +281,14 @@ mod tests {
         assert_eq!(bench.time_at(4), 7, "another server, or a clock that was set");
         bench.compare(At(12, 6, 6), 2);
         assert_eq!(bench.time_at(6), 12);
+    }
+
+    #[test]
+    fn an_older_reading_changes_nothing() {
+        let bench = Bench::new();
+        bench.compare(At(8, 8, 8), 0);
+        // Its reply was on the way for 8 s, from 0 to 8.
+        assert_eq!(bench.compare(At(8, 4, 4), 4), compared(None, None, None));
+        assert_eq!((bench.time_at(8), bench.fault(At(9, 9, 9))), (8, None));
     }
 }
