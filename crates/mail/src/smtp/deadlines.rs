@@ -5,7 +5,7 @@ use std::time::Duration;
 /// How long each step may take. A step that takes longer counts as one without a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadlines {
-    /// To resolve the host name and open a TCP connection.
+    /// To resolve the host name and open a TCP connection to one of its addresses.
     pub connect: Duration,
     /// For the greeting, and for each step up to the login.
     pub greeting: Duration,

@@ -14,6 +14,7 @@ mod reply;
 mod server;
 mod session;
 mod step;
+mod tcp;
 mod transaction;
 
 pub(crate) use connection::SmtpConnection;

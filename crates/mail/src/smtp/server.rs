@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::deadlines::Deadlines;
-use super::failure::{Failure, QUOTE_CHARS_MAX};
+use super::failure::{Failure, Fault, QUOTE_CHARS_MAX};
 use super::login::log_in;
 use super::name::SmtpName;
 use super::session::{Session, Wire, within};
 use super::step::Step;
+use super::tcp;
 use super::transaction;
 use crate::address::Sender;
 use crate::mail_url::{Encryption, Login, MailConfigError, Secret, SmtpEndpoint};
@@ -80,14 +80,9 @@ impl SmtpServer {
     /// Opens a connection, up to the point where emails can be sent.
     pub(super) async fn connect(&self) -> Result<Session, Failure> {
         let limit = self.deadlines.greeting;
-        let connecting = async {
-            let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
-            // With Nagle's algorithm, the second of two writes waits for the server's acknowledgement of the first, which
-            // takes 40 ms.
-            tcp.set_nodelay(true)?;
-            Ok(tcp)
-        };
-        let tcp: Box<dyn Wire> = Box::new(within(Step::Connecting, self.deadlines.connect, connecting).await?);
+        let connected = tcp::connect(&self.host, self.port, self.deadlines.connect).await;
+        let tcp = connected.map_err(|error| Failure { step: Step::Connecting, fault: Fault::Io(error) })?;
+        let tcp: Box<dyn Wire> = Box::new(tcp);
         let is_implicit = self.encryption == Encryption::Implicit;
         let (wire, greeting) =
             if is_implicit { (self.encrypt(tcp).await?, Step::FirstReplyOverTls) } else { (tcp, Step::Greeting) };
