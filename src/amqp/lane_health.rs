@@ -112,7 +112,7 @@ impl LaneHealth {
         self.readiness().is_ok()
     }
 
-    /// Records that the batch in hand cannot be settled now (`why`), or can be.
+    /// Records why the batch in hand cannot be settled; `None`: it can.
     pub fn held_up(&self, why: Option<String>) {
         self.lock().held_up = why;
     }

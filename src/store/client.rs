@@ -21,7 +21,7 @@ use super::collection::Collection;
 use super::error::{COMMAND_TIME_MAX, StoreError, classify};
 
 /// How long one operation may take before the database counts as unavailable.
-const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
+pub(super) const OPERATION_DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the driver looks for a usable server.
 const SERVER_SELECTION_DEADLINE: Duration = Duration::from_secs(5);

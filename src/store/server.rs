@@ -8,11 +8,8 @@ use tokio::time::Instant;
 
 use crate::clock;
 
-use super::client::Store;
+use super::client::{OPERATION_DEADLINE, Store};
 use super::error::StoreError;
-
-/// By how much a reading of the server's clock may be wrong. A reply can take longer than its deadline if the process stood still meanwhile.
-const UNCERTAINTY_MAX: Duration = Duration::from_secs(5);
 
 /// What `hello` and `buildInfo` report.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,15 +49,22 @@ impl Store {
     /// Reads the server's clock.
     ///
     /// # Errors
-    /// When the server does not answer in time.
+    /// When the server does not answer.
     pub async fn server_time(&self) -> Result<ServerTime, StoreError> {
+        loop {
+            let read = self.read_clock().await?;
+            // A reply that took longer has arrived while this process stood still: it says nothing.
+            if read.uncertainty <= OPERATION_DEADLINE / 2 {
+                return Ok(read);
+            }
+        }
+    }
+
+    async fn read_clock(&self) -> Result<ServerTime, StoreError> {
         let asked_at = Instant::now();
         let hello = self.command(doc! { "hello": 1 }).await?;
         // This machine's clock may have been set since the request.
         let (own, uncertainty) = (clock::now(), asked_at.elapsed() / 2);
-        if uncertainty > UNCERTAINTY_MAX {
-            return Err(StoreError::TimedOut);
-        }
         // The server read its clock at some moment in between.
         let own = own - TimeDelta::from_std(uncertainty).unwrap_or_default();
         let time = hello.get_datetime("localTime").map_or(own, |time| time.to_chrono());

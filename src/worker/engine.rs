@@ -107,23 +107,25 @@ impl Engine {
         let mut backoff = Backoff::new(RETRY_DELAYS);
         let mut stranded = Vec::new();
         loop {
-            let mut attempt = Attempt::new(self, tasks, span);
+            if !stranded.is_empty() {
+                self.store.measured_as(MongodbOperation::Mark).release(&stranded).await;
+            }
+            let mut attempt = BatchAttempt::new(self, tasks, span);
             let error = match self.availability.clock().fault() {
                 Some(fault) => fault.to_string(),
                 None => match attempt.run().await {
                     Ok(()) => {
                         self.availability.answered();
-                        self.store.measured_as(MongodbOperation::Mark).release(&stranded).await;
                         return Ok(attempt.decided);
                     }
                     Err(StoreError::Permanent(error)) => return Ok(vec![Decided::failed(error); tasks.len()]),
                     Err(error) => {
                         self.availability.report(&error);
-                        stranded.append(&mut attempt.stranded);
                         error.reason()
                     }
                 },
             };
+            stranded = attempt.stranded;
             let waiting = async {
                 sleep(backoff.next_delay()).await;
                 self.availability.wait_until_available().await;
@@ -157,7 +159,7 @@ impl Engine {
 }
 
 /// One attempt to decide and commit all tasks of a batch.
-struct Attempt<'a> {
+struct BatchAttempt<'a> {
     engine: &'a Engine,
     tasks: &'a [&'a Task],
     span: &'a Span,
@@ -169,7 +171,7 @@ struct Attempt<'a> {
     stranded: Vec<Mark>,
 }
 
-impl<'a> Attempt<'a> {
+impl<'a> BatchAttempt<'a> {
     fn new(engine: &'a Engine, tasks: &'a [&'a Task], span: &'a Span) -> Self {
         let decided = vec![Decided::failed(CONFLICT.to_owned()); tasks.len()];
         Self { engine, tasks, span, decided, written: HashSet::new(), stranded: Vec::new() }
@@ -178,9 +180,9 @@ impl<'a> Attempt<'a> {
     /// Decides and commits all tasks, and once more those that are not certain yet.
     async fn run(&mut self) -> Result<(), StoreError> {
         let store = self.engine.store.measured_as(MongodbOperation::Load);
-        self.decide(&store, (0..self.tasks.len()).collect()).await?;
+        self.decide_and_commit(&store, (0..self.tasks.len()).collect()).await?;
         let uncertain = self.uncertain();
-        self.decide(&store.linearizable(), uncertain).await
+        self.decide_and_commit(&store.linearizable(), uncertain).await
     }
 
     /// The commands that must be decided once more, on what is certain: those whose document was not written. A write is guarded by the
@@ -193,7 +195,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Runs rounds until no task has lost its document to another writer.
-    async fn decide(&mut self, reads: &Store, mut pending: Vec<usize>) -> Result<(), StoreError> {
+    async fn decide_and_commit(&mut self, reads: &Store, mut pending: Vec<usize>) -> Result<(), StoreError> {
         for _ in 0..ROUNDS_MAX {
             if pending.is_empty() {
                 return Ok(());

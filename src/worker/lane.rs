@@ -82,6 +82,7 @@ impl Lane {
     async fn work(&mut self, set_aside: &SetAsideMessages, shutdown: &CancellationToken) {
         let mut backoff = Backoff::new(RESUME_DELAYS);
         loop {
+            self.consumer.health().held_up(None);
             shutdown.run_until_cancelled(set_aside.wait_for_room()).await;
             let Some(batch) = self.consumer.next_batch(self.batch_max, shutdown).await else { break };
             let mut parsed: Vec<Result<Task, Disposition>> = batch.deliveries.iter().map(parse).collect();
@@ -301,20 +302,8 @@ impl Lane {
     }
 
     /// Publishes until the broker has confirmed all copies, or has rejected some of them `rejections_max` times, or once, but
-    /// slowly. While they are not confirmed, the lane is not ready.
+    /// slowly. The lane is not ready until the batch is done with.
     async fn publish(
-        &self,
-        publications: &mut [Publication],
-        rejections_max: u32,
-        batch: &Batch,
-        shutdown: &CancellationToken,
-    ) -> Result<(), Interruption> {
-        let published = self.keep_publishing(publications, rejections_max, batch, shutdown).await;
-        self.consumer.health().held_up(None);
-        published
-    }
-
-    async fn keep_publishing(
         &self,
         publications: &mut [Publication],
         rejections_max: u32,

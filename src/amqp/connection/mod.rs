@@ -25,9 +25,11 @@ use crate::metrics::labels::ConnectionPurpose;
 use crate::tls::Tls;
 
 pub use error::BrokerError;
-pub(super) use error::{REPLY_SECONDS_MAX, ask, code, explain};
+pub(super) use error::{code, explain};
 use opening::{Failure, Opened};
 
+/// The deadline for any request on an open connection (open a channel, declare, consume), in seconds.
+pub(super) const REPLY_SECONDS_MAX: u64 = 5;
 /// The deadline for an orderly close, in seconds. The socket is shut down afterwards.
 const CLOSE_SECONDS_MAX: u64 = 2;
 /// How often to check that a connection is still open, and how long to wait for errors after its end, in milliseconds.
@@ -69,7 +71,7 @@ impl Broker {
     }
 
     /// Connects. Tries each address once, starting with the one after the last that failed, so that concurrent calls lead to
-    /// the same node as long as it serves. `purpose` becomes part of the connection's name at the broker.
+    /// the same node as long as it serves and refuses nobody. `purpose` becomes part of the connection's name at the broker.
     ///
     /// # Errors
     /// [`BrokerError::Denied`] when an address rejects the user or the virtual host, [`BrokerError::Silent`] when one does not
@@ -267,6 +269,18 @@ impl fmt::Debug for Link {
 fn keeps_metadata_in_khepri(version: &str) -> bool {
     let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(4), Some(2))
+}
+
+/// Sends a request to the broker, under the common deadline.
+pub(super) async fn ask<T>(
+    doing: impl Into<Cow<'static, str>>,
+    request: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
+    let doing = doing.into();
+    match timeout(Duration::from_secs(REPLY_SECONDS_MAX), request).await {
+        Ok(reply) => reply.map_err(|error| BrokerError::of(doing, &error)),
+        Err(_) => Err(BrokerError::Deadline { doing }),
+    }
 }
 
 /// Counts a connection. More than one for a purpose means that one was lost.

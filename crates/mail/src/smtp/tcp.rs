@@ -110,11 +110,7 @@ mod tests {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server_address = server.local_addr().unwrap();
         let dial = async |addresses: &[SocketAddr]| {
-            let limit = Duration::from_secs(2);
-            let started = Instant::now();
-            let dialled = dial(addresses, started + limit).await;
-            assert!(started.elapsed() < limit + Duration::from_secs(1), "{:?}", started.elapsed());
-            dialled.map(|tcp| tcp.peer_addr().unwrap())
+            dial(addresses, Instant::now() + Duration::from_secs(2)).await.map(|tcp| tcp.peer_addr().unwrap())
         };
 
         assert_eq!(dial(&[silent_address, closed_address, server_address]).await.unwrap(), server_address);
