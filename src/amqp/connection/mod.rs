@@ -4,8 +4,8 @@
 //! close waits for the peer without a deadline (a stalled network, a blocked connection), and keeps a thread and its
 //! unsent frames until then.
 
-mod error;
 mod opening;
+mod request;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,12 +24,10 @@ use crate::metrics;
 use crate::metrics::labels::ConnectionPurpose;
 use crate::tls::Tls;
 
-pub use error::BrokerError;
-pub(super) use error::{code, explain};
 use opening::{Failure, Opened};
+pub use request::BrokerError;
+pub(super) use request::{REPLY_SECONDS_MAX, ask, code, explain};
 
-/// The deadline for any request on an open connection (open a channel, declare, consume), in seconds.
-pub(super) const REPLY_SECONDS_MAX: u64 = 5;
 /// The deadline for an orderly close, in seconds. The socket is shut down afterwards.
 const CLOSE_SECONDS_MAX: u64 = 2;
 /// How often to check that a connection is still open, and how long to wait for errors after its end, in milliseconds.
@@ -269,18 +267,6 @@ impl fmt::Debug for Link {
 fn keeps_metadata_in_khepri(version: &str) -> bool {
     let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
     (numbers.next(), numbers.next()) >= (Some(4), Some(2))
-}
-
-/// Sends a request to the broker, under the common deadline.
-pub(super) async fn ask<T>(
-    doing: impl Into<Cow<'static, str>>,
-    request: impl Future<Output = lapin::Result<T>>,
-) -> Result<T, BrokerError> {
-    let doing = doing.into();
-    match timeout(Duration::from_secs(REPLY_SECONDS_MAX), request).await {
-        Ok(reply) => reply.map_err(|error| BrokerError::of(doing, &error)),
-        Err(_) => Err(BrokerError::Deadline { doing }),
-    }
 }
 
 /// Counts a connection. More than one for a purpose means that one was lost.

@@ -12,7 +12,7 @@ use lapin::types::{LongString, ShortString};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties};
 use tokio::time::timeout;
 
-use super::error::{code, explain, is_denied};
+use super::request::{code, explain, is_denied};
 use crate::amqp::frame_filter::{self, FilteredStream, InFlight};
 use crate::amqp::url::BrokerUrl;
 use crate::tls::{Tls, TlsFault};

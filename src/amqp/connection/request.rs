@@ -1,11 +1,15 @@
-//! Why a connection or a request failed.
+//! Requests under a common deadline, and why a request or a connection failed.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use lapin::ErrorKind;
+use tokio::time::timeout;
 
-use super::REPLY_SECONDS_MAX;
 use crate::amqp::reply_code::{ACCESS_REFUSED, NOT_ALLOWED, PRECONDITION_FAILED};
+
+/// The deadline for any request on an open connection (open a channel, declare, consume), in seconds.
+pub(in crate::amqp) const REPLY_SECONDS_MAX: u64 = 5;
 
 /// The reply codes for an invalid user or virtual host.
 const DENIED_CODES: [u16; 2] = [ACCESS_REFUSED, NOT_ALLOWED];
@@ -79,6 +83,18 @@ impl BrokerError {
 
     pub(in crate::amqp) fn of(doing: impl Into<Cow<'static, str>>, error: &lapin::Error) -> Self {
         Self::Failed { doing: doing.into(), why: explain(error), code: code(error) }
+    }
+}
+
+/// Sends a request to the broker, under the common deadline.
+pub(in crate::amqp) async fn ask<T>(
+    doing: impl Into<Cow<'static, str>>,
+    request: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
+    let doing = doing.into();
+    match timeout(Duration::from_secs(REPLY_SECONDS_MAX), request).await {
+        Ok(reply) => reply.map_err(|error| BrokerError::of(doing, &error)),
+        Err(_) => Err(BrokerError::Deadline { doing }),
     }
 }
 
