@@ -245,7 +245,7 @@ impl Attack<'_> {
             self.cluster.kill_member(primary).await;
         })
         .await;
-        self.mongodb("MongoDB: it restarted and undid them", RECOVERY_TARGET, async {
+        self.mongodb("MongoDB: killed primary undid its writes", RECOVERY_TARGET, async {
             self.cluster.network.join();
             self.cluster.set.lock().await.launch(primary);
             self.await_member(primary).await;
