@@ -446,7 +446,8 @@ async fn a_message_set_aside_repeatedly_never_counts_as_crashing_workers() {
         bed.redeliver("cancellation").await;
     }
     let policy = Policy::that_rejects(&format!("{}.dead-letters", bed.prefix)).await;
-    let worker = WorkerProcess::start_with(&bed, &sink.url(), &[]).await;
+    // It may never be ready: it sets the message aside at once.
+    let worker = WorkerProcess::spawn(&bed, &sink.url(), &[], Stdio::null());
     // A fresh copy replaces it, and is set aside as well.
     let rejected = "offramp_copies_rejected_total{lane=\"subscription.cancellation\"}";
     eventually("a copy set aside", || async { (counted(&worker, rejected).await? == 2).then_some(()) }).await;

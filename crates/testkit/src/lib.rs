@@ -61,25 +61,35 @@ pub fn run_program<T>(main: impl Future<Output = T>) -> T {
     result
 }
 
-/// What a poll returns: whether the condition is true, or what was found.
+/// What a poll returns: whether the condition is true, or what was found, or why not.
 pub trait Poll {
     type Found;
 
-    fn found(self) -> Option<Self::Found>;
+    /// # Errors
+    /// Why nothing was found; empty if that is not known.
+    fn found(self) -> Result<Self::Found, String>;
 }
 
 impl Poll for bool {
     type Found = ();
 
-    fn found(self) -> Option<()> {
-        self.then_some(())
+    fn found(self) -> Result<(), String> {
+        self.then_some(()).found()
     }
 }
 
 impl<T> Poll for Option<T> {
     type Found = T;
 
-    fn found(self) -> Option<T> {
+    fn found(self) -> Result<T, String> {
+        self.ok_or_else(String::new)
+    }
+}
+
+impl<T> Poll for Result<T, String> {
+    type Found = T;
+
+    fn found(self) -> Self {
         self
     }
 }
@@ -104,10 +114,11 @@ pub fn eventually_within<P: Poll, F: Future<Output = P>>(
     async move {
         let begin = Instant::now();
         loop {
-            if let Some(found) = poll().await.found() {
-                return found;
-            }
-            assert!(begin.elapsed() < patience, "{caller}: timed out after {patience:?} waiting for {what}");
+            let why = match poll().await.found() {
+                Ok(found) => return found,
+                Err(why) => why,
+            };
+            assert!(begin.elapsed() < patience, "{caller}: timed out after {patience:?} waiting for {what}. {why}");
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
     }

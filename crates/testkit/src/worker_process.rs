@@ -81,7 +81,10 @@ impl WorkerProcess {
             let ended = self.ended();
             assert!(ended.is_none(), "the worker ended: {ended:?}");
             let port = self.port;
-            async move { readyz_of(port).await.filter(|answer| answer.status == 200) }
+            async move {
+                let answer = readyz_of(port).await.ok_or("It does not answer.")?;
+                if answer.status == 200 { Ok(()) } else { Err(answer.body) }
+            }
         })
         .await;
         self
