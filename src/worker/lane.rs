@@ -93,7 +93,7 @@ impl Lane {
                     self.acknowledge(batch, parsed, publications, &mut spans, set_aside).await;
                 }
                 Err(Interruption::Stopping) => {
-                    spans.released("stopping");
+                    spans.released(if batch.is_live() { "stopping" } else { "deliveries_lost" });
                     batch.release().await;
                 }
                 Err(interruption @ Interruption::DatabaseUnavailable(_)) => {

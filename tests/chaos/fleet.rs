@@ -74,9 +74,18 @@ pub struct Fleet {
     pub kills: Mutex<Vec<(usize, Instant)>>,
     /// Workers that exited without being killed.
     pub ended: Mutex<Vec<String>>,
-    progress: Mutex<HashMap<&'static str, Instant>>,
+    progress: Mutex<HashMap<&'static str, Progress>>,
     /// Held while no worker may be killed.
     kill_lock: tokio::sync::Mutex<()>,
+}
+
+/// How a lane is doing.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    /// When a worker last processed a message.
+    processed: Option<Instant>,
+    /// Since when every worker has reported it as ready; `None`: one does not.
+    ready: Option<Instant>,
 }
 
 impl Fleet {
@@ -165,29 +174,39 @@ impl Fleet {
         emails.enumerate().flat_map(|(number, emails)| emails.into_iter().map(move |mail| (number, mail))).collect()
     }
 
-    /// Records, until aborted, when each lane last processed a message.
+    /// Records, until aborted, the progress of each lane.
     pub async fn watch(self: Arc<Self>) {
         let mut counts: HashMap<(u16, &'static str), u64> = HashMap::new();
         loop {
             let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(WorkerProcess::port).collect();
             let mut answers = JoinSet::new();
             for port in ports {
-                answers.spawn(async move { (port, timeout(LOOK_PATIENCE, settled(port)).await.unwrap_or_default()) });
+                answers.spawn(async move { (port, timeout(LOOK_PATIENCE, metrics_of(port)).await.ok().flatten()) });
             }
+            let mut ready = LANES.to_vec();
             while let Some(answer) = answers.join_next().await {
-                let (port, settled) = answer.unwrap();
-                for (lane, count) in settled {
+                let (port, metrics) = answer.unwrap();
+                let metrics = metrics.unwrap_or_default();
+                let is_ready = by_lane(&metrics, "offramp_lane_ready");
+                ready.retain(|lane| is_ready.get(lane) == Some(&1));
+                for (lane, count) in by_lane(&metrics, "offramp_commands_total") {
                     if counts.insert((port, lane), count).unwrap_or(0) < count {
-                        self.progress.lock().unwrap().insert(lane, Instant::now());
+                        self.progress.lock().unwrap().entry(lane).or_default().processed = Some(Instant::now());
                     }
                 }
+            }
+            for lane in LANES {
+                let mut progress = self.progress.lock().unwrap();
+                let Progress { ready: since, .. } = progress.entry(lane).or_default();
+                *since = ready.contains(&lane).then(|| since.unwrap_or_else(Instant::now));
             }
             sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Waits at most `patience` until every lane has processed a message since it could, which `served` knows as soon as it does. Returns
-    /// how long the slowest lane took, and its name. No worker is killed meanwhile, because lanes must recover without a restart.
+    /// Waits at most `patience` until every lane has processed a message since it could, which `served` knows as soon as it does, and is
+    /// ready at every worker. Returns how long the slowest lane took, and its name. No worker is killed meanwhile, because lanes must
+    /// recover without a restart.
     pub async fn recovery(
         &self,
         served: impl Fn(&str) -> Option<Instant>,
@@ -195,18 +214,24 @@ impl Fleet {
     ) -> (Duration, &'static str) {
         let _no_kills = self.kill_lock.lock().await;
         let begin = Instant::now();
+        let pause = |lane: &str| {
+            let Progress { processed, ready } = *self.progress.lock().unwrap().get(lane)?;
+            let (processed, ready, served) = (processed?, ready?, served(lane)?);
+            (processed >= served).then(|| processed.max(ready) - served)
+        };
+        let mut waiting = LANES.to_vec();
+        let mut slowest = (Duration::ZERO, LANES[0]);
         loop {
-            let progress = self.progress.lock().unwrap().clone();
-            let pause = |lane| progress.get(lane)?.checked_duration_since(served(lane)?);
-            let pauses = LANES.map(|lane| (pause(lane).unwrap_or(Duration::MAX), lane));
-            let last = pauses.into_iter().max().unwrap();
-            if last.0 != Duration::MAX {
-                return last;
+            waiting.retain(|lane| {
+                let pause = pause(lane);
+                slowest = slowest.max((pause.unwrap_or_default(), lane));
+                pause.is_none()
+            });
+            match waiting.first() {
+                None => return slowest,
+                Some(lane) if begin.elapsed() > patience => return (patience, lane),
+                Some(_) => sleep(LOOK_EVERY).await,
             }
-            if begin.elapsed() > patience {
-                return (patience, last.1);
-            }
-            sleep(LOOK_EVERY).await;
         }
     }
 
@@ -231,17 +256,16 @@ fn mail_action(behaviour: MailBehaviour, step: Step, nth: usize) -> Action {
     }
 }
 
-/// The number of messages that each lane of a worker has processed.
-async fn settled(port: u16) -> Vec<(&'static str, u64)> {
-    let metrics = metrics_of(port).await.unwrap_or_default();
-    let mut counts: HashMap<&'static str, u64> = HashMap::new();
-    for line in metrics.lines().filter(|line| line.starts_with("offramp_commands_total{")) {
-        let (labels, count) = line.rsplit_once(' ').unwrap();
+/// The sum of a metric for each lane.
+fn by_lane(metrics: &str, name: &str) -> HashMap<&'static str, u64> {
+    let mut sums = HashMap::new();
+    for line in metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))) {
+        let (labels, value) = line.rsplit_once(' ').unwrap();
         let lane = labels.split('"').nth(1).unwrap_or_default();
         let Some(lane) = LANES.into_iter().find(|known| queue_of(lane) == *known) else { continue };
-        *counts.entry(lane).or_default() += count.parse::<u64>().unwrap_or(0);
+        *sums.entry(lane).or_default() += value.parse::<u64>().unwrap_or(0);
     }
-    counts.into_iter().collect()
+    sums
 }
 
 /// The queue of a type of command.
