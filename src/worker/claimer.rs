@@ -18,8 +18,9 @@ use super::indexes::Indexes;
 use crate::advice;
 use crate::metrics;
 use crate::store::indexes::DUE;
+use crate::store::outbox::claim::{Claim, FailedClaim};
+use crate::store::outbox::due_queue::DueQueue;
 use crate::store::outbox::entry::{Kind, Lease};
-use crate::store::outbox::{claim::Claim, due_queue::DueQueue};
 use crate::store::{Collection, Store, StoreError};
 use offramp_domain::notification::Notification;
 
@@ -128,25 +129,44 @@ impl Claimer {
                     claims.sources[index].failure = None;
                     has_more |= source_has_more;
                 }
-                Err(error @ StoreError::TimedOut) => self.availability.report(&error),
-                Err(StoreError::Unavailable(_) | StoreError::Denied(_)) if self.availability.is_unavailable().await => {
-                    return false;
-                }
-                // A shard is unavailable, or a right is missing.
-                Err(StoreError::Unavailable(error) | StoreError::Denied(error)) => {
-                    claims.sources[index].report(claims.kind, error);
-                }
-                Err(StoreError::Permanent(error)) => {
-                    self.indexes.check_again();
-                    claims.sources[index].report(claims.kind, error);
+                Err(FailedClaim { error, stranded }) => {
+                    let ends_round = self.is_outage(claims, index, error).await;
+                    if !stranded.is_empty() {
+                        let back = self.availability.wait_until_available();
+                        if shutdown.run_until_cancelled(back).await.is_some() {
+                            self.store.release(&stranded).await;
+                        }
+                    }
+                    if ends_round {
+                        return false;
+                    }
                 }
             }
         }
         has_more
     }
 
+    /// Reports why a claim failed. Returns whether the whole database is unavailable.
+    async fn is_outage(&self, claims: &mut Claims, index: usize, error: StoreError) -> bool {
+        match error {
+            StoreError::TimedOut => self.availability.report(&error),
+            StoreError::Unavailable(_) | StoreError::Denied(_) if self.availability.is_unavailable().await => {
+                return true;
+            }
+            // A shard is unavailable, or a right is missing.
+            StoreError::Unavailable(error) | StoreError::Denied(error) => {
+                claims.sources[index].report(claims.kind, error);
+            }
+            StoreError::Permanent(error) => {
+                self.indexes.check_again();
+                claims.sources[index].report(claims.kind, error);
+            }
+        }
+        false
+    }
+
     /// Claims from one queue and hands the entries over. Returns whether there is more.
-    async fn claim(&self, claims: &mut Claims, index: usize, room: usize) -> Result<bool, StoreError> {
+    async fn claim(&self, claims: &mut Claims, index: usize, room: usize) -> Result<bool, FailedClaim> {
         let now = self.availability.clock().now();
         let lease = Lease { holder: Uuid::new_v4(), until: now + self.lease };
         let queue = &mut claims.sources[index].queue;

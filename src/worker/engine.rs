@@ -21,8 +21,7 @@ use crate::backoff::Backoff;
 use crate::metrics;
 use crate::metrics::labels::MongodbOperation;
 use crate::store::commit::WriteResult;
-use crate::store::guarded_update::GuardedUpdate;
-use crate::store::outbox::delivery::{DeliveryResult, Mark};
+use crate::store::outbox::delivery::Mark;
 use crate::store::outbox::entry::Lease;
 use crate::store::updates;
 use crate::store::{DocumentId, DocumentKeys, Store, StoreError};
@@ -234,9 +233,7 @@ impl<'a> BatchAttempt<'a> {
         let committed = match ended(committing, committed) {
             Ok(committed) => committed,
             Err(error) => {
-                let entries = updates.into_iter().flat_map(GuardedUpdate::into_leased);
-                self.stranded =
-                    entries.map(|leased| Mark::new(&leased, DeliveryResult::Released { at: now })).collect();
+                self.stranded = Mark::released(updates, now);
                 return Err(error);
             }
         };

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::Error;
 use uuid::Uuid;
 
+use super::delivery::Mark;
 use super::due_queue::{Candidate, DueQueue, key};
 use super::entry::{Content, Kind, Lease, LeasedEntry, OutboxEntry};
 use super::record::{Identify, record};
@@ -41,6 +42,21 @@ pub struct Claim {
     pub unreadable: usize,
     /// Whether there may be more due entries.
     pub goes_on: bool,
+}
+
+/// A claim that failed, maybe after it had leased entries.
+#[derive(Debug)]
+pub struct FailedClaim {
+    /// Why.
+    pub error: StoreError,
+    /// Releases the entries that it may have leased. They belong to nobody, so they would wait for the end of the lease.
+    pub stranded: Vec<Mark>,
+}
+
+impl From<StoreError> for FailedClaim {
+    fn from(error: StoreError) -> Self {
+        Self { error, stranded: Vec::new() }
+    }
 }
 
 /// A document that nothing can be claimed from, and why.
@@ -79,7 +95,7 @@ impl Store {
     /// `lease`. `identify` tells what emails of earlier versions are recorded with.
     ///
     /// # Errors
-    /// When the server does not answer.
+    /// When the server does not answer or rejects the claim.
     pub async fn claim(
         &self,
         queue: &mut DueQueue,
@@ -87,7 +103,7 @@ impl Store {
         lease: &Lease,
         now: DateTime<Utc>,
         identify: Identify<'_>,
-    ) -> Result<Claim, StoreError> {
+    ) -> Result<Claim, FailedClaim> {
         let page_max = (4 * documents).clamp(CANDIDATES_MIN, CANDIDATES_MAX);
         let page = self.candidates(queue, page_max, now.into()).await?;
         let mut open: Vec<&Candidate> =
@@ -118,7 +134,7 @@ impl Store {
         // If other workers were faster everywhere, they are working on the queue.
         let goes_on = plans.iter().any(|(_, plan)| !matches!(plan, Ok(Plan::Nothing)));
         let mut claimed = Claim { goes_on, ..Claim::default() };
-        self.carry_out(queue, plans, &mut claimed).await?;
+        self.carry_out(queue, plans, &mut claimed, now).await?;
         queue.passed_over.extend(claimed.unclaimable.iter().map(|document| document.document_id.clone()));
         Ok(claimed)
     }
@@ -128,7 +144,8 @@ impl Store {
         queue: &mut DueQueue,
         plans: Vec<(String, Result<Plan, bson::error::Error>)>,
         claimed: &mut Claim,
-    ) -> Result<(), StoreError> {
+        now: DateTime<Utc>,
+    ) -> Result<(), FailedClaim> {
         let (mut updates, mut failures) = (Vec::new(), Vec::new());
         for (id, plan) in plans {
             match plan {
@@ -157,7 +174,10 @@ impl Store {
                 }
             }
         }
-        let committed = self.commit(&updates).await?;
+        let committed = match self.commit(&updates).await {
+            Ok(committed) => committed,
+            Err(error) => return Err(FailedClaim { error, stranded: Mark::released(updates, now) }),
+        };
         for (update, committed) in updates.into_iter().zip(committed) {
             match committed {
                 WriteResult::Written => {

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::entry::{Kind, LeasedEntry};
 use crate::store::collection::DocumentId;
+use crate::store::guarded_update::GuardedUpdate;
 use offramp_domain::cloud_event::CloudEvent;
 
 /// What is to be marked of an entry.
@@ -38,6 +39,12 @@ impl Mark {
             result,
             announcement: None,
         }
+    }
+
+    /// Marks that release the entries of updates of which it is unknown whether they were written.
+    pub(crate) fn released(updates: Vec<GuardedUpdate>, at: DateTime<Utc>) -> Vec<Self> {
+        let entries = updates.into_iter().flat_map(GuardedUpdate::into_leased);
+        entries.map(|leased| Self::new(&leased, DeliveryResult::Released { at })).collect()
     }
 
     pub(super) fn is_in_doubt(&self) -> bool {

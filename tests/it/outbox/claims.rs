@@ -325,3 +325,31 @@ async fn an_email_of_a_commit_without_a_reply_does_not_wait_for_its_lease() {
     assert!(worker.stop().await.success());
     bed.remove().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_email_of_a_claim_without_a_reply_does_not_wait_for_its_lease() {
+    let bed = TestBed::new("adrift").await;
+    let sink = SmtpSink::start().await;
+    populate(&bed).await;
+    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    let settings = [("OFFRAMP_MONGODB_URL", mongodb_url.as_str()), ("OFFRAMP_LEASE_SECONDS", "600")];
+    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
+    // Of all the worker's requests now, only a claim sets this field.
+    line.hold_requests("outbox.0.holder");
+    cancel_and_leave(&store(&bed).await, "sub", clock::now()).await;
+    eventually("the claim", async || line.has_caught()).await;
+    line.mute();
+    line.hold_requests("");
+    eventually("a lease", async || {
+        let document = bed.document("subscriptions", "sub").await?;
+        let is_leased = |entry: &&Document| entry.get_datetime("due").is_ok_and(|due| due.to_chrono() > clock::now());
+        entries(&document).into_iter().find(is_leased).map(drop)
+    })
+    .await;
+    line.cut();
+    line.resume();
+    bed.outboxes_empty().await;
+    assert_eq!(sink.emails().len(), 1);
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
