@@ -66,7 +66,7 @@ pub trait Poll {
     type Found;
 
     /// # Errors
-    /// Why nothing was found; empty if that is not known.
+    /// Why nothing was found.
     fn found(self) -> Result<Self::Found, String>;
 }
 
@@ -82,7 +82,7 @@ impl<T> Poll for Option<T> {
     type Found = T;
 
     fn found(self) -> Result<T, String> {
-        self.ok_or_else(String::new)
+        self.ok_or_else(|| "not yet".to_owned())
     }
 }
 
@@ -118,7 +118,7 @@ pub fn eventually_within<P: Poll, F: Future<Output = P>>(
                 Ok(found) => return found,
                 Err(why) => why,
             };
-            assert!(begin.elapsed() < patience, "{caller}: timed out after {patience:?} waiting for {what}. {why}");
+            assert!(begin.elapsed() < patience, "{caller}: timed out after {patience:?} waiting for {what} ({why})");
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
     }
