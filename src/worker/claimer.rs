@@ -16,9 +16,10 @@ use super::composer::Composer;
 use super::handover::Handover;
 use super::indexes::Indexes;
 use crate::advice;
-use crate::metrics;
+use crate::metrics::{self, labels::MongodbOperation};
 use crate::store::indexes::DUE;
 use crate::store::outbox::claim::{Claim, FailedClaim};
+use crate::store::outbox::delivery::Mark;
 use crate::store::outbox::due_queue::DueQueue;
 use crate::store::outbox::entry::{Kind, Lease};
 use crate::store::{Collection, Store, StoreError};
@@ -130,13 +131,8 @@ impl Claimer {
                     has_more |= source_has_more;
                 }
                 Err(FailedClaim { error, stranded }) => {
-                    let ends_round = self.is_outage(claims, index, error).await;
-                    if !stranded.is_empty() {
-                        let back = self.availability.wait_until_available();
-                        if shutdown.run_until_cancelled(back).await.is_some() {
-                            self.store.release(&stranded).await;
-                        }
-                    }
+                    let ends_round = self.report_failure(claims, index, error).await;
+                    self.release_stranded(&stranded, shutdown).await;
                     if ends_round {
                         return false;
                     }
@@ -146,8 +142,17 @@ impl Claimer {
         has_more
     }
 
-    /// Reports why a claim failed. Returns whether the whole database is unavailable.
-    async fn is_outage(&self, claims: &mut Claims, index: usize, error: StoreError) -> bool {
+    /// Releases what a failed claim may have leased, once that can succeed.
+    async fn release_stranded(&self, stranded: &[Mark], shutdown: &CancellationToken) {
+        if !stranded.is_empty()
+            && shutdown.run_until_cancelled(self.availability.wait_until_available()).await.is_some()
+        {
+            self.store.measured_as(MongodbOperation::Mark).release(stranded).await;
+        }
+    }
+
+    /// Reports why a claim failed. Returns whether the round ends, because the whole database is unavailable.
+    async fn report_failure(&self, claims: &mut Claims, index: usize, error: StoreError) -> bool {
         match error {
             StoreError::TimedOut => self.availability.report(&error),
             StoreError::Unavailable(_) | StoreError::Denied(_) if self.availability.is_unavailable().await => {
@@ -174,7 +179,8 @@ impl Claimer {
         let claimed = self.store.claim(queue, room.min(CLAIM_DOCUMENTS_MAX), &lease, now, &identify).await?;
         report(queue.collection, &claimed, &mut claims.reported);
         metrics::current().claimed.increment(claimed.entries.len() as u64);
-        self.store.release(&self.handover.offer(claimed.entries).await).await;
+        let no_room = self.handover.offer(claimed.entries).await;
+        self.store.measured_as(MongodbOperation::Mark).release(&no_room).await;
         Ok(claimed.goes_on)
     }
 

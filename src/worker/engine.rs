@@ -233,7 +233,7 @@ impl<'a> BatchAttempt<'a> {
         let committed = match ended(committing, committed) {
             Ok(committed) => committed,
             Err(error) => {
-                self.stranded = Mark::released(updates, now);
+                self.stranded = Mark::stranded(updates, &error, now);
                 return Err(error);
             }
         };

@@ -93,7 +93,7 @@ impl Lane {
                     self.acknowledge(batch, parsed, publications, &mut spans, set_aside).await;
                 }
                 Err(Interruption::Stopping) => {
-                    spans.released(if batch.is_live() { "stopping" } else { "deliveries_lost" });
+                    spans.released("stopping");
                     batch.release().await;
                 }
                 Err(interruption @ Interruption::DatabaseUnavailable(_)) => {
@@ -302,7 +302,7 @@ impl Lane {
     }
 
     /// Publishes until the broker has confirmed all copies, or has rejected some of them `rejections_max` times, or once, but
-    /// slowly. The lane is not ready until the batch is done with.
+    /// slowly, or the batch is lost. The lane is not ready until the batch is done with.
     async fn publish(
         &self,
         publications: &mut [Publication],
@@ -328,8 +328,8 @@ impl Lane {
             let are_rejections = !errors.iter().any(|error| matches!(error, PublishError::Unavailable(_)));
             rejections += u32::from(are_rejections);
             if !batch.is_live() {
-                // Without its channel the batch is redelivered anyway.
-                return Err(Interruption::Stopping);
+                // It is redelivered, whatever is confirmed. To acknowledge it will fail.
+                return Ok(());
             }
             if are_rejections && are_enough(rejections, rejections_max, began.elapsed()) {
                 return Ok(());

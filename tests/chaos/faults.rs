@@ -10,7 +10,7 @@ use fastrand::Rng;
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::fleet::{Fleet, MailBehaviour};
+use crate::fleet::{Fleet, MailBehaviour, Recovery};
 use crate::history::History;
 use crate::observer::Observer;
 use offramp_testkit::proxy::Proxy;
@@ -62,6 +62,10 @@ pub struct FaultStatistics {
     pub longest_recovery: Duration,
     /// The longest recovery, counted from when the first server worked again.
     pub longest_since_first: Duration,
+    /// The longest recovery of all workers, in which each works again.
+    pub longest_everywhere: Duration,
+    /// How often the slowest worker took too long to wait for.
+    pub not_everywhere: u32,
 }
 
 /// When a fault began, and when the servers worked again.
@@ -124,9 +128,9 @@ impl Chaos {
         target: Duration,
         served: impl Fn(&str) -> Option<Instant>,
     ) {
-        let (pause, last) = self.fleet.recovery(served, RECOVERY_MAX).await;
-        let recovery = Recovery { pause, since_first: pause + (outage.back - outage.first_back), last };
-        self.note(name, outage.back - outage.began, &recovery, pause > target);
+        let recovery = self.fleet.recovery(served, RECOVERY_MAX).await;
+        let since_first = recovery.pause + (outage.back - outage.first_back);
+        self.note(name, outage.back - outage.began, &recovery, since_first, recovery.pause > target);
     }
 
     /// Notes a fault during which the servers did not work.
@@ -161,8 +165,9 @@ impl Chaos {
                     sleep(Duration::from_millis(50)).await;
                 }
                 // Deferred emails wait longer by design, so this recovery is never late.
-                let recovery = Recovery { pause: back.elapsed(), since_first: back.elapsed(), last: "emails" };
-                self.note(fault.name(), lasted, &recovery, false);
+                let pause = back.elapsed();
+                let recovery = Recovery { pause, last: "emails", everywhere: Some(pause) };
+                self.note(fault.name(), lasted, &recovery, pause, false);
             }
         }
     }
@@ -182,14 +187,20 @@ impl Chaos {
         }
     }
 
-    fn note(&self, name: &'static str, lasted: Duration, recovery: &Recovery, is_late: bool) {
-        let Recovery { pause, since_first, last } = *recovery;
+    /// Notes a recovery. `since_first` is how long it took from when the first of several servers worked: at most, because a lane that
+    /// settled a message before all of them did counts from its next.
+    fn note(&self, name: &'static str, lasted: Duration, recovery: &Recovery, since_first: Duration, is_late: bool) {
+        let Recovery { pause, last, everywhere } = *recovery;
         let (lasted, seconds, first) = (lasted.as_secs_f64(), pause.as_secs_f64(), since_first.as_secs_f64());
-        let about = json!({ "lasted_s": lasted, "recovery_s": seconds, "since_first_s": first, "last": last });
+        let everywhere_s = everywhere.map(|pause| pause.as_secs_f64());
+        let about = json!({
+            "lasted_s": lasted, "recovery_s": seconds, "since_first_s": first, "everywhere_s": everywhere_s, "last": last,
+        });
         self.history.add("nemesis", "info", name, about);
         let late = if is_late { ", late" } else { "" };
+        let all = everywhere_s.map_or("not within 15 s".to_owned(), |seconds| format!("{seconds:.1} s"));
         say!(
-            "{name:<38} lasted {lasted:4.1} s, recovery {seconds:4.1} s ({last}{late}), {first:4.1} s from the first server on"
+            "{name:<38} lasted {lasted:4.1} s, recovery {seconds:4.1} s ({last}{late}), {first:4.1} s from the first server on, all workers {all}"
         );
         let mut statistics = self.statistics.lock().unwrap();
         let entry = statistics.entry(name).or_default();
@@ -197,15 +208,7 @@ impl Chaos {
         entry.late += u32::from(is_late);
         entry.longest_recovery = entry.longest_recovery.max(pause);
         entry.longest_since_first = entry.longest_since_first.max(since_first);
+        entry.longest_everywhere = entry.longest_everywhere.max(everywhere.unwrap_or_default());
+        entry.not_everywhere += u32::from(everywhere.is_none());
     }
-}
-
-/// How long it took until everything worked again.
-struct Recovery {
-    /// From when the servers worked.
-    pause: Duration,
-    /// From when the first of several servers worked. At most: a lane that settled a message before all of them did counts from its next.
-    since_first: Duration,
-    /// What recovered last.
-    last: &'static str,
 }

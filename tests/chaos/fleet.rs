@@ -1,6 +1,6 @@
 //! The workers: three processes. About every second, one is killed and replaced.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -27,6 +27,8 @@ const KILL_JITTER_MILLISECONDS: u64 = 400;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The timeout of a poll, so that one slow worker does not delay the others.
 const LOOK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long to wait for the slowest worker to recover.
+const EVERYWHERE_MAX: Duration = Duration::from_secs(15);
 
 /// The behaviour of the workers' mail servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,18 +76,20 @@ pub struct Fleet {
     pub kills: Mutex<Vec<(usize, Instant)>>,
     /// Workers that exited without being killed.
     pub ended: Mutex<Vec<String>>,
-    progress: Mutex<HashMap<&'static str, Progress>>,
+    /// When each worker, known by its port, last processed a message of each lane.
+    progress: Mutex<HashMap<(u16, &'static str), Instant>>,
     /// Held while no worker may be killed.
     kill_lock: tokio::sync::Mutex<()>,
 }
 
-/// How a lane is doing.
-#[derive(Clone, Copy, Debug, Default)]
-struct Progress {
-    /// When a worker last processed a message.
-    processed: Option<Instant>,
-    /// Since when every worker has reported it as ready; `None`: one does not.
-    ready: Option<Instant>,
+/// How long the lanes took to work again.
+pub struct Recovery {
+    /// Until each lane had processed a message at a worker.
+    pub pause: Duration,
+    /// The slowest lane.
+    pub last: &'static str,
+    /// Until each lane had processed a message at every worker; `None`: that took too long.
+    pub everywhere: Option<Duration>,
 }
 
 impl Fleet {
@@ -142,8 +146,7 @@ impl Fleet {
     }
 
     pub async fn ready(&self) {
-        let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(WorkerProcess::port).collect();
-        for port in ports {
+        for port in self.ports() {
             eventually("a ready worker", || async move { readyz_of(port).await.filter(|answer| answer.status == 200) })
                 .await;
         }
@@ -174,64 +177,57 @@ impl Fleet {
         emails.enumerate().flat_map(|(number, emails)| emails.into_iter().map(move |mail| (number, mail))).collect()
     }
 
-    /// Records, until aborted, the progress of each lane.
+    /// Records, until aborted, the progress of each lane at each worker.
     pub async fn watch(self: Arc<Self>) {
         let mut counts: HashMap<(u16, &'static str), u64> = HashMap::new();
         loop {
-            let ports: Vec<u16> = self.workers.lock().unwrap().iter().map(WorkerProcess::port).collect();
             let mut answers = JoinSet::new();
-            for port in ports {
-                answers.spawn(async move { (port, timeout(LOOK_PATIENCE, metrics_of(port)).await.ok().flatten()) });
+            for port in self.ports() {
+                answers.spawn(async move { (port, timeout(LOOK_PATIENCE, settled(port)).await.unwrap_or_default()) });
             }
-            let mut ready = LANES.to_vec();
             while let Some(answer) = answers.join_next().await {
-                let (port, metrics) = answer.unwrap();
-                let metrics = metrics.unwrap_or_default();
-                let is_ready = by_lane(&metrics, "offramp_lane_ready");
-                ready.retain(|lane| is_ready.get(lane) == Some(&1));
-                for (lane, count) in by_lane(&metrics, "offramp_commands_total") {
+                let (port, settled) = answer.unwrap();
+                for (lane, count) in settled {
                     if counts.insert((port, lane), count).unwrap_or(0) < count {
-                        self.progress.lock().unwrap().entry(lane).or_default().processed = Some(Instant::now());
+                        self.progress.lock().unwrap().insert((port, lane), Instant::now());
                     }
                 }
-            }
-            for lane in LANES {
-                let mut progress = self.progress.lock().unwrap();
-                let Progress { ready: since, .. } = progress.entry(lane).or_default();
-                *since = ready.contains(&lane).then(|| since.unwrap_or_else(Instant::now));
             }
             sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Waits at most `patience` until every lane has processed a message since it could, which `served` knows as soon as it does, and is
-    /// ready at every worker. Returns how long the slowest lane took, and its name. No worker is killed meanwhile, because lanes must
-    /// recover without a restart.
-    pub async fn recovery(
-        &self,
-        served: impl Fn(&str) -> Option<Instant>,
-        patience: Duration,
-    ) -> (Duration, &'static str) {
+    fn ports(&self) -> Vec<u16> {
+        self.workers.lock().unwrap().iter().map(WorkerProcess::port).collect()
+    }
+
+    /// Waits until every lane has processed a message at every worker since it could, which `served` knows as soon as it does: at most
+    /// `patience` for one worker each, and at most [`EVERYWHERE_MAX`] for the others. No worker is killed meanwhile, because lanes must
+    /// recover without a restart; one that was killed just before has to start.
+    pub async fn recovery(&self, served: impl Fn(&str) -> Option<Instant>, patience: Duration) -> Recovery {
         let _no_kills = self.kill_lock.lock().await;
         let begin = Instant::now();
-        let pause = |lane: &str| {
-            let Progress { processed, ready } = *self.progress.lock().unwrap().get(lane)?;
-            let (processed, ready, served) = (processed?, ready?, served(lane)?);
-            (processed >= served).then(|| processed.max(ready) - served)
-        };
-        let mut waiting = LANES.to_vec();
-        let mut slowest = (Duration::ZERO, LANES[0]);
+        let ports = self.ports();
+        let mut pauses: HashMap<&'static str, BTreeMap<u16, Duration>> = HashMap::new();
         loop {
-            waiting.retain(|lane| {
-                let pause = pause(lane);
-                slowest = slowest.max((pause.unwrap_or_default(), lane));
-                pause.is_none()
-            });
-            match waiting.first() {
-                None => return slowest,
-                Some(lane) if begin.elapsed() > patience => return (patience, lane),
-                Some(_) => sleep(LOOK_EVERY).await,
+            for lane in LANES {
+                let Some(served) = served(lane) else { continue };
+                for &port in &ports {
+                    let processed = self.progress.lock().unwrap().get(&(port, lane)).copied();
+                    if let Some(pause) = processed.and_then(|at| at.checked_duration_since(served)) {
+                        pauses.entry(lane).or_default().entry(port).or_insert(pause);
+                    }
+                }
             }
+            let of = |lane| pauses.get(lane).into_iter().flat_map(BTreeMap::values).copied();
+            let (pause, last) = LANES.map(|lane| (of(lane).min().unwrap_or(patience), lane)).into_iter().max().unwrap();
+            let is_back = LANES.into_iter().all(|lane| pauses.contains_key(lane));
+            let is_everywhere = LANES.into_iter().all(|lane| of(lane).count() == ports.len());
+            let everywhere = is_everywhere.then(|| LANES.into_iter().flat_map(of).max().unwrap());
+            if is_everywhere || begin.elapsed() > if is_back { EVERYWHERE_MAX } else { patience } {
+                return Recovery { pause, last, everywhere };
+            }
+            sleep(LOOK_EVERY).await;
         }
     }
 
@@ -256,16 +252,17 @@ fn mail_action(behaviour: MailBehaviour, step: Step, nth: usize) -> Action {
     }
 }
 
-/// The sum of a metric for each lane.
-fn by_lane(metrics: &str, name: &str) -> HashMap<&'static str, u64> {
-    let mut sums = HashMap::new();
-    for line in metrics.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))) {
-        let (labels, value) = line.rsplit_once(' ').unwrap();
+/// The number of messages that each lane of a worker has processed.
+async fn settled(port: u16) -> Vec<(&'static str, u64)> {
+    let metrics = metrics_of(port).await.unwrap_or_default();
+    let mut counts: HashMap<&'static str, u64> = HashMap::new();
+    for line in metrics.lines().filter(|line| line.starts_with("offramp_commands_total{")) {
+        let (labels, count) = line.rsplit_once(' ').unwrap();
         let lane = labels.split('"').nth(1).unwrap_or_default();
         let Some(lane) = LANES.into_iter().find(|known| queue_of(lane) == *known) else { continue };
-        *sums.entry(lane).or_default() += value.parse::<u64>().unwrap_or(0);
+        *counts.entry(lane).or_default() += count.parse::<u64>().unwrap_or(0);
     }
-    sums
+    counts.into_iter().collect()
 }
 
 /// The queue of a type of command.

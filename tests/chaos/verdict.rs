@@ -460,13 +460,16 @@ impl fmt::Display for Verdict {
         writeln!(f, "{:<30}{each:>8}  duplicate emails per killed worker", "")?;
         writeln!(
             f,
-            "{:<49}{:>6}  longest recovery, and from when the first server of several worked",
+            "{:<49}{:>6}  longest recovery, from when the first server of several worked, and of all workers",
             "fault", "times"
         )?;
         for (name, account) in &self.faults {
-            let (longest, since_first) =
-                (account.longest_recovery.as_secs_f64(), account.longest_since_first.as_secs_f64());
-            write!(f, "{name:<49}{:>6}  {longest:>5.1} s  {since_first:>5.1} s", account.times)?;
+            let figures = [account.longest_recovery, account.longest_since_first, account.longest_everywhere];
+            let [longest, since_first, everywhere] = figures.map(|longest| longest.as_secs_f64());
+            write!(f, "{name:<49}{:>6}  {longest:>5.1} s  {since_first:>5.1} s  {everywhere:>5.1} s", account.times)?;
+            if account.not_everywhere > 0 {
+                write!(f, "  {} times longer", account.not_everywhere)?;
+            }
             if account.late > 0 {
                 write!(f, "  late {} times", account.late)?;
             }

@@ -176,7 +176,7 @@ impl Store {
         }
         let committed = match self.commit(&updates).await {
             Ok(committed) => committed,
-            Err(error) => return Err(FailedClaim { error, stranded: Mark::released(updates, now) }),
+            Err(error) => return Err(FailedClaim { stranded: Mark::stranded(updates, &error, now), error }),
         };
         for (update, committed) in updates.into_iter().zip(committed) {
             match committed {

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::entry::{Kind, LeasedEntry};
 use crate::store::collection::DocumentId;
+use crate::store::error::StoreError;
 use crate::store::guarded_update::GuardedUpdate;
 use offramp_domain::cloud_event::CloudEvent;
 
@@ -41,8 +42,11 @@ impl Mark {
         }
     }
 
-    /// Marks that release the entries of updates of which it is unknown whether they were written.
-    pub(crate) fn released(updates: Vec<GuardedUpdate>, at: DateTime<Utc>) -> Vec<Self> {
+    /// Marks that release the entries of updates that failed, unless MongoDB refused them: it is unknown whether they were written.
+    pub(crate) fn stranded(updates: Vec<GuardedUpdate>, error: &StoreError, at: DateTime<Utc>) -> Vec<Self> {
+        if matches!(error, StoreError::Denied(_) | StoreError::Permanent(_)) {
+            return Vec::new();
+        }
         let entries = updates.into_iter().flat_map(GuardedUpdate::into_leased);
         entries.map(|leased| Self::new(&leased, DeliveryResult::Released { at })).collect()
     }
