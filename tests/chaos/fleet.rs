@@ -18,7 +18,7 @@ use offramp_testkit::machine_clock::MachineClock;
 use offramp_testkit::proxy::Proxy;
 use offramp_testkit::smtp_sink::{Action, ReceivedEmail, SmtpSink, Step, Tls};
 use offramp_testkit::test_bed::{LANES, TestBed};
-use offramp_testkit::worker_process::{WorkerProcess, build, metrics_of, readyz_of};
+use offramp_testkit::worker_process::{WorkerProcess, build, is_ready, metrics_of};
 
 pub const WORKERS: usize = 3;
 /// The largest deviation from one second between two kills.
@@ -147,8 +147,7 @@ impl Fleet {
 
     pub async fn ready(&self) {
         for port in self.ports() {
-            eventually("a ready worker", || async move { readyz_of(port).await.filter(|answer| answer.status == 200) })
-                .await;
+            eventually("a ready worker", || is_ready(port)).await;
         }
     }
 

@@ -236,7 +236,7 @@ async fn a_clock_that_is_set_while_emails_wait_sends_none_of_them_twice() {
 async fn a_worker_that_stood_still_does_not_send_an_email_that_was_claimed_meanwhile() {
     let bed = TestBed::new("still").await;
     let script = |step, nth| match step {
-        Step::Data if nth == 1 => Action::Late(Duration::from_secs(3)),
+        Step::Data if nth == 1 => Action::Late(Duration::from_secs(10)),
         _ => Action::Ok,
     };
     let sink = SmtpSink::scripted(Tls::No, script).await;

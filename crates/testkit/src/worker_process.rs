@@ -80,11 +80,7 @@ impl WorkerProcess {
         eventually("a ready worker", || {
             let ended = self.ended();
             assert!(ended.is_none(), "the worker ended: {ended:?}");
-            let port = self.port;
-            async move {
-                let answer = readyz_of(port).await.ok_or("It does not answer.")?;
-                if answer.status == 200 { Ok(()) } else { Err(answer.body) }
-            }
+            is_ready(self.port)
         })
         .await;
         self
@@ -198,6 +194,15 @@ impl Drop for WorkerProcess {
 /// What the worker at this port responds to `/metrics`. `None` while it does not respond.
 pub async fn metrics_of(port: u16) -> Option<String> {
     Some(http::get(&format!("127.0.0.1:{port}"), "/metrics").await.ok()?.body)
+}
+
+/// Whether a worker is ready.
+///
+/// # Errors
+/// What `/readyz` says instead.
+pub async fn is_ready(port: u16) -> Result<(), String> {
+    let answer = readyz_of(port).await.ok_or("no answer")?;
+    if answer.status == 200 { Ok(()) } else { Err(answer.body) }
 }
 
 /// What the worker at this port responds to `/readyz`. `None` while it does not respond.

@@ -167,7 +167,7 @@ async fn on_a_silent_network_publishing_times_out_and_consuming_ends_by_heartbea
             let began = Instant::now();
             let result = lane.send("during").await;
             assert!(matches!(result, Err(PublishError::Unavailable(_))), "{result:?}");
-            assert!(began.elapsed() < Duration::from_millis(10_500), "{:?}", began.elapsed());
+            assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
         }
         eventually("the heartbeat is missed", async || !batch.is_live()).await;
         assert!(!lane.health.is_ready());

@@ -334,9 +334,14 @@ async fn an_email_of_a_claim_without_a_reply_does_not_wait_for_its_lease() {
     let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
     let settings = [("OFFRAMP_MONGODB_URL", mongodb_url.as_str()), ("OFFRAMP_LEASE_SECONDS", "600")];
     let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
-    // Of all the worker's requests now, only a claim sets this field.
+    // The email alone is due. Of all the worker's requests, only its claim sets this field.
+    cancel_and_leave(&store(&bed).await, "sub", clock::now() + TimeDelta::hours(1)).await;
+    let subscriptions = bed.collection("subscriptions");
+    let no_event = doc! { "$pull": { "outbox": { "kind": "event" } } };
+    subscriptions.update_one(doc! { "_id": "sub" }, no_event).await.unwrap();
     line.hold_requests("outbox.0.holder");
-    cancel_and_leave(&store(&bed).await, "sub", clock::now()).await;
+    let due = doc! { "$set": { "outbox.0.due": DateTime::now() } };
+    subscriptions.update_one(doc! { "_id": "sub" }, due).await.unwrap();
     eventually("the claim", async || line.has_caught()).await;
     line.mute();
     line.hold_requests("");

@@ -278,7 +278,7 @@ async fn emails_wait_while_sent_ones_cannot_be_marked() {
     for id in &ids {
         bed.command(&cancellation(&format!("c-{id}"), id)).await;
     }
-    // Settled, not only written: the emails of a batch whose reply is lost wait until their lease expires.
+    // Settled, not only written, so that no emails wait for the reply to their batch.
     eventually("the decisions", || async { worker.settled().await == EMAILS as u64 }).await;
     line.stall();
     is_back.store(true, Ordering::Relaxed);
@@ -287,7 +287,7 @@ async fn emails_wait_while_sent_ones_cannot_be_marked() {
     let sent = sink.emails().len();
     assert!(sent < EMAILS / 3, "{sent} emails were sent and could not be marked");
     line.resume();
-    // The stalled reply may be that to a claim, whose emails are claimed again once their lease has expired.
+    // A stalled claim may arrive after its release. Then its emails are claimed again once their lease has expired.
     bed.outboxes_empty_within(LEASE + PATIENCE).await;
     let ids: HashSet<String> = sink
         .emails()
