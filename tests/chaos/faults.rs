@@ -10,7 +10,7 @@ use fastrand::Rng;
 use serde_json::json;
 use tokio::time::sleep;
 
-use crate::fleet::{Fleet, MailBehaviour, Recovery};
+use crate::fleet::{EVERYWHERE_MAX, Fleet, MailBehaviour, Recovery};
 use crate::history::History;
 use crate::observer::Observer;
 use offramp_testkit::proxy::Proxy;
@@ -198,7 +198,8 @@ impl Chaos {
         });
         self.history.add("nemesis", "info", name, about);
         let late = if is_late { ", late" } else { "" };
-        let all = everywhere_s.map_or("not within 15 s".to_owned(), |seconds| format!("{seconds:.1} s"));
+        let all = everywhere_s
+            .map_or_else(|| format!("not within {} s", EVERYWHERE_MAX.as_secs()), |seconds| format!("{seconds:.1} s"));
         say!(
             "{name:<38} lasted {lasted:4.1} s, recovery {seconds:4.1} s ({last}{late}), {first:4.1} s from the first server on, all workers {all}"
         );

@@ -28,7 +28,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The timeout of a poll, so that one slow worker does not delay the others.
 const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 /// How long to wait for the slowest worker to recover.
-const EVERYWHERE_MAX: Duration = Duration::from_secs(15);
+pub const EVERYWHERE_MAX: Duration = Duration::from_secs(15);
 
 /// The behaviour of the workers' mail servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
