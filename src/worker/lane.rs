@@ -328,7 +328,7 @@ impl Lane {
             let are_rejections = !errors.iter().any(|error| matches!(error, PublishError::Unavailable(_)));
             rejections += u32::from(are_rejections);
             if !batch.is_live() {
-                // It is redelivered, whatever is confirmed. To acknowledge it will fail.
+                // It is redelivered whatever is confirmed. The acknowledgement will fail, and report that.
                 return Ok(());
             }
             if are_rejections && are_enough(rejections, rejections_max, began.elapsed()) {

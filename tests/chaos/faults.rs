@@ -62,7 +62,7 @@ pub struct FaultStatistics {
     pub longest_recovery: Duration,
     /// The longest recovery, counted from when the first server worked again.
     pub longest_since_first: Duration,
-    /// The longest recovery of all workers, in which each works again.
+    /// The longest time until each lane worked at every worker.
     pub longest_everywhere: Duration,
     /// How often the slowest worker took too long to wait for.
     pub not_everywhere: u32,
@@ -187,8 +187,8 @@ impl Chaos {
         }
     }
 
-    /// Notes a recovery. `since_first` is how long it took from when the first of several servers worked: at most, because a lane that
-    /// settled a message before all of them did counts from its next.
+    /// Notes a recovery. `since_first` is how long it took from when the first of several servers worked. It is an upper bound, because a
+    /// lane that settled a message before all of them worked counts from its next one.
     fn note(&self, name: &'static str, lasted: Duration, recovery: &Recovery, since_first: Duration, is_late: bool) {
         let Recovery { pause, last, everywhere } = *recovery;
         let (lasted, seconds, first) = (lasted.as_secs_f64(), pause.as_secs_f64(), since_first.as_secs_f64());

@@ -303,14 +303,28 @@ async fn claims_read_only_due_entries_of_their_kind() {
 }
 
 /// The document has the email under a lease of the worker, which does not know it.
+/// Starts a worker whose leases outlast a test, behind a proxy of MongoDB.
+async fn start_with_long_leases(bed: &TestBed, sink: &SmtpSink) -> (Proxy, WorkerProcess) {
+    populate(bed).await;
+    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
+    let settings = [("OFFRAMP_MONGODB_URL", mongodb_url.as_str()), ("OFFRAMP_LEASE_SECONDS", "600")];
+    let worker = WorkerProcess::start_with(bed, &sink.url(), &settings).await;
+    (line, worker)
+}
+
+/// Waits until one email has been sent and everything is marked, and ends the test.
+async fn sent_once(bed: TestBed, sink: &SmtpSink, worker: WorkerProcess) {
+    bed.outboxes_empty().await;
+    assert_eq!(sink.emails().len(), 1);
+    assert!(worker.stop().await.success());
+    bed.remove().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_of_a_commit_without_a_reply_does_not_wait_for_its_lease() {
     let bed = TestBed::new("stranded").await;
     let sink = SmtpSink::start().await;
-    populate(&bed).await;
-    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
-    let settings = [("OFFRAMP_MONGODB_URL", mongodb_url.as_str()), ("OFFRAMP_LEASE_SECONDS", "600")];
-    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
+    let (line, worker) = start_with_long_leases(&bed, &sink).await;
     // Only the commit names the command.
     line.hold_requests("commit without reply");
     bed.command(&cancellation("commit without reply", "sub")).await;
@@ -320,20 +334,14 @@ async fn an_email_of_a_commit_without_a_reply_does_not_wait_for_its_lease() {
     bed.status_becomes("sub", "cancellation_scheduled").await;
     line.cut();
     line.resume();
-    bed.outboxes_empty().await;
-    assert_eq!(sink.emails().len(), 1);
-    assert!(worker.stop().await.success());
-    bed.remove().await;
+    sent_once(bed, &sink, worker).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_email_of_a_claim_without_a_reply_does_not_wait_for_its_lease() {
     let bed = TestBed::new("adrift").await;
     let sink = SmtpSink::start().await;
-    populate(&bed).await;
-    let (line, mongodb_url) = Proxy::in_front_of_mongodb(&bed.mongodb_url).await;
-    let settings = [("OFFRAMP_MONGODB_URL", mongodb_url.as_str()), ("OFFRAMP_LEASE_SECONDS", "600")];
-    let worker = WorkerProcess::start_with(&bed, &sink.url(), &settings).await;
+    let (line, worker) = start_with_long_leases(&bed, &sink).await;
     // The email alone is due. Of all the worker's requests, only its claim sets this field.
     cancel_and_leave(&store(&bed).await, "sub", clock::now() + TimeDelta::hours(1)).await;
     let subscriptions = bed.collection("subscriptions");
@@ -353,8 +361,5 @@ async fn an_email_of_a_claim_without_a_reply_does_not_wait_for_its_lease() {
     .await;
     line.cut();
     line.resume();
-    bed.outboxes_empty().await;
-    assert_eq!(sink.emails().len(), 1);
-    assert!(worker.stop().await.success());
-    bed.remove().await;
+    sent_once(bed, &sink, worker).await;
 }
